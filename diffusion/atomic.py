@@ -1,0 +1,97 @@
+"""Files that are whole: whatever the moment of a crash, a reader finds the old content or the new, never a part.
+
+The recipe is the POSIX one. The bytes go to a temporary file *in the folder of the target* (a rename is atomic only
+within one file system, which `$TMPDIR` often is not), are flushed to the disk with `fsync`, and `os.replace` puts them
+under the target's name in one step; `fsync` of the folder then makes the name itself durable. A process killed in
+between leaves a hidden `.name.<token>.tmp` behind, which `sweep` removes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_SUFFIX = ".tmp"
+
+
+@contextmanager
+def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open `path` for writing; the file appears, or replaces the former one, only when the block ends without an error.
+
+    On an exception (a full disk, an interrupt) the temporary file is removed and the former content stays. Missing
+    folders are created.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        A binary file to write to; it may be read back and is seekable.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `tempfile.mkstemp`: that makes files that only their owner may read, which a shared run folder must not hold.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    try:
+        with open(temporary, "xb+") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` atomically and durably (see `writer`)."""
+    with writer(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` in UTF-8, atomically and durably (see `writer`)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give the content of `source` the second name `target`, atomically, and without a copy where the disk can.
+
+    Hard links are safe here because files written by this module are replaced and never changed in place.
+    """
+    source, target = Path(source), Path(target)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        write_bytes(target, source.read_bytes())
+        return
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # rename(2) does nothing where both names already are links to one file
+    sync_folder(target.parent)
+
+
+def sweep(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove the temporary files that killed processes left in `folder`, and return their paths.
+
+    Call it only where nobody else is writing: by the process that owns a run folder, at its start.
+    """
+    stale = sorted(Path(folder).glob(f".*.????????{_SUFFIX}"))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Flush the names in `folder` to the disk, so that a rename survives a loss of power."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""The configuration of a run: frozen dataclasses, strict YAML, and the command line of train.py, without torch.
+
+config = load_config("cifar", ["trainer.steps=1000", "optimizer.lr=1e-4"])
+assert parse_config(dump_config(config)) == config
+"""
+
+from .arguments import TrainArguments, help_text, parse_train_arguments
+from .files import available_configs, dump_config, find_config, load_config, parse_config
+from .run_sections import (
+    Config,
+    EMAConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainerConfig,
+)
+from .sections import DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DenoiserConfig",
+    "EMAConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "NetworkConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "TrainArguments",
+    "TrainerConfig",
+    "available_configs",
+    "dump_config",
+    "find_config",
+    "help_text",
+    "load_config",
+    "parse_config",
+    "parse_train_arguments",
+]

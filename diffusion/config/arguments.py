@@ -1,0 +1,145 @@
+"""The command line of train.py, and its `--help`, which explains every key."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, fields
+from typing import Any
+
+from ..errors import UserError, did_you_mean
+from .files import KEYS, SECTIONS, available_configs, dump_config, load_config
+from .run_sections import Config
+from .values import Section, describe, types_of
+
+USAGE = """\
+usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
+                [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
+
+Train a model. Without arguments: the digits, on whatever device there is.
+
+  --config NAME|FILE         a configuration file, or the name of one in configs/: {names} (default: digits)
+  key=value, --key VALUE     set a key listed below, over the file; the last one wins; lists as '[1, 2]'
+  --print_config             print the resulting configuration and stop
+  --wandb MODE               the same as logging.wandb=MODE
+  --resume auto|RUN|never    auto: go on with the last unfinished run of this name, if any; RUN: with that run;
+                             never: start anew (default: auto)
+  -h, --help                 print this page and stop
+"""
+FLAGS = ("--config", "--print_config", "--wandb", "--resume", "--help")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What the command line of train.py asks for.
+
+    Attributes:
+        config: The configuration.
+        resume: `auto`, `never`, or a run.
+    """
+
+    config: Config
+    resume: str = "auto"
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
+    """Read the command line of train.py.
+
+    Args:
+        argv: The arguments, by default those of the process.
+
+    Raises:
+        UserError: For anything that is not understood, in one line.
+        SystemExit: With code 0, after `--help` or `--print_config` has printed.
+    """
+    config, resume, overrides, prints = None, "auto", [], False
+    left = list(sys.argv[1:] if argv is None else argv)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(_override(argument))
+            continue
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag
+        if flag in ("-h", "--help"):
+            print(help_text(), end="")
+            raise SystemExit(0)
+        if flag == "--print_config":
+            prints = True
+            continue
+        key = flag.removeprefix("--")
+        if flag not in FLAGS and key not in KEYS and "." not in key:
+            raise UserError(
+                f"unknown option '{argument}'.{did_you_mean(flag, [*FLAGS, *(f'--{key}' for key in KEYS)])}"
+            )
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise UserError(f"{flag}: needs a value")
+            value = left.pop(0)
+        if flag == "--config" and config is not None:
+            raise UserError(f"--config: given twice, {config} and {value}")
+        if flag == "--config":
+            config = value
+        elif flag == "--resume":
+            resume = value
+        else:
+            overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
+    arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume)
+    if prints:
+        print(dump_config(arguments.config), end="")
+        raise SystemExit(0)
+    return arguments
+
+
+def help_text() -> str:
+    """The page that `--help` prints: the flags, then every key by section."""
+    parts = [USAGE.format(names=", ".join(available_configs()))]
+    for section in (Config, *SECTIONS.values()):
+        lines = [_describe(section, f) for f in fields(section) if f.metadata]
+        parts.append("\n".join([_title(section), *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def _title(section: type[Section]) -> str:
+    summary = (section.__doc__ or "").partition("\n")[0]
+    return f"{section.section}: {summary}" if section.section else summary
+
+
+def _describe(section: type[Section], f: Field[Any]) -> str:
+    """One key: its help, what it accepts, and its default or the defaults of the kinds that take it."""
+    kind = types_of(section)[f.name]
+    accepted = describe(kind, f.metadata["bounds"])
+    defaults = {
+        name: options[f.name]
+        for kinds in section.variants.values()
+        for name, options in kinds.items()
+        if f.name in options
+    }
+    if defaults:
+        accepted = accepted.removesuffix(" or null")
+        default = ", ".join(f"{name}: {_text(value)}" for name, value in defaults.items())
+    else:
+        default = f"default: {_text(f.default)}"
+    key = f"  {section.key(f.name)}"
+    body = textwrap.wrap(f"{f.metadata['help']} ({accepted}; {default})", width=90, break_on_hyphens=False)
+    return "\n".join(f"{head:<29}{line}" for head, line in zip([key, *[""] * len(body)], body, strict=False))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def _override(argument: str) -> str:
+    """An argument without dashes, which must be key=value."""
+    if "=" in argument:
+        return argument
+    if argument in KEYS:
+        raise UserError(f"{argument}: needs a value; write {argument}=VALUE or --{argument} VALUE")
+    named = [f"--config {name}" for name in available_configs()]
+    hint = did_you_mean(f"--config {argument}", named) if did_you_mean(argument, available_configs()) else ""
+    raise UserError(f"unknown argument '{argument}'; write key=value, --key VALUE or --config NAME.{hint}")

@@ -1,0 +1,169 @@
+"""Configuration files: strict YAML to `Config` and back.
+
+In files a key is written `steps` below `trainer`, or in full, `trainer.steps`, as on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, did_you_mean
+from .run_sections import Config
+from .strict_yaml import read_yaml, write_yaml
+from .values import NULL, Plain, Section, read_section, show, types_of
+
+SECTIONS: dict[str, type[Section]] = {f.name: types_of(Config)[f.name] for f in fields(Config) if not f.metadata}
+KEYS: list[str] = [f.name for f in fields(Config) if f.metadata] + [
+    section.key(f.name) for section in SECTIONS.values() for f in fields(section)
+]
+COMMAND_LINE = "on the command line"
+
+
+def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        config: Its path, or its bare name in ./configs or in the configs folder of the repository. It names the run,
+            where the file does not.
+        overrides: `key=value` each, the last one of a key wins, e.g. `trainer.steps=1000`.
+
+    Raises:
+        UserError: For a file that is missing or not YAML, for unknown keys (all of them at once) and for wrong values.
+    """
+    path = find_config(config)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise UserError(f"{path}: cannot be read as a configuration: {reason}") from None
+    return parse_config(text, overrides, source=str(path), name=path.stem)
+
+
+def parse_config(
+    text: str, overrides: Iterable[str] = (), source: str = "the configuration", name: str | None = None
+) -> Config:
+    """Read a configuration from YAML text.
+
+    Args:
+        text: The YAML, as in a file or from `dump_config`.
+        overrides: As in `load_config`.
+        source: What error messages call the text.
+        name: The name of the run, where neither the text nor the overrides give one.
+
+    Raises:
+        UserError: As in `load_config`.
+    """
+    values = _flatten(_read(text, source), source)
+    unknown = [_unknown_key(key, f"in {source}") for key in values if key not in KEYS]
+    for override in overrides:
+        key, value = split_override(override)
+        if key not in KEYS:
+            unknown.append(_unknown_key(key, COMMAND_LINE))
+        values[key] = _value(value, key)
+    if unknown:
+        raise UserError(" ".join(unknown))
+    values.setdefault("name", name)
+    arguments = {key: value for key, value in values.items() if "." not in key}
+    for name, section in SECTIONS.items():
+        given = {f.name: section.key(f.name) for f in fields(section) if section.key(f.name) in values}
+        arguments[name] = read_section(section, {option: values[key] for option, key in given.items()})
+    return read_section(Config, arguments)
+
+
+def dump_config(config: Config) -> str:
+    """Write a configuration as YAML from which `parse_config` makes an equal one; leaves out options of other kinds."""
+    tree = asdict(config)
+    for name in SECTIONS:
+        section: Section = getattr(config, name)
+        foreign = {option for kinds in section.variants.values() for options in kinds.values() for option in options}
+        for option in foreign - section.options().keys():
+            del tree[name][option]
+    return write_yaml(tree)
+
+
+def find_config(config: str | Path) -> Path:
+    """The file of a configuration that is given by path or by bare name.
+
+    Raises:
+        UserError: If there is none; names those that there are.
+    """
+    path = Path(config)
+    is_bare = path.name == str(config) != ""
+    folders = config_folders() if is_bare else []
+    for candidate in (path, *(folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in folders)):
+        # a bare name without suffix is no file of that name: `digits` may well be somebody's data
+        if candidate.is_file() and (candidate.suffix or not is_bare):
+            return candidate
+    found = "is a folder" if path.is_dir() and not is_bare else "not found"
+    names = available_configs()
+    hint = did_you_mean(path.stem, names)
+    raise UserError(f"configuration {show(str(config))}: {found}; available: {', '.join(names) or 'none'}.{hint}")
+
+
+def config_folders() -> list[Path]:
+    """Where bare names are looked up, in this order."""
+    return [Path("configs"), Path(__file__).parents[2] / "configs"]
+
+
+def available_configs() -> list[str]:
+    """The bare names that `--config` takes."""
+    return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
+
+
+def split_override(text: str) -> tuple[str, str]:
+    """Split `key=value`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{show(text)}: must be key=value, e.g. trainer.steps=1000")
+    return key.strip(), value.strip()
+
+
+def _read(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds; an empty text is an empty mapping."""
+    tree = read_yaml(text, source)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: found {show(tree)}; must be a mapping of keys to values")
+    return tree
+
+
+def _flatten(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values of a mapping by full key, `trainer.steps`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name not in SECTIONS:
+            entries = {name: value}
+        elif isinstance(value, dict):
+            entries = {f"{name}.{option}": item for option, item in value.items()}
+        elif isinstance(value, Plain) and NULL.fullmatch(value):
+            entries = {}  # a section whose lines are all commented out
+        else:
+            raise UserError(f"{name}: found {show(value)} in {source}; must be a mapping of keys to values")
+        for key in entries.keys() & flat.keys():
+            raise UserError(f"{source}: key '{key}' is given twice")
+        flat |= entries
+    return flat
+
+
+def _value(text: str, key: str) -> Any:
+    """A value from the command line: lists and quotes as in YAML, all else as it stands."""
+    if text[:1] not in tuple("[{'\""):
+        return Plain(text)
+    try:
+        return read_yaml(text, key)
+    except UserError:
+        raise UserError(f"{key}: found {show(text)}; not valid YAML, a list is written [1, 2]") from None
+
+
+def _unknown_key(key: str, where: str) -> str:
+    if key in SECTIONS:
+        return f"'{key}' {where} is a section; give one of its keys, e.g. {key}.{fields(SECTIONS[key])[0].name}."
+    same = [known for known in KEYS if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    options = KEYS if "." in key else [*SECTIONS, *KEYS]
+    # the right option of the wrong section, or of none, before one that only looks alike
+    hint = did_you_mean(key, same) or (f" Did you mean '{same[0]}'?" if same else did_you_mean(key, options))
+    return f"unknown key {show(str(key))} {where}.{hint}"

@@ -1,0 +1,135 @@
+"""The configuration of a run: optimisation, training, what is drawn and measured, and the whole of it, `Config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ..errors import UserError
+from .sections import DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+from .values import Section, option, show
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """How the weights are updated."""
+
+    section: ClassVar[str] = "optimizer"
+
+    name: Literal["adamw"] = option("adamw", "the optimizer; with weight_decay 0 it is Adam")
+    lr: float = option(2e-4, "learning rate after the warmup", above=0)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "decay of the averages of the gradient and its square", at_least=0, below=1
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay", at_least=0)
+    warmup: int = option(1000, "steps in which the learning rate rises linearly from 0", at_least=0)
+    decay: Literal["constant", "cosine"] = option("constant", "the learning rate after the warmup")
+    gradient_clip: float | None = option(1.0, "largest norm of the gradient; null: not clipped", above=0)
+
+
+@dataclass(frozen=True)
+class EMAConfig(Section):
+    """The exponential moving average of the weights, which samples and likelihoods use."""
+
+    section: ClassVar[str] = "ema"
+
+    half_life: float = option(500_000.0, "half-life of the average, in images", above=0)
+    ramp_up: float | None = option(
+        0.05, "longest half-life as a share of the images seen so far; null: not limited", above=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainerConfig(Section):
+    """How long training is, on what it runs, and how often it looks up."""
+
+    section: ClassVar[str] = "trainer"
+
+    steps: int = option(100_000, "updates of the weights, in all", at_least=1)
+    batch_size: int = option(128, "images of one update, over all devices", at_least=1)
+    accumulate: int = option(1, "parts that a batch is worked through in, to save memory", at_least=1)
+    precision: Literal["auto", "32", "bf16"] = option("auto", "of the network; auto: bf16 where it is fast")
+    compile: Literal["auto"] | bool = option("auto", "torch.compile; auto: on a GPU")
+    devices: int = option(1, "number of processes, one a device", at_least=1)
+    workers: int = option(0, "processes that load the data, a device; 0: none, for data in memory", at_least=0)
+    log_every: int = option(50, "steps between two lines of metrics", at_least=1)
+    validate_every: int = option(5000, "steps between two validations; 0: none", at_least=0)
+    sample_every: int = option(5000, "steps between two grids of samples; 0: none", at_least=0)
+    checkpoint_every: int = option(5000, "steps between two checkpoints; the end is always kept", at_least=1)
+    keep_last: int = option(2, "number of checkpoints kept", at_least=1)
+
+    def check(self) -> None:
+        parts = self.accumulate * self.devices
+        if self.batch_size % parts:
+            raise UserError(
+                f"trainer.batch_size: found {self.batch_size}; must be a multiple of accumulate x devices, {parts}"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Section):
+    """The samples drawn while training, and the defaults of sample.py."""
+
+    section: ClassVar[str] = "sampling"
+
+    sampler: str = option("ode", "the method; sample.py --help lists them")
+    steps: int = option(50, "steps of the method, where it does not choose them itself", at_least=1)
+    grid: Literal["log-snr", "karras", "angle", "time", "quadratic"] = option("log-snr", "the times of the steps")
+    eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
+    n: int = option(64, "number of samples", at_least=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """The likelihood of the test set, measured at the end of training."""
+
+    section: ClassVar[str] = "evaluation"
+
+    enabled: bool = option(True, "measure it")
+    images: int | None = option(None, "number of test images; null: all of them", at_least=1)
+    tolerance: float = option(1e-5, "relative and absolute tolerance of the ODE solver", above=0)
+    probes: int = option(1, "random vectors of the trace estimator, an image", at_least=1)
+    elbo_draws: int = option(16, "times at which the variational bound is taken, an image", at_least=1)
+    batch_size: int = option(256, "images measured at once", at_least=1)
+
+
+@dataclass(frozen=True)
+class LoggingConfig(Section):
+    """Weights & Biases; metrics.jsonl in the run folder is always written."""
+
+    section: ClassVar[str] = "logging"
+
+    wandb: Literal["auto", "online", "offline", "off"] = option("auto", "auto: online if there is a key, else offline")
+    project: str = option("diffusion", "the project that the run belongs to")
+    group: str | None = option(None, "name that joins runs of one experiment")
+    tags: tuple[str, ...] = option((), "words to find the run by")
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """A run: what is learned, how, and what is drawn and measured on the way."""
+
+    section: ClassVar[str] = ""
+
+    family: Literal["diffusion"] = option("diffusion", "the family of the model")
+    name: str | None = option(None, "name of the run; by default the name of the configuration file")
+    seed: int = option(0, "seed of everything random", at_least=0)
+    runs: str = option("runs", "folder that runs are kept in")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: on a GPU if there is one")
+
+    data: DataConfig = field(default=DataConfig())
+    schedule: ScheduleConfig = field(default=ScheduleConfig())
+    network: NetworkConfig = field(default=NetworkConfig())
+    denoiser: DenoiserConfig = field(default=DenoiserConfig())
+    objective: ObjectiveConfig = field(default=ObjectiveConfig())
+    optimizer: OptimizerConfig = field(default=OptimizerConfig())
+    ema: EMAConfig = field(default=EMAConfig())
+    trainer: TrainerConfig = field(default=TrainerConfig())
+    sampling: SamplingConfig = field(default=SamplingConfig())
+    evaluation: EvaluationConfig = field(default=EvaluationConfig())
+    logging: LoggingConfig = field(default=LoggingConfig())
+
+    def check(self) -> None:
+        if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
+            raise UserError(f"name: found {show(self.name)}; must be the name of a folder, not a path")

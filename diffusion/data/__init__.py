@@ -1,0 +1,19 @@
+"""Images as level indices with fixed splits, distributions in the plane, and the order of training batches."""
+
+from diffusion.data.batches import augment, batch_indices, global_positions
+from diffusion.data.images import ImageData, image_names, load_images
+from diffusion.data.toy import Checkerboard, MixtureToy, Toy, load_toy, toy_names
+
+__all__ = [
+    "Checkerboard",
+    "ImageData",
+    "MixtureToy",
+    "Toy",
+    "augment",
+    "batch_indices",
+    "global_positions",
+    "image_names",
+    "load_images",
+    "load_toy",
+    "toy_names",
+]

@@ -1,0 +1,153 @@
+"""Image files to uint8 tensors, in threads.
+
+What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
+YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps its high byte, as Pillow does for
+16-bit colour. Of several frames the first is read. The EXIF orientation is applied. A grey file among colour files
+becomes three equal channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from diffusion.errors import UserError
+
+CHUNK = 1024
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image to read: its name inside the source (with /), how an error names it, and its bytes on demand."""
+
+    name: str
+    described: str
+    read: Callable[[], bytes]
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` (bicubic, antialiased) and cut out the centre, `size` x `size`."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    # Both in one go, by the square of the original that remains: a narrow strip never becomes an enormous image.
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def resize_arrays(images: UInt8[Tensor, " n c h w"], size: int | None, levels: int) -> UInt8[Tensor, " n c h2 w2"]:
+    """Apply `resize_and_crop` to images in memory (1 or 3 channels); values stay in 0 .. levels - 1."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
+    for row, image in enumerate(images):
+        array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        resized[row] = _to_tensor(np.asarray(resize_and_crop(Image.fromarray(array), size)))
+    return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return the image as L or RGB, 8 bits a channel, composited on white.
+
+    Raises:
+        ValueError: For floating-point or 32-bit images, whose range is not known.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"mode {image.mode} (floating point or 32 bits) has no known range")
+        # The high byte; Pillow's own conversion to L clips at 255 instead.
+        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("L" if grey else "RGB")
+
+
+def decode(file: ImageFile, size: int | None) -> np.ndarray:
+    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour.
+
+    Raises:
+        UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
+    """
+    limit = Image.MAX_IMAGE_PIXELS or 2**27
+    too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
+    try:
+        with Image.open(io.BytesIO(file.read())) as image:
+            if image.width * image.height > limit:
+                raise too_large
+            eight_bits = to_eight_bits(ImageOps.exif_transpose(image))
+            return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_large from None
+    except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, struct.error, zlib.error ...
+        reason = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"{file.described}: cannot be read as an image ({reason}).") from error
+
+
+def decode_all(
+    files: Sequence[ImageFile], size: int | None = None, progress: Progress | None = None
+) -> UInt8[Tensor, " n c h w"]:
+    """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
+
+    Args:
+        files: At least one file.
+        size: Resize the shorter side to this and crop the centre; None keeps the files' own size, which must be one.
+        progress: Called with (files read, files in all) now and then.
+
+    Raises:
+        UserError: For a damaged file, or where sizes differ and `size` is None.
+    """
+    images: Tensor | None = None
+    remaining = iter(files)
+    done = 0
+    # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # In chunks, so that a first error is not followed by the decoding of everything else.
+        while chunk := list(islice(remaining, CHUNK)):
+            for file, array in zip(chunk, pool.map(decode, chunk, [size] * len(chunk)), strict=True):
+                tensor = _to_tensor(array)
+                if images is None:
+                    images = torch.empty(len(files), *tensor.shape, dtype=torch.uint8)
+                if tensor.shape[1:] != images.shape[2:]:
+                    raise UserError(
+                        f"data.path: images differ in size: {files[0].described} is {_size(images)}, {file.described} "
+                        f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
+                    )
+                if len(tensor) > images.shape[1]:
+                    images = images.repeat(1, 3, 1, 1)  # the first colour file: what was read so far is grey
+                images[done] = tensor
+                done += 1
+            if progress is not None:
+                progress(done, len(files))
+    assert images is not None
+    return images
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))  # a copy: Pillow's buffer is read-only
+    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

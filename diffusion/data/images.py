@@ -1,0 +1,157 @@
+"""Image data sets as level indices in memory, with fixed train, validation and test splits.
+
+An image is uint8 (C, H, W) with values 0 .. levels - 1. The split is part of the data set and never depends on a seed
+(see `splits.py`); what was read is recorded in `provenance`, with the SHA-256 of each split's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from diffusion.data import digits
+from diffusion.data.decoding import Progress
+from diffusion.data.image_files import load_files
+from diffusion.data.splits import SPLITS, split_rows
+from diffusion.data.torchvision_sets import has_layout, load_torchvision
+from diffusion.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What holds for a data set by its name: the default share of validation images, and whether flips are valid."""
+
+    validation_fraction: float
+    flip: bool = False
+
+
+# A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
+IMAGE_SETS = {
+    "digits": ImageSet(digits.VALIDATION_FRACTION),
+    "mnist": ImageSet(5_000 / 60_000),
+    "fashion-mnist": ImageSet(5_000 / 60_000),
+    "kmnist": ImageSet(5_000 / 60_000),
+    "cifar10": ImageSet(1_000 / 50_000, flip=True),
+    "folder": ImageSet(0.1),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set of images, split.
+
+    Args:
+        name: One of `image_names()`.
+        train, validation, test: Level indices, shapes (N, C, H, W); validation may be empty.
+        train_labels, validation_labels, test_labels: Classes 0 .. num_classes - 1, shapes (N,), or None.
+        levels: Number of values that a channel can take (17 for digits, else 256).
+        num_classes: Number of classes, 0 without labels.
+        flip: Whether horizontal flips are a valid augmentation of the training images.
+        provenance: Source, sizes, split rule and SHA-256 of each split's bytes, as plain text and numbers.
+    """
+
+    name: str
+    train: UInt8[Tensor, " n_train c h w"] = field(repr=False)
+    train_labels: Int64[Tensor, " n_train"] | None = field(repr=False)
+    validation: UInt8[Tensor, " n_validation c h w"] = field(repr=False)
+    validation_labels: Int64[Tensor, " n_validation"] | None = field(repr=False)
+    test: UInt8[Tensor, " n_test c h w"] = field(repr=False)
+    test_labels: Int64[Tensor, " n_test"] | None = field(repr=False)
+    levels: int
+    num_classes: int
+    flip: bool
+    provenance: dict[str, str | int | float] = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        channels, height, width = self.train.shape[1:]
+        return channels, height, width
+
+
+def image_names() -> list[str]:
+    """Return the names that `load_images` takes."""
+    return list(IMAGE_SETS)
+
+
+def load_images(
+    name: str,
+    path: str | Path | None = None,
+    root: str | Path = "data",
+    download: bool = True,
+    size: int | None = None,
+    validation: int | float | None = None,
+    progress: Progress | None = None,
+) -> ImageData:
+    """Load a data set of images into memory.
+
+    Args:
+        name: One of `image_names()`; `folder` reads any images from `path`.
+        path: A folder, .zip or .npz of images to read in place of the named set's own files; also a folder in
+            torchvision's layout (holding `MNIST/raw` or `cifar-10-batches-py`).
+        root: Folder of the sets that are downloaded.
+        download: Whether to download what is absent.
+        size: Resize the shorter side to this (bicubic, antialiased) and crop the centre.
+        validation: Number (int) or share (float) of training images held out for validation. None: digits 90,
+            MNIST and its relatives 5,000, CIFAR-10 1,000 (the same shares where `path` gives other numbers of
+            images), folder 10 %.
+        progress: Called with (files read, files in all) now and then, where single files are read.
+
+    Raises:
+        UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
+    """
+    choose("data.name", name, IMAGE_SETS)
+    if size is not None and size < 1:
+        raise UserError(f"data.size: {size} is not a positive number of pixels.")
+    test_fraction = 0.1
+    if name == "digits":
+        if path is not None:
+            raise UserError(
+                "data.path: digits come with scikit-learn and take no path; for other images: data.name=folder."
+            )
+        raw, test_fraction = digits.load_digits(size), digits.TEST_FRACTION
+    elif path is None:
+        if name == "folder":
+            raise UserError("data.path: data.name=folder needs the path of a folder, a .zip or a .npz file of images.")
+        raw = load_torchvision(name, Path(root), download, size)
+    elif has_layout(name, Path(path).expanduser()):
+        raw = load_torchvision(name, Path(path), False, size)
+    else:
+        raw = load_files(Path(path).expanduser(), size, progress)
+
+    facts = IMAGE_SETS[name]
+    rows, rule = split_rows(raw.keys, raw.parts, validation, facts.validation_fraction, test_fraction)
+    images = {split: raw.images[rows[split]] for split in SPLITS}
+    labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
+    channels, height, width = raw.images.shape[1:]
+    provenance: dict[str, str | int | float] = {
+        "name": name,
+        "source": raw.source,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "levels": raw.levels,
+        "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
+        "classes": ", ".join(raw.class_names) or raw.num_classes,
+        "split": rule,
+    }
+    for split in SPLITS:
+        provenance[f"{split}_images"] = len(images[split])
+        provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().tobytes()).hexdigest()
+    return ImageData(
+        name=name,
+        train=images["train"],
+        train_labels=labels["train"],
+        validation=images["validation"],
+        validation_labels=labels["validation"],
+        test=images["test"],
+        test_labels=labels["test"],
+        levels=raw.levels,
+        num_classes=raw.num_classes,
+        flip=facts.flip,
+        provenance=provenance,
+    )

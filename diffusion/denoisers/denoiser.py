@@ -1,0 +1,191 @@
+"""The waist of the house: a denoiser answers one question, x_hat = E[x | x_t]; the rest is algebra.
+
+    eps = (x_t - alpha x_hat) / sigma       score = -eps / sigma
+    v   = alpha eps - sigma x_hat           velocity = alpha' x_hat + sigma' eps
+
+Samplers and likelihoods know this interface and nothing of networks; guidance and re-timing are denoisers around
+denoisers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..broadcasting import pad_dims_like
+from ..errors import UserError, choose
+from ..schedules import Schedule
+from . import predictions
+from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
+from .predictions import PathPoint
+
+PREDICTIONS = (*predictions.NAMES, "edm")
+
+
+class Denoiser(nn.Module, ABC):
+    """E[x | x_t] on the path of a schedule.
+
+    Attributes:
+        schedule: The path.
+        shape: The shape of one datum, e.g. (3, 32, 32).
+    """
+
+    schedule: Schedule
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return x_hat = E[x | x_t].
+
+        Args:
+            x_t: Noisy data, shape (B, *shape).
+            t: Times, shape () or (B,).
+            cond: Class labels, shape (B,), or None.
+        """
+
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
+        return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint.at(self.schedule, t, x_t))
+
+    def eps(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[eps | x_t]."""
+        return self.prediction("eps", x_t, t, cond)
+
+    def score(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """grad log p(x_t)."""
+        return self.prediction("score", x_t, t, cond)
+
+    def v(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """E[alpha eps - sigma x | x_t]."""
+        return self.prediction("v", x_t, t, cond)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """dx/dt of the probability-flow ODE: E[alpha' x + sigma' eps | x_t]."""
+        return self.prediction("velocity", x_t, t, cond)
+
+
+class NetworkDenoiser(Denoiser):
+    """A denoiser made of a network, a schedule and what the network predicts.
+
+    The network is called as network(c_in x_t, c_noise, labels) in the dtype of its parameters; the state around it
+    keeps its own (float32 at least, float64 on request).
+
+    Args:
+        network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x.
+        schedule: The path.
+        prediction: `eps`, `x`, `v`, `score`, `velocity`, or `edm` (the network within EDM's skip connection).
+        shape: The shape of one datum.
+        sigma_data: The standard deviation of the data as the denoiser sees them.
+        num_classes: The number of classes; 0 for an unconditional model.
+
+    Raises:
+        UserError: For an unknown prediction, or labels given to an unconditional model.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction: str,
+        shape: tuple[int, ...],
+        sigma_data: float = 1.0,
+        num_classes: int = 0,
+    ):
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = choose("denoiser.prediction", prediction, PREDICTIONS)
+        self.shape = tuple(shape)
+        self.sigma_data = sigma_data
+        self.num_classes = num_classes
+
+    def raw(self, x_t: Tensor, t: Tensor, cond: Tensor | None, at: PathPoint) -> Tensor:
+        """The network's own output, in the dtype of x_t."""
+        if cond is not None and not self.num_classes:
+            raise UserError("label: given to a model that was trained without labels; leave it out")
+        dtype = next(self.network.parameters(), x_t).dtype
+        level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
+        output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, cond)
+        return output.to(x_t.dtype)
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return x_hat. Arguments as `Denoiser.forward`."""
+        at = PathPoint.at(self.schedule, t, x_t)
+        return self.raw_to_x(self.raw(x_t, t, cond, at), x_t, at)
+
+    def raw_to_x(self, raw: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
+        """x_hat from the network's output."""
+        if self.parameterization == "edm":
+            return edm_to_x(raw, x_t, at, self.sigma_data)
+        return predictions.TO_X[self.parameterization](raw, x_t, at)
+
+    def x_to_raw(self, x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
+        """What the network would have to put out for x_hat = x: the inverse of `raw_to_x`."""
+        if self.parameterization == "edm":
+            return x_to_edm(x, x_t, at, self.sigma_data)
+        return predictions.FROM_X[self.parameterization](x, x_t, at)
+
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
+        at = PathPoint.at(self.schedule, t, x_t)
+        raw = self.raw(x_t, t, cond, at)
+        if kind == self.parameterization:
+            return raw
+        return predictions.convert(self.raw_to_x(raw, x_t, at), "x", kind, x_t, at)
+
+
+class Retimed(Denoiser):
+    """A denoiser carried to the path of another schedule, matched by log-SNR.
+
+    x_t on the new path, times alpha_u / alpha_t, is x_u on the old one where lambda_u = lambda_t: E[x | x_t] is the
+    same question asked in other units.
+
+    Args:
+        denoiser: The denoiser on its own path.
+        schedule: The new path.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule):
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.shape = denoiser.shape
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return x_hat. Arguments as `Denoiser.forward`."""
+        own = self.denoiser.schedule
+        u = own.inverse_log_snr(self.schedule.log_snr(t))
+        scale = torch.exp(own.log_alpha(u) - self.schedule.log_alpha(t))
+        return self.denoiser(pad_dims_like(scale, x_t).to(x_t.dtype) * x_t, u, cond)
+
+
+class Clipped(Denoiser):
+    """A denoiser whose x_hat is clipped to the range of the data (DDPM's `clip_denoised`).
+
+    Args:
+        denoiser: The denoiser.
+        low: The least value of a datum.
+        high: The greatest.
+    """
+
+    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0):
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.shape = denoiser.shape
+        self.low, self.high = low, high
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return x_hat. Arguments as `Denoiser.forward`."""
+        return self.denoiser(x_t, t, cond).clamp(self.low, self.high)

@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend: one clear line, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Bad input: the message names the key or the file, what was found and what would be accepted.
+
+    The commands print it as one line and exit with code 2; in Python it is an ordinary `ValueError`.
+    """
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the closest of `options`, or an empty string where none is close."""
+    close = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def choose(key: str, word: str, options: Iterable[str]) -> str:
+    """Return `word` if it is one of `options`, else raise a `UserError` that lists them.
+
+    Args:
+        key: What the word is a value of, as the user writes it (`--sampler`, `data.name`).
+        word: The value found.
+        options: The values accepted.
+    """
+    options = list(options)
+    if word not in options:
+        raise UserError(f"{key}: '{word}' is not known; accepted: {', '.join(options)}.{did_you_mean(word, options)}")
+    return word

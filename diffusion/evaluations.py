@@ -1,0 +1,45 @@
+"""Network evaluations (NFE), counted in one place.
+
+What is counted is rows: a call with a batch of B counts B, so NFE = rows / batch. A guided pair counts 2 whether the
+network is called twice or once with a doubled batch, and a wrapper around a denoiser adds nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from .denoisers.denoiser import Denoiser
+
+
+@dataclass
+class EvaluationCount:
+    """The number of network rows evaluated so far."""
+
+    rows: int = 0
+
+
+@contextmanager
+def count_evaluations(model: nn.Module) -> Iterator[EvaluationCount]:
+    """Count the evaluations of the innermost denoisers of `model` while the context is open."""
+    count = EvaluationCount()
+
+    def hook(module, inputs):
+        count.rows += inputs[0].shape[0]
+
+    leaves = [
+        module
+        for module in model.modules()
+        if isinstance(module, Denoiser) and not any(isinstance(m, Denoiser) for m in list(module.modules())[1:])
+    ]
+    assert leaves, "a model without a denoiser has no evaluations to count"
+    # A network denoiser's eps() reaches its network without going through forward(): the hook sits on the network.
+    handles = [(getattr(leaf, "network", leaf)).register_forward_pre_hook(hook) for leaf in leaves]
+    try:
+        yield count
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,85 @@
+"""One loop over the images for every estimator: batches, time, evaluations, and the network as in evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError
+from ..evaluations import count_evaluations
+from .estimate import Estimate
+
+# Called after each batch with (images done, images in all).
+Progress = Callable[[int, int], None]
+
+# Numbers in flight where the size of a batch is left to us: enough to fill a processor, few enough for its memory.
+_IN_FLIGHT = 2**19
+_LARGEST = 1024
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off while the context is open; each module's own mode is put back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def default_batch_size(dims: int) -> int:
+    """The images taken together where nothing else is said."""
+    return max(1, min(_LARGEST, _IN_FLIGHT // dims))
+
+
+def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Tensor | None) -> Tensor:
+    """Return the indices of the images (0 .. N - 1 by default).
+
+    Raises:
+        UserError: For no image, images of another shape, or as many indices or labels as there are not images.
+    """
+    if len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
+        raise UserError(f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})")
+    for name, rows in (("indices", indices), ("cond", cond)):
+        if rows is not None and len(rows) != len(x):
+            raise UserError(f"{name}: found {len(rows)} for {len(x)} images; accepted: one each, or none at all")
+    return torch.arange(len(x)) if indices is None else indices.cpu()
+
+
+def protocol_of(denoiser: Denoiser) -> dict[str, object]:
+    """The model's part of a protocol: its path, and the ends between which a likelihood is taken."""
+    schedule = denoiser.schedule
+    return {"schedule": repr(schedule), "t_min": schedule.t_min, "t_max": schedule.t_max}
+
+
+def in_batches(
+    denoiser: Denoiser,
+    count: int,
+    batch_size: int,
+    estimate: Callable[[slice], Estimate],
+    progress: Progress | None = None,
+) -> Estimate:
+    """Join `estimate(rows)` of every slice of `batch_size` images; fills in the seconds and the evaluations.
+
+    Raises:
+        UserError: For a batch size below one.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    parts, start = [], time.perf_counter()
+    with torch.no_grad(), evaluation_mode(denoiser), count_evaluations(denoiser) as counter:
+        for first in range(0, count, batch_size):
+            rows = slice(first, min(first + batch_size, count))
+            parts.append(estimate(rows))
+            if progress is not None:
+                progress(rows.stop, count)
+    joined = Estimate.join(parts)
+    return replace(joined, nfe=counter.rows / count, seconds=time.perf_counter() - start)

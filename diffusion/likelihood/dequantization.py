@@ -1,0 +1,105 @@
+"""Levels and real numbers: the single owner of the map between the pixels in memory and what a denoiser sees.
+
+L levels cut [low, high] into L bins of width w = (high - low) / L. Level k stands at the centre of its bin,
+
+    x = low + (k + 1/2) w        ((2 k + 1) / L - 1 on [-1, 1]),
+
+and uniform dequantisation spreads it over the bin, x = low + (k + u) w with u uniform in (0, 1). A density p on the
+bins bounds the probability of the level from below (Theis et al. 2016, arXiv 1511.01844, eq. 5, by Jensen):
+
+    log P(k) = log integral of p over the bin >= E_u log p(x) + log w.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..errors import UserError
+
+# The levels of a pixel are summed over in pieces of this many numbers.
+_PIECE = 2**22
+
+
+@dataclass(frozen=True)
+class Dequantizer:
+    """The map between level indices and [low, high].
+
+    Args:
+        levels: The number L of levels of a dimension, 2 to 256.
+        low: The lower end of the first bin.
+        high: The upper end of the last bin.
+
+    Raises:
+        UserError: For a number of levels that uint8 cannot hold, or low >= high.
+    """
+
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if not 2 <= self.levels <= 256:
+            raise UserError(f"levels: found {self.levels}; accepted: 2 to 256")
+        if not self.low < self.high:
+            raise UserError(f"low, high: found {self.low}, {self.high}; needs low < high")
+
+    @property
+    def width(self) -> float:
+        """The width w of a bin."""
+        return (self.high - self.low) / self.levels
+
+    def center(
+        self, images: UInt8[Tensor, " b *dims"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, " b *dims"]:
+        """The centres of the bins of `images`: clean data as the denoiser sees them.
+
+        Raises:
+            UserError: For an index that is not one of the levels.
+        """
+        return self._place(images, 0.5, dtype)
+
+    def dequantize(
+        self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"]
+    ) -> Float[Tensor, " b *dims"]:
+        """Points of the bins of `images`, at the fractions `u` in (0, 1) of their widths; errors as `center`."""
+        return self._place(images, u, u.dtype)
+
+    def _place(self, images: Tensor, fraction: Tensor | float, dtype: torch.dtype) -> Tensor:
+        if images.numel() and int(images.max()) >= self.levels:
+            raise UserError(f"images: found level {int(images.max())}; accepted: 0 to {self.levels - 1}")
+        return self.low + self.width * (images.to(dtype) + fraction)
+
+    def quantize(self, x: Float[Tensor, " b *dims"]) -> UInt8[Tensor, " b *dims"]:
+        """The level whose bin holds x, the first or the last one for what lies outside."""
+        return ((x - self.low) / self.width).floor().clamp(0, self.levels - 1).to(torch.uint8)
+
+    def log_jacobian(self, dims: int) -> float:
+        """D log w: what turns the log-density of a dequantised datum into a bound on the log-probability of levels."""
+        return dims * math.log(self.width)
+
+    def level_log_prob(
+        self, images: UInt8[Tensor, " b *dims"], mean: Float[Tensor, " b *dims"], std: Float[Tensor, " *b_or_dims"]
+    ) -> Float[Tensor, " b *dims"]:
+        """log p(k | mean, std) of each pixel's level, normalised over the levels.
+
+        p(k) = exp(-(x_k - mean)^2 / (2 std^2)) / sum over levels: the decoder p(x | z_0) proportional to q(z_0 | x)
+        of variational diffusion models (Kingma et al. 2021, arXiv 2107.00630, sec. 4).
+
+        Args:
+            images: Level indices, shape (B, *dims).
+            mean: Where the levels are thought to be, in [low, high], shape (B, *dims).
+            std: The standard deviation, broadcastable to `mean`.
+        """
+        std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
+        centers = self.low + self.width * (torch.arange(self.levels, device=mean.device, dtype=mean.dtype) + 0.5)
+        total = torch.full_like(mean, -math.inf)
+        for some in centers.split(max(1, _PIECE // max(1, mean.numel()))):
+            # (levels of this piece, B, *dims)
+            gaps = (some.reshape(-1, *(1,) * mean.ndim) - mean) / std
+            total = torch.logaddexp(total, torch.logsumexp(-0.5 * gaps.square(), dim=0))
+        return -0.5 * ((self.center(images, mean.dtype) - mean) / std).square() - total

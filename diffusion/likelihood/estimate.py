@@ -1,0 +1,190 @@
+"""What every likelihood estimator returns: the value of each image, and all that is needed to trust and repeat it.
+
+A likelihood is of the discrete datum (or, for continuous data, of the density): nats inside, bits/dim outside,
+
+    bits/dim = -log P(x) / (D ln 2).
+
+The 95 % interval of the mean is Student's, from the spread of the values over images: mean +- t_{n-1} s / sqrt(n). The
+spread holds both the sampling of the test set and the estimator's own noise (each image's noise is independent), so the
+interval is right even where the noise of a single image is not known. It says nothing of systematic errors: a bound's
+gap, a solver's tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UserError, choose
+
+KINDS = ("exact", "unbiased", "lower bound", "surrogate")
+
+# The error of the mean that comes from the choice of images (and, with it, from whatever noise each image carries).
+TEST_SET = "test set"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval and its standard error (nan where a single value leaves them unknown)."""
+
+    mean: float
+    low: float
+    high: float
+    sem: float
+
+
+def student_interval(values: Float[Tensor, " n"]) -> Interval:
+    """The mean of `values` and Student's 95 % interval of it, mean +- t_{n-1}(0.975) s / sqrt(n)."""
+    from scipy.special import stdtrit  # comes with scikit-learn; imported where needed, as it is slow to load
+
+    values, n = values.double(), len(values)
+    mean = float(values.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, math.nan)
+    sem = float(values.std()) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * sem
+    return Interval(mean, mean - half, mean + half, sem)
+
+
+def mean_error(std_error: Float[Tensor, " n"], dims: int) -> float:
+    """The standard error in bits/dim of a mean over images, from the images' own in nats, independent of each other."""
+    return float(std_error.double().square().sum().sqrt()) / (len(std_error) * dims * math.log(2.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Log-likelihoods of a set of images, with their kind, their errors and their protocol.
+
+    Args:
+        log_prob: log P(x) of each datum in nats, float64 of shape (B,); of the density where `levels` is None.
+        dims: The number D of dimensions of a datum.
+        levels: The number of levels of a dimension, None for continuous data.
+        std_error: Standard error of each log_prob in nats, from the estimator's own randomness: 0 where there is none,
+            nan where one draw leaves it unknown.
+        kind: `exact` (up to the solver's tolerance), `unbiased`, `lower bound` (in expectation), or `surrogate`.
+        protocol: All that is needed to repeat the figure, as plain values.
+        indices: The images' own indices, which key their noise; 0 .. B - 1 by default.
+        nfe: Network evaluations an image.
+        seconds: Wall time.
+        error_budget: Errors of the mean by cause, in bits/dim; "test set" (see `student_interval`) is always there.
+        terms: Parts of log_prob in nats, tensors of shape (B, ...).
+
+    Raises:
+        UserError: For an unknown kind.
+    """
+
+    log_prob: Float[Tensor, " b"] = field(repr=False)
+    dims: int
+    levels: int | None
+    std_error: Float[Tensor, " b"] = field(repr=False)
+    kind: str
+    protocol: Mapping[str, object]
+    indices: Int[Tensor, " b"] | None = field(default=None, repr=False)
+    nfe: float = 0.0
+    seconds: float = 0.0
+    error_budget: Mapping[str, float] = field(default_factory=dict)
+    terms: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        choose("kind", self.kind, KINDS)
+        assert self.log_prob.shape == self.std_error.shape
+        if self.indices is None:
+            object.__setattr__(self, "indices", torch.arange(len(self)))
+        object.__setattr__(self, "error_budget", {**self.error_budget, TEST_SET: self.mean().sem})
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    @property
+    def nats_per_bit_per_dim(self) -> float:
+        """D ln 2: what turns nats of a datum into bits/dim."""
+        return self.dims * math.log(2.0)
+
+    @property
+    def bits_per_dim(self) -> Float[Tensor, " b"]:
+        """-log_prob / (D ln 2) of each image, shape (B,); a lower bound of log_prob is an upper bound of this."""
+        return -self.log_prob / self.nats_per_bit_per_dim
+
+    def mean(self) -> Interval:
+        """The mean bits/dim over the images with its 95 % interval (see the module's text for what it covers)."""
+        return student_interval(self.bits_per_dim)
+
+    def with_error(self, cause: str, bits_per_dim: float) -> Estimate:
+        """This estimate with one more entry in its error budget."""
+        return replace(self, error_budget={**self.error_budget, cause: bits_per_dim})
+
+    @staticmethod
+    def join(parts: Sequence[Estimate]) -> Estimate:
+        """One estimate from those of disjoint sets of images made under one protocol.
+
+        Seconds add up, NFE is the mean over images, and the causes of the budget (errors of means over images, taken
+        as independent between parts) add up in quadrature.
+
+        Raises:
+            UserError: For no part, parts of unlike protocol, or an image that is in two parts.
+        """
+        if not parts:
+            raise UserError("estimate: nothing to join")
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("dims", "levels", "kind", "protocol"):
+                ours, theirs = getattr(first, name), getattr(part, name)
+                if ours != theirs:
+                    raise UserError(f"estimate: cannot join estimates of unlike {name}: {ours} and {theirs}")
+        indices = torch.cat([part.indices for part in parts if part.indices is not None])
+        if len(indices.unique()) < len(indices):
+            raise UserError("estimate: an image is in two of the estimates to join; each image counts once")
+        n = len(indices)
+        shares = [len(part) / max(n, 1) for part in parts]
+        budget = {
+            cause: math.sqrt(
+                sum((share * part.error_budget[cause]) ** 2 for share, part in zip(shares, parts, strict=True))
+            )
+            for cause in first.error_budget
+        }
+        return Estimate(
+            log_prob=torch.cat([part.log_prob for part in parts]),
+            dims=first.dims,
+            levels=first.levels,
+            std_error=torch.cat([part.std_error for part in parts]),
+            kind=first.kind,
+            protocol=first.protocol,
+            indices=indices,
+            nfe=sum(share * part.nfe for share, part in zip(shares, parts, strict=True)),
+            seconds=sum(part.seconds for part in parts),
+            error_budget=budget,
+            terms={name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON, with None for nan: the summary, then one entry an image."""
+
+        def plain(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        interval = self.mean()
+        assert self.indices is not None
+        return {
+            "kind": self.kind,
+            "images": len(self),
+            "dims": self.dims,
+            "levels": self.levels,
+            "bits_per_dim": plain(interval.mean),
+            "interval_95": [plain(interval.low), plain(interval.high)],
+            "sem": plain(interval.sem),
+            "error_budget": {cause: plain(error) for cause, error in self.error_budget.items()},
+            "nfe": self.nfe,
+            "seconds": self.seconds,
+            "protocol": dict(self.protocol),
+            "terms_bits_per_dim": {
+                name: (-term.double().mean(0) / self.nats_per_bit_per_dim).tolist() for name, term in self.terms.items()
+            },
+            "indices": self.indices.tolist(),
+            "log_prob": [plain(value) for value in self.log_prob.tolist()],
+            "std_error": [plain(value) for value in self.std_error.tolist()],
+        }

@@ -1,0 +1,138 @@
+"""The log-density of a batch along the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, sec. 4.3, app. D.2).
+
+In the units of `diffusion.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the log-density
+changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
+
+    log p(x) = D log cos(phi_0)              a datum x enters as z = alpha x / r = cos(phi_0) x
+             + integral of div F dphi        from phi_0 to phi_1
+             + log p_1(z_1)                  z_1 in closed form, from the standard normal at phi = pi/2
+
+p is thus the density of the model's data with noise of standard deviation exp(-lambda / 2) at t_min still in them.
+The gap from phi_1 to pi/2, where alpha is 0 at last, is one step of DDIM, which is exact for x_hat constant along it:
+eps_hat = sin(phi_1) z + cos(phi_1) F is the standard normal, and log det = D log sin(phi_1) + cot(phi_1) div F up to
+O(cos(phi_1)^2). Without it the mean of the data would be missing from p_1, a per-image error of order cos(phi_1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchdiffeq import odeint
+
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError, choose
+from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle, largest_sample_rms
+from ..samplers.probability_flow import ADAPTIVE, FIXED
+from ..schedules import time_grid
+from .divergence import exact_divergence, hutchinson_divergence
+
+TRACES = ("exact", "hutchinson")
+_FIRST_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class Solve:
+    """How the ODE is solved and its divergence measured; a figure's protocol.
+
+    Args:
+        trace: `exact` (D vector-Jacobian products an evaluation) or `hutchinson` (one a probe).
+        probes: The probes an image, for `hutchinson`.
+        method: An adaptive method of torchdiffeq (dopri5, dopri8, bosh3, adaptive_heun), or one of fixed steps
+            (euler, midpoint, heun2, heun3, rk4).
+        tolerance: Of adaptive methods: the error allowed a step, in z and in nats/dim.
+        steps: Of methods of fixed steps: their number.
+        grid: Of methods of fixed steps: their spacing (`diffusion.schedules.time_grids.names`).
+        max_evaluations: The evaluations after which a solve is given up.
+    """
+
+    trace: str = "exact"
+    probes: int = 1
+    method: str = "dopri5"
+    tolerance: float = 1e-5
+    steps: int = 100
+    grid: str = "log-snr"
+    max_evaluations: int = 5000
+
+    def __post_init__(self):
+        choose("trace", self.trace, TRACES)
+        choose("method", self.method, (*ADAPTIVE, *FIXED))
+        if not 0 < self.tolerance < 1:
+            raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 1e-5")
+        if self.probes < 1:
+            raise UserError(f"probes: found {self.probes}; must be at least 1")
+
+    def protocol(self) -> dict[str, object]:
+        """The settings that this solve makes use of."""
+        unused = {"steps", "grid"} if self.method in ADAPTIVE else {"tolerance"}
+        unused |= {"probes"} if self.trace == "exact" else set()
+        return {key: value for key, value in asdict(self).items() if key not in unused}
+
+
+def flow_log_density(
+    denoiser: Denoiser,
+    x: Float[Tensor, " b *dims"],
+    solve: Solve,
+    probes: Float[Tensor, " b p *dims"] | None = None,
+    cond: Tensor | None = None,
+) -> Float[Tensor, " b p"]:
+    """log p(x) in nats of one batch, shape (B, P): a column a probe, or a single one for the exact trace.
+
+    Raises:
+        SolverError: Where the solver cannot go on.
+    """
+    x = x.double()
+    shape, dims = x.shape, x[0].numel()
+    schedule = denoiser.schedule
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    adaptive = solve.method in ADAPTIVE
+    # `time_grid` ends in the datum: all but its last entry are the times from t_max to t_min
+    times = ends if adaptive else time_grid(schedule, solve.steps + 1, solve.grid, math.inf)[:-1].flip(0)
+    phi = angle(schedule, times)
+    flow = ProbabilityFlow(denoiser, cond, solve.max_evaluations)
+
+    def drift(phi: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        def field(z: Tensor) -> Tensor:
+            return flow(phi, z)
+
+        if probes is None:
+            value, divergence = exact_divergence(field, z)
+            return value, divergence[:, None]
+        return hutchinson_divergence(field, z, probes)
+
+    def augmented(phi: Tensor, state: Tensor) -> Tensor:
+        value, divergence = drift(phi, state[:, :dims].reshape(shape))
+        return torch.cat((value.flatten(1), divergence / dims), dim=1)
+
+    def norm(error: Tensor) -> Tensor:
+        """The worst sample's error: of z as a root mean square, of the log-density (the mean over probes) in nats/dim."""
+        return torch.maximum(largest_sample_rms(error[:, :dims]), error[:, dims:].mean(1).abs().max())
+
+    columns = 1 if probes is None else probes.shape[1]
+    z = torch.cos(phi[0]) * x
+    state = torch.cat((z.flatten(1), torch.zeros(len(x), columns, dtype=z.dtype, device=z.device)), dim=1)
+    options: dict[str, object] = {}
+    if adaptive:
+        options = adaptive_options(phi) | {"norm": norm, "first_step": _FIRST_STEP}
+    try:
+        path = odeint(
+            augmented,
+            state,
+            phi.to(x.device),
+            rtol=solve.tolerance,
+            atol=solve.tolerance,
+            method=solve.method,
+            options=options,
+        )
+    except AssertionError as error:  # torchdiffeq's way to say that the step fell below the float's resolution
+        raise SolverError(f"ode: {solve.method} could not go on ({error}); use a larger tolerance") from error
+    assert isinstance(path, Tensor)
+    z, log_det = path[-1][:, :dims].reshape(shape), path[-1][:, dims:] * dims
+    value, divergence = drift(phi[-1].to(x.device), z)
+    eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).flatten(1)
+    log_det = log_det + dims * torch.log(torch.sin(phi[-1])) + divergence / torch.tan(phi[-1])
+    log_prior = -0.5 * (eps.square().sum(1) + dims * math.log(2.0 * math.pi))
+    return log_prior[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))

@@ -1,0 +1,265 @@
+"""Evidence lower bounds of a diffusion model, in continuous and in discrete time, with every term.
+
+Continuous (Kingma et al. 2021, arXiv 2107.00630, eq. 11-17), with the integral over the log-SNR lambda:
+
+    log P(x) >= E log p(x | x_0) - 1/2 integral of E||eps - eps_hat(x_lambda)||^2 dlambda - KL(q(x_1 | x) || p(x_1))
+
+x_0 and x_1 are x_t at t_min and t_max, p(x_1) = N(0, prior_std^2 I), and p(x | x_0) is the decoder over levels
+(`Dequantizer.level_log_prob`), or N(x_0 / alpha, (sigma / alpha)^2 I) for continuous data. The images stand at the
+centres of their bins: no dequantisation. The integral does not depend on the path between its ends (sec. 5.1), so it
+is taken uniformly in lambda, where it also tells which noise levels the nats go to (`terms["curve"]`).
+
+Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 2006.11239, eq. 5): the integral becomes
+sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with x_hat
+for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
+
+Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps). The standard error of an
+image comes from second differences of neighbouring strata, (f_{i-1} - 2 f_i + f_{i+1})^2 / 6, which see the noise and
+nothing of a linear trend: exact for strata so many that the rest of the trend is small, and too large, not too small,
+before (Wolter 2007, Introduction to Variance Estimation, sec. 8.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .. import random
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError, choose
+from ..schedules import Schedule
+from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
+from .batching import Progress, check_data, default_batch_size, in_batches, protocol_of
+from .dequantization import Dequantizer
+from .estimate import Estimate, mean_error
+
+VARIANCES = ("lower", "upper")
+# Noise is drawn at step i for evaluation i; these are apart from any of them.
+_STEP_TIMES, _STEP_DECODER = 2**31, 2**31 + 1
+
+
+def elbo_continuous(
+    denoiser: Denoiser,
+    dequantizer: Dequantizer | None,
+    images: Tensor,
+    evaluations: int = 64,
+    bins: int = 24,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The continuous-time evidence lower bound.
+
+    Args:
+        denoiser: The model.
+        dequantizer: The levels and their places; None for continuous data.
+        images: Level indices (uint8), or continuous data where there is no dequantizer; shape (B, *shape).
+        evaluations: The number K of noise levels an image, one network evaluation each; at least 3.
+        bins: The bins of equal width in log-SNR of the curve.
+        seed: The seed; a row depends on (seed, index) only.
+        cond: Class labels, shape (B,), or None.
+        batch_size: The images taken together.
+        indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction` (B,), which add up to log_prob;
+        `steps` (B, K), the strata of `diffusion` from the lowest log-SNR; and `curve` (B, bins), which also adds up to `diffusion` and runs from the lowest log-SNR to the highest
+        (`protocol["curve_log_snr"]` holds its ends).
+
+    Raises:
+        UserError: For bad settings or images.
+    """
+    if bins < 1:
+        raise UserError(f"bins: found {bins}; must be at least 1")
+    schedule = denoiser.schedule
+    low, high = _log_snr_ends(schedule)
+    span = high - low
+
+    def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        u = random.uniform(seed, rows, _STEP_TIMES, (evaluations,), random.STREAM_EVALUATE, torch.float64)
+        position = (torch.arange(evaluations, dtype=torch.float64) + u) / evaluations  # (B, K), of the span
+        times = schedule.inverse_log_snr(low + span * position)
+        values = []
+        for i in range(evaluations):
+            t = times[:, i].to(x.device)
+            eps = _normal(seed, rows, i, x)
+            eps_hat = denoiser.eps(diffuse(schedule, x, t, eps), t, labels)
+            values.append(_squares(eps - eps_hat) * (-0.5 * span / evaluations))
+        value = torch.stack(values, dim=1).cpu()
+        curve = torch.zeros(len(x), bins, dtype=torch.float64)
+        curve.scatter_add_(1, (position * bins).long().clamp(max=bins - 1), value)
+        return {"steps": value, "curve": curve}
+
+    protocol = {"estimator": "ELBO, continuous time", "evaluations": evaluations, "curve_log_snr": [low, high]}
+    options = (seed, cond, batch_size, indices, progress)
+    return _bound(denoiser, dequantizer, images, diffusion, (schedule.t_min, schedule.t_max), protocol, *options)
+
+
+def elbo_discrete(
+    denoiser: Denoiser,
+    dequantizer: Dequantizer | None,
+    images: Tensor,
+    times: Float[Tensor, " t"],
+    variance: str = "lower",
+    evaluations: int | None = None,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The evidence lower bound of the ancestral sampler of T steps.
+
+    Args:
+        denoiser, dequantizer, images, seed, cond, batch_size, indices, progress: As `elbo_continuous`.
+        times: The T + 1 times of the sampler in either order, 0 < t <= 1; the least is where the decoder acts
+            (`discrete_times` makes them).
+        variance: The model's variance: `lower` (that of q(x_s | x_t, x)) or `upper` (that for unit-variance data).
+        evaluations: The number K of steps drawn an image, one in each of K equal strata; None takes all T.
+
+    Returns:
+        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
+        log_prob, and `steps` (B, K), the parts of `diffusion` from the least noise to the most.
+
+    Raises:
+        UserError: For bad settings or images.
+    """
+    choose("variance", variance, VARIANCES)
+    times = times.detach().to(device="cpu", dtype=torch.float64).sort().values
+    steps = len(times) - 1
+    if steps < 1 or not 0 < float(times[0]) or not bool((times.diff() > 0).all()):
+        raise UserError(f"times: needs two or more distinct times above 0; found {times.tolist()[:8]}")
+    if evaluations is not None and evaluations > steps:
+        raise UserError(f"evaluations: found {evaluations}; there are only {steps} steps")
+    schedule, s_all, t_all = denoiser.schedule, times[:-1], times[1:]
+    q = posterior(schedule, t_all, s_all)
+    model_variance = q.variance if variance == "lower" else variance_for_unit_data(schedule, t_all, s_all)
+    ratio = q.variance / model_variance
+    dims = images[0].numel() if len(images) else 0
+    # KL between Gaussians: offset + factor ||x - x_hat||^2
+    offset = 0.5 * dims * (ratio - 1.0 - ratio.log())
+    factor = 0.5 * q.from_x.square() / model_variance
+    count = steps if evaluations is None else evaluations
+
+    def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        step = torch.arange(steps).expand(len(x), -1)
+        if evaluations is not None:
+            u = random.uniform(seed, rows, _STEP_TIMES, (count,), random.STREAM_EVALUATE, torch.float64)
+            step = ((torch.arange(count) + u) * (steps / count)).long().clamp(max=steps - 1)
+        values = []
+        for i in range(count):
+            t = t_all[step[:, i]].to(x.device)
+            x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, rows, i, x)), t, labels)
+            kl = offset[step[:, i]] + factor[step[:, i]] * _squares(x - x_hat).cpu()
+            values.append(-kl * (steps / count))
+        return {"steps": torch.stack(values, dim=1)}
+
+    protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
+    options = (seed, cond, batch_size, indices, progress)
+    return _bound(
+        denoiser, dequantizer, images, diffusion, (float(times[0]), float(times[-1])), protocol, *options
+    )
+
+
+def discrete_times(schedule: Schedule, steps: int) -> Float[Tensor, " t"]:
+    """steps + 1 times uniform in log-SNR between the ends of the path, for `elbo_discrete`."""
+    if steps < 1:
+        raise UserError(f"steps: found {steps}; must be at least 1")
+    low, high = _log_snr_ends(schedule)
+    return schedule.inverse_log_snr(torch.linspace(low, high, steps + 1, dtype=torch.float64))
+
+
+def _bound(
+    denoiser: Denoiser,
+    dequantizer: Dequantizer | None,
+    images: Tensor,
+    diffusion: Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]],
+    ends: tuple[float, float],
+    protocol: dict[str, object],
+    seed: int,
+    cond: Tensor | None,
+    batch_size: int | None,
+    indices: Tensor | None,
+    progress: Progress | None,
+) -> Estimate:
+    """The three terms together; `diffusion(x, indices, labels)` gives the strata's terms and any more of a batch."""
+    if dequantizer is None and not images.is_floating_point():
+        raise UserError(f"images: found {images.dtype} for continuous data; pass a dequantizer for levels")
+    indices = check_data(denoiser, images, indices, cond)
+    schedule, dims = denoiser.schedule, images[0].numel()
+    levels = None if dequantizer is None else dequantizer.levels
+    decoder = "Gaussian at t_min" if dequantizer is None else "Gaussian at t_min, normalised over the levels"
+    protocol = {**protocol, **protocol_of(denoiser), "decoder": decoder, "levels": levels, "seed": seed}
+
+    def estimate(rows: slice) -> Estimate:
+        x = images[rows].double() if dequantizer is None else dequantizer.center(images[rows], torch.float64)
+        parts = diffusion(x, indices[rows], None if cond is None else cond[rows])
+        terms = {
+            "prior": -_prior_kl(schedule, x, ends[1]).cpu(),
+            "reconstruction": _reconstruction(
+                schedule, dequantizer, images[rows], x, _normal(seed, indices[rows], _STEP_DECODER, x), ends[0]
+            ).cpu(),
+            "diffusion": parts["steps"].sum(1),
+        }
+        return Estimate(
+            log_prob=terms["prior"] + terms["reconstruction"] + terms["diffusion"],
+            dims=dims,
+            levels=levels,
+            std_error=_stratified_error(parts["steps"]),
+            kind="lower bound",
+            protocol=protocol,
+            indices=indices[rows],
+            terms=terms | parts,
+        )
+
+    result = in_batches(denoiser, len(images), batch_size or default_batch_size(dims), estimate, progress)
+    return result.with_error("noise", mean_error(result.std_error, dims))
+
+
+def _prior_kl(schedule: Schedule, x: Tensor, t: float) -> Tensor:
+    """KL(q(x_t | x) || N(0, (alpha^2 + sigma^2) I)), shape (B,): the prior has the deviation of unit-variance data."""
+    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+    prior = alpha.square() + sigma.square()
+    ratio = float(sigma.square() / prior)
+    return 0.5 * (_squares(x) * float(alpha.square() / prior) + x[0].numel() * (ratio - 1.0 - math.log(ratio)))
+
+
+def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
+    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+def _normal(seed: int, rows: Tensor, step: int, x: Tensor) -> Tensor:
+    return random.normal(seed, rows, step, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
+
+
+def _squares(x: Tensor) -> Tensor:
+    return x.double().flatten(1).square().sum(1)
+
+
+def _reconstruction(
+    schedule: Schedule, dequantizer: Dequantizer | None, images: Tensor, x: Tensor, eps: Tensor, t: float
+) -> Tensor:
+    """log p(x | x_t) at the least noise, shape (B,)."""
+    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+    std = float(sigma / alpha)
+    if dequantizer is None:
+        # E over eps in closed form: the decoder's own entropy
+        return torch.full((len(x),), -0.5 * x[0].numel() * (math.log(2.0 * math.pi * std**2) + 1.0))
+    return dequantizer.level_log_prob(images, x + std * eps, torch.tensor(std)).flatten(1).sum(1)
+
+
+def _stratified_error(values: Tensor) -> Tensor:
+    """The standard error of the sum over strata, (B, K) -> (B,), from second differences; nan for K < 3."""
+    count = values.shape[1]
+    if count < 3:
+        return torch.full_like(values[:, 0], math.nan)
+    second = values[:, :-2] - 2.0 * values[:, 1:-1] + values[:, 2:]
+    return (second.square().mean(1) / 6.0 * count).sqrt()

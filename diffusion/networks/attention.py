@@ -1,0 +1,67 @@
+"""Multi-head self-attention: softmax(Q K^T / sqrt(d)) V for each head, of width d (Vaswani et al. 2017, eq. 1).
+
+It runs through `scaled_dot_product_attention`, whose fused kernels can be differentiated once. Whoever needs second
+derivatives chooses the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion.errors import UserError
+from diffusion.networks.layers import check_at_least, glorot, group_norm, zero
+
+
+class TokenAttention(nn.Module):
+    """Self-attention among tokens (B, N, C), with no notion of their order.
+
+    Args:
+        channels: Width C of a token.
+        heads: Number of heads; must divide `channels`.
+
+    Raises:
+        UserError: `heads` is not a divisor of `channels`.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        check_at_least(1, heads=heads)
+        if channels % heads:
+            raise UserError(
+                f"heads: {heads} does not divide the {channels} channels; accepted: divisors of {channels}."
+            )
+        self.heads = heads
+        self.qkv = glorot(nn.Linear(channels, 3 * channels))
+        # Three square maps in one product: each is drawn with its own fans.
+        for weight in self.qkv.weight.detach().chunk(3):
+            nn.init.xavier_uniform_(weight)
+        self.out = glorot(nn.Linear(channels, channels))
+
+    def forward(self, tokens: Float[Tensor, " b n c"]) -> Float[Tensor, " b n c"]:
+        """Mix tokens (B, N, C)."""
+        q, k, v = rearrange(self.qkv(tokens), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class FeatureMapAttention(nn.Module):
+    """x + attention(group norm(x)) among the pixels of a feature map (B, C, H, W); at the start the identity (DDPM).
+
+    Args:
+        channels: Number of channels C.
+        heads: Number of heads; must divide `channels`.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attention = TokenAttention(channels, heads)
+        zero(self.attention.out)
+
+    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
+        """Mix the pixels of x (B, C, H, W)."""
+        tokens = self.attention(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        return x + rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])

@@ -1,0 +1,137 @@
+"""The Diffusion Transformer with adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748).
+
+The image is cut into patches, each a token. Blocks of attention and perceptron follow; the noise level and the class
+set shift, scale and gate of each branch (adaptive layer norm). The gates start at zero, so that each block begins as
+the identity. Positions are sines and cosines of row and column.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffusion.errors import UserError
+from diffusion.networks.attention import TokenAttention
+from diffusion.networks.embeddings import Conditioning, sinusoids
+from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, zero
+
+# Features of the noise level before the perceptron, as in the paper's code, whatever the width.
+NOISE_FEATURES = 256
+
+
+def positions_2d(rows: int, columns: int, width: int, like: Tensor) -> Float[Tensor, " n {width}"]:
+    """Embed the positions of a grid, row by row, as (rows * columns, width): half of the features for the row, half for
+    the column; `width` is a multiple of 4; dtype and device are those of `like`.
+    """
+    row = sinusoids(torch.arange(rows, dtype=like.dtype, device=like.device), width // 2)
+    column = sinusoids(torch.arange(columns, dtype=like.dtype, device=like.device), width // 2)
+    return torch.cat([row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)], dim=-1)
+
+
+def modulate(x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"]) -> Tensor:
+    """layer norm(x) (1 + scale) + shift, the normalisation itself without parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """x + gate_1 attention(modulate(x)), then x + gate_2 perceptron(modulate(x)) (fig. 3, "adaLN-Zero").
+
+    Args:
+        width: Width of a token.
+        heads: Number of attention heads.
+        hidden: Width of the hidden layer of the perceptron.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = TokenAttention(width, heads)
+        self.dense_1 = glorot(nn.Linear(width, hidden))
+        self.dense_2 = glorot(nn.Linear(hidden, width))
+        self.modulation = zero(nn.Linear(width, 6 * width))
+
+    def forward(self, x: Float[Tensor, " b n c"], embedding: Float[Tensor, " b c"]) -> Float[Tensor, " b n c"]:
+        """Map tokens (B, N, C) under the embedding (B, C), which has its silu behind it."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
+        x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1))
+        hidden = F.gelu(self.dense_1(modulate(x, shift_2, scale_2)), approximate="tanh")
+        return x + gate_2 * self.dense_2(hidden)
+
+
+class DiT(nn.Module):
+    """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
+
+    The defaults are DiT-S/2 (33 million parameters). Heights and widths that `patch_size` does not divide are enlarged
+    inside by repeating the border, and the result is cropped.
+
+    Args:
+        in_channels: Channels C of an image.
+        patch_size: Height and width of a patch.
+        width: Width of a token, a multiple of 4 (row and column, sine and cosine).
+        depth: Number of blocks.
+        heads: Number of attention heads; must divide `width`.
+        mlp_ratio: Hidden width of the perceptrons as a multiple of `width`.
+        num_classes: Number of classes, 0 for none.
+        noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
+
+    Raises:
+        UserError: An argument is out of range, or `heads` does not divide `width`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: int = 4,
+        num_classes: int = 0,
+        noise_embedding: str = "sinusoidal",
+    ) -> None:
+        super().__init__()
+        check_at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth, mlp_ratio=mlp_ratio)
+        if width < 4 or width % 4:
+            raise UserError(f"width: {width} does not work; accepted: multiples of 4.")
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.width = width
+        self.conditioning = Conditioning(NOISE_FEATURES, width, num_classes, noise_embedding)
+        for name, parameter in self.conditioning.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+        self.dense_in = glorot(nn.Linear(in_channels * patch_size**2, width))
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width) for _ in range(depth))
+        self.modulation_out = zero(nn.Linear(width, 2 * width))
+        self.dense_out = zero(nn.Linear(width, in_channels * patch_size**2))
+
+    def forward(
+        self,
+        x: Float[Tensor, " b c *spatial"],
+        c_noise: Float[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " b c *spatial"]:
+        """Evaluate the network.
+
+        Args:
+            x: Images (B, C, H, W).
+            c_noise: Noise levels (B,), about in [-5, 5].
+            labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
+
+        Raises:
+            UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
+        """
+        check_input(x, self.in_channels, "HW")
+        embedding = self.conditioning(c_noise, labels)
+        padded = pad_to_multiple(x, self.patch_size)
+        p = self.patch_size
+        rows, columns = padded.shape[-2] // p, padded.shape[-1] // p
+        tokens = self.dense_in(rearrange(padded, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+        tokens = tokens + positions_2d(rows, columns, self.width, like=x)
+        for block in self.blocks:
+            tokens = block(tokens, embedding)
+        shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=-1)
+        tokens = self.dense_out(modulate(tokens, shift, scale))
+        return crop_like(rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p, q=p), x)

@@ -1,0 +1,67 @@
+"""Convolutional parts of the U-Net of DDPM (arXiv 2006.11239, appendix B): residual block, down- and up-sampling."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion.networks.layers import glorot, group_norm, zero
+
+
+def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size (halves it for stride 2), initialised by Glorot's rule."""
+    return glorot(nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2))
+
+
+class ResidualBlock(nn.Module):
+    """shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(embedding))))); the shortcut alone at the start.
+
+    Args:
+        in_channels: Channels of x.
+        out_channels: Channels of the result; the shortcut is a 1x1 convolution where they differ, else the identity.
+        embedding_channels: Width of the embedding, which has its silu behind it.
+        dropout: Probability with which an activation is dropped while training.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_1 = group_norm(in_channels)
+        self.conv_1 = conv(in_channels, out_channels)
+        self.dense = glorot(nn.Linear(embedding_channels, out_channels))
+        self.norm_2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zero(conv(out_channels, out_channels))
+        self.shortcut = conv(in_channels, out_channels, kernel=1) if in_channels != out_channels else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, " b c_in h w"], embedding: Float[Tensor, " b e"]
+    ) -> Float[Tensor, " b c_out h w"]:
+        """Map x (B, C_in, H, W) and the embedding (B, E) to (B, C_out, H, W)."""
+        h = self.conv_1(F.silu(self.norm_1(x))) + self.dense(embedding)[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        return self.shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Halve height and width (both even) by a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, stride=2)
+
+    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h2 w2"]:
+        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: each pixel becomes four, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h2 w2"]:
+        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,227 @@
+"""The U-Net of DDPM (Ho, Jain & Abbeel 2020, arXiv 2006.11239, appendix B).
+
+Levels of halving resolution, with `blocks` residual blocks each on the way down and one more on the way up, which read
+the maps of the way down beside their own; self-attention after each block at chosen resolutions and always in the
+middle. The noise level and the class enter every residual block as a bias of its channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffusion.errors import UserError
+from diffusion.networks.attention import FeatureMapAttention
+from diffusion.networks.embeddings import Conditioning
+from diffusion.networks.layers import (
+    check_at_least,
+    check_dropout,
+    check_input,
+    crop_like,
+    group_norm,
+    pad_to_multiple,
+    zero,
+)
+from diffusion.networks.residual import Downsample, ResidualBlock, Upsample, conv
+
+
+class _Block(nn.Module):
+    """A residual block, and attention behind it if `heads` > 0."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, heads: int) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout)
+        self.attention = FeatureMapAttention(out_channels, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))
+
+
+class _Down(nn.Module):
+    """One level of the way down: halve the resolution (unless it is the first level), then the blocks."""
+
+    def __init__(self, downsample: Downsample | None, blocks: list[_Block]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> list[Tensor]:
+        maps = []
+        if self.downsample is not None:
+            maps.append(h := self.downsample(h))
+        for block in self.blocks:
+            maps.append(h := block(h, embedding))
+        return maps
+
+
+class _Up(nn.Module):
+    """One level of the way up: double the resolution (unless it is the last level), then the blocks, each beside a map
+    of the way down."""
+
+    def __init__(self, upsample: Upsample | None, blocks: list[_Block]) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+        if self.upsample is not None:
+            h = self.upsample(h)
+        for block in self.blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return h
+
+
+class UNet(nn.Module):
+    """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
+
+    The defaults are DDPM's network for CIFAR-10 (35.7 million parameters). Heights and widths that 2^(levels - 1) does
+    not divide are enlarged inside by repeating the border, and the result is cropped.
+
+    Args:
+        in_channels: Channels C of an image.
+        base_channels: Channels at full resolution, even; the noise level has as many features, its embedding four times
+            as many channels.
+        multipliers: Channels of each level as multiples of `base_channels`, from full resolution down.
+        blocks: Residual blocks of a level on the way down; the way up has one more.
+        attention: Heights of the feature maps that have attention, said for an image of height `image_size` (enlarged
+            as above: 28 with four levels counts as 32).
+        dropout: Dropout inside the residual blocks.
+        num_classes: Number of classes, 0 for none.
+        image_size: Height of the images for which `attention` is said. It limits nothing: images of other sizes have
+            attention at the same levels.
+        head_channels: Width of an attention head; None: a single head as wide as the feature map, as in DDPM.
+        fourier_features: Exponents n for which sin(2^n pi x) and cos(2^n pi x) are added to the input channels (VDM,
+            Kingma et al. 2021, arXiv 2107.00630), which shows the network the fine detail that likelihood rests on:
+            (6, 7) for 256 levels on [-1, 1], (2, 3) for 17.
+        noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
+
+    Raises:
+        UserError: An argument is out of range, an entry of `attention` is the height of no level, or `head_channels`
+            does not divide the channels of a level that has attention.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        base_channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        image_size: int = 32,
+        head_channels: int | None = None,
+        fourier_features: Sequence[int] = (),
+        noise_embedding: str = "sinusoidal",
+    ) -> None:
+        super().__init__()
+        check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=image_size)
+        check_dropout(dropout)
+        if base_channels < 2 or base_channels % 2:
+            raise UserError(f"base_channels: {base_channels} does not work; accepted: even whole numbers from 2 on.")
+        if not multipliers or min(multipliers) < 1:
+            raise UserError(f"multipliers: {list(multipliers)} does not work; accepted: one whole number >= 1 a level.")
+        if any(n < 0 for n in fourier_features):
+            raise UserError(f"fourier_features: {list(fourier_features)} does not work; accepted: whole numbers >= 0.")
+        self.in_channels = in_channels
+        self.multiple = 2 ** (len(multipliers) - 1)
+        self.fourier_features = tuple(fourier_features)
+        has_attention = _levels_with_attention(attention, image_size, len(multipliers))
+
+        embedding = 4 * base_channels
+        self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
+
+        def block(channels: int, width: int, attention: bool) -> _Block:
+            heads = _number_of_heads(width, head_channels) if attention else 0
+            return _Block(channels, width, embedding, dropout, heads)
+
+        widths = [multiplier * base_channels for multiplier in multipliers]
+        channels = base_channels
+        skips = [channels]
+        self.conv_in = conv(in_channels * (1 + 2 * len(self.fourier_features)), channels)
+
+        down = []
+        for level, width in enumerate(widths):
+            inputs = [channels] + [width] * (blocks - 1)
+            skips += ([channels] if level > 0 else []) + [width] * blocks
+            downsample = Downsample(channels) if level > 0 else None
+            down.append(_Down(downsample, [block(c, width, has_attention[level]) for c in inputs]))
+            channels = width
+        self.down = nn.ModuleList(down)
+
+        self.middle_1 = block(channels, channels, attention=True)
+        self.middle_2 = block(channels, channels, attention=False)
+
+        up = []
+        for level, width in reversed(list(enumerate(widths))):
+            inputs = [c + skips.pop() for c in [channels] + [width] * blocks]
+            upsample = Upsample(channels) if level < len(widths) - 1 else None
+            up.append(_Up(upsample, [block(c, width, has_attention[level]) for c in inputs]))
+            channels = width
+        self.up = nn.ModuleList(up)
+
+        self.norm_out = group_norm(channels)
+        self.conv_out = zero(conv(channels, in_channels))
+
+    def forward(
+        self,
+        x: Float[Tensor, " b c *spatial"],
+        c_noise: Float[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " b c *spatial"]:
+        """Evaluate the network.
+
+        Args:
+            x: Images (B, C, H, W).
+            c_noise: Noise levels (B,), about in [-5, 5].
+            labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
+
+        Raises:
+            UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
+        """
+        check_input(x, self.in_channels, "HW")
+        embedding = self.conditioning(c_noise, labels)
+        h = pad_to_multiple(x, self.multiple)
+        if self.fourier_features:
+            h = _with_fourier_features(h, self.fourier_features)
+        skips = [self.conv_in(h)]
+        for level in self.down:
+            skips += level(skips[-1], embedding)
+        h = self.middle_2(self.middle_1(skips[-1], embedding), embedding)
+        for level in self.up:
+            h = level(h, skips, embedding)
+        return crop_like(self.conv_out(F.silu(self.norm_out(h))), x)
+
+
+def _levels_with_attention(attention: Sequence[int], image_size: int, levels: int) -> list[bool]:
+    """Whether the feature maps of each level have one of the heights in `attention`."""
+    multiple = 2 ** (levels - 1)
+    heights = [(math.ceil(image_size / multiple) * multiple) >> level for level in range(levels)]
+    for height in attention:
+        if height not in heights:
+            raise UserError(
+                f"attention: no feature map has height {height}; with image_size {image_size} and {levels} levels "
+                f"the heights are {', '.join(map(str, heights))}."
+            )
+    return [height in attention for height in heights]
+
+
+def _number_of_heads(channels: int, head_channels: int | None) -> int:
+    if head_channels is None:
+        return 1
+    if head_channels < 1 or channels % head_channels:
+        raise UserError(
+            f"head_channels: {head_channels} does not divide the {channels} channels of a level that has attention."
+        )
+    return channels // head_channels
+
+
+def _with_fourier_features(x: Tensor, exponents: Sequence[int]) -> Tensor:
+    """x and, as further channels, sin(2^n pi x) and cos(2^n pi x) for each n of `exponents`."""
+    angles = [2**n * math.pi * x for n in exponents]
+    return torch.cat([x, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)], dim=1)

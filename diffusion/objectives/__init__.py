@@ -1,0 +1,7 @@
+"""Objectives: a weighting over log-SNR, a distribution of training times, and the loss that joins them."""
+
+from .loss import Losses, Objective
+from .time_sampling import draw_u, time_distribution
+from .weightings import weighting
+
+__all__ = ["Losses", "Objective", "draw_u", "time_distribution", "weighting"]

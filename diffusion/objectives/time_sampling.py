@@ -1,0 +1,130 @@
+"""How training times are drawn: importance distributions over the log-SNR of the path.
+
+A time distribution maps u in (0, 1) to a log-SNR and knows its density there; `stratified` makes the u of one global
+batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..errors import UserError, choose
+from ..schedules import Schedule
+from .weightings import ends, uniform_time_density
+
+NAMES = ("uniform", "log-snr", "log-normal", "logit-normal")
+
+
+class TimeDistribution(ABC):
+    """A distribution of training times on a path, as one over log-SNR."""
+
+    @abstractmethod
+    def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
+        """The log-SNR at the quantile 1 - u (u = 0: the data end), for u in (0, 1)."""
+
+    @abstractmethod
+    def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
+        """The density over log-SNR, which integrates to one between the ends of the path."""
+
+
+@dataclass(frozen=True)
+class UniformTime(TimeDistribution):
+    """t uniform in [t_min, t_max]."""
+
+    def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
+        return schedule.log_snr(schedule.t_min + (schedule.t_max - schedule.t_min) * u)
+
+    def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
+        return uniform_time_density(schedule, log_snr)
+
+
+@dataclass(frozen=True)
+class UniformLogSNR(TimeDistribution):
+    """lambda uniform between the ends of the path: the ELBO's own measure."""
+
+    def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
+        low, high = ends(schedule)
+        return high + (low - high) * u
+
+    def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
+        low, high = ends(schedule)
+        return torch.full_like(log_snr, 1.0 / (high - low))
+
+
+@dataclass(frozen=True)
+class NormalLogSNR(TimeDistribution):
+    """lambda normal, cut at the ends of the path.
+
+    EDM's log-normal noise, ln(sigma / alpha) ~ N(m, s^2), is lambda ~ N(-2m, (2s)^2); so is the logit-normal time of
+    rectified flow, logit(t) ~ N(m, s^2) with sigma / alpha = t / (1 - t) (arXiv 2403.03206, sec. 3.1).
+
+    Args:
+        mean: The mean m of ln(sigma / alpha), or of logit(t).
+        std: Its standard deviation s.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self):
+        if self.std <= 0:
+            raise UserError(f"objective.time_std: found {self.std}; must be positive")
+
+    def _standard(self, log_snr: Tensor) -> Tensor:
+        return (log_snr + 2.0 * self.mean) / (2.0 * self.std)
+
+    def _cut(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        low, high = torch.special.ndtr(self._standard(torch.tensor(ends(schedule), dtype=torch.float64)))
+        return low, high
+
+    def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
+        low, high = self._cut(schedule)
+        quantile = high + (low - high) * u.to(torch.float64)
+        return (torch.special.ndtri(quantile) * (2.0 * self.std) - 2.0 * self.mean).to(u.dtype)
+
+    def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
+        low, high = self._cut(schedule)
+        peak = 1.0 / (2.0 * self.std * (2.0 * torch.pi) ** 0.5 * float(high - low))
+        return peak * torch.exp(-0.5 * self._standard(log_snr) ** 2)
+
+
+def time_distribution(name: str, mean: float | None = None, std: float | None = None) -> TimeDistribution:
+    """Make a time distribution.
+
+    Args:
+        name: `uniform` (in time), `log-snr` (uniform in log-SNR), `log-normal` (EDM: mean -1.2, std 1.2 of ln(sigma))
+            or `logit-normal` (mean 0, std 1 of logit(t)).
+        mean: In place of the default mean.
+        std: In place of the default standard deviation.
+
+    Raises:
+        UserError: For an unknown name, or a mean or std where the distribution has none.
+    """
+    choose("objective.time", name, NAMES)
+    if name in ("log-normal", "logit-normal"):
+        default_mean, default_std = (-1.2, 1.2) if name == "log-normal" else (0.0, 1.0)
+        return NormalLogSNR(default_mean if mean is None else mean, default_std if std is None else std)
+    if mean is not None or std is not None:
+        raise UserError(f"objective.time_mean, time_std: objective.time '{name}' does not take them")
+    return UniformTime() if name == "uniform" else UniformLogSNR()
+
+
+def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:
+    """The uniforms of a training step, float64 (B,), for the samples at these positions of the global batch.
+
+    Args:
+        seed: The run's seed.
+        step: The optimiser step (and micro-batch) that draws.
+        positions: Positions in the global batch, 0 .. batch_size - 1, shape (B,).
+        batch_size: The size of the global batch.
+        stratified: Evenly spaced with a common random shift, rather than independent.
+    """
+    if not stratified:
+        return random.uniform(seed, positions, step, (), random.STREAM_TRAIN_TIME, torch.float64)
+    shift = random.uniform(seed, torch.zeros_like(positions[:1]), step, (), random.STREAM_TRAIN_TIME, torch.float64)
+    return (shift + positions.to(torch.float64) / batch_size) % 1.0

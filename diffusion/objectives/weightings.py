@@ -1,0 +1,74 @@
+"""What a training loss weighs: densities over log-SNR.
+
+Every loss in use is, up to a constant (Kingma and Gao 2023, arXiv 2303.00848),
+
+    L = integral of w(lambda) E ||eps - eps_hat||^2 d lambda
+
+over the log-SNR of the path. A weighting is the function w, scaled to integrate to one, so that any two can be plotted
+on one axis. The distribution of training times does not enter: it only decides with how little variance L is estimated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import choose
+from ..schedules import Schedule
+
+NAMES = ("simple", "elbo", "likelihood", "min-snr", "edm")
+
+Weighting = Callable[[Tensor], Tensor]
+
+
+def uniform_time_density(schedule: Schedule, log_snr: Tensor) -> Tensor:
+    """The density of lambda_t over log-SNR for t uniform in [t_min, t_max]: 1 / ((t_max - t_min) |d lambda / dt|)."""
+    t = schedule.inverse_log_snr(log_snr)
+    return -1.0 / ((schedule.t_max - schedule.t_min) * schedule.d_log_snr(t))
+
+
+def ends(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR at the noise end and at the data end of the path."""
+    low, high = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_gamma: float = 5.0) -> Weighting:
+    """Make a weighting, w(lambda), that integrates to one over the path.
+
+    Args:
+        name: `simple`: ||eps - eps_hat||^2 at uniform times (Ho et al. 2020, eq. 14).
+            `elbo`: w = 1, the variational bound of the continuous-time model (VDM, arXiv 2107.00630, eq. 17).
+            `likelihood`: g(t)^2 on the score's error (Song et al. 2021, arXiv 2101.09258, eq. 7). Because
+            g^2 ||score error||^2 dt = ||eps - eps_hat||^2 |d lambda|, this is `elbo` under its other name.
+            `min-snr`: `simple` with the weight on the datum's error capped at gamma (arXiv 2303.09556).
+            `edm`: Karras et al. 2022 (arXiv 2206.00364, eq. 8 and table 1), whose times are a part of the weighting.
+        schedule: The path.
+        sigma_data: The data's standard deviation (edm).
+        min_snr_gamma: The cap (min-snr).
+
+    Raises:
+        UserError: For an unknown name.
+    """
+    choose("objective.weighting", name, NAMES)
+
+    def unnormalised(log_snr: Tensor) -> Tensor:
+        if name in ("elbo", "likelihood"):
+            return torch.ones_like(log_snr)
+        if name == "edm":
+            # ln(sigma) ~ N(-1.2, 1.2^2) and (sigma^2 + sigma_data^2) / sigma_data^2 on the noise's error
+            return torch.exp(-0.5 * ((log_snr - 2.4) / 2.4) ** 2) * (torch.exp(-log_snr) / sigma_data**2 + 1.0)
+        density = uniform_time_density(schedule, log_snr)
+        if name == "min-snr":
+            return density * (min_snr_gamma * torch.exp(-log_snr)).clamp(max=1.0)
+        return density
+
+    low, high = ends(schedule)
+    grid = torch.linspace(low, high, 20001, dtype=torch.float64)
+    total = float(torch.trapezoid(unnormalised(grid), grid))
+    assert math.isfinite(total)
+    assert total > 0
+    return lambda log_snr: unnormalised(log_snr) / total

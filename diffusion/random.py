@@ -1,0 +1,166 @@
+"""Randomness as a function, not a state: every draw is keyed by (seed, sample index, step).
+
+A counter-based generator (Philox 4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011) maps a key and a counter to four random words, with no state in between. The seed is the key; the sample's
+index, the step and the stream make the counter. Row i of a draw therefore depends on nothing but its own index:
+the same image comes out whatever the batch size, its place in the batch or the number of processes, and a resumed
+run meets the same noise as an uninterrupted one.
+
+The words are computed in int64 (torch has no full uint32 arithmetic) on any device. Normals are made by Box and
+Muller's transform in float64 and rounded once, so that the last bit of a vectorised logarithm is rounded away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+# Streams keep the uses of randomness apart: a stream more or less in one place changes no draw of another.
+STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
+STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
+STREAM_ORDER, STREAM_TOY = 10, 11
+
+
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32 with 10 rounds.
+
+    Args:
+        counter: Four int64 tensors that broadcast together, with values in [0, 2^32).
+        key: Two words in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of random words in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # Products wrap modulo 2^64 in int64: the low and high halves are read off by masking.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _words(seed: int, indices: Tensor, step: int, count: int, stream: int, device: torch.device | str | None) -> Tensor:
+    """Return (B, blocks, 4) words, enough for `count` a row."""
+    index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
+    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
+    # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams
+    counter = (
+        block.expand(index.shape[0], -1),
+        (index & _MASK).expand(-1, block.shape[1]),
+        torch.full_like(block, step & _MASK).expand(index.shape[0], -1),
+        (((index >> 32) & 0xFFFF) | (stream << 16)).expand(-1, block.shape[1]),
+    )
+    return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1)
+
+
+def uniform(
+    seed: int,
+    indices: Int[Tensor, " b"],
+    step: int,
+    shape: Sequence[int] = (),
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, " b *dims"]:
+    """Uniform draws in the open interval (0, 1), row i keyed by (seed, indices[i], step, stream).
+
+    Args:
+        seed: The seed, up to 64 bits.
+        indices: Sample indices, shape (B,).
+        step: The step of the loop that draws.
+        shape: The shape of one sample's draw; () for one number a sample.
+        stream: What the draw is for (the `STREAM_` constants).
+        dtype: The floating type of the result.
+        device: Where to compute; the device of `indices` by default.
+
+    Returns:
+        A tensor of shape (B, *shape).
+    """
+    count = math.prod(shape)
+    words = _words(seed, indices, step, count, stream, device).flatten(1)[:, :count]
+    # float32 holds 24 bits; the clamp keeps the ends out where rounding would reach them.
+    bits, shift = (24, 8) if dtype != torch.float64 else (32, 0)
+    u = ((words >> shift).to(torch.float64) + 0.5) * 2.0**-bits
+    if dtype != torch.float64:
+        u = u.clamp(2.0**-25, 1.0 - 2.0**-24)
+    return u.to(dtype).reshape(-1, *shape)
+
+
+def normal(
+    seed: int,
+    indices: Int[Tensor, " b"],
+    step: int,
+    shape: Sequence[int] = (),
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, " b *dims"]:
+    """Standard normal draws, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
+    count = math.prod(shape)
+    words = _words(seed, indices, step, count, stream, device)
+    u = (words.to(torch.float64) + 0.5) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
+    angle = (2.0 * math.pi) * u[..., 1::2]
+    z = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return z.flatten(1)[:, :count].to(dtype).reshape(-1, *shape)
+
+
+def rademacher(
+    seed: int,
+    indices: Int[Tensor, " b"],
+    step: int,
+    shape: Sequence[int] = (),
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, " b *dims"]:
+    """Signs, -1 or +1 with equal chance, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
+    count = math.prod(shape)
+    words = _words(seed, indices, step, count, stream, device).flatten(1)[:, :count]
+    return ((words >> 31) * 2 - 1).to(dtype).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a sampler: a function from the step to standard normals, one row a sample.
+
+    Args:
+        seed: The seed.
+        indices: The indices of the samples in the batch, shape (B,).
+        shape: The shape of one datum.
+        dtype: The floating type of the draws.
+        device: Where the draws live.
+    """
+
+    seed: int
+    indices: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+
+    def initial(self) -> Tensor:
+        """Standard normals of shape (B, *shape) for the start of the path."""
+        return normal(self.seed, self.indices, 0, self.shape, STREAM_INITIAL, self.dtype, self.device)
+
+    def __call__(self, step: int) -> Tensor:
+        """Standard normals of shape (B, *shape) for the given step."""
+        return normal(self.seed, self.indices, step, self.shape, STREAM_SOLVER, self.dtype, self.device)

@@ -1,0 +1,182 @@
+"""Run folders and model files.
+
+    runs/<name>-0001/   config.yaml        the complete configuration
+                        model.safetensors  the averaged weights, with the configuration inside: all that sampling needs
+                        checkpoints/       last.ckpt, best.ckpt: all that resuming needs
+                        metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        samples/  evaluation.json  wandb/
+
+A model file is safetensors: it cannot run code. The format has no checksum of its own, so a SHA-256 over every name,
+type, shape, value and metadata entry is stored in the metadata and verified on reading; no flipped bit passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from diffusion import atomic
+from diffusion.errors import UserError, did_you_mean
+
+CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
+    "config.yaml",
+    "model.safetensors",
+    "checkpoints",
+    "samples",
+    "evaluation.json",
+)
+PRETRAINED = Path(__file__).parent / "pretrained"
+_PREFIX = "pretrained:"
+_DIGEST = "sha256"
+
+
+def create_run(runs_dir: str | Path, name: str) -> Path:
+    """Make the next folder `<name>-0001`, `<name>-0002`, ... of `runs_dir` and return its path.
+
+    An existing folder is never taken, also not by two processes that start at once.
+
+    Raises:
+        UserError: `name` is not a plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name):
+        raise UserError(f"name: '{name}' found; letters, digits and . _ - + = are accepted in the name of a run.")
+    runs_dir = Path(runs_dir)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(re.escape(name) + r"-(\d{4,})")
+    taken = (pattern.fullmatch(path.name) for path in runs_dir.iterdir())
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    while True:
+        run = runs_dir / f"{name}-{number:04d}"
+        try:
+            run.mkdir()  # atomic: of several processes exactly one succeeds
+        except FileExistsError:
+            number += 1
+            continue
+        for folder in (CHECKPOINTS, SAMPLES):
+            (run / folder).mkdir()
+        return run
+
+
+def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
+    """Return the run folder whose file `containing` was written last, or None if no run has one.
+
+    Args:
+        runs_dir: The folder of runs.
+        containing: The file that makes a run usable: `model.safetensors` for sampling,
+            `checkpoints/last.ckpt` for resuming.
+    """
+    files = [path / containing for path in Path(runs_dir).glob("*") if (path / containing).is_file()]
+    if not files:
+        return None
+    newest = max(files, key=lambda file: (file.stat().st_mtime_ns, str(file)))
+    return newest.parents[len(Path(containing).parts) - 1]
+
+
+def save_model(
+    path: str | Path, tensors: Mapping[str, Tensor], config_yaml: str, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights and configuration as one safetensors file, atomically.
+
+    Args:
+        path: The file.
+        tensors: The weights by name, of any shape, type and device.
+        config_yaml: The configuration that builds the network, kept under the metadata key `config`.
+        metadata: Further text entries (`step`, `images_seen`, ...).
+
+    Raises:
+        UserError: A weight is not finite; nothing is written.
+    """
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: not written, the weight '{name}' is not finite.")
+    entries = {**(metadata or {}), "config": config_yaml}
+    atomic.write_bytes(path, save(plain, {**entries, _DIGEST: _digest(plain, entries)}))
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `save_model` and verify its checksum.
+
+    Returns:
+        The tensors (on the CPU) and the metadata, with the configuration's YAML under `config`.
+
+    Raises:
+        UserError: The file is missing, no safetensors file, not one of `save_model`, cut short, or changed since.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such model file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or cut short or corrupt ({error}).") from error
+    digest = metadata.pop(_DIGEST, None)
+    if digest is None or "config" not in metadata:
+        raise UserError(f"{path}: holds no configuration and checksum; a model file of this package is accepted.")
+    if digest != _digest(tensors, metadata):
+        raise UserError(f"{path}: corrupt, its content does not match its checksum; copy or fetch it again.")
+    return tensors, metadata
+
+
+def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """Return the model file meant by a run folder, the name of a run, a `.safetensors` file or `pretrained:NAME`.
+
+    Raises:
+        UserError: There is no such run, file or pretrained model, or the run has no weights yet.
+    """
+    text = str(path_or_name)
+    if text.startswith(_PREFIX):
+        return _pretrained(text)
+    path = Path(path_or_name)
+    if not path.exists() and (Path(runs_dir) / path).is_dir():
+        path = Path(runs_dir) / path
+    if path.is_dir():
+        if (path / MODEL).is_file():
+            return path / MODEL
+        if (inner := newest_run(path)) is not None:
+            raise UserError(f"{path}: is a folder of runs, not a run; the newest in it is {inner}.")
+        raise UserError(f"{path}: has no {MODEL}; it is no run, or its training has not reached its first checkpoint.")
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    if path.is_file():
+        near = [folder / MODEL for folder in path.resolve().parents[:2] if (folder / MODEL).is_file()]
+        hint = f" The model of that run is {near[0]}." if near else ""
+        raise UserError(f"{path}: a run folder, a .safetensors file or {_PREFIX}NAME is accepted as a model.{hint}")
+    siblings = {entry.name: entry for folder in (path.parent, Path(runs_dir)) for entry in _models_in(folder)}
+    hint = did_you_mean(path.name, siblings)
+    raise UserError(f"{path}: there is no such run or model file.{hint}")
+
+
+def _pretrained(text: str) -> Path:
+    name = text.removeprefix(_PREFIX)
+    options = sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+    if name not in options:
+        accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
+        raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
+    return PRETRAINED / f"{name}.safetensors"
+
+
+def _models_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [entry for entry in folder.iterdir() if entry.suffix == ".safetensors" or (entry / MODEL).is_file()]
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""The contract of a sampler, and the loop, once.
+
+A sampler walks the pairs (t, s) of a grid that it is given, from noise to data, and knows nothing of networks or
+training. A grid that ends in exactly 0 ends in the datum: every solver's step to sigma = 0 is x = E[x | x_t].
+
+Most solvers of one evaluation a step are linear: x_s = a x_t + b x_hat + c z. Such a solver is only the formula of
+(a, b, c); they are computed once for the whole grid, in float64, and a step costs two or three full-size operations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError
+from ..schedules import Schedule
+
+# Called after each step with (step, time reached, state, x_hat of the step or None where the solver has none).
+Callback = Callable[[int, float, Tensor, Tensor | None], None]
+
+# The randomness of a sampler: from the step to standard normals of the shape of the state (`diffusion.random.Noise`).
+NoiseFunction = Callable[[int], Tensor]
+
+
+class Sampler(ABC):
+    """A solver from noise to data. A concrete sampler is a frozen dataclass of its settings and keeps no state.
+
+    Declared facts, measured by tests: `order`, the order of convergence in the largest step (of the trajectory for a
+    deterministic sampler, of the law for a stochastic one), and `is_stochastic`.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order of convergence."""
+
+    @property
+    @abstractmethod
+    def is_stochastic(self) -> bool:
+        """Whether the sampler draws noise between steps."""
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the sampler chooses its own steps between the ends of the grid."""
+        return False
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        x_1: Float[Tensor, " b *dims"],
+        grid: Float[Tensor, " steps"],
+        noise: NoiseFunction | None = None,
+        cond: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Tensor, " b *dims"]:
+        """Walk the grid from x_1.
+
+        Args:
+            denoiser: Answers E[x | x_t] on its schedule.
+            x_1: The state at the grid's first time, shape (B, *shape), float32 or float64.
+            grid: Decreasing times, shape (steps + 1,); a last entry of exactly 0 means the datum itself.
+            noise: Standard normals for a step; needed by stochastic samplers only.
+            cond: Class labels, shape (B,), or None.
+            callback: Called after each step.
+
+        Returns:
+            The state at the grid's last time, shape (B, *shape).
+
+        Raises:
+            UserError: For a grid that does not decrease, or a stochastic sampler without noise.
+        """
+        grid = grid.detach().to(device="cpu", dtype=torch.float64)
+        if grid.ndim != 1 or len(grid) < 2 or not bool((grid[1:] < grid[:-1]).all()):
+            raise UserError(f"grid: needs two or more strictly decreasing times; found {grid.tolist()[:8]}")
+        if self.is_stochastic and noise is None:
+            raise UserError(f"noise: {type(self).__name__} draws noise; pass a function from the step to normals")
+        to_datum = bool(grid[-1] == 0.0)
+        times = grid[:-1] if to_datum else grid
+        x = self.integrate(denoiser, x_1, times, noise, cond, callback) if len(times) > 1 else x_1
+        if to_datum:
+            x = denoiser(x, times[-1], cond)
+            if callback is not None:
+                callback(len(grid) - 2, 0.0, x, x)
+        return x
+
+    @abstractmethod
+    def integrate(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        times: Tensor,
+        noise: NoiseFunction | None,
+        cond: Tensor | None,
+        callback: Callback | None,
+    ) -> Tensor:
+        """Walk two or more times, none of them the datum; arguments as `sample`."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """x_s = from_x_t x_t + from_x x_hat + fresh z for every step of a grid, each of shape (steps,)."""
+
+    from_x_t: Tensor
+    from_x: Tensor
+    fresh: Tensor
+
+
+class LinearSampler(Sampler):
+    """One evaluation a step, linear in (x_t, x_hat, z): a subclass is the formula of the coefficients."""
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @abstractmethod
+    def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
+        """The coefficients of the steps from `t` to `s`, float64 of shape (steps,)."""
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        t, s = times[:-1], times[1:]
+        steps = self.coefficients(denoiser.schedule, t, s)
+        rows = zip(steps.from_x_t.tolist(), steps.from_x.tolist(), steps.fresh.tolist(), strict=True)
+        for step, (a, b, c) in enumerate(rows):
+            x_hat = denoiser(x, t[step], cond)
+            x = torch.add(a * x, x_hat, alpha=b)
+            if c != 0.0:
+                x = x.add_(noise(step), alpha=c)
+            if callback is not None:
+                callback(step, float(s[step]), x, x_hat)
+        return x

@@ -1,0 +1,19 @@
+"""Schedules: the pair (alpha, sigma) of a Gaussian path x_t = alpha_t x + sigma_t eps."""
+
+from .continuous import EDM, VE, VP, Cosine, Rectified, SubVP
+from .discrete import DDPM
+from .schedule import Schedule
+from .time_grids import time_grid
+
+# The names that configurations use.
+BY_NAME: dict[str, type[Schedule]] = {
+    "vp": VP,
+    "cosine": Cosine,
+    "subvp": SubVP,
+    "ve": VE,
+    "edm": EDM,
+    "rectified": Rectified,
+    "ddpm": DDPM,
+}
+
+__all__ = ["BY_NAME", "DDPM", "EDM", "VE", "VP", "Cosine", "Rectified", "Schedule", "SubVP", "time_grid"]

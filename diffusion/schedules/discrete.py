@@ -1,0 +1,103 @@
+"""The discrete schedule of DDPM, and the only home of betas and alphas_cumprod.
+
+DDPM (Ho et al. 2020, arXiv 2006.11239) has T levels of noise, x_i = sqrt(alphas_cumprod_i) x + sqrt(1 - ...) eps for
+i = 1 .. T. Here level i is the time t = i / T, and between two levels the log-SNR is linear in time: at the levels the
+path is DDPM's to the last bit, and between them it is a path that any solver may walk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, choose
+from .schedule import Schedule, log_sigmoid_alpha
+
+
+@lru_cache(maxsize=16)
+def _betas(kind: str, steps: int, beta_start: float, beta_end: float) -> Tensor:
+    if kind == "linear":
+        return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    # Nichol and Dhariwal 2021, eq. 17, with their offset and cap
+    u = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alphas_cumprod = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return (1.0 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
+
+
+@lru_cache(maxsize=16)
+def _log_snrs(kind: str, steps: int, beta_start: float, beta_end: float, device: torch.device) -> Tensor:
+    log_alphas_cumprod = torch.log1p(-_betas(kind, steps, beta_start, beta_end)).cumsum(0)
+    return -torch.log(torch.expm1(-log_alphas_cumprod)).to(device)
+
+
+@dataclass(frozen=True)
+class DDPM(Schedule):
+    """Discrete-time DDPM (arXiv 2006.11239, sec. 4; cosine: arXiv 2102.09672, eq. 17), continued between its levels.
+
+    Args:
+        steps: The number T of noise levels.
+        betas: `linear` from beta_start to beta_end, or `cosine` (which ignores both).
+        beta_start: The first beta of `linear`.
+        beta_end: The last beta of `linear`.
+    """
+
+    steps: int = 1000
+    betas: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self):
+        choose("schedule.betas", self.betas, ("linear", "cosine"))
+        if self.steps < 2:
+            raise UserError(f"schedule.steps: found {self.steps}; must be at least 2")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"schedule.beta_start, beta_end: found {self.beta_start}, {self.beta_end}; "
+                "needs 0 < beta_start <= beta_end < 1"
+            )
+
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_t^2 at the levels t = 1/T .. 1, float64 of shape (T,)."""
+        return (1.0 - _betas(self.betas, self.steps, self.beta_start, self.beta_end)).cumprod(0)
+
+    def _table(self, like: Tensor) -> Tensor:
+        return _log_snrs(self.betas, self.steps, self.beta_start, self.beta_end, like.device)
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The log-SNR at the left end of the segment that holds t, its slope, and the time since that end."""
+        table = self._table(t)
+        position = t.to(torch.float64) * self.steps - 1.0
+        left = position.floor().clamp(0, self.steps - 2).long()
+        slope = (table[left + 1] - table[left]) * self.steps
+        return table[left], slope, (position - left) / self.steps
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        left, slope, elapsed = self._segment(t)
+        return (left + slope * elapsed).to(t.dtype)
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        table = self._table(log_snr)
+        value = log_snr.to(torch.float64)
+        left = (torch.searchsorted(-table, -value.contiguous(), right=True) - 1).clamp(0, self.steps - 2)
+        slope = (table[left + 1] - table[left]) * self.steps
+        return ((left.to(torch.float64) + 1.0) / self.steps + (value - table[left]) / slope).to(log_snr.dtype)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return log_sigmoid_alpha(self.log_snr(t))
+
+    def d_log_snr(self, t: Tensor) -> Tensor:
+        return self._segment(t)[1].to(t.dtype)
+
+    def d_log_alpha(self, t: Tensor) -> Tensor:
+        return 0.5 * torch.sigmoid(-self.log_snr(t)) * self.d_log_snr(t)
+
+    @property
+    def t_min(self) -> float:
+        return 1.0 / self.steps
+
+    @property
+    def t_max(self) -> float:
+        return 1.0

@@ -1,0 +1,81 @@
+"""A schedule is the pair (alpha, sigma) of a Gaussian path; everything else follows from it.
+
+    x_t = alpha_t x + sigma_t eps,    eps ~ N(0, I),    t in [0, 1], 0 = data, 1 = noise
+
+The one number that tells how noisy x_t is, up to its scale, is the log signal-to-noise ratio
+
+    lambda_t = log(alpha_t^2 / sigma_t^2),
+
+strictly decreasing in t. A path is therefore given by (log alpha_t, lambda_t) and by their derivatives in time:
+sigma_t = alpha_t exp(-lambda_t / 2), f = d log alpha / dt and g^2 = -sigma^2 d lambda / dt (see `diffusion.sde`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Schedule(ABC):
+    """An abstract Gaussian path. Every method acts elementwise on a tensor of times and keeps its dtype and device.
+
+    A concrete schedule is a frozen dataclass with the numbers of its formula, and the ends of the path: the formula may
+    be singular at t = 0 or t = 1 (lambda = +-infinity), so training and solvers stay within [t_min, t_max].
+    """
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log alpha_t."""
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """lambda_t = log(alpha_t^2 / sigma_t^2), strictly decreasing."""
+
+    @abstractmethod
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The time at which the path has this log-SNR."""
+
+    @abstractmethod
+    def d_log_alpha(self, t: Tensor) -> Tensor:
+        """d log alpha_t / dt, the drift f of the forward SDE."""
+
+    @abstractmethod
+    def d_log_snr(self, t: Tensor) -> Tensor:
+        """d lambda_t / dt, negative."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """The time nearest to the data that training and solvers use."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The time at which sampling starts."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, sigma_t)."""
+        log_alpha = self.log_alpha(t)
+        return log_alpha.exp(), (log_alpha - 0.5 * self.log_snr(t)).exp()
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha', sigma'), the derivatives of alpha_t and sigma_t in time."""
+        alpha, sigma = self(t)
+        f = self.d_log_alpha(t)
+        return alpha * f, sigma * (f - 0.5 * self.d_log_snr(t))
+
+    @property
+    def prior_std(self) -> float:
+        """The standard deviation of x at t_max for data of unit variance: sqrt(alpha^2 + sigma^2)."""
+        alpha, sigma = self(torch.tensor(self.t_max, dtype=torch.float64))
+        return float(torch.hypot(alpha, sigma))
+
+    def _time_at(self, log_snr: float) -> float:
+        return float(self.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+
+
+def log_sigmoid_alpha(log_snr: Tensor) -> Tensor:
+    """log alpha of a variance-preserving path (alpha^2 + sigma^2 = 1): log(sigmoid(lambda)) / 2."""
+    return 0.5 * torch.nn.functional.logsigmoid(log_snr)

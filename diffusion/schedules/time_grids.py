@@ -1,0 +1,80 @@
+"""Grids of times, from noise to data, that solvers are given.
+
+A grid is a float64 tensor of steps + 1 decreasing times that starts at t_max and ends with the datum: its last entry is
+exactly 0, and the solver's last step is then x = E[x | x_t], which is what every solver's step becomes when sigma -> 0.
+The other entries are placed in one of these variables, uniformly between the ends of the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, choose
+from .schedule import Schedule
+
+# The path's ends in log-SNR, beyond which a solver of few steps spends work on noise that nobody sees.
+LOG_SNR_END = 9.0
+
+
+def _in_log_snr(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
+    return start + (end - start) * u
+
+
+def _in_sigma_root(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
+    """Karras et al. 2022 (arXiv 2206.00364), eq. 5 with rho = 7, in sigma / alpha."""
+    roots = torch.exp(-0.5 * start / 7), torch.exp(-0.5 * end / 7)
+    return -14.0 * torch.log(roots[0] + (roots[1] - roots[0]) * u)
+
+
+def _in_angle(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
+    """Uniform in arctan(sigma / alpha): the uniform times of the cosine schedule."""
+    angles = torch.atan(torch.exp(-0.5 * start)), torch.atan(torch.exp(-0.5 * end))
+    return -2.0 * torch.log(torch.tan(angles[0] + (angles[1] - angles[0]) * u))
+
+
+_LOG_SNR_SPACINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "log-snr": _in_log_snr,
+    "karras": _in_sigma_root,
+    "angle": _in_angle,
+}
+_TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "quadratic": lambda u: 1 - (1 - u) ** 2}
+
+
+def names() -> list[str]:
+    """The names that `grid=` and `--grid` take."""
+    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS]
+
+
+def time_grid(schedule: Schedule, steps: int, name: str = "log-snr", log_snr_end: float = LOG_SNR_END) -> Tensor:
+    """A grid of `steps` intervals from t_max to the datum.
+
+    Args:
+        schedule: The path.
+        steps: The number of intervals, at least 1; the last one goes to the datum itself.
+        name: `log-snr` (uniform in lambda), `karras` (sigma^(1/7)), `angle` (uniform in arctan(sigma / alpha)),
+            `time` (uniform in the schedule's own time) or `quadratic` (finer near the data).
+        log_snr_end: The log-SNR from which the last step goes to the datum, where the path reaches that far.
+
+    Returns:
+        float64 times of shape (steps + 1,), decreasing from t_max to 0.
+
+    Raises:
+        UserError: For an unknown name or less than one step.
+    """
+    choose("grid", name, names())
+    if steps < 1:
+        raise UserError(f"steps: found {steps}; must be at least 1")
+    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    start, end = schedule.log_snr(ends)
+    end = end.clamp(max=log_snr_end)
+    u = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+    if name in _LOG_SNR_SPACINGS:
+        times = schedule.inverse_log_snr(_LOG_SNR_SPACINGS[name](start, end, u))
+    else:
+        t_end = schedule.inverse_log_snr(end)
+        times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
+    times[0] = ends[0]
+    return torch.cat((times, torch.zeros(1, dtype=torch.float64)))

@@ -1,0 +1,86 @@
+"""Gradient clipping, and a guard against gradients that are not finite.
+
+Clipping by the total norm turns one NaN into NaN everywhere, and zeroing NaNs hides them while weight decay and
+momentum go on. Here the norm is measured once, before the optimiser sees the gradients. Where it is not finite the
+step is dropped: every gradient is set to None, for which PyTorch's optimisers leave weights, moments, step count and
+weight decay alone. Dropped steps are counted and logged, and too many in a row end the run with a message instead of a
+NaN model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from diffusion.errors import UserError
+
+
+class TrainingDivergedError(UserError):
+    """The gradient was not finite for too many steps in a row."""
+
+
+class GradientGuard(Callback):
+    """Clips the gradient to a total norm, drops steps with a non-finite one, logs the norm as `train/grad_norm`.
+
+    The norm is that of the complete gradient of an optimiser step: after accumulation and after the sum over processes,
+    so that every process decides alike. The logged norm is the one before clipping. Leave Lightning's
+    own `gradient_clip_val` unset.
+
+    Args:
+        clip: Largest total norm; None for no clipping.
+        patience: How many steps in a row may be dropped; one more raises.
+        last_checkpoint: The path that the error message points to, if it exists by then.
+
+    Raises:
+        TrainingDivergedError: From `fit`, when more than `patience` steps in a row had to be dropped.
+    """
+
+    def __init__(
+        self, clip: float | int | None = 1.0, patience: int = 10, last_checkpoint: str | Path | None = None
+    ) -> None:
+        if clip is not None and clip <= 0:
+            raise UserError(f"optimizer.gradient_clip: {clip} found; a positive norm, or null for none, is accepted.")
+        self.clip = clip
+        self.patience = patience
+        self.last_checkpoint = None if last_checkpoint is None else Path(last_checkpoint)
+        self.dropped = 0
+        self.dropped_in_a_row = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if bool(torch.isfinite(norm)):
+            self.dropped_in_a_row = 0
+            if self.clip is not None:
+                clip_grads_with_norm_(parameters, self.clip, norm)
+        else:
+            self.dropped += 1
+            self.dropped_in_a_row += 1
+            for parameter in parameters:
+                parameter.grad = None
+        pl_module.log("train/grad_norm", norm)
+        pl_module.log("train/dropped_steps", float(self.dropped))
+        if self.dropped_in_a_row > self.patience:
+            raise TrainingDivergedError(self._message(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dropped": self.dropped, "dropped_in_a_row": self.dropped_in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.dropped = int(state_dict["dropped"])
+        self.dropped_in_a_row = int(state_dict["dropped_in_a_row"])
+
+    def _message(self, trainer: Trainer) -> str:
+        if self.last_checkpoint is not None and self.last_checkpoint.is_file():
+            good = f"The last good checkpoint is {self.last_checkpoint}."
+        else:
+            good = "No checkpoint had been written."
+        return (
+            f"training diverged: the gradient was not finite in {self.dropped_in_a_row} steps in a row, up to step "
+            f"{trainer.global_step}. {good} Try a lower optimizer.lr, a longer warmup or trainer.precision=32."
+        )

@@ -1,0 +1,143 @@
+"""The laws that every object of a kind is held to, and the exact answers that they need.
+
+Data N(m, c^2) make everything affine: the probability-flow solution, every linear solver, and the law of the state of
+a stochastic one. A sampler with N noisy steps is x = A x_1 + B + sum_k C_k z_k; one call with a batch of N + 2 rows,
+each with one of its inputs at one and the others at zero, reads A, B and every C_k off the public `sample`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.denoisers import Denoiser, exact
+from diffusion.samplers.ancestral import Ancestral
+from diffusion.samplers.ddim import DDIM
+from diffusion.samplers.probability_flow import ADAPTIVE, FIXED, ODE
+from diffusion.samplers.reverse_sde import EulerMaruyama, ExponentialSDE
+from diffusion.samplers.sampler import Sampler
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, Schedule, SubVP
+
+F64 = torch.float64
+
+SCHEDULES: list[Schedule] = [
+    VP(),
+    VP(beta_min=1.0, beta_max=1.0),
+    SubVP(),
+    Cosine(),
+    Rectified(),
+    VE(),
+    EDM(),
+    DDPM(),
+    DDPM(steps=50, betas="cosine"),
+]
+
+FIXED_STEP: list[Sampler] = [
+    DDIM(),
+    *(ODE(method) for method in FIXED),
+]
+STOCHASTIC: list[Sampler] = [
+    DDIM(0.5),
+    DDIM(1.0),
+    Ancestral("lower"),
+    Ancestral("upper"),
+    ExponentialSDE(0.5),
+    ExponentialSDE(1.0),
+    ExponentialSDE(1.7),
+    EulerMaruyama(0.5),
+    EulerMaruyama(1.0),
+]
+NOISELESS_SDE: list[Sampler] = [ExponentialSDE(0.0), EulerMaruyama(0.0)]
+ADAPTIVE_STEP: list[Sampler] = [ODE(method, tolerance=1e-7) for method in ADAPTIVE]
+
+# The data of the fixtures. The mean is not 0 and the deviation not 1, so that no error cancels by symmetry.
+MEAN, STD = 0.7, 0.4
+
+
+def name(thing: object) -> str:
+    """The repr as a test id."""
+    return repr(thing).replace(" ", "")
+
+
+def f64(value) -> Tensor:
+    return torch.as_tensor(value, dtype=F64)
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def log_snrs(schedule: Schedule, n: int, low: float = -torch.inf, high: float = torch.inf) -> Tensor:
+    """n log-SNRs from the path's start to its end (or `low` to `high`, where the path reaches that far)."""
+    ends = schedule.log_snr(f64([schedule.t_max, schedule.t_min]))
+    return torch.linspace(max(low, float(ends[0])), min(high, float(ends[1])), n, dtype=F64)
+
+
+def times(schedule: Schedule, n: int, low: float = -torch.inf, high: float = torch.inf) -> Tensor:
+    """n decreasing times, uniform in log-SNR: from noise to data, both ends within the path."""
+    t = schedule.inverse_log_snr(log_snrs(schedule, n, low, high))
+    return t.clamp(schedule.t_min, schedule.t_max)
+
+
+def autograd_derivative(function, t: Tensor) -> Tensor:
+    t = t.detach().requires_grad_()
+    return torch.autograd.grad((function(t) + 0.0 * t).sum(), t)[0]  # 0 t: a constant has a derivative, too
+
+
+def gaussian(schedule: Schedule) -> exact.Gaussian:
+    return exact.Gaussian(f64([MEAN]), f64([STD]), schedule)
+
+
+def gaussian_law(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of x_t for the fixture's data."""
+    alpha, sigma = schedule(t)
+    return alpha * MEAN, (alpha * STD) ** 2 + sigma**2
+
+
+def probability_flow(schedule: Schedule, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The probability-flow solution at s through x_t at t, for the fixture's data."""
+    (m_t, v_t), (m_s, v_s) = gaussian_law(schedule, t), gaussian_law(schedule, s)
+    return m_s + torch.sqrt(v_s / v_t) * (x_t - m_t)
+
+
+@dataclass(frozen=True)
+class AffineLaw:
+    """x = gain x_1 + offset + sum_k fresh_k z_k."""
+
+    gain: Tensor
+    offset: Tensor
+    fresh: Tensor
+
+    def push(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and variance of x for x_1 of this mean and variance."""
+        return self.gain * mean + self.offset, self.gain**2 * variance + self.fresh.square().sum()
+
+
+def affine_law(sampler: Sampler, denoiser: Denoiser, grid: Tensor) -> AffineLaw:
+    """Read a sampler's law off its public interface, for a denoiser that is affine in x_t, of shape (1,)."""
+    steps = len(grid) - 1 if sampler.is_stochastic else 0
+    x_1 = torch.zeros(steps + 2, 1, dtype=F64)
+    x_1[1] = 1.0
+
+    def noise(step: int) -> Tensor:
+        z = torch.zeros_like(x_1)
+        z[2 + step] = 1.0
+        return z
+
+    x = sampler.sample(denoiser, x_1, grid, noise)[:, 0]
+    return AffineLaw(x[1] - x[0], x[0], x[2:] - x[0])
+
+
+def slope(steps: list[int], errors: list[float]) -> float:
+    """Least-squares slope of -log(error) against log(steps): the measured order."""
+    a, b = f64(steps).log(), f64(errors).log()
+    a, b = a - a.mean(), b - b.mean()
+    return float(-(a * b).sum() / (a * a).sum())
+
+
+def mixture(schedule: Schedule) -> exact.GaussianMixture:
+    """Three modes in the plane, of unequal weight and width."""
+    means = f64([[1.0, 0.5], [-0.8, 0.9], [0.1, -1.1]])
+    return exact.GaussianMixture(means, f64([0.3, 0.15, 0.5]), schedule, f64([0.5, 0.2, 0.3]))

@@ -1,0 +1,67 @@
+"""Grids: from t_max to the datum, decreasing, uniform in the variable that their name says."""
+
+import pytest
+import torch
+from laws import F64, SCHEDULES, name
+
+from diffusion.errors import UserError
+from diffusion.schedules import EDM, VP, Cosine, time_grid
+from diffusion.schedules.time_grids import LOG_SNR_END, names
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+
+
+@every_schedule
+@pytest.mark.parametrize("grid", names())
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 250])
+def test_a_grid_falls_from_the_start_of_the_path_to_the_datum(schedule, grid, steps):
+    t = time_grid(schedule, steps, grid)
+    assert t.dtype == F64
+    assert t.shape == (steps + 1,)
+    assert float(t[0]) == schedule.t_max
+    assert float(t[-1]) == 0.0
+    assert (t.diff() < 0).all()
+    if steps > 1:
+        end = min(LOG_SNR_END, float(schedule.log_snr(torch.tensor(schedule.t_min, dtype=F64))))
+        assert float(schedule.log_snr(t[-2])) == pytest.approx(end, abs=1e-6)
+
+
+def _assert_uniform(value):
+    torch.testing.assert_close(value, torch.linspace(float(value[0]), float(value[-1]), len(value), dtype=F64))
+
+
+@every_schedule
+def test_grids_are_uniform_in_their_variable(schedule):
+    def inner(grid):
+        return time_grid(schedule, 30, grid)[:-1]
+
+    def ratio(t):
+        alpha, sigma = schedule(t)
+        return sigma / alpha
+
+    _assert_uniform(schedule.log_snr(inner("log-snr")))
+    _assert_uniform(ratio(inner("karras")) ** (1 / 7))
+    _assert_uniform(torch.atan(ratio(inner("angle"))))
+    _assert_uniform(inner("time"))
+    quadratic = inner("quadratic")
+    _assert_uniform(((quadratic - quadratic[-1]) / (quadratic[0] - quadratic[-1])).clamp(min=0).sqrt())
+
+
+def test_grids_by_their_papers():
+    """EDM's uniform times are its own grid; the cosine schedule's uniform times are the grid in angle."""
+    edm = EDM(sigma_min=0.01)
+    torch.testing.assert_close(time_grid(edm, 18, "karras"), time_grid(edm, 18, "time"), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(time_grid(Cosine(), 18, "angle"), time_grid(Cosine(), 18, "time"), rtol=1e-9, atol=1e-12)
+
+
+def test_the_end_of_the_grid_can_be_moved():
+    t = time_grid(VP(), 10, log_snr_end=4.0)
+    assert float(VP().log_snr(t[-2])) == pytest.approx(4.0, abs=1e-9)
+
+
+def test_unknown_names_and_no_steps_are_refused():
+    with pytest.raises(UserError, match="Did you mean 'karras'"):
+        time_grid(VP(), 10, "karas")
+    for steps in (0, -3):
+        with pytest.raises(UserError, match="at least 1"):
+            time_grid(VP(), steps)

@@ -1,0 +1,133 @@
+"""W&B mirrors the record without key, terminal or network, and its faults are warnings."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import wandb
+
+from diffusion.errors import UserError
+from diffusion.training.wandb_mode import make_wandb_logger, resolve_mode
+
+KEY = {"WANDB_API_KEY": "0" * 40, "HOME": "/nonexistent"}
+NO_KEY = {"HOME": "/nonexistent"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "environment", "expected"),
+    [
+        ("auto", NO_KEY, "offline"),
+        ("auto", KEY, "online"),
+        ("auto", {**KEY, "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {**KEY, "WANDB_MODE": "dryrun"}, "offline"),
+        ("auto", {**KEY, "WANDB_MODE": "disabled"}, "off"),
+        ("off", {**KEY, "WANDB_MODE": "online"}, "off"),
+        ("offline", {**KEY, "WANDB_MODE": "online"}, "offline"),
+        ("online", {**KEY, "WANDB_MODE": "offline"}, "online"),
+    ],
+)
+def test_the_users_choice_then_the_environment_then_the_key(choice, environment, expected):
+    assert resolve_mode(choice, environment) == expected
+
+
+def test_online_without_a_key_is_offline_with_a_warning():
+    for choice, environment in (("online", NO_KEY), ("auto", {**NO_KEY, "WANDB_MODE": "online"})):
+        with pytest.warns(UserWarning, match="no API key"):
+            assert resolve_mode(choice, environment) == "offline"
+
+
+def test_a_key_in_the_netrc_file_counts_for_its_host_only(tmp_path):
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password abc\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    home = {"HOME": str(tmp_path)}
+    assert resolve_mode("auto", home) == "online"
+    assert resolve_mode("auto", {**home, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
+    (tmp_path / ".netrc").write_text("machine {{{\n")
+    assert resolve_mode("auto", home) == "offline"
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(UserError, match=r"logging\.wandb.*Did you mean 'offline'"):
+        resolve_mode("ofline", NO_KEY)
+    with pytest.raises(UserError, match="WANDB_MODE"):
+        resolve_mode("auto", {"WANDB_MODE": "sometimes"})
+
+
+def test_off_makes_no_logger(tmp_path):
+    assert make_wandb_logger(tmp_path, "off") is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_offline_run_needs_no_key_no_terminal_and_no_network(tmp_path, monkeypatch, capfd):
+    run_dir = tmp_path / "digits-0001"
+    run_dir.mkdir()
+    for name in [name for name in os.environ if name.startswith("WANDB") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):  # an attempt to reach the network fails
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    begin, ids = time.perf_counter(), []
+    for _ in ("first", "resumed"):
+        mode = resolve_mode("auto")
+        logger = make_wandb_logger(run_dir, mode, config={"seed": 3}, summaries={"validation/loss": "min"})
+        assert logger is not None
+        for step, loss in enumerate((3.0, 1.0, 2.0)):
+            logger.log_metrics({"validation/loss": loss}, step=step)
+        logger.summarise({"eval/bits_per_dim": 1.875})
+        ids.append(logger.experiment.id)
+        logger.finish()
+        assert not logger.faulty
+    assert time.perf_counter() - begin < 30
+    assert ids[0] == ids[1], "a resumed run has to continue the same W&B run"
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(run_dir) == ["wandb"]
+    first, _ = sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", first]
+    read = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    seen = json.loads(read.stdout)
+    assert (seen["state"], seen["name"], seen["config"]) == ("finished", "digits-0001", {"seed": 3})
+    assert seen["summary"]["validation/loss"] == {"min": 1}
+    assert seen["summary"]["eval/bits_per_dim"] == 1.875
+    assert seen["summary"]["trainer/global_step"] == 2
+    wandb.teardown()
+
+
+class FaultyRun:
+    """A W&B run whose backend has gone."""
+
+    id = "x"
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, *args, **kwargs):
+        raise ConnectionError("backend gone")
+
+    def finish(self, *args, **kwargs):
+        raise ConnectionError("backend gone")
+
+
+def test_a_fault_while_logging_is_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("wandb.init", lambda **_: FaultyRun())
+    logger = make_wandb_logger(tmp_path, "offline")
+    with pytest.warns(UserWarning, match="backend gone") as caught:
+        logger.log_metrics({"a": 1.0}, step=0)
+    assert len(caught) == 1
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.finish()
+
+
+def test_a_fault_at_the_start_falls_back_to_offline_and_then_to_none(tmp_path, monkeypatch):
+    attempts = []
+
+    def init(**options):
+        attempts.append((options["mode"], options["settings"].init_timeout))
+        raise TimeoutError("no network")
+
+    monkeypatch.setattr("wandb.init", init)
+    with pytest.warns(UserWarning, match=r"(online|offline) logging failed .*no network"):
+        assert make_wandb_logger(tmp_path, "online") is None
+    assert attempts == [("online", 20.0), ("offline", 20.0)]
