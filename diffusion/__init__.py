@@ -1,1 +1,56 @@
-"""Train diffusion models, sample from them with any solver, and measure likelihoods that can be trusted."""
+"""Train diffusion models, sample from them with any solver, and measure likelihoods that can be trusted.
+
+    import diffusion
+
+    model = diffusion.load("pretrained:digits")
+    images = diffusion.sample(model, 16, sampler="ode", seed=0)              # (16, 1, 8, 8) in [-1, 1]
+    estimate = diffusion.log_likelihood(model, images_uint8, method="ode")   # bits/dim with interval, kind, protocol
+
+The parts load when they are first used: `import diffusion` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import baselines, data, denoisers, likelihood, networks, objectives, samplers, schedules
+    from .likelihood.measure import log_density, log_likelihood
+    from .model import load
+    from .sampling import sample
+
+_HOME = {
+    "load": "model",
+    "sample": "sampling",
+    "log_density": "likelihood.measure",
+    "log_likelihood": "likelihood.measure",
+}
+_ROOMS = ("baselines", "data", "denoisers", "likelihood", "networks", "objectives", "samplers", "schedules")
+
+__all__ = [
+    "baselines",
+    "data",
+    "denoisers",
+    "likelihood",
+    "load",
+    "log_density",
+    "log_likelihood",
+    "networks",
+    "objectives",
+    "sample",
+    "samplers",
+    "schedules",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'diffusion' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,7 +28,7 @@ _ROUNDS = 10
 # Streams keep the uses of randomness apart: a stream more or less in one place changes no draw of another.
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
 STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
-STREAM_ORDER, STREAM_TOY = 10, 11
+STREAM_ORDER, STREAM_TOY, STREAM_STATE = 10, 11, 12
 
 
 def philox4x32(
@@ -137,6 +137,19 @@ def rademacher(
     count = math.prod(shape)
     words = _words(seed, indices, step, count, stream, device).flatten(1)[:, :count]
     return ((words >> 31) * 2 - 1).to(dtype).reshape(-1, *shape)
+
+
+def state_seed(seed: int, *keys: int) -> int:
+    """A seed for a generator with a state (dropout's), as a function of the run's seed and up to three keys.
+
+    Args:
+        seed: The run's seed.
+        keys: Numbers that tell the uses apart, e.g. step, part of the batch and process.
+    """
+    a, b, c = (*keys, 0, 0, 0)[:3]
+    counter = tuple(torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16))
+    low, high, *_ = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return (int(high) & 0x7FFFFFFF) << 32 | int(low)
 
 
 @dataclass(frozen=True)

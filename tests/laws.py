@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion.denoisers import Denoiser, exact
 from diffusion.samplers.ancestral import Ancestral
 from diffusion.samplers.ddim import DDIM
-from diffusion.samplers.probability_flow import ADAPTIVE, FIXED, ODE
+from diffusion.samplers.probability_flow import FIXED, ODE
 from diffusion.samplers.reverse_sde import EulerMaruyama, ExponentialSDE
 from diffusion.samplers.sampler import Sampler
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, Schedule, SubVP
@@ -50,7 +50,6 @@ STOCHASTIC: list[Sampler] = [
     EulerMaruyama(1.0),
 ]
 NOISELESS_SDE: list[Sampler] = [ExponentialSDE(0.0), EulerMaruyama(0.0)]
-ADAPTIVE_STEP: list[Sampler] = [ODE(method, tolerance=1e-7) for method in ADAPTIVE]
 
 # The data of the fixtures. The mean is not 0 and the deviation not 1, so that no error cancels by symmetry.
 MEAN, STD = 0.7, 0.4
@@ -141,3 +140,18 @@ def mixture(schedule: Schedule) -> exact.GaussianMixture:
     """Three modes in the plane, of unequal weight and width."""
     means = f64([[1.0, 0.5], [-0.8, 0.9], [0.1, -1.1]])
     return exact.GaussianMixture(means, f64([0.3, 0.15, 0.5]), schedule, f64([0.5, 0.2, 0.3]))
+
+
+def reverse_law(
+    eta: float, schedule: Schedule, t: Tensor, s: Tensor, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance at s of the exact reverse process with noise dial eta, from any Gaussian law at t.
+
+    The score of the fixture is affine: a deviation from the path's mean solves d delta / dt =
+    [f + (1 + eta^2)/2 g^2 / V] delta, where V is the path's variance and g^2 / V = d log(V / alpha^2) / dt. So
+    delta_s / delta_t = sqrt(V_s / V_t) (W_s / W_t)^(eta^2 / 2), W = V / alpha^2; and V itself is kept by every eta.
+    """
+    (m_t, v_t), (m_s, v_s) = gaussian_law(schedule, t), gaussian_law(schedule, s)
+    ratio = (v_s / schedule(s)[0] ** 2) / (v_t / schedule(t)[0] ** 2)
+    gain = torch.sqrt(v_s / v_t) * ratio ** (0.5 * eta**2)
+    return m_s + gain * (mean - m_t), v_s + gain**2 * (variance - v_t)

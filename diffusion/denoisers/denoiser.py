@@ -31,10 +31,13 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         schedule: The path.
         shape: The shape of one datum, e.g. (3, 32, 32).
+        num_classes: The number of classes it can be conditioned on; 0 for none. The label `num_classes` itself stands
+            for "no label".
     """
 
     schedule: Schedule
     shape: tuple[int, ...]
+    num_classes: int = 0
 
     @abstractmethod
     def forward(
@@ -157,6 +160,7 @@ class Retimed(Denoiser):
         self.denoiser = denoiser
         self.schedule = schedule
         self.shape = denoiser.shape
+        self.num_classes = denoiser.num_classes
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
@@ -182,6 +186,7 @@ class Clipped(Denoiser):
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.shape = denoiser.shape
+        self.num_classes = denoiser.num_classes
         self.low, self.high = low, high
 
     def forward(

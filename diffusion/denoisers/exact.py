@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -88,13 +89,14 @@ class Gaussian(Exact):
 
     def __init__(self, mean: Tensor | float, std: Tensor | float, schedule: Schedule):
         super().__init__()
+        dtypes = [value.dtype for value in (mean, std) if isinstance(value, Tensor) and value.is_floating_point()]
         mean, std = _floats("mean", mean), _positive("std", std)
         try:
             self.shape = tuple(torch.broadcast_shapes(mean.shape, std.shape))
         except RuntimeError as error:
             raise UserError(f"mean, std: shapes {tuple(mean.shape)} and {tuple(std.shape)} do not broadcast") from error
         self.schedule = schedule
-        dtype = torch.promote_types(mean.dtype, std.dtype)
+        dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, value.to(dtype).expand(self.shape).clone())
 
@@ -234,7 +236,8 @@ def _normals(seed: int, n: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _floats(name: str, value: Tensor | float) -> Tensor:
-    tensor = torch.as_tensor(value)
+    # A number is kept in float64: 0.1 beside float64 tensors is 0.1 to the last digit.
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name}: has values that are not finite")

@@ -47,7 +47,9 @@ def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Tens
         UserError: For no image, images of another shape, or as many indices or labels as there are not images.
     """
     if len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
-        raise UserError(f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})")
+        raise UserError(
+            f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})"
+        )
     for name, rows in (("indices", indices), ("cond", cond)):
         if rows is not None and len(rows) != len(x):
             raise UserError(f"{name}: found {len(rows)} for {len(x)} images; accepted: one each, or none at all")

@@ -1,8 +1,8 @@
 """Classical density models of images of levels: what a likelihood has to beat, and what gives it scale.
 
-    independent pixels   P(x) = prod_i (count_i(x_i) + a) / (N + a L)             exact
-    Gaussian mixture     full covariances on dequantised pixels (scikit-learn)    lower bound (Jensen)
-    PNG                  P(x) = 2^-length, a code's length being a likelihood     lower bound (sub-normalised)
+independent pixels   P(x) = prod_i (count_i(x_i) + a) / (N + a L)             exact
+Gaussian mixture     full covariances on dequantised pixels (scikit-learn)    lower bound (Jensen)
+PNG                  P(x) = 2^-length, a code's length being a likelihood     lower bound (sub-normalised)
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def gaussian_mixture(
     validation: UInt8[Tensor, " m *dims"],
     test: UInt8[Tensor, " b *dims"],
     dequantizer: Dequantizer,
-    components: Sequence[int] = (1, 2, 5, 10, 20, 40),
-    regularization: float = 1e-3,
+    components: Sequence[int] = (1, 2, 5, 10, 15, 20),
+    regularization: float = 0.1,
+    copies: int = 4,
     draws: int = 8,
     seed: int = 0,
 ) -> Estimate:
@@ -86,7 +87,8 @@ def gaussian_mixture(
         dequantizer: The levels and their places.
         components: The numbers of components tried (those beyond the number of training images are left out).
         regularization: Added to the diagonals of the covariances, in squared bins' widths.
-        draws: Dequantised points of each validation and test image (one of each training image).
+        copies: Dequantised points of each training image.
+        draws: Dequantised points of each validation and test image.
         seed: Of the dequantisation and of the fit's start.
 
     Returns:
@@ -108,20 +110,20 @@ def gaussian_mixture(
         values = [model.score_samples(points(images, draw, stream_offset).numpy()) for draw in range(draws)]
         return torch.stack([torch.from_numpy(value) for value in values], dim=1) + dequantizer.log_jacobian(dims)
 
-    data = points(train, 0, 0).numpy()
+    data = torch.cat([points(train, copy, 0) for copy in range(copies)]).numpy()
     models, scores = {}, {}
     for count in components:
         if count > len(train):
             continue
-        model = GaussianMixture(
-            count, reg_covar=regularization * dequantizer.width**2, max_iter=200, random_state=seed
-        )
+        model = GaussianMixture(count, reg_covar=regularization * dequantizer.width**2, max_iter=200, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges the fit, converged or not
             models[count] = model.fit(data)
         scores[count] = float(-log_probs(model, validation, 1).mean()) / (dims * math.log(2.0))
     if not models:
-        raise UserError(f"components: found {list(components)} for {len(train)} training images; needs one that is fewer")
+        raise UserError(
+            f"components: found {list(components)} for {len(train)} training images; needs one that is fewer"
+        )
     best = min(scores, key=scores.__getitem__)
     values = log_probs(models[best], test, 2)
     std_error = values.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(values[:, 0], math.nan)
@@ -136,6 +138,7 @@ def gaussian_mixture(
             "components": best,
             "validation_bits_per_dim": scores,
             "regularization": regularization,
+            "copies": copies,
             "dequantization": "uniform",
             "draws": draws,
             "seed": seed,

@@ -63,9 +63,7 @@ class Dequantizer:
         """
         return self._place(images, 0.5, dtype)
 
-    def dequantize(
-        self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"]
-    ) -> Float[Tensor, " b *dims"]:
+    def dequantize(self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *dims"]:
         """Points of the bins of `images`, at the fractions `u` in (0, 1) of their widths; errors as `center`."""
         return self._place(images, u, u.dtype)
 

@@ -4,8 +4,8 @@
     Hutchinson   div f = E[v . J v], v = +-1 signs    one vector-Jacobian product a probe (Hutchinson 1990)
 
 With signs the variance is 2 sum_{i != j} S_ij^2 for the symmetric part S of the Jacobian J: the diagonal adds nothing.
-A probe that is kept fixed along a path makes the integral of the divergence one unbiased draw (FFJORD, arXiv 1810.01367,
-sec. 3.1).
+A probe that is kept fixed along a path makes the integral of the divergence one unbiased draw (FFJORD, Grathwohl et al.
+2019, arXiv 1810.01367, sec. 3.1).
 """
 
 from __future__ import annotations
@@ -18,27 +18,22 @@ from torch import Tensor
 
 Field = Callable[[Tensor], Tensor]
 
+# Numbers in flight while a Jacobian is taken: small batches take many of its rows together, large ones one by one.
+_IN_FLIGHT = 2**16
+
 
 def _forward(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        return x, field(x)
-
-
-def _products(value: Tensor, x: Tensor, vector: Tensor, last: bool) -> Tensor:
-    """v^T J of each row, zero where the field does not depend on x."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (product,) = torch.autograd.grad(value, x, vector, retain_graph=not last, materialize_grads=True)
-    return product
+        value = field(x)
+        # a field that does not depend on x has a graph, too
+        return x, value if value.requires_grad else value + 0.0 * x
 
 
 def exact_divergence(
     field: Field, x: Float[Tensor, " b *dims"]
 ) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b"]]:
-    """f(x) and its divergence, D vector-Jacobian products for any shape of datum.
-
-    A plain loop: it asks nothing of the network's operations (vmap does) and holds one gradient at a time.
+    """f(x) and its divergence, for any shape of datum: D vector-Jacobian products of one forward pass.
 
     Args:
         field: Maps (B, *shape) to (B, *shape), each row by itself.
@@ -48,13 +43,19 @@ def exact_divergence(
         The value, shape (B, *shape), and the divergence, shape (B,); neither carries a graph.
     """
     x, value = _forward(field, x)
-    dims = x[0].numel()
-    divergence = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    basis = torch.zeros_like(x).flatten(1)
-    for i in range(dims):
-        basis[:, i] = 1.0
-        divergence += _products(value, x, basis.reshape(x.shape), i == dims - 1).flatten(1)[:, i]
-        basis[:, i] = 0.0
+    dims = value.numel() // len(x)
+    chunk = min(dims, max(1, _IN_FLIGHT // x.numel()))
+    divergence = torch.zeros(len(x), dtype=value.dtype, device=x.device)
+    for rows in torch.arange(dims, device=x.device).split(chunk):
+        basis = torch.zeros(len(rows), dims, dtype=value.dtype, device=x.device)
+        basis[torch.arange(len(rows)), rows] = 1.0
+        vectors = basis[:, None].expand(-1, len(x), -1).reshape(len(rows), *x.shape)
+        batched = len(rows) > 1
+        (products,) = torch.autograd.grad(
+            value, x, vectors if batched else vectors[0], retain_graph=True, is_grads_batched=batched
+        )
+        products = products.reshape(len(rows), len(x), dims)
+        divergence += products.gather(2, rows[:, None, None].expand(-1, len(x), 1)).sum((0, 2))
     return value.detach(), divergence
 
 
@@ -72,8 +73,9 @@ def hutchinson_divergence(
         The value, shape (B, *shape), and v^T J v of each probe, shape (B, P); neither carries a graph.
     """
     x, value = _forward(field, x)
-    count = probes.shape[1]
-    draws = [
-        (_products(value, x, probes[:, i], i == count - 1) * probes[:, i]).flatten(1).sum(1) for i in range(count)
-    ]
+    draws = []
+    for i in range(probes.shape[1]):
+        last = i == probes.shape[1] - 1
+        (product,) = torch.autograd.grad(value, x, probes[:, i], retain_graph=not last)
+        draws.append((product * probes[:, i]).reshape(len(x), -1).sum(1))
     return value.detach(), torch.stack(draws, dim=1)

@@ -52,7 +52,7 @@ class Solve:
     trace: str = "exact"
     probes: int = 1
     method: str = "dopri5"
-    tolerance: float = 1e-5
+    tolerance: float = 2e-5
     steps: int = 100
     grid: str = "log-snr"
     max_evaluations: int = 5000
@@ -105,15 +105,15 @@ def flow_log_density(
 
     def augmented(phi: Tensor, state: Tensor) -> Tensor:
         value, divergence = drift(phi, state[:, :dims].reshape(shape))
-        return torch.cat((value.flatten(1), divergence / dims), dim=1)
+        return torch.cat((value.reshape(len(x), -1), divergence / dims), dim=1)
 
     def norm(error: Tensor) -> Tensor:
-        """The worst sample's error: of z as a root mean square, of the log-density (the mean over probes) in nats/dim."""
+        """The worst sample's error: rms of z, and of the log-density (the mean over probes) in nats/dim."""
         return torch.maximum(largest_sample_rms(error[:, :dims]), error[:, dims:].mean(1).abs().max())
 
     columns = 1 if probes is None else probes.shape[1]
     z = torch.cos(phi[0]) * x
-    state = torch.cat((z.flatten(1), torch.zeros(len(x), columns, dtype=z.dtype, device=z.device)), dim=1)
+    state = torch.cat((z.reshape(len(x), -1), torch.zeros(len(x), columns, dtype=z.dtype, device=z.device)), dim=1)
     options: dict[str, object] = {}
     if adaptive:
         options = adaptive_options(phi) | {"norm": norm, "first_step": _FIRST_STEP}
@@ -132,7 +132,7 @@ def flow_log_density(
     assert isinstance(path, Tensor)
     z, log_det = path[-1][:, :dims].reshape(shape), path[-1][:, dims:] * dims
     value, divergence = drift(phi[-1].to(x.device), z)
-    eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).flatten(1)
+    eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).reshape(len(x), -1)
     log_det = log_det + dims * torch.log(torch.sin(phi[-1])) + divergence / torch.tan(phi[-1])
     log_prior = -0.5 * (eps.square().sum(1) + dims * math.log(2.0 * math.pi))
     return log_prior[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))

@@ -2,6 +2,10 @@
 
 The mathematics of one batch is in `flow_density`; here are the draws, keyed by (seed, image index, draw), and the
 errors. A row's result depends on (seed, index) only; the batch that it is solved in changes nothing beyond tolerance.
+
+The default tolerances are measured on exact mixtures (components of deviation 0.08 to 0.3, in the plane and in 192
+dimensions): 2e-5 keeps the error of each datum below 1e-3 bits/dim (rms 1e-4) at 44 to 130 evaluations. 1e-4, for
+images, keeps it below 3e-4 and that of the mean below 3e-5, far less than the trace's noise, with fewer of them.
 """
 
 from __future__ import annotations
@@ -105,7 +109,7 @@ def log_likelihood_ode(
     draws: int = 1,
     trace: str = "hutchinson",
     probes: int = 1,
-    tolerance: float = Solve.tolerance,
+    tolerance: float = 1e-4,
     method: str = "dopri5",
     steps: int = Solve.steps,
     grid: str = Solve.grid,
@@ -149,9 +153,7 @@ def log_likelihood_ode(
 
     def one_draw(rows: slice, draw: int) -> Tensor:
         shape = images.shape[1:]
-        u = random.uniform(
-            seed, indices[rows], draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device
-        )
+        u = random.uniform(seed, indices[rows], draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
         x = dequantizer.dequantize(images[rows], u)
         v = _probes(solve, seed, indices[rows], draw, x)
         return flow_log_density(denoiser, x, solve, v, _rows(cond, rows))

@@ -10,8 +10,8 @@ centres of their bins: no dequantisation. The integral does not depend on the pa
 is taken uniformly in lambda, where it also tells which noise levels the nats go to (`terms["curve"]`).
 
 Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 2006.11239, eq. 5): the integral becomes
-sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with x_hat
-for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
+sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with
+x_hat for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
 
 Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps). The standard error of an
 image comes from second differences of neighbouring strata, (f_{i-1} - 2 f_i + f_{i+1})^2 / 6, which see the noise and
@@ -60,7 +60,8 @@ def elbo_continuous(
         denoiser: The model.
         dequantizer: The levels and their places; None for continuous data.
         images: Level indices (uint8), or continuous data where there is no dequantizer; shape (B, *shape).
-        evaluations: The number K of noise levels an image, one network evaluation each; at least 3.
+        evaluations: The number K of noise levels an image, one network evaluation each; 3 or more have a
+            standard error.
         bins: The bins of equal width in log-SNR of the curve.
         seed: The seed; a row depends on (seed, index) only.
         cond: Class labels, shape (B,), or None.
@@ -69,15 +70,14 @@ def elbo_continuous(
         progress: Called with (images done, images in all).
 
     Returns:
-        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction` (B,), which add up to log_prob;
-        `steps` (B, K), the strata of `diffusion` from the lowest log-SNR; and `curve` (B, bins), which also adds up to `diffusion` and runs from the lowest log-SNR to the highest
-        (`protocol["curve_log_snr"]` holds its ends).
+        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
+        log_prob; `steps` (B, K), the strata of `diffusion` from the lowest log-SNR; and `curve` (B, bins), which also
+        adds up to it, in bins of equal width between the two log-SNRs of `protocol["curve_log_snr"]`.
 
     Raises:
         UserError: For bad settings or images.
     """
-    if bins < 1:
-        raise UserError(f"bins: found {bins}; must be at least 1")
+    _check_counts(evaluations=evaluations, bins=bins)
     schedule = denoiser.schedule
     low, high = _log_snr_ends(schedule)
     span = high - low
@@ -132,9 +132,10 @@ def elbo_discrete(
         UserError: For bad settings or images.
     """
     choose("variance", variance, VARIANCES)
+    _check_counts(evaluations=1 if evaluations is None else evaluations)
     times = times.detach().to(device="cpu", dtype=torch.float64).sort().values
     steps = len(times) - 1
-    if steps < 1 or not 0 < float(times[0]) or not bool((times.diff() > 0).all()):
+    if steps < 1 or float(times[0]) <= 0 or not bool((times.diff() > 0).all()):
         raise UserError(f"times: needs two or more distinct times above 0; found {times.tolist()[:8]}")
     if evaluations is not None and evaluations > steps:
         raise UserError(f"evaluations: found {evaluations}; there are only {steps} steps")
@@ -163,9 +164,7 @@ def elbo_discrete(
 
     protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
     options = (seed, cond, batch_size, indices, progress)
-    return _bound(
-        denoiser, dequantizer, images, diffusion, (float(times[0]), float(times[-1])), protocol, *options
-    )
+    return _bound(denoiser, dequantizer, images, diffusion, (float(times[0]), float(times[-1])), protocol, *options)
 
 
 def discrete_times(schedule: Schedule, steps: int) -> Float[Tensor, " t"]:
@@ -229,6 +228,12 @@ def _prior_kl(schedule: Schedule, x: Tensor, t: float) -> Tensor:
     prior = alpha.square() + sigma.square()
     ratio = float(sigma.square() / prior)
     return 0.5 * (_squares(x) * float(alpha.square() / prior) + x[0].numel() * (ratio - 1.0 - math.log(ratio)))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name}: found {count}; must be at least 1")
 
 
 def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:

@@ -8,8 +8,6 @@ never written: the last checkpoint stays the last *good* one.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from diffusion import atomic
+from diffusion.checkpoint_files import read_checkpoint
 from diffusion.errors import UserError
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -52,41 +51,6 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the file at `path`, if there is one."""
         Path(path).unlink(missing_ok=True)
-
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, after testing the CRC of every record.
-
-    Args:
-        path: A file written by `torch.save`.
-        map_location: Where the tensors go, as for `torch.load`.
-
-    Raises:
-        UserError: The file is missing, cut short, corrupt, or holds objects that would run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint.")
-    damaged = f"{path}: the checkpoint is cut short or corrupt ({{}}); use another one from {path.parent}."
-    # A flipped bit in the archive's own headers can surface as almost any exception of the parsers.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}")) from error
-    if bad is not None:
-        raise UserError(damaged.format(f"wrong checksum of {bad}"))
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: refused, it holds Python objects other than tensors and plain values, which could run code."
-        ) from error
-    except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}")) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}; a checkpoint is a dictionary.")
-    return checkpoint
 
 
 class Checkpoints(Checkpoint):
@@ -143,7 +107,7 @@ class Checkpoints(Checkpoint):
         score = float(trainer.callback_metrics[self.monitor])
         if score < self.best_score:  # false for NaN
             self.best_score = score
-            trainer.save_checkpoint(self.folder / BEST)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         if self._saved_step == trainer.global_step:
             self._save_last(trainer)
 
@@ -158,7 +122,7 @@ class Checkpoints(Checkpoint):
         self.best_score = float(state_dict["best_score"])
 
     def _save_last(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._saved_step = trainer.global_step
         if self.keep_last > 1 and trainer.is_global_zero:
             atomic.link_or_copy(self.last, self.folder / f"step-{trainer.global_step:08d}.ckpt")

@@ -1,0 +1,1 @@
+"""The models that diffusion is measured against: the variational and the entropic autoencoder, and their parts."""

@@ -1,0 +1,128 @@
+"""The commands behind train.py and sample.py. Bad input is one line and exit code 2; torch loads after the arguments."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command: returns its exit code, and turns the user's errors into one line on stderr and exit code 2.
+
+    Args:
+        body: The command.
+        argv: Its arguments; those of the process by default.
+    """
+    try:
+        return body(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(argv: Sequence[str]) -> int:
+    """`train.py`: train a model, measure it on the test set and show where everything is."""
+    from .config import parse_train_arguments
+
+    arguments = parse_train_arguments(argv)
+    config = arguments.config
+
+    from .resume import run_to_continue
+
+    run = run_to_continue(config, arguments.resume)
+
+    from . import evaluation, report, runs
+    from .devices import choose_device
+    from .experiment import parameter_count
+    from .model import load
+    from .training.fit import fit
+
+    if run is not None:
+        print(f"continuing {run}", file=sys.stderr)
+    start = time.perf_counter()
+    done = fit(config, run)
+    if not done.is_main:
+        return done.exit_code
+    if done.exit_code:
+        print(f"stopped early; the same command continues {done.run}", file=sys.stderr)
+        if done.mirror is not None:
+            done.mirror.finish(done.exit_code)
+        return done.exit_code
+    trained = time.perf_counter() - start
+
+    model = load(done.run, choose_device(config.device))
+    estimates = {}
+    if config.evaluation.enabled:
+        bar = ProgressBar()
+        estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
+        bar.close()
+        evaluation.write(done.run, estimates, trained)
+    found = report.write_pictures(done.run, model, done.data, config)
+    if done.mirror is not None:
+        for name, estimate in list(estimates.items())[:1]:
+            done.mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
+        for name, estimate in estimates.items():
+            key = name.lower().replace(" ", "-")
+            done.mirror.summarise(evaluation.summary(estimate, f"eval/{key}/"))
+        for name, path in found.items():
+            done.mirror.log_image(name.replace(" ", "_"), [str(path)])
+        done.mirror.finish()
+
+    console = report.console()
+    console.print()
+    if estimates:
+        console.print(report.likelihood_table(estimates))
+    places: dict[str, Path | str] = {"run folder": done.run, **found}
+    if done.mirror is not None:
+        places["W&B run"] = done.run / "wandb"
+    places["parameters"] = f"{parameter_count(model.denoiser):,}"
+    places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
+    places["next"] = "python sample.py --sampler ode"
+    console.print(report.places_table(places))
+    assert (done.run / runs.MODEL).is_file()
+    return 0
+
+
+def sample(argv: Sequence[str]) -> int:
+    """`sample.py`: draw from a run or a pretrained model with any sampler."""
+    from .sample_arguments import parse_sample_arguments
+
+    options = parse_sample_arguments(argv)
+
+    from .draw import draw
+
+    return draw(options)
+
+
+class ProgressBar:
+    """One bar a task, in a terminal only, for callbacks of (done, of how many)."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._task = ""
+
+    def named(self, task: str, done: int, count: int) -> None:
+        """Show that `done` of `count` of a task are done."""
+        from tqdm import tqdm
+
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None or self._task != task:
+            self.close()
+            self._bar, self._task = tqdm(total=count, desc=task, unit="image"), task
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the present bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

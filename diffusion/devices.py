@@ -1,0 +1,42 @@
+"""Choosing where and how to compute: the device, its precision, and whether to compile."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda[:i]`; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: For a device that is not there, or a name that is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"device: '{name}' is not there: {found} GPU(s) found; accepted: auto, cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Lightning's name of the precision of a configuration: bf16 on a GPU that has it, else float32.
+
+    bf16 is several times slower on a processor without the instruction, and is never chosen for one.
+    """
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
+    return "bf16-mixed" if name == "bf16" else "32-true"
+
+
+def choose_compile(choice: str | bool, device: torch.device) -> bool:
+    """Whether to compile the network: where it is asked for, or by itself on a GPU."""
+    return device.type == "cuda" if choice == "auto" else bool(choice)

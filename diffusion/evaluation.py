@@ -1,0 +1,116 @@
+"""The end of a run: how likely the test set is, beside baselines that give the figure its scale.
+
+Figures go to the run folder as JSON (each image's value, kind and protocol) and CSV (the table), and to W&B's run
+summary under names that are the same for every family of model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import atomic, runs
+from .config import EvaluationConfig
+from .experiment import Data
+from .likelihood import Estimate, classical
+from .model import DiffusionModel
+
+# Beyond this many dimensions a full-covariance mixture takes longer than the model.
+_MIXTURE_DIMS = 128
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(model: DiffusionModel, data: Data, options: EvaluationConfig, progress: Progress | None = None) -> dict[str, Estimate]:
+    """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
+
+    Args:
+        model: The model, on the device to measure on.
+        data: The data it was trained on.
+        options: Tolerances and numbers of draws.
+        progress: Called with (estimator, images done, images in all).
+
+    Returns:
+        Estimates by name, the model's own first.
+    """
+
+    def tell(name: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, count: progress(name, done, count)
+
+    if data.toy is not None:
+        x = data.toy.draw(options.images or 1000, seed=1 << 31)
+        size = {"batch_size": options.batch_size}
+        found = {
+            "PF-ODE": model.log_density(x, trace="exact", tolerance=options.tolerance, progress=tell("PF-ODE"), **size),
+            "ELBO": model.log_density(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **size),
+        }
+        true = data.toy.log_prob(x).double()
+        truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
+        return {**found, "true density": truth}
+    assert data.images is not None
+    images = data.images
+    test = images.test[: options.images]
+    found = {
+        "PF-ODE": model.log_likelihood(
+            test,
+            method="ode",
+            tolerance=options.tolerance,
+            probes=options.probes,
+            batch_size=options.batch_size,
+            progress=tell("PF-ODE"),
+        ),
+        "ELBO": model.log_likelihood(
+            test,
+            method="elbo",
+            evaluations=options.elbo_draws,
+            batch_size=options.batch_size,
+            progress=tell("ELBO"),
+        ),
+        "independent pixels": classical.IndependentPixels.fit(images.train, images.levels).log_likelihood(test),
+    }
+    dequantizer = model.dequantizer
+    assert dequantizer is not None
+    if math.prod(images.shape) <= _MIXTURE_DIMS and len(images.validation):
+        found["Gaussian mixture"] = classical.gaussian_mixture(images.train, images.validation, test, dequantizer)
+    return found
+
+
+def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
+    """The figures of a run's main estimate under the names that W&B's run table sorts by."""
+    interval = estimate.mean()
+    return {
+        f"{prefix}bits_per_dim": interval.mean,
+        f"{prefix}bits_per_dim_low": interval.low,
+        f"{prefix}bits_per_dim_high": interval.high,
+        f"{prefix}bits_per_dim_sem": interval.sem,
+        f"{prefix}kind": estimate.kind,
+        f"{prefix}nfe": estimate.nfe,
+        f"{prefix}seconds": estimate.seconds,
+        f"{prefix}images": len(estimate),
+        f"{prefix}protocol": describe(estimate),
+    }
+
+
+def describe(estimate: Estimate) -> str:
+    """A protocol in one line: short values only (the whole of it is in the JSON file)."""
+    skipped = ("schedule", "t_min", "t_max", "times", "curve_log_snr", "validation_bits_per_dim")
+    parts = [f"{key} {value}" for key, value in estimate.protocol.items() if key not in skipped and value is not None]
+    return ", ".join(parts)
+
+
+def write(run: Path, estimates: Mapping[str, Estimate], seconds: float) -> None:
+    """Write evaluation.json and evaluation.csv to a run folder."""
+    plain = {name: estimate.to_dict() for name, estimate in estimates.items()}
+    atomic.write_text(run / runs.EVALUATION, json.dumps({"training_seconds": seconds, "estimates": plain}, indent=1))
+    table = io.StringIO()
+    rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), table.getvalue())

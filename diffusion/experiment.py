@@ -1,0 +1,160 @@
+"""From a configuration to objects: the only place that matches on kinds.
+
+What a model must know of its data (shape, levels, classes) is `DataFacts`; it is kept beside the weights, so that a
+model is rebuilt from its file alone, with no data at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor, nn
+
+from . import schedules
+from .config import Config
+from .data import ImageData, Toy, load_images, load_toy, toy_names
+from .denoisers import NetworkDenoiser
+from .errors import UserError
+from .likelihood.dequantization import Dequantizer
+from .networks import MLP, DiT, UNet
+from .objectives import Objective, time_distribution, weighting
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model knows of its data.
+
+    Args:
+        name: The name of the data set.
+        shape: The shape of one datum.
+        levels: The number of levels of a pixel; None for continuous data.
+        num_classes: The number of classes, 0 without labels.
+        provenance: Where the data came from, as plain values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None
+    num_classes: int
+    provenance: dict[str, str | int | float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As text for a model file's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DataFacts:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        return cls(**{**values, "shape": tuple(values["shape"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The data of a run: images with splits, or points in the plane that are drawn as needed.
+
+    Exactly one of `images` and `toy` is given.
+    """
+
+    facts: DataFacts
+    images: ImageData | None = None
+    toy: Toy | None = None
+
+
+def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
+    """Load the data of a configuration.
+
+    Raises:
+        UserError: For data that are missing or cannot be read.
+    """
+    options = config.data
+    if options.name in toy_names():
+        toy = load_toy(options.name)
+        return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
+    images = load_images(
+        options.name, options.path, options.root, options.download, options.size, progress=progress
+    )
+    facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
+    if not len(images.train):
+        raise UserError(f"data.name: '{options.name}' has no training images")
+    return Data(facts, images=images)
+
+
+def build_network(config: Config, facts: DataFacts) -> nn.Module:
+    """The network of a configuration, for data of these facts.
+
+    Raises:
+        UserError: Where the network does not take data of this shape.
+    """
+    options = config.network.options()
+    classes = facts.num_classes if config.denoiser.conditional else 0
+    name = config.network.name
+    if (name == "mlp") != (len(facts.shape) == 1):
+        fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
+        raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
+    if name == "unet":
+        return UNet(facts.shape[0], num_classes=classes, image_size=max(facts.shape[1:]), **options)
+    if name == "dit":
+        return DiT(facts.shape[0], num_classes=classes, **options)
+    return MLP(facts.shape[0], num_classes=classes, **options)
+
+
+def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
+    """The denoiser of a configuration, for data of these facts, with fresh weights.
+
+    Raises:
+        UserError: Where parts do not fit together.
+    """
+    if config.denoiser.conditional and not facts.num_classes:
+        raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
+    schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
+    return NetworkDenoiser(
+        build_network(config, facts),
+        schedule,
+        config.denoiser.prediction,
+        facts.shape,
+        config.denoiser.sigma_data,
+        facts.num_classes if config.denoiser.conditional else 0,
+    )
+
+
+def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
+    """The training loss of a configuration on the path of a denoiser."""
+    options = config.objective
+    gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
+    return Objective(
+        weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma),
+        time_distribution(options.time, options.time_mean, options.time_std),
+    )
+
+
+def build_dequantizer(facts: DataFacts) -> Dequantizer | None:
+    """The map between levels and what the denoiser sees; None for continuous data."""
+    return None if facts.levels is None else Dequantizer(facts.levels)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """The number of trainable numbers."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def check_state(state: dict[str, Tensor], module: nn.Module, source: str) -> None:
+    """Compare weights with a module before they are loaded.
+
+    Raises:
+        UserError: For a weight that is missing, not expected, or of another shape; names the first.
+    """
+    own = module.state_dict()
+    for name in own:
+        if name not in state:
+            raise UserError(f"{source}: has no weight '{name}', which its configuration needs")
+        if state[name].shape != own[name].shape:
+            raise UserError(
+                f"{source}: weight '{name}' has shape {tuple(state[name].shape)}; "
+                f"its configuration needs {tuple(own[name].shape)}"
+            )
+    for name in state:
+        if name not in own:
+            raise UserError(f"{source}: holds a weight '{name}' that its configuration does not know")

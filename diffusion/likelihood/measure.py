@@ -1,0 +1,87 @@
+"""The two calls that measure: `log_likelihood` of images of levels and `log_density` of continuous data.
+
+They take any model (of any family with the GenerativeModel contract, or a bare denoiser) and choose the estimator by
+name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError, choose
+from . import probability_flow, variational_bound
+from .dequantization import Dequantizer
+from .estimate import Estimate
+
+METHODS = ("ode", "elbo", "elbo-discrete")
+
+
+def log_likelihood(
+    model: Any, images_uint8: Tensor, method: str = "ode", levels: int | None = None, **options: Any
+) -> Estimate:
+    """The log-probability of images of levels under a model.
+
+    Args:
+        model: A model of any family, or a bare denoiser.
+        images_uint8: Level indices, uint8 of shape (B, *shape).
+        method: `ode` (probability flow, uniform dequantisation: `likelihood.log_likelihood_ode`), `elbo` (continuous
+            time: `likelihood.elbo_continuous`) or `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000
+            by default: `likelihood.elbo_discrete`); other families have methods of their own.
+        levels: The number of levels, for a bare denoiser; 256 by default.
+        options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=` (ode), `evaluations=` (elbo), `seed=`.
+
+    Raises:
+        UserError: For an unknown method or option, or images that do not fit the model.
+    """
+    if images_uint8.dtype != torch.uint8:
+        raise UserError(
+            f"images: found {images_uint8.dtype}; a likelihood is of levels in uint8 (log_density takes real numbers)"
+        )
+    if not isinstance(model, Denoiser):
+        extra = {} if levels is None else {"levels": levels}
+        return model.log_likelihood(images_uint8, method=method, **extra, **options)
+    choose("method", method, METHODS)
+    dequantizer = Dequantizer(256 if levels is None else levels)
+    if method == "ode":
+        return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **options)
+    if method == "elbo":
+        return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **options)
+    times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
+    return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **options)
+
+
+def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> Estimate:
+    """The log-density of continuous data under a model, in nats.
+
+    Args:
+        model: A diffusion model or a bare denoiser.
+        x: Data as the denoiser sees them, shape (B, *shape).
+        method: `ode` (probability flow: `likelihood.log_density`) or `elbo` (a lower bound of it).
+        options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `seed=`, ...
+
+    Raises:
+        UserError: For an unknown method or option, or data that do not fit the model.
+    """
+    if not isinstance(model, Denoiser):
+        return model.log_density(x, method=method, **options)
+    choose("method", method, ("ode", "elbo"))
+    if method == "ode":
+        return _call(probability_flow.log_density, model, x, **options)
+    return _call(variational_bound.elbo_continuous, model, None, x, **options)
+
+
+def _call(estimator: Any, *arguments: Any, **options: Any) -> Estimate:
+    """Call an estimator; an option that it does not take is the user's to mend."""
+    code = getattr(estimator, "__wrapped__", estimator).__code__
+    accepted = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    unknown = [name for name in options if name not in accepted]
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)}: not an option of {estimator.__name__}; it takes: "
+            f"{', '.join(accepted[len(arguments) :])}"
+        )
+    return estimator(*arguments, **options)

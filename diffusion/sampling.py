@@ -1,0 +1,162 @@
+"""Drawing: one call from a model and a number of samples to a tensor, with any sampler.
+
+Sample i is a function of (model, settings, seed, i): the batch it is drawn in, its place there and the number of devices
+change its noise by nothing and its pixels by no more than the network's float32 rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import samplers
+from .denoisers.denoiser import Denoiser
+from .denoisers.guidance.classifier_free import ClassifierFree
+from .errors import UserError
+from .likelihood.batching import evaluation_mode
+from .random import Noise
+from .samplers.sampler import Callback, Sampler
+from .schedules import time_grid
+from .schedules.time_grids import LOG_SNR_END
+
+DEFAULT_STEPS = 50
+DEFAULT_BATCH = 256
+Progress = Callable[[int, int], None]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
+    """Class labels for n samples, shape (n,), or None where none are asked for.
+
+    Args:
+        denoiser: The denoiser whose classes are meant.
+        label: One label for all samples, or one a sample; negative or too large ones are refused.
+        n: The number of samples.
+
+    Raises:
+        UserError: For a model without classes, a label that is not one of them, or a wrong number of labels.
+    """
+    if label is None:
+        return None
+    classes = denoiser.num_classes
+    if not classes:
+        raise UserError("label: given to a model that was trained without labels; leave it out")
+    labels = torch.as_tensor(label, dtype=torch.long).reshape(-1)
+    if len(labels) not in (1, n):
+        raise UserError(f"label: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(f"label: found {int(wrong[0])}; the model has the classes 0 to {classes - 1}")
+    return labels.expand(n)
+
+
+def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Tensor | None) -> Tensor:
+    """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
+
+    A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
+    """
+    if isinstance(grid, Tensor):
+        return grid
+    end = float("inf") if sampler.is_adaptive else LOG_SNR_END
+    return time_grid(denoiser.schedule, DEFAULT_STEPS if steps is None else steps, grid or "log-snr", end)
+
+
+def sample(
+    model: Any,
+    n: int,
+    sampler: str | Sampler = "ode",
+    steps: int | None = None,
+    seed: int = 0,
+    eta: float | None = None,
+    grid: str | Tensor | None = None,
+    label: int | Sequence[int] | Tensor | None = None,
+    guidance: float = 1.0,
+    x_1: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+    method: str | None = None,
+    batch_size: int | None = None,
+    start: int = 0,
+    callback: Callback | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Tensor:
+    """Draw n samples.
+
+    Args:
+        model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
+        n: The number of samples.
+        sampler: A name of `diffusion.samplers.names()`, or a sampler.
+        steps: Intervals of the grid, 50 by default; an adaptive solver chooses its own.
+        seed: The seed; sample i depends on (seed, i) only.
+        eta: The noise dial (ddim, sde, euler-maruyama).
+        grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`), or the times themselves.
+        label: One class label, or one a sample; None for any class.
+        guidance: Classifier-free guidance; 1 is off.
+        x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
+            standard deviation of the path there).
+        dtype: Of the solver's state, float32 or float64; of `x_1` by default, or float32.
+        tolerance: Of an adaptive solver (ode).
+        method: Of torchdiffeq (ode).
+        batch_size: Samples drawn at once, 256 by default.
+        start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.
+        callback: Called after each step of each batch (`samplers.Callback`).
+        progress: Called after each batch with (samples done, n).
+        options: Further fields of the sampler, e.g. `variance=` (ancestral).
+
+    Returns:
+        Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
+
+    Raises:
+        UserError: For anything that the sampler or the model does not take.
+    """
+    if not isinstance(model, Denoiser):
+        given = dict(
+            sampler=sampler, steps=steps, eta=eta, grid=grid, label=label, x_1=x_1, dtype=dtype, tolerance=tolerance,
+            method=method, batch_size=batch_size, callback=callback, progress=progress, **options,
+        )  # fmt: skip
+        extra = {"guidance": guidance} if guidance != 1.0 else {}
+        extra |= {"start": start} if start else {}
+        return model.sample(n, seed=seed, **{k: v for k, v in given.items() if v is not None}, **extra)
+    if n < 1:
+        raise UserError(f"n: found {n}; must be at least 1")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    if isinstance(sampler, str):
+        sampler = samplers.build(sampler, eta=eta, tolerance=tolerance, method=method, **options)
+    elif eta is not None or tolerance is not None or method is not None or options:
+        raise UserError("eta, tolerance, method: are fields of the sampler; set them where it is made")
+    dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(f"dtype: found {dtype}; the solver's state is float32 or float64")
+    if x_1 is not None and tuple(x_1.shape) != (n, *model.shape):
+        raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
+
+    denoiser = ClassifierFree(model, guidance) if guidance != 1.0 else model
+    labels = labels_for(model, label, n)
+    if guidance != 1.0 and labels is None:
+        raise UserError("guidance: steers towards a class; give a label too")
+    times = grid_for(denoiser, sampler, steps, grid)
+    device = device_of(model)
+    size = min(n, batch_size or DEFAULT_BATCH)
+    prior_std = float(torch.hypot(*model.schedule(times[0])))
+    drawn = []
+    with torch.no_grad(), evaluation_mode(model):
+        for first in range(0, n, size):
+            rows = slice(first, min(first + size, n))
+            noise = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
+            x = noise.initial() * prior_std if x_1 is None else x_1[rows].to(device=device, dtype=dtype)
+            cond = None if labels is None else labels[rows].to(device)
+            drawn.append(sampler.sample(denoiser, x, times, noise, cond, callback))
+            if progress is not None:
+                progress(rows.stop, n)
+    return torch.cat(drawn)

@@ -1,0 +1,124 @@
+"""What a user sees of a run while it trains: progress, speed, learning rate, and grids of samples."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from .. import pictures
+from ..config import Config
+from ..experiment import Data
+from ..sampling import sample
+from .denoiser_module import DenoiserModule
+from .ema import EMACallback
+from .wandb_mode import WandbMirror
+
+
+class Progress(Callback):
+    """A progress bar in a terminal; elsewhere a line at each validation. Logs images/s and the learning rate.
+
+    Args:
+        images_per_step: Images of one update, over all devices.
+    """
+
+    def __init__(self, images_per_step: int):
+        self.images_per_step = images_per_step
+        self._bar: tqdm | None = None
+        self._mark = (0, 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = (trainer.global_step, time.perf_counter())
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self._bar is not None and step != self._bar.n:
+            self._bar.update(step - self._bar.n)
+        first, since = self._mark
+        if step % trainer.log_every_n_steps == 0 and step != first:  # type: ignore[attr-defined]
+            now = time.perf_counter()
+            rate = (step - first) * self.images_per_step / (now - since)
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/images_per_second": rate, "train/learning_rate": lr}, step=step - 1)
+            self._mark = (step, now)
+            if self._bar is not None:
+                self._bar.set_postfix(self._figures(trainer), refresh=False)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self._bar is None and not trainer.sanity_checking:
+            figures = ", ".join(f"{name} {value}" for name, value in self._figures(trainer).items())
+            print(f"step {trainer.global_step}/{trainer.max_steps}: {figures}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    @staticmethod
+    def _figures(trainer: L.Trainer) -> dict[str, str]:
+        found = {"loss": "train/loss", "validation": "validation/loss"}
+        metrics = trainer.callback_metrics
+        return {name: f"{float(metrics[key]):.4f}" for name, key in found.items() if key in metrics}
+
+
+class SampleGrid(Callback):
+    """Draws a grid from fixed noise with the averaged weights, every so many steps.
+
+    Args:
+        folder: Where the pictures go, as step-<step>.png.
+        config: The configuration of the run.
+        data: The data of the run (for the true density of a toy).
+        average: The callback that holds the averaged weights.
+        mirror: The W&B logger, if there is one.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, data: Data, average: EMACallback, mirror: WandbMirror | None = None
+    ):
+        self.folder = folder
+        self.config = config
+        self.data = data
+        self.average = average
+        self.mirror = mirror
+        self._drawn = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, every = trainer.global_step, self.config.trainer.sample_every
+        if not every or step % every or step == self._drawn or not trainer.is_global_zero:
+            return
+        self._drawn = step
+        assert isinstance(pl_module, DenoiserModule)
+        options = self.config.sampling
+        with self.average.applied(pl_module), torch.random.fork_rng(devices=[]):
+            drawn = sample(
+                pl_module.denoiser,
+                options.n,
+                options.sampler,
+                steps=options.steps,
+                grid=options.grid,
+                eta=options.eta,
+                seed=self.config.seed,
+            )
+        path = self.folder / f"step-{step:08d}.png"
+        pictures.save_samples(path, drawn, self.data.toy)
+        if self.mirror is not None:
+            self.mirror.log_image("samples", [str(path)], step=step - 1)

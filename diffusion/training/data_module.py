@@ -1,0 +1,124 @@
+"""Training batches as a function of the step: what batch k holds, where each process finds its share, and no state.
+
+A run that resumes at step k asks for batch k and goes on as if it had never stopped; Lightning's own sampler, which
+would start its epoch anew, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from ..config import Config
+from ..data import augment, batch_indices, global_positions
+from ..experiment import Data
+from ..random import state_seed
+
+# The draws of toy data that validation is measured on, far from the training draws.
+_TOY_VALIDATION = 2048
+_TOY_VALIDATION_KEY = 1 << 30
+
+Batch = dict[str, Any]
+
+
+class TrainingBatches(IterableDataset):
+    """The batches of one process from part `start` on, for ever.
+
+    A step's global batch is cut into accumulate x world_size equal slices; part k of a process is the slice
+    (k mod accumulate) x world_size + rank of step k // accumulate.
+
+    Args:
+        data: The data of the run.
+        config: The configuration of the run.
+        start: The first part.
+        rank: The number of this process.
+        world_size: The number of processes.
+    """
+
+    def __init__(self, data: Data, config: Config, start: int = 0, rank: int = 0, world_size: int = 1):
+        self.data = data
+        self.config = config
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+
+    def part(self, k: int) -> Batch:
+        """Part k of this process: data, labels, positions in the global batch, step and part of the step."""
+        trainer, seed = self.config.trainer, self.config.seed
+        step, micro = divmod(k, trainer.accumulate)
+        slice_, slices = micro * self.world_size + self.rank, trainer.accumulate * self.world_size
+        positions = global_positions(trainer.batch_size, slice_, slices)
+        batch: Batch = {"positions": positions, "step": step, "slice": slice_}
+        if self.data.toy is not None:
+            points = self.data.toy.draw(trainer.batch_size, seed=state_seed(seed, step))
+            return batch | {"x": points[positions]}
+        images = self.data.images
+        assert images is not None
+        rows = batch_indices(seed, step, trainer.batch_size, len(images.train), slice_, slices)
+        flip = images.flip if self.config.data.flip is None else self.config.data.flip
+        batch["x"] = augment(images.train[rows], seed, step, positions, flip)
+        if images.train_labels is not None:
+            batch["labels"] = images.train_labels[rows]
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        k, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        while True:
+            yield self.part(k)
+            k += stride
+
+
+class ValidationBatches(Dataset):
+    """The validation data of one process, each datum once over all processes, with its index."""
+
+    def __init__(self, data: Data, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.labels: Tensor | None = None
+        if data.toy is not None:
+            self.x: Tensor = data.toy.draw(_TOY_VALIDATION, seed=_TOY_VALIDATION_KEY)
+        else:
+            assert data.images is not None
+            self.x, self.labels = data.images.validation, data.images.validation_labels
+        self.rows = torch.arange(len(self.x))[rank::world_size].split(batch_size)
+
+    def __len__(self) -> int:
+        return len(self.rows) if len(self.x) else 0
+
+    def __getitem__(self, i: int) -> Batch:
+        rows = self.rows[i]
+        batch: Batch = {"x": self.x[rows], "positions": rows}
+        return batch if self.labels is None else batch | {"labels": self.labels[rows]}
+
+
+class DataModule(L.LightningDataModule):
+    """The loaders of a run; they ask the trainer for the step and for this process's place.
+
+    Args:
+        data: The data of the run.
+        config: The configuration of the run.
+    """
+
+    def __init__(self, data: Data, config: Config):
+        super().__init__()
+        self.data = data
+        self.config = config
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.global_step * self.config.trainer.accumulate
+        batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size)
+        return DataLoader(batches, batch_size=None, num_workers=self.config.trainer.workers)
+
+    def val_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        size = self.config.evaluation.batch_size
+        return DataLoader(
+            ValidationBatches(self.data, size, trainer.global_rank, trainer.world_size), batch_size=None, shuffle=False
+        )

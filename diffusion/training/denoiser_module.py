@@ -1,0 +1,139 @@
+"""A denoiser in training, as a Lightning module: the loss of a step, validation, and the optimiser.
+
+All randomness of a step is a function of (seed, step, position in the global batch); only dropout has a generator of
+its own, seeded anew at each step. Validation always meets the same times and the same noises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from .. import random
+from ..config import Config, OptimizerConfig
+from ..denoisers.denoiser import NetworkDenoiser
+from ..likelihood.dequantization import Dequantizer
+from ..objectives import Objective, draw_u
+from ..objectives.weightings import ends
+
+# The noise levels at which each validation datum is looked at, and the bins in which they are shown.
+VALIDATION_DRAWS = 8
+VALIDATION_BINS = 12
+_VALIDATION_SEED = 0x5EED
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
+    """What the learning rate is multiplied by: a linear rise over the warmup, then constant or half a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.decay == "constant":
+        return rise
+    return rise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+class DenoiserModule(L.LightningModule):
+    """Trains a denoiser on an objective.
+
+    Args:
+        denoiser: The denoiser.
+        objective: The loss.
+        config: The configuration of the run.
+        dequantizer: The levels and their places; None for continuous data.
+        metadata: What makes the checkpoint a model by itself (see `model.load`).
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        objective: Objective,
+        config: Config,
+        dequantizer: Dequantizer | None,
+        metadata: Mapping[str, str],
+    ):
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+        self.config = config
+        self.dequantizer = dequantizer
+        self.metadata = dict(metadata)
+        self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
+
+    def clean(self, x: Tensor, seed: int, step: int, positions: Tensor) -> Tensor:
+        """Data as the denoiser sees them: levels at the centres of their bins, or spread over them."""
+        if self.dequantizer is None:
+            return x
+        if not self.config.objective.dequantize:
+            return self.dequantizer.center(x)
+        u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
+        return self.dequantizer.dequantize(x, u)
+
+    def labels(self, batch: Mapping[str, Any], step: int, dropout: float) -> Tensor | None:
+        """The labels to learn, each hidden with the given chance; None for an unconditional model."""
+        if not self.denoiser.num_classes:
+            return None
+        labels = batch["labels"]
+        hidden = random.uniform(self.config.seed, batch["positions"], step, (), random.STREAM_LABEL_DROP) < dropout
+        return torch.where(hidden, self.denoiser.num_classes, labels)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        seed, step, positions = self.config.seed, int(batch["step"]), batch["positions"]
+        torch.manual_seed(random.state_seed(seed, step, int(batch["slice"])))
+        x = self.clean(batch["x"], seed, step, positions)
+        u = draw_u(seed, step, positions, self.config.trainer.batch_size, self.config.objective.stratified)
+        eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
+        labels = self.labels(batch, step, self.config.denoiser.label_dropout)
+        loss = self.objective(self.denoiser, x, u, eps, labels).weighted.mean()
+        self.log("train/loss", loss, sync_dist=True, batch_size=len(x))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros_like(self._sums, device=self.device)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        positions = batch["positions"]
+        low, high = ends(self.denoiser.schedule)
+        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
+        shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
+        for draw in range(VALIDATION_DRAWS):
+            x = self.clean(batch["x"], _VALIDATION_SEED, draw, positions)
+            eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
+            u = ((draw + shift) / VALIDATION_DRAWS).clamp(1e-9, 1 - 1e-9)
+            losses = self.objective(self.denoiser, x, u, eps, self.labels(batch, draw, 0.0))
+            bins = ((losses.log_snr - low) / (high - low) * VALIDATION_BINS).long().clamp(0, VALIDATION_BINS - 1)
+            sums = torch.zeros_like(self._sums)
+            sums[0], sums[1] = losses.weighted.double().sum(), len(x)
+            sums.index_add_(0, 2 + bins, losses.eps_error.double())
+            sums.index_add_(0, 2 + VALIDATION_BINS + bins, torch.ones_like(losses.eps_error.double()))
+            self._sums += sums
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        if not float(sums[1]):
+            return
+        self.log("validation/loss", float(sums[0] / sums[1]))
+        low, high = ends(self.denoiser.schedule)
+        width = (high - low) / VALIDATION_BINS
+        totals, counts = sums[2:].chunk(2)
+        for i, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):
+            if count:
+                name = f"validation/eps_error/log_snr_{low + i * width:.1f}_to_{low + (i + 1) * width:.1f}"
+                self.log(name, total / count)
+
+    def configure_optimizers(self) -> Any:
+        options, steps = self.config.optimizer, self.config.trainer.steps
+        optimizer = torch.optim.AdamW(
+            self.denoiser.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, options, steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model"] = {**self.metadata, "step": str(self.trainer.global_step)}

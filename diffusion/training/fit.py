@@ -1,0 +1,174 @@
+"""A training run from its configuration to its model file: the parts wired into a Lightning trainer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from .. import atomic, runs
+from ..config import Config, dump_config
+from ..devices import choose_compile, choose_device, choose_precision
+from ..experiment import Data, build_data, build_denoiser, build_dequantizer, build_objective
+from ..model import FACTS, STEP
+from ..random import state_seed
+from .callbacks import Progress, SampleGrid
+from .checkpoint_io import AtomicCheckpointIO, Checkpoints
+from .data_module import DataModule
+from .denoiser_module import DenoiserModule
+from .ema import EMACallback
+from .gradient_guard import GradientGuard
+from .metrics_log import ContinueMetrics, MetricsLog
+from .stopping import GracefulStop
+from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
+
+# Child processes of a run on several devices find the folder that the first one made.
+_RUN_VARIABLE = "DIFFUSION_RUN"
+
+# How each figure enters W&B's run table; the eval/ names are the same for every family of model.
+SUMMARIES = {
+    "train/loss": "last",
+    "validation/loss": "min",
+    "eval/bits_per_dim": "last",
+    "eval/bits_per_dim_low": "last",
+    "eval/bits_per_dim_high": "last",
+    "eval/bits_per_dim_sem": "last",
+    "eval/nfe": "last",
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run left.
+
+    Attributes:
+        run: The run folder.
+        data: The data it was trained on.
+        mirror: The W&B logger, still open, if there is one.
+        exit_code: 0 where training is complete, else that of the signal that stopped it.
+        is_main: Whether this is the process that writes.
+        seconds: The time that training took.
+    """
+
+    run: Path
+    data: Data
+    mirror: WandbMirror | None
+    exit_code: int
+    is_main: bool
+
+
+def fit(config: Config, run: Path | None = None) -> Fit:
+    """Train, and write the averaged weights to the run folder.
+
+    Args:
+        config: The configuration.
+        run: The folder of a run to continue; None starts a new one.
+
+    Raises:
+        UserError: For data, devices or settings that do not fit, before anything is written; for divergence.
+    """
+    device = choose_device(config.device)
+    data = build_data(config)
+    torch.manual_seed(state_seed(config.seed, 0))
+    denoiser = build_denoiser(config, data.facts)
+    objective = build_objective(config, denoiser)
+    run, resuming = _run_folder(config, run)
+    text = dump_config(config)
+    metadata = {"config": text, FACTS: data.facts.to_json()}
+    atomic.write_text(run / runs.CONFIG, text)
+
+    metrics = MetricsLog(run)
+    logging = config.logging
+    mirror = make_wandb_logger(
+        run, resolve_mode(logging.wandb), logging.project, logging.group, list(logging.tags),
+        {**asdict(config), "data_facts": asdict(data.facts)}, SUMMARIES,
+    )  # fmt: skip
+    trainer_options = config.trainer
+    checkpoints = Checkpoints(
+        run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last
+    )
+    average = EMACallback(
+        [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule="denoiser"
+    )
+    stop = GracefulStop()
+    if choose_compile(trainer_options.compile, device):
+        denoiser.network.compile()
+    module = DenoiserModule(denoiser, objective, config, build_dequantizer(data.facts), metadata)
+    validate_every = trainer_options.validate_every * trainer_options.accumulate
+    with _quiet_lightning():
+        trainer = L.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=_devices(device, trainer_options.devices),
+            strategy="ddp" if trainer_options.devices > 1 else "auto",
+            precision=choose_precision(trainer_options.precision, device),  # type: ignore[arg-type]
+            max_steps=trainer_options.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=trainer_options.accumulate,
+            use_distributed_sampler=False,
+            val_check_interval=validate_every or None,
+            limit_val_batches=None if validate_every else 0,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=trainer_options.log_every,
+            logger=[metrics] if mirror is None else [metrics, mirror],
+            callbacks=[
+                ContinueMetrics(metrics),
+                GradientGuard(config.optimizer.gradient_clip, last_checkpoint=checkpoints.last),
+                average,
+                SampleGrid(run / runs.SAMPLES, config, data, average, mirror),
+                Progress(trainer_options.batch_size),
+                stop,
+                checkpoints,
+            ],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=run,
+        )
+        trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
+    if trainer.is_global_zero and not stop.exit_code:
+        assert average.average is not None
+        steps = {STEP: str(trainer.global_step)}
+        runs.save_model(run / runs.MODEL, average.average.weights(0), text, {FACTS: metadata[FACTS], **steps})
+    return Fit(run, data, mirror, stop.exit_code, trainer.is_global_zero)
+
+
+def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
+    """The folder of this run, and whether there is a checkpoint in it to continue from."""
+    if _RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        run = Path(os.environ[_RUN_VARIABLE])
+    elif run is None:
+        run = runs.create_run(config.runs, config.name or "run")
+    os.environ[_RUN_VARIABLE] = str(run)
+    return run, (run / runs.CHECKPOINTS / "last.ckpt").is_file()
+
+
+def _devices(device: torch.device, count: int) -> Any:
+    return [device.index] if device.index is not None and count == 1 else count
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's advice that does not apply here: data are made by index, in memory, and need no workers."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+            warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,8 @@
+"""Draw samples: `python sample.py --sampler ode`; `python sample.py --help` lists the options."""
+
+import sys
+
+from diffusion.cli import command, sample
+
+if __name__ == "__main__":
+    sys.exit(command(sample))

@@ -1,0 +1,94 @@
+"""The estimate's arithmetic, against SciPy and by hand."""
+
+import json
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from diffusion.errors import UserError
+from diffusion.likelihood.estimate import Estimate, mean_error
+
+
+def estimate(log_prob, first=0, **changes) -> Estimate:
+    log_prob = torch.as_tensor(log_prob, dtype=torch.float64)
+    options: dict = {
+        "dims": 3,
+        "levels": 17,
+        "std_error": torch.zeros_like(log_prob),
+        "kind": "lower bound",
+        "protocol": {"seed": 0},
+        "indices": torch.arange(first, first + len(log_prob)),
+        "terms": {"parts": log_prob[:, None].expand(-1, 2)},
+    }
+    return Estimate(log_prob=log_prob, **(options | changes))
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_interval_is_students(n):
+    e = estimate(-10.0 + torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64))
+    bits = e.bits_per_dim.numpy()
+    interval = e.mean()
+    low, high = stats.t.interval(0.95, n - 1, bits.mean(), stats.sem(bits))
+    assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-12)
+    assert interval.sem == pytest.approx(stats.sem(bits)) == e.error_budget["test set"]
+
+
+def test_units():
+    # one bit for each of three dimensions
+    assert float(estimate([-3 * math.log(2)]).bits_per_dim) == pytest.approx(1.0)
+    assert mean_error(torch.full((4,), 3 * math.log(2)), 3) == pytest.approx(0.5)
+
+
+def test_interval_of_one_image_is_unknown():
+    interval = estimate([-1.0]).mean()
+    assert interval.mean == pytest.approx(1 / (3 * math.log(2)))
+    assert all(math.isnan(value) for value in (interval.low, interval.high, interval.sem))
+
+
+def test_join_equals_the_whole():
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = estimate(values).with_error("probes", 0.02)
+    parts = [
+        estimate(values[:4], nfe=10.0, seconds=1.0).with_error("probes", 0.03),
+        estimate(values[4:], first=4, nfe=19.0, seconds=2.0).with_error("probes", 0.06),
+    ]
+    joined = Estimate.join(parts)
+    assert joined.mean() == whole.mean()
+    assert joined.indices is not None
+    assert joined.indices.tolist() == list(range(9))
+    assert joined.terms["parts"].shape == (9, 2)
+    assert (joined.nfe, joined.seconds) == (15.0, 3.0)
+    assert joined.error_budget["test set"] == whole.error_budget["test set"]
+    assert joined.error_budget["probes"] == pytest.approx(math.hypot(4 / 9 * 0.03, 5 / 9 * 0.06))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"protocol": {"seed": 1}}, "unlike protocol"),
+        ({"kind": "surrogate"}, "unlike kind"),
+        ({"levels": 256}, "unlike levels"),
+        ({"first": 1}, "each image counts once"),
+    ],
+)
+def test_join_refuses(other, message):
+    with pytest.raises(UserError, match=message):
+        Estimate.join([estimate([-1.0, -2.0]), estimate([-3.0], **({"first": 2} | other))])
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="Did you mean 'exact'"):
+        estimate([-1.0], kind="exakt")
+
+
+def test_plain_dict_is_json():
+    plain = json.loads(
+        json.dumps(estimate([-1.0], std_error=torch.tensor([math.nan]).double()).to_dict(), allow_nan=False)
+    )
+    assert plain["std_error"] == [None]
+    assert plain["sem"] is None
+    assert plain["log_prob"] == [-1.0]
+    assert plain["bits_per_dim"] == pytest.approx(1 / (3 * math.log(2)))
+    assert len(plain["terms_bits_per_dim"]["parts"]) == 2

@@ -1,0 +1,213 @@
+"""The evidence lower bounds against closed forms: every term, the gap, the limit, and the standard error."""
+
+import math
+
+import pytest
+import torch
+from laws import f64, name, seeded
+from torch.distributions import Normal, kl_divergence
+
+from diffusion.denoisers import Denoiser
+from diffusion.denoisers.exact import Empirical, Gaussian
+from diffusion.errors import UserError
+from diffusion.likelihood import Dequantizer, elbo_continuous, elbo_discrete
+from diffusion.likelihood.variational_bound import discrete_times
+from diffusion.schedules import DDPM, EDM, VP, Cosine, Rectified
+
+MEAN, STD, DIMS = 0.3, 0.4, 5
+
+
+def snr_ends(schedule):
+    return schedule.log_snr(f64([schedule.t_max, schedule.t_min])).exp()
+
+
+def end_terms(schedule, x):
+    """prior, reconstruction of continuous data: -KL(q(x_1 | x) || p(x_1)) by torch, and E log N(x; x_0 / alpha, ...)."""
+    alpha, sigma = schedule(f64(schedule.t_max))
+    prior = -kl_divergence(Normal(alpha * x, sigma), Normal(0.0, schedule.prior_std)).sum(1)
+    _, high = snr_ends(schedule)
+    return prior, torch.full((len(x),), -0.5 * DIMS * (math.log(2 * math.pi / high) + 1)).double()
+
+
+def continuous_truth(schedule, x):
+    """-1/2 integral of E||eps - eps_hat||^2 dS/S for data N(m, c^2): with w = S c^2 + 1 the integrand is
+    D (w - 1) / w^2 + |x - m|^2 / c^2 / w^2 in dw."""
+    w0, w1 = (snr_ends(schedule) * STD**2 + 1).tolist()
+    square = ((x - MEAN) / STD).square().sum(1)
+    return -0.5 * (DIMS * (math.log(w1 / w0) + 1 / w1 - 1 / w0) + square * (1 / w0 - 1 / w1))
+
+
+def discrete_truth(schedule, times, x):
+    """-sum of 1/2 (S_s - S_t) E||x - x_hat||^2 (arXiv 2107.00630, eq. 13) for data N(m, c^2)."""
+    snr = schedule.log_snr(times).exp()
+    s, t = snr[:-1], snr[1:]
+    w = t * STD**2 + 1
+    square = ((x - MEAN) / STD).square().sum(1)[:, None]
+    return -0.5 * (s - t) * STD**2 * (square / w**2 + DIMS * t * STD**2 / w**2)
+
+
+def gaussian(schedule):
+    return Gaussian(torch.full((DIMS,), MEAN).double(), f64(STD), schedule)
+
+
+@pytest.mark.parametrize("schedule", [VP(), Cosine(), Rectified(), EDM()], ids=name)
+def test_continuous_bound_of_a_gaussian(schedule):
+    model = gaussian(schedule)
+    x = model.draw(200, seed=1)
+    estimate = elbo_continuous(model, None, x, evaluations=96)
+    prior, reconstruction = end_terms(schedule, x)
+    torch.testing.assert_close(estimate.terms["prior"], prior)
+    torch.testing.assert_close(estimate.terms["reconstruction"], reconstruction)
+    expected = continuous_truth(schedule, x)
+    z = (estimate.terms["diffusion"] - expected) / estimate.std_error
+    assert abs(float(z.mean())) < 4 / 200**0.5
+    assert 0.8 < float(z.square().mean().sqrt()) < 1.2  # the standard error is what it says
+    parts = [estimate.terms[part] for part in ("prior", "reconstruction", "diffusion")]
+    torch.testing.assert_close(estimate.log_prob, sum(parts))
+    torch.testing.assert_close(estimate.terms["curve"].sum(1), estimate.terms["diffusion"])
+    # On average the bound lies below the truth by the KLs at its two ends (the path between them is exact).
+    alpha, sigma = schedule(f64(schedule.t_max))
+    gap = DIMS * float(kl_divergence(Normal(alpha * MEAN, (alpha**2 * STD**2 + sigma**2).sqrt()),
+                                     Normal(0.0, schedule.prior_std)))  # fmt: skip
+    w1 = float(snr_ends(schedule)[1] * STD**2 + 1)
+    noise = w1 - 1  # S c^2; KL(q(x | x_0) || N(x_0 / alpha, 1 / S)) averaged over x_0
+    gap += 0.5 * DIMS * (noise / w1 + (1 / w1) - 1 - math.log(noise / w1))
+    x_mean_square = DIMS  # E |x - m|^2 / c^2
+    w0 = float(snr_ends(schedule)[0] * STD**2 + 1)
+    bound = -0.5 * (DIMS * (math.log(w1 / w0) + 1 / w1 - 1 / w0) + x_mean_square * (1 / w0 - 1 / w1))
+    bound += float(reconstruction[0])
+    second = float(alpha**2) * (MEAN**2 + STD**2) + float(sigma**2)
+    bound -= 0.5 * DIMS * (second / schedule.prior_std**2 - 1 - math.log(float(sigma**2) / schedule.prior_std**2))
+    entropy = 0.5 * DIMS * (math.log(2 * math.pi * STD**2) + 1)
+    assert -entropy - bound == pytest.approx(gap, abs=1e-9)
+    assert gap > 0
+
+
+def test_curve_tells_where_the_nats_go():
+    model = gaussian(VP())
+    x = model.draw(400, seed=1)
+    estimate = elbo_continuous(model, None, x, evaluations=48, bins=6)
+    edges = torch.linspace(*estimate.protocol["curve_log_snr"], 7, dtype=torch.float64)
+    snr = edges.exp()
+    w0, w1 = snr[:-1] * STD**2 + 1, snr[1:] * STD**2 + 1
+    expected = -0.5 * DIMS * (torch.log(w1 / w0))  # averaged over the data the two terms in 1 / w cancel
+    curve = estimate.terms["curve"]
+    assert bool(((curve.mean(0) - expected).abs() < 4 * curve.std(0) / 20).all())
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_bounds_of_a_finite_data_set(levels):
+    """N equally likely images have -log P = log N, and with the exact denoiser the bound is tight."""
+    dequantizer = Dequantizer(levels)
+    generator = torch.Generator().manual_seed(levels)
+    images = torch.randint(0, levels, (8, 1, 2, 2), generator=generator).to(torch.uint8)
+    assert len(images.unique(dim=0)) == 8
+    model = Empirical(dequantizer.center(images, torch.float64), Cosine())
+    repeated = images.repeat(16, 1, 1, 1)
+    continuous = elbo_continuous(model, dequantizer, repeated, evaluations=64)
+    assert float(continuous.log_prob.mean()) == pytest.approx(
+        -math.log(8), abs=4 * float(continuous.log_prob.std()) / 128**0.5 + 2e-3
+    )
+    discrete = elbo_discrete(model, dequantizer, repeated, discrete_times(model.schedule, 16), evaluations=8)
+    assert float(discrete.log_prob.mean()) < float(continuous.log_prob.mean()) - 0.1
+    assert continuous.kind == discrete.kind == "lower bound"
+    assert continuous.levels == levels
+
+
+@pytest.mark.parametrize("evaluations", [None, 12])
+def test_discrete_bound_of_a_gaussian_step_by_step(evaluations):
+    schedule = VP()
+    model = gaussian(schedule)
+    x = model.draw(300, seed=2)
+    times = discrete_times(schedule, 24)
+    estimate = elbo_discrete(model, None, x, times.flip(0), evaluations=evaluations)
+    expected = discrete_truth(schedule, times, x)
+    assert estimate.nfe == (evaluations or 24)
+    gap = estimate.terms["diffusion"] - expected.sum(1)
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / 300**0.5
+    assert float(estimate.std_error.square().mean().sqrt()) == pytest.approx(float(gap.std()), rel=0.3)
+    if evaluations is None:
+        step_gap = estimate.terms["steps"] - expected
+        assert bool((step_gap.mean(0).abs() < 4.5 * step_gap.std(0) / 300**0.5).all())
+
+
+def test_discrete_bound_rises_to_the_continuous_one():
+    schedule = VP()
+    model = gaussian(schedule)
+    x = model.draw(200, seed=2)
+    limit = float(continuous_truth(schedule, x).mean())
+    closed = [float(discrete_truth(schedule, discrete_times(schedule, n), x).sum(1).mean()) for n in (8, 32, 128, 4096)]
+    assert closed == sorted(closed)
+    assert closed[-1] == pytest.approx(limit, abs=2e-2)
+    assert closed[-1] < limit
+    measured = [
+        float(elbo_discrete(model, None, x, discrete_times(schedule, n)).terms["diffusion"].mean())
+        for n in (8, 32, 128)
+    ]
+    assert measured == pytest.approx(closed[:3], abs=0.4)
+    assert measured == sorted(measured)
+
+
+class Zero(Denoiser):
+    """x_hat = 0, so that every KL is known whatever the noise."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule, self.shape = schedule, (DIMS,)
+
+    def forward(self, x_t, t, cond=None):
+        return torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize("variance", ["lower", "upper"])
+def test_steps_are_the_kls_of_ddpm(variance):
+    """Against Ho et al. 2020, eq. 7, in betas, with torch's KL between Gaussians; no noise is left in it."""
+    steps = 50
+    schedule = DDPM(steps=steps, betas="linear", beta_start=0.002, beta_end=0.3)
+    betas = torch.linspace(0.002, 0.3, steps, dtype=torch.float64)
+    bar = (1 - betas).cumprod(0)
+    x = seeded(3, DIMS)
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    estimate = elbo_discrete(Zero(schedule), None, x, times, variance=variance)
+    beta, bar_t, bar_s = betas[1:], bar[1:], bar[:-1]
+    coefficient = bar_s.sqrt() * beta / (1 - bar_t)  # of x in the mean of q(x_s | x_t, x)
+    lower = beta * (1 - bar_s) / (1 - bar_t)
+    model = lower if variance == "lower" else beta
+    kl = kl_divergence(
+        Normal(coefficient * x[:, :, None], lower.sqrt()), Normal(torch.zeros(steps - 1).double(), model.sqrt())
+    ).sum(1)
+    torch.testing.assert_close(estimate.terms["steps"], -kl, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_depend_on_seed_and_index_only():
+    dequantizer = Dequantizer(17)
+    model = Gaussian(torch.zeros(1, 2, 2).double(), f64(0.5), Cosine())
+    images = dequantizer.quantize(model.draw(20, seed=1))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    times = discrete_times(model.schedule, 10)
+    for bound in (
+        lambda images, **options: elbo_continuous(model, dequantizer, images, evaluations=8, **options),
+        lambda images, **options: elbo_discrete(model, dequantizer, images, times, evaluations=4, **options),
+    ):
+        whole = bound(images)
+        shuffled = bound(images[order], indices=order, batch_size=7)
+        torch.testing.assert_close(shuffled.log_prob, whole.log_prob[order])
+        assert shuffled.indices is not None
+        assert sorted(shuffled.indices.tolist()) == list(range(20))
+        assert float((bound(images, seed=1).log_prob - whole.log_prob).abs().min()) > 0
+        assert math.isfinite(whole.error_budget["noise"])
+
+
+def test_errors():
+    model = gaussian(VP())
+    x = model.draw(2)
+    with pytest.raises(UserError, match="pass a dequantizer"):
+        elbo_continuous(model, None, torch.zeros(2, DIMS, dtype=torch.uint8))
+    with pytest.raises(UserError, match="evaluations: found 0"):
+        elbo_continuous(model, None, x, evaluations=0)
+    with pytest.raises(UserError, match="distinct times above 0"):
+        elbo_discrete(model, None, x, f64([0.0, 0.5, 1.0]))
+    with pytest.raises(UserError, match="there are only 4 steps"):
+        elbo_discrete(model, None, x, discrete_times(VP(), 4), evaluations=5)
+    with pytest.raises(UserError, match="Did you mean 'lower'"):
+        elbo_discrete(model, None, x, discrete_times(VP(), 4), variance="low")

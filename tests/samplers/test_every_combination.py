@@ -1,0 +1,80 @@
+"""Every schedule x prediction x sampler, against the exact answer.
+
+The network is an oracle: it computes, from what a network is given (c_in x_t and c_noise), the raw output of a perfect
+one. All the algebra around a network lies between it and the samples, whose law is known.
+"""
+
+from functools import lru_cache
+
+import pytest
+import torch
+from laws import F64, FIXED_STEP, MEAN, SCHEDULES, STD, affine_law, gaussian, gaussian_law, name
+from torch import nn
+
+from diffusion import samplers
+from diffusion.denoisers import NetworkDenoiser
+from diffusion.denoisers.denoiser import PREDICTIONS
+from diffusion.denoisers.preconditioning import c_in
+from diffusion.denoisers.predictions import PathPoint
+from diffusion.samplers import ADAPTIVE, DDIM, ODE, Ancestral, EulerMaruyama, ExponentialSDE
+from diffusion.schedules import time_grid
+
+SIGMA_DATA = 0.8
+KINDS = list({type(schedule): schedule for schedule in reversed(SCHEDULES)}.values())
+SAMPLERS = [
+    *FIXED_STEP,
+    *(ODE(method, tolerance=1e-3) for method in ADAPTIVE),
+    DDIM(1.0),
+    Ancestral("lower"),
+    Ancestral("upper"),
+    ExponentialSDE(1.0),
+    EulerMaruyama(1.0),
+]
+
+
+class Oracle(nn.Module):
+    """The network of a perfect model of N(MEAN, STD^2), float64."""
+
+    def __init__(self, schedule, prediction):
+        super().__init__()
+        self.exact = gaussian(schedule)
+        self.anchor = nn.Parameter(torch.zeros((), dtype=F64))  # a network's dtype is that of its parameters
+        self.outer = [NetworkDenoiser(nn.Identity(), schedule, prediction, (1,), sigma_data=SIGMA_DATA)]
+
+    def forward(self, x, c_noise, labels):
+        t = self.exact.schedule.inverse_log_snr(4.0 * c_noise)
+        at = PathPoint.at(self.exact.schedule, t, x)
+        x_t = x / c_in(at, SIGMA_DATA)
+        return self.outer[0].x_to_raw(self.exact(x_t, t), x_t, at)
+
+
+def _law(sampler, model):
+    """Mean and variance of the samples, from the exact law at the start of the path."""
+    # Fewer steps than the default; the end of the path has a noise of 1/36 of the data's deviation.
+    grid = time_grid(model.schedule, 36 if sampler.order == 1 else 18, log_snr_end=9.0)
+    return affine_law(sampler, model, grid).push(*gaussian_law(model.schedule, grid[0]))
+
+
+@lru_cache
+def _law_of_the_exact_denoiser(sampler, schedule):
+    return _law(sampler, gaussian(schedule))
+
+
+def test_the_table_holds_every_sampler():
+    named = {type(samplers.build(name)) for name in samplers.names()}
+    assert {type(sampler) for sampler in SAMPLERS} == named
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", KINDS, ids=name)
+def test_every_sampler_draws_the_data(schedule, prediction):
+    model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
+    with torch.no_grad():
+        for sampler in SAMPLERS:
+            mean, variance = _law(sampler, model)
+            off = 0.2 if sampler.order == 1 else 0.02
+            assert float((mean - MEAN) / STD) == pytest.approx(0.0, abs=off), sampler
+            assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
+            # and it is the law that the exact denoiser itself gives, to the last digits
+            closed = _law_of_the_exact_denoiser(sampler, schedule)
+            torch.testing.assert_close((mean, variance), closed, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,168 @@
+"""The contract of `sample`: what it draws, counts, calls back and refuses."""
+
+import pytest
+import torch
+from laws import F64, FIXED_STEP, NOISELESS_SDE, SCHEDULES, STOCHASTIC, f64, mixture, name, seeded
+
+from diffusion import samplers
+from diffusion.denoisers import Clipped, Retimed, exact
+from diffusion.errors import UserError
+from diffusion.evaluations import count_evaluations
+from diffusion.random import Noise
+from diffusion.samplers import DDIM, FIXED, ODE, Ancestral, EulerMaruyama, ExponentialSDE, LinearSampler
+from diffusion.schedules import EDM, VP, Rectified, time_grid
+
+EVERY = [*FIXED_STEP, *NOISELESS_SDE, *STOCHASTIC, ODE()]
+every_sampler = pytest.mark.parametrize("sampler", EVERY, ids=name)
+GRID = time_grid(VP(), 10)
+
+
+def _noise(step):
+    return seeded(5, 2, seed=100 + step)
+
+
+def _never(step):
+    raise AssertionError("noise was drawn")
+
+
+@every_sampler
+def test_noise_is_drawn_only_where_it_is_used(sampler):
+    if sampler.is_stochastic:
+        with pytest.raises(AssertionError, match="noise was drawn"):
+            sampler.sample(mixture(VP()), seeded(5, 2), GRID, _never)
+        with pytest.raises(UserError, match="noise"):
+            sampler.sample(mixture(VP()), seeded(5, 2), GRID)
+    else:
+        with_noise = sampler.sample(mixture(VP()), seeded(5, 2), GRID, _never)
+        assert torch.equal(with_noise, sampler.sample(mixture(VP()), seeded(5, 2), GRID))
+
+
+@every_sampler
+def test_each_step_draws_its_own_noise_once(sampler):
+    drawn = []
+
+    def noise(step):
+        drawn.append(step)
+        return _noise(step)
+
+    sampler.sample(mixture(VP()), seeded(5, 2), GRID, noise)
+    assert drawn == (list(range(9)) if sampler.is_stochastic else [])  # none in the last step, to the datum
+
+
+@every_sampler
+def test_the_state_keeps_its_dtype_and_its_start(sampler):
+    x_1 = seeded(5, 2)
+    before = x_1.clone()
+    for dtype in (torch.float32, F64):
+        noise = Noise(0, torch.arange(5), (2,), dtype)
+        x = sampler.sample(mixture(VP()), x_1.to(dtype), GRID, noise)
+        assert x.dtype == dtype
+        assert x.shape == (5, 2)
+    assert torch.equal(x_1, before)
+    single = sampler.sample(mixture(VP()), x_1.float(), GRID, lambda step: _noise(step).float())
+    double = sampler.sample(mixture(VP()), x_1, GRID, _noise)
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=2e-3)
+
+
+@every_sampler
+def test_no_state_between_calls(sampler):
+    model, x_1 = mixture(VP()), seeded(5, 2)
+    first = sampler.sample(model, x_1, GRID, _noise)
+    sampler.sample(model, 3 * x_1, GRID[3:], _noise)
+    assert torch.equal(sampler.sample(model, x_1, GRID, _noise), first)
+
+
+@every_sampler
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4, 4)], ids=str)
+def test_any_shape_of_datum(sampler, shape):
+    model = exact.Gaussian(torch.zeros(shape), torch.ones(shape), EDM())
+    noise = Noise(0, torch.arange(3), shape)
+    x = sampler.sample(model, 80 * noise.initial(), time_grid(EDM(), 5), noise)
+    assert x.shape == (3, *shape)
+    assert torch.isfinite(x).all()
+
+
+@every_sampler
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_grids(sampler, schedule, steps):
+    """One interval is one question: E[x | x_1]."""
+    model, x_1 = mixture(schedule), schedule.prior_std * seeded(5, 2)
+    grid = time_grid(schedule, steps)
+    x = sampler.sample(model, x_1, grid, _noise)
+    assert torch.isfinite(x).all()
+    if steps == 1:
+        torch.testing.assert_close(x, model(x_1, grid[0]))
+
+
+@every_sampler
+def test_the_callback_sees_every_step_and_changes_nothing(sampler):
+    seen = []
+
+    def callback(step, time, x, x_hat):
+        seen.append((step, time, x.clone(), x, x_hat))
+
+    model, x_1 = mixture(VP()), seeded(5, 2)
+    x = sampler.sample(model, x_1, GRID, _noise, callback=callback)
+    assert [step for step, *_ in seen] == list(range(10))
+    assert [time for _, time, *_ in seen] == GRID[1:].tolist()
+    assert torch.equal(seen[-1][2], x)
+    for _, _, then, now, _ in seen:
+        assert torch.equal(then, now)  # a state is not overwritten by later steps
+    tolerance = 1e-2 if sampler.is_adaptive else 0.0
+    torch.testing.assert_close(x, sampler.sample(model, x_1, GRID, _noise), rtol=0, atol=tolerance)
+    # the states are those at which a shorter walk ends
+    short = sampler.sample(model, x_1, GRID[:5], _noise)
+    torch.testing.assert_close(seen[3][2], short, rtol=1e-12 + tolerance, atol=1e-12 + tolerance)
+    if isinstance(sampler, LinearSampler):
+        assert torch.equal(seen[0][4], model(x_1, GRID[0]))
+
+
+@pytest.mark.parametrize("sampler", [*FIXED_STEP, *STOCHASTIC], ids=name)
+def test_evaluations_of_fixed_steps(sampler):
+    """N intervals are N evaluations for one-evaluation steps, the last one being x_hat; wrappers add none."""
+    stages = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+    assert set(stages) == set(FIXED)
+    inner = mixture(VP())
+    for model in (inner, Clipped(Retimed(inner, Rectified()), -9, 9)):
+        with count_evaluations(model) as count:
+            sampler.sample(model, seeded(5, 2), time_grid(model.schedule, 10), _noise)
+        per_step = stages[sampler.method] if isinstance(sampler, ODE) else 1
+        assert count.rows == 5 * (9 * per_step + 1)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [f64([0.5]), f64([0.5, 0.5]), f64([0.1, 0.9]), f64([0.9, 0.1, 0.2]), f64([0.9, float("nan")]), f64([])],
+    ids=str,
+)
+@pytest.mark.parametrize("sampler", [DDIM(), ODE()], ids=name)
+def test_grids_that_do_not_decrease_are_refused(sampler, grid):
+    with pytest.raises(UserError, match="grid"):
+        sampler.sample(mixture(VP()), seeded(5, 2), grid)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DDIM(1.5), "eta: found 1.5"),
+        (lambda: DDIM(-0.1), "eta"),
+        (lambda: ExponentialSDE(-1.0), "eta: found -1.0"),
+        (lambda: EulerMaruyama(float("nan")), "eta"),
+        (lambda: Ancestral("uper"), "Did you mean 'upper'"),
+        (lambda: ODE("dopri"), "Did you mean 'dopri"),
+        (lambda: ODE("fehlberg2"), "method"),
+        (lambda: ODE(tolerance=0.0), "tolerance"),
+        (lambda: samplers.build("dddim"), "Did you mean 'ddim'"),
+        (lambda: samplers.build("ancestral", eta=0.5), "eta: sampler 'ancestral' does not take it"),
+    ],
+)
+def test_settings_that_make_no_sampler_are_refused(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_a_sampler_by_its_name():
+    assert samplers.build("ddim", eta=0.3) == DDIM(0.3)
+    assert samplers.build("ode", method="rk4", tolerance=None) == ODE("rk4")
+    assert samplers.build("sde", eta=None) == ExponentialSDE()

@@ -1,0 +1,8 @@
+"""Train a model: `python train.py [--config cifar.yaml] [key=value ...]`; `python train.py --help` explains each key."""
+
+import sys
+
+from diffusion.cli import command, train
+
+if __name__ == "__main__":
+    sys.exit(command(train))
