@@ -1,4 +1,4 @@
-"""Train a model: `python train.py [--config cifar.yaml] [key=value ...]`; `python train.py --help` explains each key."""
+"""Train a model: `python train.py [--config cifar.yaml] [key=value ...]`; `--help` explains each key."""
 
 import sys
 

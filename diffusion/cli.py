@@ -1,4 +1,4 @@
-"""The commands behind train.py and sample.py. Bad input is one line and exit code 2; torch loads after the arguments."""
+"""Commands behind train.py and sample.py: bad input is one line and exit code 2; torch loads after the arguments."""
 
 from __future__ import annotations
 

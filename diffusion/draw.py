@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import atomic, pictures, runs
-from . import sampling as drawing
+from . import atomic, pictures, runs, samplers
 from .devices import choose_device
 from .errors import UserError, choose
 from .evaluations import count_evaluations
 from .model import DiffusionModel, load
-from .samplers import names
 from .schedules import time_grids
 
 DEFAULT_MODEL = "pretrained:digits"
@@ -30,7 +28,7 @@ DEFAULT_MODEL = "pretrained:digits"
 def draw(options: argparse.Namespace) -> int:
     """Draw what the command line asks for; returns the exit code."""
     if options.sampler is not None:
-        choose("--sampler", options.sampler, names())
+        choose("--sampler", options.sampler, samplers.names())
     if options.grid is not None:
         choose("--grid", options.grid, time_grids.names())
     device = choose_device(options.device)
@@ -53,6 +51,10 @@ def draw(options: argparse.Namespace) -> int:
         **({"variance": options.variance} if options.variance else {}),
     }
     n = options.n or defaults.n
+    if options.steps and samplers.build(sampler, method=options.method).is_adaptive:
+        print(
+            "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
+        )
     out = _Target(options.out, n, model, f"{sampler}-seed{options.seed}")
     start = time.perf_counter()
     with (

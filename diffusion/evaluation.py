@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ _MIXTURE_DIMS = 128
 Progress = Callable[[str, int, int], None]
 
 
-def evaluate(model: DiffusionModel, data: Data, options: EvaluationConfig, progress: Progress | None = None) -> dict[str, Estimate]:
+def evaluate(
+    model: DiffusionModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
+) -> dict[str, Estimate]:
     """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
 
     Args:
@@ -41,7 +44,9 @@ def evaluate(model: DiffusionModel, data: Data, options: EvaluationConfig, progr
     """
 
     def tell(name: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, count: progress(name, done, count)
+        if progress is None:
+            return None
+        return partial(progress, name)
 
     if data.toy is not None:
         x = data.toy.draw(options.images or 1000, seed=1 << 31)

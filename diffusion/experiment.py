@@ -73,9 +73,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     if options.name in toy_names():
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
-    images = load_images(
-        options.name, options.path, options.root, options.download, options.size, progress=progress
-    )
+    images = load_images(options.name, options.path, options.root, options.download, options.size, progress=progress)
     facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")

@@ -1,7 +1,7 @@
 """The probability-flow ODE in the units in which every path is the same.
 
-In z = x_t / sqrt(alpha_t^2 + sigma_t^2) and phi = arctan(sigma_t / alpha_t), any path reads z = cos(phi) x + sin(phi) eps
-and the probability-flow ODE (`diffusion.sde`) is
+In z = x_t / sqrt(alpha_t^2 + sigma_t^2) and phi = arctan(sigma_t / alpha_t), any path reads
+z = cos(phi) x + sin(phi) eps, and the probability-flow ODE (`diffusion.sde`) is
 
     dz / dphi = cos(phi) eps_hat - sin(phi) x_hat,        phi = pi/2: noise, phi = 0: data,
 

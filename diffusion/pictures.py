@@ -29,7 +29,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.Image:
     """A grid of images in [-1, 1], (N, C, H, W) with 1 or 3 channels, enlarged where they are small."""
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     scale = max(1, _CELL // max(height, width))
     cells = to_bytes(x).repeat_interleave(scale, -1).repeat_interleave(scale, -2)

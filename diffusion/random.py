@@ -28,7 +28,7 @@ _ROUNDS = 10
 # Streams keep the uses of randomness apart: a stream more or less in one place changes no draw of another.
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
 STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
-STREAM_ORDER, STREAM_TOY, STREAM_STATE = 10, 11, 12
+STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
 
 
 def philox4x32(
@@ -147,8 +147,8 @@ def state_seed(seed: int, *keys: int) -> int:
         keys: Numbers that tell the uses apart, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
-    counter = tuple(torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16))
-    low, high, *_ = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    words = [torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16)]
+    low, high, *_ = philox4x32((words[0], words[1], words[2], words[3]), (seed & _MASK, (seed >> 32) & _MASK))
     return (int(high) & 0x7FFFFFFF) << 32 | int(low)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from . import config as configuration
@@ -53,7 +54,7 @@ def run_to_continue(config: Config, resume: str) -> Path | None:
 
 
 def _differences(config: Config, run: Path) -> list[str]:
-    """Where a run's saved configuration differs, as `key: saved -> given`; where it is run and what it is called apart."""
+    """Where a run's saved configuration differs, as `key: saved -> given`; its name and place do not count."""
     path = run / "config.yaml"
     try:
         saved = configuration.parse_config(path.read_text(encoding="utf-8"), source=str(path))
@@ -64,8 +65,6 @@ def _differences(config: Config, run: Path) -> list[str]:
 
 
 def _flat(config: Config) -> dict[str, object]:
-    from dataclasses import asdict
-
     flat: dict[str, object] = {}
     for name, value in asdict(config).items():
         if isinstance(value, dict):

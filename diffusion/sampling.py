@@ -1,7 +1,7 @@
 """Drawing: one call from a model and a number of samples to a tensor, with any sampler.
 
-Sample i is a function of (model, settings, seed, i): the batch it is drawn in, its place there and the number of devices
-change its noise by nothing and its pixels by no more than the network's float32 rounding.
+Sample i is a function of (model, settings, seed, i): the batch it is drawn in, its place there and the number of
+devices change its noise by nothing and its pixels by no more than the network's float32 rounding.
 """
 
 from __future__ import annotations

@@ -33,9 +33,7 @@ def diffusion_squared(schedule: Schedule, t: Tensor) -> Tensor:
     return -(sigma**2) * schedule.d_log_snr(t)
 
 
-def reverse_drift(
-    denoiser: Denoiser, x_t: Tensor, t: Tensor, eta: float = 1.0, cond: Tensor | None = None
-) -> Tensor:
+def reverse_drift(denoiser: Denoiser, x_t: Tensor, t: Tensor, eta: float = 1.0, cond: Tensor | None = None) -> Tensor:
     """The drift f x - (1 + eta^2)/2 g^2 score of the reverse process with noise dial `eta`, shape of x_t."""
     f = pad_dims_like(drift(denoiser.schedule, t), x_t)
     g2 = pad_dims_like(diffusion_squared(denoiser.schedule, t), x_t)
@@ -46,4 +44,3 @@ def reverse_drift(
 def probability_flow(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
     """The velocity of the probability-flow ODE, f x - g^2 score / 2 (equal to `denoiser.velocity`)."""
     return reverse_drift(denoiser, x_t, t, 0.0, cond)
-

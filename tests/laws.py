@@ -34,6 +34,9 @@ SCHEDULES: list[Schedule] = [
     DDPM(steps=50, betas="cosine"),
 ]
 
+# One of each sort (curved, straight, alpha = 1, kinks between levels), for the tests that cost seconds.
+FOUR_SCHEDULES: list[Schedule] = [VP(), Rectified(), EDM(), DDPM(steps=50, betas="cosine")]
+
 FIXED_STEP: list[Sampler] = [
     DDIM(),
     *(ODE(method) for method in FIXED),

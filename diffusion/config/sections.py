@@ -177,7 +177,7 @@ class ObjectiveConfig(Section):
     min_snr_gamma: float | None = option(None, "SNR above which min-snr weights all times alike", above=0)
     time: Literal["uniform", "log-snr", "log-normal", "logit-normal"] = option(
         "uniform",
-        "distribution of the training times: uniform in t or in log-snr; log-normal is of sigma / alpha, logit-normal of t",
+        "training times: uniform in t or in log-snr; log-normal is of sigma / alpha, logit-normal of t",
     )
     stratified: bool = option(True, "spread the times of a batch evenly (low discrepancy), over all devices")
     time_mean: float | None = option(None, "mean of the normal distribution")

@@ -24,14 +24,11 @@ from torch import Tensor
 
 from ..broadcasting import pad_dims_like
 from ..errors import UserError
-from ..random import normal, uniform
+from ..random import STREAM_EXACT, normal, uniform
 from ..schedules import Schedule
 from .denoiser import Denoiser
 
-# Apart from the streams of samplers and training: data drawn with a seed are not the noise of that seed.
-STREAM_EXACT = 12
-# Entries of a (batch, components, dimensions) table of differences in memory at once.
-_BLOCK = 2**23
+_BLOCK = 2**23  # entries of a (batch, components, dimensions) table of differences in memory at once
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 
@@ -56,20 +53,16 @@ class Exact(Denoiser):
         """Return x_hat. Arguments as `Denoiser.forward`; raises a `UserError` for labels."""
         if cond is not None:
             raise UserError("label: given to an exact denoiser, which has no classes; leave it out")
-        return self.posterior_mean(x_t, *self._path(x_t, t))
+        return self.posterior_mean(x_t, *(value.to(x_t) for value in self.schedule(t)))
 
     def log_prob_at(self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"]) -> Float[Tensor, " b"]:
         """The log density of x_t at time t, nats: x_t (B, *shape), t () or (B,)."""
-        return self.log_density(x_t, *self._path(x_t, t))
+        return self.log_density(x_t, *(value.to(x_t) for value in self.schedule(t)))
 
     def log_prob(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
         """The log density of the data at `x` (B, *shape), nats."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         return self.log_density(x, one, 0.0 * one)
-
-    def _path(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self.schedule(t)
-        return alpha.to(x_t), sigma.to(x_t)
 
 
 class Gaussian(Exact):
@@ -81,7 +74,7 @@ class Gaussian(Exact):
         schedule: The path.
 
     Raises:
-        UserError: For shapes that do not broadcast, or values that are not finite, or a std that is not positive.
+        UserError: For shapes that do not broadcast, values that are not finite, or a std that is not positive.
     """
 
     mean: Tensor
@@ -90,15 +83,15 @@ class Gaussian(Exact):
     def __init__(self, mean: Tensor | float, std: Tensor | float, schedule: Schedule):
         super().__init__()
         dtypes = [value.dtype for value in (mean, std) if isinstance(value, Tensor) and value.is_floating_point()]
+        dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
         mean, std = _floats("mean", mean), _positive("std", std)
         try:
             self.shape = tuple(torch.broadcast_shapes(mean.shape, std.shape))
         except RuntimeError as error:
             raise UserError(f"mean, std: shapes {tuple(mean.shape)} and {tuple(std.shape)} do not broadcast") from error
         self.schedule = schedule
-        dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
-        for name, value in (("mean", mean), ("std", std)):
-            self.register_buffer(name, value.to(dtype).expand(self.shape).clone())
+        self.register_buffer("mean", mean.to(dtype).expand(self.shape).clone())
+        self.register_buffer("std", std.to(dtype).expand(self.shape).clone())
 
     def posterior_mean(self, x_t, alpha, sigma):
         alpha, mean, variance, total = self._moments(x_t, alpha, sigma)
@@ -215,8 +208,7 @@ class Empirical(Exact):
 
 
 def _flat(x: Tensor) -> Tensor:
-    # (B, *dims) as (B, D), where dims may be () and B may be 0
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # dims may be () and B may be 0
 
 
 def _squared_distances(x: Tensor, alpha: Tensor, means: Tensor) -> Tensor:
@@ -231,13 +223,12 @@ def _squared_distances(x: Tensor, alpha: Tensor, means: Tensor) -> Tensor:
 
 
 def _normals(seed: int, n: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    # Drawn on the CPU, so that a datum is the same to the last bit on every device.
     return normal(seed, torch.arange(n), 1, shape, STREAM_EXACT, like.dtype).to(like.device)
 
 
 def _floats(name: str, value: Tensor | float) -> Tensor:
-    # A number is kept in float64: 0.1 beside float64 tensors is 0.1 to the last digit.
-    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    # A number is taken in float64: 0.1 beside float64 tensors is 0.1 to the last digit.
+    tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name}: has values that are not finite")

@@ -35,9 +35,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def default_batch_size(dims: int) -> int:
-    """The images taken together where nothing else is said."""
-    return max(1, min(_LARGEST, _IN_FLIGHT // dims))
+def choose_batch_size(batch_size: int | None, dims: int) -> int:
+    """The data of `dims` dimensions taken together: `batch_size`, or what suits them where it is None.
+
+    Raises:
+        UserError: For a batch size below one.
+    """
+    if batch_size is None:
+        return max(1, min(_LARGEST, _IN_FLIGHT // dims))
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    return batch_size
 
 
 def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Tensor | None) -> Tensor:
@@ -69,13 +77,7 @@ def in_batches(
     estimate: Callable[[slice], Estimate],
     progress: Progress | None = None,
 ) -> Estimate:
-    """Join `estimate(rows)` of every slice of `batch_size` images; fills in the seconds and the evaluations.
-
-    Raises:
-        UserError: For a batch size below one.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    """Join `estimate(rows)` of every slice of `batch_size` images; fills in the seconds and the evaluations."""
     parts, start = [], time.perf_counter()
     with torch.no_grad(), evaluation_mode(denoiser), count_evaluations(denoiser) as counter:
         for first in range(0, count, batch_size):

@@ -19,21 +19,23 @@ from torch import Tensor
 from .. import random
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
-from .batching import Progress, check_data, default_batch_size, in_batches, protocol_of
+from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
 
 
-def _probes(solve: Solve, seed: int, rows: Tensor, draw: int, x: Tensor) -> Tensor | None:
+def _repeat(rows: Tensor, times: int) -> Tensor:
+    return rows.repeat_interleave(times, dim=0)
+
+
+def _probes(solve: Solve, seed: int, keys: Tensor, draws: range, x: Tensor) -> Tensor | None:
+    """Signs for the draws of each key, shape (keys * draws, P, *shape), in the order of `x`."""
     if solve.trace == "exact":
         return None
     shape = (solve.probes, *x.shape[1:])
-    return random.rademacher(seed, rows, draw, shape, random.STREAM_PROBE, torch.float64, x.device)
-
-
-def _rows(values: Tensor | None, rows: slice) -> Tensor | None:
-    return None if values is None else values[rows]
+    v = [random.rademacher(seed, keys, draw, shape, random.STREAM_PROBE, torch.float64, x.device) for draw in draws]
+    return torch.stack(v, dim=1).flatten(0, 1)
 
 
 def _standard_error(draws: Float[Tensor, " b n"]) -> Tensor:
@@ -83,8 +85,8 @@ def log_density(
     protocol |= {"seed": seed} if trace == "hutchinson" else {}
 
     def estimate(rows: slice) -> Estimate:
-        v = _probes(solve, seed, indices[rows], 0, x)
-        draws = flow_log_density(denoiser, x[rows], solve, v, _rows(cond, rows))
+        v = _probes(solve, seed, indices[rows], range(1), x)
+        draws = flow_log_density(denoiser, x[rows], solve, v, None if cond is None else cond[rows])
         std_error = torch.zeros_like(draws[:, 0]) if trace == "exact" else _standard_error(draws)
         return Estimate(
             log_prob=draws.mean(1).cpu(),
@@ -96,7 +98,7 @@ def log_density(
             indices=indices[rows],
         )
 
-    result = in_batches(denoiser, len(x), batch_size or default_batch_size(dims), estimate, progress)
+    result = in_batches(denoiser, len(x), choose_batch_size(batch_size, dims), estimate, progress)
     if trace == "hutchinson" and probes > 1:
         return result.with_error("probes", mean_error(result.std_error, dims))
     return result
@@ -126,7 +128,7 @@ def log_likelihood_ode(
         dequantizer: The levels and their places.
         images: Level indices, shape (B, *shape).
         draws: Dequantised points an image (each with its own probes), whose log-densities are averaged.
-        batch_size: The images solved for together, on the device of the denoiser.
+        batch_size: The dequantised points solved for together.
         trace, probes, ..., progress: As `log_density`.
 
     Returns:
@@ -151,17 +153,24 @@ def log_likelihood_ode(
         "seed": seed,
     }
 
-    def one_draw(rows: slice, draw: int) -> Tensor:
-        shape = images.shape[1:]
-        u = random.uniform(seed, indices[rows], draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
-        x = dequantizer.dequantize(images[rows], u)
-        v = _probes(solve, seed, indices[rows], draw, x)
-        return flow_log_density(denoiser, x, solve, v, _rows(cond, rows))
+    size = choose_batch_size(batch_size, dims)
+
+    def log_probs(rows: slice, some: range) -> Tensor:
+        """Of `some` draws of the images `rows`, solved for together: shape (B, draws, P)."""
+        keys, shape = indices[rows], images.shape[1:]
+        u = [
+            random.uniform(seed, keys, draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
+            for draw in some
+        ]
+        x = dequantizer.dequantize(_repeat(images[rows], len(some)), torch.stack(u, dim=1).flatten(0, 1))
+        v = _probes(solve, seed, keys, some, x)
+        labels = None if cond is None else _repeat(cond[rows], len(some))
+        return flow_log_density(denoiser, x, solve, v, labels).reshape(len(keys), len(some), -1)
 
     probe_variances = []
 
     def estimate(rows: slice) -> Estimate:
-        values = torch.stack([one_draw(rows, draw) for draw in range(draws)], dim=1)  # (B, draws, P)
+        values = torch.cat([log_probs(rows, range(draws)[i : i + size]) for i in range(0, draws, size)], dim=1)
         per_draw = values.mean(2)
         if values.shape[2] > 1:
             probe_variances.append((values.var(2).mean(1) / (values.shape[2] * draws)).cpu())
@@ -175,7 +184,7 @@ def log_likelihood_ode(
             indices=indices[rows],
         )
 
-    result = in_batches(denoiser, len(images), batch_size or default_batch_size(dims), estimate, progress)
+    result = in_batches(denoiser, len(images), max(1, size // draws), estimate, progress)
     if draws > 1:
         result = result.with_error("draws", mean_error(result.std_error, dims))
     if trace == "hutchinson" and probes > 1:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from ..errors import UserError, choose
 from .ancestral import VARIANCES, Ancestral
 from .ddim import DDIM
@@ -39,7 +41,7 @@ def build(name: str, **options: object) -> Sampler:
     """
     cls = _CLASSES[choose("sampler", name, names())]
     given = {key: value for key, value in options.items() if value is not None}
-    takes = list(cls.__dataclass_fields__)
+    takes = list(signature(cls).parameters)
     for key in given:
         if key not in takes:
             raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(takes)}")

@@ -60,13 +60,13 @@ class ODE(Sampler):
         r = scale(schedule, times).tolist()
         flow = ProbabilityFlow(denoiser, cond, self.max_evaluations)
         shape = x.shape
-        z = (x / r[0]).flatten(1)
+        z = (x / r[0]).reshape(len(x), -1)
         # An adaptive solver is asked for the ends only; the callback then sees the grid's times through dense output.
         asked = phi if callback is not None or not self.is_adaptive else phi[[0, -1]]
         options = adaptive_options(phi) if self.is_adaptive else {}
         try:
             path = odeint(
-                lambda phi, z: flow(phi, z.reshape(shape)).flatten(1),
+                lambda phi, z: flow(phi, z.reshape(shape)).reshape(z.shape),
                 z,
                 asked,
                 rtol=self.tolerance,

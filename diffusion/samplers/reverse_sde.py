@@ -1,6 +1,6 @@
 """The reverse SDE with a noise dial (Song et al. 2021, arXiv 2011.13456; `diffusion.sde` has the derivation).
 
-    dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dw,    eta = 0: the probability-flow ODE, eta = 1: the reverse SDE
+dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dw,    eta = 0: the probability-flow ODE, eta = 1: the reverse SDE
 """
 
 from __future__ import annotations
@@ -74,6 +74,4 @@ class EulerMaruyama(_ReverseSDE):
         g2 = diffusion_squared(schedule, t)
         pull = 0.5 * (1.0 + self.eta**2) * g2 / sigma**2  # -score's weight: score = (alpha x_hat - x_t) / sigma^2
         dt = s - t
-        return Coefficients(
-            1.0 + dt * (drift(schedule, t) + pull), -dt * pull * alpha, self.eta * torch.sqrt(-dt * g2)
-        )
+        return Coefficients(1.0 + dt * (drift(schedule, t) + pull), -dt * pull * alpha, self.eta * torch.sqrt(-dt * g2))

@@ -130,6 +130,7 @@ class LinearSampler(Sampler):
             x_hat = denoiser(x, t[step], cond)
             x = torch.add(a * x, x_hat, alpha=b)
             if c != 0.0:
+                assert noise is not None  # `sample` has seen to it
                 x = x.add_(noise(step), alpha=c)
             if callback is not None:
                 callback(step, float(s[step]), x, x_hat)

@@ -96,7 +96,9 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Cosine (Nichol and Dhariwal 2021, arXiv 2102.09672, with no offset): alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+    """Cosine (Nichol and Dhariwal 2021, arXiv 2102.09672, with no offset).
+
+    alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2).
 
     Args:
         log_snr_max: The log-SNR at which the path ends near the data.
@@ -264,9 +266,7 @@ class EDM(_VarianceExploding):
 
 
 def _require_sigmas(low: float, high: float) -> None:
-    _require(
-        0 < low < high, f"schedule.sigma_min, sigma_max: found {low}, {high}; needs 0 < sigma_min < sigma_max"
-    )
+    _require(0 < low < high, f"schedule.sigma_min, sigma_max: found {low}, {high}; needs 0 < sigma_min < sigma_max")
 
 
 def _require_ends(low: float, high: float) -> None:

@@ -130,9 +130,7 @@ class DenoiserModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, options, steps)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,8 @@ def fit(config: Config, run: Path | None = None) -> Fit:
         {**asdict(config), "data_facts": asdict(data.facts)}, SUMMARIES,
     )  # fmt: skip
     trainer_options = config.trainer
-    checkpoints = Checkpoints(
-        run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last
-    )
-    average = EMACallback(
-        [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule="denoiser"
-    )
+    checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
+    average = EMACallback([config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule="denoiser")
     stop = GracefulStop()
     if choose_compile(trainer_options.compile, device):
         denoiser.network.compile()

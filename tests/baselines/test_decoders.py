@@ -9,8 +9,8 @@ from diffusion.baselines.decoders import (
     Categorical,
     DiscretizedGaussian,
     DiscretizedLogisticMixture,
-    scale_of,
 )
+from diffusion.baselines.observation import log_ndtr, scale_of
 from diffusion.errors import UserError
 
 MODELS = [
@@ -77,7 +77,7 @@ def test_discretised_laws_agree_with_scipy():
     for mean, raw in [(0.3, -1.0), (-0.9, 0.5), (2.0, -0.5)]:
         params = torch.tensor([[mean, raw]], dtype=torch.float64).expand(17, 2)
         scale = float(scale_of(torch.tensor(raw, dtype=torch.float64), 17))
-        assert scale == pytest.approx(math.exp(raw), rel=1e-2)
+        assert scale == pytest.approx(math.exp(raw), rel=2e-2)
         mass = torch.from_numpy(norm.cdf(edges, mean, scale)).diff()
         torch.testing.assert_close(DiscretizedGaussian(17).log_prob(images, params).exp(), mass, rtol=1e-9, atol=1e-13)
 
@@ -110,6 +110,19 @@ def test_far_tails_keep_their_digits_in_float32():
     exact = DiscretizedGaussian(17).log_prob(images, params.double())
     assert (exact < -500).any()
     torch.testing.assert_close(DiscretizedGaussian(17).log_prob(images, params).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
+def test_log_ndtr_and_its_gradient(dtype, tolerance):
+    x = torch.cat([torch.linspace(-30, 6, 300), -torch.logspace(1, 6, 60)]).to(dtype).requires_grad_()
+    found = log_ndtr(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    found, values = found.detach(), x.detach().double()
+    exact = torch.from_numpy(norm.logcdf(values.numpy()))
+    slope = torch.exp(torch.from_numpy(norm.logpdf(values.numpy())) - torch.from_numpy(norm.logcdf(values.numpy())))
+    slope = torch.where(values < -1e3, -values - 1.0 / values, slope)  # the quotient cancels far out; its expansion not
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance / 10)
+    torch.testing.assert_close(gradient.double(), slope, rtol=max(2 * tolerance, 1e-10), atol=tolerance)
 
 
 @pytest.mark.parametrize("model", [m for m in MODELS if m.levels == 17], ids=str)

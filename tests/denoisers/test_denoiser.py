@@ -9,7 +9,6 @@ from diffusion.denoisers import Clipped, Denoiser, NetworkDenoiser, Retimed, exa
 from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.predictions import NAMES, PathPoint
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
 from diffusion.schedules import EDM, VE, VP, Cosine
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -121,19 +120,3 @@ def test_clipped_clips_x_hat_and_all_that_follows():
     torch.testing.assert_close(model.eps(x_t, t), (x_t - alpha * x_hat) / sigma)
     assert model.shape == (2,)
     assert model.schedule == Cosine()
-
-
-def test_evaluations_are_rows_of_the_innermost_denoiser():
-    x_t, t = torch.zeros(7, 2), torch.tensor(0.5)
-    network = NetworkDenoiser(Recorder(), VP(), "eps", (2,))
-    closed = exact.Gaussian(torch.zeros(2), torch.ones(2), VP())
-    for inner in (network, closed):
-        for model in (inner, Clipped(inner), Retimed(inner, EDM()), Clipped(Retimed(Clipped(inner), VE()))):
-            with count_evaluations(model) as count:
-                model(x_t, t)
-                assert count.rows == 7
-                for question in ("eps", "score", "v", "velocity"):
-                    getattr(model, question)(x_t[:3], t)
-                assert count.rows == 7 + 4 * 3
-            model(x_t, t)
-            assert count.rows == 19  # the context is closed

@@ -57,7 +57,7 @@ def test_exact_trace_of_narrow_and_wide_mixtures(std):
 @pytest.mark.parametrize(("std", "spread"), [(0.08, 0.5), (0.2, 0.1)])
 def test_exact_trace_on_images(std, spread):
     model = image_mixture(std, VP(), spread=spread)
-    x = model.draw(3, seed=1)
+    x = model.draw(2, seed=1)
     estimate = log_density(model, x)
     assert float(bits_off(estimate, model.log_prob(x)).abs().max()) < 3e-4
     assert estimate.nfe < 110
@@ -65,13 +65,13 @@ def test_exact_trace_on_images(std, spread):
 
 
 @pytest.mark.parametrize(
-    ("method", "steps", "grid"), [("rk4", 60, "log-snr"), ("heun3", 60, "log-snr"), ("midpoint", 400, "angle")]
+    ("method", "steps", "grid"), [("rk4", 40, "log-snr"), ("heun3", 60, "log-snr"), ("midpoint", 60, "angle")]
 )
 def test_fixed_steps(method, steps, grid):
     model = plane(0.3, VP())
     x = model.draw(32, seed=1)
     estimate = log_density(model, x, method=method, steps=steps, grid=grid)
-    assert float(bits_off(estimate, model.log_prob(x)).abs().max()) < 5e-3
+    assert float(bits_off(estimate, model.log_prob(x)).abs().max()) < 1e-3
     stages = {"rk4": 4, "heun3": 3, "midpoint": 2}[method]
     assert estimate.nfe == stages * steps + 1  # one more closes the path
     assert "tolerance" not in estimate.protocol
@@ -136,23 +136,23 @@ def test_dequantised_mixture_by_quadrature():
 def test_results_do_not_depend_on_batches_and_each_image_counts_once():
     dequantizer = Dequantizer(17)
     model = image_mixture(0.3, Cosine(), shape=(1, 3, 3))
-    images = dequantizer.quantize(model.draw(70, seed=6))
+    images = dequantizer.quantize(model.draw(23, seed=6))
     seen = []
-    whole = log_likelihood_ode(model, dequantizer, images, batch_size=64, progress=lambda *done: seen.append(done))
-    assert seen == [(64, 70), (70, 70)]
+    whole = log_likelihood_ode(model, dequantizer, images, batch_size=16, progress=lambda *done: seen.append(done))
+    assert seen == [(16, 23), (23, 23)]
     assert whole.indices is not None
-    assert whole.indices.tolist() == list(range(70))
+    assert whole.indices.tolist() == list(range(23))
     sevens = log_likelihood_ode(model, dequantizer, images, batch_size=7)
-    assert len(sevens) == 70
+    assert len(sevens) == 23
     assert float(bits_off(sevens, whole.log_prob).abs().max()) < 2e-3
-    order = torch.randperm(70, generator=torch.Generator().manual_seed(0))[:5]
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(0))[:2]
     ones = log_likelihood_ode(model, dequantizer, images[order], batch_size=1, indices=order)
     assert float(bits_off(ones, whole.log_prob[order]).abs().max()) < 2e-3
     assert float(bits_off(whole, log_likelihood_ode(model, dequantizer, images, seed=1).log_prob).abs().max()) > 0.02
     assert bool(whole.std_error.isnan().all())  # one draw says nothing of its own spread, the mean's interval does
     assert math.isfinite(whole.mean().low)
     assert whole.mean() == student_interval(whole.bits_per_dim)
-    again = log_likelihood_ode(model, dequantizer, images, batch_size=64)
+    again = log_likelihood_ode(model, dequantizer, images, batch_size=16)
     assert torch.equal(again.log_prob, whole.log_prob)
     assert again.protocol == whole.protocol
 
@@ -190,7 +190,7 @@ def test_errors():
         ({"method": "rk45"}, "method: 'rk45'"),
         ({"tolerance": 0.0}, "tolerance: found 0.0"),
         ({"probes": 0}, "probes: found 0"),
-        ({"indices": torch.arange(3)}, "indices: found 3 for 2"),
+        ({"cond": torch.arange(3)}, "cond: found 3 for 2"),
         ({"batch_size": -1}, "batch_size: found -1"),
         ({"indices": torch.zeros(2, dtype=torch.int64), "batch_size": 1}, "each image counts once"),
     ]

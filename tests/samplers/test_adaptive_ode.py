@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws import FIXED_STEP, SCHEDULES, f64, gaussian, gaussian_law, mixture, name, probability_flow, seeded, times
+from laws import FIXED_STEP, FOUR_SCHEDULES, f64, gaussian, gaussian_law, mixture, name, probability_flow, seeded, times
 
 from diffusion.denoisers import exact
 from diffusion.evaluations import count_evaluations
@@ -14,18 +14,18 @@ every_method = pytest.mark.parametrize("method", ADAPTIVE)
 
 
 @every_method
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+@pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=name)
 def test_the_error_falls_with_the_tolerance(method, schedule):
     grid = times(schedule, 2, -6.0, 8.0)
     mean, variance = gaussian_law(schedule, grid[0])
     x_1 = (mean + variance.sqrt() * f64([-1.5, 0.3, 2.0]))[:, None]
     truth = probability_flow(schedule, x_1, grid[0], grid[1])
     errors = []
-    for tolerance in (1e-3, 1e-5, 1e-7) if method != "adaptive_heun" else (1e-3, 1e-4, 1e-5):
+    for tolerance in (1e-3, 1e-5, 1e-7) if ADAPTIVE[method] > 2 else (1e-2, 1e-3, 1e-4):
         error = (ODE(method, tolerance).sample(gaussian(schedule), x_1, grid) - truth).abs().max()
         errors.append(float(error))
         assert errors[-1] < 20 * tolerance
-    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < errors[1] <= errors[0]  # at the largest, the first steps may do already
 
 
 def _hard_and_easy():
@@ -53,10 +53,10 @@ def test_an_average_over_the_batch_would_have_failed(monkeypatch):
     """The test above can fail: with torchdiffeq's own norm, the easy mates hide the hard sample's error."""
     model, grid, hard, batch = _hard_and_easy()
     truth = ODE("dopri8", 1e-11).sample(model, hard, grid)
-    kept = ODE("dopri5", 1e-4).sample(model, batch, grid)[31:32]
+    kept = ODE("dopri5", 1e-3).sample(model, batch, grid)[31:32]
     monkeypatch.setattr("diffusion.flow.largest_sample_rms", lambda rows: rows.pow(2).mean().sqrt())
-    averaged = ODE("dopri5", 1e-4).sample(model, batch, grid)[31:32]
-    assert float((averaged - truth).abs().max()) > 3 * float((kept - truth).abs().max())
+    averaged = ODE("dopri5", 1e-3).sample(model, batch, grid)[31:32]
+    assert float((averaged - truth).abs().max()) > 10 * float((kept - truth).abs().max())
 
 
 @every_method

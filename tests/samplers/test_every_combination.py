@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from laws import F64, FIXED_STEP, MEAN, SCHEDULES, STD, affine_law, gaussian, gaussian_law, name
+from laws import F64, MEAN, SCHEDULES, STD, affine_law, gaussian, gaussian_law, name
 from torch import nn
 
 from diffusion import samplers
@@ -16,14 +16,16 @@ from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.preconditioning import c_in
 from diffusion.denoisers.predictions import PathPoint
-from diffusion.samplers import ADAPTIVE, DDIM, ODE, Ancestral, EulerMaruyama, ExponentialSDE
+from diffusion.samplers import DDIM, ODE, Ancestral, EulerMaruyama, ExponentialSDE
 from diffusion.schedules import time_grid
 
 SIGMA_DATA = 0.8
 KINDS = list({type(schedule): schedule for schedule in reversed(SCHEDULES)}.values())
+# Every class; the methods of ODE share one path to the denoiser, and their orders are measured in test_order.py.
 SAMPLERS = [
-    *FIXED_STEP,
-    *(ODE(method, tolerance=1e-3) for method in ADAPTIVE),
+    ODE("heun2"),
+    ODE("dopri5"),
+    DDIM(),
     DDIM(1.0),
     Ancestral("lower"),
     Ancestral("upper"),
@@ -51,7 +53,7 @@ class Oracle(nn.Module):
 def _law(sampler, model):
     """Mean and variance of the samples, from the exact law at the start of the path."""
     # Fewer steps than the default; the end of the path has a noise of 1/36 of the data's deviation.
-    grid = time_grid(model.schedule, 36 if sampler.order == 1 else 18, log_snr_end=9.0)
+    grid = time_grid(model.schedule, 36 if sampler.order == 1 else 20, log_snr_end=9.0)
     return affine_law(sampler, model, grid).push(*gaussian_law(model.schedule, grid[0]))
 
 

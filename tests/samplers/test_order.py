@@ -7,6 +7,7 @@ import pytest
 import torch
 from laws import (
     FIXED_STEP,
+    FOUR_SCHEDULES,
     NOISELESS_SDE,
     SCHEDULES,
     STOCHASTIC,
@@ -27,10 +28,11 @@ from diffusion.schedules import time_grid
 from diffusion.schedules.forward_process import posterior
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+four_schedules = pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=name)
 STEPS = [16, 32, 64, 128]
 
 
-@every_schedule
+@four_schedules
 @pytest.mark.parametrize("sampler", FIXED_STEP + NOISELESS_SDE, ids=name)
 def test_order_of_the_trajectory(sampler, schedule):
     assert not sampler.is_stochastic
@@ -66,11 +68,11 @@ def test_order_of_the_law(sampler, schedule):
         assert eta == 1.0
 
 
-@every_schedule
+@four_schedules
 def test_the_exact_reverse_law_by_quadrature_of_the_sde(schedule):
     """The closed form that the orders are measured against: drift and diffusion integrated by brute force."""
     denoiser, eta = gaussian(schedule), 0.6
-    grid = times(schedule, 4001, -3.0, 1.0)
+    grid = times(schedule, 1001, -3.0, 1.0)
     mean, variance = gaussian_law(schedule, grid[0])
     start = mean + 3 * variance.sqrt(), 0.1 * variance
     t = 0.5 * (grid[1:] + grid[:-1])
@@ -84,10 +86,10 @@ def test_the_exact_reverse_law_by_quadrature_of_the_sde(schedule):
         m = gain * m + offset * torch.expm1(rate * dt) / rate
         v = gain**2 * v - noise * torch.expm1(2 * rate * dt) / (2 * rate)
     exact = reverse_law(eta, schedule, grid[0], grid[-1], *start)
-    torch.testing.assert_close((m, v), exact, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close((m, v), exact, rtol=2e-4, atol=2e-4)
 
 
-@every_schedule
+@four_schedules
 def test_large_eta_in_few_steps(schedule):
     """The exponential step never exceeds the path's deviation and closes in on it; explicit Euler blows up."""
     deviations = {}
@@ -102,8 +104,8 @@ def test_large_eta_in_few_steps(schedule):
     few, more, many = (deviations[ExponentialSDE, steps] for steps in (10, 40, 160))
     assert 0.5 < few < more < many < 1.0
     assert more > 0.75
-    assert many > 0.92
-    assert deviations[EulerMaruyama, 10] > 5
+    assert many > 0.9
+    assert deviations[EulerMaruyama, 10] > 10
 
 
 @every_schedule

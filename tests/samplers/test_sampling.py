@@ -83,16 +83,13 @@ def test_any_shape_of_datum(sampler, shape):
 
 
 @every_sampler
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_shortest_grids(sampler, schedule, steps):
+def test_the_shortest_grids(sampler):
     """One interval is one question: E[x | x_1]."""
-    model, x_1 = mixture(schedule), schedule.prior_std * seeded(5, 2)
-    grid = time_grid(schedule, steps)
-    x = sampler.sample(model, x_1, grid, _noise)
-    assert torch.isfinite(x).all()
-    if steps == 1:
-        torch.testing.assert_close(x, model(x_1, grid[0]))
+    for schedule in SCHEDULES:
+        model, x_1 = mixture(schedule), schedule.prior_std * seeded(5, 2)
+        one, two = (sampler.sample(model, x_1, time_grid(schedule, steps), _noise) for steps in (1, 2))
+        torch.testing.assert_close(one, model(x_1, f64(schedule.t_max)))
+        assert torch.isfinite(two).all()
 
 
 @every_sampler
@@ -124,7 +121,7 @@ def test_evaluations_of_fixed_steps(sampler):
     stages = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
     assert set(stages) == set(FIXED)
     inner = mixture(VP())
-    for model in (inner, Clipped(Retimed(inner, Rectified()), -9, 9)):
+    for model in (inner, Clipped(Retimed(inner, Rectified()), -9.0, 9.0)):
         with count_evaluations(model) as count:
             sampler.sample(model, seeded(5, 2), time_grid(model.schedule, 10), _noise)
         per_step = stages[sampler.method] if isinstance(sampler, ODE) else 1
