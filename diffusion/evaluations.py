@@ -1,4 +1,4 @@
-"""Network evaluations (NFE), counted in one place.
+"""Network evaluations (NFE), counted in one place; and the network as it is in evaluation, without dropout.
 
 What is counted is rows: a call with a batch of B counts B, so NFE = rows / batch. A guided pair counts 2 whether the
 network is called twice or once with a doubled batch, and a wrapper around a denoiser adds nothing of its own.
@@ -43,3 +43,15 @@ def count_evaluations(model: nn.Module) -> Iterator[EvaluationCount]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off while the context is open; each module's own mode is put back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -81,6 +81,8 @@ class DiffusionModel:
         """
         if self.dequantizer is None:
             raise UserError("log_likelihood: this model's data are continuous; use log_density")
+        if options.get("method", "ode").startswith("elbo"):  # asked as it was trained
+            options = {"dequantize": self.config.objective.dequantize, **options}
         return measure.log_likelihood(self.denoiser, images_uint8, levels=self.dequantizer.levels, **options)
 
     def log_density(self, x: Float[Tensor, " b *shape"], **options: Any) -> Estimate:

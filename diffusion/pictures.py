@@ -88,14 +88,14 @@ def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Seque
 
 
 def _points_figure(x: Tensor, toy: Toy | None) -> Any:
-    points = x.detach().cpu()
+    points = x.detach().cpu().numpy()
     figure, axes = _figure(1 if toy is None else 2)
     extent = 3.2
     if toy is not None:
         side = torch.linspace(-extent, extent, 200)
         mesh = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
         density = toy.log_prob(mesh).exp().reshape(200, 200)
-        axes[0].imshow(density, origin="lower", extent=(-extent, extent, -extent, extent), cmap="magma")
+        axes[0].imshow(density.numpy(), origin="lower", extent=(-extent, extent, -extent, extent), cmap="magma")
         axes[0].set_title("true density")
     axes[-1].scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
     axes[-1].set_title(f"{len(points)} samples")
@@ -116,15 +116,20 @@ def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60)
     extent = 3.2
     line = torch.linspace(-extent, extent, side)
     mesh = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
-    truth, model = toy.log_prob(mesh).exp(), log_density(mesh).exp()
+    truth, model = toy.log_prob(mesh).exp(), log_density(mesh).detach().cpu().exp()
     figure, axes = _figure(3)
     top = float(truth.max())
     for axis, values, title in ((axes[0], truth, "true density"), (axes[1], model, "model's density (PF-ODE)")):
         axis.imshow(
-            values.reshape(side, side), origin="lower", extent=(-extent, extent) * 2, cmap="magma", vmin=0, vmax=top
+            values.reshape(side, side).numpy(),
+            origin="lower",
+            extent=(-extent, extent) * 2,
+            cmap="magma",
+            vmin=0,
+            vmax=top,
         )
         axis.set_title(title)
-    points = samples.detach().cpu()
+    points = samples.detach().cpu().numpy()
     axes[2].scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
     axes[2].set_title(f"{len(points)} samples")
     for axis in axes:

@@ -7,17 +7,16 @@ devices change its noise by nothing and its pixels by no more than the network's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import samplers
-from .denoisers.denoiser import Denoiser
+from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.guidance.classifier_free import ClassifierFree
 from .errors import UserError
-from .likelihood.batching import evaluation_mode
+from .evaluations import evaluation_mode
 from .random import Noise
 from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
@@ -26,12 +25,6 @@ from .schedules.time_grids import LOG_SNR_END
 DEFAULT_STEPS = 50
 DEFAULT_BATCH = 256
 Progress = Callable[[int, int], None]
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU where it has none."""
-    first = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:

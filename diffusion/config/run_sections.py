@@ -88,9 +88,9 @@ class EvaluationConfig(Section):
 
     enabled: bool = option(True, "measure it")
     images: int | None = option(None, "number of test images; null: all of them", at_least=1)
-    tolerance: float = option(1e-5, "relative and absolute tolerance of the ODE solver", above=0)
+    tolerance: float = option(1e-4, "relative and absolute tolerance of the ODE solver", above=0, below=1)
     probes: int = option(1, "random vectors of the trace estimator, an image", at_least=1)
-    elbo_draws: int = option(16, "times at which the variational bound is taken, an image", at_least=1)
+    elbo_draws: int = option(32, "times at which the variational bound is taken, an image", at_least=1)
     batch_size: int = option(256, "images measured at once", at_least=1)
 
 

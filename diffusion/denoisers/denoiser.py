@@ -10,6 +10,7 @@ denoisers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,12 @@ from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
 PREDICTIONS = (*predictions.NAMES, "edm")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 class Denoiser(nn.Module, ABC):

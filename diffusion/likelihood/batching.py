@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
-from ..evaluations import count_evaluations
+from ..evaluations import count_evaluations, evaluation_mode
 from .estimate import Estimate
 
 # Called after each batch with (images done, images in all).
@@ -21,18 +20,6 @@ Progress = Callable[[int, int], None]
 # Numbers in flight where the size of a batch is left to us: enough to fill a processor, few enough for its memory.
 _IN_FLIGHT = 2**19
 _LARGEST = 1024
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off while the context is open; each module's own mode is put back after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def choose_batch_size(batch_size: int | None, dims: int) -> int:

@@ -52,7 +52,7 @@ class Solve:
     trace: str = "exact"
     probes: int = 1
     method: str = "dopri5"
-    tolerance: float = 2e-5
+    tolerance: float = 5e-6
     steps: int = 100
     grid: str = "log-snr"
     max_evaluations: int = 5000

@@ -1,6 +1,6 @@
 """Likelihoods of latent-variable models, p(x) = E_{z ~ N(0, I)} p(x | z), from samples of a proposal q(z | x).
 
-Importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8), of K samples with weights w = p(x|z) p(z)/q(z|x):
+Importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8), K samples with weights w = p(x|z) p(z)/q(z|x):
 
     log p(x) >= E log 1/K sum_i w_i = E [log sum_i w_i - log K],        increasing in K, log p(x) in the limit.
 

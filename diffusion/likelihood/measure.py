@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.denoiser import Denoiser
+from ..denoisers.denoiser import Denoiser, device_of
 from ..errors import UserError, choose
 from . import probability_flow, variational_bound
 from .dequantization import Dequantizer
@@ -32,7 +32,8 @@ def log_likelihood(
             time: `likelihood.elbo_continuous`) or `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000
             by default: `likelihood.elbo_discrete`); other families have methods of their own.
         levels: The number of levels, for a bare denoiser; 256 by default.
-        options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=` (ode), `evaluations=` (elbo), `seed=`.
+        options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=` (ode), `evaluations=`,
+            `dequantize=` (elbo), `seed=`.
 
     Raises:
         UserError: For an unknown method or option, or images that do not fit the model.
@@ -46,8 +47,9 @@ def log_likelihood(
         return model.log_likelihood(images_uint8, method=method, **extra, **options)
     choose("method", method, METHODS)
     dequantizer = Dequantizer(256 if levels is None else levels)
+    images_uint8 = images_uint8.to(device_of(model))
     if method == "ode":
-        return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **options)
+        return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **_solver(options))
     if method == "elbo":
         return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **options)
     times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
@@ -61,7 +63,8 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
         model: A diffusion model or a bare denoiser.
         x: Data as the denoiser sees them, shape (B, *shape).
         method: `ode` (probability flow: `likelihood.log_density`) or `elbo` (a lower bound of it).
-        options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `seed=`, ...
+        options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `solver=` (a
+            method of torchdiffeq), `seed=`, ...
 
     Raises:
         UserError: For an unknown method or option, or data that do not fit the model.
@@ -69,9 +72,15 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
     if not isinstance(model, Denoiser):
         return model.log_density(x, method=method, **options)
     choose("method", method, ("ode", "elbo"))
+    x = x.to(device_of(model))
     if method == "ode":
-        return _call(probability_flow.log_density, model, x, **options)
+        return _call(probability_flow.log_density, model, x, **_solver(options))
     return _call(variational_bound.elbo_continuous, model, None, x, **options)
+
+
+def _solver(options: dict[str, Any]) -> dict[str, Any]:
+    """Here `method` names the estimator; the ODE's own method is `solver`."""
+    return {"method" if key == "solver" else key: value for key, value in options.items()}
 
 
 def _call(estimator: Any, *arguments: Any, **options: Any) -> Estimate:

@@ -49,6 +49,7 @@ def elbo_continuous(
     evaluations: int = 64,
     bins: int = 24,
     log_snr_max: float | None = None,
+    dequantize: bool = False,
     seed: int = 0,
     cond: Tensor | None = None,
     batch_size: int | None = None,
@@ -68,6 +69,8 @@ def elbo_continuous(
             A model that does not know of levels pays half a nat a dimension for each unit of log-SNR beyond the width w
             of a bin: for it, 2 log(2.5 / w) is near the best (measured at 17 and 256 levels: within 0.03 bits/dim of
             the ODE's bound, where w / 6 costs 0.5). A model that knows its levels loses by an early end.
+        dequantize: Ask about uniformly dequantised images, as a model trained on such has to be asked: the bound is
+            that of their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian for decoder.
         seed: The seed; a row depends on (seed, index) only.
         cond: Class labels, shape (B,), or None.
         batch_size: The images taken together.
@@ -108,7 +111,7 @@ def elbo_continuous(
         return {"steps": value, "curve": curve}
 
     protocol = {"estimator": "ELBO, continuous time", "evaluations": evaluations, "curve_log_snr": [low, high]}
-    options = (seed, cond, batch_size, indices, progress)
+    options = (dequantize, seed, cond, batch_size, indices, progress)
     return _bound(denoiser, dequantizer, images, diffusion, (t_min, schedule.t_max), protocol, *options)
 
 
@@ -119,6 +122,7 @@ def elbo_discrete(
     times: Float[Tensor, " t"],
     variance: str = "lower",
     evaluations: int | None = None,
+    dequantize: bool = False,
     seed: int = 0,
     cond: Tensor | None = None,
     batch_size: int | None = None,
@@ -128,7 +132,7 @@ def elbo_discrete(
     """The evidence lower bound of the ancestral sampler of T steps.
 
     Args:
-        denoiser, dequantizer, images, seed, cond, batch_size, indices, progress: As `elbo_continuous`.
+        denoiser, dequantizer, images, dequantize, seed, cond, batch_size, indices, progress: As `elbo_continuous`.
         times: The T + 1 times of the sampler in either order, 0 < t <= 1; the least is where the decoder acts
             (`discrete_times` makes them).
         variance: The model's variance: `lower` (that of q(x_s | x_t, x)) or `upper` (that for unit-variance data).
@@ -173,7 +177,7 @@ def elbo_discrete(
         return {"steps": torch.stack(values, dim=1)}
 
     protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
-    options = (seed, cond, batch_size, indices, progress)
+    options = (dequantize, seed, cond, batch_size, indices, progress)
     return _bound(denoiser, dequantizer, images, diffusion, (float(times[0]), float(times[-1])), protocol, *options)
 
 
@@ -192,6 +196,7 @@ def _bound(
     diffusion: Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]],
     ends: tuple[float, float],
     protocol: dict[str, object],
+    dequantize: bool,
     seed: int,
     cond: Tensor | None,
     batch_size: int | None,
@@ -204,18 +209,34 @@ def _bound(
     indices = check_data(denoiser, images, indices, cond)
     schedule, dims = denoiser.schedule, images[0].numel()
     levels = None if dequantizer is None else dequantizer.levels
-    decoder = "Gaussian" if dequantizer is None else "Gaussian, normalised over the levels"
+    if dequantize and dequantizer is None:
+        raise UserError("dequantize: continuous data are not; leave it out")
+    # What decodes levels; where x is continuous, or made so, the path's own Gaussian decodes.
+    of_levels = None if dequantize else dequantizer
+    jacobian = dequantizer.log_jacobian(dims) if dequantize and dequantizer is not None else 0.0
+    decoder = "Gaussian" if of_levels is None else "Gaussian, normalised over the levels"
     protocol = {**protocol, **protocol_of(denoiser), "t_min": ends[0], "t_max": ends[1]}
-    protocol |= {"decoder": decoder, "levels": levels, "seed": seed}
+    dequantization = "uniform" if dequantize else None
+    protocol |= {"decoder": decoder, "dequantization": dequantization, "levels": levels, "seed": seed}
+
+    def clean(rows: slice) -> Tensor:
+        if dequantizer is None:
+            return images[rows].double()
+        if not dequantize:
+            return dequantizer.center(images[rows], torch.float64)
+        keys, shape = indices[rows], images.shape[1:]
+        u = random.uniform(seed, keys, 0, shape, random.STREAM_DEQUANTIZE, torch.float64)
+        return dequantizer.dequantize(images[rows], u.to(images.device))
 
     def estimate(rows: slice) -> Estimate:
-        x = images[rows].double() if dequantizer is None else dequantizer.center(images[rows], torch.float64)
+        x = clean(rows)
         parts = diffusion(x, indices[rows], None if cond is None else cond[rows])
         terms = {
             "prior": -_prior_kl(schedule, x, ends[1]).cpu(),
             "reconstruction": _reconstruction(
-                schedule, dequantizer, images[rows], x, _normal(seed, indices[rows], _STEP_DECODER, x), ends[0]
-            ).cpu(),
+                schedule, of_levels, images[rows], x, _normal(seed, indices[rows], _STEP_DECODER, x), ends[0]
+            ).cpu()
+            + jacobian,
             "diffusion": parts["steps"].sum(1),
         }
         return Estimate(

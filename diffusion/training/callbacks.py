@@ -32,11 +32,17 @@ class Progress(Callback):
         self.images_per_step = images_per_step
         self._bar: tqdm | None = None
         self._mark = (0, 0.0)
+        self._lr = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark = (trainer.global_step, time.perf_counter())
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the step it is the next one's
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,9 +54,8 @@ class Progress(Callback):
         if step % trainer.log_every_n_steps == 0 and step != first:  # type: ignore[attr-defined]
             now = time.perf_counter()
             rate = (step - first) * self.images_per_step / (now - since)
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
-                logger.log_metrics({"train/images_per_second": rate, "train/learning_rate": lr}, step=step - 1)
+                logger.log_metrics({"train/images_per_second": rate, "train/learning_rate": self._lr}, step=step - 1)
             self._mark = (step, now)
             if self._bar is not None:
                 self._bar.set_postfix(self._figures(trainer), refresh=False)

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from .. import atomic, runs
+from .. import atomic, runs, samplers
 from ..config import Config, dump_config
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data, build_denoiser, build_dequantizer, build_objective
@@ -54,7 +54,6 @@ class Fit:
         mirror: The W&B logger, still open, if there is one.
         exit_code: 0 where training is complete, else that of the signal that stopped it.
         is_main: Whether this is the process that writes.
-        seconds: The time that training took.
     """
 
     run: Path
@@ -79,6 +78,8 @@ def fit(config: Config, run: Path | None = None) -> Fit:
     torch.manual_seed(state_seed(config.seed, 0))
     denoiser = build_denoiser(config, data.facts)
     objective = build_objective(config, denoiser)
+    samplers.build(config.sampling.sampler, eta=config.sampling.eta)  # a wrong one is told now, not after training
+    wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
@@ -87,7 +88,7 @@ def fit(config: Config, run: Path | None = None) -> Fit:
     metrics = MetricsLog(run)
     logging = config.logging
     mirror = make_wandb_logger(
-        run, resolve_mode(logging.wandb), logging.project, logging.group, list(logging.tags),
+        run, wandb_mode, logging.project, logging.group, list(logging.tags),
         {**asdict(config), "data_facts": asdict(data.facts)}, SUMMARIES,
     )  # fmt: skip
     trainer_options = config.trainer

@@ -15,7 +15,7 @@ def test_exact_posterior_as_proposal_gives_the_likelihood_without_error():
     x = model.draw(5)
     estimate = importance_weighted(model, x, samples=120)
     torch.testing.assert_close(estimate.log_prob, model.log_prob(x), rtol=0, atol=1e-10)
-    assert (estimate.std_error < 1e-10).all()
+    assert (estimate.std_error < 1e-7).all()
     torch.testing.assert_close(estimate.terms["log_effective_samples"].exp(), torch.full((5,), 120.0).double())
     assert estimate.kind == "lower bound"
     assert estimate.levels is None

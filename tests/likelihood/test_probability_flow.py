@@ -39,7 +39,7 @@ def test_exact_trace_on_every_path(schedule):
         smoothed = model.log_prob_at(alpha * x, t_min) + 2 * alpha.log()
         assert float(bits_off(estimate, smoothed).abs().max()) < 1e-3
         assert abs(float(bits_off(estimate, model.log_prob(x)).mean())) < 1e-3
-        assert 30 < estimate.nfe < 80
+        assert 30 < estimate.nfe < 90
         assert estimate.kind == "exact"
         assert float(estimate.std_error.abs().max()) == 0.0
         assert estimate.levels is None
@@ -51,7 +51,7 @@ def test_exact_trace_of_narrow_and_wide_mixtures(std):
     x = model.draw(128, seed=1)
     estimate = log_density(model, x)
     assert float(bits_off(estimate, model.log_prob(x)).abs().max()) < 1e-3
-    assert estimate.nfe < 150
+    assert estimate.nfe < 200
 
 
 @pytest.mark.parametrize(("std", "spread"), [(0.08, 0.5), (0.2, 0.1)])
@@ -60,7 +60,7 @@ def test_exact_trace_on_images(std, spread):
     x = model.draw(2, seed=1)
     estimate = log_density(model, x)
     assert float(bits_off(estimate, model.log_prob(x)).abs().max()) < 3e-4
-    assert estimate.nfe < 110
+    assert estimate.nfe < 140
     assert estimate.dims == 192
 
 

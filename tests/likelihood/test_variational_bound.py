@@ -7,6 +7,7 @@ import torch
 from laws import f64, name, seeded
 from torch.distributions import Normal, kl_divergence
 
+from diffusion import random
 from diffusion.denoisers import Denoiser
 from diffusion.denoisers.exact import Empirical, Gaussian
 from diffusion.errors import UserError
@@ -237,3 +238,23 @@ def test_errors():
         elbo_discrete(model, None, x, discrete_times(VP(), 4), evaluations=5)
     with pytest.raises(UserError, match="Did you mean 'lower'"):
         elbo_discrete(model, None, x, discrete_times(VP(), 4), variance="low")
+
+
+@pytest.mark.parametrize("estimator", ["continuous", "discrete"])
+def test_the_bound_of_dequantised_images_is_that_of_their_density(estimator):
+    model = Gaussian(torch.zeros(2, 3), torch.full((2, 3), 0.4), VP())
+    dequantizer = Dequantizer(17)
+    images = torch.arange(24, dtype=torch.uint8).reshape(4, 2, 3) % 17
+    u = random.uniform(5, torch.arange(4), 0, (2, 3), random.STREAM_DEQUANTIZE, torch.float64)
+    x = dequantizer.dequantize(images, u)
+    if estimator == "continuous":
+        whole = elbo_continuous(model, dequantizer, images, dequantize=True, seed=5)
+        density = elbo_continuous(model, None, x, seed=5)
+    else:
+        times = discrete_times(model.schedule, 40)
+        whole = elbo_discrete(model, dequantizer, images, times, dequantize=True, seed=5)
+        density = elbo_discrete(model, None, x, times, seed=5)
+    assert whole.levels == 17
+    assert torch.allclose(whole.log_prob, density.log_prob + 6 * math.log(2 / 17), atol=1e-9)
+    with pytest.raises(UserError, match="continuous data are not"):
+        elbo_continuous(model, None, x, dequantize=True)

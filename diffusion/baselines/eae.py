@@ -1,0 +1,226 @@
+"""The entropic autoencoder (Ghose, Rashwan & Poupart 2020, arXiv 2002.10631): deterministic, with codes near N(0, I).
+
+    z = batch norm without scale and shift (encoder(x)),        loss = ||x - decoder(z)||^2 - lambda H(Z)
+
+Batch normalisation holds each code dimension at mean 0 and variance 1, where N(0, I) has the largest entropy: pressing
+the nearest-neighbour entropy H(Z) of the batch's codes upwards makes the prior N(0, I) true, with no noise in training.
+Images are sampled from N(0, I), or from a mixture of Gaussians fitted to the codes.
+
+Being deterministic, it has no density of its own. One is declared, after training: p(x | z) the discretised Gaussian
+around the decoder's output with one scale for all pixels, prior N(0, I), and the proposal N(code(x), diag(std^2)); the
+scale and std maximise the ELBO on the training images, encoder and decoder fixed. Every figure says so in its protocol
+(`declared model`), and is a lower bound on the likelihood of that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from .. import random
+from ..errors import UserError, choose
+from ..likelihood.batching import choose_batch_size, evaluation_mode
+from ..likelihood.estimate import Estimate
+from ..likelihood.importance_weighted import kl_to_prior
+from .decoders import DiscretizedGaussian
+from .entropy import knn_entropy
+from .latent_images import LatentImageModel
+from .observation import scale_of
+
+_FIT_BATCH, _FIT_RATE, _FIRST_STD = 128, 0.05, 0.1
+
+
+@dataclass(frozen=True)
+class EAELosses:
+    """The losses of a batch.
+
+    Attributes:
+        loss: mean(reconstruction) - lambda entropy, a scalar.
+        reconstruction: Squared error on [-1, 1], summed over an image, shape (B,).
+        entropy: H(Z) of the batch's codes in nats, a scalar.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    entropy: Tensor
+
+
+class EAE(LatentImageModel):
+    """An encoder, batch normalisation of the code, and a decoder.
+
+    Args:
+        shape: The shape (C, H, W) of an image.
+        latent_dim: The length d of the code.
+        levels: The number of levels of a pixel.
+        encoder: (B, C, H, W) in [-1, 1] -> (B, d).
+        decoder: (B, d) -> (B, C, H, W), an image on [-1, 1].
+        mixture_components: Components of the mixture that is fitted to the codes.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int,
+        levels: int,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        mixture_components: int = 10,
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent_dim, self.levels = tuple(shape), latent_dim, levels
+        self.observation = DiscretizedGaussian(levels)
+        self.encoder, self.decoder = encoder, decoder
+        self.norm = nn.BatchNorm1d(latent_dim, affine=False)
+        # What is fitted after training; zeros until then.
+        k, d = mixture_components, latent_dim
+        self.raw_scale = nn.Buffer(torch.zeros(()))
+        self.proposal_std = nn.Buffer(torch.zeros(d))
+        self.mixture_weights = nn.Buffer(torch.zeros(k))
+        self.mixture_means = nn.Buffer(torch.zeros(k, d))
+        self.mixture_factors = nn.Buffer(torch.zeros(k, d, d))
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        return {
+            "model": "EAE, declared model",
+            "observation": repr(self.observation),
+            "scale": float(scale_of(self.raw_scale, self.observation.levels)),
+            "proposal": "N(code, diag(std^2)), std fitted by the ELBO on training images",
+            "latent_dim": self.latent_dim,
+        }
+
+    def encode(self, images: UInt8[Tensor, " b c h w"]) -> Float[Tensor, " b d"]:
+        """The codes: normalised by the batch in training, by the running statistics in evaluation."""
+        return self.norm(self.encoder(self.centred(images)).to(self.dtype))
+
+    def proposal(self, x: UInt8[Tensor, " b c h w"]) -> tuple[Float[Tensor, " b d"], Float[Tensor, " b d"]]:
+        """The declared proposal N(code, diag(std^2))."""
+        code = self.encode(x)
+        return code, self.proposal_std.expand_as(code)
+
+    def decode(self, z: Float[Tensor, " b d"]) -> Float[Tensor, " b *params"]:
+        """Mean and log scale of the declared observation model."""
+        return self._params(self.decoder(z), self.raw_scale)
+
+    @staticmethod
+    def _params(mean: Tensor, raw_scale: Tensor) -> Tensor:
+        return torch.cat([mean, raw_scale.to(mean).expand_as(mean)], dim=1)
+
+    def loss(self, images: UInt8[Tensor, " b c h w"], entropy_weight: float, k: int = 3) -> EAELosses:
+        """The training loss of a batch of more than k images, in training mode.
+
+        Args:
+            images: Level indices, shape (B, C, H, W).
+            entropy_weight: lambda, in squared units of [-1, 1] a nat.
+            k: The neighbour of the entropy's estimator.
+        """
+        z = self.encode(images)
+        difference = self.decoder(z) - self.centred(images)
+        reconstruction = difference.float().flatten(1).square().sum(1)
+        entropy = knn_entropy(z, k)
+        return EAELosses(reconstruction.mean() - entropy_weight * entropy, reconstruction.detach(), entropy.detach())
+
+    @torch.no_grad()
+    def codes(self, images: UInt8[Tensor, " n c h w"], batch_size: int | None = None) -> Float[Tensor, " n d"]:
+        """The codes of any number of images, in evaluation mode."""
+        return self._in_batches(self.encode, images, batch_size)
+
+    def fit_after_training(self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300) -> None:
+        """Fit to the training images, in this order: the statistics of the code, the mixture, the declared density.
+
+        Args:
+            images: The training images.
+            seed: Of the mixture's start and of the density's noise.
+            steps: Of the density's fit.
+
+        Raises:
+            UserError: For fewer images than components of the mixture.
+        """
+        self.fit_statistics(images)
+        self.fit_mixture(images, seed)
+        self.fit_density(images, seed, steps)
+
+    @torch.no_grad()
+    def fit_statistics(self, images: UInt8[Tensor, " n c h w"]) -> None:
+        """Make the mean and variance of the codes of `images` exactly 0 and 1 (the running averages lag behind)."""
+        raw = self._in_batches(lambda part: self.encoder(self.centred(part)), images).double()
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.copy_(raw.mean(0))
+        self.norm.running_var.copy_(raw.var(0, correction=0))
+
+    @torch.no_grad()
+    def fit_mixture(self, images: UInt8[Tensor, " n c h w"], seed: int = 0) -> None:
+        """Fit the mixture of full-covariance Gaussians (scikit-learn) to the codes of `images`."""
+        from sklearn.mixture import GaussianMixture
+
+        components = len(self.mixture_weights)
+        if len(images) < components:
+            raise UserError(f"mixture_components: found {components} for {len(images)} images; needs at most as many")
+        fitted = GaussianMixture(components, reg_covar=1e-4, max_iter=500, random_state=seed)
+        fitted.fit(self.codes(images).double().cpu().numpy())
+        self.mixture_weights.copy_(torch.from_numpy(fitted.weights_))
+        self.mixture_means.copy_(torch.from_numpy(fitted.means_))
+        self.mixture_factors.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
+
+    def fit_density(self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300) -> None:
+        """Fit the scale of the observation model and the deviations of the proposal: Adam on the ELBO of `images`."""
+        with evaluation_mode(self):
+            codes = self.codes(images)
+            with torch.no_grad():
+                some = slice(_FIT_BATCH)
+                residual = self.decoder(codes[some]) - self.centred(images[some])
+                raw_scale = 0.5 * residual.double().square().mean().clamp(min=1e-8).log().to(self.dtype)
+            raw_scale.requires_grad_()
+            log_std = torch.full_like(self.proposal_std, _FIRST_STD).log().requires_grad_()
+            optimizer = torch.optim.Adam([raw_scale, log_std], lr=_FIT_RATE)
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = _FIT_RATE * (1.0 - step / steps)
+                rows = (step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)
+                shape, stream = (self.latent_dim,), random.STREAM_EVALUATE
+                eps = random.normal(seed, rows, step, shape, stream, self.dtype, codes.device)
+                code, std = codes[rows], log_std.exp().expand(len(rows), -1)
+                params = self._params(self.decoder(code + std * eps), raw_scale)
+                kl = kl_to_prior(code, std).sum(1)
+                loss = (kl - self.observation.log_prob(images[rows], params)).mean()
+                raw_scale.grad, log_std.grad = torch.autograd.grad(loss, [raw_scale, log_std])
+                optimizer.step()
+        with torch.no_grad():
+            self.raw_scale.copy_(raw_scale)
+            self.proposal_std.copy_(log_std.exp())
+
+    def draw_latents(
+        self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
+    ) -> Float[Tensor, " b d"]:
+        """Latents of N(0, I) (`normal`), or of the `mixture` fitted to the codes."""
+        choose("prior", prior, ("normal", "mixture"))
+        eps = super().draw_latents("normal", seed, indices, device)
+        if prior == "normal":
+            return eps
+        if float(self.mixture_weights.sum()) == 0.0:
+            raise UserError("prior: the mixture is not fitted yet; call fit_after_training(images) first")
+        u = random.uniform(seed, indices, 0, (), random.STREAM_LABEL, device=device)
+        component = torch.searchsorted(self.mixture_weights.cumsum(0), u.to(self.dtype))
+        component = component.clamp(max=len(self.mixture_weights) - 1)  # the sum may round to less than one
+        return self.mixture_means[component] + (self.mixture_factors[component] @ eps[:, :, None])[:, :, 0]
+
+    def log_likelihood(self, images: UInt8[Tensor, " n c h w"], method: str = "iwae", **options) -> Estimate:
+        """A lower bound on log P(image) under the declared model; as `LatentImageModel.log_likelihood`.
+
+        Raises:
+            UserError: Also where the declared model is not fitted yet.
+        """
+        if not bool((self.proposal_std > 0).all()):
+            raise UserError(
+                "log_likelihood: the declared model is not fitted yet; call fit_after_training(images) first"
+            )
+        return super().log_likelihood(images, method, **options)
+
+    @torch.no_grad()
+    def _in_batches(self, f, images: Tensor, batch_size: int | None = None) -> Tensor:
+        with evaluation_mode(self):
+            return torch.cat([f(part) for part in images.split(choose_batch_size(batch_size, images[0].numel()))])

@@ -1,0 +1,117 @@
+"""Latent-variable models of images: z ~ N(0, I), a decoder, and an observation model over the levels.
+
+All that the variational and the entropic autoencoder share once they are trained: samples, and likelihoods by
+importance weighting (`iwae`), by annealed importance sampling (`ais`) or as the evidence lower bound (`elbo`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from .. import random
+from ..errors import UserError, choose
+from ..likelihood.annealed import annealed_importance_sampling
+from ..likelihood.batching import choose_batch_size, evaluation_mode
+from ..likelihood.estimate import Estimate
+from ..likelihood.importance_weighted import evidence_lower_bound, importance_weighted
+from ..likelihood.latent_variable import LatentVariableModel, check_at_least_one
+from .observation import ObservationModel
+
+METHODS = {
+    "iwae": importance_weighted,
+    "ais": annealed_importance_sampling,
+    "elbo": evidence_lower_bound,
+}
+OUTPUTS = ("mean", "draw")
+
+
+class LatentImageModel(LatentVariableModel):
+    """A generative model of images (B, C, H, W) of levels: p(x) = E_{z ~ N(0, I)} p(x | z).
+
+    shape is that of one image, (C, H, W); observation the distribution of the levels.
+    """
+
+    shape: tuple[int, ...]
+    observation: ObservationModel
+
+    @abstractmethod
+    def decode(self, z: Float[Tensor, " b d"]) -> Float[Tensor, " b *params"]:
+        """The parameters of the observation model, shape (B, P C, H, W)."""
+
+    def centred(self, images: UInt8[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
+        """The images in [-1, 1], as the encoder sees them.
+
+        Raises:
+            UserError: For images of another shape, or an index that is not one of the levels.
+        """
+        if tuple(images.shape[1:]) != self.shape:
+            raise UserError(f"images: found shape {tuple(images.shape[1:])}; the model takes {self.shape}")
+        return self.observation.dequantizer.center(images, self.dtype)
+
+    def log_prob_given(self, x: UInt8[Tensor, " b c h w"], z: Float[Tensor, " b d"]) -> Float[Tensor, " b"]:
+        return self.observation.log_prob(x, self.decode(z))
+
+    def draw_given(self, z: Float[Tensor, " b d"], seed: int, indices: Int[Tensor, " b"]) -> UInt8[Tensor, " b c h w"]:
+        u = random.uniform(seed, indices, 0, self.shape, random.STREAM_SOLVER, device=z.device)
+        return self.observation.sample(self.decode(z), u)
+
+    def draw_latents(
+        self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
+    ) -> Float[Tensor, " b d"]:
+        """Latents to sample from, (B, d): of the prior N(0, I), which is the only one that all these models have.
+
+        Raises:
+            UserError: For another prior.
+        """
+        choose("prior", prior, ("normal",))
+        return random.normal(seed, indices, 0, (self.latent_dim,), random.STREAM_INITIAL, self.dtype, device)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, seed: int = 0, output: str = "mean", prior: str = "normal", batch_size: int | None = None
+    ) -> Float[Tensor, " n c h w"]:
+        """`n` images in [-1, 1]; image i depends on (seed, i) alone.
+
+        Args:
+            n: Their number.
+            seed: The seed.
+            output: `mean` of p(x | z), or a `draw` from it.
+            prior: Where z is drawn from: `normal`, or what else the model offers.
+            batch_size: The images decoded together.
+
+        Raises:
+            UserError: For bad options.
+        """
+        check_at_least_one(n=n)
+        choose("output", output, OUTPUTS)
+        batch_size = choose_batch_size(batch_size, self.observation.parameters * torch.Size(self.shape).numel())
+        device, parts = next(self.parameters()).device, []
+        with evaluation_mode(self):
+            for indices in torch.arange(n).split(batch_size):
+                z = self.draw_latents(prior, seed, indices, device)
+                if output == "mean":
+                    parts.append(self.observation.mean(self.decode(z)).to(self.dtype))
+                else:
+                    parts.append(self.observation.dequantizer.center(self.draw_given(z, seed, indices), self.dtype))
+        return torch.cat(parts)
+
+    def log_likelihood(self, images: UInt8[Tensor, " n c h w"], method: str = "iwae", **options) -> Estimate:
+        """A lower bound on log P(image) of each image.
+
+        Args:
+            images: Level indices, shape (N, C, H, W).
+            method: `iwae` (`importance_weighted`), `ais` (`annealed_importance_sampling`) or `elbo`
+                (`evidence_lower_bound`).
+            options: Of that estimator: `samples`, or `steps`, `chains` and `leapfrog`; `seed`, `batch_size`,
+                `indices`, `progress`.
+
+        Raises:
+            UserError: For another method, or images that are not the model's.
+        """
+        choose("method", method, METHODS)
+        self.centred(images[:1])  # refuses images of another shape
+        return METHODS[method](self, images, **options)

@@ -1,0 +1,162 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.baselines.eae import EAE
+from diffusion.baselines.entropy import knn_entropy
+from diffusion.baselines.gaussianity import gaussianity
+from diffusion.errors import UserError
+from diffusion.networks.autoencoder import Decoder, Encoder
+
+SHAPE, D = (1, 8, 8), 2
+
+
+def images_of(n, seed=0):
+    """Ramps of random slope and height, two degrees of freedom, and noise; 17 levels."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.rand(2, n, 1, 1, 1, generator=generator)
+    ramp = torch.linspace(0, 1, 8).expand(n, *SHAPE)
+    noise = 0.2 * torch.rand(n, *SHAPE, generator=generator)
+    return ((0.5 * a * ramp + 0.29 * b + noise) * 17).to(torch.uint8)
+
+
+def build(seed=0):
+    torch.manual_seed(seed)
+    widths = {"base_channels": 8, "multipliers": (1, 2)}
+    return EAE(SHAPE, D, 17, Encoder(SHAPE, D, **widths), Decoder(SHAPE, D, 1, **widths), mixture_components=3)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model, images = build(), images_of(512)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(150):
+        rows = torch.randperm(512, generator=torch.Generator().manual_seed(step))[:128]
+        optimizer.zero_grad()
+        model.loss(images[rows], entropy_weight=0.5).loss.backward()
+        optimizer.step()
+    model.fit_after_training(images, steps=100)
+    return model.eval()
+
+
+def test_loss_is_squared_error_minus_the_entropy_of_normalised_codes():
+    model, images = build(), images_of(32)
+    losses = model.loss(images, entropy_weight=0.7, k=4)
+    raw = model.encoder((2.0 * images.float() + 1.0) / 17 - 1.0)
+    z = (raw - raw.mean(0)) / (raw.var(0, correction=0) + 1e-5).sqrt()
+    squares = (model.decoder(z) - ((2.0 * images.float() + 1.0) / 17 - 1.0)).square().flatten(1).sum(1)
+    torch.testing.assert_close(losses.reconstruction, squares, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.entropy, knn_entropy(z, 4), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.loss, squares.mean() - 0.7 * losses.entropy, rtol=1e-4, atol=1e-4)
+
+
+def test_the_entropy_reaches_the_encoder():
+    model, images = build(), images_of(32)
+    for weight in (0.0, 1.0):
+        model.zero_grad()
+        model.loss(images, entropy_weight=weight).loss.backward()
+        gradients = [p.grad.clone() for p in model.encoder.parameters()]
+        if weight == 0.0:
+            without = gradients
+    assert any(not torch.allclose(a, b) for a, b in zip(gradients, without, strict=True))
+
+
+def test_training_reconstructs_and_makes_the_codes_gaussian(trained):
+    images = images_of(512)
+    before, after = build().train().loss(images, 0.5), trained.loss(images, 0.5)
+    assert after.reconstruction.mean() < 0.2 * before.reconstruction.mean()
+    report, uniform = gaussianity(trained.codes(images)), math.log(2 * math.pi * math.e) - math.log(12)
+    torch.testing.assert_close(report.mean, torch.zeros(D).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(report.std, torch.ones(D).double(), rtol=0, atol=1e-3)
+    assert report.negentropy < uniform + 0.2  # at least as near as the two uniform factors of the images
+    assert report.largest_correlation < 0.4
+
+
+def test_density_is_a_lower_bound_of_the_declared_model(trained):
+    """In two latent dimensions log p(x) is a sum over a grid of z."""
+    images = images_of(8, seed=1)
+    side = torch.linspace(-4, 4, 201)
+    grid = torch.cartesian_prod(side, side)
+    log_prior = -0.5 * grid.square().sum(1) - math.log(2 * math.pi) + 2 * math.log(8 / 200)
+    with torch.no_grad():
+        params = trained.decode(grid)
+        exact = torch.stack(
+            [
+                (trained.observation.log_prob(image.expand(len(grid), -1, -1, -1), params) + log_prior)
+                .double()
+                .logsumexp(0)
+                for image in images
+            ]
+        )
+    iwae = trained.log_likelihood(images, samples=1000)
+    elbo = trained.log_likelihood(images, method="elbo", samples=200)
+    assert float((iwae.log_prob - exact).abs().max()) < 0.5
+    assert abs(float((iwae.log_prob - exact).mean())) < 0.2
+    assert float((elbo.log_prob - exact).mean()) < 0.05
+    assert iwae.kind == "lower bound"
+    assert "declared model" in iwae.protocol["model"]
+    assert iwae.protocol["scale"] == pytest.approx(float(trained.decode(grid[:1])[0, 1, 0, 0].exp()), rel=0.2)
+    assert float(iwae.bits_per_dim.mean()) < math.log2(17)
+
+
+def test_fitted_density_is_near_its_best(trained):
+    """Neither another scale nor another width of the proposal does better on the training images."""
+    images = images_of(128)
+
+    def mean_elbo():
+        return float(trained.log_likelihood(images, method="elbo", samples=50).log_prob.mean())
+
+    best = mean_elbo()
+    scale, std = trained.raw_scale.clone(), trained.proposal_std.clone()
+    for moved, factor in [(0.3, 1.0), (-0.3, 1.0), (0.0, 1.6), (0.0, 0.6)]:
+        trained.raw_scale.copy_(scale + moved)
+        trained.proposal_std.copy_(std * factor)
+        assert mean_elbo() < best
+    trained.raw_scale.copy_(scale)
+    trained.proposal_std.copy_(std)
+
+
+def test_samples_from_both_priors(trained):
+    for prior in ("normal", "mixture"):
+        sample = trained.sample(20, seed=1, prior=prior)
+        assert sample.shape == (20, *SHAPE)
+        assert sample.abs().max() <= 1.0
+        assert torch.allclose(trained.sample(5, seed=1, prior=prior), sample[:5], atol=1e-5)
+    drawn = trained.draw_latents("mixture", 0, torch.arange(20000), torch.device("cpu"))
+    codes = trained.codes(images_of(512))
+    torch.testing.assert_close(drawn.mean(0), codes.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(codes.T), rtol=0, atol=0.07)
+
+
+def test_what_was_fitted_is_in_the_state(trained):
+    copy = build(seed=9).eval()
+    copy.load_state_dict(trained.state_dict())
+    images = images_of(4, seed=2)
+    torch.testing.assert_close(
+        copy.log_likelihood(images, samples=20).log_prob, trained.log_likelihood(images, samples=20).log_prob
+    )
+    assert torch.equal(copy.sample(3, prior="mixture"), trained.sample(3, prior="mixture"))
+    ais = copy.log_likelihood(images, method="ais", steps=5, chains=2, leapfrog=2)
+    assert ais.log_prob.isfinite().all()
+
+
+def test_codes_do_not_depend_on_the_batch(trained):
+    images = images_of(7)
+    torch.testing.assert_close(trained.codes(images, batch_size=2), trained.codes(images), rtol=1e-4, atol=1e-5)
+    assert isinstance(trained.norm, nn.BatchNorm1d)
+    assert not trained.norm.affine
+
+
+def test_bad_arguments_are_refused():
+    model, images = build(), images_of(4)
+    for call, message in [
+        (lambda: model.log_likelihood(images), "declared model is not fitted yet"),
+        (lambda: model.sample(2, prior="mixture"), "mixture is not fitted yet"),
+        (lambda: model.sample(2, prior="gaussian"), "prior: 'gaussian' is not known; accepted: normal, mixture"),
+        (lambda: model.fit_mixture(images[:2]), "mixture_components: found 3 for 2 images"),
+        (lambda: model.loss(images[:3], 1.0), "k: found 3 for 3 points"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()

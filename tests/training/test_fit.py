@@ -1,0 +1,201 @@
+"""A run: what it leaves, that it repeats, and that one which was cut off ends as if it had not been."""
+
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_configs import digits_config, toy_config
+from tiny_training import LIGHTNING_WARNINGS
+
+from diffusion import load, runs, sample
+from diffusion.errors import UserError
+from diffusion.training.checkpoint_io import read_checkpoint
+from diffusion.training.denoiser_module import DenoiserModule
+from diffusion.training.fit import fit
+from diffusion.training.metrics_log import read_metrics
+
+pytestmark = LIGHTNING_WARNINGS
+
+SPEED = "train/images_per_second"  # the one figure that is not a function of the configuration
+LOOKS = ("trainer.validate_every=2", "trainer.sample_every=3", "trainer.checkpoint_every=3")
+
+
+def metrics(run) -> list[dict]:
+    """The lines of metrics without the speed."""
+    rows = [{key: value for key, value in row.items() if key != SPEED} for row in read_metrics(run / "metrics.jsonl")]
+    return [row for row in rows if len(row) > 1]
+
+
+def assert_same_run(a, b):
+    ours, theirs = load_file(a / runs.MODEL), load_file(b / runs.MODEL)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert metrics(a) == metrics(b)
+    states = [read_checkpoint(run / runs.CHECKPOINTS / "last.ckpt") for run in (a, b)]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    assert states[0]["global_step"] == states[1]["global_step"]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Make training meet something in the middle of a step (and part of it), once."""
+
+    def arrange(step, action, part=0):
+        original, left = DenoiserModule.training_step, [action]
+
+        def training_step(self, batch, batch_idx):
+            if (int(batch["step"]), int(batch["slice"])) == (step, part) and left:
+                left.pop()()
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(DenoiserModule, "training_step", training_step)
+
+    return arrange
+
+
+def test_a_run_leaves_its_configuration_weights_metrics_and_samples(tmp_path):
+    config = digits_config(tmp_path, *LOOKS, "denoiser.conditional=true", "name=tiny")
+    done = fit(config)
+    assert done.run == tmp_path / "runs" / "tiny-0001"
+    assert (done.exit_code, done.is_main, done.mirror) == (0, True, None)
+    files = {str(path.relative_to(done.run)) for path in done.run.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.yaml", "model.safetensors", "metrics.jsonl", "metrics.csv", "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt", "samples/step-00000003.png", "samples/step-00000006.png",
+    }  # fmt: skip
+    rows = read_metrics(done.run / "metrics.jsonl")
+    keys = {key for row in rows for key in row}
+    assert keys >= {"train/loss", "train/grad_norm", "train/learning_rate", SPEED, "validation/loss"}
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(6))
+    assert [row["step"] for row in rows if "validation/loss" in row] == [1, 3, 5]
+    assert sum(key.startswith("validation/eps_error/log_snr_") for key in keys) == 12
+    rates = [row["train/learning_rate"] for row in rows if "train/learning_rate" in row]
+    assert rates[0] == pytest.approx(0.5e-3), "the rate that the first step was made with: half of lr, the warmup is 2"
+    assert all(rate > 0 for rate in rates)
+    with Image.open(done.run / "samples" / "step-00000006.png") as picture:
+        assert picture.size[0] > 64
+
+    model = load(done.run)
+    assert (model.config, model.facts, model.step) == (config, done.data.facts, 6)
+    assert not model.denoiser.training
+    checkpoint = load(done.run / "checkpoints" / "last.ckpt")
+    assert (checkpoint.config, checkpoint.facts, checkpoint.step) == (config, model.facts, 6)
+    for name, tensor in model.denoiser.state_dict().items():
+        assert torch.equal(tensor, checkpoint.denoiser.state_dict()[name]), name
+    drawn = sample(model, 3, "ddim", steps=2, label=[0, 4, 9], guidance=2.0)
+    assert drawn.shape == (3, 1, 8, 8)
+    assert float(drawn.abs().max()) <= 1.0
+
+    state = read_checkpoint(done.run / "checkpoints" / "last.ckpt")
+    raw = {name.removeprefix("denoiser."): tensor for name, tensor in state["state_dict"].items()}
+    assert any(not torch.equal(raw[name], tensor) for name, tensor in model.denoiser.state_dict().items()), (
+        "the model is the average, the checkpoint's own weights are raw"
+    )
+    assert state["weight_average"]["images_seen"] == 6 * 8
+
+
+def test_the_same_configuration_gives_the_same_bits(tmp_path):
+    config = toy_config(tmp_path, *LOOKS, "network.dropout=0.2")
+    first = fit(config).run
+    torch.manual_seed(1234)
+    assert_same_run(first, fit(config).run)
+    other = fit(toy_config(tmp_path, *LOOKS, "network.dropout=0.2", "seed=1")).run
+    assert metrics(other) != metrics(first)
+
+
+def test_looking_does_not_change_the_training(tmp_path):
+    """Validation, samples and checkpoints draw nothing that training draws."""
+    looked = fit(toy_config(tmp_path, *LOOKS, "network.dropout=0.2")).run
+    blind = fit(toy_config(tmp_path, "network.dropout=0.2")).run
+    ours, theirs = (load_file(run / runs.MODEL) for run in (looked, blind))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(("accumulate", "part"), [(1, 0), (2, 0), (2, 1)])
+def test_a_run_that_was_signalled_goes_on_bit_equal(tmp_path, interrupt, accumulate, part):
+    config = toy_config(tmp_path, *LOOKS, "network.dropout=0.2", f"trainer.accumulate={accumulate}")
+    whole = fit(config).run
+    interrupt(3, lambda: os.kill(os.getpid(), signal.SIGTERM), part)
+    cut = fit(config)
+    assert cut.exit_code == 75
+    assert not (cut.run / runs.MODEL).exists()
+    assert read_checkpoint(cut.run / "checkpoints" / "last.ckpt")["global_step"] < 6
+    assert fit(config, cut.run).exit_code == 0
+    assert_same_run(whole, cut.run)
+
+
+def test_a_run_that_crashed_goes_on_from_its_last_checkpoint_bit_equal(tmp_path, interrupt):
+    config = digits_config(tmp_path, *LOOKS, "trainer.steps=8", "network.dropout=0.2")
+    whole = fit(config).run
+
+    def crash():
+        raise OSError("power cut")
+
+    interrupt(5, crash)
+    with pytest.raises(OSError, match="power cut"):
+        fit(config)
+    cut = tmp_path / "runs" / "digits-0002"
+    assert read_checkpoint(cut / "checkpoints" / "last.ckpt")["global_step"] == 3
+    fit(config, cut)
+    assert_same_run(whole, cut)
+
+
+def test_the_gradient_of_two_parts_is_that_of_one(tmp_path):
+    """The whole of Lightning in between: the same weights after a step, but for rounding."""
+    one, two = (fit(toy_config(tmp_path, f"trainer.accumulate={n}", "trainer.steps=1")) for n in (1, 2))
+    state = [
+        read_checkpoint(done.run / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"] for done in (one, two)
+    ]
+    assert state[0]
+    for key, moments in state[0].items():
+        assert torch.allclose(moments["exp_avg"], state[1][key]["exp_avg"], atol=1e-7, rtol=1e-4)
+
+
+def test_validation_and_samples_use_the_averaged_weights(tmp_path, monkeypatch):
+    seen = []
+    original = DenoiserModule.validation_step
+
+    def validation_step(self, batch, batch_idx):
+        seen.append({name: value.clone() for name, value in self.denoiser.state_dict().items()})
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DenoiserModule, "validation_step", validation_step)
+    done = fit(toy_config(tmp_path, "trainer.validate_every=6", "optimizer.lr=0.01"))
+    model = load(done.run).denoiser.state_dict()
+    raw = read_checkpoint(done.run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert seen
+    assert all(torch.equal(value, model[name]) for name, value in seen[0].items())
+    assert any(not torch.allclose(raw[f"denoiser.{name}"], value) for name, value in model.items())
+
+
+def test_a_finished_run_that_is_continued_stays_as_it_is(tmp_path):
+    config = toy_config(tmp_path)
+    run = fit(config).run
+    (tensors, metadata), lines = runs.read_model(run / runs.MODEL), (run / "metrics.jsonl").read_text()
+    assert fit(config, run).exit_code == 0
+    again, metadata_again = runs.read_model(run / runs.MODEL)
+    assert metadata_again == metadata
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    assert (run / "metrics.jsonl").read_text() == lines
+
+
+BAD = {
+    "a sampler that there is not": (toy_config, ["sampling.sampler=odee"], "Did you mean 'ode'"),
+    "an option its sampler does not take": (toy_config, ["sampling.sampler=ode", "sampling.eta=0.5"], "eta"),
+    "labels of points": (toy_config, ["denoiser.conditional=true"], "no labels"),
+    "a network for points": (digits_config, ["data.name=moons"], "network.name: found 'unet'"),
+    "a folder that there is not": (digits_config, ["data.name=folder", "data.path=/nowhere"], "/nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_leaves_no_run_folder(tmp_path, case):
+    make, overrides, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        fit(make(tmp_path, *overrides))
+    assert not (tmp_path / "runs").exists()
