@@ -22,22 +22,36 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message.replace("argument ", "", 1))
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a number") from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {value}; must be at least 1")
     return value
 
 
 def _tolerance(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"found {text}; must be between 0 and 1, e.g. 1e-4")
     return value
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"found {value}; must be at least 0")
     return value
@@ -62,11 +76,11 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--n", type=_positive, metavar="N", help="number of samples (default: the run's own, 64)")
     add("--steps", type=_positive, metavar="N", help="intervals of the grid (default: 50); an adaptive ode ignores it")
     add("--seed", type=_seed, default=0, help="sample i depends on the seed and i alone (default: 0)")
-    add("--eta", type=float, help="fresh noise: 0 none, 1 the reverse SDE (ddim, sde, euler-maruyama)")
+    add("--eta", type=_number, help="fresh noise: 0 none, 1 the reverse SDE (ddim, sde, euler-maruyama)")
     add("--variance", help="lower or upper (ancestral)")
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic (default: log-snr)")
-    add("--label", type=int, metavar="CLASS", help="draw this class (a model trained with labels)")
-    add("--guidance", type=float, default=1.0, help="classifier-free guidance towards --label; 1 is off")
+    add("--label", type=_whole, metavar="CLASS", help="draw this class (a model trained with labels)")
+    add("--guidance", type=_number, default=1.0, help="classifier-free guidance towards --label; 1 is off")
     add("--tolerance", type=_tolerance, help="error allowed a step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the solver's state (default: float32)")

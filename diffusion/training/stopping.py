@@ -40,6 +40,8 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # within a step: a checkpoint here would resume Lightning's count of parts in its middle
         if self.exit_code or not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         if trainer.global_step == trainer.max_steps:

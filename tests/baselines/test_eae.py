@@ -32,12 +32,12 @@ def build(seed=0):
 def trained():
     model, images = build(), images_of(512)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(150):
+    for step in range(120):
         rows = torch.randperm(512, generator=torch.Generator().manual_seed(step))[:128]
         optimizer.zero_grad()
         model.loss(images[rows], entropy_weight=0.5).loss.backward()
         optimizer.step()
-    model.fit_after_training(images, steps=100)
+    model.fit_after_training(images, steps=60)
     return model.eval()
 
 
@@ -67,19 +67,21 @@ def test_training_reconstructs_and_makes_the_codes_gaussian(trained):
     images = images_of(512)
     before, after = build().train().loss(images, 0.5), trained.loss(images, 0.5)
     assert after.reconstruction.mean() < 0.2 * before.reconstruction.mean()
-    report, uniform = gaussianity(trained.codes(images)), math.log(2 * math.pi * math.e) - math.log(12)
+    report = gaussianity(trained.codes(images))
     torch.testing.assert_close(report.mean, torch.zeros(D).double(), rtol=0, atol=1e-4)
     torch.testing.assert_close(report.std, torch.ones(D).double(), rtol=0, atol=1e-3)
-    assert report.negentropy < uniform + 0.2  # at least as near as the two uniform factors of the images
-    assert report.largest_correlation < 0.4
+    # two uniform factors would have a negentropy of 0.35 and a Kolmogorov-Smirnov distance above 0.05
+    assert report.negentropy < 0.15
+    assert report.largest_correlation < 0.25
+    assert report.excess_kurtosis.abs().max() < 0.8
 
 
 def test_density_is_a_lower_bound_of_the_declared_model(trained):
     """In two latent dimensions log p(x) is a sum over a grid of z."""
-    images = images_of(8, seed=1)
-    side = torch.linspace(-4, 4, 201)
+    images = images_of(6, seed=1)
+    side = torch.linspace(-3.5, 3.5, 141)
     grid = torch.cartesian_prod(side, side)
-    log_prior = -0.5 * grid.square().sum(1) - math.log(2 * math.pi) + 2 * math.log(8 / 200)
+    log_prior = -0.5 * grid.square().sum(1) - math.log(2 * math.pi) + 2 * math.log(7 / 140)
     with torch.no_grad():
         params = trained.decode(grid)
         exact = torch.stack(
@@ -90,14 +92,14 @@ def test_density_is_a_lower_bound_of_the_declared_model(trained):
                 for image in images
             ]
         )
-    iwae = trained.log_likelihood(images, samples=1000)
+    iwae = trained.log_likelihood(images, samples=2000)
     elbo = trained.log_likelihood(images, method="elbo", samples=200)
-    assert float((iwae.log_prob - exact).abs().max()) < 0.5
-    assert abs(float((iwae.log_prob - exact).mean())) < 0.2
+    assert float((iwae.log_prob - exact).abs().max()) < 0.6
+    assert abs(float((iwae.log_prob - exact).mean())) < 0.25
     assert float((elbo.log_prob - exact).mean()) < 0.05
     assert iwae.kind == "lower bound"
     assert "declared model" in iwae.protocol["model"]
-    assert iwae.protocol["scale"] == pytest.approx(float(trained.decode(grid[:1])[0, 1, 0, 0].exp()), rel=0.2)
+    assert iwae.protocol["scale"] == pytest.approx(float(trained.raw_scale.exp()), rel=0.2)
     assert float(iwae.bits_per_dim.mean()) < math.log2(17)
 
 
@@ -105,15 +107,15 @@ def test_fitted_density_is_near_its_best(trained):
     """Neither another scale nor another width of the proposal does better on the training images."""
     images = images_of(128)
 
-    def mean_elbo():
-        return float(trained.log_likelihood(images, method="elbo", samples=50).log_prob.mean())
+    def mean_bound():
+        return float(trained.log_likelihood(images, samples=32).log_prob.mean())
 
-    best = mean_elbo()
+    best = mean_bound()
     scale, std = trained.raw_scale.clone(), trained.proposal_std.clone()
-    for moved, factor in [(0.3, 1.0), (-0.3, 1.0), (0.0, 1.6), (0.0, 0.6)]:
+    for moved, factor in [(0.3, 1.0), (-0.3, 1.0), (0.0, 2.0), (0.0, 0.5)]:
         trained.raw_scale.copy_(scale + moved)
         trained.proposal_std.copy_(std * factor)
-        assert mean_elbo() < best
+        assert mean_bound() < best
     trained.raw_scale.copy_(scale)
     trained.proposal_std.copy_(std)
 

@@ -59,6 +59,16 @@ def test_closed_forms_within_the_known_bias(law, d, n):
     assert abs(found - d * ENTROPIES[law] - bias) < noise
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("law", list(ENTROPIES))
+def test_twenty_thousand_points(law):
+    for d in (1, 2):
+        noise = 4.0 * math.sqrt((d + 1.0) / 20_000)
+        assert float(knn_entropy(points(20_000, d, 1, law))) == pytest.approx(d * ENTROPIES[law], abs=noise)
+    z = points(20_000, 8, 1, law)
+    assert float(knn_entropy(z)) == pytest.approx(reference(z, 3), abs=1e-10)
+
+
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 32, 100])
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_agrees_with_a_kd_tree(d, k):

@@ -48,13 +48,13 @@ def test_an_awkward_size_is_enlarged_by_its_border_and_cropped(waken):
 def test_autoencoder_learns_to_copy():
     x = F.interpolate(torch.randn(16, 1, 2, 2), size=8)
     encoder, decoder = Encoder((1, 8, 8), 4, 8, (1, 2)), Decoder((1, 8, 8), 4, 1, 8, (1, 2))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=5e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=8e-3)
+    for _ in range(100):
         optimizer.zero_grad()
         loss = (decoder(encoder(x)) - x).square().mean()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.1 * float(x.var())
+    assert float(loss.detach()) < 0.15 * float(x.var())
 
 
 def test_all_parameters_have_a_gradient(waken):

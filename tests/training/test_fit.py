@@ -20,7 +20,8 @@ from diffusion.training.metrics_log import read_metrics
 pytestmark = LIGHTNING_WARNINGS
 
 SPEED = "train/images_per_second"  # the one figure that is not a function of the configuration
-LOOKS = ("trainer.validate_every=2", "trainer.sample_every=3", "trainer.checkpoint_every=3")
+CHECKS = ("trainer.validate_every=2", "trainer.checkpoint_every=3")
+LOOKS = (*CHECKS, "trainer.sample_every=3")
 
 
 def metrics(run) -> list[dict]:
@@ -100,11 +101,11 @@ def test_a_run_leaves_its_configuration_weights_metrics_and_samples(tmp_path):
 
 
 def test_the_same_configuration_gives_the_same_bits(tmp_path):
-    config = toy_config(tmp_path, *LOOKS, "network.dropout=0.2")
+    config = toy_config(tmp_path, *CHECKS, "network.dropout=0.2")
     first = fit(config).run
     torch.manual_seed(1234)
     assert_same_run(first, fit(config).run)
-    other = fit(toy_config(tmp_path, *LOOKS, "network.dropout=0.2", "seed=1")).run
+    other = fit(toy_config(tmp_path, *CHECKS, "network.dropout=0.2", "seed=1")).run
     assert metrics(other) != metrics(first)
 
 
@@ -118,9 +119,9 @@ def test_looking_does_not_change_the_training(tmp_path):
 
 @pytest.mark.parametrize(("accumulate", "part"), [(1, 0), (2, 0), (2, 1)])
 def test_a_run_that_was_signalled_goes_on_bit_equal(tmp_path, interrupt, accumulate, part):
-    config = toy_config(tmp_path, *LOOKS, "network.dropout=0.2", f"trainer.accumulate={accumulate}")
+    config = toy_config(tmp_path, *CHECKS, "network.dropout=0.2", f"trainer.accumulate={accumulate}")
     whole = fit(config).run
-    interrupt(3, lambda: os.kill(os.getpid(), signal.SIGTERM), part)
+    interrupt(4, lambda: os.kill(os.getpid(), signal.SIGTERM), part)
     cut = fit(config)
     assert cut.exit_code == 75
     assert not (cut.run / runs.MODEL).exists()

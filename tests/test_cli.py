@@ -1,0 +1,264 @@
+"""train.py in process: from the arguments to the table; bad input is one line, and leaves nothing behind."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_configs import digits_arguments, toy_arguments, toy_config
+
+from diffusion import runs
+from diffusion.cli import command, train
+from diffusion.config import dump_config
+from diffusion.errors import UserError
+from diffusion.training.checkpoint_io import read_checkpoint
+from diffusion.training.denoiser_module import DenoiserModule
+from diffusion.training.metrics_log import read_metrics
+
+# Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("evaluation.images=20", "evaluation.tolerance=1e-2", "evaluation.elbo_draws=2")
+
+
+def run_train(capsys, argv):
+    code = command(train, argv)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for key in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    argv = toy_arguments(tmp_path, *QUICK, "sampling.sampler=ode", "trainer.validate_every=3")
+    code, out, err = run_train(capsys, [*argv, "--wandb", "offline"])
+    assert code == 0
+    assert "step 6/6" in err
+    run = tmp_path / "runs" / "toy-0001"
+    # each figure of the table is the one in the file
+    written = json.loads((run / "evaluation.json").read_text())["estimates"]
+    assert list(written) == ["PF-ODE", "ELBO", "true density"]
+    for name, entry in written.items():
+        line = next(line for line in out.splitlines() if name in line)
+        low, high = entry["interval_95"]
+        assert f"{entry['bits_per_dim']:.4f}" in line
+        assert f"{low:.4f} to {high:.4f}" in line
+        assert ("upper bound" if entry["kind"] == "lower bound" else entry["kind"]) in line
+    for place in ("run folder:", "samples:", "density:", "W&B run:", "parameters:", "seconds:", "next:"):
+        assert place in out
+    for path in ("config.yaml", "model.safetensors", "metrics.csv", "evaluation.csv", "samples/samples.png"):
+        assert (run / path).is_file()
+    with Image.open(run / "samples" / "density.png") as picture:
+        assert picture.size == (1200, 400)
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    (record,) = offline.glob("*.wandb")
+    content = record.read_bytes()
+    for word in (b"eval/bits_per_dim", b"eval/pf-ode/bits_per_dim", b"eval/protocol", b"validation/loss", b"half_life"):
+        assert word in content, word
+
+
+def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatch, capsys):
+    original = DenoiserModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if int(batch["step"]) == 2 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DenoiserModule, "training_step", training_step)
+    argv = digits_arguments(tmp_path, "evaluation.enabled=false")
+    run = tmp_path / "runs" / "digits-0001"
+    code, out, err = run_train(capsys, argv)
+    assert (code, out) == (75, "")
+    assert f"stopped early; the same command continues {run}" in err
+    assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 3
+    assert not (run / runs.MODEL).exists()
+
+    code, _, err = run_train(capsys, [*argv, "--resume", "digits-0001", "optimizer.lr=0.5"])
+    assert code == 2
+    assert re.fullmatch(
+        r"error: --resume: .*digits-0001 was trained with .*: optimizer\.lr: 0\.001 -> 0\.5\. .*\n", err
+    )
+
+    code, out, err = run_train(capsys, argv)
+    assert code == 0
+    assert f"continuing {run}" in err
+    assert "denoising path:" in out
+    assert "Test likelihood" not in out, "its measurement is off"
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row] == list(range(6))
+    with Image.open(run / "samples" / "path.png") as picture:
+        assert picture.size[0] > 12 * 64
+    assert not (run / "wandb").exists()
+
+    code, _, err = run_train(capsys, argv)
+    assert code == 0
+    assert "continuing" not in err
+    assert (tmp_path / "runs" / "digits-0002" / runs.MODEL).is_file(), "what is finished is not continued"
+
+
+@pytest.mark.parametrize("resume", ["auto", "toy-0001"])
+def test_a_truncated_checkpoint_is_one_line_and_stays_as_it_is(tmp_path, capsys, resume):
+    argv = toy_arguments(tmp_path, "evaluation.enabled=false")
+    run = runs.create_run(tmp_path / "runs", "toy")
+    (run / "config.yaml").write_text(dump_config(toy_config(tmp_path, "evaluation.enabled=false")))
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, run / "checkpoints/last.ckpt")
+    cut = (run / "checkpoints/last.ckpt").read_bytes()[:-300]
+    (run / "checkpoints/last.ckpt").write_bytes(cut)
+    before = files(tmp_path)
+    code, out, err = run_train(capsys, [*argv, "--resume", resume])
+    assert (code, out) == (2, "")
+    assert re.search(r"(?m)^error: .*last\.ckpt: the checkpoint is cut short or corrupt", err)
+    assert "Traceback" not in err
+    assert files(tmp_path) == before
+    assert (run / "checkpoints/last.ckpt").read_bytes() == cut
+
+
+def png(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(str(path))).integers(0, 255, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with an empty folder, a folder with a corrupt image, and no GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "empty").mkdir()
+    for i in range(8):
+        png(tmp_path / "corrupt" / f"{i}.png")
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, format="PNG")
+    (tmp_path / "corrupt" / "bad.png").write_bytes(buffer.getvalue()[:40])
+    (tmp_path / "broken.yaml").write_text("trainer: {steps: [1\n")
+    return tmp_path
+
+
+FOLDER = ("data.name=folder", "network.name=unet")
+BAD = [
+    (["trainer.step=3"], r"unknown key 'trainer\.step' on the command line\. Did you mean 'trainer\.steps'"),
+    (["schedule.name=cosin"], r"schedule\.name: found '?cosin'?.*Did you mean 'cosine'"),
+    (["trainer.steps=0"], r"trainer\.steps: found 0; must be at least 1"),
+    (["trainer.steps=many"], r"trainer\.steps: found '?many'?"),
+    (["sampling.steps=0"], r"sampling\.steps: found 0"),
+    (["sampling.sampler=odee"], r"sampler: 'odee' is not known.*Did you mean 'ode'"),
+    (["sampling.sampler=ode", "sampling.eta=0.5"], r"eta: sampler 'ode' does not take it"),
+    (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be above 0"),
+    (["evaluation.tolerance=2"], r"evaluation\.tolerance: found 2.*below 1"),
+    (["optimizer.lr=-1"], r"optimizer\.lr: found -1"),
+    (["device=cuda"], r"device: 'cuda' is not there: 0 GPU\(s\) found"),
+    (["trainer.batch_size=9", "trainer.accumulate=2"], r"trainer\.batch_size: found 9; must be a multiple"),
+    (["network.attention=[5]"], r"attention: "),
+    (["data.name=moons"], r"network\.name: found 'unet'; data of shape \(2,\) need mlp"),
+    ([*FOLDER, "data.path=empty"], r"data\.path: no image found in empty"),
+    ([*FOLDER, "data.path=absent"], r".*absent"),
+    ([*FOLDER, "data.path=corrupt"], r".*bad\.png"),
+    ([*FOLDER], r"data\.path: "),
+    (["data.name=mnist", "data.download=false", "data.root=nowhere"], r".*nowhere"),
+    (["name=a/b"], r"name: found 'a/b'"),
+    (["--config", "cifr"], r"--config: given twice"),
+    (["--resume", "nothing"], r"--resume: there is no run 'nothing'"),
+    (["--wandb", "onlin"], r"logging\.wandb: found '?onlin'?.*Did you mean 'online'"),
+    (["--stesp", "3"], r"unknown option '--stesp'"),
+    (["cifar"], r"unknown argument 'cifar'.*Did you mean '--config cifar'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_is_one_line_and_leaves_nothing(here, capsys, argv, message):
+    before = files(here)
+    code, out, err = run_train(capsys, [*digits_arguments(here), *argv])
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {message}.*\n", err), err
+    assert files(here) == before, "no run folder before the data are known to be good"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "cifr"], r"configuration '?cifr'?: not found; .*Did you mean 'cifar'"),
+        (["--config", "broken.yaml"], r"broken\.yaml"),
+        (["--config", "absent.yaml"], r"configuration '?absent\.yaml'?: not found"),
+        (["--config"], r"--config: needs a value"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_one_line(here, capsys, argv, message):
+    code, out, err = run_train(capsys, argv)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {message}.*\n", err), err
+
+
+def test_a_mode_of_wandb_that_there_is_not_is_told_before_a_run_is_made(here, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    code, _, err = run_train(capsys, digits_arguments(here, "logging.wandb=auto"))
+    assert code == 2
+    assert re.fullmatch(r"error: WANDB_MODE: 'ofline' is not known.*Did you mean 'offline'\?\n", err)
+    assert not (here / "runs").exists()
+
+
+def test_data_that_cannot_be_fetched_are_one_line(here, capsys, monkeypatch):
+    """No network: every connection fails as it does without one."""
+    import socket
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for key in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(key, raising=False)
+    code, out, err = run_train(capsys, digits_arguments(here, "data.name=mnist", "data.root=fetched"))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .*\n", err), err
+    assert not (here / "runs").exists()
+    assert not [path for path in here.glob("fetched/**/*") if path.is_file()], "nothing half fetched"
+
+
+def test_the_resolved_configuration_is_printed_on_request(here, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(train, ["--config", "toy", "trainer.steps=7", "--print_config"])
+    assert stop.value.code == 0
+    assert "steps: 7" in capsys.readouterr().out
+    assert not (here / "runs").exists()
+
+
+def test_the_exit_code_of_a_command_is_that_of_its_body(capsys):
+    def fails(argv):
+        raise UserError("key: found 1; must be 2")
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert command(lambda argv: 75, []) == 75
+    assert command(fails, []) == 2
+    assert capsys.readouterr().err == "error: key: found 1; must be 2\n"
+    assert command(interrupted, []) == 130
+    with pytest.raises(ZeroDivisionError):  # what is our fault keeps its traceback
+        command(lambda argv: 1 // 0, [])
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_the_scripts_are_the_commands(tmp_path, script):
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--nonsense", "1"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: unknown option '--nonsense'\..*\n", done.stderr), done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []

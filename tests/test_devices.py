@@ -1,0 +1,49 @@
+"""Where and how to compute: what is asked for and there, or one line that says what is."""
+
+import pytest
+import torch
+
+from diffusion.devices import choose_compile, choose_device, choose_precision
+from diffusion.errors import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert choose_device("auto").type == ("cuda" if count else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UserError, match=r"'cuda:1' is not there: 1 GPU\(s\) found; accepted: auto, cpu"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="'cuda' is not there: 0"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "mps"])
+def test_what_is_no_device_of_ours_is_refused(name):
+    with pytest.raises(UserError, match="device: found"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_chosen_where_the_gpu_has_it_and_never_for_a_processor(monkeypatch, supported):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert choose_precision("auto", CUDA) == ("bf16-mixed" if supported else "32-true")
+    assert choose_precision("auto", CPU) == "32-true"
+    assert choose_precision("bf16", CPU) == "bf16-mixed"
+    assert choose_precision("32", CUDA) == "32-true"
+
+
+def test_compilation_is_for_gpus_unless_asked_for():
+    assert choose_compile("auto", CUDA)
+    assert not choose_compile("auto", CPU)
+    assert choose_compile(True, CPU)
+    assert not choose_compile(False, CUDA)

@@ -1,0 +1,141 @@
+"""The direction of imports: what each part of the package may know, read off the syntax trees.
+
+The table is the picture of docs/architecture.md. A part that is not in it fails, so that it is kept up to date.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffusion"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The parts of the package, and the libraries beside the standard one, that a part may import."""
+
+    parts: str = ""
+    libraries: str = ""
+
+
+THEORY = "torch einops torchdiffeq jaxtyping"
+ALLOWED = {
+    # the ground
+    "errors": Allowed(),
+    "atomic": Allowed("errors"),
+    "broadcasting": Allowed("", THEORY),
+    "random": Allowed("", THEORY),
+    # theory: torch only
+    "networks": Allowed("errors", THEORY),
+    "schedules": Allowed("errors broadcasting", THEORY),
+    "denoisers": Allowed("errors broadcasting random schedules", THEORY),
+    "evaluations": Allowed("denoisers", THEORY),
+    "sde": Allowed("errors broadcasting schedules denoisers", THEORY),
+    "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
+    "objectives": Allowed("errors broadcasting random schedules denoisers", THEORY),
+    "samplers": Allowed("errors broadcasting random schedules denoisers sde flow", THEORY),
+    # measuring: knows models, not training
+    "likelihood": Allowed(
+        "errors broadcasting random schedules denoisers sde flow evaluations samplers", THEORY + " scipy sklearn PIL"
+    ),
+    "baselines": Allowed("errors broadcasting random likelihood networks", THEORY + " scipy sklearn"),
+    "metrics": Allowed("errors random", THEORY + " numpy scipy"),
+    "data": Allowed("errors random", THEORY + " numpy PIL sklearn torchvision"),
+    "sampling": Allowed("errors random schedules denoisers samplers evaluations", THEORY),
+    # running
+    "config": Allowed("errors", "yaml"),
+    "runs": Allowed("errors atomic", "torch safetensors"),
+    "checkpoint_files": Allowed("errors", "torch"),
+    "devices": Allowed("errors", "torch"),
+    "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
+    "sample_arguments": Allowed("errors"),
+    "resume": Allowed("errors config"),
+    "experiment": Allowed(
+        "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
+    ),
+    "model": Allowed(
+        "errors runs checkpoint_files config experiment denoisers likelihood sampling baselines", "torch jaxtyping"
+    ),
+    "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
+    "report": Allowed("runs config evaluation experiment likelihood model pictures samplers sampling", "torch rich"),
+    "draw": Allowed(
+        "errors atomic runs data devices evaluations model pictures samplers sampling schedules", "torch numpy tqdm"
+    ),
+    "training": Allowed(
+        "errors atomic random runs checkpoint_files config data devices denoisers experiment likelihood model "
+        "objectives pictures samplers sampling baselines",
+        "torch lightning wandb tqdm",
+    ),
+    "cli": Allowed(
+        "errors config devices draw evaluation experiment model report resume runs sample_arguments training", "tqdm"
+    ),
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in the file, relative ones made absolute."""
+    package = ("diffusion", *path.relative_to(PACKAGE).parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join((*package[: len(package) - node.level + 1],) if node.level else ())
+            base = ".".join(filter(None, (base, node.module)))
+            # `from . import x` names a part, `from .x import y` something in it
+            names |= {f"{base}.{alias.name}" for alias in node.names} if base == "diffusion" else {base}
+    return names
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_is_below_it(path):
+    part = part_of(path)
+    assert part in ALLOWED, f"{part} is new: say in this table, and in docs/architecture.md, what it may import"
+    allowed = ALLOWED[part]
+    for name in imported(path):
+        head, _, rest = name.partition(".")
+        if head == "diffusion":
+            target = rest.partition(".")[0]
+            assert target == part or target in allowed.parts.split(), f"{path}: imports diffusion.{rest}"
+        elif head not in sys.stdlib_module_names:
+            assert head in allowed.libraries.split(), f"{path}: imports {name}"
+
+
+def test_the_table_has_no_cycle():
+    order: list[str] = []
+    left = {part: set(allowed.parts.split()) for part, allowed in ALLOWED.items()}
+    while left:
+        free = [part for part, needs in left.items() if needs <= set(order)]
+        assert free, f"these import each other: {sorted(left)}"
+        order += free
+        left = {part: needs for part, needs in left.items() if part not in free}
+
+
+def test_lightning_and_wandb_are_of_the_running_part_alone():
+    users = {part for part, allowed in ALLOWED.items() if {"lightning", "wandb"} & set(allowed.libraries.split())}
+    assert users == {"training"}
+
+
+def test_the_reader_of_imports_sees_them():
+    """The functions above find what is there: relative, absolute, nested and of the package itself."""
+    assert "diffusion.denoisers.guidance.classifier_free" in imported(PACKAGE / "sampling.py")
+    assert "diffusion.samplers" in imported(PACKAGE / "sampling.py")
+    assert "wandb" in imported(PACKAGE / "training" / "wandb_mode.py")
+    assert "diffusion.errors" in imported(PACKAGE / "denoisers" / "guidance" / "classifier_free.py")
+    assert "diffusion.training.fit" in imported(PACKAGE / "cli.py")
+
+
+def test_no_file_is_longer_than_400_lines():
+    assert {path.name for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400} == set()
