@@ -157,7 +157,7 @@ BAD = [
     (["trainer.steps=0"], r"trainer\.steps: found 0; must be at least 1"),
     (["trainer.steps=many"], r"trainer\.steps: found '?many'?"),
     (["sampling.steps=0"], r"sampling\.steps: found 0"),
-    (["sampling.sampler=odee"], r"sampler: 'odee' is not known.*Did you mean 'ode'"),
+    (["sampling.sampler=odee"], r"sampling\.sampler: 'odee' is not known.*Did you mean 'ode'"),
     (["sampling.sampler=ode", "sampling.eta=0.5"], r"eta: sampler 'ode' does not take it"),
     (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be above 0"),
     (["evaluation.tolerance=2"], r"evaluation\.tolerance: found 2.*below 1"),

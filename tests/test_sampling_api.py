@@ -64,9 +64,9 @@ def test_the_image_does_not_depend_on_its_batch_or_place(network, name):
 def test_samples_of_an_adaptive_solver_differ_by_no_more_than_its_tolerance():
     denoiser = laws.mixture(VP())
     whole = diffusion.sample(denoiser, 40, "ode", tolerance=1e-6, seed=5, dtype=torch.float64)
-    for size in (1, 7):
-        parts = diffusion.sample(denoiser, 21, "ode", tolerance=1e-6, seed=5, batch_size=size, dtype=torch.float64)
-        assert torch.allclose(parts, whole[:21], atol=1e-3)
+    for size in (1, 4):
+        parts = diffusion.sample(denoiser, 8, "ode", tolerance=1e-6, seed=5, batch_size=size, dtype=torch.float64)
+        assert torch.allclose(parts, whole[:8], atol=1e-3)
 
 
 def test_the_noise_is_bit_equal_whatever_the_batch():
@@ -149,6 +149,8 @@ def test_labels_are_one_or_one_a_sample(network):
         alone = diffusion.sample(network, 3, "ddim", steps=2, label=label)
         assert torch.allclose(alone[i], each[i], atol=1e-5)
     assert torch.equal(diffusion.sample(network, 3, "ddim", steps=2, label=torch.tensor([4, 0, 9])), each)
+    parts = diffusion.sample(network, 3, "ddim", steps=2, label=[4, 0, 9], batch_size=2)
+    assert torch.allclose(parts, each, atol=1e-4), "a label stays with its sample in every batch"
     free = diffusion.sample(network, 3, "ddim", steps=2)
     assert not torch.allclose(free, each, atol=1e-3)
 

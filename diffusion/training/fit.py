@@ -16,6 +16,7 @@ import torch
 from .. import atomic, runs, samplers
 from ..config import Config, dump_config
 from ..devices import choose_compile, choose_device, choose_precision
+from ..errors import choose
 from ..experiment import Data, build_data, build_denoiser, build_dequantizer, build_objective
 from ..model import FACTS, STEP
 from ..random import state_seed
@@ -78,6 +79,7 @@ def fit(config: Config, run: Path | None = None) -> Fit:
     torch.manual_seed(state_seed(config.seed, 0))
     denoiser = build_denoiser(config, data.facts)
     objective = build_objective(config, denoiser)
+    choose("sampling.sampler", config.sampling.sampler, samplers.names())
     samplers.build(config.sampling.sampler, eta=config.sampling.eta)  # a wrong one is told now, not after training
     wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
