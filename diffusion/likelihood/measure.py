@@ -11,29 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..defaults import Default
 from ..denoisers.denoiser import Denoiser, device_of
 from ..errors import UserError, choose
-from . import probability_flow, variational_bound
+from . import immse, probability_flow, variational_bound
 from .dequantization import Dequantizer
 from .estimate import Estimate
 
-METHODS = ("ode", "elbo", "elbo-discrete")
+METHODS = ("ode", "elbo", "elbo-discrete", "immse")
+DEFAULT_METHOD = Default("ode")
+DENSITY_METHODS = ("ode", "elbo", "immse")
 
 
 def log_likelihood(
-    model: Any, images_uint8: Tensor, method: str = "ode", levels: int | None = None, **options: Any
+    model: Any, images_uint8: Tensor, method: str = DEFAULT_METHOD, levels: int | None = None, **options: Any
 ) -> Estimate:
     """The log-probability of images of levels under a model.
 
     Args:
         model: A model of any family, or a bare denoiser.
         images_uint8: Level indices, uint8 of shape (B, *shape).
-        method: `ode` (probability flow, uniform dequantisation: `likelihood.log_likelihood_ode`), `elbo` (continuous
-            time: `likelihood.elbo_continuous`) or `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000
-            by default: `likelihood.elbo_discrete`); other families have methods of their own.
+        method: `ode` (probability flow: `likelihood.log_likelihood_ode`), `elbo` (continuous time:
+            `likelihood.elbo_continuous`), `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000 by
+            default: `likelihood.elbo_discrete`) or `immse` (denoising errors, no backward pass:
+            `likelihood.log_likelihood_immse`); other families have methods of their own.
         levels: The number of levels, for a bare denoiser; 256 by default.
-        options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=` (ode), `evaluations=`,
-            `dequantize=` (elbo), `seed=`.
+        options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
+            `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`.
 
     Raises:
         UserError: For an unknown method or option, or images that do not fit the model.
@@ -44,7 +48,8 @@ def log_likelihood(
         )
     if not isinstance(model, Denoiser):
         extra = {} if levels is None else {"levels": levels}
-        return model.log_likelihood(images_uint8, method=method, **extra, **options)
+        extra |= {} if method is DEFAULT_METHOD else {"method": method}  # each family has a default of its own
+        return model.log_likelihood(images_uint8, **extra, **options)
     choose("method", method, METHODS)
     dequantizer = Dequantizer(256 if levels is None else levels)
     images_uint8 = images_uint8.to(device_of(model))
@@ -52,6 +57,8 @@ def log_likelihood(
         return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **_solver(options))
     if method == "elbo":
         return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **options)
+    if method == "immse":
+        return _call(immse.log_likelihood_immse, model, dequantizer, images_uint8, **options)
     times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
     return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **options)
 
@@ -62,7 +69,8 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
     Args:
         model: A diffusion model or a bare denoiser.
         x: Data as the denoiser sees them, shape (B, *shape).
-        method: `ode` (probability flow: `likelihood.log_density`) or `elbo` (a lower bound of it).
+        method: `ode` (probability flow: `likelihood.log_density`), `elbo` (a lower bound of it) or `immse` (denoising
+            errors, no backward pass: `likelihood.log_density_immse`).
         options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `solver=` (a
             method of torchdiffeq), `seed=`, ...
 
@@ -71,10 +79,14 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
     """
     if not isinstance(model, Denoiser):
         return model.log_density(x, method=method, **options)
-    choose("method", method, ("ode", "elbo"))
+    choose("method", method, DENSITY_METHODS)
+    if not x.is_floating_point():
+        raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
     x = x.to(device_of(model))
     if method == "ode":
         return _call(probability_flow.log_density, model, x, **_solver(options))
+    if method == "immse":
+        return _call(immse.log_density_immse, model, x, **options)
     return _call(variational_bound.elbo_continuous, model, None, x, **options)
 
 

@@ -13,10 +13,7 @@ Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 200
 sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with
 x_hat for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
 
-Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps). The standard error of an
-image comes from second differences of neighbouring strata, (f_{i-1} - 2 f_i + f_{i+1})^2 / 6, which see the noise and
-nothing of a linear trend: exact for strata so many that the rest of the trend is small, and too large, not too small,
-before (Wolter 2007, Introduction to Variance Estimation, sec. 8.2).
+Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps); see `stratified`.
 """
 
 from __future__ import annotations
@@ -36,10 +33,12 @@ from ..schedules.forward_process import diffuse, posterior, variance_for_unit_da
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
+from .latent_variable import check_at_least_one
+from .stratified import log_snr_ends, squares, stratified_error, stratified_positions
 
 VARIANCES = ("lower", "upper")
-# Noise is drawn at step i for evaluation i; these are apart from any of them.
-_STEP_TIMES, _STEP_DECODER = 2**31, 2**31 + 1
+# Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.
+_STEP_DECODER = 2**31 + 1
 
 
 def elbo_continuous(
@@ -85,9 +84,9 @@ def elbo_continuous(
     Raises:
         UserError: For bad settings or images.
     """
-    _check_counts(evaluations=evaluations, bins=bins)
+    check_at_least_one(evaluations=evaluations, bins=bins)
     schedule = denoiser.schedule
-    low, high = _log_snr_ends(schedule)
+    low, high = log_snr_ends(schedule)
     t_min = schedule.t_min
     if log_snr_max is not None and log_snr_max < high:
         high, t_min = log_snr_max, float(schedule.inverse_log_snr(torch.tensor(log_snr_max, dtype=torch.float64)))
@@ -96,15 +95,14 @@ def elbo_continuous(
     span = high - low
 
     def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        u = random.uniform(seed, rows, _STEP_TIMES, (evaluations,), random.STREAM_EVALUATE, torch.float64)
-        position = (torch.arange(evaluations, dtype=torch.float64) + u) / evaluations  # (B, K), of the span
+        position = stratified_positions(seed, rows, evaluations)  # (B, K), of the span
         times = schedule.inverse_log_snr(low + span * position)
         values = []
         for i in range(evaluations):
             t = times[:, i].to(x.device)
             eps = _normal(seed, rows, i, x)
             eps_hat = denoiser.eps(diffuse(schedule, x, t, eps), t, labels)
-            values.append(_squares(eps - eps_hat) * (-0.5 * span / evaluations))
+            values.append(squares(eps - eps_hat) * (-0.5 * span / evaluations))
         value = torch.stack(values, dim=1).cpu()
         curve = torch.zeros(len(x), bins, dtype=torch.float64)
         curve.scatter_add_(1, (position * bins).long().clamp(max=bins - 1), value)
@@ -146,7 +144,7 @@ def elbo_discrete(
         UserError: For bad settings or images.
     """
     choose("variance", variance, VARIANCES)
-    _check_counts(evaluations=1 if evaluations is None else evaluations)
+    check_at_least_one(evaluations=1 if evaluations is None else evaluations)
     times = times.detach().to(device="cpu", dtype=torch.float64).sort().values
     steps = len(times) - 1
     if steps < 1 or float(times[0]) <= 0 or not bool((times.diff() > 0).all()):
@@ -166,13 +164,12 @@ def elbo_discrete(
     def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         step = torch.arange(steps).expand(len(x), -1)
         if evaluations is not None:
-            u = random.uniform(seed, rows, _STEP_TIMES, (count,), random.STREAM_EVALUATE, torch.float64)
-            step = ((torch.arange(count) + u) * (steps / count)).long().clamp(max=steps - 1)
+            step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
         values = []
         for i in range(count):
             t = t_all[step[:, i]].to(x.device)
             x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, rows, i, x)), t, labels)
-            kl = offset[step[:, i]] + factor[step[:, i]] * _squares(x - x_hat).cpu()
+            kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
             values.append(-kl * (steps / count))
         return {"steps": torch.stack(values, dim=1)}
 
@@ -185,7 +182,7 @@ def discrete_times(schedule: Schedule, steps: int) -> Float[Tensor, " t"]:
     """steps + 1 times uniform in log-SNR between the ends of the path, for `elbo_discrete`."""
     if steps < 1:
         raise UserError(f"steps: found {steps}; must be at least 1")
-    low, high = _log_snr_ends(schedule)
+    low, high = log_snr_ends(schedule)
     return schedule.inverse_log_snr(torch.linspace(low, high, steps + 1, dtype=torch.float64))
 
 
@@ -243,7 +240,7 @@ def _bound(
             log_prob=terms["prior"] + terms["reconstruction"] + terms["diffusion"],
             dims=dims,
             levels=levels,
-            std_error=_stratified_error(parts["steps"]),
+            std_error=stratified_error(parts["steps"]),
             kind="lower bound",
             protocol=protocol,
             indices=indices[rows],
@@ -259,26 +256,11 @@ def _prior_kl(schedule: Schedule, x: Tensor, t: float) -> Tensor:
     alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     prior = alpha.square() + sigma.square()
     ratio = float(sigma.square() / prior)
-    return 0.5 * (_squares(x) * float(alpha.square() / prior) + x[0].numel() * (ratio - 1.0 - math.log(ratio)))
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name}: found {count}; must be at least 1")
-
-
-def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
-    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
+    return 0.5 * (squares(x) * float(alpha.square() / prior) + x[0].numel() * (ratio - 1.0 - math.log(ratio)))
 
 
 def _normal(seed: int, rows: Tensor, step: int, x: Tensor) -> Tensor:
     return random.normal(seed, rows, step, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
-
-
-def _squares(x: Tensor) -> Tensor:
-    return x.double().flatten(1).square().sum(1)
 
 
 def _reconstruction(
@@ -289,14 +271,5 @@ def _reconstruction(
     std = float(sigma / alpha)
     if dequantizer is None:
         # E over eps in closed form: the decoder's own entropy
-        return torch.full_like(_squares(x), -0.5 * x[0].numel() * (math.log(2.0 * math.pi * std**2) + 1.0))
+        return torch.full_like(squares(x), -0.5 * x[0].numel() * (math.log(2.0 * math.pi * std**2) + 1.0))
     return dequantizer.level_log_prob(images, x + std * eps, torch.tensor(std)).flatten(1).sum(1)
-
-
-def _stratified_error(values: Tensor) -> Tensor:
-    """The standard error of the sum over strata, (B, K) -> (B,), from second differences; nan for K < 3."""
-    count = values.shape[1]
-    if count < 3:
-        return torch.full_like(values[:, 0], math.nan)
-    second = values[:, :-2] - 2.0 * values[:, 1:-1] + values[:, 2:]
-    return (second.square().mean(1) / 6.0 * count).sqrt()

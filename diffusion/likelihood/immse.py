@@ -1,0 +1,219 @@
+"""Log-likelihoods from denoising errors alone: the pointwise I-MMSE relation (Kong et al. 2023, arXiv 2302.03792).
+
+For x_t / alpha_t = x + eps / sqrt(s) with s the signal-to-noise ratio, d/ds KL(p(x_t | x) || p(x_t)) = mmse(x, s) / 2
+at every single x, where mmse(x, s) = E_eps ||x - x_hat(x_t)||^2 and x_hat is the exact denoiser. Integrated over s,
+
+    -log p(x) = D/2 log(2 pi e) - 1/2 integral of ( D / (1 + s) - mmse(x, s) ) ds        over (0, infinity).
+
+Here against any Gaussian p_ref = N(0, c I), whose own denoiser is known, and in the log-SNR lambda, with
+e = eps - eps_hat = sqrt(s) (x_hat - x) up to its sign:
+
+    log p(x) = log p_ref(x) + 1/2 integral of E( ||e_ref||^2 - ||e||^2 ) dlambda,
+    e_ref = (1 - k) sqrt(s) x - k eps (up to its sign),  k = c s / (c s + 1),  E||e_ref||^2 = (1-k)^2 s |x|^2 + k^2 D.
+
+(c = 1 and E||e_ref||^2 averaged over data N(0, I) is the formula above.) c is the datum's own mean square, shrunk to 1,
+so that a row depends on nothing but itself. ||e_ref||^2 is drawn with the same eps and is a control variate of known
+mean, with the coefficient ||e||^2 / ||e_ref||^2 of the neighbouring strata (best where e is a part of -eps, as it is at
+high SNR, and independent of the stratum's own noise, so that nothing is biased). Against the formula as it stands, with
+uniform noise levels, this and the density below divide the variance by 25, 10 and 3 on Gaussian mixtures of 192
+dimensions and deviation 0.2, 0.08 and 0.01 (measured, K = 64).
+
+The noise levels are stratified, by a density that is half uniform between the path's ends (no weight exceeds twice that
+of uniform draws) and half logistic. Beyond the ends, the integrand is taken to go as exp(lambda) and exp(-lambda), to
+which it tends for data of finite variance and a smooth density: the tail is the integrand at the end, in closed form.
+Where that is not so (a path that starts with signal in it, data on points), `error_budget["ends"]`, the whole of the
+tails, says it.
+
+With an exact denoiser the value is unbiased, up to the ends. With another, ||e||^2 is too large on average over the
+data, so the *mean* over test data is an upper bound of their entropy; and cut off at the path's ends, the same integral
+is a lower bound of the log-density of the reverse SDE (`variational_bound.elbo_continuous`). But the tails take the
+model beyond its path, where it has no law to be a bound of: the kind is then `surrogate`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from .. import random
+from ..broadcasting import pad_dims_like
+from ..denoisers.denoiser import Denoiser
+from ..denoisers.exact import Exact
+from ..errors import UserError
+from ..schedules.forward_process import diffuse
+from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
+from .dequantization import Dequantizer
+from .estimate import Estimate, mean_error
+from .stratified import log_snr_ends, squares, stratified_error, stratified_positions
+
+# The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
+_CENTER, _SCALE = 2.0, 3.0
+_TABLE = 4096
+# Neighbours on either side that a stratum's coefficient is taken from.
+_NEIGHBOURS = 2
+
+
+def log_density_immse(
+    denoiser: Denoiser,
+    x: Float[Tensor, " b *dims"],
+    evaluations: int = 128,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " b"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The log-density of continuous data from denoising errors (arXiv 2302.03792; the module's text has the formula).
+
+    Args:
+        denoiser: The model.
+        x: Data, shape (B, *shape).
+        evaluations: The number K of noise levels a datum, three or more, one forward evaluation each.
+        seed: The seed; a row depends on (seed, index) only.
+        cond: Class labels, shape (B,), or None.
+        batch_size: The data taken together.
+        indices: Keys of the data's noise, shape (B,); 0 .. B - 1 by default.
+        progress: Called with (data done, data in all).
+
+    Returns:
+        Kind `unbiased` for an exact denoiser, otherwise `surrogate`. The budget has `noise`, and `ends`: the size of
+        the part beyond the path's ends. Terms in nats, which add up to log_prob: `reference`, `integral`, `ends`.
+
+    Raises:
+        UserError: For fewer than three evaluations, or data that do not fit the model.
+    """
+    kind = "unbiased" if isinstance(denoiser, Exact) else "surrogate"
+    return _immse(denoiser, None, x, evaluations, kind, seed, cond, batch_size, indices, progress)
+
+
+def log_likelihood_immse(
+    denoiser: Denoiser,
+    dequantizer: Dequantizer,
+    images: UInt8[Tensor, " b *dims"],
+    evaluations: int = 128,
+    seed: int = 0,
+    cond: Tensor | None = None,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " b"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The uniformly dequantised bound E_u log p(x + u) + D log w of images of levels, by `log_density_immse`.
+
+    The integral is linear, so every noise level has its own draw of u: the standard error knows of both.
+
+    Args:
+        denoiser: The model.
+        dequantizer: The levels and their places.
+        images: Level indices, shape (B, *shape).
+        evaluations, seed, cond, batch_size, indices, progress: As `log_density_immse`.
+
+    Returns:
+        Kind `lower bound` for an exact denoiser (Jensen), otherwise `surrogate`; the rest as `log_density_immse`.
+
+    Raises:
+        UserError: As `log_density_immse`.
+    """
+    kind = "lower bound" if isinstance(denoiser, Exact) else "surrogate"
+    return _immse(denoiser, dequantizer, images, evaluations, kind, seed, cond, batch_size, indices, progress)
+
+
+def _immse(
+    denoiser: Denoiser,
+    dequantizer: Dequantizer | None,
+    data: Tensor,
+    evaluations: int,
+    kind: str,
+    seed: int,
+    cond: Tensor | None,
+    batch_size: int | None,
+    indices: Tensor | None,
+    progress: Progress | None,
+) -> Estimate:
+    if evaluations < 3:
+        raise UserError(f"evaluations: found {evaluations}; must be at least 3")
+    indices = check_data(denoiser, data, indices, cond)
+    schedule, dims = denoiser.schedule, data[0].numel()
+    low, high = log_snr_ends(schedule)
+    levels = None if dequantizer is None else dequantizer.levels
+    jacobian = 0.0 if dequantizer is None else dequantizer.log_jacobian(dims)
+    protocol = {"estimator": "I-MMSE", "evaluations": evaluations, **protocol_of(denoiser), "seed": seed}
+    protocol |= {} if dequantizer is None else {"dequantization": "uniform", "levels": levels}
+
+    def point(rows: slice, i: int) -> Tensor:
+        """The data of evaluation i."""
+        if dequantizer is None:
+            return data[rows].double()
+        u = random.uniform(seed, indices[rows], i, data.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
+        return dequantizer.dequantize(data[rows], u.to(data.device))
+
+    def estimate(rows: slice) -> Estimate:
+        labels = None if cond is None else cond[rows]
+        if dequantizer is None:
+            square = squares(data[rows]).cpu()
+        else:  # E|x + u|^2 over a bin
+            square = squares(dequantizer.center(data[rows], torch.float64)).cpu() + dims * dequantizer.width**2 / 12.0
+        c = (square + 2.0) / (dims + 2.0)
+        log_snr, density = _noise_levels(low, high, stratified_positions(seed, indices[rows], evaluations))
+        k = torch.sigmoid(log_snr + c.log()[:, None])
+        x_share = (1.0 - k) * torch.exp(0.5 * log_snr)
+        times = schedule.inverse_log_snr(log_snr)
+        errors, references = [], []
+        for i in range(evaluations):
+            x = point(rows, i)
+            eps = random.normal(seed, indices[rows], i, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
+            t = times[:, i].to(x.device)
+            errors.append(squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, labels)).cpu())
+            by_x, by_eps = (pad_dims_like(share[:, i].to(x.device), x) for share in (x_share, k))
+            references.append(squares(by_x * x - by_eps * eps).cpu())
+        error, reference = torch.stack(errors, dim=1), torch.stack(references, dim=1)
+        expected = x_share.square() * square[:, None] + k.square() * dims
+        integrand = 0.5 * (expected - error + _coefficient(error, reference) * (reference - expected))
+        inside = integrand / (evaluations * density)
+        outside = torch.zeros_like(inside)
+        outside[:, 0] += integrand[:, 0] * torch.exp(low - log_snr[:, 0])
+        outside[:, -1] += integrand[:, -1] * torch.exp(log_snr[:, -1] - high)
+        terms = {
+            "reference": -0.5 * (square / c + dims * torch.log(2.0 * math.pi * c)) + jacobian,
+            "integral": inside.sum(1),
+            "ends": outside.sum(1),
+        }
+        return Estimate(
+            log_prob=terms["reference"] + terms["integral"] + terms["ends"],
+            dims=dims,
+            levels=levels,
+            std_error=stratified_error(inside + outside),
+            kind=kind,
+            protocol=protocol,
+            indices=indices[rows],
+            terms=terms,
+        )
+
+    result = in_batches(denoiser, len(data), choose_batch_size(batch_size, dims), estimate, progress)
+    result = result.with_error("noise", mean_error(result.std_error, dims))
+    return result.with_error("ends", abs(float(result.terms["ends"].mean())) / result.nats_per_bit_per_dim)
+
+
+def _noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Map positions in (0, 1) to log-SNRs by the inverse of a distribution function; and the density there.
+
+    The function is linear between the entries of a table: its density is then known exactly, and no bias comes in.
+    """
+    table = torch.linspace(low, high, _TABLE + 1, dtype=torch.float64)
+    logistic = torch.sigmoid((table - _CENTER) / _SCALE)
+    logistic = (logistic - logistic[0]) / (logistic[-1] - logistic[0])
+    below = 0.5 * (logistic + torch.linspace(0.0, 1.0, _TABLE + 1, dtype=torch.float64))
+    i = (torch.searchsorted(below, positions) - 1).clamp(0, _TABLE - 1)
+    density = below.diff()[i] * _TABLE / (high - low)
+    return table[i] + (positions - below[i]) / density, density
+
+
+def _coefficient(error: Tensor, reference: Tensor) -> Tensor:
+    """The ratio of `error` to `reference` in the strata around each, without itself; shape (B, K)."""
+    window = torch.ones(1, 1, 2 * _NEIGHBOURS + 1, dtype=error.dtype)
+    window[..., _NEIGHBOURS] = 0.0
+    near = [functional.conv1d(values[:, None], window, padding=_NEIGHBOURS)[:, 0] for values in (error, reference)]
+    return (near[0] / near[1]).clamp(max=1.0)

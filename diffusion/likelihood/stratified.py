@@ -1,0 +1,46 @@
+"""Stratified draws of a noise level: K of them an image, one in each of K equal strata.
+
+The standard error of an image comes from second differences of neighbouring strata, (f_{i-1} - 2 f_i + f_{i+1})^2 / 6,
+which see the noise and nothing of a linear trend: exact for strata so many that the rest of the trend is small, and too
+large, not too small, before (Wolter 2007, Introduction to Variance Estimation, sec. 8.2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .. import random
+from ..schedules import Schedule
+
+# Noise is drawn at step i for evaluation i; this is apart from any of them.
+_STEP_POSITIONS = 2**31
+
+
+def stratified_positions(seed: int, indices: Int[Tensor, " b"], count: int) -> Float[Tensor, " b k"]:
+    """Uniform draws in (0, 1), the i-th of a row in its i-th stratum; a row depends on (seed, index) only."""
+    u = random.uniform(seed, indices, _STEP_POSITIONS, (count,), random.STREAM_EVALUATE, torch.float64)
+    return (torch.arange(count, dtype=torch.float64) + u) / count
+
+
+def stratified_error(values: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
+    """The standard error of the sum over strata, from second differences; nan for fewer than three."""
+    count = values.shape[1]
+    if count < 3:
+        return torch.full_like(values[:, 0], math.nan)
+    second = values[:, :-2] - 2.0 * values[:, 1:-1] + values[:, 2:]
+    return (second.square().mean(1) / 6.0 * count).sqrt()
+
+
+def log_snr_ends(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR at t_max and at t_min, in this order."""
+    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+def squares(x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
+    """|x|^2 of each row, in float64."""
+    return x.double().flatten(1).square().sum(1)
