@@ -66,6 +66,7 @@ def train(argv: Sequence[str]) -> int:
         estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
         bar.close()
         evaluation.write(done.run, estimates, trained)
+    codes = model.code_reports(done.data)
     found = report.write_pictures(done.run, model, done.data, config)
     if done.mirror is not None:
         for name, estimate in list(estimates.items())[:1]:
@@ -73,6 +74,7 @@ def train(argv: Sequence[str]) -> int:
         for name, estimate in estimates.items():
             key = name.lower().replace(" ", "-")
             done.mirror.summarise(evaluation.summary(estimate, f"eval/{key}/"))
+        done.mirror.summarise(evaluation.summary_of_codes(codes))
         for name, path in found.items():
             done.mirror.log_image(name.replace(" ", "_"), [str(path)])
         done.mirror.finish()
@@ -82,11 +84,15 @@ def train(argv: Sequence[str]) -> int:
     if estimates:
         console.print(report.likelihood_table(estimates))
     places: dict[str, Path | str] = {"run folder": done.run, **found}
+    if codes_file := evaluation.write_codes(done.run, codes):
+        console.print(report.codes_table(codes))
+        places["codes"] = codes_file
     if done.mirror is not None:
         places["W&B run"] = done.run / "wandb"
-    places["parameters"] = f"{parameter_count(model.denoiser):,}"
+    places["parameters"] = f"{parameter_count(model.module):,}"
     places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
-    places["next"] = "python sample.py --sampler ode"
+    option, value = next(iter(model.sampling_settings({}).items()))
+    places["next"] = f"python sample.py --{option} {value}"
     console.print(report.places_table(places))
     assert (done.run / runs.MODEL).is_file()
     return 0

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from . import atomic, pictures, runs, samplers
 from .devices import choose_device
 from .errors import UserError, choose
-from .evaluations import count_evaluations
-from .model import DiffusionModel, load
+from .model import TrainedModel, load
+from .sample_arguments import SAMPLING_OPTIONS
 from .schedules import time_grids
 
 DEFAULT_MODEL = "pretrained:digits"
@@ -35,44 +35,36 @@ def draw(options: argparse.Namespace) -> int:
     model = load(_which(options), device, options.runs)
     print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
 
-    defaults = model.config.sampling
-    sampler = options.sampler or defaults.sampler
-    same = sampler == defaults.sampler
-    settings = {
-        "sampler": sampler,
-        "steps": options.steps or defaults.steps,
-        "seed": options.seed,
-        "eta": options.eta if options.eta is not None or not same else defaults.eta,
-        "grid": options.grid or defaults.grid,
-        "label": options.label,
-        "guidance": options.guidance,
-        "tolerance": options.tolerance,
-        "method": options.method,
-        **({"variance": options.variance} if options.variance else {}),
-    }
-    n = options.n or defaults.n
-    if options.steps and samplers.build(sampler, method=options.method).is_adaptive:
+    given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
+    for name in given:
+        if name not in model.sampling_options:
+            taken = ", ".join(f"--{option}" for option in ("n", "seed", *model.sampling_options))
+            raise UserError(f"--{name}: {model.source} is of family '{model.config.family}', which takes {taken}")
+    settings = model.sampling_settings(given)
+    (shown, way), *_ = settings.items()
+    n = options.n or model.config.sampling.n
+    if "steps" in given and samplers.build(way, method=options.method).is_adaptive:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
-    out = _Target(options.out, n, model, f"{sampler}-seed{options.seed}")
+    out = _Target(options.out, n, model, f"{way}-seed{options.seed}")
     start = time.perf_counter()
     with (
-        count_evaluations(model.denoiser) as count,
-        tqdm(total=n, desc=f"sampling ({sampler})", unit="image", disable=not sys.stderr.isatty()) as bar,
+        model.counted() as count,
+        tqdm(total=n, desc=f"sampling ({way})", unit="image", disable=not sys.stderr.isatty()) as bar,
     ):
         images = model.sample(
             n,
-            dtype=getattr(torch, options.dtype),
+            options.seed,
             batch_size=options.batch_size,
             progress=lambda done, _: bar.update(done - bar.n),
-            **settings,
+            **{**settings, **({"dtype": getattr(torch, options.dtype)} if options.dtype else {})},
         ).cpu()
     seconds = time.perf_counter() - start
-    text = {"model": model.source, "settings": json.dumps({**settings, "n": n, "dtype": options.dtype})}
+    text = {"model": model.source, "settings": json.dumps({**settings, "seed": options.seed, "n": n})}
     for path in out.write(images, text):
         print(f"wrote {path}")
-    print(f"{n} samples, sampler {sampler}, NFE {count.rows / n:.0f}, {seconds:.1f} s")
+    print(f"{n} samples, {shown} {way}, NFE {count.rows / n:.0f}, {seconds:.1f} s")
     return 0
 
 
@@ -86,7 +78,7 @@ def _which(options: argparse.Namespace) -> str | Path:
 class _Target:
     """Where samples go. Made before drawing, so that a name that cannot be written fails at once."""
 
-    def __init__(self, out: str | None, n: int, model: DiffusionModel, name: str):
+    def __init__(self, out: str | None, n: int, model: TrainedModel, name: str):
         self.model = model
         self.n = n
         folder = Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")

@@ -18,18 +18,20 @@ from typing import Any
 import torch
 
 from . import atomic, runs
+from .baselines.gaussianity import Gaussianity
 from .config import EvaluationConfig
 from .experiment import Data
 from .likelihood import Estimate, classical
-from .model import DiffusionModel
+from .model import TrainedModel
 
+CODES = "codes.json"
 # Beyond this many dimensions a full-covariance mixture takes longer than the model.
 _MIXTURE_DIMS = 128
 Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    model: DiffusionModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
+    model: TrainedModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
 ) -> dict[str, Estimate]:
     """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
 
@@ -50,33 +52,14 @@ def evaluate(
 
     if data.toy is not None:
         x = data.toy.draw(options.images or 1000, seed=1 << 31)
-        size = {"batch_size": options.batch_size}
-        found = {
-            "PF-ODE": model.log_density(x, trace="exact", tolerance=options.tolerance, progress=tell("PF-ODE"), **size),
-            "ELBO": model.log_density(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **size),
-        }
         true = data.toy.log_prob(x).double()
         truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
-        return {**found, "true density": truth}
+        return {**model.estimates(x, options, tell), "true density": truth}
     assert data.images is not None
     images = data.images
     test = images.test[: options.images]
     found = {
-        "PF-ODE": model.log_likelihood(
-            test,
-            method="ode",
-            tolerance=options.tolerance,
-            probes=options.probes,
-            batch_size=options.batch_size,
-            progress=tell("PF-ODE"),
-        ),
-        "ELBO": model.log_likelihood(
-            test,
-            method="elbo",
-            evaluations=options.elbo_draws,
-            batch_size=options.batch_size,
-            progress=tell("ELBO"),
-        ),
+        **model.estimates(test, options, tell),
         "independent pixels": classical.IndependentPixels.fit(images.train, images.levels).log_likelihood(test),
     }
     dequantizer = model.dequantizer
@@ -99,23 +82,59 @@ def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
         f"{prefix}seconds": estimate.seconds,
         f"{prefix}images": len(estimate),
         f"{prefix}protocol": describe(estimate),
+        **({} if (ess := effective_samples(estimate)) is None else {f"{prefix}effective_samples": ess}),
     }
+
+
+def effective_samples(estimate: Estimate) -> float | None:
+    """The median over images of the effective number of importance samples; None where there are none."""
+    log_ess = estimate.terms.get("log_effective_samples")
+    return None if log_ess is None else float(log_ess.exp().median())
 
 
 def describe(estimate: Estimate) -> str:
     """A protocol in one line: short values only (the whole of it is in the JSON file)."""
     skipped = ("schedule", "t_min", "t_max", "times", "curve_log_snr", "validation_bits_per_dim")
-    parts = [f"{key} {value}" for key, value in estimate.protocol.items() if key not in skipped and value is not None]
+    values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in estimate.protocol.items()}
+    parts = [f"{key} {value}" for key, value in values.items() if key not in skipped and value is not None]
     return ", ".join(parts)
 
 
 def write(run: Path, estimates: Mapping[str, Estimate], seconds: float) -> None:
     """Write evaluation.json and evaluation.csv to a run folder."""
-    plain = {name: estimate.to_dict() for name, estimate in estimates.items()}
+    plain = {name: estimate.to_dict() | _more(estimate) for name, estimate in estimates.items()}
     atomic.write_text(run / runs.EVALUATION, json.dumps({"training_seconds": seconds, "estimates": plain}, indent=1))
     table = io.StringIO()
     rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
-    writer = csv.DictWriter(table, list(rows[0]))
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     writer.writerows(rows)
     atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), table.getvalue())
+
+
+def _more(estimate: Estimate) -> dict[str, Any]:
+    """Each image's effective number of importance samples, where there are such."""
+    log_ess = estimate.terms.get("log_effective_samples")
+    return {} if log_ess is None else {"effective_samples": log_ess.exp().tolist()}
+
+
+def write_codes(run: Path, reports: Mapping[str, Gaussianity]) -> Path | None:
+    """Write codes.json, how near the codes are to N(0, I), to a run folder; None where there is nothing to write."""
+    if not reports:
+        return None
+    path = run / CODES
+    atomic.write_text(path, json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=1))
+    return path
+
+
+def summary_of_codes(reports: Mapping[str, Gaussianity]) -> dict[str, float]:
+    """The figures of codes for W&B's run table, in nats, of the last set of codes reported."""
+    if not reports:
+        return {}
+    report = list(reports.values())[-1]
+    return {
+        "codes/entropy": report.entropy,
+        "codes/normal_entropy": report.normal_entropy,
+        "codes/negentropy": report.negentropy,
+        "codes/largest_correlation": report.largest_correlation,
+    }

@@ -25,11 +25,6 @@ class EvaluationCount:
 @contextmanager
 def count_evaluations(model: nn.Module) -> Iterator[EvaluationCount]:
     """Count the evaluations of the innermost denoisers of `model` while the context is open."""
-    count = EvaluationCount()
-
-    def hook(module, inputs):
-        count.rows += inputs[0].shape[0]
-
     leaves = [
         module
         for module in model.modules()
@@ -37,7 +32,19 @@ def count_evaluations(model: nn.Module) -> Iterator[EvaluationCount]:
     ]
     assert leaves, "a model without a denoiser has no evaluations to count"
     # A network denoiser's eps() reaches its network without going through forward(): the hook sits on the network.
-    handles = [(getattr(leaf, "network", leaf)).register_forward_pre_hook(hook) for leaf in leaves]
+    with count_rows(*(getattr(leaf, "network", leaf) for leaf in leaves)) as count:
+        yield count
+
+
+@contextmanager
+def count_rows(*modules: nn.Module) -> Iterator[EvaluationCount]:
+    """Count the rows that `modules` are called with while the context is open."""
+    count = EvaluationCount()
+
+    def hook(module, inputs):
+        count.rows += inputs[0].shape[0]
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
     try:
         yield count
     finally:

@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from . import schedules
+from .baselines.decoders import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
+from .baselines.eae import EAE
+from .baselines.latent_images import LatentImageModel
+from .baselines.observation import ObservationModel
+from .baselines.vae import VAE
 from .config import Config
 from .data import ImageData, Toy, load_images, load_toy, toy_names
 from .denoisers import NetworkDenoiser
 from .errors import UserError
 from .likelihood.dequantization import Dequantizer
 from .networks import MLP, DiT, UNet
+from .networks.autoencoder import Decoder, Encoder
 from .objectives import Objective, time_distribution, weighting
 
 
@@ -116,6 +123,67 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
         config.denoiser.sigma_data,
         facts.num_classes if config.denoiser.conditional else 0,
     )
+
+
+def build_observation(config: Config, levels: int) -> ObservationModel:
+    """The distribution of a pixel's level given the code, for a VAE.
+
+    Raises:
+        UserError: For Bernoulli where there are not two levels.
+    """
+    name = config.autoencoder.observation
+    if name == "bernoulli" and levels != 2:
+        raise UserError(f"autoencoder.observation: found 'bernoulli'; it takes 2 levels, the data have {levels}")
+    if name == "logistic-mixture":
+        return DiscretizedLogisticMixture(levels, **config.autoencoder.options())
+    return {"gaussian": DiscretizedGaussian, "bernoulli": Bernoulli, "categorical": Categorical}[name](levels)
+
+
+def build_vae(config: Config, facts: DataFacts) -> VAE:
+    """The variational autoencoder of a configuration, for images of these facts, with fresh weights.
+
+    Raises:
+        UserError: For data that are not images of levels, and where parts do not fit together.
+    """
+    d, levels = config.autoencoder.latent_dim, _levels(config, facts)
+    observation = build_observation(config, levels)
+    encoder = Encoder(facts.shape, 2 * d, **_widths(config))
+    decoder = Decoder(facts.shape, d, facts.shape[0] * observation.parameters, **_widths(config))
+    return VAE(facts.shape, d, observation, encoder, decoder)
+
+
+def build_eae(config: Config, facts: DataFacts) -> EAE:
+    """The entropic autoencoder of a configuration, for images of these facts, with fresh weights.
+
+    Raises:
+        UserError: For data that are not images of levels, a batch too small for the entropy, and where parts do not fit
+            together.
+    """
+    d, levels, k = config.autoencoder.latent_dim, _levels(config, facts), config.autoencoder.neighbours
+    part = config.trainer.batch_size // (config.trainer.accumulate * config.trainer.devices)
+    if part <= k:
+        raise UserError(f"autoencoder.neighbours: found {k}; must be below the images taken together, {part}")
+    encoder = Encoder(facts.shape, d, **_widths(config))
+    return EAE(facts.shape, d, levels, encoder, Decoder(facts.shape, d, facts.shape[0], **_widths(config)))
+
+
+def _levels(config: Config, facts: DataFacts) -> int:
+    if facts.levels is None:
+        raise UserError(f"family: found '{config.family}', which models images; '{facts.name}' are points")
+    return facts.levels
+
+
+def _widths(config: Config) -> dict[str, Any]:
+    return {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
+
+
+def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:
+    """What a model file of this configuration holds the weights of, whatever the family, with fresh weights.
+
+    Raises:
+        UserError: Where parts do not fit together, or do not fit the data.
+    """
+    return {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}[config.family](config, facts)
 
 
 def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:

@@ -5,70 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from . import pictures, runs
+from .baselines.gaussianity import Gaussianity
 from .config import Config
-from .evaluation import describe
+from .evaluation import describe, effective_samples
 from .experiment import Data
 from .likelihood import Estimate
-from .model import DiffusionModel
-from .samplers import ODE
-from .sampling import sample
-
-PATH_IMAGES, PATH_TIMES = 6, 12
+from .model import TrainedModel
 
 
-def write_pictures(run: Path, model: DiffusionModel, data: Data, config: Config) -> dict[str, Path]:
-    """Draw the run's pictures: a grid of samples, and the denoising path (images) or the density (points).
+def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -> dict[str, Path]:
+    """Draw the run's pictures: a grid of samples, and what else the model's family shows (see its `pictures`).
 
     Returns:
         The files by what they show.
     """
-    options = config.sampling
-    drawn = sample(
-        model.denoiser,
-        options.n,
-        options.sampler,
-        steps=options.steps,
-        grid=options.grid,
-        eta=options.eta,
-        seed=config.seed,
-    )
+    drawn = model.sample(config.sampling.n, seed=config.seed, **model.sampling_settings({}))
     folder = run / runs.SAMPLES
     found = {"samples": folder / "samples.png"}
     pictures.save_samples(found["samples"], drawn, data.toy)
-    if data.toy is not None:
-        found["density"] = folder / "density.png"
-        image = pictures.density_picture(
-            data.toy, lambda x: model.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
-        )
-        pictures.save(found["density"], image)
-    elif data.facts.shape[0] in (1, 3):
-        found["denoising path"] = folder / "path.png"
-        pictures.save(found["denoising path"], denoising_path(model, config.seed))
+    for name, (file, image) in model.pictures(data, config.seed).items():
+        found[name] = folder / file
+        pictures.save(found[name], image)
     return found
-
-
-def denoising_path(model: DiffusionModel, seed: int):
-    """A picture of x_t and E[x | x_t] along the probability-flow ODE, from noise to data."""
-    states: list[Tensor] = []
-    times: list[float] = []
-
-    def keep(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
-        states.append(x)
-        times.append(t)
-
-    sample(model.denoiser, PATH_IMAGES, ODE(tolerance=1e-3), steps=PATH_TIMES, seed=seed, callback=keep)
-    with torch.no_grad():
-        x_hats = [
-            x if t == 0 else model.denoiser(x, torch.tensor(t, dtype=torch.float64))
-            for x, t in zip(states, times, strict=True)
-        ]
-    return pictures.path_picture(states, times, x_hats)
 
 
 def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
@@ -79,7 +41,7 @@ def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
         table.add_column(column, justify="left" if column in ("", "kind") else "right")
     table.add_column("protocol", overflow="fold")
     for name, estimate in estimates.items():
-        interval = estimate.mean()
+        interval, ess = estimate.mean(), effective_samples(estimate)
         table.add_row(
             name,
             f"{interval.mean:.4f}",
@@ -88,7 +50,35 @@ def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
             "upper bound" if estimate.kind == "lower bound" else estimate.kind,
             f"{estimate.nfe:.0f}" if estimate.nfe else "-",
             f"{estimate.seconds:.1f}",
-            describe(estimate),
+            describe(estimate) + ("" if ess is None else f", effective samples {ess:.3g} (median)"),
+        )
+    return table
+
+
+def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
+    """How near codes are to N(0, I): moments, tests of normality, and entropy against its largest, d/2 log 2 pi e.
+
+    Of the figures of each dimension the worst is shown; the normal sample is one of as many draws and dimensions,
+    measured by the same estimator.
+    """
+    table = Table(title="Codes against N(0, I)", title_justify="left", header_style="bold")
+    columns = (
+        "", "codes", "d", "mean, at most", "std", "skewness", "kurtosis - 3", "correlation", "KS distance",
+        "p, at least", "entropy (nats)", "normal sample", "d/2 log 2 pi e",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, report in reports.items():
+        worst = (report.skewness.abs().max(), report.excess_kurtosis.abs().max(), report.largest_correlation)
+        table.add_row(
+            name,
+            str(report.count),
+            str(report.dims),
+            f"{report.mean.abs().max():.3f}",
+            f"{report.std.min():.3f} to {report.std.max():.3f}",
+            *(f"{float(value):.3f}" for value in (*worst, report.ks.max())),
+            f"{report.ks_p_value.min():.2g}",
+            *(f"{v:.3f}" for v in (report.entropy, report.entropy_of_normal_sample, report.normal_entropy)),
         )
     return table
 

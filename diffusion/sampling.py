@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import samplers
+from .defaults import Default
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.guidance.classifier_free import ClassifierFree
 from .errors import UserError
@@ -22,6 +23,7 @@ from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
 from .schedules.time_grids import LOG_SNR_END
 
+DEFAULT_SAMPLER = Default("ode")
 DEFAULT_STEPS = 50
 DEFAULT_BATCH = 256
 Progress = Callable[[int, int], None]
@@ -66,7 +68,7 @@ def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str 
 def sample(
     model: Any,
     n: int,
-    sampler: str | Sampler = "ode",
+    sampler: str | Sampler = DEFAULT_SAMPLER,
     steps: int | None = None,
     seed: int = 0,
     eta: float | None = None,
@@ -88,7 +90,7 @@ def sample(
     Args:
         model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
         n: The number of samples.
-        sampler: A name of `diffusion.samplers.names()`, or a sampler.
+        sampler: A name of `diffusion.samplers.names()`, or a sampler; the default is left to the model's family.
         steps: Intervals of the grid, 50 by default; an adaptive solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The noise dial (ddim, sde, euler-maruyama).
@@ -114,8 +116,9 @@ def sample(
     """
     if not isinstance(model, Denoiser):
         given = dict(
-            sampler=sampler, steps=steps, eta=eta, grid=grid, label=label, x_1=x_1, dtype=dtype, tolerance=tolerance,
-            method=method, batch_size=batch_size, callback=callback, progress=progress, **options,
+            sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
+            x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
+            progress=progress, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
         extra |= {"start": start} if start else {}

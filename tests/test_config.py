@@ -27,6 +27,7 @@ from diffusion.config import (
     parse_train_arguments,
 )
 from diffusion.config.files import KEYS, SECTIONS
+from diffusion.config.run_sections import takers_of
 from diffusion.config.values import Section, types_of, within
 from diffusion.networks import MLP, DiT, UNet
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, SubVP, time_grids
@@ -38,7 +39,10 @@ TRICKY = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar", "toy"])
+@pytest.mark.parametrize(
+    "name",
+    ["digits", "mnist", "cifar", "toy", *(f"{f}-{d}" for f in ("vae", "eae") for d in ("digits", "mnist", "cifar"))],
+)
 def test_shipped_config_survives_text_and_differs_from_the_defaults(name):
     config = load_config(name)
     assert parse_config(dump_config(config)) == config
@@ -86,6 +90,7 @@ FIXED: dict[str, dict[str, Any]] = {
     | {"log_snr_max": None, "sigma_max": None, "beta_end": None},
     "network": {"base_channels": None, "width": None, "heads": None, "multipliers": None},
     "trainer": {"accumulate": 1, "devices": 1},
+    "autoencoder": {"iwae_samples": 1, "multipliers": (1, 2)},
 }
 
 
@@ -93,10 +98,12 @@ FIXED: dict[str, dict[str, Any]] = {
 @given(st.data())
 def test_any_config_survives_text(data):
     # made here, not in the strategy: the shape checker draws random numbers of its own
-    drawn = {
-        name: section(**data.draw(arguments_of(section, FIXED.get(name, {})))) for name, section in SECTIONS.items()
-    }
-    root = data.draw(arguments_of(Config, {"name": data.draw(st.none() | st.just("a run"))}))
+    family = data.draw(st.sampled_from(get_args(types_of(Config)["family"])))
+    drawn = {}
+    for name, section in SECTIONS.items():
+        arguments = data.draw(arguments_of(section, FIXED.get(name, {})))
+        drawn[name] = section(**{key: v for key, v in arguments.items() if family in takers_of(f"{name}.{key}")})
+    root = data.draw(arguments_of(Config, {"name": data.draw(st.none() | st.just("a run")), "family": family}))
     config = Config(**(root | drawn))
     text = dump_config(config)
     assert parse_config(text, name="other") == config, text

@@ -28,6 +28,7 @@ ALLOWED = {
     # the ground
     "errors": Allowed(),
     "atomic": Allowed("errors"),
+    "defaults": Allowed(),
     "broadcasting": Allowed("", THEORY),
     "random": Allowed("", THEORY),
     # theory: torch only
@@ -41,12 +42,13 @@ ALLOWED = {
     "samplers": Allowed("errors broadcasting random schedules denoisers sde flow", THEORY),
     # measuring: knows models, not training
     "likelihood": Allowed(
-        "errors broadcasting random schedules denoisers sde flow evaluations samplers", THEORY + " scipy sklearn PIL"
+        "errors defaults broadcasting random schedules denoisers sde flow evaluations samplers",
+        THEORY + " scipy sklearn PIL",
     ),
     "baselines": Allowed("errors broadcasting random likelihood networks", THEORY + " scipy sklearn"),
     "metrics": Allowed("errors random", THEORY + " numpy scipy"),
     "data": Allowed("errors random", THEORY + " numpy PIL sklearn torchvision"),
-    "sampling": Allowed("errors random schedules denoisers samplers evaluations", THEORY),
+    "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations", THEORY),
     # running
     "config": Allowed("errors", "yaml"),
     "runs": Allowed("errors atomic", "torch safetensors"),
@@ -58,22 +60,30 @@ ALLOWED = {
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
-    "model": Allowed(
-        "errors runs checkpoint_files config experiment denoisers likelihood sampling baselines", "torch jaxtyping"
+    "families": Allowed(
+        "errors config denoisers evaluations experiment likelihood baselines samplers sampling pictures",
+        "torch einops jaxtyping PIL",
     ),
+    "model": Allowed("errors runs checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
-    "report": Allowed("runs config evaluation experiment likelihood model pictures samplers sampling", "torch rich"),
+    "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "draw": Allowed(
-        "errors atomic runs data devices evaluations model pictures samplers sampling schedules", "torch numpy tqdm"
+        "errors atomic runs data devices model pictures sample_arguments samplers schedules", "torch numpy tqdm"
     ),
     "training": Allowed(
-        "errors atomic random runs checkpoint_files config data devices denoisers experiment likelihood model "
+        "errors atomic random runs checkpoint_files config data devices denoisers experiment families likelihood model "
         "objectives pictures samplers sampling baselines",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
         "errors config devices draw evaluation experiment model report resume runs sample_arguments training", "tqdm"
     ),
+    "commands": Allowed(
+        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood model pictures report runs "
+        "sample_arguments training",
+        "torch rich PIL scipy matplotlib",
+    ),
+    "__main__": Allowed("cli commands"),
 }
 
 

@@ -29,6 +29,24 @@ DIGITS = (
 )
 
 
+AUTOENCODER = (
+    *(setting for setting in _ALL if not setting.startswith("sampling.steps")),
+    "autoencoder.latent_dim=3",
+    "autoencoder.base_channels=4",
+    "autoencoder.multipliers=[1]",
+)
+
+
+def autoencoder_arguments(family: str, folder: Path, *overrides: str) -> list[str]:
+    """The arguments of train.py for a `vae` or `eae` of 4 channels on the digits."""
+    return ["--config", f"{family}-digits", f"runs={folder / 'runs'}", *AUTOENCODER, *overrides]
+
+
+def autoencoder_config(family: str, folder: Path, *overrides: str) -> Config:
+    """As `autoencoder_arguments`, as a configuration."""
+    return load_config(f"{family}-digits", autoencoder_arguments(family, folder, *overrides)[2:])
+
+
 def toy_arguments(folder: Path, *overrides: str) -> list[str]:
     """The arguments of train.py for an MLP of width 8 on the toy."""
     return ["--config", "toy", f"runs={folder / 'runs'}", *TOY, *overrides]

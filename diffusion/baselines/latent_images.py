@@ -6,16 +6,17 @@ importance weighting (`iwae`), by annealed importance sampling (`ais`) or as the
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import random
 from ..errors import UserError, choose
 from ..likelihood.annealed import annealed_importance_sampling
-from ..likelihood.batching import choose_batch_size, evaluation_mode
+from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
 from ..likelihood.importance_weighted import evidence_lower_bound, importance_weighted
 from ..likelihood.latent_variable import LatentVariableModel, check_at_least_one
@@ -37,6 +38,8 @@ class LatentImageModel(LatentVariableModel):
 
     shape: tuple[int, ...]
     observation: ObservationModel
+    encoder: nn.Module
+    decoder: nn.Module
 
     @abstractmethod
     def decode(self, z: Float[Tensor, " b d"]) -> Float[Tensor, " b *params"]:
@@ -72,7 +75,14 @@ class LatentImageModel(LatentVariableModel):
 
     @torch.no_grad()
     def sample(
-        self, n: int, seed: int = 0, output: str = "mean", prior: str = "normal", batch_size: int | None = None
+        self,
+        n: int,
+        seed: int = 0,
+        output: str = "mean",
+        prior: str = "normal",
+        batch_size: int | None = None,
+        start: int = 0,
+        progress: Progress | None = None,
     ) -> Float[Tensor, " n c h w"]:
         """`n` images in [-1, 1]; image i depends on (seed, i) alone.
 
@@ -82,6 +92,8 @@ class LatentImageModel(LatentVariableModel):
             output: `mean` of p(x | z), or a `draw` from it.
             prior: Where z is drawn from: `normal`, or what else the model offers.
             batch_size: The images decoded together.
+            start: Index of the first image: (n, start) = (10, 5) are images 5 to 14.
+            progress: Called with (images done, n).
 
         Raises:
             UserError: For bad options.
@@ -91,12 +103,14 @@ class LatentImageModel(LatentVariableModel):
         batch_size = choose_batch_size(batch_size, self.observation.parameters * torch.Size(self.shape).numel())
         device, parts = next(self.parameters()).device, []
         with evaluation_mode(self):
-            for indices in torch.arange(n).split(batch_size):
+            for indices in torch.arange(start, start + n).split(batch_size):
                 z = self.draw_latents(prior, seed, indices, device)
                 if output == "mean":
                     parts.append(self.observation.mean(self.decode(z)).to(self.dtype))
                 else:
                     parts.append(self.observation.dequantizer.center(self.draw_given(z, seed, indices), self.dtype))
+                if progress is not None:
+                    progress(int(indices[-1]) + 1 - start, n)
         return torch.cat(parts)
 
     def log_likelihood(self, images: UInt8[Tensor, " n c h w"], method: str = "iwae", **options) -> Estimate:
@@ -110,8 +124,14 @@ class LatentImageModel(LatentVariableModel):
                 `indices`, `progress`.
 
         Raises:
-            UserError: For another method, or images that are not the model's.
+            UserError: For another method, an option that it does not take, or images that are not the model's.
         """
         choose("method", method, METHODS)
         self.centred(images[:1])  # refuses images of another shape
-        return METHODS[method](self, images, **options)
+        estimator = METHODS[method]
+        # past jaxtyping's wrapper, where there is one
+        accepted = list(inspect.signature(getattr(estimator, "__wrapped__", estimator)).parameters)[2:]
+        unknown = [name for name in options if name not in accepted]
+        if unknown:
+            raise UserError(f"{', '.join(unknown)}: not an option of {method}; it takes: {', '.join(accepted)}")
+        return estimator(self, images, **options)

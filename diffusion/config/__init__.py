@@ -5,7 +5,7 @@ assert parse_config(dump_config(config)) == config
 """
 
 from .arguments import TrainArguments, help_text, parse_train_arguments
-from .files import available_configs, dump_config, find_config, load_config, parse_config
+from .files import available_configs, dump_config, find_config, load_config, parse_config, plain_values
 from .run_sections import (
     Config,
     EMAConfig,
@@ -15,9 +15,10 @@ from .run_sections import (
     SamplingConfig,
     TrainerConfig,
 )
-from .sections import DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+from .sections import AutoencoderConfig, DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
 
 __all__ = [
+    "AutoencoderConfig",
     "Config",
     "DataConfig",
     "DenoiserConfig",
@@ -38,4 +39,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_train_arguments",
+    "plain_values",
 ]

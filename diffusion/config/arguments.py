@@ -19,7 +19,8 @@ usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
 
 Train a model. Without arguments: the digits, on whatever device there is.
 
-  --config NAME|FILE         a configuration file, or the name of one in configs/: {names} (default: digits)
+  --config NAME|FILE         a configuration file, or the name of one in configs/ (default: digits):
+                             {names}
   key=value, --key VALUE     set a key listed below, over the file; the last one wins; lists as '[1, 2]'
   --print_config             print the resulting configuration and stop
   --wandb MODE               the same as logging.wandb=MODE
@@ -94,7 +95,11 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 def help_text() -> str:
     """The page that `--help` prints: the flags, then every key by section."""
-    parts = [USAGE.format(names=", ".join(available_configs()))]
+    parts = [
+        USAGE.format(
+            names=f"\n{' ' * 29}".join(textwrap.wrap(", ".join(available_configs()), width=90, break_on_hyphens=False))
+        )
+    ]
     for section in (Config, *SECTIONS.values()):
         lines = [_describe(section, f) for f in fields(section) if f.metadata]
         parts.append("\n".join([_title(section), *lines]) + "\n")

@@ -74,14 +74,22 @@ def parse_config(
 
 
 def dump_config(config: Config) -> str:
-    """Write a configuration as YAML from which `parse_config` makes an equal one; leaves out options of other kinds."""
+    """Write a configuration as YAML from which `parse_config` makes an equal one, without what other kinds take."""
+    return write_yaml(plain_values(config))
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """A configuration as nested dicts, without the options that other kinds and families take."""
     tree = asdict(config)
     for name in SECTIONS:
         section: Section = getattr(config, name)
         foreign = {option for kinds in section.variants.values() for options in kinds.values() for option in options}
         for option in foreign - section.options().keys():
             del tree[name][option]
-    return write_yaml(tree)
+    for key in config.foreign_keys():
+        name, _, option = key.partition(".")
+        tree[name].pop(option, None)
+    return {name: value for name, value in tree.items() if value != {}}
 
 
 def find_config(config: str | Path) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..errors import UserError
-from .sections import DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+from .sections import AutoencoderConfig, DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
 from .values import Section, option, show
 
 
@@ -77,6 +77,7 @@ class SamplingConfig(Section):
     steps: int = option(50, "steps of the method, where it does not choose them itself", at_least=1)
     grid: Literal["log-snr", "karras", "angle", "time", "quadratic"] = option("log-snr", "the times of the steps")
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
+    prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")
     n: int = option(64, "number of samples", at_least=1)
 
 
@@ -90,8 +91,9 @@ class EvaluationConfig(Section):
     images: int | None = option(None, "number of test images; null: all of them", at_least=1)
     tolerance: float = option(1e-4, "relative and absolute tolerance of the ODE solver", above=0, below=1)
     probes: int = option(1, "random vectors of the trace estimator, an image", at_least=1)
-    elbo_draws: int = option(32, "times at which the variational bound is taken, an image", at_least=1)
-    batch_size: int = option(256, "images measured at once", at_least=1)
+    elbo_draws: int = option(32, "draws (of times, of codes) of the variational bound, an image", at_least=1)
+    iwae_samples: int = option(1000, "draws K of the importance-weighted bound, an image (vae, eae)", at_least=1)
+    batch_size: int = option(256, "images, or codes of images, measured at once", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class Config(Section):
 
     section: ClassVar[str] = ""
 
-    family: Literal["diffusion"] = option("diffusion", "the family of the model")
+    family: Literal["diffusion", "vae", "eae"] = option(
+        "diffusion", "the family of the model: diffusion, variational or entropic autoencoder"
+    )
     name: str | None = option(None, "name of the run; by default the name of the configuration file")
     seed: int = option(0, "seed of everything random", at_least=0)
     runs: str = option("runs", "folder that runs are kept in")
@@ -123,6 +127,7 @@ class Config(Section):
     network: NetworkConfig = field(default=NetworkConfig())
     denoiser: DenoiserConfig = field(default=DenoiserConfig())
     objective: ObjectiveConfig = field(default=ObjectiveConfig())
+    autoencoder: AutoencoderConfig = field(default=AutoencoderConfig())
     optimizer: OptimizerConfig = field(default=OptimizerConfig())
     ema: EMAConfig = field(default=EMAConfig())
     trainer: TrainerConfig = field(default=TrainerConfig())
@@ -133,3 +138,34 @@ class Config(Section):
     def check(self) -> None:
         if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
             raise UserError(f"name: found {show(self.name)}; must be the name of a folder, not a path")
+        for key in self.foreign_keys():
+            section, _, name = key.partition(".")
+            value, default = getattr(getattr(self, section), name), getattr(type(getattr(self, section))(), name)
+            if value != default:
+                takers = ", ".join(takers_of(key))
+                raise UserError(f"{key}: found {show(value)}; family '{self.family}' does not take it; {takers} does")
+
+    def foreign_keys(self) -> list[str]:
+        """The keys that the family does not take; they stand at their defaults."""
+        sections = [f.name for f in fields(self) if not f.metadata]
+        keys = [f"{section}.{f.name}" for section in sections for f in fields(getattr(self, section))]
+        return [key for key in keys if self.family not in takers_of(key)]
+
+
+_DIFFUSION, _AUTOENCODERS, _ALL = ("diffusion",), ("vae", "eae"), ("diffusion", "vae", "eae")
+# The families that take a section, or a key of it; a key before its section. What is not here, all take.
+_TAKERS = {
+    **dict.fromkeys(("schedule", "network", "denoiser", "objective"), _DIFFUSION),
+    **dict.fromkeys((f"sampling.{name}" for name in ("sampler", "steps", "grid", "eta")), _DIFFUSION),
+    **dict.fromkeys((f"evaluation.{name}" for name in ("tolerance", "probes")), _DIFFUSION),
+    **dict.fromkeys(("autoencoder", "evaluation.iwae_samples"), _AUTOENCODERS),
+    **dict.fromkeys(
+        (f"autoencoder.{name}" for name in ("observation", "components", "beta", "free_bits", "iwae_samples")), ("vae",)
+    ),
+    **dict.fromkeys(("autoencoder.entropy_weight", "autoencoder.neighbours", "sampling.prior"), ("eae",)),
+}
+
+
+def takers_of(key: str) -> tuple[str, ...]:
+    """The families that take a key, e.g. `sampling.eta`."""
+    return _TAKERS.get(key) or _TAKERS.get(key.partition(".")[0]) or _ALL

@@ -183,3 +183,33 @@ class ObjectiveConfig(Section):
     time_mean: float | None = option(None, "mean of the normal distribution")
     time_std: float | None = option(None, "standard deviation of the normal distribution", above=0)
     dequantize: bool = option(True, "train on images with uniform noise within each level, as pixel likelihoods need")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Section):
+    """The encoder and the decoder of a vae or an eae, and how they are trained."""
+
+    section: ClassVar[str] = "autoencoder"
+    variants: ClassVar[Variants] = {"observation": {"logistic-mixture": {"components": 5}}}
+
+    latent_dim: int = option(64, "length of the code", at_least=1)
+    base_channels: int = option(32, "channels at full resolution", at_least=1)
+    multipliers: tuple[int, ...] = option((1, 2, 4), "channels of each level as multiples of base_channels", at_least=1)
+    blocks: int = option(1, "residual blocks a level", at_least=1)
+    observation: Literal["logistic-mixture", "gaussian", "bernoulli", "categorical"] = option(
+        "logistic-mixture", "vae: distribution of a pixel's level given the code; bernoulli takes 2 levels"
+    )
+    components: int | None = option(None, "logistics of a pixel's mixture", at_least=1)
+    beta: float = option(1.0, "vae: weight of the KL term; 1 is the variational bound", at_least=0)
+    free_bits: float = option(0.0, "vae: KL of a dimension, in nats, below which it is not pressed", at_least=0)
+    iwae_samples: int = option(1, "vae: draws of the code an image; above 1 the importance-weighted loss", at_least=1)
+    entropy_weight: float = option(1.0, "eae: lambda, squared error an image that a nat of the codes is worth", above=0)
+    neighbours: int = option(3, "eae: the neighbour k of the entropy's estimator", at_least=1)
+
+    def check(self) -> None:
+        if self.multipliers == ():
+            raise UserError("autoencoder.multipliers: found []; must have one integer a level")
+        if self.iwae_samples > 1 and (self.beta != 1.0 or self.free_bits):
+            raise UserError(
+                f"autoencoder.iwae_samples: found {self.iwae_samples}; above 1 it takes beta 1 and free_bits 0"
+            )

@@ -13,10 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from .. import pictures
-from ..config import Config
 from ..experiment import Data
-from ..sampling import sample
-from .denoiser_module import DenoiserModule
+from ..families import TrainedModel
 from .ema import EMACallback
 from .wandb_mode import WandbMirror
 
@@ -88,17 +86,17 @@ class SampleGrid(Callback):
 
     Args:
         folder: Where the pictures go, as step-<step>.png.
-        config: The configuration of the run.
+        model: The model in training, with its configuration.
         data: The data of the run (for the true density of a toy).
         average: The callback that holds the averaged weights.
         mirror: The W&B logger, if there is one.
     """
 
     def __init__(
-        self, folder: Path, config: Config, data: Data, average: EMACallback, mirror: WandbMirror | None = None
+        self, folder: Path, model: TrainedModel, data: Data, average: EMACallback, mirror: WandbMirror | None = None
     ):
         self.folder = folder
-        self.config = config
+        self.model = model
         self.data = data
         self.average = average
         self.mirror = mirror
@@ -107,22 +105,14 @@ class SampleGrid(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, every = trainer.global_step, self.config.trainer.sample_every
+        config = self.model.config
+        step, every = trainer.global_step, config.trainer.sample_every
         if not every or step % every or step == self._drawn or not trainer.is_global_zero:
             return
         self._drawn = step
-        assert isinstance(pl_module, DenoiserModule)
-        options = self.config.sampling
+        settings = self.model.sampling_settings_in_training()
         with self.average.applied(pl_module), torch.random.fork_rng(devices=[]):
-            drawn = sample(
-                pl_module.denoiser,
-                options.n,
-                options.sampler,
-                steps=options.steps,
-                grid=options.grid,
-                eta=options.eta,
-                seed=self.config.seed,
-            )
+            drawn = self.model.sample(config.sampling.n, seed=config.seed, **settings)
         path = self.folder / f"step-{step:08d}.png"
         pictures.save_samples(path, drawn, self.data.toy)
         if self.mirror is not None:

@@ -1,4 +1,4 @@
-"""A denoiser in training, as a Lightning module: the loss of a step, validation, and the optimiser.
+"""A denoiser in training, as a Lightning module: the loss of a step, and validation.
 
 All randomness of a step is a function of (seed, step, position in the global batch); only dropout has a generator of
 its own, seeded anew at each step. Validation always meets the same times and the same noises.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import random
-from ..config import Config, OptimizerConfig
+from ..config import Config
 from ..denoisers.denoiser import NetworkDenoiser
 from ..likelihood.dequantization import Dequantizer
 from ..objectives import Objective, draw_u
 from ..objectives.weightings import ends
+from .model_module import ModelModule
 
 # The noise levels at which each validation datum is looked at, and the bins in which they are shown.
 VALIDATION_DRAWS = 8
@@ -28,15 +28,7 @@ _VALIDATION_SEED = 0x5EED
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
-    """What the learning rate is multiplied by: a linear rise over the warmup, then constant or half a cosine to 0."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
-    if config.decay == "constant":
-        return rise
-    return rise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-class DenoiserModule(L.LightningModule):
+class DenoiserModule(ModelModule):
     """Trains a denoiser on an objective.
 
     Args:
@@ -47,6 +39,8 @@ class DenoiserModule(L.LightningModule):
         metadata: What makes the checkpoint a model by itself (see `model.load`).
     """
 
+    averaged: ClassVar[str] = "denoiser"
+
     def __init__(
         self,
         denoiser: NetworkDenoiser,
@@ -55,13 +49,15 @@ class DenoiserModule(L.LightningModule):
         dequantizer: Dequantizer | None,
         metadata: Mapping[str, str],
     ):
-        super().__init__()
+        super().__init__(config, metadata)
         self.denoiser = denoiser
         self.objective = objective
-        self.config = config
         self.dequantizer = dequantizer
-        self.metadata = dict(metadata)
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser.network,)
 
     def clean(self, x: Tensor, seed: int, step: int, positions: Tensor) -> Tensor:
         """Data as the denoiser sees them: levels at the centres of their bins, or spread over them."""
@@ -124,14 +120,3 @@ class DenoiserModule(L.LightningModule):
             if count:
                 name = f"validation/eps_error/log_snr_{low + i * width:.1f}_to_{low + (i + 1) * width:.1f}"
                 self.log(name, total / count)
-
-    def configure_optimizers(self) -> Any:
-        options, steps = self.config.optimizer, self.config.trainer.steps
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["model"] = {**self.metadata, "step": str(self.trainer.global_step)}

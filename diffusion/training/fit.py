@@ -13,20 +13,20 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from .. import atomic, runs, samplers
-from ..config import Config, dump_config
+from .. import atomic, runs
+from ..config import Config, dump_config, plain_values
 from ..devices import choose_compile, choose_device, choose_precision
-from ..errors import choose
-from ..experiment import Data, build_data, build_denoiser, build_dequantizer, build_objective
+from ..experiment import Data, build_data
+from ..families import BY_FAMILY
 from ..model import FACTS, STEP
 from ..random import state_seed
 from .callbacks import Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
-from .denoiser_module import DenoiserModule
 from .ema import EMACallback
 from .gradient_guard import GradientGuard
 from .metrics_log import ContinueMetrics, MetricsLog
+from .modules import build_module
 from .stopping import GracefulStop
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
 
@@ -77,29 +77,30 @@ def fit(config: Config, run: Path | None = None) -> Fit:
     device = choose_device(config.device)
     data = build_data(config)
     torch.manual_seed(state_seed(config.seed, 0))
-    denoiser = build_denoiser(config, data.facts)
-    objective = build_objective(config, denoiser)
-    choose("sampling.sampler", config.sampling.sampler, samplers.names())
-    samplers.build(config.sampling.sampler, eta=config.sampling.eta)  # a wrong one is told now, not after training
-    wandb_mode = resolve_mode(config.logging.wandb)
-    run, resuming = _run_folder(config, run)
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
+    module = build_module(config, data.facts, metadata)
+    model = BY_FAMILY[config.family](module.model, config, data.facts)  # for pictures on the way
+    module.train()  # Lightning leaves the mode as it finds it
+    wandb_mode = resolve_mode(config.logging.wandb)
+    run, resuming = _run_folder(config, run)
     atomic.write_text(run / runs.CONFIG, text)
 
     metrics = MetricsLog(run)
     logging = config.logging
     mirror = make_wandb_logger(
         run, wandb_mode, logging.project, logging.group, list(logging.tags),
-        {**asdict(config), "data_facts": asdict(data.facts)}, SUMMARIES,
+        {**plain_values(config), "data_facts": asdict(data.facts)}, SUMMARIES,
     )  # fmt: skip
     trainer_options = config.trainer
     checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
-    average = EMACallback([config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule="denoiser")
+    average = EMACallback(
+        [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
+    )
     stop = GracefulStop()
     if choose_compile(trainer_options.compile, device):
-        denoiser.network.compile()
-    module = DenoiserModule(denoiser, objective, config, build_dequantizer(data.facts), metadata)
+        for network in module.networks:
+            network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
     with _quiet_lightning():
         trainer = L.Trainer(
@@ -121,7 +122,7 @@ def fit(config: Config, run: Path | None = None) -> Fit:
                 ContinueMetrics(metrics),
                 GradientGuard(config.optimizer.gradient_clip, last_checkpoint=checkpoints.last),
                 average,
-                SampleGrid(run / runs.SAMPLES, config, data, average, mirror),
+                SampleGrid(run / runs.SAMPLES, model, data, average, mirror),
                 Progress(trainer_options.batch_size),
                 stop,
                 checkpoints,
@@ -133,9 +134,10 @@ def fit(config: Config, run: Path | None = None) -> Fit:
         )
         trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
     if trainer.is_global_zero and not stop.exit_code:
-        assert average.average is not None
-        steps = {STEP: str(trainer.global_step)}
-        runs.save_model(run / runs.MODEL, average.average.weights(0), text, {FACTS: metadata[FACTS], **steps})
+        with average.applied(module):
+            module.finish(data, device)
+            entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
+            runs.save_model(run / runs.MODEL, module.model.state_dict(), text, entries)
     return Fit(run, data, mirror, stop.exit_code, trainer.is_global_zero)
 
 

@@ -11,7 +11,8 @@ from diffusion.data import load_toy
 from diffusion.experiment import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
 from diffusion.objectives.weightings import ends
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
-from diffusion.training.denoiser_module import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule, learning_rate_factor
+from diffusion.training.denoiser_module import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule
+from diffusion.training.optimization import learning_rate_factor
 
 MOONS = Data(DataFacts("gaussians", (2,), None, 0), toy=load_toy("gaussians"))
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)

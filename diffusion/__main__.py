@@ -1,0 +1,9 @@
+"""`python -m diffusion COMMAND`: train, sample, evaluate, compare."""
+
+import sys
+
+from .cli import command
+from .commands.dispatch import main
+
+if __name__ == "__main__":
+    sys.exit(command(main))

@@ -1,0 +1,57 @@
+"""Which command is meant; nothing heavy is imported before its arguments are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..cli import sample, train
+from ..errors import choose
+from .arguments import parse_compare_arguments, parse_evaluate_arguments
+
+HELP = """usage: python -m diffusion COMMAND ...
+
+commands:
+  train      train a model, as train.py
+  sample     draw samples, as sample.py
+  evaluate   measure the likelihood of images under runs; what is measured is kept, and continued where it was cut off
+  compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+
+python -m diffusion COMMAND --help explains each."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m diffusion`: run the command that `argv` begins with; returns its exit code.
+
+    Raises:
+        UserError: For a command that is not known, and whatever the command raises.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    return COMMANDS[choose("command", argv[0], COMMANDS)](argv[1:])
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`evaluate`: measure runs and keep the figures with them."""
+    options = parse_evaluate_arguments(argv)
+
+    from .evaluate import run
+
+    return run(options)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`compare`: one table of what `evaluate` kept."""
+    options = parse_compare_arguments(argv)
+
+    from .compare import run
+
+    return run(options)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "compare": compare,
+}

@@ -1,0 +1,91 @@
+"""`python -m diffusion evaluate`: measure runs one after another; figures, pictures and the W&B summary of each."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from .. import pictures
+from ..cli import ProgressBar
+from ..devices import choose_device
+from ..evaluation import summary
+from ..report import console, likelihood_table
+from . import ood, records
+from .arguments import estimator_options
+from .figures import ranked_picture
+from .measuring import measure, question
+from .mirror import mirror_evaluation
+from .records import Evaluation
+from .subjects import Subject, images_of, load_images_of, load_subject
+
+
+def default_method(family: str) -> str:
+    """The estimator that a family is measured by where none is named."""
+    return "ode" if family == "diffusion" else "iwae"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    device = choose_device(options.device)
+    subjects = [load_subject(name, options.runs) for name in options.run]  # a wrong name is told before hours of work
+    out = console()
+    for subject in subjects:
+        subject.model.to(device)
+        family = subject.model.config.family
+        method = options.method or default_method(family)
+        data = load_images_of(subject)
+        images, identity = images_of(data, options.split, options.images)
+        protocol = question(subject, identity, method, estimator_options(options, method, family))
+        bar = ProgressBar()
+        measured = partial(measure, subject, device=device, batch_size=options.batch_size, again=options.again)
+        evaluation, found = measured(images, protocol, progress=partial(bar.named, f"{subject.name} {method}"))
+        places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
+        if options.ranked:
+            places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
+            pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
+        table = likelihood_table({method: evaluation.estimate})
+        table.title = escape(
+            f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
+        )
+        other = None
+        if options.ood is not None:
+            foreign, foreign_identity = ood.load(options.ood, data, options.split, options.images)
+            foreign_protocol = question(subject, foreign_identity, method, dict(protocol.options))
+            other, _ = measured(foreign, foreign_protocol, progress=partial(bar.named, f"{subject.name} on other data"))
+            places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
+            pictures.save(places["histograms"], ood.picture(evaluation, other))
+        bar.close()
+        mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
+        out.print(table)
+        out.print(_budget(evaluation))
+        if other is not None:
+            out.print(escape(ood.sentence(evaluation, other)))
+        for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
+            out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        subject.model.to("cpu")
+    return 0
+
+
+def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
+    """The entries of W&B's run table, under the names that are the same for every family of model."""
+    values = summary(evaluation.estimate)
+    values |= {f"eval/error/{cause}": error for cause, error in evaluation.estimate.error_budget.items()}
+    if other is not None:
+        values |= {"eval/auroc": ood.auroc(evaluation, other), "eval/auroc_other": other.protocol.data["name"]}
+    return values
+
+
+def _beside(subject: Subject, name: str) -> Path:
+    return subject.home / records.FOLDER / name
+
+
+def _budget(evaluation: Evaluation) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for cause, error in evaluation.estimate.error_budget.items():
+        table.add_row(f"standard error, {cause}:", f"{error:.4f} bits/dim")
+    return table

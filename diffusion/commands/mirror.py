@@ -1,0 +1,85 @@
+"""Figures to W&B, as runs of their own of job type `eval`; the files in the run folder are the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from . import records
+from .records import Evaluation
+from .subjects import Subject
+
+# W&B joins tables of at most this many rows.
+LARGEST_TABLE = 10_000
+
+
+def mirror_evaluation(subject: Subject, evaluation: Evaluation, choice: str, values: Mapping[str, Any]) -> Path | None:
+    """Log an evaluation once, in the group of the run that was measured.
+
+    Args:
+        subject: What was measured.
+        evaluation: The figures.
+        choice: off, offline, online or auto.
+        values: Entries of W&B's run table.
+
+    Returns:
+        The folder of the W&B run; None where there is none, or it was there before.
+    """
+    folder = subject.home / records.FOLDER / evaluation.protocol.name
+    logging = subject.model.config.logging
+    if (folder / "wandb").exists():
+        return None
+    config = {"model": dict(evaluation.model), "protocol": asdict(evaluation.protocol)}
+    table = {image_key(evaluation): image_table([evaluation])}
+    return log(folder, choice, logging.project, logging.group or subject.name, config, values, table, {})
+
+
+def image_key(evaluation: Evaluation) -> str:
+    """The key of the table of images: the same for every evaluation of a split, so that W&B joins them by index."""
+    return f"likelihood/{evaluation.protocol.data['name']}-{evaluation.protocol.data['split']}"
+
+
+def image_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of each image's bits/dim, by a stable index; at most 10,000 rows."""
+    first = evaluations[0].estimate
+    assert first.indices is not None
+    columns = [
+        "index",
+        *(f"{e.model['run']} {e.protocol.method}" if len(evaluations) > 1 else "bits_per_dim" for e in evaluations),
+    ]
+    values = [e.estimate.bits_per_dim.tolist() for e in evaluations]
+    rows = [list(row) for row in zip(first.indices.tolist(), *values, strict=True)]
+    return columns, rows[:LARGEST_TABLE]
+
+
+def log(
+    folder: Path,
+    choice: str,
+    project: str,
+    group: str | None,
+    config: Mapping[str, Any],
+    values: Mapping[str, Any],
+    tables: Mapping[str, tuple[list[str], list[list[Any]]]],
+    images: Mapping[str, Image],
+) -> Path | None:
+    """Log a run of job type `eval`, named after `folder`; returns the folder of W&B's files, or None without one."""
+    if choice == "off":
+        return None
+    # here, since Lightning takes seconds
+    from ..training.wandb_mode import make_wandb_logger, resolve_mode
+
+    # absolute, since W&B's writing process may stand in another folder
+    mirror = make_wandb_logger(folder.absolute(), resolve_mode(choice), project, group, config=config, job_type="eval")
+    if mirror is None:
+        return None
+    mirror.summarise(values)
+    for key, (columns, rows) in tables.items():
+        mirror.log_table(key, columns=columns, data=rows)
+    for key, image in images.items():
+        mirror.log_image(key, [image])
+    mirror.finish()
+    return folder / "wandb"

@@ -1,0 +1,197 @@
+"""Measured likelihoods as files: each part as it is done, the whole when it is complete.
+
+    RUN/evaluations/<method>-<digest>/     parts, one a chunk of images, and the W&B run
+    RUN/evaluations/<method>-<digest>.json the whole, with each image's value
+
+The digest is of the protocol: the images' bytes, the weights, the method and its options. The same question has the
+same name, so its answer is found, and an unfinished one continued. Whatever is returned was read back from a file, so
+that a figure is the same to the bit whether it was measured just now or found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import atomic
+from ..checkpoint_files import read_checkpoint
+from ..errors import UserError
+from ..likelihood import Estimate
+
+FOLDER = "evaluations"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The question that a figure answers.
+
+    Args:
+        data: The images: name, split, number, and the SHA-256 of their bytes.
+        weights: The SHA-256 of the model file.
+        method: The estimator.
+        options: Its options, as plain values.
+    """
+
+    data: Mapping[str, Any]
+    weights: str
+    method: str
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`<method>-<digest>`, a file name."""
+        if not re.fullmatch(r"[a-z0-9-]{1,40}", self.method):
+            raise UserError(f"--method: found '{self.method}'; the name of an estimator is accepted, e.g. ode")
+        text = json.dumps(asdict(self), sort_keys=True)
+        return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The answer.
+
+    Args:
+        protocol: The question.
+        model: What was measured: run, family, parameters, step, data; plain values.
+        estimate: Each image's value, in the order of their indices, with the terms that are a number an image.
+        terms: The means of the terms over the images, in bits/dim (numbers, or lists for curves).
+    """
+
+    protocol: Protocol
+    model: Mapping[str, Any]
+    estimate: Estimate
+    terms: Mapping[str, Any]
+
+
+def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any], estimate: Estimate) -> Evaluation:
+    """Write a complete evaluation to `folder`, and return it as it reads back."""
+    assert estimate.indices is not None
+    order = estimate.indices.argsort()
+    in_order = replace(
+        estimate,
+        log_prob=estimate.log_prob[order],
+        std_error=estimate.std_error[order],
+        indices=estimate.indices[order],
+        terms={name: term[order] for name, term in estimate.terms.items()},
+    )
+    path = folder / f"{evaluation_protocol.name}.json"
+    values = {name: _plain(term) for name, term in in_order.terms.items() if term.ndim == 1}
+    figures = in_order.to_dict() | {"terms": values}
+    plain = {"protocol": asdict(evaluation_protocol), "model": dict(model), "estimate": figures}
+    atomic.write_text(path, json.dumps(plain, indent=1))
+    return read(path)
+
+
+def _plain(values: torch.Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def read(path: Path) -> Evaluation:
+    """Read a file of `write`.
+
+    Raises:
+        UserError: For a file that is none, or whose figures do not agree with each other or with its name.
+    """
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{path}: not an evaluation, or damaged ({reason}); evaluate --again replaces it") from error
+
+
+def _parse(plain: Mapping[str, Any], name: str) -> Evaluation:
+    protocol = Protocol(**plain["protocol"])
+    if protocol.name != name:
+        raise ValueError(f"its protocol is that of {protocol.name}.json")
+    found = plain["estimate"]
+
+    def numbers(values: list[float | None]) -> torch.Tensor:
+        return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+    indices = torch.tensor(found["indices"], dtype=torch.long)
+    log_prob, std_error = numbers(found["log_prob"]), numbers(found["std_error"])
+    terms = {str(name): numbers(values) for name, values in found["terms"].items()}
+    shape = (int(protocol.data["images"]),)
+    shapes = {tensor.shape for tensor in (log_prob, std_error, indices, *terms.values())}
+    if shapes != {shape} or len(indices.unique()) < len(indices):
+        raise ValueError(f"{shape[0]} images are announced, {len(log_prob)} values found")
+    estimate = Estimate(
+        log_prob=log_prob,
+        dims=int(found["dims"]),
+        levels=int(found["levels"]),
+        std_error=std_error,
+        kind=str(found["kind"]),
+        protocol=dict(found["protocol"]),
+        indices=indices,
+        nfe=float(found["nfe"]),
+        seconds=float(found["seconds"]),
+        error_budget={str(k): math.nan if v is None else float(v) for k, v in found["error_budget"].items()},
+        terms=terms,
+    )
+    mean = estimate.mean().mean
+    if found["bits_per_dim"] is not None and not math.isclose(mean, found["bits_per_dim"], rel_tol=1e-12):
+        raise ValueError(f"says {found['bits_per_dim']} bits/dim, and its values have the mean {mean}")
+    return Evaluation(protocol, dict(plain["model"]), estimate, dict(found["terms_bits_per_dim"]))
+
+
+def read_all(home: Path) -> list[Evaluation]:
+    """The complete evaluations of a run, by name; those of no run are none."""
+    return [read(path) for path in sorted((home / FOLDER).glob("*.json"))]
+
+
+def write_part(folder: Path, estimate: Estimate) -> None:
+    """Keep the estimate of some images."""
+    assert estimate.indices is not None
+    summary = {
+        "dims": estimate.dims,
+        "levels": estimate.levels,
+        "kind": estimate.kind,
+        "protocol": dict(estimate.protocol),
+        "nfe": estimate.nfe,
+        "seconds": estimate.seconds,
+        "error_budget": dict(estimate.error_budget),
+    }
+    tensors = {"log_prob": estimate.log_prob, "std_error": estimate.std_error, "indices": estimate.indices}
+    part = {"summary": json.dumps(summary), "tensors": tensors, "terms": dict(estimate.terms)}
+    first, last = int(estimate.indices.min()), int(estimate.indices.max())
+    with atomic.writer(folder / f"{first:08d}-{last:08d}.part") as file:
+        torch.save(part, file)
+
+
+def read_parts(folder: Path, count: int) -> list[Estimate]:
+    """The parts of an evaluation of `count` images that are whole, no image twice, in the order of their indices."""
+    parts: list[Estimate] = []
+    seen: set[int] = set()
+    for path in sorted(folder.glob("*.part")):
+        try:
+            found = read_checkpoint(path)
+            part = Estimate(**json.loads(found["summary"]), **found["tensors"], terms=found["terms"])
+            assert part.indices is not None
+            rows = set(part.indices.tolist())
+            usable = len(rows) == len(part) and not rows & seen and rows <= set(range(count))
+        except (UserError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
+            usable, part, rows = False, None, set()
+        if not usable or part is None:
+            path.unlink()  # it is measured again
+            continue
+        parts.append(part)
+        seen |= rows
+    return parts
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts of an evaluation; what else is in the folder stays."""
+    for path in folder.glob("*.part"):
+        path.unlink(missing_ok=True)
+    if folder.is_dir():
+        atomic.sweep(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,123 @@
+"""What is measured: a run's model, where its evaluations are kept, and the images of a split, identified by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import runs
+from ..data import ImageData
+from ..errors import UserError
+from ..experiment import build_data, parameter_count
+from ..model import TrainedModel, load
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model to measure.
+
+    Args:
+        name: The name of its run, or of its file.
+        home: The folder that holds its `evaluations/`.
+        model: The model.
+        weights: The SHA-256 of its file.
+    """
+
+    name: str
+    home: Path
+    model: TrainedModel
+    weights: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a figure's record says of the model: plain values."""
+        return {
+            "run": self.name,
+            "family": self.model.config.family,
+            "parameters": parameter_count(self.model.module),
+            "data": self.model.facts.name,
+        }
+
+
+def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
+    """The name of a run or model, the folder of its evaluations' folder, and its file.
+
+    A file that is in no run has its evaluations in `evaluations/<name>` of the working folder.
+
+    Raises:
+        UserError: Where there is no such model.
+    """
+    source = runs.resolve_model(path_or_name, runs_dir)
+    if source.name == runs.MODEL:
+        return source.resolve().parent.name, source.parent, source
+    return source.stem, Path("evaluations") / source.stem, source
+
+
+def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = "cpu") -> Subject:
+    """Load a model to measure.
+
+    Raises:
+        UserError: For a model that is not there, damaged, or of continuous data.
+    """
+    name, home, source = locate(path_or_name, runs_dir)
+    model = load(source, device)
+    if model.facts.levels is None:
+        raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
+    return Subject(name, home, model, file_digest(source))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_images_of(subject: Subject) -> ImageData:
+    """The images that a model was trained on, all splits.
+
+    Raises:
+        UserError: For images that are not there, or not those of the training any more.
+    """
+    data = build_data(subject.model.config)
+    assert data.images is not None
+    known, found = subject.model.facts.provenance, data.facts.provenance
+    for split in ("train", "validation", "test"):
+        key = f"{split}_sha256"
+        if key in known and known[key] != found[key]:
+            raise UserError(
+                f"{subject.name}: the {split} images of '{data.facts.name}' have changed since its training, so that "
+                "it may have seen what it would be tested on; bring back the old ones, or train anew"
+            )
+    return data.images
+
+
+def images_of(data: ImageData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
+    """The first `count` images of a split, and what identifies them.
+
+    Raises:
+        UserError: For a split without images, or with fewer.
+    """
+    images: Tensor = getattr(data, split)
+    if not len(images):
+        raise UserError(f"--split: '{data.name}' has no {split} images")
+    if count is not None and count > len(images):
+        raise UserError(f"--images: found {count}; the {split} split of '{data.name}' has {len(images)}")
+    images = images[:count]
+    return images, identify(images, data.name, split, data.levels)
+
+
+def identify(images: Tensor, name: str, split: str, levels: int) -> dict[str, Any]:
+    """What identifies images of levels: the SHA-256 of their bytes, beside name, split, number, shape and levels."""
+    return {
+        "name": name,
+        "split": split,
+        "images": len(images),
+        "shape": list(images.shape[1:]),
+        "levels": levels,
+        "sha256": hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest(),
+    }

@@ -1,0 +1,121 @@
+"""A trained denoiser as a model: sampled by any solver, measured by the probability flow and the variational bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from .. import pictures
+from ..config import Config, EvaluationConfig
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError
+from ..evaluations import EvaluationCount, count_evaluations
+from ..experiment import Data, DataFacts
+from ..likelihood import Estimate, measure
+from ..samplers import ODE
+from ..sampling import sample
+from .trained_model import Tell, TrainedModel
+
+PATH_IMAGES, PATH_TIMES = 6, 12
+
+
+class DiffusionModel(TrainedModel):
+    """A trained denoiser with the map between levels and what it sees.
+
+    Args:
+        denoiser: The denoiser.
+        config, facts, source, step: As `TrainedModel`.
+    """
+
+    sampling_options: ClassVar[tuple[str, ...]] = (
+        "sampler", "steps", "eta", "grid", "label", "guidance", "tolerance", "method", "variance", "dtype",
+    )  # fmt: skip
+
+    def __init__(self, denoiser: Denoiser, config: Config, facts: DataFacts, source: str = "", step: int = 0):
+        super().__init__(denoiser, config, facts, source, step)
+        self.denoiser = denoiser
+
+    def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
+        """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1]."""
+        x = sample(self.denoiser, n, seed=seed, **options)
+        return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
+        """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
+
+        Raises:
+            UserError: For a model of continuous data (`diffusion.log_density` measures those).
+        """
+        if self.dequantizer is None:
+            raise UserError("log_likelihood: this model's data are continuous; use log_density")
+        if options.get("method", "ode").startswith("elbo"):  # asked as it was trained
+            options = {"dequantize": self.config.objective.dequantize, **options}
+        return measure.log_likelihood(self.denoiser, images_uint8, levels=self.dequantizer.levels, **options)
+
+    def log_density(self, x: Float[Tensor, " b *shape"], **options: Any) -> Estimate:
+        """The log-density of continuous data (`diffusion.log_density` has the options)."""
+        return measure.log_density(self.denoiser, x, **options)
+
+    def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's own sampler, steps, grid and noise dial, where they are not given.
+
+        Another sampler does not inherit the dial of the run's own.
+        """
+        own = self.config.sampling
+        eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
+        return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **given}
+
+    def counted(self) -> AbstractContextManager[EvaluationCount]:
+        """Count the rows that the network sees."""
+        return count_evaluations(self.denoiser)
+
+    def estimates(self, x: Tensor, options: EvaluationConfig, tell: Tell) -> dict[str, Estimate]:
+        """The probability flow's likelihood, and the variational bound."""
+        if self.dequantizer is None:
+            solver, measured = {"trace": "exact"}, self.log_density
+        else:
+            solver, measured = {"probes": options.probes}, self.log_likelihood
+        size = options.batch_size
+        return {
+            "PF-ODE": measured(
+                x, method="ode", tolerance=options.tolerance, batch_size=size, progress=tell("PF-ODE"), **solver
+            ),
+            "ELBO": measured(
+                x, method="elbo", evaluations=options.elbo_draws, batch_size=size, progress=tell("ELBO")
+            ),
+        }  # fmt: skip
+
+    def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
+        """The denoising path of a few images, or the density of a toy."""
+        if data.toy is not None:
+            drawn = self.sample(self.config.sampling.n, seed=seed, **self.sampling_settings({}))
+            image = pictures.density_picture(
+                data.toy, lambda x: self.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
+            )
+            return {"density": ("density.png", image)}
+        if data.facts.shape[0] in (1, 3):
+            return {"denoising path": ("path.png", self.denoising_path(seed))}
+        return {}
+
+    def denoising_path(self, seed: int) -> Image.Image:
+        """A picture of x_t and E[x | x_t] along the probability-flow ODE, from noise to data."""
+        states: list[Tensor] = []
+        times: list[float] = []
+
+        def keep(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
+            states.append(x)
+            times.append(t)
+
+        sample(self.denoiser, PATH_IMAGES, ODE(tolerance=1e-3), steps=PATH_TIMES, seed=seed, callback=keep)
+        with torch.no_grad():
+            x_hats = [
+                x if t == 0 else self.denoiser(x, torch.tensor(t, dtype=torch.float64))
+                for x, t in zip(states, times, strict=True)
+            ]
+        return pictures.path_picture(states, times, x_hats)

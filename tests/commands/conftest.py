@@ -1,0 +1,51 @@
+"""A tiny trained run and a neighbour of it, made once; each test takes a copy, so that none sees another's figures."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_configs import digits_config
+
+from diffusion import runs
+from diffusion.cli import command
+from diffusion.commands.dispatch import main
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    from diffusion.training.fit import fit
+
+    config = digits_config(tmp_path_factory.mktemp("trained"))
+    fit(config)
+    folder = Path(config.runs)
+    state, metadata = runs.read_model(folder / "digits-0001" / runs.MODEL)
+    text = metadata.pop("config")
+    moved = {
+        name: value + 0.05 * torch.sin(37.0 * torch.arange(value.numel())).view_as(value)
+        for name, value in state.items()
+    }
+    runs.save_model(folder / "digits-0002" / runs.MODEL, moved, text, metadata)
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A working folder with the runs digits-0001 and digits-0002."""
+    shutil.copytree(trained, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    for key in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def diffusion_command(place, capsys):
+    """Run `python -m diffusion ...` in process: exit code, stdout, stderr."""
+
+    def run(*argv):
+        code = command(main, list(argv))
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run

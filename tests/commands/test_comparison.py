@@ -1,0 +1,278 @@
+"""compare: paired intervals against SciPy, what is grouped with what, and the same figures in every file."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from tiny_configs import _ALL
+
+from diffusion.commands import records, tables
+from diffusion.commands.baselines import classical_rows
+from diffusion.commands.comparison import (
+    between,
+    common_images,
+    generalisation,
+    group,
+    leader,
+    paired_difference,
+    welch_difference,
+)
+from diffusion.commands.html_page import page
+from diffusion.commands.records import Evaluation, Protocol
+from diffusion.commands.subjects import identify
+from diffusion.data import ImageData
+from diffusion.errors import UserError
+from diffusion.likelihood import Estimate
+
+# Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+HOSTILE = '<script>alert("1")</script>|[red]$x$'
+
+
+def estimate(values, kind="lower bound", indices=None, **protocol):
+    log_prob = torch.as_tensor(values, dtype=torch.float64)
+    return Estimate(log_prob, 4, 17, torch.zeros_like(log_prob), kind, protocol, indices)
+
+
+def evaluation(run, values, split="test", data="a", family="diffusion", method="ode", foreign=None, **more):
+    identity = {"name": "digits", "split": split, "images": len(values), "levels": 17, "sha256": data}
+    identity |= {} if foreign is None else {"foreign": foreign}
+    model = {"run": run, "family": family, "parameters": 10, "data": "digits"}
+    return Evaluation(Protocol(identity, "w" + run, method, {}), model, estimate(values, **more), {})
+
+
+def normal(seed, n=50):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_paired_difference_is_that_of_the_t_test():
+    shared = 5 * normal(0)
+    a, b = estimate(shared + 0.1 * normal(1)), estimate(shared + 0.1 * normal(2) + 0.2)
+    found = paired_difference(a, b)
+    test = stats.ttest_rel(a.bits_per_dim.numpy(), b.bits_per_dim.numpy())
+    low, high = test.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+    assert found.mean / found.sem == pytest.approx(test.statistic, rel=1e-9)
+    # what pairing is for: the shared spread is gone
+    assert found.high - found.low < 0.1 * (a.mean().high - a.mean().low)
+    assert paired_difference(b, a).mean == pytest.approx(-found.mean)
+
+
+def test_figures_of_unlike_images_are_not_paired():
+    with pytest.raises(UserError, match="unlike images"):
+        paired_difference(estimate(normal(0)), estimate(normal(1), indices=torch.arange(50) + 1))
+    with pytest.raises(UserError, match="unlike images"):
+        paired_difference(estimate(normal(0)), estimate(normal(1, 49)))
+
+
+def test_the_gap_of_unlike_images_is_that_of_welch():
+    a, b = estimate(normal(0, 30)), estimate(3 * normal(1, 80) + 1)
+    found = welch_difference(a, b)
+    test = stats.ttest_ind(a.bits_per_dim.numpy(), b.bits_per_dim.numpy(), equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+
+
+def test_unlike_kinds_and_dequantisations_are_grouped_apart():
+    rows = [
+        evaluation("a", normal(0), dequantization="uniform"),
+        evaluation("b", normal(1) + 1, dequantization="uniform"),
+        evaluation("c", normal(2) + 2, family="vae"),
+        evaluation("d", normal(3) + 3, kind="surrogate", dequantization="uniform"),
+        evaluation("e", normal(4) + 9, family="classical", kind="exact"),
+        evaluation("f", normal(5) + 8, family="classical", dequantization="uniform"),
+        evaluation("g", normal(6), family="eae", model="EAE, declared model"),
+        evaluation("h", normal(7), dequantization="uniform", importance_weighted=True),
+    ]
+    groups = group(rows)
+    assert sorted("".join(row.model["run"] for row in g.rows) for g in groups) == sorted(
+        ["fba", "c", "d", "e", "g", "h"]
+    )
+    for g in groups:
+        keys = {(row.estimate.kind, row.estimate.protocol.get("dequantization")) for row in g.rows}
+        assert len(keys) == 1
+        means = [row.estimate.mean().mean for row in g.rows]
+        assert means == sorted(means), "the best first"
+        assert g.differences[0] is None
+        for row, difference in zip(g.rows[1:], g.differences[1:], strict=True):
+            assert difference.mean == pytest.approx(row.estimate.mean().mean - means[0])
+    # a classical row is the best of its group and of all, yet it is trained models that are compared across groups
+    assert [leader(g).model["run"] for g in groups][:3] == ["d", "c", "b"]
+    assert groups[-1].rows[0].model["run"] == "e", "without a trained model: last"
+    assert [(row.model["run"], best.model["run"]) for row, best, _ in between(groups)][:2] == [("c", "d"), ("b", "d")]
+    assert len({g.title for g in groups}) == len(groups)
+    assert "declared" in next(g for g in groups if g.rows[0].model["run"] == "g").why
+
+
+def test_runs_are_compared_on_the_largest_set_that_all_have():
+    small, large = normal(0, 5), normal(0, 9)
+    found = {
+        "x": [evaluation("x", small, data="s"), evaluation("x", large, data="l"), evaluation("x", large, data="o")],
+        "y": [evaluation("y", small, data="s"), evaluation("y", large, data="l"), evaluation("y", large, "train")],
+    }
+    assert [(e.model["run"], e.protocol.data["sha256"]) for e in common_images(found, "test")] == [
+        ("x", "l"),
+        ("y", "l"),
+    ]
+    with pytest.raises(UserError, match="x: its train images are not measured"):
+        common_images(found, "train")
+    with pytest.raises(UserError, match=r"unlike data.*x: 5 images s; y: 9 images l"):
+        common_images({"x": found["x"][:1], "y": found["y"][1:2]}, "test")
+    foreign = {"x": [evaluation("x", large, data="l", foreign=True)]}
+    with pytest.raises(UserError, match="not measured"):
+        common_images(foreign, "test")
+
+
+def test_train_and_test_of_one_question_make_a_gap():
+    found = {
+        "x": [
+            evaluation("x", normal(0, 9), "test"), evaluation("x", normal(1, 9) + 1, "train"),
+            evaluation("x", normal(1, 5), "train"), evaluation("x", normal(1, 9), "train", method="elbo"),
+        ],
+        "y": [evaluation("y", normal(0, 9), "test")],
+    }  # fmt: skip
+    ((test, train, gap),) = generalisation(found)
+    assert (test.protocol.data["split"], len(train.estimate)) == ("test", 9)
+    assert gap.mean == pytest.approx(test.estimate.mean().mean - train.estimate.mean().mean)
+
+
+def test_hostile_names_stay_text():
+    groups = group([evaluation(HOSTILE, normal(0), note="<img>"), evaluation("b", normal(1))])
+    html = page(HOSTILE, HOSTILE, groups, [HOSTILE], {}, {})
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+    text = tables.markdown("t", groups, [HOSTILE])
+    assert "<script" not in text
+    row = next(line for line in text.splitlines() if "alert" in line and line.startswith("| "))
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(tables.COLUMNS) + 1, "the bar does not break the table"
+    assert HOSTILE in {row["run"] for row in csv.DictReader(tables.csv_text(groups).splitlines())}
+    for table in tables.rich_tables(groups):
+        assert HOSTILE in [c.replace("\\[", "[") for c in table.columns[0]._cells]
+
+
+def test_one_image_has_no_interval_and_no_error():
+    groups = group([evaluation("a", normal(0, 1)), evaluation("b", normal(1, 1))])
+    rows = json.loads(tables.json_text(groups))["rows"]
+    assert [row["bits_per_dim_low"] for row in rows] == [None, None]
+    assert "| - |" in tables.markdown("t", groups, [])
+
+
+def test_classical_rows_are_fitted_once(tmp_path, monkeypatch):
+    pixels = (torch.rand(60, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 5).to(torch.uint8)
+    data = ImageData("tiny", pixels[:40], None, pixels[40:50], None, pixels[50:], None, 5, 0, False, {})
+    identity = identify(data.test, "tiny", "test", 5)
+    rows = classical_rows(tmp_path, data, data.test, identity)
+    assert [row.model["run"] for row in rows] == ["independent pixels", "Gaussian mixture", "PNG"]
+    assert {len(row.estimate) for row in rows} == {10}
+    monkeypatch.setattr("diffusion.likelihood.classical.gaussian_mixture", lambda *_: pytest.fail("fitted again"))
+    again = classical_rows(tmp_path, data, data.test, identity)
+    assert [row.estimate.log_prob.tolist() for row in again] == [row.estimate.log_prob.tolist() for row in rows]
+    assert len(group(rows)) == 3
+
+
+@pytest.fixture
+def measured(diffusion_command):
+    for split in ("test", "train"):
+        argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--split", split, "--wandb", "off")
+        assert diffusion_command("evaluate", "digits-0001", "digits-0002", *argv)[0] == 0
+    return diffusion_command
+
+
+def test_the_same_figures_are_in_every_file(measured):
+    code, out, _ = measured("compare", "digits-0001", "digits-0002", "--no-baselines", "--wandb", "offline")
+    assert code == 0
+    folder = Path("comparison")
+    evaluations = {e.model["run"]: e for run in ("digits-0001", "digits-0002") for e in own_test(run)}
+    best, other = sorted(evaluations.values(), key=lambda e: e.estimate.mean().mean)
+    difference = tables.difference_text(paired_difference(other.estimate, best.estimate))
+    html, markdown = ((folder / f"comparison.{kind}").read_text() for kind in ("html", "md"))
+    for row, shown in ((best, "best"), (other, difference)):
+        interval = row.estimate.mean()
+        for text in (row.model["run"], f"{interval.mean:.4f}", tables.interval_text(interval), shown):
+            assert text in html
+            assert text in markdown
+        assert f"{interval.mean:.4f}" in out
+    rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    plain = json.loads((folder / "comparison.json").read_text())["rows"]
+    for row, line, entry in zip((best, other), rows, plain, strict=True):
+        assert line["run"] == entry["run"] == row.model["run"]
+        assert float(line["bits_per_dim"]) == entry["bits_per_dim"] == row.estimate.mean().mean
+        assert entry["question"]["weights"] == row.protocol.weights
+        assert set(entry["error_budget"]) == {"noise", "test set"}
+    assert html.count("data:image/png;base64,") == 4, "bars, curves, two grids of samples"
+    assert "http" not in html.replace('charset="utf-8"', ""), "self-contained"
+    assert "Test against train" in html
+    assert out.count(", gap ") == 2
+    (record,) = folder.glob("wandb/offline-run-*")
+    (joint,) = record.glob("files/media/table/comparison*.json")
+    assert [row[1] for row in json.loads(joint.read_text())["data"]] == [best.model["run"], other.model["run"]]
+    (images,) = record.glob("files/media/table/likelihood/digits-test*.json")
+    assert [len(row) for row in json.loads(images.read_text())["data"]] == [3] * 20
+    assert list(record.glob("files/media/images/bits_per_dim*.png"))
+
+
+def test_families_stand_side_by_side(place, diffusion_command):
+    from diffusion.config import load_config
+    from diffusion.training.fit import fit
+
+    tiny = (
+        "autoencoder.base_channels=4",
+        "autoencoder.latent_dim=2",
+        *(word for word in _ALL if "sampling" not in word),
+    )
+    fit(load_config("vae-digits", [f"runs={place / 'runs'}", *tiny]))
+    few = ("--images", "20", "--wandb", "off")
+    code, out, _ = diffusion_command("evaluate", "vae-digits-0001", "--draws", "3", *few)
+    assert (code, "effective samples" in out) == (0, True)
+    assert diffusion_command("evaluate", "digits-0001", "--tolerance", "1e-1", *few)[0] == 0
+    code, _, _ = diffusion_command("compare", "vae-digits-0001", "digits-0001", "--no-baselines", "--wandb", "off")
+    assert code == 0
+    plain = json.loads(Path("comparison/comparison.json").read_text())
+    rows = {row["family"]: row for row in plain["rows"]}
+    assert {family: row["method"] for family, row in rows.items()} == {"vae": "iwae", "diffusion": "ode"}
+    assert len({row["group"] for row in plain["rows"]}) == 2, "one is of dequantised images"
+    assert rows["vae"]["effective_samples"] > 1
+    (difference,) = plain["between_groups"]
+    gap = abs(rows["vae"]["bits_per_dim"] - rows["diffusion"]["bits_per_dim"])
+    assert difference["difference"] == pytest.approx(gap)
+    # what is not asked of every family is told
+    assert "tolerance" in diffusion_command("evaluate", "vae-digits-0001", "--tolerance", "0.1", *few)[2]
+
+
+def own_test(run):
+    return [e for e in records.read_all(Path("runs") / run) if e.protocol.data["split"] == "test"]
+
+
+def test_what_cannot_be_compared_is_one_line(measured):
+    quiet = ("--no-baselines", "--wandb", "off")
+    code, _, err = measured("compare", "digits-0001", "--split", "validation", *quiet)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "python -m diffusion evaluate digits-0001 --split validation" in err
+    code, _, err = measured("compare", "digits-0001", "digits-0001", *quiet)
+    assert "named twice" in err
+    shutil.rmtree("runs/digits-0002/evaluations")
+    argv = ("--method", "elbo", "--draws", "3", "--images", "19", "--wandb", "off")
+    assert measured("evaluate", "digits-0002", *argv)[0] == 0
+    code, _, err = measured("compare", "digits-0001", "digits-0002", *quiet)
+    assert code == 2
+    assert "unlike data" in err
+    shutil.copy("runs/digits-0001/model.safetensors", "runs/digits-0002/model.safetensors")
+    code, _, err = measured("compare", "digits-0002", *quiet)
+    assert "not measured yet" in err, "figures of former weights are not those of this model"
+    assert not Path("comparison").exists()
+
+
+def test_a_picture_that_is_none_is_drawn_anew(measured):
+    folder = Path("runs/digits-0001/samples")
+    folder.mkdir(exist_ok=True)
+    (folder / "samples.png").write_bytes(b"<svg onload=alert(1)>")
+    code, _, _ = measured("compare", "digits-0001", "--no-baselines", "--wandb", "off", "--out", "elsewhere")
+    assert code == 0
+    assert "<svg" not in Path("elsewhere/comparison.html").read_text()

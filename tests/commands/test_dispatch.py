@@ -1,0 +1,92 @@
+"""The command and its arguments: help at once, and mistakes in one line."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusion.cli import command
+from diffusion.commands.arguments import estimator_options, parse_compare_arguments, parse_evaluate_arguments
+from diffusion.commands.dispatch import COMMANDS, main
+from diffusion.errors import UserError
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["compare", "--help"]], ids=" ".join)
+def test_help_needs_no_torch(argv):
+    code = (
+        "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main\n"
+        f"try: command(main, {argv!r})\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 2.0
+    assert "usage: python -m diffusion" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_module_runs_and_names_each_command():
+    done = subprocess.run([sys.executable, "-m", "diffusion"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["evalute", "x"], ["command", "'evalute'", "Did you mean 'evaluate'?"]),
+        (["evaluate"], ["RUN"]),
+        (["evaluate", "x", "--methd", "ode"], ["--methd", "Did you mean '--method'?"]),
+        (["evaluate", "x", "--split", "tset"], ["--split", "'test'"]),
+        (["evaluate", "x", "--draws", "0"], ["--draws", "found 0"]),
+        (["evaluate", "x", "--option", "trace"], ["--option", "KEY=VALUE"]),
+        (["evaluate", "no-such-run"], ["no-such-run", "there is no such run"]),
+        (["compare", "no-such-run"], ["no-such-run", "there is no such run"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line_and_code_2(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(main, argv) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert found.err.count("\n") == 1
+    for word in words:
+        assert word in found.err
+    assert not list(Path(tmp_path).iterdir()), "nothing is left behind"
+
+
+def test_draws_are_called_what_the_estimator_calls_them():
+    arguments = parse_evaluate_arguments(["x", "--draws", "7", "--seed", "3", "--option", "trace=exact"])
+    names = (
+        ("diffusion", "ode", "draws"), ("diffusion", "elbo", "evaluations"), ("vae", "elbo", "samples"),
+        ("vae", "iwae", "samples"), ("eae", "ais", "chains"),
+    )  # fmt: skip
+    for family, method, key in names:
+        assert estimator_options(arguments, method, family) == {"seed": 3, key: 7, "trace": "exact"}
+
+
+def test_options_are_typed_and_given_once():
+    texts = ["a=1", "b=0.5", "c=true", "d=word", "e="]
+    arguments = parse_evaluate_arguments(["x", *(part for text in texts for part in ("--option", text))])
+    assert estimator_options(arguments, "ode", "diffusion") == {
+        "seed": 0,
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "word",
+        "e": "",
+    }
+    with pytest.raises(UserError, match="twice"):
+        estimator_options(parse_evaluate_arguments(["x", "--draws", "2", "--option", "draws=3"]), "ode", "diffusion")
+    with pytest.raises(UserError, match="'indices' is not set here"):
+        estimator_options(parse_evaluate_arguments(["x", "--option", "indices=3"]), "ode", "diffusion")
+
+
+def test_compare_takes_its_arguments():
+    arguments = parse_compare_arguments(["a", "b", "--out", "x", "--no-baselines"])
+    assert (arguments.run, arguments.out, arguments.baselines, arguments.split) == (["a", "b"], "x", False, "test")

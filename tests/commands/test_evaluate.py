@@ -1,0 +1,252 @@
+"""evaluate: the same figure whether it was measured, found, or continued after a kill; damage is told or repaired."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.commands import measuring, records
+from diffusion.commands.subjects import images_of, load_images_of, load_subject
+from diffusion.errors import UserError
+
+# Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+ROOT = Path(__file__).parents[2]
+RUN = Path("runs/digits-0001")
+ELBO = ("evaluate", "digits-0001", "--method", "elbo", "--draws", "4", "--images", "20", "--batch-size", "6")
+OFFLINE = ("--wandb", "offline")
+OFF = ("--wandb", "off")
+
+
+def kept():
+    (path,) = (RUN / "evaluations").glob("*.json")
+    return path
+
+
+def test_what_was_measured_is_found_and_equal_to_the_bit(diffusion_command, monkeypatch):
+    code, out, _ = diffusion_command(*ELBO, *OFF)
+    assert code == 0
+    first = kept().read_bytes()
+    assert "cached" not in out
+    figure = json.loads(first)["estimate"]["bits_per_dim"]
+    assert f"{figure:.4f}" in out
+    assert [path.name for path in (RUN / "evaluations").iterdir()] == [kept().name], "the parts are gone"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_chunk", lambda *_: pytest.fail("measured again"))
+        code, out, _ = diffusion_command(*ELBO, *OFF)
+        assert (code, "cached" in out, f"{figure:.4f}" in out) == (0, True, True)
+        # how it is computed is no part of the question
+        assert "cached" in diffusion_command(*ELBO, *OFF, "--device", "cpu")[1]
+    code, out, _ = diffusion_command(*ELBO, *OFF, "--again")
+    assert (code, "cached" in out) == (0, False)
+    again = json.loads(kept().read_text())
+    for key in ("log_prob", "std_error", "bits_per_dim", "interval_95", "error_budget", "terms_bits_per_dim"):
+        assert again["estimate"][key] == json.loads(first)["estimate"][key], key
+
+
+def test_the_values_are_those_of_the_model(diffusion_command):
+    assert diffusion_command(*ELBO, *OFF)[0] == 0
+    evaluation = records.read(kept())
+    subject = load_subject("digits-0001", "runs")
+    images, identity = images_of(load_images_of(subject), "test", 20)
+    direct = subject.model.log_likelihood(images, method="elbo", evaluations=4, batch_size=20)
+    torch.testing.assert_close(evaluation.estimate.log_prob, direct.log_prob, rtol=1e-5, atol=1e-4)
+    assert evaluation.protocol.data == identity
+    assert evaluation.estimate.indices.tolist() == list(range(20))
+    assert evaluation.model == {"run": "digits-0001", "family": "diffusion", "parameters": 2801, "data": "digits"}
+    torch.testing.assert_close(evaluation.estimate.terms["prior"], direct.terms["prior"], rtol=1e-6, atol=1e-6)
+    for name, term in direct.terms.items():
+        expected = -term.double().mean(0) / direct.nats_per_bit_per_dim
+        torch.testing.assert_close(torch.tensor(evaluation.terms[name]).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_question_is_another_file(diffusion_command):
+    changes = ((), "--seed 1", "--draws 5", "--images 19", "--split train", "--option bins=7")
+    for count, change in enumerate(changes, 1):
+        assert "cached" not in diffusion_command(*ELBO, *OFF, *(change.split() if change else ()))[1], change
+        assert len(list((RUN / "evaluations").glob("*.json"))) == count
+
+
+def test_other_weights_are_another_question(diffusion_command):
+    assert diffusion_command(*ELBO, *OFF)[0] == 0
+    shutil.copy("runs/digits-0002/model.safetensors", RUN / "model.safetensors")
+    assert "cached" not in diffusion_command(*ELBO, *OFF)[1]
+
+
+KILLED = """
+import os, signal, sys
+from diffusion.cli import command
+from diffusion.commands import measuring
+from diffusion.commands.dispatch import main
+write, count = measuring.records.write_part, 0
+def write_part(folder, estimate):
+    global count
+    write(folder, estimate)
+    count += 1
+    if count == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+measuring.records.write_part = write_part
+sys.exit(command(main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("by", ["interrupt", pytest.param("kill", marks=pytest.mark.slow)])
+def test_an_evaluation_that_was_cut_off_goes_on_where_it_was_to_the_same_bits(diffusion_command, monkeypatch, by):
+    ode = ("evaluate", "digits-0001", "--images", "20", "--tolerance", "1e-1", "--batch-size", "6", *OFF)
+    if by == "kill":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", KILLED, *ode], env=environment, capture_output=True, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    else:
+        write = records.write_part
+
+        def write_part(folder, estimate):
+            write(folder, estimate)
+            if int(estimate.indices[0]) == 6:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "write_part", write_part)
+            assert diffusion_command(*ode)[0] == 130
+    parts = sorted((RUN / "evaluations").glob("*/*.part"))
+    assert [path.stem for path in parts] == ["00000000-00000005", "00000006-00000011"]
+    assert not list((RUN / "evaluations").glob("*.json"))
+    measured = []
+    chunk = measuring._chunk
+
+    def counted(model, images, rows, *more):
+        measured.extend(rows.tolist())
+        return chunk(model, images, rows, *more)
+
+    monkeypatch.setattr(measuring, "_chunk", counted)
+    assert diffusion_command(*ode)[0] == 0
+    assert measured == list(range(12, 20)), "what was done is not done again"
+    resumed = json.loads(kept().read_text())["estimate"]
+    assert diffusion_command(*ode, "--again")[0] == 0
+    whole = json.loads(kept().read_text())["estimate"]
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_damaged_or_foreign_parts_are_measured_again(diffusion_command):
+    assert diffusion_command(*ELBO, *OFF)[0] == 0
+    good = json.loads(kept().read_text())["estimate"]
+    parts = kept().with_suffix("")
+    kept().unlink()
+    parts.mkdir()
+    (parts / "00000000-00000005.part").write_bytes(b"PK not a part")
+    torch.save({"summary": "{}", "tensors": {}, "terms": {}}, parts / "00000006-00000011.part")
+    torch.save([1, 2], parts / "00000012-00000017.part")
+    code, _, err = diffusion_command(*ELBO, *OFF)
+    assert (code, err) == (0, "")
+    assert {**json.loads(kept().read_text())["estimate"], "seconds": 0} == {**good, "seconds": 0}
+
+
+DAMAGES = (
+    (lambda text: text[: len(text) // 2], "not an evaluation"),
+    (lambda text: "[]", "not an evaluation"),
+    (lambda text: "[" * 100_000, "not an evaluation"),
+    (lambda text: text.replace('"seed": 0', '"seed": 5', 1), "its protocol is that of"),
+    (lambda text: text.replace('"bits_per_dim": ', '"bits_per_dim": 1', 1), "mean"),
+    (lambda text: text.replace('"lower bound"', '"wonderful"'), "wonderful"),
+    (lambda text: text.replace('"indices": [\n   0', '"indices": [\n   1'), "20 images are announced"),
+)
+
+
+def test_a_damaged_record_is_one_line_and_again_replaces_it(diffusion_command):
+    assert diffusion_command(*ELBO, *OFF)[0] == 0
+    text = kept().read_text()
+    for damage, word in DAMAGES:
+        assert damage(text) != text
+        kept().write_text(damage(text))
+        with pytest.raises(UserError) as error:
+            records.read(kept())
+        assert word in str(error.value)
+        assert "\n" not in str(error.value)
+        assert kept().name in str(error.value)
+    for argv in (ELBO, ("compare", "digits-0001", "--no-baselines")):
+        code, _, err = diffusion_command(*argv, *OFF)
+        assert (code, err.count("\n")) == (2, 1)
+    assert diffusion_command(*ELBO, *OFF, "--again")[0] == 0
+    assert records.read(kept())
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (("--method", "eblo"), "Did you mean 'elbo'?"),
+        (("--method", "../elbo"), "--method"),
+        (("--probes", "3"), "probes: not an option of elbo_continuous"),
+        (("--images", "361"), "has 360"),
+        (("--device", "gpu"), "device"),
+        (("--ood", "mnits"), "Did you mean 'mnist'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(diffusion_command, argv, word):
+    code, _, err = diffusion_command(*ELBO[:2], "--method", "elbo", "--images", "5", "--draws", "1", *OFF, *argv)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert word in err
+    if "--ood" not in argv:
+        assert not (RUN / "evaluations").exists()
+
+
+def test_changed_data_are_refused(diffusion_command, monkeypatch):
+    from diffusion.data import digits, images
+
+    raw = digits.load_digits()
+    raw.images[0] = 16 - raw.images[0]
+    monkeypatch.setattr(images.digits, "load_digits", lambda size=None: raw)
+    code, _, err = diffusion_command(*ELBO, *OFF)
+    assert code == 2
+    assert "have changed since its training" in err
+
+
+def test_points_are_told_apart_from_images(place, diffusion_command, tmp_path):
+    from tiny_configs import toy_config
+
+    from diffusion.config import dump_config
+    from diffusion.experiment import DataFacts, build_denoiser
+    from diffusion.model import FACTS
+    from diffusion.runs import save_model
+
+    config, facts = toy_config(tmp_path), DataFacts("spirals", (2,), None, 0)
+    state = build_denoiser(config, facts).state_dict()
+    save_model(tmp_path / "toy.safetensors", state, dump_config(config), {FACTS: facts.to_json()})
+    code, _, err = diffusion_command("evaluate", "toy.safetensors", *OFF)
+    assert code == 2
+    assert "points" in err
+
+
+def test_pictures_and_the_summary_in_wandb(diffusion_command):
+    code, out, _ = diffusion_command(*ELBO, *OFFLINE, "--ranked")
+    assert code == 0
+    with Image.open(kept().with_name(f"{kept().stem}-ranked.png")) as picture:
+        assert picture.size[0] == 10 * 64 + 9 * 2
+    assert "standard error, test set" in out
+    (record,) = (RUN / "evaluations").glob("*/wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    for word in (
+        b"eval/bits_per_dim",
+        b"eval/bits_per_dim_low",
+        b"eval/nfe",
+        b"digits-0001",
+        b"likelihood/digits-test",
+    ):
+        assert word in content, word
+    (table,) = record.parent.glob("files/media/table/likelihood/digits-test*.json")
+    rows = json.loads(table.read_text())
+    assert rows["columns"] == ["index", "bits_per_dim"]
+    assert [row[0] for row in rows["data"]] == list(range(20))
+    values = records.read(kept()).estimate.bits_per_dim
+    assert [row[1] for row in rows["data"]] == pytest.approx(values.tolist())
+    assert "W&B run" not in diffusion_command(*ELBO, *OFFLINE)[1], "once is enough"

@@ -1,0 +1,98 @@
+"""Two data sets under one model: the AUROC against its definition, and data that do not fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny_configs import digits_config
+
+from diffusion.commands import ood
+from diffusion.commands.figures import ranked_picture
+from diffusion.commands.records import Evaluation, Protocol, read_all
+from diffusion.config import dump_config
+from diffusion.data import ImageData
+from diffusion.errors import UserError
+from diffusion.experiment import build_data, build_denoiser
+from diffusion.likelihood import Estimate
+from diffusion.model import FACTS
+from diffusion.runs import save_model
+
+# Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+
+def evaluation(log_prob, name="a"):
+    log_prob = torch.as_tensor(log_prob, dtype=torch.float64)
+    estimate = Estimate(log_prob, 4, 256, torch.zeros_like(log_prob), "exact", {})
+    data = {"name": name, "split": "test", "images": len(log_prob)}
+    return Evaluation(Protocol(data, "w", "ode", {}), {"run": "r"}, estimate, {})
+
+
+def images(levels=256, shape=(1, 4, 4)):
+    pixels = torch.zeros(3, *shape, dtype=torch.uint8)
+    return ImageData("mine", pixels, None, pixels, None, pixels, None, levels, 0, False, {})
+
+
+def test_the_auroc_is_mann_whitneys_with_ties():
+    generator = np.random.default_rng(0)
+    native, foreign = generator.integers(0, 9, 70), generator.integers(-4, 7, 40)
+    found = ood.auroc(evaluation(native), evaluation(foreign))
+    u = stats.mannwhitneyu(-foreign, -native).statistic  # bits/dim are minus the log-probability
+    assert found == pytest.approx(u / (70 * 40), abs=1e-12)
+    assert ood.auroc(evaluation([3.0, 4.0]), evaluation([1.0, 2.0])) == 1.0
+    assert ood.auroc(evaluation([1.0, 2.0]), evaluation([3.0, 4.0])) == 0.0
+    assert ood.auroc(evaluation([1.0, 2.0]), evaluation([1.0, 2.0])) == 0.5
+
+
+def test_other_images_come_at_the_size_of_the_model(tmp_path):
+    np.savez(tmp_path / "b.npz", images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    found, identity = ood.load(str(tmp_path / "b.npz"), images(), "test", 2)
+    assert found.shape == (2, 1, 4, 4)
+    assert (identity["name"], identity["foreign"], identity["images"]) == ("b.npz", True, 2)
+    found, _ = ood.load(str(tmp_path / "b.npz"), images(), "test", 1000)
+    assert len(found) == 3, "all there are"
+    with pytest.raises(UserError, match=r"levels 256; the model's images have 17"):
+        ood.load(str(tmp_path / "b.npz"), images(levels=17), "test", None)
+    with pytest.raises(UserError, match=r"shape \(1, 4, 4\); the model's images have \(3, 4, 4\)"):
+        ood.load(str(tmp_path / "b.npz"), images(shape=(3, 4, 4)), "test", None)
+
+
+def test_the_command_measures_both_and_keeps_them_apart(place, diffusion_command):
+    generator = np.random.default_rng(0)
+    np.savez("a.npz", images=generator.integers(0, 256, (60, 8, 8), dtype=np.uint8))
+    np.savez("b.npz", images=generator.integers(0, 9, (60, 8, 8), dtype=np.uint8))
+    config = digits_config(place, "data.name=folder", "data.path=a.npz")
+    facts = build_data(config).facts
+    state = build_denoiser(config, facts).state_dict()
+    save_model("runs/noise-0001/model.safetensors", state, dump_config(config), {FACTS: facts.to_json()})
+    argv = ("evaluate", "noise-0001", "--method", "elbo", "--draws", "4", "--ood", "b.npz", "--wandb", "off")
+    code, out, _ = diffusion_command(*argv)
+    assert code == 0
+    native, foreign = sorted(read_all(Path("runs/noise-0001")), key=lambda e: e.protocol.data.get("foreign", False))
+    assert f"AUROC of bits/dim {ood.auroc(native, foreign):.4f}" in out
+    assert len(list(Path("runs/noise-0001/evaluations").glob("*-against-*.png"))) == 1
+    code, _, _ = diffusion_command("compare", "noise-0001", "--no-baselines", "--wandb", "off")
+    assert code == 0
+    rows = json.loads(Path("comparison/comparison.json").read_text())["rows"]
+    assert [row["bits_per_dim"] for row in rows] == [native.estimate.mean().mean]
+
+
+def test_the_histograms_and_the_line_name_both():
+    a, b = evaluation([1.0, 2.0, 3.0], "a_$"), evaluation([1.0, 2.0, 2.5], "b")
+    line = ood.sentence(a, b)
+    assert "a_$" in line
+    assert f"{ood.auroc(a, b):.4f}" in line
+    assert ood.picture(a, b).size == (700, 400)
+
+
+def test_ranked_images_stand_from_the_extremes():
+    levels = torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1).expand(6, 1, 2, 2)
+    log_prob = torch.tensor([0.0, 5.0, 1.0, 4.0, 2.0, 3.0], dtype=torch.float64)
+    estimate = Estimate(log_prob, 4, 6, torch.zeros(6, dtype=torch.float64), "exact", {})
+    pixels = np.asarray(ranked_picture(levels, estimate, 6))
+    places = [(row * 66 + 5, column * 66 + 5) for row in (0, 1) for column in range(3)]
+    shown = [round((int(pixels[place]) / 127.5 * 6 - 1) / 2) for place in places]
+    assert shown == [1, 3, 5, 0, 2, 4]
