@@ -53,4 +53,6 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
     module = build_model(config, facts)
     check_state(state, module, str(path))
     module.load_state_dict(state)
-    return BY_FAMILY[config.family](module.to(device), config, facts, str(path), int(metadata.get(STEP, 0)))
+    # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
+    source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
+    return BY_FAMILY[config.family](module.to(device), config, facts, source, int(metadata.get(STEP, 0)))
