@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import secrets
+import shutil
 import sys
 import time
 import zipfile
@@ -51,8 +54,9 @@ def draw(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     with (
         model.counted() as count,
-        tqdm(total=n, desc=f"sampling ({way})", unit="image", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=n, desc=f"sampling ({way})", unit="image", miniters=0, disable=not sys.stderr.isatty()) as bar,
     ):
+        count.watch = lambda: bar.set_postfix_str(f"NFE {count.rows / n:.0f}", refresh=False) or bar.update(0)
         images = model.sample(
             n,
             options.seed,
@@ -134,5 +138,14 @@ class _Target:
                     archive.writestr(name, data)
             atomic.write_bytes(self.images, buffer.getvalue())
             return
-        for name, data in files:
-            atomic.write_bytes(self.images / name, data)
+        # The folder appears whole: an interrupt leaves none that the next try would find "not empty".
+        partial = self.images.with_name(f".{self.images.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            for name, data in files:
+                atomic.write_bytes(partial / name, data)
+            if self.images.is_dir():
+                self.images.rmdir()
+            os.replace(partial, self.images)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise

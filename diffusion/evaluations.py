@@ -6,7 +6,7 @@ network is called twice or once with a doubled batch, and a wrapper around a den
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ class EvaluationCount:
     """The number of network rows evaluated so far."""
 
     rows: int = 0
+    watch: Callable[[], object] | None = None  # called after each evaluation
 
 
 @contextmanager
@@ -43,6 +44,8 @@ def count_rows(*modules: nn.Module) -> Iterator[EvaluationCount]:
 
     def hook(module, inputs):
         count.rows += inputs[0].shape[0]
+        if count.watch is not None:
+            count.watch()
 
     handles = [module.register_forward_pre_hook(hook) for module in modules]
     try:

@@ -10,14 +10,14 @@ from .config import Config
 from .errors import UserError, did_you_mean
 
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
-_MODEL = "model.safetensors"
+_MODEL, _EVALUATION = "model.safetensors", "evaluation.json"
 
 
 def run_to_continue(config: Config, resume: str) -> Path | None:
     """The run folder to continue, or None to start a new run.
 
-    `auto` takes the newest run of the configuration's name where training was cut off after a checkpoint and whose
-    configuration is the same; `never` takes none; anything else is a run folder, or the name of one.
+    `auto` takes the newest run of the configuration's name and content that was cut off after a checkpoint, in training
+    or while it was measured; `never` takes none; anything else is a run folder, or the name of one.
 
     Args:
         config: The configuration of the command.
@@ -34,7 +34,7 @@ def run_to_continue(config: Config, resume: str) -> Path | None:
         unfinished = [
             path.parents[1]
             for path in folder.glob(f"*/{_CHECKPOINT}")
-            if path.parents[1].name.rpartition("-")[0] == config.name and not (path.parents[1] / _MODEL).exists()
+            if path.parents[1].name.rpartition("-")[0] == config.name and not _is_finished(path.parents[1], config)
         ]
         same = [run for run in unfinished if not _differences(config, run)]
         return max(same, key=lambda run: (run / _CHECKPOINT).stat().st_mtime_ns, default=None)
@@ -51,6 +51,11 @@ def run_to_continue(config: Config, resume: str) -> Path | None:
             f"Use --config {run / 'config.yaml'}, or start a new run with --resume never"
         )
     return run
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    """Whether a run has been trained, and measured where that is asked for."""
+    return (run / _MODEL).exists() and (not config.evaluation.enabled or (run / _EVALUATION).exists())
 
 
 def _differences(config: Config, run: Path) -> list[str]:

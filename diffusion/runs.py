@@ -146,6 +146,8 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
             return path / MODEL
         if (inner := newest_run(path)) is not None:
             raise UserError(f"{path}: is a folder of runs, not a run; the newest in it is {inner}.")
+        if (last := path / CHECKPOINTS / "last.ckpt").is_file():
+            raise UserError(f"{path}: its training is not finished; load {last} for the model so far.")
         raise UserError(f"{path}: has no {MODEL}; it is no run, or its training has not reached its first checkpoint.")
     if path.suffix == ".safetensors" and path.is_file():
         return path

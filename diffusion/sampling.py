@@ -54,13 +54,15 @@ def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n
     return labels.expand(n)
 
 
-def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Tensor | None) -> Tensor:
+def grid_for(
+    denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None
+) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
     """
-    if isinstance(grid, Tensor):
-        return grid
+    if grid is not None and not isinstance(grid, str):
+        return torch.as_tensor(grid, dtype=torch.float64)
     end = float("inf") if sampler.is_adaptive else LOG_SNR_END
     return time_grid(denoiser.schedule, DEFAULT_STEPS if steps is None else steps, grid or "log-snr", end)
 
@@ -72,7 +74,7 @@ def sample(
     steps: int | None = None,
     seed: int = 0,
     eta: float | None = None,
-    grid: str | Tensor | None = None,
+    grid: str | Sequence[float] | Tensor | None = None,
     label: int | Sequence[int] | Tensor | None = None,
     guidance: float = 1.0,
     x_1: Tensor | None = None,
@@ -144,7 +146,7 @@ def sample(
     times = grid_for(denoiser, sampler, steps, grid)
     device = device_of(model)
     size = min(n, batch_size or DEFAULT_BATCH)
-    prior_std = float(torch.hypot(*model.schedule(times[0])))
+    prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
     drawn = []
     with torch.no_grad(), evaluation_mode(model):
         for first in range(0, n, size):

@@ -21,6 +21,7 @@ def make(folder, name, config, *, checkpoint=True, finished=False, age=0):
         os.utime(last, (1e9 - age, 1e9 - age))
     if finished:
         (run / "model.safetensors").write_bytes(b"")
+        (run / "evaluation.json").write_bytes(b"")
     return run
 
 
@@ -87,3 +88,14 @@ def test_what_cannot_be_continued_is_explained(tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         run_to_continue(config, "toy-0002")
     assert run_to_continue(config, "auto") is None, "a run that cannot be read is left alone"
+
+
+def test_auto_goes_on_with_a_run_that_was_cut_off_while_it_was_measured(tmp_path):
+    config = toy_config(tmp_path, "evaluation.enabled=true")
+    run = make(tmp_path, "toy-0001", config, finished=True)
+    assert run_to_continue(config, "auto") is None
+    (run / "evaluation.json").unlink()
+    assert run_to_continue(config, "auto") == run
+    unmeasured = toy_config(tmp_path, "evaluation.enabled=false")
+    make(tmp_path, "toy-0002", unmeasured, finished=True).joinpath("evaluation.json").unlink()
+    assert run_to_continue(unmeasured, "auto") is None, "no measurement was asked for"

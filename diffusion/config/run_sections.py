@@ -102,7 +102,7 @@ class LoggingConfig(Section):
 
     section: ClassVar[str] = "logging"
 
-    wandb: Literal["auto", "online", "offline", "off"] = option("auto", "auto: online if there is a key, else offline")
+    wandb: Literal["auto", "online", "offline", "off"] = option("auto", "auto: as WANDB_MODE says, else offline")
     project: str = option("diffusion", "the project that the run belongs to")
     group: str | None = option(None, "name that joins runs of one experiment")
     tags: tuple[str, ...] = option((), "words to find the run by")

@@ -76,7 +76,7 @@ class ScheduleConfig(Section):
         )
         for low_name, high_name in pairs:
             low, high = getattr(self, low_name), getattr(self, high_name)
-            if low is not None and high is not None and low >= high:
+            if low is not None and high is not None and (low > high or (low == high and "beta" not in low_name)):
                 raise UserError(f"schedule.{low_name}: found {low:g}; must be below schedule.{high_name}, {high:g}")
 
 

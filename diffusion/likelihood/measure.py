@@ -59,7 +59,9 @@ def log_likelihood(
         return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **options)
     if method == "immse":
         return _call(immse.log_likelihood_immse, model, dequantizer, images_uint8, **options)
-    times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
+    times = options.pop("times", None)
+    if times is None:
+        times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
     return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **options)
 
 
@@ -98,11 +100,8 @@ def _solver(options: dict[str, Any]) -> dict[str, Any]:
 def _call(estimator: Any, *arguments: Any, **options: Any) -> Estimate:
     """Call an estimator; an option that it does not take is the user's to mend."""
     code = getattr(estimator, "__wrapped__", estimator).__code__
-    accepted = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    accepted = code.co_varnames[len(arguments) : code.co_argcount + code.co_kwonlyargcount]
     unknown = [name for name in options if name not in accepted]
     if unknown:
-        raise UserError(
-            f"{', '.join(unknown)}: not an option of {estimator.__name__}; it takes: "
-            f"{', '.join(accepted[len(arguments) :])}"
-        )
+        raise UserError(f"{', '.join(unknown)}: not an option of {estimator.__name__}; it takes: {', '.join(accepted)}")
     return estimator(*arguments, **options)

@@ -78,6 +78,11 @@ class Sampler(ABC):
         grid = grid.detach().to(device="cpu", dtype=torch.float64)
         if grid.ndim != 1 or len(grid) < 2 or not bool((grid[1:] < grid[:-1]).all()):
             raise UserError(f"grid: needs two or more strictly decreasing times; found {grid.tolist()[:8]}")
+        t_max = denoiser.schedule.t_max
+        if not (bool(grid[-1] >= 0) and bool(grid[0] <= 1)) or bool(grid[1] >= t_max):
+            raise UserError(f"grid: needs times from 1 (or t_max = {t_max:.6g}) down to 0; found {grid.tolist()[:8]}")
+        # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
+        grid = grid.clamp(max=t_max)
         if self.is_stochastic and noise is None:
             raise UserError(f"noise: {type(self).__name__} draws noise; pass a function from the step to normals")
         to_datum = bool(grid[-1] == 0.0)

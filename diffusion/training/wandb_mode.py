@@ -48,8 +48,8 @@ def resolve_mode(choice: str = "auto", environment: Mapping[str, str] = os.envir
 
     Args:
         choice: What the user asked for (`logging.wandb`): off, offline, online, or auto, which leaves it to
-            `WANDB_MODE` and the presence of a key. Online without a key becomes offline, with a warning, since
-            W&B would ask for one.
+            `WANDB_MODE` and is offline without it: a key alone does not ask for an upload. Online without a key becomes
+            offline, with a warning, since W&B would ask for one.
         environment: The environment variables.
 
     Raises:
@@ -59,7 +59,7 @@ def resolve_mode(choice: str = "auto", environment: Mapping[str, str] = os.envir
     if mode == "auto":
         asked = environment.get("WANDB_MODE", "")
         if not asked:
-            return "online" if has_key(environment) else "offline"
+            return "offline"
         mode = _ENVIRONMENT_MODES[choose("WANDB_MODE", asked, _ENVIRONMENT_MODES)]
     if mode == "online" and not has_key(environment):
         warnings.warn("W&B: online was asked for, but there is no API key; logging offline.", stacklevel=2)

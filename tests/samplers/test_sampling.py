@@ -163,3 +163,19 @@ def test_a_sampler_by_its_name():
     assert samplers.build("ddim", eta=0.3) == DDIM(0.3)
     assert samplers.build("ode", method="rk4", tolerance=None) == ODE("rk4")
     assert samplers.build("sde", eta=None) == ExponentialSDE()
+
+
+@pytest.mark.parametrize("grid", [f64([1.5, 0.5, 0.0]), f64([1.0, 0.5, -0.1])], ids=["above", "below"])
+def test_times_outside_the_path_are_refused(grid):
+    with pytest.raises(UserError, match="t_max"):
+        DDIM().sample(mixture(VP()), seeded(5, 2), grid)
+
+
+@every_sampler
+def test_a_grid_from_1_starts_at_the_end_of_a_path_that_is_singular_there(sampler):
+    schedule = Rectified()
+    x = [
+        sampler.sample(mixture(schedule), seeded(5, 2), f64([start, 0.8, 0.5, 0.2, 0.0]), _noise)
+        for start in (1.0, schedule.t_max)
+    ]
+    assert torch.equal(*x)

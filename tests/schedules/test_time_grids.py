@@ -5,7 +5,7 @@ import torch
 from laws import F64, SCHEDULES, name
 
 from diffusion.errors import UserError
-from diffusion.schedules import EDM, VP, Cosine, time_grid
+from diffusion.schedules import DDPM, EDM, VP, Cosine, time_grid
 from diffusion.schedules.time_grids import LOG_SNR_END, names
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -65,3 +65,8 @@ def test_unknown_names_and_no_steps_are_refused():
     for steps in (0, -3):
         with pytest.raises(UserError, match="at least 1"):
             time_grid(VP(), steps)
+
+
+def test_a_thousand_steps_in_time_are_the_levels_of_ddpm():
+    levels = torch.arange(1000, -1, -1, dtype=torch.float64) / 1000
+    assert torch.allclose(time_grid(DDPM(), 1000, "time"), levels, rtol=0, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 import wandb
 
 from diffusion.errors import UserError
-from diffusion.training.wandb_mode import make_wandb_logger, resolve_mode
+from diffusion.training.wandb_mode import has_key, make_wandb_logger, resolve_mode
 
 KEY = {"WANDB_API_KEY": "0" * 40, "HOME": "/nonexistent"}
 NO_KEY = {"HOME": "/nonexistent"}
@@ -20,7 +20,7 @@ NO_KEY = {"HOME": "/nonexistent"}
     ("choice", "environment", "expected"),
     [
         ("auto", NO_KEY, "offline"),
-        ("auto", KEY, "online"),
+        ("auto", KEY, "offline"),
         ("auto", {**KEY, "WANDB_MODE": "offline"}, "offline"),
         ("auto", {**KEY, "WANDB_MODE": "dryrun"}, "offline"),
         ("auto", {**KEY, "WANDB_MODE": "disabled"}, "off"),
@@ -43,10 +43,10 @@ def test_a_key_in_the_netrc_file_counts_for_its_host_only(tmp_path):
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password abc\n")
     (tmp_path / ".netrc").chmod(0o600)
     home = {"HOME": str(tmp_path)}
-    assert resolve_mode("auto", home) == "online"
-    assert resolve_mode("auto", {**home, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
+    assert has_key(home)
+    assert not has_key({**home, "WANDB_BASE_URL": "https://wandb.example.org"})
     (tmp_path / ".netrc").write_text("machine {{{\n")
-    assert resolve_mode("auto", home) == "offline"
+    assert not has_key(home)
 
 
 def test_unknown_modes_are_refused():
