@@ -45,10 +45,11 @@ from ..denoisers.denoiser import Denoiser
 from ..denoisers.exact import Exact
 from ..errors import UserError
 from ..schedules.forward_process import diffuse
+from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
-from .stratified import log_snr_ends, squares, stratified_error, stratified_positions
+from .stratified import squares, stratified_error, stratified_positions
 
 # The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
 _CENTER, _SCALE = 2.0, 3.0

@@ -25,12 +25,12 @@ from torch import Tensor
 from .. import random
 from ..denoisers.denoiser import Denoiser
 from ..errors import choose
+from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import DEQUANTIZATIONS, Dequantizer
 from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
 from .latent_variable import LogMeanExp, check_at_least_one
-from .stratified import log_snr_ends
 
 
 def _repeat(rows: Tensor, times: int) -> Tensor:

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import random
-from ..schedules import Schedule
 
 # Noise is drawn at step i for evaluation i; this is apart from any of them.
 _STEP_POSITIONS = 2**31
@@ -33,12 +32,6 @@ def stratified_error(values: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
         return torch.full_like(values[:, 0], math.nan)
     second = values[:, :-2] - 2.0 * values[:, 1:-1] + values[:, 2:]
     return (second.square().mean(1) / 6.0 * count).sqrt()
-
-
-def log_snr_ends(schedule: Schedule) -> tuple[float, float]:
-    """The log-SNR at t_max and at t_min, in this order."""
-    ends = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
-    return float(ends[0]), float(ends[1])
 
 
 def squares(x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:

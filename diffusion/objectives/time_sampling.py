@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import random
 from ..errors import UserError, choose
 from ..schedules import Schedule
-from .weightings import ends, uniform_time_density
+from ..schedules.schedule import log_snr_ends
+from .weightings import uniform_time_density
 
 NAMES = ("uniform", "log-snr", "log-normal", "logit-normal")
 
@@ -48,11 +49,11 @@ class UniformLogSNR(TimeDistribution):
     """lambda uniform between the ends of the path: the ELBO's own measure."""
 
     def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
-        low, high = ends(schedule)
+        low, high = log_snr_ends(schedule)
         return high + (low - high) * u
 
     def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
-        low, high = ends(schedule)
+        low, high = log_snr_ends(schedule)
         return torch.full_like(log_snr, 1.0 / (high - low))
 
 
@@ -79,7 +80,7 @@ class NormalLogSNR(TimeDistribution):
         return (log_snr + 2.0 * self.mean) / (2.0 * self.std)
 
     def _cut(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        low, high = torch.special.ndtr(self._standard(torch.tensor(ends(schedule), dtype=torch.float64)))
+        low, high = torch.special.ndtr(self._standard(torch.tensor(log_snr_ends(schedule), dtype=torch.float64)))
         return low, high
 
     def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:

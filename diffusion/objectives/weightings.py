@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import choose
 from ..schedules import Schedule
+from ..schedules.schedule import log_snr_ends
 
 NAMES = ("simple", "elbo", "likelihood", "min-snr", "edm")
 
@@ -28,12 +29,6 @@ def uniform_time_density(schedule: Schedule, log_snr: Tensor) -> Tensor:
     """The density of lambda_t over log-SNR for t uniform in [t_min, t_max]: 1 / ((t_max - t_min) |d lambda / dt|)."""
     t = schedule.inverse_log_snr(log_snr)
     return -1.0 / ((schedule.t_max - schedule.t_min) * schedule.d_log_snr(t))
-
-
-def ends(schedule: Schedule) -> tuple[float, float]:
-    """The log-SNR at the noise end and at the data end of the path."""
-    low, high = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_gamma: float = 5.0) -> Weighting:
@@ -66,7 +61,7 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
             return density * (min_snr_gamma * torch.exp(-log_snr)).clamp(max=1.0)
         return density
 
-    low, high = ends(schedule)
+    low, high = log_snr_ends(schedule)
     grid = torch.linspace(low, high, 20001, dtype=torch.float64)
     total = float(torch.trapezoid(unnormalised(grid), grid))
     assert math.isfinite(total)

@@ -79,3 +79,9 @@ class Schedule(ABC):
 def log_sigmoid_alpha(log_snr: Tensor) -> Tensor:
     """log alpha of a variance-preserving path (alpha^2 + sigma^2 = 1): log(sigmoid(lambda)) / 2."""
     return 0.5 * torch.nn.functional.logsigmoid(log_snr)
+
+
+def log_snr_ends(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR at the noise end of the path, t_max, and at its data end, t_min."""
+    low, high = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)).tolist()
+    return low, high

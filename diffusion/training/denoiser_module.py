@@ -18,7 +18,7 @@ from ..config import Config
 from ..denoisers.denoiser import NetworkDenoiser
 from ..likelihood.dequantization import Dequantizer
 from ..objectives import Objective, draw_u
-from ..objectives.weightings import ends
+from ..schedules.schedule import log_snr_ends
 from .model_module import ModelModule
 
 # The noise levels at which each validation datum is looked at, and the bins in which they are shown.
@@ -92,7 +92,7 @@ class DenoiserModule(ModelModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         positions = batch["positions"]
-        low, high = ends(self.denoiser.schedule)
+        low, high = log_snr_ends(self.denoiser.schedule)
         # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
         for draw in range(VALIDATION_DRAWS):
@@ -113,7 +113,7 @@ class DenoiserModule(ModelModule):
         if not float(sums[1]):
             return
         self.log("validation/loss", float(sums[0] / sums[1]))
-        low, high = ends(self.denoiser.schedule)
+        low, high = log_snr_ends(self.denoiser.schedule)
         width = (high - low) / VALIDATION_BINS
         totals, counts = sums[2:].chunk(2)
         for i, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):

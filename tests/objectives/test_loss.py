@@ -17,7 +17,7 @@ from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.objectives import Losses, Objective, time_distribution, weighting
 from diffusion.objectives.time_sampling import NAMES as TIMES
 from diffusion.objectives.weightings import NAMES as WEIGHTINGS
-from diffusion.objectives.weightings import ends
+from diffusion.schedules.schedule import log_snr_ends
 
 FOUR = pytest.mark.parametrize("schedule", laws.FOUR_SCHEDULES, ids=laws.name)
 WRONG_MEAN, WRONG_STD = -0.2, 0.6
@@ -38,7 +38,7 @@ def expected_loss(objective, denoiser, mean, std) -> float:
 
 def integral(weight, schedule, mean, std) -> float:
     """The integral of w(lambda) E||eps - eps_hat||^2 in closed form but for the integration over lambda."""
-    low, high = ends(schedule)
+    low, high = log_snr_ends(schedule)
     count = 40_000
     log_snr = low + (high - low) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
     s2 = torch.exp(-log_snr)  # in the variables x_t / alpha, s = sigma / alpha
@@ -63,7 +63,7 @@ def test_the_expected_loss_does_not_depend_on_the_times(name, schedule):
 def test_the_elbo_weighted_loss_of_the_true_denoiser_is_its_closed_form(schedule):
     """E||eps - eps_hat||^2 = sigmoid(lambda + 2 log c): its mean over lambda is a difference of softplus."""
     objective = Objective(weighting("elbo", schedule), time_distribution("log-snr"))
-    low, high = (laws.f64(end + 2 * math.log(laws.STD)) for end in ends(schedule))
+    low, high = (laws.f64(end + 2 * math.log(laws.STD)) for end in log_snr_ends(schedule))
     expected = float((softplus(high) - softplus(low)) / (high - low))
     assert expected_loss(objective, laws.gaussian(schedule), laws.MEAN, laws.STD) == pytest.approx(expected, rel=1e-5)
 

@@ -8,8 +8,8 @@ from scipy import stats
 from diffusion.errors import UserError
 from diffusion.objectives import draw_u, time_distribution
 from diffusion.objectives.time_sampling import NAMES
-from diffusion.objectives.weightings import ends
 from diffusion.schedules import EDM, Rectified
+from diffusion.schedules.schedule import log_snr_ends
 
 SCHEDULES = pytest.mark.parametrize("schedule", laws.SCHEDULES, ids=laws.name)
 TIMES = pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_quantiles_are_those_of_the_density(times, schedule):
     assert float(cdf[-1]) == pytest.approx(1.0, abs=1e-3)
     u = (torch.arange(500, dtype=torch.float64) + 0.5) / 500
     drawn = times.log_snr(schedule, u)
-    low, high = ends(schedule)
+    low, high = log_snr_ends(schedule)
     assert bool((drawn.diff() < 0).all()), "u = 0 is the data end"
     assert bool((drawn > low - 1e-6).all())
     assert bool((drawn < high + 1e-6).all())

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffusion.errors import UserError
 from diffusion.objectives import weighting
-from diffusion.objectives.weightings import NAMES, ends, uniform_time_density
+from diffusion.objectives.weightings import NAMES, uniform_time_density
+from diffusion.schedules.schedule import log_snr_ends
 
 SCHEDULES = pytest.mark.parametrize("schedule", laws.SCHEDULES, ids=laws.name)
 
@@ -28,7 +29,7 @@ def intervals(schedule, count=40_000) -> tuple[Tensor, Tensor]:
 
 def weighed(name, schedule, error, **options) -> float:
     """The integral of w(lambda) error(lambda), by the midpoint rule."""
-    low, high = ends(schedule)
+    low, high = log_snr_ends(schedule)
     count = 40_000
     log_snr = low + (high - low) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return float((weighting(name, schedule, **options)(log_snr) * error(log_snr)).mean()) * (high - low)
@@ -79,7 +80,7 @@ def test_min_snr_caps_the_weight_of_the_datums_error(schedule, gamma):
 @SCHEDULES
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_edm_is_its_lambda_of_sigma_at_log_normal_sigmas(schedule, sigma_data):
-    low, high = ends(schedule)
+    low, high = log_snr_ends(schedule)
     log_sigma = torch.linspace(-high / 2, -low / 2, 40_001, dtype=torch.float64)  # of sigma / alpha, EDM's sigma
     sigma = log_sigma.exp()
     density = torch.exp(-0.5 * ((log_sigma + 1.2) / 1.2) ** 2)

@@ -9,7 +9,7 @@ from tiny_configs import digits_config, toy_config
 from diffusion.config import OptimizerConfig
 from diffusion.data import load_toy
 from diffusion.experiment import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
-from diffusion.objectives.weightings import ends
+from diffusion.schedules.schedule import log_snr_ends
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
 from diffusion.training.denoiser_module import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule
 from diffusion.training.optimization import learning_rate_factor
@@ -137,7 +137,7 @@ def test_validation_spreads_the_times_over_the_path(tmp_path):
     assert float(counts.sum()) == draws
     assert float(counts.max() - counts.min()) <= 0.02 * draws / VALIDATION_BINS
     assert float(sums[1]) == draws
-    low, high = ends(module.denoiser.schedule)
+    low, high = log_snr_ends(module.denoiser.schedule)
     assert high > low
     assert float(sums[0]) == pytest.approx(float(errors.sum()), rel=1e-3)
 
