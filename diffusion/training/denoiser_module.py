@@ -18,7 +18,7 @@ from ..config import Config
 from ..denoisers.denoiser import NetworkDenoiser
 from ..likelihood.dequantization import Dequantizer
 from ..objectives import Objective, draw_u
-from ..schedules.schedule import log_snr_ends
+from ..objectives.weightings import log_snr_ends
 from .model_module import ModelModule
 
 # The noise levels at which each validation datum is looked at, and the bins in which they are shown.
