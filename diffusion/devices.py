@@ -27,6 +27,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the GPU: what a result's last bits depend on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def choose_precision(name: str, device: torch.device) -> str:
     """Lightning's name of the precision of a configuration: bf16 on a GPU that has it, else float32.
 

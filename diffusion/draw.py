@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import secrets
-import shutil
 import sys
 import time
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 
-from . import atomic, pictures, runs, samplers
-from .devices import choose_device
+from . import pictures, runs, samplers
+from .devices import choose_device, device_name
 from .errors import UserError, choose
 from .model import TrainedModel, load
 from .sample_arguments import SAMPLING_OPTIONS
+from .sample_files import SampleFiles
+from .sample_record import SampleRecord
+from .sampling import DEFAULT_BATCH
 from .schedules import time_grids
 
 DEFAULT_MODEL = "pretrained:digits"
+# The samples that an animation shows.
+ANIMATED = 16
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -34,9 +37,15 @@ def draw(options: argparse.Namespace) -> int:
         choose("--sampler", options.sampler, samplers.names())
     if options.grid is not None:
         choose("--grid", options.grid, time_grids.names())
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if processes > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
+        raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
+    record = SampleRecord.read(options.from_image) if options.from_image is not None else None
     device = choose_device(options.device)
-    model = load(_which(options), device, options.runs)
+    model = load(_which(options, record), device, options.runs)
     print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
+    if record is not None:
+        return redraw(model, record, options, device)
 
     given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
     for name in given:
@@ -50,102 +59,135 @@ def draw(options: argparse.Namespace) -> int:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
-    out = _Target(options.out, n, model, f"{way}-seed{options.seed}")
+    record = _record(model, options.seed, settings, device)
+    if options.animate:
+        return animate(model, record, options, n)
+    name = f"{model.facts.name}-{way}-seed{options.seed}.png"
+    files = SampleFiles(options.out, _folder(model) / name, n, record, model.facts.levels is None)
+    if files.done:
+        print(f"{files.done} of {n} samples are there; going on")
     start = time.perf_counter()
+    drawn = 0
     with (
         model.counted() as count,
-        tqdm(total=n, desc=f"sampling ({way})", unit="image", miniters=0, disable=not sys.stderr.isatty()) as bar,
-    ):
-        count.watch = lambda: bar.set_postfix_str(f"NFE {count.rows / n:.0f}", refresh=False) or bar.update(0)
-        images = model.sample(
-            n,
-            options.seed,
-            batch_size=options.batch_size,
-            progress=lambda done, _: bar.update(done - bar.n),
-            **{**settings, **({"dtype": getattr(torch, options.dtype)} if options.dtype else {})},
-        ).cpu()
-    seconds = time.perf_counter() - start
-    text = {"model": model.source, "settings": json.dumps({**settings, "seed": options.seed, "n": n})}
-    for path in out.write(images, text):
-        print(f"wrote {path}")
-    print(f"{n} samples, {shown} {way}, NFE {count.rows / n:.0f}, {seconds:.1f} s")
+        tqdm(total=n, initial=files.done, desc=f"sampling ({way})", unit="image", miniters=0,
+             disable=not sys.stderr.isatty()) as bar,
+    ):  # fmt: skip
+        size = min(n, options.batch_size or DEFAULT_BATCH)
+        for first, stop in files.missing(size, rank, processes):
+            batch = stop - first
+            # the evaluations of each sample of this batch, while it is drawn
+            before = count.rows
+            count.watch = lambda batch=batch, before=before: (
+                bar.set_postfix_str(f"NFE {(count.rows - before) / batch:.0f}", refresh=False) or bar.update(0)
+            )
+            files.keep(first, draw_batch(model, record, first, stop))
+            drawn += batch
+            bar.update(batch)
+        if processes > 1 and rank == 0:
+            files.wait(lambda done: bar.update(done - bar.n))
+    if rank == 0:
+        for path in files.finish():
+            print(f"wrote {path}")
+    nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
+    print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     return 0
 
 
-def _which(options: argparse.Namespace) -> str | Path:
-    """The model asked for: the one named, else the newest run, else the pretrained one."""
+def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
+    """Samples `first` to `stop` of a record, drawn together, on the CPU."""
+    settings = dict(record.settings)
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    batch = stop - first
+    return model.sample(batch, record.seed, start=first, batch_size=batch, **settings).cpu()
+
+
+def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
+    """Draw the picture of a record again, and tell whether the pixels are the same; returns the exit code."""
+    old = Path(options.from_image)
+    weights = runs.file_digest(model.source)
+    if weights != record.weights:
+        raise UserError(
+            f"--from: {old} was drawn with another model ({record.model}, SHA-256 {record.weights[:12]}...) than "
+            f"{model.source} ({weights[:12]}...); name that one by --run"
+        )
+    target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
+    if target.suffix != ".png":
+        raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
+    samples = torch.cat([draw_batch(model, record, first, stop) for first, stop in record.batches])
+    if record.index is not None:
+        samples = samples[record.index - record.batches[0][0]][None]
+        picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
+        pictures.save(target, picture, record.to_text())
+    else:
+        toy = None
+        if model.facts.levels is None:
+            from .data import load_toy
+
+            toy = load_toy(model.facts.name)
+        pictures.save_samples(target, samples[: record.count], toy, record.to_text())
+    print(f"wrote {target}")
+    print(_compare(old, target, record, device_name(device)))
+    return 0
+
+
+def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
+    with Image.open(old) as a, Image.open(new) as b:
+        before, after = np.asarray(a).astype(int), np.asarray(b).astype(int)
+    if before.shape != after.shape:
+        return f"not the same: {old} has been resized since"
+    difference = np.abs(before - after)
+    if not difference.any():
+        return f"the same pixels as {old}"
+    share = (difference > 0).mean()
+    where = f"drawn on {record.device} with torch {record.torch}; this is {device} with torch {torch.__version__}"
+    return f"{share:.2%} of the values differ from {old}, by at most {difference.max()} of 255 ({where})"
+
+
+def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
+    """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
+    from .families import DiffusionModel
+
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+        raise UserError(
+            f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
+        )
+    path = Path(options.out) if options.out is not None else _folder(model) / (
+        f"{model.facts.name}-{record.settings['sampler']}-seed{record.seed}.gif"
+    )  # fmt: skip
+    if path.suffix != ".gif":
+        raise UserError(f"--out: found '{path}'; --animate writes x.gif")
+    settings = dict(record.settings)
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    states, _, x_hats = model.trajectory(min(n, ANIMATED), record.seed, **settings)
+    pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
+    print(f"wrote {path}")
+    return 0
+
+
+def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device: torch.device) -> SampleRecord:
+    return SampleRecord(
+        model=model.source,
+        weights=runs.file_digest(model.source),
+        data=model.facts.name,
+        seed=seed,
+        settings=dict(settings),
+        shown=model.effective_settings(settings),
+        device=device_name(device),
+        torch=torch.__version__,
+    )
+
+
+def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Path:
+    """The model asked for: the one named, that of a record, else the newest run, else the pretrained one."""
     if options.run is not None:
         return options.run
+    if record is not None:
+        return record.model
     return runs.newest_run(options.runs) or DEFAULT_MODEL
 
 
-class _Target:
-    """Where samples go. Made before drawing, so that a name that cannot be written fails at once."""
-
-    def __init__(self, out: str | None, n: int, model: TrainedModel, name: str):
-        self.model = model
-        self.n = n
-        folder = Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")
-        self.grid = folder / f"{model.facts.name}-{name}.png"
-        self.images: Path | None = None
-        if out is not None and Path(out).suffix == ".png":
-            self.grid = Path(out)
-        elif out is not None:
-            self.images = Path(out)
-            kinds = (".npz", ".zip", "")
-            if self.images.suffix not in kinds:
-                raise UserError(f"--out: found '{out}'; accepted: x.png, x.npz, x.zip or a folder")
-            if self.images.suffix == "" and self.images.is_dir() and any(self.images.iterdir()):
-                raise UserError(f"--out: the folder {out} is not empty; name a new one")
-            if self.images.suffix == "" and self.images.exists() and not self.images.is_dir():
-                raise UserError(f"--out: {out} is a file; name a folder, x.png, x.npz or x.zip")
-        if model.facts.levels is None and self.images is not None and self.images.suffix != ".npz":
-            raise UserError(f"--out: found '{out}'; samples of '{model.facts.name}' are points; accepted: x.npz, x.png")
-
-    def write(self, x: Tensor, text: dict[str, str]) -> list[Path]:
-        """Write the grid, and the images where they are asked for; returns the files."""
-        from .data import load_toy
-
-        toy = load_toy(self.model.facts.name) if self.model.facts.levels is None else None
-        pictures.save_samples(self.grid, x[:256] if toy is None else x, toy, text)
-        if self.images is None:
-            return [self.grid]
-        if toy is not None:
-            self._write_npz({"points": x.numpy()})
-        elif self.images.suffix == ".npz":
-            pixels = pictures.to_bytes(x).permute(0, 2, 3, 1).numpy()
-            self._write_npz({"images": pixels[..., 0] if pixels.shape[-1] == 1 else pixels})
-        else:
-            self._write_images(x, text)
-        return [self.grid, self.images]
-
-    def _write_npz(self, arrays: dict[str, np.ndarray]) -> None:
-        assert self.images is not None
-        with atomic.writer(self.images) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    def _write_images(self, x: Tensor, text: dict[str, str]) -> None:
-        assert self.images is not None
-        digits = max(6, len(str(self.n)))
-        files = (
-            (f"{i:0{digits}d}.png", pictures.encode(pictures.single(image), {**text, "index": str(i)}))
-            for i, image in enumerate(x)
-        )
-        if self.images.suffix == ".zip":
-            buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w") as archive:  # PNGs are compressed already
-                for name, data in files:
-                    archive.writestr(name, data)
-            atomic.write_bytes(self.images, buffer.getvalue())
-            return
-        # The folder appears whole: an interrupt leaves none that the next try would find "not empty".
-        partial = self.images.with_name(f".{self.images.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            for name, data in files:
-                atomic.write_bytes(partial / name, data)
-            if self.images.is_dir():
-                self.images.rmdir()
-            os.replace(partial, self.images)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+def _folder(model: TrainedModel) -> Path:
+    return Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")

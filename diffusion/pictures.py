@@ -40,9 +40,9 @@ def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.
     return _image(pixels[:-_GAP, :-_GAP])
 
 
-def single(x: Tensor) -> Image.Image:
-    """One image in [-1, 1], (C, H, W), at its own size."""
-    return _image(rearrange(to_bytes(x), "c h w -> h w c").numpy())
+def from_bytes(pixels: np.ndarray) -> Image.Image:
+    """One image of 8-bit values, (C, H, W), at its own size."""
+    return _image(pixels.transpose(1, 2, 0))
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -80,11 +80,44 @@ def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Seque
         x_hats: E[x | x_t] at the same times.
     """
     assert len(states) == len(times) == len(x_hats)
-    # x_t is shown at the contrast of its own scale, which a variance-exploding path would lose
-    scaled = [x / x.flatten(1).abs().quantile(0.99, 1).clamp(min=1.0).reshape(-1, 1, 1, 1) for x in states]
-    rows = [torch.stack(scaled, 1), torch.stack(list(x_hats), 1)]  # (N, T, C, H, W) each
+    rows = [torch.stack([_at_own_contrast(x) for x in states], 1), torch.stack(list(x_hats), 1)]  # (N, T, C, H, W) each
     cells = rearrange(torch.stack(rows, 1), "n k t c h w -> (n k t) c h w")
     return grid(cells, columns=len(states))
+
+
+def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Image.Image]:
+    """The denoising path of images as the frames of a film: x_t on the left and x_hat on the right.
+
+    Args:
+        states: x_t at some times, each (N, C, H, W).
+        x_hats: E[x | x_t] at the same times.
+    """
+    frames = []
+    for x, x_hat in zip(states, x_hats, strict=True):
+        halves = [grid(_at_own_contrast(x)), grid(x_hat)]
+        width, height = halves[0].size
+        frame = Image.new(halves[0].mode, (2 * width + _CELL // 4, height), "white")
+        frame.paste(halves[0], (0, 0))
+        frame.paste(halves[1], (width + _CELL // 4, 0))
+        frames.append(frame)
+    return frames
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image], comment: str = "", seconds: float = 5.0) -> None:
+    """Write frames as a GIF that repeats for ever, its last frame held; `comment` goes into its metadata."""
+    buffer = io.BytesIO()
+    # GIFs count time in hundredths of a second, and viewers take less than two of them for ten
+    each = max(20, int(1000 * seconds / len(frames)) // 10 * 10)
+    durations = [each] * (len(frames) - 1) + [1500]
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment.encode()
+    )
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def _at_own_contrast(x: Tensor) -> Tensor:
+    """x_t at the contrast of its own scale, which a variance-exploding path would lose."""
+    return x / x.flatten(1).abs().quantile(0.99, 1).clamp(min=1.0).reshape(-1, 1, 1, 1)
 
 
 def _points_figure(x: Tensor, toy: Toy | None) -> Any:

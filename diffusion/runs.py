@@ -6,24 +6,19 @@
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
                         samples/  evaluation.json  wandb/
 
-A model file is safetensors: it cannot run code. The format has no checksum of its own, so a SHA-256 over every name,
-type, shape, value and metadata entry is stored in the metadata and verified on reading; no flipped bit passes.
+A model file is safetensors with a checksum (`tensor_files`): it cannot run code, and no flipped bit passes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from diffusion import atomic
+from diffusion import tensor_files
 from diffusion.errors import UserError, did_you_mean
 
 CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
@@ -35,7 +30,6 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
 )
 PRETRAINED = Path(__file__).parent / "pretrained"
 _PREFIX = "pretrained:"
-_DIGEST = "sha256"
 
 
 def create_run(runs_dir: str | Path, name: str) -> Path:
@@ -94,13 +88,7 @@ def save_model(
     Raises:
         UserError: A weight is not finite; nothing is written.
     """
-    # Copies, since safetensors refuses tensors that share memory (tied weights).
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in plain.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{path}: not written, the weight '{name}' is not finite.")
-    entries = {**(metadata or {}), "config": config_yaml}
-    atomic.write_bytes(path, save(plain, {**entries, _DIGEST: _digest(plain, entries)}))
+    tensor_files.write(path, tensors, {**(metadata or {}), "config": config_yaml})
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -112,21 +100,7 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: The file is missing, no safetensors file, not one of `save_model`, cut short, or changed since.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such model file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file, or cut short or corrupt ({error}).") from error
-    digest = metadata.pop(_DIGEST, None)
-    if digest is None or "config" not in metadata:
-        raise UserError(f"{path}: holds no configuration and checksum; a model file of this package is accepted.")
-    if digest != _digest(tensors, metadata):
-        raise UserError(f"{path}: corrupt, its content does not match its checksum; copy or fetch it again.")
-    return tensors, metadata
+    return tensor_files.read(path, "model", "config")
 
 
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
@@ -160,9 +134,17 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     raise UserError(f"{path}: there is no such run or model file.{hint}")
 
 
+def file_digest(path_or_name: str | Path) -> str:
+    """The SHA-256 of a file, or of that of `pretrained:NAME`: what tells one model from another."""
+    text = str(path_or_name)
+    with open(_pretrained(text) if text.startswith(_PREFIX) else path_or_name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
-    options = sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+    # the networks that samples are measured by (metrics/features.py) lie beside the models
+    options = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if not path.stem.endswith("-features"))
     if name not in options:
         accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
@@ -173,12 +155,3 @@ def _models_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [entry for entry in folder.iterdir() if entry.suffix == ".safetensors" or (entry / MODEL).is_file()]
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -99,5 +99,30 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dtype", choices=("float32", "float64"), help="of the solver's state (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at once (default: 256)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
-    add("--out", metavar="PATH", help="where to: x.png a grid; x.npz, x.zip or dir/ the images themselves and a grid")
-    return parser.parse_args(list(argv))
+    add("--out", metavar="PATH", help="where to: x.png a grid; x.npz, x.zip or dir/ the images themselves and a grid; "
+        "the same command again goes on where it was cut off")  # fmt: skip
+    add(
+        "--from",
+        dest="from_image",
+        metavar="PNG",
+        help="draw the picture again that sample.py wrote, by its own settings",
+    )
+    add("--animate", action="store_true", help="write the path from noise as a GIF, x_t beside E[x | x_t]")
+    options = parser.parse_args(list(argv))
+    if options.from_image is not None:
+        _refuse_beside_from(parser, options)
+    return options
+
+
+def _refuse_beside_from(parser: Parser, options: argparse.Namespace) -> None:
+    """`--from` takes all settings from the picture.
+
+    Raises:
+        UserError: For an option that would contradict it.
+    """
+    for action in parser._actions:
+        flag = action.option_strings[-1] if action.option_strings else ""
+        if flag in ("--run", "--runs", "--device", "--out", "--from", "-h", "--help"):
+            continue
+        if getattr(options, action.dest, action.default) != action.default:
+            raise UserError(f"{flag}: --from takes it from the picture; accepted beside it: --run, --device, --out")

@@ -55,9 +55,9 @@ def test_the_newest_run_is_drawn_from_with_its_own_settings(here, capsys):
     (written,) = (here / "runs/digits-0001/samples").iterdir()
     assert f"wrote runs/digits-0001/samples/{written.name}" in out
     with Image.open(written) as picture:
-        assert json.loads(picture.text["settings"]) | {"sampler": "ddim", "steps": 3, "seed": 0, "n": 4} == json.loads(
-            picture.text["settings"]
-        )
+        record = json.loads(picture.text["diffusion"])
+        assert record["settings"] | {"sampler": "ddim", "steps": 3} == record["settings"]
+        assert (record["seed"], record["count"]) == (0, 4)
         assert "model.safetensors" in picture.text["model"]
 
 

@@ -31,6 +31,9 @@ ALLOWED = {
     "defaults": Allowed(),
     "broadcasting": Allowed("", THEORY),
     "random": Allowed("", THEORY),
+    "brownian": Allowed("errors random", THEORY),
+    "nearest": Allowed("", THEORY),
+    "tensor_files": Allowed("errors atomic", "torch safetensors"),
     # theory: torch only
     "networks": Allowed("errors", THEORY),
     "schedules": Allowed("errors broadcasting", THEORY),
@@ -39,19 +42,21 @@ ALLOWED = {
     "sde": Allowed("errors broadcasting schedules denoisers", THEORY),
     "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
     "objectives": Allowed("errors broadcasting random schedules denoisers", THEORY),
-    "samplers": Allowed("errors broadcasting random schedules denoisers sde flow", THEORY),
+    "samplers": Allowed(
+        "errors broadcasting random brownian evaluations schedules denoisers sde flow", THEORY
+    ),
     # measuring: knows models, not training
     "likelihood": Allowed(
         "errors defaults broadcasting random schedules denoisers sde flow evaluations samplers",
         THEORY + " scipy sklearn PIL",
     ),
-    "baselines": Allowed("errors broadcasting random likelihood networks", THEORY + " scipy sklearn"),
-    "metrics": Allowed("errors random", THEORY + " numpy scipy"),
+    "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
+    "metrics": Allowed("errors nearest tensor_files", "torch jaxtyping torchvision"),
     "data": Allowed("errors random", THEORY + " numpy PIL sklearn torchvision"),
     "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations", THEORY),
     # running
     "config": Allowed("errors", "yaml"),
-    "runs": Allowed("errors atomic", "torch safetensors"),
+    "runs": Allowed("errors tensor_files", "torch"),
     "checkpoint_files": Allowed("errors", "torch"),
     "devices": Allowed("errors", "torch"),
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
@@ -67,8 +72,12 @@ ALLOWED = {
     "model": Allowed("errors runs checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
+    "sample_record": Allowed("errors", "PIL"),
+    "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
     "draw": Allowed(
-        "errors atomic runs data devices model pictures sample_arguments samplers schedules", "torch numpy tqdm"
+        "errors runs data devices families model pictures sample_arguments sample_files sample_record samplers "
+        "sampling schedules",
+        "torch numpy PIL tqdm",
     ),
     "training": Allowed(
         "errors atomic random runs checkpoint_files config data devices denoisers experiment families likelihood model "
@@ -79,8 +88,8 @@ ALLOWED = {
         "errors config devices draw evaluation experiment model report resume runs sample_arguments training", "tqdm"
     ),
     "commands": Allowed(
-        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood model pictures report runs "
-        "sample_arguments training",
+        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood metrics model pictures report "
+        "runs sample_arguments training",
         "torch rich PIL scipy matplotlib",
     ),
     "__main__": Allowed("cli commands"),

@@ -68,13 +68,7 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
     model = load(source, device)
     if model.facts.levels is None:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
-    return Subject(name, home, model, file_digest(source))
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Subject(name, home, model, runs.file_digest(source))
 
 
 def load_images_of(subject: Subject) -> ImageData:

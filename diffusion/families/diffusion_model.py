@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from .. import pictures
+from .. import pictures, samplers
 from ..config import Config, EvaluationConfig
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
@@ -19,7 +19,7 @@ from ..evaluations import EvaluationCount, count_evaluations
 from ..experiment import Data, DataFacts
 from ..likelihood import Estimate, measure
 from ..samplers import ODE
-from ..sampling import sample
+from ..sampling import labels_for, sample
 from .trained_model import Tell, TrainedModel
 
 PATH_IMAGES, PATH_TIMES = 6, 12
@@ -71,6 +71,14 @@ class DiffusionModel(TrainedModel):
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **given}
 
+    def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Also the sampler's own fields, the grid, the label and the guidance."""
+        plain = ("sampler", "steps", "grid", "label", "guidance", "dtype")
+        options = {key: value for key, value in settings.items() if key not in plain}
+        sampler = samplers.build(settings["sampler"], **options)
+        defaults = {"eta": 0.0, "grid": "log-snr", "label": None, "guidance": 1.0}
+        return {**defaults, **vars(sampler), **{key: value for key, value in settings.items() if value is not None}}
+
     def counted(self) -> AbstractContextManager[EvaluationCount]:
         """Count the rows that the network sees."""
         return count_evaluations(self.denoiser)
@@ -105,6 +113,18 @@ class DiffusionModel(TrainedModel):
 
     def denoising_path(self, seed: int) -> Image.Image:
         """A picture of x_t and E[x | x_t] along the probability-flow ODE, from noise to data."""
+        return pictures.path_picture(
+            *self.trajectory(PATH_IMAGES, seed, sampler=ODE(tolerance=1e-3), steps=PATH_TIMES, eta=None)
+        )
+
+    def trajectory(self, n: int, seed: int = 0, **options: Any) -> tuple[list[Tensor], list[float], list[Tensor]]:
+        """The path of n samples, drawn together: the states after each step, their times, and E[x | x_t] there.
+
+        Args:
+            n: The number of samples.
+            seed: The seed.
+            options: As `diffusion.sample`.
+        """
         states: list[Tensor] = []
         times: list[float] = []
 
@@ -112,10 +132,13 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
-        sample(self.denoiser, PATH_IMAGES, ODE(tolerance=1e-3), steps=PATH_TIMES, seed=seed, callback=keep)
+        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, **options)
+        label = options.get("label")
         with torch.no_grad():
             x_hats = [
-                x if t == 0 else self.denoiser(x, torch.tensor(t, dtype=torch.float64))
+                x
+                if t == 0
+                else self.denoiser(x, torch.tensor(t, dtype=torch.float64), labels_for(self.denoiser, label, n))
                 for x, t in zip(states, times, strict=True)
             ]
-        return pictures.path_picture(states, times, x_hats)
+        return states, times, x_hats

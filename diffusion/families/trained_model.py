@@ -87,6 +87,10 @@ class TrainedModel(ABC):
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All the options of a draw: those `given`, and the run's own for the rest; the one to show comes first."""
 
+    def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What `settings` amount to, with all that they leave to defaults, for a reader of the samples."""
+        return dict(settings)
+
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """Those of the run, without what is fitted only after training."""
         return self.sampling_settings({})

@@ -1,0 +1,93 @@
+"""What a sample carries: a record, in the metadata of its PNG, of all that is needed to draw it again.
+
+The same seed and index give the same noise whatever the batch; the pixels are equal to the bit where the batch has the
+same shape too (matrix products differ in the last bits between batch sizes), so the record holds the batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import UserError
+
+KEY = "diffusion"
+_MOST_PIXELS = 2**27
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """How the samples of a picture were drawn.
+
+    Args:
+        model: The model: a file, or `pretrained:NAME`.
+        weights: The SHA-256 of the model's file.
+        data: The name of the data set that it was trained on.
+        seed: The seed.
+        settings: The options of the draw, as given to `model.sample`, as plain values.
+        shown: The effective settings by name, for the reader: also those that a sampler has by default.
+        device: Where it was drawn: `cpu`, or the name of the GPU.
+        torch: The version of torch.
+        index: The index of a single sample; None for a grid of samples.
+        batches: [first, stop) of each batch that the samples of the picture were drawn in.
+        count: The number of samples in the picture.
+    """
+
+    model: str
+    weights: str
+    data: str
+    seed: int
+    settings: Mapping[str, Any]
+    shown: Mapping[str, Any]
+    device: str
+    torch: str
+    index: int | None = None
+    batches: tuple[tuple[int, int], ...] = ()
+    count: int = 1
+
+    def one(self, index: int, batch: tuple[int, int]) -> SampleRecord:
+        """The record of a single sample that was drawn in a batch."""
+        return replace(self, index=index, batches=(batch,), count=1)
+
+    def to_text(self) -> dict[str, str]:
+        """As text entries of a PNG: one a setting, for the reader, and the whole under the key `diffusion`."""
+        settings = {name: value if isinstance(value, str) else json.dumps(value, default=repr) for name, value in self.shown.items()}
+        index = {} if self.index is None else {"index": str(self.index)}
+        facts = {"model": self.model, "weights": self.weights, "data": self.data, "seed": str(self.seed), **index}
+        return {**settings, **facts, KEY: json.dumps(asdict(self), default=repr)}
+
+    @classmethod
+    def read(cls, path: str | Path) -> SampleRecord:
+        """The record in a PNG.
+
+        Raises:
+            UserError: For a file that is not there, is no picture, or carries no record.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"--from: there is no file '{path}'; accepted: a PNG that sample.py wrote")
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise UserError(f"--from: {path} has more than {_MOST_PIXELS:,} pixels and is refused")
+                text = getattr(image, "text", {})
+        except UserError:
+            raise
+        except Exception as error:  # PIL fails in many ways on what is no PNG
+            raise UserError(f"--from: {path} cannot be read as a PNG ({error})") from error
+        if KEY not in text:
+            raise UserError(f"--from: {path} does not say how it was drawn; accepted: a PNG that sample.py wrote")
+        try:
+            values = json.loads(text[KEY])
+            values["batches"] = tuple((int(first), int(stop)) for first, stop in values["batches"])
+            record = cls(**values)
+            assert all(isinstance(part, Mapping) for part in (record.settings, record.shown))
+            assert all(0 <= first < stop for first, stop in record.batches)
+            assert 0 < record.count <= sum(stop - first for first, stop in record.batches)
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise UserError(f"--from: the record in {path} is damaged, or of another version") from error
+        return record

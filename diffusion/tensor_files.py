@@ -1,0 +1,78 @@
+"""Tensors with text beside them as one safetensors file: it cannot run code, and no flipped bit passes.
+
+The format has no checksum of its own, so a SHA-256 over every name, type, shape, value and metadata entry is stored in
+the metadata and verified on reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from . import atomic
+from .errors import UserError
+
+_DIGEST = "sha256"
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, of any shape, type and device, and text entries, atomically.
+
+    Raises:
+        UserError: A tensor is not finite; nothing is written.
+    """
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: not written, the weight '{name}' is not finite.")
+    atomic.write_bytes(path, save(plain, {**metadata, _DIGEST: digest(plain, metadata)}))
+
+
+def read(path: str | Path, kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `write` and verify its checksum.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: "model", ...
+        key: The metadata entry that a file of this kind has.
+
+    Returns:
+        The tensors (on the CPU) and the metadata.
+
+    Raises:
+        UserError: The file is missing, no safetensors file, not of this kind, cut short, or changed since.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such {kind} file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or cut short or corrupt ({error}).") from error
+    stored = metadata.pop(_DIGEST, None)
+    if stored is None or key not in metadata:
+        what = "configuration" if key == "config" else f"'{key}'"
+        raise UserError(f"{path}: holds no {what} and checksum; a {kind} file of this package is accepted.")
+    if stored != digest(tensors, metadata):
+        raise UserError(f"{path}: corrupt, its content does not match its checksum; copy or fetch it again.")
+    return tensors, metadata
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of tensors on the CPU (names, types, shapes, values) and text entries."""
+    found = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
