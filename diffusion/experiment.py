@@ -102,7 +102,7 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     if name == "unet":
         return UNet(facts.shape[0], num_classes=classes, image_size=max(facts.shape[1:]), **options)
     if name == "dit":
-        return DiT(facts.shape[0], num_classes=classes, **options)
+        return DiT(facts.shape[0], num_classes=classes, image_size=max(facts.shape[1:]), **options)
     return MLP(facts.shape[0], num_classes=classes, **options)
 
 
@@ -187,8 +187,14 @@ def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentIma
 
 
 def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
-    """The training loss of a configuration on the path of a denoiser."""
+    """The training loss of a configuration on the path of a denoiser.
+
+    Raises:
+        UserError: For a weighting or a distribution of times that leaves a learned schedule nothing to learn.
+    """
     options = config.objective
+    if denoiser.schedule.is_learned and options.time != "uniform":
+        raise UserError(f"objective.time: found '{options.time}'; schedule.name 'learned' takes uniform")
     gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
     return Objective(
         weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma),

@@ -51,10 +51,13 @@ class ScheduleConfig(Section):
             "ve": {"sigma_min": 0.01, "sigma_max": 50.0},
             "edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
             "ddpm": {"steps": 1000, "betas": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+            "learned": {"log_snr_min": -10.0, "log_snr_max": 14.0, "segments": 32},
         }
     }
 
-    name: Literal["vp", "cosine", "subvp", "ve", "edm", "rectified", "ddpm"] = option("cosine", "the kind of schedule")
+    name: Literal["vp", "cosine", "subvp", "ve", "edm", "rectified", "ddpm", "learned"] = option(
+        "cosine", "the kind of schedule; learned: for the least variance of the loss (VDM)"
+    )
     beta_min: float | None = option(None, "rate of noise at t = 0", above=0)
     beta_max: float | None = option(None, "rate of noise at t = 1", above=0)
     log_snr_min: float | None = option(None, "log(alpha^2 / sigma^2) at the noisy end")
@@ -66,6 +69,7 @@ class ScheduleConfig(Section):
     betas: Literal["linear", "cosine"] | None = option(None, "how the betas grow")
     beta_start: float | None = option(None, "first beta of linear", above=0, below=1)
     beta_end: float | None = option(None, "last beta of linear", above=0, below=1)
+    segments: int | None = option(None, "pieces of the learned density of the noise levels", at_least=1)
 
     def check(self) -> None:
         pairs = (
@@ -96,6 +100,7 @@ class NetworkConfig(Section):
                 "dropout": 0.1,
                 "fourier_features": (),
                 "noise_embedding": "sinusoidal",
+                "attention_scale": "constant",
             },
             "dit": {
                 "patch_size": 2,
@@ -104,6 +109,7 @@ class NetworkConfig(Section):
                 "heads": 6,
                 "mlp_ratio": 4,
                 "noise_embedding": "sinusoidal",
+                "attention_scale": "constant",
             },
             "mlp": {"width": 256, "depth": 4, "dropout": 0.0, "noise_embedding": "sinusoidal"},
         }
@@ -131,6 +137,9 @@ class NetworkConfig(Section):
     heads: int | None = option(None, "number of attention heads", at_least=1)
     mlp_ratio: int | None = option(None, "hidden width of a block in multiples of width", at_least=1)
     noise_embedding: Literal["sinusoidal", "fourier"] | None = option(None, "features of the noise level")
+    attention_scale: Literal["constant", "entropy_invariant"] | None = option(
+        None, "entropy_invariant: follow the number of tokens, for sampling at other sizes than that of training"
+    )
 
     def check(self) -> None:
         if self.base_channels is not None and self.base_channels % 2:

@@ -84,3 +84,12 @@ for _tag, _pattern in {"null": NULL, "bool": BOOL, "int": INT, "float": FLOAT}.i
     # None: whatever the first character of the text
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), None)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Text with a line break of any kind in double quotes: PyYAML folds it wrongly beside blanks in single ones."""
+    style = '"' if value.splitlines() not in ([], [value]) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

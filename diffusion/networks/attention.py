@@ -1,18 +1,36 @@
 """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V for each head, of width d (Vaswani et al. 2017, eq. 1).
 
+Over more tokens than it was trained on, the softmax spreads. With the scale log n / (log n_train sqrt(d)) in place of
+1 / sqrt(d) the entropy of the attention stays about the same at any number n of tokens (Chiang & Cholak 2022, arXiv
+2202.12172, sec. 5.3), so that a network trained at one image size can be used at another; at n = n_train nothing
+changes.
+
 It runs through `scaled_dot_product_attention`, whose fused kernels can be differentiated once. Whoever needs second
 derivatives chooses the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
+from diffusion.errors import UserError, choose
 from diffusion.networks.layers import check_at_least, glorot, group_norm, zero
+
+SCALES = ("constant", "entropy_invariant")
+
+
+def entropy_invariant(name: str) -> bool:
+    """Whether the scale of this name is that of constant entropy.
+
+    Raises:
+        UserError: For a name that is none of `SCALES`.
+    """
+    return choose("attention_scale", name, SCALES) == "entropy_invariant"
 
 
 class TokenAttention(nn.Module):
@@ -21,12 +39,14 @@ class TokenAttention(nn.Module):
     Args:
         channels: Width C of a token.
         heads: Number of heads; must divide `channels`.
+        train_tokens: Number of tokens n_train for which the scale is 1 / sqrt(d), where it shall follow their number;
+            None: the scale is constant.
 
     Raises:
         UserError: `heads` is not a divisor of `channels`.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
         super().__init__()
         check_at_least(1, heads=heads)
         if channels % heads:
@@ -34,6 +54,7 @@ class TokenAttention(nn.Module):
                 f"heads: {heads} does not divide the {channels} channels; accepted: divisors of {channels}."
             )
         self.heads = heads
+        self.train_tokens = train_tokens
         self.qkv = glorot(nn.Linear(channels, 3 * channels))
         # Three square maps in one product: each is drawn with its own fans.
         for weight in self.qkv.weight.detach().chunk(3):
@@ -43,8 +64,14 @@ class TokenAttention(nn.Module):
     def forward(self, tokens: Float[Tensor, " b n c"]) -> Float[Tensor, " b n c"]:
         """Mix tokens (B, N, C)."""
         q, k, v = rearrange(self.qkv(tokens), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale(tokens.shape[1], q.shape[-1]))
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+    def scale(self, tokens: int, width: int) -> float | None:
+        """What products of queries and keys of a width are multiplied by, among some tokens; None: 1 / sqrt(d)."""
+        if self.train_tokens is None:
+            return None
+        return math.log(max(tokens, 2)) / math.log(max(self.train_tokens, 2)) / math.sqrt(width)
 
 
 class FeatureMapAttention(nn.Module):
@@ -53,12 +80,13 @@ class FeatureMapAttention(nn.Module):
     Args:
         channels: Number of channels C.
         heads: Number of heads; must divide `channels`.
+        train_tokens: As `TokenAttention`.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.attention = TokenAttention(channels, heads)
+        self.attention = TokenAttention(channels, heads, train_tokens)
         zero(self.attention.out)
 
     def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:

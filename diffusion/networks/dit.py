@@ -7,6 +7,8 @@ the identity. Positions are sines and cosines of row and column.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -14,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
-from diffusion.networks.attention import TokenAttention
+from diffusion.networks.attention import TokenAttention, entropy_invariant
 from diffusion.networks.embeddings import Conditioning, sinusoids
 from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, zero
 
@@ -43,11 +45,12 @@ class DiTBlock(nn.Module):
         width: Width of a token.
         heads: Number of attention heads.
         hidden: Width of the hidden layer of the perceptron.
+        train_tokens: As `TokenAttention`.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, train_tokens: int | None = None) -> None:
         super().__init__()
-        self.attention = TokenAttention(width, heads)
+        self.attention = TokenAttention(width, heads, train_tokens)
         self.dense_1 = glorot(nn.Linear(width, hidden))
         self.dense_2 = glorot(nn.Linear(hidden, width))
         self.modulation = zero(nn.Linear(width, 6 * width))
@@ -75,6 +78,8 @@ class DiT(nn.Module):
         mlp_ratio: Hidden width of the perceptrons as a multiple of `width`.
         num_classes: Number of classes, 0 for none.
         noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
+        attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
+        image_size: Height of the (square) images of training.
 
     Raises:
         UserError: An argument is out of range, or `heads` does not divide `width`.
@@ -90,6 +95,8 @@ class DiT(nn.Module):
         mlp_ratio: int = 4,
         num_classes: int = 0,
         noise_embedding: str = "sinusoidal",
+        attention_scale: str = "constant",
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth, mlp_ratio=mlp_ratio)
@@ -103,7 +110,8 @@ class DiT(nn.Module):
             if name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
         self.dense_in = glorot(nn.Linear(in_channels * patch_size**2, width))
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width) for _ in range(depth))
+        train_tokens = math.ceil(image_size / patch_size) ** 2 if entropy_invariant(attention_scale) else None
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, train_tokens) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
         self.dense_out = zero(nn.Linear(width, in_channels * patch_size**2))
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion.errors import UserError
-from diffusion.networks.attention import FeatureMapAttention
+from diffusion.networks.attention import FeatureMapAttention, entropy_invariant
 from diffusion.networks.embeddings import Conditioning
 from diffusion.networks.layers import (
     check_at_least,
@@ -33,10 +33,12 @@ from diffusion.networks.residual import Downsample, ResidualBlock, Upsample, con
 class _Block(nn.Module):
     """A residual block, and attention behind it if `heads` > 0."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, heads: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float, heads: int, tokens: int | None
+    ) -> None:
         super().__init__()
         self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout)
-        self.attention = FeatureMapAttention(out_channels, heads) if heads else nn.Identity()
+        self.attention = FeatureMapAttention(out_channels, heads, tokens) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.residual(x, embedding))
@@ -99,6 +101,7 @@ class UNet(nn.Module):
             Kingma et al. 2021, arXiv 2107.00630), which shows the network the fine detail that likelihood rests on:
             (6, 7) for 256 levels on [-1, 1], (2, 3) for 17.
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
+        attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is the height of no level, or `head_channels`
@@ -118,6 +121,7 @@ class UNet(nn.Module):
         head_channels: int | None = None,
         fourier_features: Sequence[int] = (),
         noise_embedding: str = "sinusoidal",
+        attention_scale: str = "constant",
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=image_size)
@@ -131,14 +135,16 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         self.multiple = 2 ** (len(multipliers) - 1)
         self.fourier_features = tuple(fourier_features)
-        has_attention = _levels_with_attention(attention, image_size, len(multipliers))
+        heights = _heights(image_size, len(multipliers))
+        has_attention = _levels_with_attention(attention, image_size, heights)
+        follow = entropy_invariant(attention_scale)
 
         embedding = 4 * base_channels
         self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
 
-        def block(channels: int, width: int, attention: bool) -> _Block:
+        def block(channels: int, width: int, height: int, attention: bool) -> _Block:
             heads = _number_of_heads(width, head_channels) if attention else 0
-            return _Block(channels, width, embedding, dropout, heads)
+            return _Block(channels, width, embedding, dropout, heads, height**2 if follow else None)
 
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels
@@ -150,18 +156,18 @@ class UNet(nn.Module):
             inputs = [channels] + [width] * (blocks - 1)
             skips += ([channels] if level > 0 else []) + [width] * blocks
             downsample = Downsample(channels) if level > 0 else None
-            down.append(_Down(downsample, [block(c, width, has_attention[level]) for c in inputs]))
+            down.append(_Down(downsample, [block(c, width, heights[level], has_attention[level]) for c in inputs]))
             channels = width
         self.down = nn.ModuleList(down)
 
-        self.middle_1 = block(channels, channels, attention=True)
-        self.middle_2 = block(channels, channels, attention=False)
+        self.middle_1 = block(channels, channels, heights[-1], attention=True)
+        self.middle_2 = block(channels, channels, heights[-1], attention=False)
 
         up = []
         for level, width in reversed(list(enumerate(widths))):
             inputs = [c + skips.pop() for c in [channels] + [width] * blocks]
             upsample = Upsample(channels) if level < len(widths) - 1 else None
-            up.append(_Up(upsample, [block(c, width, has_attention[level]) for c in inputs]))
+            up.append(_Up(upsample, [block(c, width, heights[level], has_attention[level]) for c in inputs]))
             channels = width
         self.up = nn.ModuleList(up)
 
@@ -198,15 +204,19 @@ class UNet(nn.Module):
         return crop_like(self.conv_out(F.silu(self.norm_out(h))), x)
 
 
-def _levels_with_attention(attention: Sequence[int], image_size: int, levels: int) -> list[bool]:
-    """Whether the feature maps of each level have one of the heights in `attention`."""
+def _heights(image_size: int, levels: int) -> list[int]:
+    """The heights of the feature maps of each level, from full resolution down."""
     multiple = 2 ** (levels - 1)
-    heights = [(math.ceil(image_size / multiple) * multiple) >> level for level in range(levels)]
+    return [(math.ceil(image_size / multiple) * multiple) >> level for level in range(levels)]
+
+
+def _levels_with_attention(attention: Sequence[int], image_size: int, heights: Sequence[int]) -> list[bool]:
+    """Whether the feature maps of each level have one of the heights in `attention`."""
     for height in attention:
         if height not in heights:
             raise UserError(
-                f"attention: no feature map has height {height}; with image_size {image_size} and {levels} levels "
-                f"the heights are {', '.join(map(str, heights))}."
+                f"attention: no feature map has height {height}; with image_size {image_size} and {len(heights)} "
+                f"levels the heights are {', '.join(map(str, heights))}."
             )
     return [height in attention for height in heights]
 

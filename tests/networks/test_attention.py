@@ -63,3 +63,30 @@ def test_memory_format_changes_nothing(waken):
 def test_heads_must_divide():
     with pytest.raises(UserError, match="heads: 3 does not divide the 8 channels"):
         TokenAttention(8, 3)
+
+
+def test_the_scale_that_follows_the_tokens_is_the_constant_one_at_their_number_in_training(waken):
+    plain = waken(TokenAttention(8, 2)).double()
+    following = TokenAttention(8, 2, train_tokens=16).double()
+    following.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 16, 8, dtype=torch.float64)
+    torch.testing.assert_close(following(x), plain(x), rtol=1e-12, atol=1e-12)
+    assert following.scale(64, 4) == pytest.approx(math.log(64) / math.log(16) / 2.0)
+    assert following.scale(1, 4) is not None
+    assert not torch.allclose(following(torch.cat((x, x), 1)), plain(torch.cat((x, x), 1)))
+
+
+def test_the_entropy_of_attention_stays_about_the_same():
+    """Random queries and keys: with a constant scale the entropy grows with the number of tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def entropy(tokens, layer):
+        q, k = (2.0 * torch.randn(400, tokens, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+        scale = layer.scale(tokens, 16) or 16**-0.5
+        p = torch.softmax(scale * q[:, :1] @ k.transpose(1, 2), dim=-1)
+        return float(torch.special.entr(p).sum(-1).mean())
+
+    constant, following = TokenAttention(16, 1), TokenAttention(16, 1, train_tokens=64)
+    change = {name: abs(entropy(1024, layer) - entropy(64, layer)) for name, layer in
+              {"constant": constant, "following": following}.items()}  # fmt: skip
+    assert change["following"] < 0.2 * change["constant"], change
