@@ -30,18 +30,19 @@ from diffusion.config.files import KEYS, SECTIONS
 from diffusion.config.run_sections import takers_of
 from diffusion.config.values import Section, types_of, within
 from diffusion.networks import MLP, DiT, UNet
-from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, SubVP, time_grids
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, SubVP, time_grids
 
 ROOT = Path(__file__).parents[1]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TRICKY = st.sampled_from(
-    ["", "null", "~", "true", "off", "1e-4", "1_000", "0x1", "a: b", "# no", "- x", " x ", "2024-01-01"]
+    ["", "null", "~", "true", "off", "1e-4", "1_000", "0x1", "a: b", "# no", "- x", " x ", "2024-01-01", "\x85  ", " a\u2028 b"]
 )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["digits", "mnist", "cifar", "toy", *(f"{f}-{d}" for f in ("vae", "eae") for d in ("digits", "mnist", "cifar"))],
+    ["digits", "mnist", "cifar", "toy", "vdm-digits", "vdm-mnist"]
+    + [f"{f}-{d}" for f in ("vae", "eae") for d in ("digits", "mnist", "cifar")],
 )
 def test_shipped_config_survives_text_and_differs_from_the_defaults(name):
     config = load_config(name)
@@ -137,6 +138,7 @@ def defaults_of(cls: type, names: Any) -> dict[str, Any]:
         ("ve", VE),
         ("edm", EDM),
         ("ddpm", DDPM),
+        ("learned", Learned),
     ],
 )
 def test_schedule_options_are_the_arguments_of_the_schedule(name, cls):

@@ -15,8 +15,8 @@ REFUSED = {
     "trainer.stps=5": "unknown key 'trainer.stps' on the command line. Did you mean 'trainer.steps'?",
     "lr=1": "unknown key 'lr' on the command line. Did you mean 'optimizer.lr'?",
     "trainer=5": "'trainer' on the command line is a section; give one of its keys, e.g. trainer.steps.",
-    "schedule.name=cosin": "schedule.name: found 'cosin'; must be one of vp, cosine, subvp, ve, edm, rectified, ddpm. "
-    "Did you mean 'cosine'?",
+    "schedule.name=cosin": "schedule.name: found 'cosin'; must be one of vp, cosine, subvp, ve, edm, rectified, ddpm, "
+    "learned. Did you mean 'cosine'?",
     "trainer.steps=0": "trainer.steps: found 0; must be at least 1",
     "trainer.steps=1.5": "trainer.steps: found 1.5; must be an integer at least 1",
     "trainer.steps=true": "trainer.steps: found true; must be an integer at least 1",
@@ -98,7 +98,7 @@ REFUSED_ARGUMENTS = {
         "--config",
         "cifr",
     ): "configuration 'cifr': not found; available: cifar, digits, eae-cifar, eae-digits, eae-mnist, mnist, toy, "
-    "vae-cifar, vae-digits, vae-mnist. Did you mean 'cifar'?",
+    "vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
     ("--config", "/"): "configuration '/': is a folder; available: ",
     ("--config",): "--config: needs a value",
     ("--config", "toy", "--config", "cifar"): "--config: given twice, toy and cifar",

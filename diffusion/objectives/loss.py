@@ -4,6 +4,15 @@
 
 is unbiased for the integral of w(lambda) E||eps - eps_hat||^2 / D whatever p (see `weightings`). The error of the noise
 is exp(lambda / 2) times the error of the datum, so that the loss is the same for every prediction of the network.
+
+Where the schedule is learned, its density p of the uniform times is trained for the least variance of the loss, whose
+mean does not depend on it (VDM, Kingma et al. 2021, arXiv 2107.00630, app. I.2): for the least second moment, the
+integral of (w e)^2 / p d lambda with e the error above. At a given log-SNR neither w nor e depends on the schedule, so
+
+    grad E[loss^2] = - E[loss^2 grad log p(lambda)]
+
+which the losses give as they are: in place of VDM's gradient through x_t, the noise level and the whole network, in the
+same single backward pass, and with nothing that could mix with the network's own gradient.
 """
 
 from __future__ import annotations
@@ -28,11 +37,14 @@ class Losses:
         weighted: The training loss, w / p ||eps - eps_hat||^2 / D.
         eps_error: ||eps - eps_hat||^2 / D, unweighted.
         log_snr: The log-SNR at which each was measured.
+        schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2; to be added to
+            `weighted` in training. Without gradient where the schedule is fixed.
     """
 
     weighted: Tensor
     eps_error: Tensor
     log_snr: Tensor
+    schedule: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ class Objective:
         t = schedule.inverse_log_snr(log_snr)
         x_hat = denoiser(diffuse(schedule, x, t, eps), t, cond)
         datum_error = (x_hat - x).flatten(1).pow(2).mean(1)
-        importance = self.weighting(log_snr) / self.times.density(schedule, log_snr)
+        density = self.times.density(schedule, log_snr)
         eps_error = torch.exp(log_snr) * datum_error
-        return Losses((importance * eps_error).to(x.dtype), eps_error.detach().to(x.dtype), log_snr)
+        weighted = self.weighting(log_snr) / density.detach() * eps_error
+        # the gradient of density.detach() / density is that of -log density
+        for_schedule = weighted.detach() ** 2 * (density.detach() / density - 1.0)
+        return Losses(weighted.to(x.dtype), eps_error.detach().to(x.dtype), log_snr, for_schedule)

@@ -16,7 +16,6 @@ from .. import random
 from ..errors import UserError, choose
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
-from .weightings import uniform_time_density
 
 NAMES = ("uniform", "log-snr", "log-normal", "logit-normal")
 
@@ -41,7 +40,7 @@ class UniformTime(TimeDistribution):
         return schedule.log_snr(schedule.t_min + (schedule.t_max - schedule.t_min) * u)
 
     def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
-        return uniform_time_density(schedule, log_snr)
+        return schedule.time_density(log_snr)
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import choose
+from ..errors import UserError, choose
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
 
 NAMES = ("simple", "elbo", "likelihood", "min-snr", "edm")
+BOUND = ("elbo", "likelihood")  # the variational bound by two names
 
 Weighting = Callable[[Tensor], Tensor]
-
-
-def uniform_time_density(schedule: Schedule, log_snr: Tensor) -> Tensor:
-    """The density of lambda_t over log-SNR for t uniform in [t_min, t_max]: 1 / ((t_max - t_min) |d lambda / dt|)."""
-    t = schedule.inverse_log_snr(log_snr)
-    return -1.0 / ((schedule.t_max - schedule.t_min) * schedule.d_log_snr(t))
 
 
 def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_gamma: float = 5.0) -> Weighting:
@@ -46,17 +41,20 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
         min_snr_gamma: The cap (min-snr).
 
     Raises:
-        UserError: For an unknown name.
+        UserError: For an unknown name; for a learned schedule and another weighting than the bound's, whose value does
+            not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
+    if schedule.is_learned and name not in BOUND:
+        raise UserError(f"objective.weighting: found '{name}'; a learned schedule takes {' or '.join(BOUND)}")
 
     def unnormalised(log_snr: Tensor) -> Tensor:
-        if name in ("elbo", "likelihood"):
+        if name in BOUND:
             return torch.ones_like(log_snr)
         if name == "edm":
             # ln(sigma) ~ N(-1.2, 1.2^2) and (sigma^2 + sigma_data^2) / sigma_data^2 on the noise's error
             return torch.exp(-0.5 * ((log_snr - 2.4) / 2.4) ** 2) * (torch.exp(-log_snr) / sigma_data**2 + 1.0)
-        density = uniform_time_density(schedule, log_snr)
+        density = schedule.time_density(log_snr)
         if name == "min-snr":
             return density * (min_snr_gamma * torch.exp(-log_snr)).clamp(max=1.0)
         return density

@@ -2,6 +2,7 @@
 
 from .continuous import EDM, VE, VP, Cosine, Rectified, SubVP
 from .discrete import DDPM
+from .learned import Learned
 from .schedule import Schedule
 from .time_grids import time_grid
 
@@ -14,6 +15,7 @@ BY_NAME: dict[str, type[Schedule]] = {
     "edm": EDM,
     "rectified": Rectified,
     "ddpm": DDPM,
+    "learned": Learned,
 }
 
-__all__ = ["BY_NAME", "DDPM", "EDM", "VE", "VP", "Cosine", "Rectified", "Schedule", "SubVP", "time_grid"]
+__all__ = ["BY_NAME", "DDPM", "EDM", "VE", "VP", "Cosine", "Learned", "Rectified", "Schedule", "SubVP", "time_grid"]

@@ -109,7 +109,7 @@ class Cosine(Schedule):
     log_snr_min: float = -10.0
 
     def __post_init__(self):
-        _require_ends(self.log_snr_min, self.log_snr_max)
+        require_ends(self.log_snr_min, self.log_snr_max)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = 0.5 * math.pi * t
@@ -150,7 +150,7 @@ class Rectified(Schedule):
     log_snr_min: float = -14.0
 
     def __post_init__(self):
-        _require_ends(self.log_snr_min, self.log_snr_max)
+        require_ends(self.log_snr_min, self.log_snr_max)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1.0 - t, t
@@ -269,5 +269,6 @@ def _require_sigmas(low: float, high: float) -> None:
     _require(0 < low < high, f"schedule.sigma_min, sigma_max: found {low}, {high}; needs 0 < sigma_min < sigma_max")
 
 
-def _require_ends(low: float, high: float) -> None:
+def require_ends(low: float, high: float) -> None:
+    """Refuse ends in log-SNR that are not in order."""
     _require(low < high, f"schedule.log_snr_min, log_snr_max: found {low}, {high}; needs log_snr_min < log_snr_max")

@@ -13,6 +13,7 @@ sigma_t = alpha_t exp(-lambda_t / 2), f = d log alpha / dt and g^2 = -sigma^2 d 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,12 @@ class Schedule(ABC):
 
     A concrete schedule is a frozen dataclass with the numbers of its formula, and the ends of the path: the formula may
     be singular at t = 0 or t = 1 (lambda = +-infinity), so training and solvers stay within [t_min, t_max].
+
+    Attributes:
+        is_learned: Whether it has parameters that are trained with the network; it is then an `nn.Module`, too.
     """
+
+    is_learned: ClassVar[bool] = False
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -65,6 +71,13 @@ class Schedule(ABC):
         alpha, sigma = self(t)
         f = self.d_log_alpha(t)
         return alpha * f, sigma * (f - 0.5 * self.d_log_snr(t))
+
+    def time_density(self, log_snr: Tensor) -> Tensor:
+        """The density of lambda_t over log-SNR for t uniform in [t_min, t_max]: 1 / ((t_max - t_min) |d lambda / dt|).
+
+        Of a learned schedule it carries a gradient to the parameters.
+        """
+        return -1.0 / ((self.t_max - self.t_min) * self.d_log_snr(self.inverse_log_snr(log_snr)))
 
     @property
     def prior_std(self) -> float:

@@ -8,6 +8,7 @@ where beta is 1 and no bits are free. Those of an EAE are in squared units of [-
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -146,4 +147,9 @@ class EAEModule(ModelModule):
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit the statistics of the code, the mixture and the declared density to the training images."""
         assert data.images is not None
-        self.autoencoder.to(device).fit_after_training(data.images.train.to(device), self.config.seed)
+        images = data.images.train.to(device)
+        self.autoencoder.to(device).fit_after_training(images, self.config.seed, tell=_tell)
+
+
+def _tell(what: str) -> None:
+    print(f"after training, fitting {what}", file=sys.stderr, flush=True)

@@ -25,6 +25,9 @@ from .model_module import ModelModule
 VALIDATION_DRAWS = 8
 VALIDATION_BINS = 12
 _VALIDATION_SEED = 0x5EED
+# Of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the whole
+# gradient, which is clipped, is the network's.
+SCHEDULE_SCALE = 1e-3
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -83,9 +86,10 @@ class DenoiserModule(ModelModule):
         u = draw_u(seed, step, positions, self.config.trainer.batch_size, self.config.objective.stratified)
         eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
         labels = self.labels(batch, step, self.config.denoiser.label_dropout)
-        loss = self.objective(self.denoiser, x, u, eps, labels).weighted.mean()
+        losses = self.objective(self.denoiser, x, u, eps, labels)
+        loss = losses.weighted.mean()
         self.log("train/loss", loss, sync_dist=True, batch_size=len(x))
-        return loss
+        return loss + SCHEDULE_SCALE * losses.schedule.mean()
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros_like(self._sums, device=self.device)

@@ -88,6 +88,41 @@ class WandbMirror(WandbLogger):
         """Log a table, from `columns` and `data` or from `dataframe`."""
         self._attempt(super().log_table, key, *args, **kwargs)
 
+    def log_bars(self, key: str, bars: Mapping[str, float], value: str) -> None:
+        """Log one of W&B's own bar charts: the length of each bar by its name.
+
+        Args:
+            key: The chart's key, and its title.
+            bars: The values by name.
+            value: What they are.
+        """
+
+        def log() -> None:
+            import wandb
+
+            table = wandb.Table(columns=["name", value], data=[list(bar) for bar in bars.items()])
+            self.experiment.log({key: wandb.plot.bar(table, "name", value, title=key)})
+
+        self._attempt(log)
+
+    def log_lines(self, key: str, lines: Mapping[str, tuple[list[float], list[float]]], x_name: str) -> None:
+        """Log one of W&B's own line charts.
+
+        Args:
+            key: The chart's key, and its title.
+            lines: The x and y of each line by name.
+            x_name: What x is.
+        """
+
+        def log() -> None:
+            import wandb
+
+            xs, ys = ([list(line[i]) for line in lines.values()] for i in (0, 1))
+            chart = wandb.plot.line_series(xs=xs, ys=ys, keys=list(lines), title=key, xname=x_name)
+            self.experiment.log({key: chart})
+
+        self._attempt(log)
+
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Set entries of the run table, e.g. `eval/bits_per_dim`."""
         self._attempt(lambda: self.experiment.summary.update(dict(values)))

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffusion.errors import UserError
 from diffusion.objectives import weighting
-from diffusion.objectives.weightings import NAMES, uniform_time_density
+from diffusion.objectives.weightings import NAMES
 from diffusion.schedules.schedule import log_snr_ends
 
 SCHEDULES = pytest.mark.parametrize("schedule", laws.SCHEDULES, ids=laws.name)
+FIXED_SCHEDULES = pytest.mark.parametrize("schedule", laws.FIXED_SCHEDULES, ids=laws.name)
 
 # Functions of log-SNR that tell weightings apart, in place of the error of a network.
 ERRORS = [torch.sigmoid, lambda log_snr: torch.exp(-(((log_snr - 3.0) / 4.0) ** 2))]
@@ -35,13 +36,13 @@ def weighed(name, schedule, error, **options) -> float:
     return float((weighting(name, schedule, **options)(log_snr) * error(log_snr)).mean()) * (high - low)
 
 
-@SCHEDULES
+@FIXED_SCHEDULES
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weighting_integrates_to_one_over_the_path(name, schedule):
     assert weighed(name, schedule, torch.ones_like) == pytest.approx(1.0, abs=1e-3)
 
 
-@SCHEDULES
+@FIXED_SCHEDULES
 def test_simple_is_the_noise_error_at_uniform_times(schedule):
     t, dt = intervals(schedule)
     for error in ERRORS:
@@ -63,7 +64,7 @@ def test_likelihood_is_the_score_error_times_g_squared(schedule):
         assert weighed("elbo", schedule, error) == pytest.approx(expected, rel=2e-3)
 
 
-@SCHEDULES
+@FIXED_SCHEDULES
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 def test_min_snr_caps_the_weight_of_the_datums_error(schedule, gamma):
     t, dt = intervals(schedule)
@@ -77,7 +78,7 @@ def test_min_snr_caps_the_weight_of_the_datums_error(schedule, gamma):
         assert measured == pytest.approx(float(expected / total), rel=2e-3)
 
 
-@SCHEDULES
+@FIXED_SCHEDULES
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_edm_is_its_lambda_of_sigma_at_log_normal_sigmas(schedule, sigma_data):
     low, high = log_snr_ends(schedule)
@@ -98,7 +99,7 @@ def test_the_density_of_uniform_times_is_that_of_their_histogram(schedule):
     edges = laws.log_snrs(schedule, 13)
     counts = torch.histogram(log_snr, edges.contiguous()).hist / len(t)
     fine = laws.log_snrs(schedule, 12 * 2000 + 1)
-    density = uniform_time_density(schedule, fine)
+    density = schedule.time_density(fine)
     mass = torch.stack([torch.trapezoid(part, x) for part, x in _pieces(density, fine)])
     assert torch.allclose(counts, mass, atol=2e-4), (counts, mass)
 
@@ -110,3 +111,9 @@ def _pieces(density, x, count=12, size=2000):
 def test_an_unknown_weighting_is_refused():
     with pytest.raises(UserError, match=r"objective\.weighting: 'elbw'.*Did you mean 'elbo'"):
         weighting("elbw", laws.SCHEDULES[0])
+
+
+@pytest.mark.parametrize("name", ["simple", "min-snr", "edm"])
+def test_a_learned_schedule_takes_the_bound_only(name):
+    with pytest.raises(UserError, match=rf"objective\.weighting: found '{name}'; a learned schedule takes elbo or"):
+        weighting(name, laws.learned())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from laws import F64, SCHEDULES, autograd_derivative, f64, log_snrs, name, times
+from laws import F64, FIXED_SCHEDULES, SCHEDULES, autograd_derivative, f64, log_snrs, name, times
 
 from diffusion import sde
 from diffusion.errors import UserError
@@ -118,7 +118,7 @@ def test_prior_std(schedule):
     assert schedule.prior_std == pytest.approx(math.sqrt(alpha**2 + sigma**2), rel=1e-12)
 
 
-@every_schedule
+@pytest.mark.parametrize("schedule", FIXED_SCHEDULES, ids=name)
 def test_a_schedule_is_its_own_configuration(schedule):
     assert eval(repr(schedule), {type(schedule).__name__: type(schedule)}) == schedule
     assert type(schedule) in BY_NAME.values()

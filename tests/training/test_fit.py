@@ -146,6 +146,33 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint_bit_equal(tmp_path,
     assert_same_run(whole, cut)
 
 
+LEARNED = ("schedule.name=learned", "objective.weighting=elbo", "objective.time=uniform", "optimizer.lr=0.01")
+
+
+def test_a_learned_schedule_is_trained_averaged_saved_and_continued_bit_equal(tmp_path, interrupt):
+    config = toy_config(tmp_path, *CHECKS, *LEARNED)
+    whole = fit(config).run
+    interrupt(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    cut = fit(config).run
+    fit(config, cut)
+    assert_same_run(whole, cut)
+
+    model, state = load(whole), read_checkpoint(whole / "checkpoints" / "last.ckpt")
+    schedule, raw = model.denoiser.schedule, state["state_dict"]["denoiser.schedule.log_density"]
+    averaged = state["weight_average"]["averages"][0]["schedule.log_density"]
+    assert float(raw.abs().min()) > 0
+    assert not torch.equal(raw, averaged)
+    assert torch.equal(schedule.log_density, averaged)
+    moments = [s["exp_avg"] for s in state["optimizer_states"][0]["state"].values()]
+    assert any(moment.shape == raw.shape and float(moment.abs().max()) > 0 for moment in moments)
+    times = schedule.inverse_log_snr(torch.tensor([14.0, 2.0, -10.0], dtype=torch.float64))
+    assert times[[0, 2]].tolist() == [schedule.t_min, schedule.t_max]
+    assert abs(float(times[1]) - 0.5) > 1e-5
+    estimate = model.log_density(torch.zeros(1, 2), tolerance=1e-2)
+    assert estimate.protocol["schedule"] == repr(schedule)
+    assert sample(model, 2, "ddim", steps=2).shape == (2, 2)
+
+
 def test_the_gradient_of_two_parts_is_that_of_one(tmp_path):
     """The whole of Lightning in between: the same weights after a step, but for rounding."""
     one, two = (fit(toy_config(tmp_path, f"trainer.accumulate={n}", "trainer.steps=1")) for n in (1, 2))
@@ -190,6 +217,8 @@ BAD = {
     "an option its sampler does not take": (toy_config, ["sampling.sampler=ode", "sampling.eta=0.5"], "eta"),
     "labels of points": (toy_config, ["denoiser.conditional=true"], "no labels"),
     "a network for points": (digits_config, ["data.name=moons"], "network.name: found 'unet'"),
+    "a learned schedule at fixed times": (digits_config, ["schedule.name=learned"], "'learned' takes uniform"),
+    "a learned schedule without the bound": (toy_config, [*LEARNED[:1], LEARNED[2]], "takes elbo or likelihood"),
     "a folder that there is not": (digits_config, ["data.name=folder", "data.path=/nowhere"], "/nowhere"),
 }
 

@@ -1,0 +1,143 @@
+"""A schedule that is learned with the network (VDM, Kingma et al. 2021, arXiv 2107.00630): where uniform times fall.
+
+The continuous-time bound is an integral over log-SNR in which the schedule has disappeared but for its ends. What the
+schedule decides between them is how often each noise level is met, and so the variance of the estimated loss. A
+uniform time has the density p(lambda) = 1 / ((t_max - t_min) |d lambda / dt|): learning a monotone lambda_t and
+learning p are the same, and the least second moment of w(lambda) e / p(lambda), where e is the error that is weighed,
+is at p proportional to w sqrt(E e^2), where the loss has the same root mean square at every time.
+
+So p is what has parameters here, in place of the paper's monotone network (its appendix H): the logarithms of p at
+evenly spaced knots, linear between them. Time is then the distribution function of p, piecewise quadratic (Mueller et
+al. 2019, arXiv 1808.03856), which has an inverse in closed form; every parameter acts in one place; and the ends are
+held by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .continuous import require_ends
+from .schedule import Schedule, log_sigmoid_alpha
+
+# The share of the times that stays uniform in log-SNR: no level is left out, no weight exceeds 1 / UNIFORM times that
+# of uniform levels, and the second moment is within 1 / (1 - UNIFORM) of the least (Hesterberg 1995).
+UNIFORM = 0.05
+
+# Adam moves a parameter by about the learning rate a step whatever its gradient; log p has to move by several units in
+# the time in which a network's weights move by tenths.
+_GAIN = 10.0
+
+# As on the other paths that end at t = 0: in a grid, a time of exactly 0 stands for the datum itself.
+_T_MIN = 1e-6
+
+
+class Learned(Schedule, nn.Module):
+    """Variance preserving, with a learned density of the log-SNR at uniform times; at first the log-SNR is linear in t.
+
+    Its methods are constants to its parameters: neither the state x_t nor the noise level that the network hears
+    carries a gradient into them. Only `time_density` does (see `objectives.loss`). The path is computed in float64.
+    A module is equal only to itself; `repr` tells the weights by their digest.
+
+    Args:
+        log_snr_max: The log-SNR at t_min, held.
+        log_snr_min: The log-SNR at t_max = 1, held.
+        segments: The number of pieces on which the density is linear.
+
+    Raises:
+        UserError: Where log_snr_min is not below log_snr_max, or there is no segment.
+    """
+
+    is_learned = True
+
+    def __init__(self, log_snr_max: float = 14.0, log_snr_min: float = -10.0, segments: int = 32):
+        super().__init__()
+        require_ends(log_snr_min, log_snr_max)
+        if segments < 1:
+            raise UserError(f"schedule.segments: found {segments}; must be at least 1")
+        self.log_snr_max, self.log_snr_min, self.segments = log_snr_max, log_snr_min, segments
+        self.log_density = nn.Parameter(torch.zeros(segments + 1))
+        self._cache: dict[torch.device, tuple[object, tuple[Tensor, Tensor]]] = {}
+
+    def __repr__(self) -> str:
+        weights = hashlib.sha256(self.log_density.detach().cpu().float().numpy().tobytes()).hexdigest()[:12]
+        ends = f"log_snr_max={self.log_snr_max}, log_snr_min={self.log_snr_min}"
+        return f"Learned({ends}, segments={self.segments}, weights={weights})"
+
+    def _heights(self) -> Tensor:
+        """The density of u, the share of the range of log-SNR from the data's end, at the knots; integrates to one."""
+        shape = torch.softmax(_GAIN * self.log_density.to(torch.float64), 0)
+        mean = (shape.sum() - 0.5 * (shape[0] + shape[-1])) / self.segments
+        return UNIFORM + (1.0 - UNIFORM) * shape / mean
+
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The density of u and its distribution function at the knots, kept until the parameters change."""
+        at = self.log_density
+        # weights that were made in inference mode do not count their changes
+        state = object() if at.is_inference() else (at.data_ptr(), at._version, at.dtype)
+        if device not in self._cache or self._cache[device][0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                heights = self._heights()
+                below = torch.cat((heights.new_zeros(1), (0.5 * (heights[1:] + heights[:-1])).cumsum(0)))
+                tables = (heights * self.segments / below[-1]).to(device), (below / below[-1]).to(device)
+            self._cache[device] = (state, tables)
+        return self._cache[device][1]
+
+    def _at_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """u at time t, and its density there. Beyond the ends the density goes on as it is at the end."""
+        heights, below = self._tables(t.device)
+        share = (t.to(torch.float64) - _T_MIN) / (1.0 - _T_MIN)
+        k = (torch.searchsorted(below, share.detach().contiguous(), right=True) - 1).clamp(0, self.segments - 1)
+        left, slope = heights[k], (heights[k + 1] - heights[k]) * self.segments
+        mass, whole = share - below[k], below[k + 1] - below[k]
+        inside = torch.minimum(mass.clamp(min=0.0), whole)
+        density = torch.sqrt(left**2 + 2.0 * slope * inside)
+        # the root of the quadratic in the form that does not cancel where the density is even; the end without rounding
+        since = torch.where(mass < whole, 2.0 * self.segments * inside / (left + density), 1.0)
+        return (k + since) / self.segments + (mass - inside) / density, density
+
+    def _knot(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The segment of a log-SNR, u since its left knot, and the part of that which lies inside the segment."""
+        u = (self.log_snr_max - log_snr.to(torch.float64)) / (self.log_snr_max - self.log_snr_min)
+        k = (u.detach() * self.segments).floor().clamp(0, self.segments - 1).long()
+        since = u - k.to(torch.float64) / self.segments
+        return k, since, since.clamp(0.0, 1.0 / self.segments)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        u, _ = self._at_time(t)
+        return ((1.0 - u) * self.log_snr_max + u * self.log_snr_min).to(t.dtype)
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        heights, below = self._tables(log_snr.device)
+        k, since, inside = self._knot(log_snr)
+        slope = (heights[k + 1] - heights[k]) * self.segments
+        edge = heights[k] + slope * inside
+        share = below[k] + 0.5 * (heights[k] + edge) * inside + edge * (since - inside)
+        return (_T_MIN + (1.0 - _T_MIN) * share).to(log_snr.dtype)
+
+    def d_log_snr(self, t: Tensor) -> Tensor:
+        return ((self.log_snr_min - self.log_snr_max) / ((1.0 - _T_MIN) * self._at_time(t)[1])).to(t.dtype)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return log_sigmoid_alpha(self.log_snr(t))
+
+    def d_log_alpha(self, t: Tensor) -> Tensor:
+        return 0.5 * torch.sigmoid(-self.log_snr(t)) * self.d_log_snr(t)
+
+    def time_density(self, log_snr: Tensor) -> Tensor:
+        """As `Schedule.time_density`, between the ends; the one method that carries a gradient to the parameters."""
+        heights = self._heights().to(log_snr.device)
+        k, _, inside = self._knot(log_snr)
+        density = torch.lerp(heights[k], heights[k + 1], inside * self.segments)
+        return (density / (self.log_snr_max - self.log_snr_min)).to(log_snr.dtype)
+
+    @property
+    def t_min(self) -> float:
+        return _T_MIN
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
