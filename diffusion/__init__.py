@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import baselines, data, denoisers, likelihood, networks, objectives, samplers, schedules
+    from . import baselines, data, denoisers, likelihood, metrics, networks, objectives, samplers, schedules
     from .likelihood.measure import log_density, log_likelihood
     from .model import load
     from .sampling import sample
@@ -26,7 +26,7 @@ _HOME = {
     "log_density": "likelihood.measure",
     "log_likelihood": "likelihood.measure",
 }
-_ROOMS = ("baselines", "data", "denoisers", "likelihood", "networks", "objectives", "samplers", "schedules")
+_ROOMS = ("baselines", "data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules")
 
 __all__ = [
     "baselines",
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "log_density",
     "log_likelihood",
+    "metrics",
     "networks",
     "objectives",
     "sample",

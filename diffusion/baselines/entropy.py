@@ -9,9 +9,9 @@ It takes the density as constant within each ball, which has a bias of order (k 
 (the balls reach out to where there is no mass): for N(0, I) at k = 3 below 0.1 nats up to 8 dimensions, but +3.5 in 32
 at N = 500 and +2.5 at N = 5,000. Compare entropies of equal N, d and k, or with that of a normal sample of that size.
 
-The neighbours are searched for by matrix products of the centred points, the point itself left out by its index; their
-distances are then computed anew from differences, so that the value does not suffer from cancellation. The gradient
-flows through the k-th distance; which point is the neighbour is piecewise constant.
+The neighbours are searched for by `nearest`; their distances are then computed anew from differences, so that the value
+does not suffer from cancellation. The gradient flows through the k-th distance; which point is the neighbour is
+piecewise constant.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-
-# Entries of a (chunk, N) table of squared distances, or of a (chunk, candidates, d) one, in memory at once.
-_BLOCK = 2**22
-# Rounding may exchange neighbours at nearly equal distances: the search brings a few more, the exact distances decide.
-_SPARE = 4
+from ..nearest import nearest_others
 
 
 def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
@@ -53,7 +49,7 @@ def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
     if not 1 <= k < n:
         raise UserError(f"k: found {k} for {n} points; accepted: 1 to {n - 1}")
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    neighbour = nearest_neighbour(z.detach(), k)
+    neighbour = nearest_others(z.detach(), k)[1][:, -1]
     squares = (z - z[neighbour]).square().sum(1)
     with torch.no_grad():
         limits = torch.finfo(z.dtype)
@@ -62,27 +58,6 @@ def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
     # d log r = d/2 log r^2, which needs no square root (whose gradient is infinite at 0)
     mean_log_radius = 0.5 * torch.maximum(squares, floor).log().mean()
     return mean_log_radius * d + (_digamma(n) - _digamma(k) + _log_unit_ball(d))
-
-
-@torch.no_grad()
-def nearest_neighbour(z: Float[Tensor, " n d"], k: int) -> Int[Tensor, " n"]:
-    """The index of each row's k-th nearest other row, by chunked brute force in O(N) memory; 1 <= k < N."""
-    n, d = z.shape
-    # float64: neither autocast nor TF32 touches it, and clusters of 1e-6 of the spread keep their digits.
-    z = z.double()
-    z = z - z.mean(0)
-    norms = z.square().sum(1)
-    candidates = min(k + _SPARE, n - 1)
-    rows_at_once = max(1, min(_BLOCK // n, _BLOCK // (candidates * d)))
-    neighbours = []
-    for rows in torch.arange(n, device=z.device).split(rows_at_once):
-        squares = norms - 2.0 * (z[rows] @ z.T)  # |z_i|^2, the same in the whole row, does not change the order
-        squares[torch.arange(len(rows), device=z.device), rows] = math.inf
-        found = squares.topk(candidates, dim=1, largest=False).indices
-        exact = (z[rows, None] - z[found]).square().sum(2)
-        order = exact.topk(k, dim=1, largest=False).indices[:, -1:]
-        neighbours.append(found.gather(1, order)[:, 0])
-    return torch.cat(neighbours)
 
 
 def normal_entropy(d: int) -> float:

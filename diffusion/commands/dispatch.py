@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..cli import sample, train
 from ..errors import choose
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
+from .quality_arguments import parse_quality_arguments
 
 HELP = """usage: python -m diffusion COMMAND ...
 
@@ -14,6 +15,7 @@ commands:
   train      train a model, as train.py
   sample     draw samples, as sample.py
   evaluate   measure the likelihood of images under runs; what is measured is kept, and continued where it was cut off
+  quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
 
 python -m diffusion COMMAND --help explains each."""
@@ -40,6 +42,15 @@ def evaluate(argv: Sequence[str]) -> int:
     return run(options)
 
 
+def quality(argv: Sequence[str]) -> int:
+    """`quality`: measure samples of runs, or images, against training images."""
+    options = parse_quality_arguments(argv)
+
+    from .quality import run
+
+    return run(options)
+
+
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
@@ -53,5 +64,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "quality": quality,
     "compare": compare,
 }

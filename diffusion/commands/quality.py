@@ -1,0 +1,262 @@
+"""`python -m diffusion quality`: samples of runs, or images, against training images, in one table.
+
+    RUN/evaluations/quality/<digest>.json          the figures, and the question that they answer
+    RUN/evaluations/quality/<digest>-closest.png   the samples that are nearest to training images, above these
+
+The digest is of the question: the reference with its provenance, and what was drawn how. Figures with unlike references
+or numbers of samples are refused before anything is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from .. import atomic, pictures
+from ..cli import ProgressBar
+from ..data import ImageData
+from ..devices import choose_device
+from ..errors import UserError
+from ..likelihood import Dequantizer
+from ..metrics import FeatureExtractor, Provenance, Quality, QualityReference, describe, require_comparable, spread
+from ..report import console
+from . import mirror
+from .feature_choice import FeatureCache, choose_extractor
+from .quality_arguments import SAMPLING
+from .quality_subjects import Candidate, load_candidate
+
+CLOSEST = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        name: What was measured.
+        samples: The number of images.
+        figures: By name (`Quality.figures`); None for one that is not known.
+        nfe: Network evaluations a sample, 0 without a network.
+    """
+
+    name: str
+    samples: int
+    figures: Mapping[str, float | None]
+    nfe: float = 0.0
+
+
+class Reference:
+    """The reference of all rows, whose features are computed when the first figure needs them."""
+
+    def __init__(self, data: ImageData, extractor: FeatureExtractor, options: argparse.Namespace, device: torch.device):
+        self.data, self.extractor, self.options, self.device = data, extractor, options, device
+        self.images: Tensor = getattr(data, options.reference)
+        self.provenance = describe(self.images, extractor, data.name, options.reference, data.levels, options.flips)
+        self._made: QualityReference | None = None
+
+    def get(self, bar: ProgressBar) -> QualityReference:
+        """The reference with its features, found in the cache or computed."""
+        if self._made is None:
+            cache, trained_on = FeatureCache(), self.options.reference == "train"
+            known = cache.read(self.provenance)
+            self._made = QualityReference.of(
+                self.images,
+                self.extractor,
+                self.data.name,
+                self.options.reference,
+                self.data.levels,
+                held_out=self.data.test if trained_on else None,
+                flips=self.options.flips,
+                features=known,
+                device=self.device,
+                batch_size=self.options.batch_size,
+                progress=partial(bar.named, "features of the reference"),
+            )
+            if known is None:
+                cache.write(self.provenance, self._made.features)
+        return self._made
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    device = choose_device(options.device)
+    candidates = [load_candidate(text, options) for text in options.run]
+    _require_used(candidates, options)
+    first = candidates[0].data
+    reference = Reference(first, choose_extractor(options.features, first, options.download), options, device)
+    if not len(reference.images):
+        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
+    _require_alike(candidates, reference, options)
+    bar, rows, places = ProgressBar(), [], []
+    for candidate in candidates:
+        row, written = _measured(candidate, reference, options, bar)
+        rows.append(row)
+        places += written
+    if options.scale:
+        rows += _scale(reference, candidates[0].count, bar)
+    bar.close()
+    out = console()
+    out.print(table(rows, reference.provenance))
+    for what, place in places:
+        out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+    return 0
+
+
+def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
+    """Refuse options that nothing on the command line has a use for.
+
+    Raises:
+        UserError: Naming one.
+    """
+    drawn = [candidate.subject is not None for candidate in candidates]
+    if options.data is not None and all(drawn):
+        raise UserError(f"--data: {candidates[0].name} is a model, held against its own data; --data is for images")
+    asked = [f"--{name}" for name in SAMPLING if getattr(options, name) is not None]
+    if asked and not any(drawn):
+        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
+
+
+def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
+    """Refuse to set side by side what has unlike references or numbers of samples, before hours of work.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    for other in candidates[1:]:
+        images = getattr(other.data, options.reference)
+        found = describe(
+            images, reference.extractor, other.data.name, options.reference, other.data.levels, options.flips
+        )
+        require_comparable(reference.provenance, candidates[0].count, found, other.count)
+
+
+def _measured(
+    candidate: Candidate, reference: Reference, options: argparse.Namespace, bar: ProgressBar
+) -> tuple[Row, list[tuple[str, Path]]]:
+    question = {"reference": asdict(reference.provenance), "samples": candidate.count, **candidate.question}
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
+    path = candidate.folder / f"{digest}.json"
+    closest = path.with_name(f"{digest}-closest.png")
+    places = [("kept in", path)]
+    if not path.is_file() or options.again:
+        samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
+        made = reference.get(bar)
+        quality = made.measure(samples, options.batch_size, partial(bar.named, f"{candidate.name}: features"))
+        if (picture := closest_pairs(samples, made, quality)) is not None:
+            pictures.save(closest, picture)
+        figures = {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
+        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": figures}
+        atomic.write_text(path, json.dumps(plain, indent=1))
+    row = _read(path, question)
+    if closest.is_file():
+        places.append(("closest pairs", closest))
+    if (logged := _mirror(candidate, row, question, path.with_suffix(""), closest, options.wandb)) is not None:
+        places.append(("W&B run", logged))
+    return row, places
+
+
+def _read(path: Path, question: dict[str, Any]) -> Row:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["question"] != json.loads(json.dumps(question)):
+            raise ValueError("it answers another question")
+        figures = {str(name): None if value is None else float(value) for name, value in found["figures"].items()}
+        return Row(str(found["name"]), int(found["question"]["samples"]), figures, float(found["nfe"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
+
+
+def _scale(reference: Reference, count: int, bar: ProgressBar) -> list[Row]:
+    """What the best and the worst of models would reach: fresh images of the data, and uniform noise."""
+    made, rows = reference.get(bar), []
+    if made.held_out is not None:
+        fresh = spread(made.held_out[0], count)
+        quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
+        rows.append(Row("test set", len(fresh), quality.figures()))
+    levels, shape = reference.data.levels, reference.data.shape
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(levels, (count, *shape), generator=generator).to(torch.uint8)
+    quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
+    return [*rows, Row("noise", count, quality.figures())]
+
+
+def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:
+    """The samples nearest to training images, these below them: two rows by pixels, two by features."""
+    rows = []
+    for copies in (quality.pixel_copies, quality.feature_copies):
+        if copies is not None:
+            chosen = copies.distances.argsort()[:CLOSEST].cpu()
+            rows += [samples[chosen], reference.images[copies.neighbours[chosen.to(copies.neighbours.device)].cpu()]]
+    if not rows:
+        return None
+    x = Dequantizer(quality.reference.levels).center(torch.cat(rows))
+    return pictures.grid(x, columns=len(rows[0]))
+
+
+def table(rows: Sequence[Row], provenance: Provenance) -> Table:
+    """The figures, and in the caption what they are of."""
+    made = Table(
+        title="Quality of samples", title_justify="left", header_style="bold", caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    made.caption = escape(
+        f"Against {provenance.images} {provenance.split} images of {provenance.data}"
+        f"{' and their mirror images' if provenance.flips else ''}; features: {provenance.extractor} "
+        f"({provenance.extractor_sha256[:12]}). FID falls with the number of samples even for a perfect model: compare "
+        "equal numbers, or the corrected figure. Near: the share as near to a training image as the nearest 1 % of "
+        "test images are."
+    )
+    columns = ("", "n", "FID", "corrected", "KID", "precision", "recall", "density", "coverage", "near: pixels",
+               "features", "NFE")  # fmt: skip
+    for column in columns:
+        made.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
+    for row in rows:
+        cell = partial(_cell, row.figures)
+        made.add_row(
+            escape(row.name), str(row.samples), cell("fid", "fid_sem"), cell("fid_corrected"), cell("kid", "kid_sem"),
+            cell("precision"), cell("recall"), cell("density"), cell("coverage"),
+            cell("near_training_pixels", "near_training_pixels_sem", 100.0),
+            cell("near_training_features", "near_training_features_sem", 100.0),
+            f"{row.nfe:.0f}" if row.nfe else "-",
+        )  # fmt: skip
+    return made
+
+
+def _cell(figures: Mapping[str, float | None], name: str, error: str | None = None, percent: float = 0.0) -> str:
+    value, sem = figures.get(name), None if error is None else figures.get(error)
+    if value is None:
+        return "-"
+    if percent:
+        return f"{percent * value:.1f}" + (" %" if sem is None else f" ± {percent * sem:.1f} %")
+    if not sem:
+        return f"{value:.3f}"
+    digits = min(6, max(0, 1 - math.floor(math.log10(sem))))  # two digits of the error
+    return f"{value:.{digits}f} ± {sem:.{digits}f}"
+
+
+def _mirror(
+    candidate: Candidate, row: Row, question: dict[str, Any], folder: Path, closest: Path, choice: str
+) -> Path | None:
+    """Log once, in the group of the run that was measured; images that are there belong to no run."""
+    if candidate.subject is None or (folder / "wandb").exists():
+        return None
+    logging = candidate.subject.model.config.logging
+    values = {f"quality/{name}": value for name, value in row.figures.items() if value is not None}
+    images = {"quality/closest": Image.open(closest).convert("RGB")} if closest.is_file() else {}
+    config = {"model": candidate.subject.facts, "question": question}
+    group = logging.group or candidate.name
+    return mirror.log(folder, choice, logging.project, group, config, values, {}, images)

@@ -1,0 +1,125 @@
+"""What `quality` measures: samples that a model draws, or images that are there, and the data they are held against."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import runs
+from ..data import ImageData, image_names, load_images
+from ..data.image_files import load_files
+from ..errors import UserError, did_you_mean
+from ..likelihood import Dequantizer
+from .quality_arguments import SAMPLING
+from .records import FOLDER
+from .subjects import Subject, load_images_of, load_subject
+
+DRAWN = 1000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Samples to measure.
+
+    Args:
+        name: Of the run or the file.
+        folder: Where its figures are kept.
+        data: What it is held against, all splits.
+        count: The number of samples.
+        question: What identifies the samples, as plain values.
+        subject: The model; None for images that are there.
+        draw: Makes the samples, uint8 level indices, and tells the network evaluations each took.
+    """
+
+    name: str
+    folder: Path
+    data: ImageData
+    count: int
+    question: dict[str, Any]
+    subject: Subject | None
+    draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
+
+
+def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
+    """The run, model or images that a command line names.
+
+    Raises:
+        UserError: For what is not there or does not fit its data, and options that the model does not take.
+    """
+    return _images(text, options) if _is_images(text, options.runs) else _model(text, options)
+
+
+def _is_images(text: str, runs_dir: str) -> bool:
+    path = Path(text)
+    if path.suffix.lower() in (".zip", ".npz"):
+        return True
+    is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
+    return path.is_dir() and not is_run
+
+
+_OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
+
+
+def _model(text: str, options: argparse.Namespace) -> Candidate:
+    subject = load_subject(text, options.runs)
+    model = subject.model
+    given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    for name in given:
+        if name not in model.sampling_options:
+            taken = ", ".join(f"--{option}" for option in SAMPLING if option in model.sampling_options)
+            raise UserError(f"--{name}: {text} is of family '{model.config.family}', which takes {taken}")
+    settings = model.sampling_settings(given)
+    count = options.samples or DRAWN
+
+    def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
+        assert model.dequantizer is not None
+        model.to(device)
+        with model.counted() as counter:
+            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **settings)
+        model.to("cpu")
+        return model.dequantizer.quantize(x.cpu()), counter.rows / count
+
+    question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
+    folder = subject.home / FOLDER / "quality"
+    return Candidate(subject.name, folder, load_images_of(subject), count, question, subject, draw)
+
+
+def _images(text: str, options: argparse.Namespace) -> Candidate:
+    if options.data is None:
+        raise UserError(f"--data: {text} holds images, which say not what they are samples of; name the data set")
+    data = _reference_data(options.data, options.runs, options.download)
+    pixels = load_files(Path(text)).images
+    if tuple(pixels.shape[1:]) != data.shape:
+        raise UserError(f"{text}: holds images of {tuple(pixels.shape[1:])}; those of '{data.name}' are {data.shape}")
+    if options.samples is not None and options.samples > len(pixels):
+        raise UserError(f"--samples: found {options.samples}; {text} holds {len(pixels)} images")
+    pixels = pixels[: options.samples]
+    # the bytes that pictures.to_bytes makes of [-1, 1], back to levels
+    images = Dequantizer(data.levels).quantize(pixels.double() / 127.5 - 1.0)
+    path = Path(text)
+    question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
+    folder = Path("evaluations") / path.stem / FOLDER / "quality"
+    return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0))
+
+
+def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:
+    names = [name for name in image_names() if name != "folder"]
+    if text in names:
+        return load_images(text, download=download)
+    if Path(text).exists() and _is_images(text, runs_dir):
+        return load_images("folder", path=text)
+    try:
+        return load_images_of(load_subject(text, runs_dir))
+    except UserError as error:
+        if Path(text).exists() or ":" in text:
+            raise
+        accepted = f"{', '.join(names)}, a run, or a path of images"
+        raise UserError(f"--data: found '{text}'; accepted: {accepted}.{did_you_mean(text, names)}") from error

@@ -1,0 +1,39 @@
+"""How good samples are: distances of feature laws, neighbours, and copies of training images."""
+
+from .classifier import ClassifierFeatures, accuracy, train_classifier
+from .extractor import FeatureExtractor, GivenFeatures, extract
+from .frechet import FrechetEstimate, frechet_distance, frechet_estimate, matrix_sqrt
+from .inception import InceptionFeatures, load_inception, torchvision_inception
+from .kernel import KernelEstimate, kernel_distance
+from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
+from .quality import Quality, QualityReference, describe, require_comparable, spread
+from .statistics import FeatureStatistics, Provenance
+
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureExtractor",
+    "FeatureStatistics",
+    "FrechetEstimate",
+    "GivenFeatures",
+    "InceptionFeatures",
+    "KernelEstimate",
+    "Memorisation",
+    "Provenance",
+    "Quality",
+    "QualityReference",
+    "accuracy",
+    "density_coverage",
+    "describe",
+    "extract",
+    "frechet_distance",
+    "frechet_estimate",
+    "kernel_distance",
+    "load_inception",
+    "matrix_sqrt",
+    "memorisation",
+    "precision_recall",
+    "require_comparable",
+    "spread",
+    "torchvision_inception",
+    "train_classifier",
+]

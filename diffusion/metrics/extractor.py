@@ -1,0 +1,85 @@
+"""What turns images into features: a network with a name and a hash, so that figures say by what they were measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from .. import tensor_files
+from ..errors import UserError
+
+BATCH = 256
+Progress = Callable[[int, int], None]
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """A feature network: level indices, uint8 (N, C, H, W), in; features (N, d) out.
+
+    Args:
+        name: What figures call it.
+        preprocessing: What is done to the pixels, and which output is taken, in words: part of the hash.
+    """
+
+    def __init__(self, name: str, preprocessing: str):
+        super().__init__()
+        self.name = name
+        self.preprocessing = preprocessing
+
+    @abstractmethod
+    def forward(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n d"]:
+        """The features of images of levels."""
+
+    def digest(self) -> str:
+        """The SHA-256 of weights and preprocessing."""
+        state = {name: value.detach().cpu() for name, value in self.state_dict().items()}
+        return tensor_files.digest(state, {"preprocessing": self.preprocessing})
+
+
+class GivenFeatures(FeatureExtractor):
+    """Any module from uint8 images to features, under a name.
+
+    Args:
+        module: Takes uint8 (N, C, H, W), returns (N, d) or anything that flattens to it.
+        name: What figures call it.
+        preprocessing: What it does, in words: the hash of a module without weights rests on this alone.
+    """
+
+    def __init__(self, module: nn.Module, name: str, preprocessing: str = ""):
+        super().__init__(name, preprocessing or name)
+        self.module = module
+
+    def forward(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n d"]:
+        """The module's output, flattened, as float32 at least."""
+        found = self.module(images).flatten(1)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+@torch.no_grad()
+def extract(
+    extractor: FeatureExtractor,
+    images: UInt8[Tensor, " n c h w"],
+    device: torch.device | str = "cpu",
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> Float[Tensor, " n d"]:
+    """The features of many images, a batch at a time, on `device`, the extractor's dropout and batch statistics off.
+
+    Raises:
+        UserError: For features that are not finite, or no images.
+    """
+    if not len(images):
+        raise UserError("images: found none; features of nothing cannot be measured")
+    extractor = extractor.to(device).eval()
+    found = []
+    for batch in images.split(batch_size):
+        found.append(extractor(batch.to(device)))
+        if progress is not None:
+            progress(sum(map(len, found)), len(images))
+    features = torch.cat(found)
+    if not bool(torch.isfinite(features).all()):
+        raise UserError(f"features: '{extractor.name}' returned values that are not finite")
+    return features

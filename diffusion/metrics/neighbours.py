@@ -1,0 +1,140 @@
+"""Measures from nearest neighbours: fidelity and variety apart, and copies of training images.
+
+With B_k(z_j) the ball around z_j that reaches to its k-th nearest neighbour in its own set,
+
+    precision = share of samples in some B_k(reference_j)       recall = share of the reference in some B_k(sample_i)
+    density   = balls B_k(reference_j) that hold a sample, on average, over k
+    coverage  = share of the balls B_k(reference_j) that hold some sample
+
+(Kynkaanniemi et al. 2019, arXiv 1904.06991, k = 3; Naeem et al. 2020, arXiv 2002.09797, k = 5: an outlier of the
+reference inflates precision more than density, one of the samples recall and not coverage.) For N samples and M images
+of the reference that are draws of one law, whatever it is, E[density] = 1 and
+
+    E[coverage] = 1 - prod_{i=1..k} (M - i) / (N + M - i).
+
+All four depend on the numbers of images.
+
+Memorisation: a model that has learned the law, not the training set, draws images that are as far from their nearest
+training image as fresh data are. The share of samples nearer than the 1st percentile of held-out images' distances is
+then 1 %.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from ..nearest import nearest, nearest_others, square_tables
+
+# Numbers of the training set held as float64 at once.
+_BLOCK = 2**25
+# Squares of distances by matrix products are wrong by this much of |a|^2 + |b|^2; a point at the rim counts as inside.
+_ROUNDING = 1e-13
+QUANTILE = 0.01
+
+
+def precision_recall(
+    features: Float[Tensor, " n d"], reference: Float[Tensor, " m d"], k: int = 3
+) -> tuple[float, float]:
+    """Improved precision and recall of samples, from their features and those of a reference.
+
+    Raises:
+        UserError: For a k that is not below both numbers of features.
+    """
+    _check(features, reference, k)
+    precision = float((_inside(features, reference, k)[0] > 0).double().mean())
+    recall = float((_inside(reference, features, k)[0] > 0).double().mean())
+    return precision, recall
+
+
+def density_coverage(
+    features: Float[Tensor, " n d"], reference: Float[Tensor, " m d"], k: int = 5
+) -> tuple[float, float]:
+    """Density and coverage of samples, from their features and those of a reference.
+
+    Raises:
+        UserError: For a k that is not below both numbers of features.
+    """
+    _check(features, reference, k)
+    holding, filled = _inside(features, reference, k)
+    return float(holding.double().mean()) / k, float(filled.double().mean())
+
+
+def _inside(queries: Tensor, points: Tensor, k: int) -> tuple[Int[Tensor, " n"], Bool[Tensor, " m"]]:
+    """For each query the number of balls of `points` around it, and for each ball whether it holds a query."""
+    radii = nearest_others(points, k)[0][:, -1]
+    holding, filled = [], torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for _, squares, scale in square_tables(queries, points):
+        inside = squares <= radii.square() + _ROUNDING * scale
+        holding.append(inside.sum(1))
+        filled |= inside.any(0)
+    return torch.cat(holding), filled
+
+
+def _check(features: Tensor, reference: Tensor, k: int) -> None:
+    n = min(len(features), len(reference))
+    if not 1 <= k < n:
+        raise UserError(f"k: found {k} for {n} features; accepted: 1 to {n - 1}")
+
+
+@dataclass(frozen=True, eq=False)
+class Memorisation:
+    """How near samples are to training images, held against fresh data.
+
+    Args:
+        share: Of the samples that are no farther than `threshold` from a training image.
+        expected: The same share of the held-out images: 0.01, or more where distances tie.
+        std_error: Of `share` as an estimate of `expected`: both sets' binomial errors.
+        threshold: The 1st percentile of the held-out images' distances.
+        distances: Of each sample to its nearest training image, shape (N,), float64.
+        neighbours: Which one, shape (N,).
+    """
+
+    share: float
+    expected: float
+    std_error: float
+    threshold: float
+    distances: Float[Tensor, " n"]
+    neighbours: Int[Tensor, " n"]
+
+
+def memorisation(samples: Tensor, training: Tensor, held_out: Tensor, quantile: float = QUANTILE) -> Memorisation:
+    """The nearest-training-image check, of pixels or of features.
+
+    Args:
+        samples: Images or features, shape (N, *dims).
+        training: Those that the model was trained on, shape (M, *dims).
+        held_out: Those of the same law that it was not trained on, shape (T, *dims).
+        quantile: Of the held-out images' distances: what counts as near.
+
+    Raises:
+        UserError: For a set without images.
+    """
+    if not min(len(samples), len(training), len(held_out)):
+        raise UserError("memorisation: found a set without images; samples, training and held-out images are needed")
+    distances, neighbours = nearest_in(samples, training)
+    fresh = nearest_in(held_out, training)[0]
+    threshold = fresh.sort().values[max(0, math.ceil(quantile * len(fresh)) - 1)]
+    share, expected = (float((found <= threshold).double().mean()) for found in (distances, fresh))
+    variance = share * (1.0 - share) / len(distances) + expected * (1.0 - expected) / len(fresh)
+    return Memorisation(share, expected, math.sqrt(variance), float(threshold), distances, neighbours)
+
+
+def nearest_in(queries: Tensor, points: Tensor) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """The distance of each query, (N, *dims), to the nearest of many points, (M, *dims) of any type, and its row."""
+    queries, points = queries.flatten(1), points.flatten(1)
+    best = torch.full((len(queries),), math.inf, dtype=torch.float64, device=queries.device)
+    which = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    size = max(1, _BLOCK // points.shape[1])
+    for start in range(0, len(points), size):
+        block = points[start : start + size].to(queries.device).double()
+        distances, rows = nearest(queries.double(), block)
+        closer = distances[:, 0] < best
+        best = torch.where(closer, distances[:, 0], best)
+        which = torch.where(closer, rows[:, 0] + start, which)
+    return best, which

@@ -1,0 +1,232 @@
+"""All figures of samples against one reference: what a command or a sweep over samplers calls.
+
+    reference = QualityReference.of(images, extractor, "digits", "train", levels=17, held_out=test)
+    quality = reference.measure(samples)                     # uint8 level indices, as the reference's
+    quality.frechet.value, quality.frechet.std_error, quality.kernel, quality.precision, ...
+
+Figures are comparable where their references and their numbers of samples are the same; `require_comparable` refuses
+others and says what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..errors import UserError
+from .extractor import BATCH, FeatureExtractor, Progress, extract
+from .frechet import FrechetEstimate, frechet_estimate
+from .kernel import KernelEstimate, kernel_distance
+from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
+from .statistics import FeatureStatistics, Provenance
+
+# Pairs of images are compared for all but the Frechet distance: of more reference images this many are taken.
+NEIGHBOUR_IMAGES = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """The figures of some samples.
+
+    Args:
+        samples: Their number.
+        frechet: The Frechet distance (FID), its standard error, and the value less its bias.
+        kernel: The kernel distance (KID) and its standard errors.
+        precision, recall: Shares, k = 3.
+        density, coverage: k = 5.
+        pixel_copies: The nearest-training-image check in pixels; None without held-out images.
+        feature_copies: The same in features.
+        reference: What the samples were held against.
+    """
+
+    samples: int
+    frechet: FrechetEstimate
+    kernel: KernelEstimate
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    pixel_copies: Memorisation | None
+    feature_copies: Memorisation | None
+    reference: Provenance
+
+    def figures(self) -> dict[str, float]:
+        """The figures by short names, flat: those of a table, a log or a plot."""
+        found = {
+            "fid": self.frechet.value,
+            "fid_sem": self.frechet.std_error,
+            "fid_corrected": self.frechet.corrected,
+            "kid": self.kernel.value,
+            "kid_sem": self.kernel.std_error,
+            "kid_sem_both": self.kernel.std_error_both,
+            "precision": self.precision,
+            "recall": self.recall,
+            "density": self.density,
+            "coverage": self.coverage,
+        }
+        for space, copies in (("pixels", self.pixel_copies), ("features", self.feature_copies)):
+            if copies is not None:
+                found |= {
+                    f"near_training_{space}": copies.share,
+                    f"near_training_{space}_sem": copies.std_error,
+                    f"near_training_{space}_expected": copies.expected,
+                    f"near_training_{space}_threshold": copies.threshold,
+                }
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures and provenance as plain values."""
+        return {"samples": self.samples, **self.figures(), "reference": asdict(self.reference)}
+
+
+@dataclass(frozen=True, eq=False)
+class QualityReference:
+    """Images that samples are held against, with their features; `of` makes one.
+
+    Args:
+        extractor: The feature network.
+        images: The reference, mirrored ones included, uint8 (M, C, H, W).
+        features: Their features, shape (M, d), on the device that everything is computed on.
+        statistics: Of these features, with the provenance.
+        held_out: Images of the same law that no model was trained on, and their features; None without.
+    """
+
+    extractor: FeatureExtractor
+    images: UInt8[Tensor, " m c h w"]
+    features: Float[Tensor, " m d"]
+    statistics: FeatureStatistics
+    held_out: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(
+        cls,
+        images: UInt8[Tensor, " n c h w"],
+        extractor: FeatureExtractor,
+        data: str,
+        split: str,
+        levels: int,
+        held_out: UInt8[Tensor, " t c h w"] | None = None,
+        flips: bool = False,
+        features: Float[Tensor, " m d"] | None = None,
+        device: torch.device | str = "cpu",
+        batch_size: int = BATCH,
+        progress: Progress | None = None,
+    ) -> QualityReference:
+        """Compute, or take, the features of a reference.
+
+        Args:
+            images: Level indices, shape (N, C, H, W).
+            extractor: The feature network.
+            data, split: Their names.
+            levels: The number of values a channel can take.
+            held_out: Fresh images, for the nearest-training-image check.
+            flips: Whether the mirror image of each counts too.
+            features: Of the images (and their mirror images behind them), where they were computed before.
+            device: Where to compute.
+            batch_size: Images the extractor takes at once.
+            progress: Called with (images done, images in all).
+        """
+        provenance = describe(images, extractor, data, split, levels, flips)
+        images = with_flips(images, flips)
+        if features is None:
+            features = extract(extractor, images, device, batch_size, progress)
+        elif len(features) != len(images):
+            raise UserError(f"features: found {len(features)} for {len(images)} images")
+        features = features.to(device)
+        fresh = None
+        if held_out is not None and len(held_out):
+            fresh = held_out, extract(extractor, held_out, device, batch_size)
+        statistics = FeatureStatistics.of(features, provenance)
+        return cls(extractor, images, features, statistics, fresh)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What samples are held against."""
+        assert self.statistics.provenance is not None
+        return self.statistics.provenance
+
+    def without_held_out(self) -> QualityReference:
+        """The same without the nearest-training-image check, which says nothing of the held-out images themselves."""
+        return replace(self, held_out=None)
+
+    @torch.no_grad()
+    def measure(
+        self, samples: UInt8[Tensor, " n c h w"], batch_size: int = BATCH, progress: Progress | None = None
+    ) -> Quality:
+        """All figures of samples: level indices, uint8, of the reference's shape and levels.
+
+        Raises:
+            UserError: For samples of another shape or too few of them (6 at least), or levels beyond the reference's.
+        """
+        shape = self.provenance.shape
+        if tuple(samples.shape[1:]) != shape:
+            raise UserError(f"samples: found images of {tuple(samples.shape[1:])}; the reference's are {shape}")
+        if len(samples) < 6:
+            raise UserError(f"samples: found {len(samples)}; at least 6 are needed, and 1,000 or more advised")
+        if int(samples.max()) >= self.provenance.levels:
+            raise UserError(f"samples: found level {int(samples.max())}; must be below {self.provenance.levels}")
+        device = self.features.device
+        features = extract(self.extractor, samples, device, batch_size, progress)
+        some = spread(self.features, NEIGHBOUR_IMAGES)
+        near_pixels = near_features = None
+        if self.held_out is not None:
+            fresh, fresh_features = (spread(part, max(len(samples), 1000)) for part in self.held_out)
+            near_pixels = memorisation(samples.to(device), self.images, fresh.to(device))
+            near_features = memorisation(features, self.features, fresh_features)
+        return Quality(
+            len(samples),
+            frechet_estimate(features, self.statistics),
+            kernel_distance(features, some),
+            *precision_recall(features, some),
+            *density_coverage(features, some),
+            near_pixels,
+            near_features,
+            self.provenance,
+        )
+
+
+def describe(
+    images: UInt8[Tensor, " n c h w"], extractor: FeatureExtractor, data: str, split: str, levels: int, flips: bool
+) -> Provenance:
+    """The provenance of the features of images."""
+    return Provenance(
+        data=data,
+        split=split,
+        images=len(images),
+        sha256=hashlib.sha256(images.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        flips=flips,
+        shape=tuple(images.shape[1:]),
+        levels=levels,
+        extractor=extractor.name,
+        extractor_sha256=extractor.digest(),
+    )
+
+
+def with_flips(images: UInt8[Tensor, " n c h w"], flips: bool) -> UInt8[Tensor, " m c h w"]:
+    """The images, and where `flips` says so their mirror images behind them."""
+    return torch.cat((images, images.flip(-1))) if flips else images
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """At most `count` rows, evenly spread (files are sorted by class, so that the first ones would be of one)."""
+    n = len(rows)
+    return rows if n <= count else rows[torch.arange(count, device=rows.device) * n // count]
+
+
+def require_comparable(reference: Provenance, samples: int, other: Provenance, other_samples: int) -> None:
+    """Refuse to set figures side by side whose references or numbers of samples differ.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    reference.require_like(other, asdict(reference), "quality")
+    if samples != other_samples:
+        raise UserError(
+            f"quality: not comparable, unlike numbers of samples ({samples}, {other_samples}), on which the Frechet "
+            "distance's bias depends"
+        )

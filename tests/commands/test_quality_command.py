@@ -1,0 +1,187 @@
+"""`python -m diffusion quality`: figures are kept and found again, copies are caught, unlike references are refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion import pictures
+from diffusion.commands import records
+from diffusion.commands.feature_choice import FeatureCache, choose_extractor
+from diffusion.commands.quality_arguments import parse_quality_arguments
+from diffusion.commands.quality_subjects import load_candidate
+from diffusion.data import load_images
+from diffusion.errors import UserError
+from diffusion.likelihood import Dequantizer
+from diffusion.metrics import ClassifierFeatures, QualityReference
+
+# Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+RUN = Path("runs/digits-0001")
+QUICK = ("--samples", "24", "--sampler", "ddim", "--steps", "2", "--wandb", "off")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "cache"
+
+
+def kept(folder=RUN / "evaluations" / "quality"):
+    return sorted(folder.glob("*.json"))
+
+
+def save_digits(path, images):
+    """Digits as sample.py writes them: 8 bits for the eye."""
+    np.savez(path, images=pictures.to_bytes(Dequantizer(17).center(images))[:, 0].numpy())
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main\n"
+        "try: command(main, ['quality', '--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: python -m diffusion quality" in done.stdout
+
+
+def test_a_run_is_measured_once_and_its_figures_are_found_again(diffusion_command, cache):
+    code, out, _ = diffusion_command("quality", "digits-0001", *QUICK)
+    assert code == 0
+    (path,) = kept()
+    record = json.loads(path.read_text())
+    data = load_images("digits")
+    assert record["question"]["reference"]["sha256"] == data.provenance["train_sha256"]
+    assert record["question"]["settings"]["steps"] == 2
+    assert record["nfe"] == 2
+    assert all(word in out for word in ("digits-0001", "test set", "noise", f"kept in: {path}"))
+    with Image.open(path.with_name(f"{path.stem}-closest.png")) as picture:
+        assert picture.size == (10 * 66 - 2, 4 * 66 - 2)
+    assert records.read_all(RUN) == [], "likelihoods are kept apart"
+    written = path.stat().st_mtime_ns
+    assert diffusion_command("quality", "digits-0001", *QUICK)[1] == out
+    assert path.stat().st_mtime_ns == written
+    assert diffusion_command("quality", "digits-0001", *QUICK, "--again")[1] == out, "keyed noise: the same figures"
+    assert path.stat().st_mtime_ns > written
+    assert len(list(cache.rglob("*.safetensors"))) == 1
+    diffusion_command("quality", "digits-0001", *QUICK, "--seed", "1", "--no-scale")
+    assert len(kept()) == 2, "another question"
+    path.write_text("{}")
+    code, _, err = diffusion_command("quality", "digits-0001", *QUICK)
+    assert code == 2
+    assert "quality --again replaces it" in err
+
+
+def test_runs_stand_in_one_table(diffusion_command):
+    code, out, _ = diffusion_command("quality", "digits-0001", "digits-0002", *QUICK, "--no-scale")
+    assert code == 0
+    assert "digits-0001" in out
+    assert "digits-0002" in out
+    assert "noise" not in out
+
+
+def test_copies_of_training_images_in_a_file_are_caught(place, diffusion_command):
+    data = load_images("digits")
+    save_digits("copies.npz", data.train[:50])
+    code, out, _ = diffusion_command("quality", "copies.npz", "--data", "digits", "--no-scale")
+    assert code == 0
+    assert "100.0 ± " in out
+    (path,) = kept(Path("evaluations/copies/evaluations/quality"))
+    figures = json.loads(path.read_text())["figures"]
+    assert figures["near_training_pixels"] == figures["near_training_features"] == 1.0
+    expected = QualityReference.of(
+        data.train, choose_extractor("digits", data, False), "digits", "train", 17, data.test
+    ).measure(data.train[:50])
+    assert figures["fid"] == pytest.approx(expected.frechet.value, rel=1e-9), "levels survive the way through bytes"
+
+
+def test_the_data_may_be_a_runs(place):
+    data = load_images("digits")
+    save_digits("some.npz", data.test[:20])
+    found = load_candidate("some.npz", parse_quality_arguments(["some.npz", "--data", "digits-0001", "--samples", "9"]))
+    images, nfe = found.draw(torch.device("cpu"), lambda *_: None)
+    assert torch.equal(images, data.test[:9])
+    assert (found.data.name, found.count, nfe) == ("digits", 9, 0.0)
+
+
+def test_unlike_figures_are_refused_before_anything_is_drawn(place, diffusion_command):
+    data = load_images("digits")
+    save_digits("a.npz", data.test[:20])
+    np.savez("other.npz", images=np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    for argv, words in (
+        (["digits-0001", "--data", "digits"], "--data: digits-0001 is a model"),
+        (["a.npz"], "--data: a.npz holds images"),
+        (["a.npz", "--data", "digts"], "Did you mean 'digits'"),
+        (["a.npz", "--data", "digits", "--steps", "3"], "--steps: a.npz holds images"),
+        (["a.npz", "--data", "digits", "--samples", "21"], "a.npz holds 20 images"),
+        (["a.npz", "--data", "mnist-like.zip"], "--data: found 'mnist-like.zip'"),
+        (["a.npz", "--data", "other.npz"], "Inception weights are not at"),
+        (["digits-0001", "a.npz", "--data", "digits"], "unlike numbers of samples (1000, 20)"),
+        (["digits-0001", "a.npz", "--data", "other.npz", "--samples", "20"], "unlike data (digits, folder)"),
+        (["a.npz", "--data", "digits", "--features", "mnst"], "Did you mean 'mnist'"),
+        (["a.npz", "--data", "digits", "--features", "mnist"], r"'mnist' is of images (1, 28, 28)"),
+        (["digits-0001", "--prior", "normal"], "--prior: digits-0001 is of family 'diffusion'"),
+        (["no-such-run"], "there is no such run"),
+    ):
+        code, out, err = diffusion_command("quality", *argv)
+        assert (code, out) == (2, ""), argv
+        assert words in err, err
+        assert err.count("\n") == 1
+    save_digits("b.npz", data.test[:21])
+    code, _, err = diffusion_command("quality", "a.npz", "b.npz", "--data", "digits")
+    assert code == 2
+    assert "unlike numbers of samples (20, 21)" in err
+    assert not Path("evaluations").exists()
+    assert not (RUN / "evaluations").exists()
+
+
+def test_features_of_ones_own_are_taken_and_told_apart(place, diffusion_command):
+    np.savez("other.npz", images=np.random.default_rng(0).integers(0, 256, (80, 8, 8), dtype=np.uint8))
+    data = load_images("folder", path="other.npz")
+    np.savez("fake.npz", images=np.random.default_rng(1).integers(0, 200, (30, 8, 8), dtype=np.uint8))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        ClassifierFeatures(data.shape, 256, 2, "mine").save(f"mine-{seed}.safetensors", {})
+        argv = ("fake.npz", "--data", "other.npz", "--features", f"mine-{seed}.safetensors", "--no-scale")
+        assert diffusion_command("quality", *argv)[0] == 0
+    found = [json.loads(path.read_text()) for path in kept(Path("evaluations/fake/evaluations/quality"))]
+    assert len({record["question"]["reference"]["extractor_sha256"] for record in found}) == 2
+
+
+def test_a_cache_that_is_damaged_or_of_something_else_is_none(cache):
+    data = load_images("digits")
+    made = QualityReference.of(data.train[:9], choose_extractor(None, data, False), "digits", "train", 17)
+    store = FeatureCache()
+    assert store.read(made.provenance) is None
+    store.write(made.provenance, made.features)
+    assert torch.equal(store.read(made.provenance), made.features)
+    (path,) = cache.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    assert store.read(made.provenance) is None
+
+
+def test_inception_is_for_what_has_no_network_of_its_own():
+    data = load_images("digits", size=16)
+    with pytest.raises(UserError, match="Inception weights are not at"):
+        choose_extractor(None, data, False)
+
+
+def test_the_summary_goes_to_wandb_once(diffusion_command):
+    argv = ("quality", "digits-0001", *QUICK[:-2], "--wandb", "offline", "--no-scale")
+    assert "W&B run" in diffusion_command(*argv)[1]
+    (record,) = (RUN / "evaluations" / "quality").glob("*/wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    for word in (b"quality/fid", b"quality/kid_sem", b"quality/coverage", b"quality/near_training_pixels"):
+        assert word in content, word
+    assert list(record.parent.glob("files/media/images/quality/closest*.png"))
+    assert "W&B run" not in diffusion_command(*argv)[1], "once is enough"
