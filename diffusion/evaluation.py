@@ -94,7 +94,7 @@ def effective_samples(estimate: Estimate) -> float | None:
 
 def describe(estimate: Estimate) -> str:
     """A protocol in one line: short values only (the whole of it is in the JSON file)."""
-    skipped = ("schedule", "t_min", "t_max", "times", "curve_log_snr", "validation_bits_per_dim")
+    skipped = ("schedule", "t_min", "t_max", "times", "log_snr", "curve_log_snr", "validation_bits_per_dim")
     values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in estimate.protocol.items()}
     parts = [f"{key} {value}" for key, value in values.items() if key not in skipped and value is not None]
     return ", ".join(parts)
@@ -137,4 +137,11 @@ def summary_of_codes(reports: Mapping[str, Gaussianity]) -> dict[str, float]:
         "codes/normal_entropy": report.normal_entropy,
         "codes/negentropy": report.negentropy,
         "codes/largest_correlation": report.largest_correlation,
+        "codes/largest_mean": float(report.mean.abs().max()),
+        "codes/smallest_std": float(report.std.min()),
+        "codes/largest_std": float(report.std.max()),
+        "codes/largest_skewness": float(report.skewness.abs().max()),
+        "codes/largest_excess_kurtosis": float(report.excess_kurtosis.abs().max()),
+        "codes/ks": float(report.ks.max()),
+        "codes/ks_p_value": report.p_value,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,33 @@ def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60)
     axes[2].set_title(f"{len(points)} samples")
     for axis in axes:
         axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    return _figure_to_image(figure)
+
+
+def codes_picture(codes: Mapping[str, Tensor]) -> Image.Image:
+    """Codes against N(0, I): the histogram of all their entries, and each dimension's quantiles against the normal's.
+
+    Args:
+        codes: Of each set of images, shape (N, d).
+    """
+    figure, axes = _figure(2)
+    for i, (name, z) in enumerate(codes.items()):
+        z = z.detach().double().cpu()
+        style, colour = ("-", "--", ":")[i % 3], ("#0072B2", "#D55E00", "#009E73")[i % 3]  # told apart without colour
+        axes[0].hist(
+            z.flatten().numpy(), bins=60, range=(-4, 4), density=True, histtype="step", label=name, color=colour,
+            linestyle=style, linewidth=1.4,
+        )  # fmt: skip
+        probability = (torch.arange(len(z), dtype=torch.float64) + 0.5) / len(z)
+        normal = torch.special.ndtri(probability)
+        axes[1].plot(normal.numpy(), z.sort(dim=0).values.numpy(), style, color=colour, linewidth=0.7, alpha=0.7)
+    line = torch.linspace(-4, 4, 200, dtype=torch.float64)
+    density = (-0.5 * line.square()).exp() / math.sqrt(2 * math.pi)
+    axes[0].plot(line.numpy(), density.numpy(), color="#222222", linewidth=1, label="N(0, 1)")
+    axes[1].plot([-4, 4], [-4, 4], color="#222222", linewidth=1)
+    axes[0].set(xlabel="entry of a code", ylabel="density")
+    axes[1].set(xlabel="quantile of N(0, 1)", ylabel="quantile of a code's dimension", xlim=(-4, 4), ylim=(-4, 4))
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     return _figure_to_image(figure)
 
 

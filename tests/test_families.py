@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -15,10 +16,13 @@ from diffusion import runs
 from diffusion.cli import command, sample, train
 from diffusion.config import Config, dump_config, load_config, parse_config
 from diffusion.config.values import types_of
+from diffusion.denoisers import exact
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model
-from diffusion.families import BY_FAMILY
+from diffusion.families import BY_FAMILY, DiffusionModel
+from diffusion.likelihood import Dequantizer
 from diffusion.model import FACTS, GenerativeModel, load
+from diffusion.schedules import Cosine
 from diffusion.training import modules
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
@@ -35,7 +39,9 @@ def quick_fit(monkeypatch):
     from diffusion.baselines.eae import EAE
 
     original = EAE.fit_after_training
-    monkeypatch.setattr(EAE, "fit_after_training", lambda self, images, seed=0: original(self, images, seed, 3))
+    monkeypatch.setattr(
+        EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more)
+    )
 
 
 def make_run(folder, config):
@@ -86,6 +92,27 @@ def test_a_model_of_any_family_answers_the_contract(tmp_path, family):
         model.sample(4, **model.sampling_settings({}))
     assert count.rows % 4 == 0
     assert count.rows > 0
+
+
+def test_a_model_of_bin_centres_is_asked_about_them():
+    """Its density is all within the noise of t_min around the centres: uniform dequantisation would miss it by bits."""
+    dequantizer = Dequantizer(17)
+    images = torch.tensor([3, 9, 14, 0], dtype=torch.uint8).reshape(4, 1, 1, 1)
+    denoiser = exact.Empirical(dequantizer.center(images, torch.float64), Cosine())
+    facts = DataFacts("folder", (1, 1, 1), 17, 0)
+
+    def model(dequantize):
+        config = Config()
+        return DiffusionModel(
+            denoiser, replace(config, objective=replace(config.objective, dequantize=dequantize)), facts
+        )
+
+    estimate = model(False).log_likelihood(images, trace="exact")
+    assert (estimate.protocol["dequantization"], estimate.protocol["tolerance"]) == ("truncated-normal", 1e-5)
+    assert abs(float(estimate.mean().mean) - 2.0) < 0.05, "four images, one pixel: 2 bits"
+    asked = model(False).log_likelihood(images, dequantization="uniform", tolerance=1e-2)
+    assert (asked.protocol["dequantization"], asked.protocol["tolerance"]) == ("uniform", 1e-2)
+    assert model(True).log_likelihood(images, tolerance=1e-2).protocol["dequantization"] == "uniform"
 
 
 @pytest.mark.parametrize("family", ["vae", "eae"])

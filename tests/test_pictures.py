@@ -99,3 +99,16 @@ def test_the_density_picture_shows_truth_model_and_samples():
     best = min(np.abs(truth - np.roll(found, shift, 1)).mean() for shift in range(-12, 13))
     assert best < 25
     assert np.abs(truth - image[60:360, 850:1170]).mean() > 60
+
+
+def test_the_picture_of_codes_shows_histograms_and_quantiles():
+    normal = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    near, far = (np.asarray(pictures.codes_picture({"train": z})).astype(int) for z in (normal, normal.exp()))
+    assert near.shape == (400, 800, 3)
+    straightness = []
+    for image in (near, far):
+        panel = image[:, 450:]
+        row, column = np.nonzero(panel[..., 2] > panel[..., 0] + 60)  # the quantiles, in blue
+        straightness.append(-np.corrcoef(row, column)[0, 1])
+    assert straightness[0] > 0.99, "the quantiles of normal codes are a line"
+    assert straightness[1] < 0.97

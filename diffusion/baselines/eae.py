@@ -15,7 +15,8 @@ says so in its protocol (`declared model`), and is a lower bound on the likeliho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ from .latent_images import LatentImageModel
 from .observation import scale_of
 
 _FIT_BATCH, _FIT_SAMPLES, _FIT_RATE, _FIRST_STD = 16, 32, 0.05, 0.1
+# The mixture is fitted to this many codes at most: more would tell its few thousand numbers hardly better.
+MIXTURE_CODES = 20_000
+_TOLD_EVERY = 100
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,20 +134,30 @@ class EAE(LatentImageModel):
         """The codes of any number of images, in evaluation mode."""
         return self._in_batches(self.encode, images, batch_size)
 
-    def fit_after_training(self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300) -> None:
+    def fit_after_training(
+        self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300, tell: Tell | None = None
+    ) -> None:
         """Fit to the training images, in this order: the statistics of the code, the mixture, the declared density.
+
+        The statistics are of all images; the mixture is fitted to at most `MIXTURE_CODES` of them and the density to
+        as many as its steps take, both drawn at random where there are more.
 
         Args:
             images: The training images.
-            seed: Of the mixture's start and of the density's noise.
+            seed: Of the mixture's start, of the density's noise, and of what is drawn of many images.
             steps: Of the density's fit.
+            tell: Called with a line on what is being fitted.
 
         Raises:
             UserError: For fewer images than components of the mixture.
         """
+        tell = tell or (lambda _: None)
+        tell(f"the statistics of the codes of {len(images):,} images")
         self.fit_statistics(images)
-        self.fit_mixture(images, seed)
-        self.fit_density(images, seed, steps)
+        some = _some(images, MIXTURE_CODES, seed)
+        tell(f"a mixture of {len(self.mixture_weights)} Gaussians to {len(some):,} codes")
+        self.fit_mixture(some, seed)
+        self.fit_density(_some(images, steps * _FIT_BATCH, seed), seed, steps, tell)
 
     @torch.no_grad()
     def fit_statistics(self, images: UInt8[Tensor, " n c h w"]) -> None:
@@ -167,7 +182,9 @@ class EAE(LatentImageModel):
         self.mixture_means.copy_(torch.from_numpy(fitted.means_))
         self.mixture_factors.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
 
-    def fit_density(self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300) -> None:
+    def fit_density(
+        self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300, tell: Tell | None = None
+    ) -> None:
         """Fit the observation model's scale and the proposal's deviations, by Adam on the importance-weighted bound."""
         with evaluation_mode(self):
             codes = self.codes(images)
@@ -190,6 +207,9 @@ class EAE(LatentImageModel):
                 loss = -torch.logsumexp(log_w + 0.5 * eps.square().sum(2), dim=1).mean()
                 raw_scale.grad, log_std.grad = torch.autograd.grad(loss, [raw_scale, log_std])
                 optimizer.step()
+                if tell is not None and (step + 1) % _TOLD_EVERY == 0:
+                    bits = float(loss.detach()) / (images[0].numel() * math.log(2.0))
+                    tell(f"the declared density, step {step + 1}/{steps}: {bits:.3f} bits/dim, {len(images):,} images")
         with torch.no_grad():
             self.raw_scale.copy_(raw_scale)
             self.proposal_std.copy_(log_std.exp())
@@ -225,3 +245,10 @@ class EAE(LatentImageModel):
     def _in_batches(self, f, images: Tensor, batch_size: int | None = None) -> Tensor:
         with evaluation_mode(self):
             return torch.cat([f(part) for part in images.split(choose_batch_size(batch_size, images[0].numel()))])
+
+
+def _some(images: Tensor, most: int, seed: int) -> Tensor:
+    """`most` of the images, drawn at random (they may be sorted); all, in order, where there are no more."""
+    if len(images) <= most:
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].to(images.device)]

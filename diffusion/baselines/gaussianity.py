@@ -52,6 +52,28 @@ class Gaussianity:
         """Entropy of a normal sample minus that of the codes, nats: about 0 for N(0, I), larger for anything else."""
         return self.entropy_of_normal_sample - self.entropy
 
+    @property
+    def p_value(self) -> float:
+        """Of the worst dimension's Kolmogorov-Smirnov distance, times d for having chosen it (Bonferroni)."""
+        return min(1.0, self.dims * float(self.ks_p_value.min()))
+
+    def told(self) -> dict[str, tuple[str, str]]:
+        """Each figure in words: (of the codes, what it is for N(0, I)); of the dimensions the worst one's."""
+        normal = f"{self.normal_entropy:.3f}"
+        return {
+            "codes, dimensions": (f"{self.count:,}, {self.dims}", ""),
+            "largest |mean|": (f"{self.mean.abs().max():.3f}", "0"),
+            "standard deviation": (f"{self.std.min():.3f} to {self.std.max():.3f}", "1"),
+            "largest |skewness|": (f"{self.skewness.abs().max():.3f}", "0"),
+            "largest |kurtosis - 3|": (f"{self.excess_kurtosis.abs().max():.3f}", "0"),
+            "largest |correlation|": (f"{self.largest_correlation:.3f}", "0"),
+            "largest Kolmogorov-Smirnov distance": (f"{self.ks.max():.3f}", "0"),
+            "its p-value, times the dimensions": (f"{self.p_value:.2g}", "above 0.05"),
+            "entropy, nats (d/2 log 2 pi e for the prior)": (f"{self.entropy:.3f}", normal),
+            "entropy of as many normal draws, nats": (f"{self.entropy_of_normal_sample:.3f}", normal),
+            "negentropy: the difference of the two": (f"{self.negentropy:+.3f}", "0"),
+        }
+
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         values = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in asdict(self).items()}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from rich.markup import escape
 
 from .. import atomic, pictures, runs
+from ..data import ImageData
 from ..errors import UserError
 from ..report import console
-from . import figures, html_page, mirror, records, tables
+from . import exports, figures, html_page, mirror, ood, records, tables
 from .baselines import classical_rows
-from .comparison import Group, common_images, group, is_own
+from .comparison import common_images, gaps
+from .content import Content, name_of
+from .curves import pair_curves
+from .groups import APART, group
 from .records import Evaluation
 from .subjects import Subject, images_of, load_images_of, load_subject
 
@@ -37,57 +40,70 @@ def run(options: argparse.Namespace) -> int:
     evaluations = common_images(found, options.split)
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
+    ranked = {}
     if options.baselines:
         data = load_images_of(subjects[0])
         images, now = images_of(data, options.split, int(identity["images"]))
         if now["sha256"] != identity["sha256"]:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")
+        ranked = _ranked(evaluations, data, options.split)
         evaluations = evaluations + classical_rows(out / "classical", data, images, identity)
-    groups = group(evaluations)
-    gaps = tables.gap_sentences(found)
-    charts = _charts(groups, found)
-    title = f"Likelihood of {identity['images']} {identity['split']} images of {identity['name']}"
-    about = (
-        f"Levels: {identity['levels']}. SHA-256 of the images: {identity['sha256']}. Every figure is of each of these "
-        "images once; lower is better. Intervals are Student's, over images; differences are paired on the same images."
-    )
+    content = _content(evaluations, found, identity)
+    charts = _charts(content, found)
     samples = {subject.name: _samples(subject) for subject in subjects}
-    page = html_page.page(title, about, groups, gaps, charts, samples)
-    written = {"comparison.html": page, "comparison.md": tables.markdown(title, groups, gaps)}
-    written |= {"comparison.csv": tables.csv_text(groups), "comparison.json": tables.json_text(groups)}
+    written = {
+        "comparison.html": html_page.page(content, charts, samples, ranked),
+        "comparison.md": tables.markdown(content),
+        "comparison.csv": exports.csv_text(content),
+        "comparison.json": exports.json_text(content),
+    }
     for name, text in written.items():
         atomic.write_text(out / name, text)
-    mirrored = _mirror(out, subjects, groups, charts, options.wandb)
-
-    printer = console()
-    printer.print(escape(title), style="bold")
-    for table in tables.rich_tables(groups):
-        printer.print(table)
-    if len(groups) > 1:
-        printer.print(f"Between the groups. {tables.BETWEEN}", style="dim")
-    for line in (*tables.sentences(groups), *gaps):
-        printer.print(f"- {escape(line)}")
-    for name in written:
-        printer.print(f"wrote {escape(str(out / name))}", soft_wrap=True)
-    if mirrored is not None:
-        printer.print(f"W&B run: {escape(str(mirrored))}", soft_wrap=True)
+    for name, image in charts.items():
+        pictures.save(out / f"{_file_name(name)}.png", image)
+    mirrored = mirror.mirror_comparison(out, subjects[0], content, {**charts, **_prefixed(samples)}, options.wandb)
+    _print(content, [*written, *(f"{_file_name(name)}.png" for name in charts)], out, mirrored)
     return 0
 
 
-def _charts(groups: Sequence[Group], found: dict[str, list[Evaluation]]) -> dict[str, Image.Image]:
-    rows = [row for group in groups for row in group.rows]
-    intervals = [row.estimate.mean() for row in rows]
-    names = [tables.name_of(row) for row in rows]
-    charts = {"bits/dim of all rows": figures.bars(names, [(i.mean, i.low, i.high) for i in intervals])}
-    curves = {}
-    for row in [row for evaluations in found.values() for row in evaluations]:
-        curve, ends = row.terms.get("curve"), row.estimate.protocol.get("curve_log_snr")
-        data = row.protocol.data
-        if isinstance(curve, list) and isinstance(ends, list) and len(ends) == 2 and is_own(row):
-            curves[f"{row.model['run']} ({data['split']}, {data['images']} images)"] = (tuple(ends), curve)
-    if curves:
-        charts["where the bits go: the bound's diffusion term by log-SNR"] = figures.curves(curves)
+def _content(
+    evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation]], identity: dict[str, object]
+) -> Content:
+    groups = group(evaluations)
+    rows = [row for each in groups for row in each.rows]
+    both = gaps(rows, found)
+    return Content(
+        title=f"Likelihood of {identity['images']} {identity['split']} images of {identity['name']}",
+        about=f"Levels: {identity['levels']}. SHA-256 of the images: {identity['sha256']}. Every figure is of each of "
+        "these images once; lower is better. Intervals are 95 %, Student's, over images; differences to the best of a "
+        "group are paired on the same images.",
+        groups=groups,
+        gaps=both,
+        curves=pair_curves(rows, both),
+        data_sets=[f"{name_of(native)}: {ood.sentence(native, foreign)}" for native, foreign in ood.pairs(rows, found)],
+    )
+
+
+def _charts(content: Content, found: dict[str, list[Evaluation]]) -> dict[str, Image.Image]:
+    charts = {"bits_per_dim": figures.intervals(content)}
+    if content.curves:
+        charts["curves"] = figures.curves(content.curves)
+    charts["error_budgets"] = figures.budgets(content.rows)
+    for native, foreign in ood.pairs(content.rows, found):
+        charts[f"{name_of(native)} on {foreign.protocol.data['name']}"] = ood.picture(native, foreign)
     return charts
+
+
+def _ranked(evaluations: Sequence[Evaluation], data: ImageData, split: str) -> dict[str, Image.Image]:
+    """The most and the least likely images under each model, by its best figure."""
+    images, found = getattr(data, split), {}
+    for row in sorted(evaluations, key=lambda row: row.estimate.mean().mean):
+        if row.model["run"] not in {known.model["run"] for known in found.values()}:
+            found[name_of(row)] = row
+    return {
+        name: figures.ranked_picture(images[row.estimate.indices], row.estimate, data.levels)
+        for name, row in found.items()
+    }
 
 
 def _samples(subject: Subject) -> Image.Image:
@@ -103,15 +119,30 @@ def _samples(subject: Subject) -> Image.Image:
     return pictures.grid(model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu())
 
 
-def _mirror(
-    out: Path, subjects: Sequence[Subject], groups: Sequence[Group], charts: dict[str, Image.Image], choice: str
-) -> Path | None:
-    rows = [row for group in groups for row in group.rows]
-    plain = tables.figures(groups)
-    joint = (list(plain[0]), [list(figure.values()) for figure in plain])
-    images = {"bits_per_dim": charts["bits/dim of all rows"]}
-    values = {f"compare/{row.model['run']}/{row.protocol.method}": row.estimate.mean().mean for row in rows}
-    config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
-    named = {"comparison": joint, mirror.image_key(rows[0]): mirror.image_table(rows)}
-    logging = subjects[0].model.config.logging
-    return mirror.log(out, choice, logging.project, logging.group, config, values, named, images)
+def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:
+    return {f"samples/{name}": image for name, image in samples.items()}
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.") or "chart"
+
+
+def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | None) -> None:
+    printer = console()
+    printer.print(tables.rich_table(content))
+    printer.print(f"[dim]{APART}[/dim]")
+    for each in content.groups:
+        printer.print(f"[bold]{each.letter}[/bold]  {escape(each.title)}. [dim]{escape(each.why)}[/dim]")
+    if len(content.groups) > 1:
+        printer.print(f"\nBetween the groups. [dim]{tables.BETWEEN}[/dim]")
+        for line in tables.sentences(content.groups):
+            printer.print(f"- {escape(line)}")
+    if content.gaps:
+        printer.print()
+        printer.print(tables.gap_table(content.gaps))
+    for line in content.data_sets:
+        printer.print(f"- {escape(line)}")
+    printer.print(f"\nwrote {escape(str(out))}: {escape(', '.join(files))}")
+    if mirrored is not None:
+        record = f"{mirrored}/offline-run-*"
+        printer.print(f"W&B run: {escape(str(mirrored))} (bring it up: wandb sync {escape(record)})", soft_wrap=True)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ def auroc(native: Evaluation, foreign: Evaluation) -> float:
     below = torch.searchsorted(inside, outside, right=False)
     not_above = torch.searchsorted(inside, outside, right=True)
     return float((below + not_above).double().mean()) / (2.0 * len(inside))
+
+
+def pairs(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]]) -> list[tuple[Evaluation, Evaluation]]:
+    """Rows of a comparison, each with what the same question found on another data set: (native, foreign).
+
+    Args:
+        rows: The evaluations that are compared.
+        found: All evaluations by run.
+    """
+
+    def asks(e: Evaluation) -> tuple[object, ...]:
+        return e.protocol.method, e.protocol.weights, repr(sorted(e.protocol.options.items()))
+
+    return [
+        (row, other)
+        for row in rows
+        for other in found.get(str(row.model["run"]), ())
+        if other.protocol.data.get("foreign") and asks(other) == asks(row)
+    ]
 
 
 def sentence(native: Evaluation, foreign: Evaluation) -> str:

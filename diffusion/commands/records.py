@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,14 @@ class Evaluation:
         model: What was measured: run, family, parameters, step, data; plain values.
         estimate: Each image's value, in the order of their indices, with the terms that are a number an image.
         terms: The means of the terms over the images, in bits/dim (numbers, or lists for curves).
+        spread: The standard errors of those that are lists, over images.
     """
 
     protocol: Protocol
     model: Mapping[str, Any]
     estimate: Estimate
     terms: Mapping[str, Any]
+    spread: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any], estimate: Estimate) -> Evaluation:
@@ -84,7 +86,7 @@ def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any],
     )
     path = folder / f"{evaluation_protocol.name}.json"
     values = {name: _plain(term) for name, term in in_order.terms.items() if term.ndim == 1}
-    figures = in_order.to_dict() | {"terms": values}
+    figures = in_order.to_dict() | {"terms": values, "terms_sem": _spread(in_order)}
     plain = {"protocol": asdict(evaluation_protocol), "model": dict(model), "estimate": figures}
     atomic.write_text(path, json.dumps(plain, indent=1))
     return read(path)
@@ -92,6 +94,13 @@ def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any],
 
 def _plain(values: torch.Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _spread(estimate: Estimate) -> dict[str, list[float | None]]:
+    """The standard errors over images of the terms that are lists, in bits/dim."""
+    scale = math.sqrt(len(estimate)) * estimate.nats_per_bit_per_dim
+    lists = {name: term for name, term in estimate.terms.items() if term.ndim == 2 and len(estimate) > 1}
+    return {name: _plain(term.double().std(0) / scale) for name, term in lists.items()}
 
 
 def read(path: Path) -> Evaluation:
@@ -139,7 +148,8 @@ def _parse(plain: Mapping[str, Any], name: str) -> Evaluation:
     mean = estimate.mean().mean
     if found["bits_per_dim"] is not None and not math.isclose(mean, found["bits_per_dim"], rel_tol=1e-12):
         raise ValueError(f"says {found['bits_per_dim']} bits/dim, and its values have the mean {mean}")
-    return Evaluation(protocol, dict(plain["model"]), estimate, dict(found["terms_bits_per_dim"]))
+    means, spread = dict(found["terms_bits_per_dim"]), dict(found.get("terms_sem", {}))
+    return Evaluation(protocol, dict(plain["model"]), estimate, means, spread)
 
 
 def read_all(home: Path) -> list[Evaluation]:

@@ -58,15 +58,17 @@ def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
     return source.stem, Path("evaluations") / source.stem, source
 
 
-def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = "cpu") -> Subject:
-    """Load a model to measure.
+def load_subject(
+    path_or_name: str, runs_dir: str, device: torch.device | str = "cpu", points: bool = False
+) -> Subject:
+    """Load a model to measure; `points` says that it may be one of continuous data.
 
     Raises:
-        UserError: For a model that is not there, damaged, or of continuous data.
+        UserError: For a model that is not there, damaged, or of continuous data where those are not taken.
     """
     name, home, source = locate(path_or_name, runs_dir)
     model = load(source, device)
-    if model.facts.levels is None:
+    if model.facts.levels is None and not points:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
     return Subject(name, home, model, runs.file_digest(source))
 

@@ -1,37 +1,41 @@
-"""A comparison as text: rows for the terminal, Markdown, CSV and JSON, all from the same cells."""
+"""A comparison as text: one table for the terminal, for Markdown and for the page, all from the same cells."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation import describe, effective_samples
+from ..evaluation import describe
 from ..likelihood import Interval
-from .comparison import Group, between, generalisation, is_classical
+from .comparison import Gap, is_classical
+from .content import Content, name_of
+from .curves import parts_of
+from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
 COLUMNS = (
-    "model", "family", "parameters", "method", "bits/dim", "95 % interval", "difference to the best (paired)",
-    "NFE", "seconds", "images", "protocol",
+    "group", "model", "family", "parameters", "method", "kind", "bits/dim", "95 % interval",
+    "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
+UNKNOWN = "—"
 BETWEEN = (
     "The best model of each group against the best of all, paired on the same images. These are differences of "
     "figures: where one is a bound, its model may be better than it says, by a gap that is not known."
 )
+SPLITS = (
+    "What is lost on images that the model was not trained on. The two splits hold different images, so nothing is "
+    "paired here: intervals are Welch's, from both spreads, and wider than those of models on the same images."
+)
+_TEXT = ("group", "model", "family", "method", "kind")
 
 
 def interval_text(interval: Interval, sign: bool = False) -> str:
     """`low to high`; a dash where one value leaves it unknown."""
     if not math.isfinite(interval.low):
-        return "-"
+        return UNKNOWN
     form = "+.4f" if sign else ".4f"
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
@@ -41,41 +45,99 @@ def difference_text(interval: Interval | None) -> str:
     return "best" if interval is None else f"{interval.mean:+.4f} ({interval_text(interval, sign=True)})"
 
 
-def name_of(row: Evaluation) -> str:
-    """The run and the method, or the classical model."""
-    return str(row.model["run"]) if is_classical(row) else f"{row.model['run']} ({row.protocol.method})"
-
-
-def cells(row: Evaluation, difference: Interval | None) -> list[str]:
+def cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row, in the order of COLUMNS."""
-    estimate, interval = row.estimate, row.estimate.mean()
+    estimate, interval, gap = row.estimate, row.estimate.mean(), content.gap(row)
     parameters = row.model.get("parameters")
     return [
+        group.letter,
         str(row.model["run"]),
         str(row.model["family"]),
-        f"{parameters:,}" if isinstance(parameters, int) else "-",
-        "-" if is_classical(row) else row.protocol.method,
+        f"{parameters:,}" if isinstance(parameters, int) else UNKNOWN,
+        UNKNOWN if is_classical(row) else row.protocol.method,
+        kind_text(group.kind),
         f"{interval.mean:.4f}",
         interval_text(interval),
-        difference_text(difference),
-        f"{estimate.nfe:.0f}" if estimate.nfe else "-",
+        difference_text(difference) if len(group.rows) > 1 else UNKNOWN,
+        UNKNOWN if gap is None else difference_text(gap.difference),
+        f"{estimate.nfe:.0f}" if estimate.nfe else UNKNOWN,
         f"{estimate.seconds:.1f}",
         str(len(estimate)),
         describe(estimate),
     ]
 
 
-def rich_tables(groups: Sequence[Group]) -> list[Table]:
-    """A table a group; the protocol, which is long, is left to the files."""
+def half_width(interval: Interval, sign: bool = True) -> str:
+    """`mean ± half`, the same interval in less room."""
+    mean = f"{interval.mean:+.4f}" if sign else f"{interval.mean:.4f}"
+    return f"{mean} ± {interval.high - interval.mean:.4f}" if math.isfinite(interval.high) else mean
+
+
+NARROW = (
+    "model", "family", "parameters", "method", "kind", "bits/dim ± 95 %", "to the best, paired",
+    "test - train, unpaired", "NFE", "seconds", "images", "protocol",
+)  # fmt: skip
+
+
+def narrow_cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
+    """The texts of a row where there is less room, in the order of NARROW."""
+    full, gap = cells(content, group, row, difference), content.gap(row)
+    lost = UNKNOWN if gap is None else half_width(gap.difference)
+    return [
+        *full[1:6],
+        half_width(row.estimate.mean(), sign=False),
+        full[8] if difference is None else half_width(difference),
+        lost,
+        *full[10:],
+    ]
+
+
+def rich_table(content: Content) -> Table:
+    """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
+    table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("", *NARROW[:7], *NARROW[8:11]):
+        table.add_column(column, justify="left" if column in ("", *_TEXT) else "right", overflow="fold")
+    for group, row, difference in content.lines():
+        narrow = narrow_cells(content, group, row, difference)
+        texts = [group.letter, *narrow[:7], *narrow[8:11]]
+        table.add_row(*map(escape, texts), end_section=row is group.rows[-1])
+    return table
+
+
+def gap_table(gaps: Sequence[Gap]) -> Table:
+    """Test against train for the terminal."""
+    table = Table(title="Test against train, unpaired", title_justify="left", header_style="bold")
+    for column in GAP_COLUMNS:
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for gap in gaps:
+        table.add_row(*map(escape, gap_cells(gap)))
+    return table
+
+
+GAP_COLUMNS = ("model", "test", "test images", "train", "train images", "test - train")
+
+
+def gap_cells(gap: Gap) -> list[str]:
+    """The texts of a gap, in the order of GAP_COLUMNS."""
+    sides = [(f"{side.estimate.mean().mean:.4f}", str(len(side.estimate))) for side in (gap.test, gap.train)]
+    return [name_of(gap.test), *sides[0], *sides[1], difference_text(gap.difference)]
+
+
+PART_COLUMNS = ("model", "images", "KL to the prior", "diffusion", "reconstruction", "bits/dim")
+
+
+def part_rows(content: Content) -> list[list[str]]:
+    """The terms of the bounds, test and train below each other; texts in the order of PART_COLUMNS."""
     made = []
-    for group in groups:
-        table = Table(title=escape(group.title), title_justify="left", header_style="bold", caption_justify="left")
-        table.caption = escape(group.why)
-        for column in COLUMNS[:-1]:
-            table.add_column(column, justify="left" if column in ("model", "family", "method") else "right")
-        for row, difference in zip(group.rows, group.differences, strict=True):
-            table.add_row(*map(escape, cells(row, difference)[:-1]))
-        made.append(table)
+    for row in content.rows:
+        gap = content.gap(row)
+        for side in (row,) if gap is None else (gap.test, gap.train):
+            parts = parts_of(side)
+            if parts is not None:
+                shown = [f"{parts[k]:.4f}" if k in parts else UNKNOWN for k in ("prior", "diffusion", "reconstruction")]
+                data = side.protocol.data
+                mean = f"{side.estimate.mean().mean:.4f}"
+                made.append([name_of(side), f"{data['split']}, {data['images']}", *shown, mean])
     return made
 
 
@@ -87,90 +149,45 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def gap_sentences(found: dict[str, list[Evaluation]]) -> list[str]:
-    """Test against training images, a line a run that has both."""
-    return [
-        f"{name_of(test)}: test {test.estimate.mean().mean:.4f}, "
-        f"train {train.estimate.mean().mean:.4f}, gap {difference_text(gap)} bits/dim (Welch)"
-        for test, train, gap in generalisation(found)
-    ]
-
-
-def markdown(title: str, groups: Sequence[Group], gaps: Sequence[str]) -> str:
-    """The comparison as Markdown."""
-
-    def line(texts: Sequence[str]) -> str:
-        safe = (text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for text in texts)
-        return f"| {' | '.join(safe)} |"
-
-    parts = [f"# {title}"]
-    for group in groups:
-        rows = zip(group.rows, group.differences, strict=True)
-        lines = [line(COLUMNS), line(["---"] * len(COLUMNS)), *(line(cells(*row)) for row in rows)]
-        parts += [f"## {group.title}", group.why, "\n".join(lines)]
-    for heading, texts in (("Between the groups", sentences(groups)), ("Test against train", gaps)):
-        if texts:
-            parts += [f"## {heading}", *([BETWEEN] if heading.startswith("Between") else [])]
-            parts.append("\n".join(f"- {text.replace('<', '&lt;')}" for text in texts))
+def markdown(content: Content) -> str:
+    """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
+    rows = [cells(content, *line) for line in content.lines()]
+    parts = [f"# {content.title}", content.about, _markdown_table(COLUMNS, rows), "## Why the groups are apart", APART]
+    parts.append("\n".join(f"- **{g.letter}**, {_safe(g.title)}. {_safe(g.why)}" for g in content.groups))
+    if len(content.groups) > 1:
+        parts += ["## Between the groups", BETWEEN, "\n".join(f"- {_safe(text)}" for text in sentences(content.groups))]
+    if content.gaps:
+        parts += ["## Test against train", SPLITS, _markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
+    if parted := part_rows(content):
+        parts += ["## Where the bits go", _markdown_table(PART_COLUMNS, parted)]
+    parts += ["## Error budgets", _markdown_table(*budgets(content.rows))]
+    if content.data_sets:
+        parts += ["## Other data sets", "\n".join(f"- {_safe(text)}" for text in content.data_sets)]
     return "\n\n".join(parts) + "\n"
 
 
-def figures(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Every row as plain values: numbers as numbers, None where one is unknown."""
-    return [
-        {
-            "group": group.title,
-            **{key: row.model.get(key) for key in ("run", "family", "parameters")},
-            "method": row.protocol.method,
-            "kind": group.kind,
-            "dequantization": group.dequantization,
-            **_named("bits_per_dim", row.estimate.mean()),
-            **_named("difference", difference),
-            "nfe": row.estimate.nfe,
-            "seconds": row.estimate.seconds,
-            "images": len(row.estimate),
-            "effective_samples": effective_samples(row.estimate),
-            "protocol": describe(row.estimate),
-        }
-        for group in groups
-        for row, difference in zip(group.rows, group.differences, strict=True)
-    ]
+def _safe(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
-    values = (None,) * 4 if interval is None else (interval.mean, interval.low, interval.high, interval.sem)
-    plain = (value if value is not None and math.isfinite(value) else None for value in values)
-    return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_sem"), plain, strict=True))
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(map(_safe, texts))} |" for texts in lines)
 
 
-def csv_text(groups: Sequence[Group]) -> str:
-    """The comparison as CSV, full precision."""
-    rows = figures(groups)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
+def budgets(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
+    """The error budgets: the head, whatever the causes are called, and a row of texts a figure."""
+    causes = list(dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget))
+    made = []
+    for row in rows:
+        estimate = row.estimate
+        errors = [estimate.error_budget.get(cause, math.nan) for cause in causes]
+        errors += [estimate.measurement_error, estimate.total_error]
+        made.append([name_of(row), *map(_error, errors)])
+    return ["model", *causes, "measurement", "total"], made
 
 
-def json_text(groups: Sequence[Group]) -> str:
-    """The comparison as JSON: every row with its protocol and error budget, and the differences between groups."""
-    rows = [row for group in groups for row in group.rows]
-    full = [
-        {
-            **figure,
-            "question": asdict(row.protocol),
-            "estimator": dict(row.estimate.protocol),
-            "error_budget": {k: v if math.isfinite(v) else None for k, v in row.estimate.error_budget.items()},
-        }
-        for figure, row in zip(figures(groups), rows, strict=True)
-    ]
-    differences = [
-        {
-            "row": name_of(row),
-            "best": name_of(best),
-            **_named("difference", difference),
-        }
-        for row, best, difference in between(groups)
-    ]
-    return json.dumps({"rows": full, "between_groups": differences}, indent=1)
+def _error(value: float) -> str:
+    if not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"

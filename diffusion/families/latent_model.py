@@ -150,15 +150,22 @@ class EAEModel(LatentModel):
         if data.facts.shape[0] in (1, 3):
             drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
             found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
+        if codes := self._codes(data):
+            found["picture of codes"] = ("codes.png", pictures.codes_picture(codes))
         return found
+
+    def _codes(self, data: Data) -> dict[str, Tensor]:
+        """The codes of training and of test images, where there are enough for a report."""
+        assert data.images is not None
+        splits = {"training images": data.images.train, "test images": data.images.test}
+        enough = max(self.config.autoencoder.neighbours, 2)
+        return {
+            name: self.entropic.codes(images[:_MOST_CODES].to(self.device)).cpu()
+            for name, images in splits.items()
+            if len(images) > enough
+        }
 
     def code_reports(self, data: Data) -> dict[str, Gaussianity]:
         """Of the codes of training images, whose means and variances are held at 0 and 1, and of test images."""
-        assert data.images is not None
-        splits = {"training images": data.images.train, "test images": data.images.test}
         k = self.config.autoencoder.neighbours
-        return {
-            name: gaussianity(self.entropic.codes(images[:_MOST_CODES].to(self.device)), k)
-            for name, images in splits.items()
-            if len(images) > max(k, 2)
-        }
+        return {name: gaussianity(codes, k) for name, codes in self._codes(data).items()}

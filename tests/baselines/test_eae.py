@@ -162,3 +162,30 @@ def test_bad_arguments_are_refused():
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_the_fit_after_training_is_bounded_and_told(monkeypatch):
+    monkeypatch.setattr("diffusion.baselines.eae.MIXTURE_CODES", 40)
+    model, images, lines, seen = build(), images_of(100), [], {}
+    for name in ("fit_statistics", "fit_mixture", "fit_density"):
+        whole = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda x, *rest, n=name, f=whole: (seen.update({n: x}), f(x, *rest))[1])
+    model.fit_after_training(images, steps=2, tell=lines.append)
+    # the statistics are of all images: they make means and variances exactly 0 and 1
+    assert {name: len(x) for name, x in seen.items()} == {"fit_statistics": 100, "fit_mixture": 40, "fit_density": 32}
+    codes = model.codes(images)
+    torch.testing.assert_close(codes.mean(0), torch.zeros(D), atol=1e-4, rtol=0)
+    assert [line.split()[1] for line in lines] == ["statistics", "mixture"]
+    # a few of many are drawn from anywhere, since images may be sorted by class; few are taken as they are
+    assert not torch.equal(seen["fit_mixture"], images[:40])
+    assert "40 codes" in lines[1]
+    model.fit_after_training(images[:30], steps=2)
+    assert torch.equal(seen["fit_mixture"], images[:30])
+
+
+def test_the_density_says_how_far_it_is():
+    model, images, lines = build(), images_of(16), []
+    model.fit_density(images, steps=100, tell=lines.append)
+    assert len(lines) == 1
+    assert "step 100/100" in lines[0]
+    assert "16 images" in lines[0]

@@ -11,17 +11,11 @@ import torch
 from scipy import stats
 from tiny_configs import _ALL
 
-from diffusion.commands import records, tables
+from diffusion.commands import exports, records, tables
 from diffusion.commands.baselines import classical_rows
-from diffusion.commands.comparison import (
-    between,
-    common_images,
-    generalisation,
-    group,
-    leader,
-    paired_difference,
-    welch_difference,
-)
+from diffusion.commands.comparison import common_images, gaps, paired_difference, welch_difference
+from diffusion.commands.content import Content
+from diffusion.commands.groups import between, group, leader
 from diffusion.commands.html_page import page
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.commands.subjects import identify
@@ -108,6 +102,37 @@ def test_unlike_kinds_and_dequantisations_are_grouped_apart():
     assert [(row.model["run"], best.model["run"]) for row, best, _ in between(groups)][:2] == [("c", "d"), ("b", "d")]
     assert len({g.title for g in groups}) == len(groups)
     assert "declared" in next(g for g in groups if g.rows[0].model["run"] == "g").why
+    assert len({g.letter for g in groups}) == len(groups)
+
+
+def test_unlike_bounds_are_grouped_apart_and_unlike_settings_told():
+    weighted = {"method": "iwae", "family": "vae", "estimator": "importance-weighted bound"}
+    flow = {"estimator": "probability-flow ODE", "dequantization": "uniform"}
+    rows = [
+        evaluation("a", normal(0), samples=50, **weighted),
+        evaluation("b", normal(1) + 1, samples=5000, **weighted),
+        evaluation("c", normal(2) + 2, family="vae", method="elbo", estimator="ELBO, latent variables"),
+        evaluation("d", normal(3) + 3, tolerance=1e-2, **flow),
+        evaluation("e", normal(4) + 4, tolerance=1e-3, **flow),
+        evaluation("f", normal(5) + 5, method="elbo", dequantization="uniform", estimator="ELBO, continuous time"),
+        evaluation(
+            "g", normal(6), "test", family="classical", dequantization="uniform",
+            estimator="Gaussian mixture, full covariances",
+        ),
+        evaluation(
+            "h", normal(7) + 6, method="elbo-discrete", dequantization="uniform", estimator="ELBO, discrete time",
+            times=[0.0, 0.5, 1.0], variance="lower",
+        ),
+    ]  # fmt: skip
+    found = {"".join(sorted(str(row.model["run"]) for row in g.rows)): g for g in group(rows)}
+    assert set(found) == {"a", "b", "c", "deg", "f", "h"}
+    assert "50 samples" in found["a"].title
+    assert "5000 samples" in found["b"].title
+    assert "2 steps" in found["h"].title
+    assert "tolerance 0.001 or 0.01" in found["deg"].why or "tolerance 0.01 or 0.001" in found["deg"].why
+    assert "Jensen" in found["f"].why
+    assert "ELBO" in found["f"].why
+    assert "Jensen" not in found["c"].why
 
 
 def test_runs_are_compared_on_the_largest_set_that_all_have():
@@ -137,31 +162,45 @@ def test_train_and_test_of_one_question_make_a_gap():
         ],
         "y": [evaluation("y", normal(0, 9), "test")],
     }  # fmt: skip
-    ((test, train, gap),) = generalisation(found)
-    assert (test.protocol.data["split"], len(train.estimate)) == ("test", 9)
-    assert gap.mean == pytest.approx(test.estimate.mean().mean - train.estimate.mean().mean)
+    rows = [found["x"][0], found["y"][0]]
+    (gap,) = gaps(rows, found)
+    assert gap.test is rows[0]
+    assert gap.train is found["x"][1], "of the two the larger one"
+    assert gap.difference == welch_difference(gap.test.estimate, gap.train.estimate)
+    (back,) = gaps([gap.train], found)
+    assert (back.test, back.train) == (gap.test, gap.train), "from either side"
+    content = Content("t", "a", group(rows), [gap])
+    shown = {row["run"]: row for row in exports.figures(content)}
+    assert shown["x"]["test_minus_train"] == pytest.approx(gap.difference.mean)
+    assert shown["x"]["train_bits_per_dim"] == gap.train.estimate.mean().mean
+    assert (shown["y"]["test_minus_train"], shown["y"]["train_images"]) == (None, None)
+    text = tables.markdown(content)
+    assert "Welch" in text
+    assert tables.difference_text(gap.difference) in text
 
 
 def test_hostile_names_stay_text():
-    groups = group([evaluation(HOSTILE, normal(0), note="<img>"), evaluation("b", normal(1))])
-    html = page(HOSTILE, HOSTILE, groups, [HOSTILE], {}, {})
+    rows = [evaluation(HOSTILE, normal(0), note="<img>"), evaluation("b", normal(1))]
+    both = gaps(rows[:1], {HOSTILE: [evaluation(HOSTILE, normal(2), "train")]})
+    content = Content(HOSTILE, HOSTILE, group(rows), both, data_sets=[HOSTILE])
+    html = page(content, {}, {}, {})
     assert "<script" not in html
     assert "<img" not in html
     assert "&lt;script&gt;" in html
-    text = tables.markdown("t", groups, [HOSTILE])
+    text = tables.markdown(content).replace(f"# {HOSTILE}", "").replace(f"\n{HOSTILE}\n", "")
     assert "<script" not in text
-    row = next(line for line in text.splitlines() if "alert" in line and line.startswith("| "))
+    row = next(line for line in text.splitlines() if "alert" in line and line.startswith("| A"))
     assert len(re.findall(r"(?<!\\)\|", row)) == len(tables.COLUMNS) + 1, "the bar does not break the table"
-    assert HOSTILE in {row["run"] for row in csv.DictReader(tables.csv_text(groups).splitlines())}
-    for table in tables.rich_tables(groups):
-        assert HOSTILE in [c.replace("\\[", "[") for c in table.columns[0]._cells]
+    assert HOSTILE in {row["run"] for row in csv.DictReader(exports.csv_text(content).splitlines())}
+    assert HOSTILE in [c.replace("\\[", "[") for c in tables.rich_table(content).columns[1]._cells]
 
 
 def test_one_image_has_no_interval_and_no_error():
-    groups = group([evaluation("a", normal(0, 1)), evaluation("b", normal(1, 1))])
-    rows = json.loads(tables.json_text(groups))["rows"]
+    content = Content("t", "a", group([evaluation("a", normal(0, 1)), evaluation("b", normal(1, 1))]))
+    rows = json.loads(exports.json_text(content))["rows"]
     assert [row["bits_per_dim_low"] for row in rows] == [None, None]
-    assert "| - |" in tables.markdown("t", groups, [])
+    assert "| — |" in tables.markdown(content)
+    assert "nan" not in page(content, {}, {}, {})
 
 
 def test_classical_rows_are_fitted_once(tmp_path, monkeypatch):
@@ -196,9 +235,10 @@ def test_the_same_figures_are_in_every_file(measured):
     for row, shown in ((best, "best"), (other, difference)):
         interval = row.estimate.mean()
         for text in (row.model["run"], f"{interval.mean:.4f}", tables.interval_text(interval), shown):
-            assert text in html
             assert text in markdown
-        assert f"{interval.mean:.4f}" in out
+        assert tables.half_width(interval, sign=False) in html
+        assert tables.half_width(interval, sign=False) in out
+    assert tables.half_width(paired_difference(other.estimate, best.estimate)) in html
     rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
     plain = json.loads((folder / "comparison.json").read_text())["rows"]
     for row, line, entry in zip((best, other), rows, plain, strict=True):
@@ -206,13 +246,20 @@ def test_the_same_figures_are_in_every_file(measured):
         assert float(line["bits_per_dim"]) == entry["bits_per_dim"] == row.estimate.mean().mean
         assert entry["question"]["weights"] == row.protocol.weights
         assert set(entry["error_budget"]) == {"noise", "test set"}
-    assert html.count("data:image/png;base64,") == 4, "bars, curves, two grids of samples"
+    assert html.count("data:image/png;base64,") == 5, "intervals, curves, error budgets, two grids of samples"
+    assert {path.name for path in folder.glob("*.png")} == {"bits_per_dim.png", "curves.png", "error_budgets.png"}
     assert "http" not in html.replace('charset="utf-8"', ""), "self-contained"
     assert "Test against train" in html
-    assert out.count(", gap ") == 2
+    assert "Test against train, unpaired" in out
     (record,) = folder.glob("wandb/offline-run-*")
     (joint,) = record.glob("files/media/table/comparison*.json")
-    assert [row[1] for row in json.loads(joint.read_text())["data"]] == [best.model["run"], other.model["run"]]
+    table = json.loads(joint.read_text())
+    place = table["columns"].index("run")
+    assert [row[place] for row in table["data"]] == [best.model["run"], other.model["run"]]
+    (curves,) = record.glob("files/media/table/curves_*.json")
+    assert len(json.loads(curves.read_text())["data"]) == 2 * 2 * 24, "runs, splits, bins"
+    assert list(record.glob("files/media/table/charts/bits_per_dim_by_log_snr*.json"))
+    assert list(record.glob("files/media/images/curves*.png"))
     (images,) = record.glob("files/media/table/likelihood/digits-test*.json")
     assert [len(row) for row in json.loads(images.read_text())["data"]] == [3] * 20
     assert list(record.glob("files/media/images/bits_per_dim*.png"))

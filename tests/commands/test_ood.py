@@ -47,6 +47,14 @@ def test_the_auroc_is_mann_whitneys_with_ties():
     assert ood.auroc(evaluation([1.0, 2.0]), evaluation([1.0, 2.0])) == 0.5
 
 
+def test_a_comparison_finds_the_other_data_sets_of_the_same_question():
+    native, foreign, of_elbo = evaluation([1.0]), evaluation([2.0], "b"), evaluation([3.0], "b")
+    foreign.protocol.data["foreign"] = of_elbo.protocol.data["foreign"] = True
+    other = Evaluation(Protocol(of_elbo.protocol.data, "w", "elbo", {}), {"run": "r"}, of_elbo.estimate, {})
+    assert ood.pairs([native], {"r": [native, other, foreign]}) == [(native, foreign)]
+    assert ood.pairs([native], {"another": [foreign]}) == []
+
+
 def test_other_images_come_at_the_size_of_the_model(tmp_path):
     np.savez(tmp_path / "b.npz", images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
     found, identity = ood.load(str(tmp_path / "b.npz"), images(), "test", 2)
@@ -85,7 +93,7 @@ def test_the_histograms_and_the_line_name_both():
     line = ood.sentence(a, b)
     assert "a_$" in line
     assert f"{ood.auroc(a, b):.4f}" in line
-    assert ood.picture(a, b).size == (700, 400)
+    assert ood.picture(a, b).size == (1400, 720)
 
 
 def test_ranked_images_stand_from_the_extremes():
