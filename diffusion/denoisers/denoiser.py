@@ -87,7 +87,7 @@ class NetworkDenoiser(Denoiser):
 
     Args:
         network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x.
-        schedule: The path.
+        schedule: The path; a learned one is a part of the denoiser, trained, averaged and saved with it.
         prediction: `eps`, `x`, `v`, `score`, `velocity`, or `edm` (the network within EDM's skip connection).
         shape: The shape of one datum.
         sigma_data: The standard deviation of the data as the denoiser sees them.

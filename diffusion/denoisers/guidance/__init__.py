@@ -1,5 +1,8 @@
 """Guidance: denoisers around denoisers."""
 
+from .autoguidance import Autoguidance
+from .classifier import ClassifierGuided
 from .classifier_free import ClassifierFree
+from .guided import ALWAYS, Guided, Interval
 
-__all__ = ["ClassifierFree"]
+__all__ = ["ALWAYS", "Autoguidance", "ClassifierFree", "ClassifierGuided", "Guided", "Interval"]

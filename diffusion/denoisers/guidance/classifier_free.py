@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import UserError
 from ..denoiser import Denoiser
+from .guided import ALWAYS, Guided, Interval
 
 
-class ClassifierFree(Denoiser):
+class ClassifierFree(Guided):
     """x_hat = x_hat(x_t) + w (x_hat(x_t | label) - x_hat(x_t)): w = 1 is the conditional model, w = 0 no condition.
 
     The score is then that of p(x_t) (p(x_t | label) / p(x_t))^w (eq. 6 of the paper with w there one less). Both
@@ -19,28 +19,26 @@ class ClassifierFree(Denoiser):
     Args:
         denoiser: A class-conditional denoiser whose labels were dropped in training.
         weight: The guidance weight w.
+        interval: The noise levels at which it acts; elsewhere x_hat = x_hat(x_t | label), by one evaluation.
 
     Raises:
-        UserError: For a denoiser without classes.
+        UserError: For a denoiser without classes, or a call without labels.
     """
 
-    def __init__(self, denoiser: Denoiser, weight: float):
-        super().__init__()
+    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
         if not denoiser.num_classes:
             raise UserError("guidance: the model was trained without labels; leave it at 1")
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.shape = denoiser.shape
-        self.num_classes = denoiser.num_classes
-        self.weight = weight
+        super().__init__(denoiser, weight, interval)
 
-    def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
-    ) -> Float[Tensor, " b *dims"]:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the guided x_hat; `cond` are the labels to steer to. Arguments as `Denoiser.forward`."""
         if cond is None:
             raise UserError("guidance: steers towards a class; give a label too")
+        return super().forward(x_t, t, cond)
+
+    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert cond is not None  # `forward` has seen to it
         both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
         times = t if t.ndim == 0 else torch.cat((t, t))
         conditional, free = self.denoiser(torch.cat((x_t, x_t)), times, both).chunk(2)
-        return torch.lerp(free, conditional, self.weight)
+        return conditional, free

@@ -1,0 +1,38 @@
+"""Autoguidance (Karras et al. 2024, arXiv 2406.02507): a model guided by a worse version of itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...errors import UserError
+from ..denoiser import Denoiser, Retimed
+from .guided import ALWAYS, Guided, Interval
+
+
+class Autoguidance(Guided):
+    """x_hat = x_hat_guide + w (x_hat - x_hat_guide), with a guide that makes the same errors, only larger (eq. 4).
+
+    The score is that of p (p / p_guide)^(w - 1): away from where the guide puts mass that the model does not. No labels
+    are needed. A guide without classes is asked without the label: with the model's own free answers as the guide this
+    is classifier-free guidance.
+
+    Args:
+        denoiser: The model.
+        guide: A worse one: an earlier checkpoint, a smaller network. On another path it is carried over by log-SNR.
+        weight: The guidance weight w.
+        interval: The noise levels at which it acts.
+
+    Raises:
+        UserError: For a guide of data of another shape, or with other classes.
+    """
+
+    def __init__(self, denoiser: Denoiser, guide: Denoiser, weight: float, interval: Interval = ALWAYS):
+        super().__init__(denoiser, weight, interval)
+        if guide.shape != denoiser.shape:
+            raise UserError(f"guide: is for data of shape {guide.shape}; the model's are {denoiser.shape}")
+        if guide.num_classes not in (0, denoiser.num_classes):
+            raise UserError(f"guide: has {guide.num_classes} classes; the model has {denoiser.num_classes}")
+        self.guide = guide if guide.schedule == denoiser.schedule else Retimed(guide, denoiser.schedule)
+
+    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.denoiser(x_t, t, cond), self.guide(x_t, t, cond if self.guide.num_classes else None)

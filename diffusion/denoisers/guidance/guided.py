@@ -1,0 +1,92 @@
+"""What guidances by extrapolation share: the weight, and the noise levels at which they act."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ...errors import UserError
+from ...schedules import Schedule
+from ..denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Interval:
+    """low < sigma / alpha <= high (Kynkaanniemi et al. 2024, arXiv 2404.07724): noise relative to the data on any path.
+
+    Guidance costs variety at high noise and does nothing at low noise but take time; the paper guides between.
+
+    Args:
+        low: The lower end, 0 or more.
+        high: The upper end, above `low`.
+
+    Raises:
+        UserError: For ends that are not in order.
+    """
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    def __post_init__(self):
+        if not 0.0 <= self.low < self.high:
+            raise UserError(
+                f"guidance interval: found {self.low} to {self.high}; needs 0 <= low < high (sigma / alpha)"
+            )
+
+    def holds(self, schedule: Schedule, t: Float[Tensor, " *b"]) -> Bool[Tensor, " *b"]:
+        """Whether each time is within."""
+        level = torch.exp(-0.5 * schedule.log_snr(t))
+        return (level > self.low) & (level <= self.high)
+
+
+ALWAYS = Interval()
+
+
+class Guided(Denoiser):
+    """x_hat = away + w (towards - away) within an interval of noise levels, x_hat = towards outside of it.
+
+    An abstract one: `towards` is the denoiser that is guided, a subclass says what it is led away from. A pair of
+    answers counts as two evaluations; where the weight is 1, or the noise outside the interval, one is made.
+
+    Args:
+        denoiser: The denoiser that is guided.
+        weight: The guidance weight w; 1 is off.
+        interval: Where it acts.
+    """
+
+    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.shape = denoiser.shape
+        self.num_classes = denoiser.num_classes
+        self.weight = weight
+        self.interval = interval
+
+    @abstractmethod
+    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The two answers, (towards, away). Arguments as `forward`."""
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return the guided x_hat. Arguments as `Denoiser.forward`."""
+        within = self.interval.holds(self.schedule, t)
+        if self.weight == 1.0 or not bool(within.any()):
+            return self.denoiser(x_t, t, cond)
+        if bool(within.all()):
+            return self._extrapolated(x_t, t, cond)
+        # Samples at different times, some within: each part by itself, so that no answer is made in vain.
+        x_hat = torch.empty_like(x_t)
+        for part, answer in ((within, self._extrapolated), (~within, self.denoiser)):
+            rows = part.nonzero()[:, 0].to(x_t.device)
+            x_hat[rows] = answer(x_t[rows], t[part], None if cond is None else cond[rows])
+        return x_hat
+
+    def _extrapolated(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        towards, away = self.pair(x_t, t, cond)
+        return torch.lerp(away, towards, self.weight)

@@ -1,0 +1,26 @@
+"""Inverse problems: a denoiser given y = A x + noise is a denoiser again, so that every sampler draws x given y.
+
+`METHODS` are the approximations by name, the best first.
+"""
+
+from .dps import DPS
+from .moment_matching import MomentMatching
+from .operators import Blur, Downsample, Grey, LinearOperator, Mask
+from .posterior import Observation, Posterior
+from .pseudo_inverse import PseudoInverse
+
+METHODS: dict[str, type[Posterior]] = {"moment-matching": MomentMatching, "pseudo-inverse": PseudoInverse, "dps": DPS}
+
+__all__ = [
+    "DPS",
+    "METHODS",
+    "Blur",
+    "Downsample",
+    "Grey",
+    "LinearOperator",
+    "Mask",
+    "MomentMatching",
+    "Observation",
+    "Posterior",
+    "PseudoInverse",
+]

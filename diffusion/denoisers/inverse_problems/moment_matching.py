@@ -1,0 +1,85 @@
+"""Moment-matching posterior sampling, "MMPS" (Rozet, Andry, Lanusse, Louppe 2024, arXiv 2405.13712)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ..denoiser import Denoiser
+from .posterior import Covariance, Observation, Posterior
+
+
+class MomentMatching(Posterior):
+    """V = Cov[x | x_t] = (sigma^2 / alpha) J, the true covariance, by Tweedie's formula for the second moment.
+
+        x_hat' = x_hat + V A^T (s^2 I + A V A^T)^-1 (y - A x_hat)
+
+    is exact wherever p(x | x_t) is Gaussian. The inverse is applied by iterations, each one vector-Jacobian
+    product, so that V is never formed (the J of a perfect denoiser is symmetric). Few iterations
+    do: those left out are of the directions that x_t has settled already.
+
+    Args:
+        denoiser, observation: As `Posterior`.
+        iterations: Of the linear solver (`least_residual`), at most.
+        tolerance: The residual, relative to the first, at which a sample's iterations end.
+
+    Raises:
+        UserError: For fewer than 1 iteration.
+    """
+
+    def __init__(self, denoiser: Denoiser, observation: Observation, iterations: int = 5, tolerance: float = 1e-4):
+        super().__init__(denoiser, observation)
+        if iterations < 1:
+            raise UserError(f"iterations: found {iterations}; must be at least 1")
+        self.iterations, self.tolerance = iterations, tolerance
+
+    def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
+        operator, noise = self.observation.operator, self.observation.noise_std**2
+
+        def matrix(u: Tensor) -> Tensor:
+            return noise * u + operator(covariance(operator.adjoint(u)))
+
+        return least_residual(matrix, residual, self.iterations, self.tolerance)
+
+
+def least_residual(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 0.0) -> Tensor:
+    """The u of the Krylov space of b with the least |b - matrix(u)|, row by row: generalised conjugate residuals.
+
+    (Eisenstat, Elman, Schultz 1983, SIAM J. Numer. Anal. 20, 2.) Conjugate gradients, which the paper
+    takes, need a matrix that is symmetric and positive. That of a trained network is not quite, and they then blow up;
+    here the residual falls with any matrix, at the same cost.
+
+    Args:
+        matrix: A linear map of (B, *dims), each row for itself.
+        b: Shape (B, *dims).
+        iterations: At most, each one application of the matrix; so many directions are kept in memory.
+        tolerance: A row stops at this residual relative to |b|.
+    """
+    u, residual = torch.zeros_like(b), b
+    enough = tolerance**2 * _dot(b, b)
+    directions: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(iterations):
+        going = _dot(residual, residual) > enough
+        if not bool(going.any()):
+            break
+        direction, image = residual, matrix(residual)
+        for old, old_image, square in directions:
+            share = _ratio(_dot(image, old_image), square)
+            direction, image = direction - share * old, image - share * old_image
+        square = _dot(image, image)
+        length = torch.where(going, _ratio(_dot(residual, image), square), 0.0)
+        u, residual = u + length * direction, residual - length * image
+        directions.append((direction, image, square))
+    return u
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each row, shape (B, 1, ..., 1)."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)

@@ -1,0 +1,182 @@
+"""Linear operators on data: what an observation y = A x + noise sees of a datum.
+
+Each is A with its adjoint (<A x, y> = <x, A^T y>) and the solution of (n I + v A A^T) u = y, in closed form because
+A A^T is diagonal: in pixels, or for the blur in the Fourier basis. From these follows the pseudo-inverse
+A^+ = A^T (A A^T)^+, which is A's inverse on what A can see and nothing on what it cannot: A A^+ A = A, A^+ A A^+ = A^+.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ...broadcasting import pad_dims_like
+from ...errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601
+
+
+class LinearOperator(ABC):
+    """An abstract linear map of a batch of data (B, *shape) to a batch of observations (B, *observed)."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *observed"]:
+        """A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Float[Tensor, " b *observed"]) -> Float[Tensor, " b *dims"]:
+        """A^T y."""
+
+    @abstractmethod
+    def solve(
+        self, y: Float[Tensor, " b *observed"], signal: Float[Tensor, " *b"], noise: Float[Tensor, " *b"]
+    ) -> Float[Tensor, " b *observed"]:
+        """(noise I + signal A A^T)^+ y.
+
+        Args:
+            y: Shape (B, *observed).
+            signal: v, the variance of x, () or (B,), not negative.
+            noise: n, the variance of the noise, () or (B,), not negative.
+        """
+
+    def pseudo_inverse(self, y: Float[Tensor, " b *observed"]) -> Float[Tensor, " b *dims"]:
+        """A^+ y: of all x that come nearest to A x = y, the shortest."""
+        return self.adjoint(self.solve(y, torch.ones((), dtype=y.dtype), torch.zeros((), dtype=y.dtype)))
+
+
+def _divide(y: Tensor, gram: Tensor | float, signal: Tensor, noise: Tensor) -> Tensor:
+    """(noise + signal gram)^+ y, where A A^T is diagonal with entries `gram`."""
+    total = pad_dims_like(noise, y).to(y.device) + pad_dims_like(signal, y).to(y.device) * gram
+    return torch.where(total > 0, y / torch.where(total > 0, total, 1.0), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(LinearOperator):
+    """A x = the entries of x where `kept` is true, in a row: y is (B, M).
+
+    Args:
+        kept: Of the shape of a datum, at least one entry true.
+
+    Raises:
+        UserError: For a mask that keeps nothing.
+    """
+
+    kept: Bool[Tensor, " *dims"]
+    _at: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self):
+        if not bool(self.kept.any()):
+            raise UserError("mask: keeps nothing; draw without an observation then")
+        object.__setattr__(self, "_at", self.kept.flatten().nonzero()[:, 0])
+
+    def __call__(self, x):
+        if x.shape[1:] != self.kept.shape:
+            raise UserError(f"mask: of shape {tuple(self.kept.shape)}, for data of shape {tuple(x.shape[1:])}")
+        return x.flatten(1)[:, self._at.to(x.device)]
+
+    def adjoint(self, y):
+        rows = y.new_zeros(len(y), self.kept.numel())
+        return rows.index_copy(1, self._at.to(y.device), y).reshape(len(y), *self.kept.shape)
+
+    def solve(self, y, signal, noise):
+        return _divide(y, 1.0, signal, noise)
+
+
+@dataclass(frozen=True)
+class Downsample(LinearOperator):
+    """A x = the means of squares of `factor` x `factor` pixels: (B, C, H, W) to (B, C, H / factor, W / factor).
+
+    Args:
+        factor: The side of a square; it divides H and W.
+
+    Raises:
+        UserError: For a factor below 1, or an image that it does not divide.
+    """
+
+    factor: int
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise UserError(f"factor: found {self.factor}; must be at least 1")
+
+    def __call__(self, x):
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise UserError(f"factor: {self.factor} does not divide an image of {x.shape[-2]} x {x.shape[-1]} pixels")
+        return torch.nn.functional.avg_pool2d(x, self.factor)
+
+    def adjoint(self, y):
+        return y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
+
+    def solve(self, y, signal, noise):
+        return _divide(y, 1.0 / self.factor**2, signal, noise)
+
+
+@dataclass(frozen=True)
+class Grey(LinearOperator):
+    """A x = the weighted sum of the channels: (B, C, H, W) to (B, 1, H, W). To invert it is to colourise.
+
+    Args:
+        weights: One a channel; the luma of red, green and blue by default.
+    """
+
+    weights: tuple[float, ...] = LUMA
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.weights, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+
+    def __call__(self, x):
+        if x.shape[1] != len(self.weights):
+            raise UserError(f"weights: {len(self.weights)} weights for images of {x.shape[1]} channels")
+        return (self._weights(x) * x).sum(1, keepdim=True)
+
+    def adjoint(self, y):
+        return self._weights(y) * y
+
+    def solve(self, y, signal, noise):
+        return _divide(y, math.fsum(weight**2 for weight in self.weights), signal, noise)
+
+
+@dataclass(frozen=True)
+class Blur(LinearOperator):
+    """A x = x convolved with a Gaussian on a periodic image, each channel for itself: (B, C, H, W) to the same.
+
+    In the Fourier basis A is diagonal with the real entries h(w) = exp(-std^2 |w|^2 / 2), w in radians a pixel: A is
+    its own adjoint. Frequencies that come out weaker than `floor` count as lost: A removes them altogether.
+
+    Args:
+        std: The deviation of the Gaussian, in pixels, positive.
+        floor: From 0 to 1.
+
+    Raises:
+        UserError: For a std that is not positive.
+    """
+
+    std: float
+    floor: float = 1e-3
+
+    def __post_init__(self):
+        if not 0 < self.std < math.inf:
+            raise UserError(f"std: found {self.std}; must be positive")
+
+    def _transfer(self, like: Tensor) -> Tensor:
+        height, width = like.shape[-2:]
+        options = {"dtype": like.dtype, "device": like.device}
+        rows, columns = torch.fft.fftfreq(height, **options), torch.fft.rfftfreq(width, **options)
+        squared = (2.0 * math.pi) ** 2 * (rows[:, None].square() + columns.square())
+        h = torch.exp(-0.5 * self.std**2 * squared)
+        return torch.where(h >= self.floor, h, 0.0)
+
+    def __call__(self, x):
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self._transfer(x), s=x.shape[-2:])
+
+    def adjoint(self, y):
+        return self(y)
+
+    def solve(self, y, signal, noise):
+        waves = _divide(torch.fft.rfft2(y), self._transfer(y).square(), signal, noise)
+        return torch.fft.irfft2(waves, s=y.shape[-2:])

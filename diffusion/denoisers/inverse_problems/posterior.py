@@ -1,0 +1,114 @@
+"""E[x | x_t, y] for an observation y = A x + s n of the datum, from a denoiser that knows E[x | x_t] alone.
+
+Tweedie's formula, applied to p(x_t | y) = p(x_t) p(y | x_t) / p(y), adds one gradient to the denoiser's answer:
+
+    E[x | x_t, y] = x_hat + (sigma^2 / alpha) grad log p(y | x_t)
+
+What is not known is p(y | x_t) = integral of N(y; A x, s^2 I) p(x | x_t) dx. With a Gaussian in place of p(x | x_t),
+of the right mean x_hat and of some covariance V, it is N(y; A x_hat, s^2 I + A V A^T), and with V held fixed that is
+
+    (sigma^2 / alpha) J^T A^T (s^2 I + A V A^T)^-1 (y - A x_hat),        J = d x_hat / d x_t.
+
+The methods differ in V alone. Since (sigma^2 / alpha) J is Cov[x | x_t] itself, the factor in front is Kalman's gain.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...broadcasting import pad_dims_like
+from ...errors import UserError
+from ..denoiser import Denoiser
+from .operators import LinearOperator
+
+# v -> (sigma^2 / alpha) J^T v: the covariance of x given x_t, as a function of a vector (B, *shape).
+Covariance = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """y = A x + noise_std n, n ~ N(0, I).
+
+    Args:
+        operator: A.
+        y: What was observed, (B, *observed), or (1, *observed) for all samples of a batch.
+        noise_std: The deviation s of its noise; 0 or more.
+
+    Raises:
+        UserError: For a negative deviation, or values of y that are not finite.
+    """
+
+    operator: LinearOperator
+    y: Float[Tensor, " b *observed"]
+    noise_std: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.noise_std < float("inf"):
+            raise UserError(f"noise_std: found {self.noise_std}; must be 0 or more")
+        if not bool(torch.isfinite(self.y).all()):
+            raise UserError("y: has values that are not finite")
+
+    def residual(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *observed"]:
+        """y - A x.
+
+        Raises:
+            UserError: For a y whose shape is not that of A x.
+        """
+        seen = self.operator(x)
+        if self.y.shape[1:] != seen.shape[1:] or len(self.y) not in (1, len(seen)):
+            found, needed = tuple(self.y.shape), tuple(seen.shape)
+            raise UserError(f"y: found shape {found}; these data are observed as {needed}, or (1, ...) for all alike")
+        return self.y.to(seen) - seen
+
+
+class Posterior(Denoiser):
+    """A denoiser given an observation: an abstract one, whose subclasses say what (s^2 I + A V A^T)^-1 is.
+
+    Its answer costs one evaluation and at least one vector-Jacobian product, of about two evaluations' time.
+
+    Args:
+        denoiser: E[x | x_t], differentiable in x_t.
+        observation: What is known of x.
+    """
+
+    def __init__(self, denoiser: Denoiser, observation: Observation):
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.shape = denoiser.shape
+        self.num_classes = denoiser.num_classes
+        self.observation = observation
+
+    @abstractmethod
+    def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(s^2 I + A V A^T)^-1 residual.
+
+        Args:
+            residual: y - A x_hat, shape (B, *observed).
+            covariance: v -> Cov[x | x_t] v, by a vector-Jacobian product.
+            alpha: alpha_t, shape () or (B,).
+            sigma: sigma_t, shape () or (B,).
+        """
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return E[x | x_t, y], approximately. Arguments as `Denoiser.forward`."""
+        alpha, sigma = (value.to(x_t) for value in self.schedule(t))
+        scale = pad_dims_like(sigma.square() / alpha, x_t)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            x_hat = self.denoiser(x, t, cond)
+
+        def covariance(v: Tensor) -> Tensor:
+            return scale * torch.autograd.grad(x_hat, x, v, retain_graph=True)[0]
+
+        mean = x_hat.detach()
+        weighted = self.solve(self.observation.residual(mean), covariance, alpha, sigma)
+        return mean + covariance(self.observation.operator.adjoint(weighted))

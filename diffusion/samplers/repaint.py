@@ -1,0 +1,119 @@
+"""RePaint (Lugmayr et al. 2022, arXiv 2201.09865): inpainting by any solver, with the known pixels put in at each step.
+
+After a step to s the known pixels of x_s are replaced by draws of q(x_s | known), which the rest then has to fit; since
+the rest was drawn without having seen them, a stretch of the grid is walked several times, with noise in between that
+takes x_s back to x_t, until both agree. It needs no gradient. More resamples come nearer to the posterior, which few
+resamples miss (measured in docs/control.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..denoisers.denoiser import Denoiser
+from ..errors import UserError
+from ..schedules import Schedule
+from ..schedules.forward_process import transition
+from .ancestral import Ancestral
+from .sampler import LinearSampler, Sampler
+
+
+class _Known(Denoiser):
+    """A denoiser whose x_hat has the known pixels in place."""
+
+    def __init__(self, denoiser: Denoiser, known: Tensor, kept: Tensor):
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule, self.shape, self.num_classes = denoiser.schedule, denoiser.shape, denoiser.num_classes
+        self.known, self.kept = known, kept
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return torch.where(self.kept, self.known, self.denoiser(x_t, t, cond))
+
+
+@dataclass(frozen=True, eq=False)
+class RePaint(Sampler):
+    """Algorithm 1 of the paper, with resampling by jumps of `jump` steps (its appendix B), around any step.
+
+    Each stretch of `jump` intervals of the grid is walked `resamples` times: resamples times as many evaluations as
+    steps.
+
+    Args:
+        known: The datum, read where `kept` is true, of shape (*shape) or (1 or B, *shape).
+        kept: Of the shape of a datum: true where it is known.
+        step: The solver of the steps, of one evaluation each.
+        jump: The intervals of a stretch; the paper takes 10 of 250, 1 or 2 of 20 do best (docs/control.md).
+        resamples: How often each is walked (10 in the paper); 1 puts the known pixels in and does no more.
+
+    Raises:
+        UserError: For a jump or resamples below 1.
+    """
+
+    known: Float[Tensor, " *bdims"]
+    kept: Bool[Tensor, " *dims"]
+    step: LinearSampler = field(default_factory=Ancestral)
+    jump: int = 1
+    resamples: int = 10
+
+    def __post_init__(self):
+        for name, value in (("jump", self.jump), ("resamples", self.resamples)):
+            if value < 1:
+                raise UserError(f"{name}: found {value}; must be at least 1")
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def is_stochastic(self) -> bool:
+        return True
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.resamples
+
+    def sample(self, denoiser, x_1, grid, noise=None, cond=None, callback=None):
+        known, kept = self.known.to(x_1), self.kept.to(x_1.device)
+        try:
+            fits = torch.broadcast_shapes(known.shape, kept.shape, x_1.shape) == x_1.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            found = f"{tuple(known.shape)} and {tuple(kept.shape)}"
+            raise UserError(f"known, kept: found shapes {found}; the data have {tuple(x_1.shape[1:])}")
+        return super().sample(_Known(denoiser, known, kept), x_1, grid, noise, cond, callback)
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        assert noise is not None  # `sample` has seen to it
+        assert isinstance(denoiser, _Known)
+        schedule, numbers = denoiser.schedule, count()
+
+        def fresh(step: int = 0) -> Tensor:
+            return noise(next(numbers))  # no number twice, however often a stretch is walked
+
+        last = len(times) - 1
+        for first in range(0, last, self.jump):
+            end = min(first + self.jump, last)
+            for walk in range(self.resamples):
+                if walk:
+                    x = _back(schedule, x, times[end], times[first], fresh)
+                for i in range(first, end):
+                    pair = times[i : i + 2]
+                    x = self.step.integrate(denoiser, x, pair, fresh, cond, None)
+                    alpha, sigma = schedule(pair[1])
+                    x = torch.where(denoiser.kept, alpha.to(x) * denoiser.known + sigma.to(x) * fresh(), x)
+                    if callback is not None and walk == self.resamples - 1:
+                        callback(i, float(pair[1]), x, None)
+        return x
+
+
+def _back(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
+    """A draw of q(x_t | x_s) for s < t."""
+    scale, variance = transition(schedule, s, t)
+    return scale.to(x) * x + variance.sqrt().to(x) * fresh()

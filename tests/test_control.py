@@ -1,0 +1,134 @@
+"""sample.py under control: guides, images to fill in and to restore; and that what does not go together is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_configs import digits_config, toy_config
+
+from diffusion import load, pictures, runs
+from diffusion.cli import command, sample
+from diffusion.config import dump_config
+from diffusion.experiment import DataFacts, build_denoiser
+from diffusion.model import FACTS
+
+
+def make_run(folder, config, facts, seed=0):
+    torch.manual_seed(seed)
+    run = runs.create_run(folder, config.name)
+    weights = {k: v + 0.02 * torch.randn_like(v) for k, v in build_denoiser(config, facts).state_dict().items()}
+    runs.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
+
+
+def save_image(path, x):
+    pictures.save(Path(path), pictures.from_bytes(pictures.to_bytes(x[None])[0].numpy()))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with two runs of digits, an image, its means of 2 x 2, and a mask, white below."""
+    monkeypatch.chdir(tmp_path)
+    facts = DataFacts("digits", (1, 8, 8), 17, 10)
+    for seed in (0, 1):
+        make_run(tmp_path / "runs", digits_config(tmp_path, "denoiser.conditional=true"), facts, seed)
+    image = (torch.linspace(-0.8, 0.8, 64).reshape(1, 8, 8) * 4).round() / 4
+    save_image("image.png", image)
+    save_image("small.png", torch.nn.functional.avg_pool2d(image[None], 2)[0])
+    mask = torch.full((1, 8, 8), -1.0)
+    mask[:, 4:] = 1.0
+    save_image("mask.png", mask)
+    return image
+
+
+def draw(capsys, line):
+    out = Path("x.npz")
+    out.unlink(missing_ok=True)
+    arguments = ["--run", "digits-0001", "--n", "2", "--steps", "12", "--device", "cpu", "--out", str(out)]
+    code = command(sample, [*line.split(), *arguments])
+    found = capsys.readouterr()
+    assert code == 0, found.err
+    with np.load(out) as arrays:
+        x = torch.from_numpy(arrays["images"]).float() / 127.5 - 1
+    return x[:, None], int(re.search(r"NFE (\d+)", found.out)[1])
+
+
+@pytest.mark.parametrize("posterior", ["moment-matching", "pseudo-inverse", "repaint"])
+def test_what_the_mask_keeps_is_kept_and_the_rest_is_drawn(here, capsys, posterior):
+    x, nfe = draw(capsys, f"--inpaint image.png --mask mask.png --posterior {posterior}")
+    off = (x - here).abs()
+    tolerance = 0.01 if posterior == "repaint" else 0.25  # known to a level, of a width of 0.12
+    assert float(off[:, :, :4].max()) < tolerance
+    assert float(off[:, :, 4:].max()) > 0.5
+    assert nfe == (11 * 10 + 1 if posterior == "repaint" else 12)
+
+
+def test_a_small_image_is_the_means_of_what_is_drawn(here, capsys):
+    x, _ = draw(capsys, "--restore small.png --degradation downsample --observation-noise 0.01 --label 3")
+    seen = torch.nn.functional.avg_pool2d(here[None], 2)
+    # the median: the wild pixels of an untrained model are cut to [-1, 1] after drawing
+    assert float((torch.nn.functional.avg_pool2d(x, 2) - seen).abs().median()) < 0.02
+
+
+def test_a_guide_counts_as_an_evaluation_within_its_interval(here, capsys):
+    plain, alone = draw(capsys, "--sampler ddim")
+    guided, pair = draw(capsys, "--sampler ddim --guide digits-0002 --guidance 2")
+    assert (alone, pair) == (12, 24)
+    assert not torch.equal(plain, guided)
+    _, some = draw(capsys, "--sampler ddim --guide digits-0002 --guidance 2 --guidance-interval 0.5 5")
+    assert alone < some < pair
+    _, labelled = draw(capsys, "--sampler ddim --label 3 --guidance 2 --guidance-interval 0.5 5")
+    assert labelled == some
+    itself, _ = draw(capsys, "--sampler ddim --guide digits-0001 --guidance 2")
+    assert float((itself - plain).abs().max()) < 0.01
+
+
+def test_a_picture_under_control_is_drawn_again_from_itself(here, capsys):
+    line = "--inpaint image.png --mask mask.png --steps 4 --n 2 --run digits-0001 --device cpu --out a.png"
+    assert command(sample, line.split()) == 0
+    assert command(sample, ["--from", "a.png", "--out", "b.png", "--device", "cpu"]) == 0
+    assert "the same pixels as a.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--inpaint image.png", "--inpaint: needs --mask"),
+        ("--mask mask.png", "--mask: goes with --inpaint"),
+        ("--posterior dps", "--posterior: goes with --inpaint or --restore"),
+        ("--restore image.png", "--restore: needs --degradation; accepted: blur, downsample, grey"),
+        ("--restore image.png --degradation blurr", "Did you mean 'blur'?"),
+        ("--restore image.png --degradation blur:x", "found 'blur:x'; needs a deviation in pixels"),
+        ("--restore image.png --degradation grey:2", "only blur takes a number"),
+        ("--restore image.png --degradation grey", "images have 1 channels; needs 3"),
+        ("--restore image.png --degradation downsample", "is 8 x 8 pixels; the model's 8 x 8 must be a multiple"),
+        ("--inpaint nowhere.png --mask mask.png", "--inpaint: nowhere.png does not exist"),
+        ("--inpaint image.png --mask mask.png --posterior mmps", "--posterior: 'mmps' is not known"),
+        ("--inpaint image.png --mask mask.png --posterior repaint --sampler ode", "walks ancestral, ddim or sde"),
+        ("--restore small.png --degradation downsample --posterior repaint", "fills in (--inpaint)"),
+        ("--inpaint image.png --mask mask.png --observation-noise -1", "noise_std: found -1"),
+        ("--guide digits-0002", "--guide: needs --guidance"),
+        ("--guidance-interval 1 2", "--guidance-interval: needs --guidance"),
+        ("--label 3 --guidance 2 --guidance-interval 2 1", "needs 0 <= low < high"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(here, capsys, line, message):
+    before = set(Path().iterdir())
+    code = command(sample, [*line.split(), "--run", "digits-0001", "--device", "cpu", "--out", "x.npz"])
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert set(Path().iterdir()) == before
+
+
+def test_points_have_nothing_to_fill_in(here, tmp_path, capsys):
+    make_run(tmp_path / "runs", toy_config(tmp_path), DataFacts("gaussians", (2,), None, 0))
+    (run,) = (path.name for path in Path("runs").iterdir() if not path.name.startswith("digits"))
+    assert command(sample, f"--run {run} --inpaint image.png --mask mask.png --device cpu".split()) == 2
+    assert "are for images; 'gaussians' are points" in capsys.readouterr().err
+
+
+def test_a_guided_model_keeps_its_facts(here):
+    model = load("runs/digits-0001")
+    again = model.around(model.denoiser)
+    assert (again.source, again.step, again.facts) == (model.source, model.step, model.facts)
