@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import UserError
-from ..sample_arguments import Parser, positive, seed, tolerance
+from ..sample_arguments import Parser, number, positive, seed, tolerance
 
 SPLITS = ("test", "validation", "train")
 WANDB = ("auto", "online", "offline", "off")
@@ -23,7 +23,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m diffusion evaluate",
         description="Measure how likely models hold images to be. Figures are kept in RUN/evaluations, keyed by all "
         "that they depend on: the same command again prints them at once, and one that was cut off goes on where it "
-        "was.",
+        "was. Beside each stands its error budget; what a run cannot see itself is measured on a few of the images.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -35,6 +35,10 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="ode, elbo, elbo-discrete, iwae, ais, ... (default: ode for diffusion, iwae else)",
     )
     add("--images", type=positive, metavar="N", help="only the first N images (default: all)")
+    add("--target-error", type=error, metavar="E",
+        help="spend compute where the error budget is largest until the error is at most E bits/dim, and say what was "
+        "spent: as many of the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all "
+        "images taken, E is for the measurement of these. --draws, --probes, --tolerance are the least")  # fmt: skip
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (ode)")
     add("--draws", type=positive, metavar="K", help="random draws an image: dequantised points (ode), noise "
         "levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
@@ -78,6 +82,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
     add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--split", choices=SPLITS, default="test", help="the images (default: test)")
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
+
+
+def error(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"found {text}; must be above 0, in bits/dim, e.g. 0.005")
+    return value
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -14,6 +14,8 @@ from .. import pictures
 from ..cli import ProgressBar
 from ..devices import choose_device
 from ..evaluation import summary
+from ..likelihood import Estimate
+from ..likelihood.estimate import SYSTEMATIC
 from ..report import console, likelihood_table
 from . import ood, records
 from .arguments import estimator_options
@@ -22,6 +24,8 @@ from .measuring import measure, question
 from .mirror import mirror_evaluation
 from .records import Evaluation
 from .subjects import Subject, images_of, load_images_of, load_subject
+from .targeting import measure_to, spent_table, verdict
+from .toys import gap_sentence, measure_toy
 
 
 def default_method(family: str) -> str:
@@ -32,18 +36,31 @@ def default_method(family: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     device = choose_device(options.device)
-    subjects = [load_subject(name, options.runs) for name in options.run]  # a wrong name is told before hours of work
+    subjects = [
+        load_subject(name, options.runs, points=True) for name in options.run
+    ]  # a wrong name is told before hours of work
     out = console()
     for subject in subjects:
         subject.model.to(device)
+        if subject.model.facts.levels is None:
+            _toy(subject, options)
+            continue
         family = subject.model.config.family
         method = options.method or default_method(family)
         data = load_images_of(subject)
         images, identity = images_of(data, options.split, options.images)
         protocol = question(subject, identity, method, estimator_options(options, method, family))
         bar = ProgressBar()
-        measured = partial(measure, subject, device=device, batch_size=options.batch_size, again=options.again)
-        evaluation, found = measured(images, protocol, progress=partial(bar.named, f"{subject.name} {method}"))
+        how = {"device": device, "batch_size": options.batch_size, "again": options.again}
+        told = partial(bar.named, f"{subject.name} {method}")
+        spent = None
+        if options.target_error is None:
+            evaluation, found = measure(subject, images, protocol, progress=told, **how)
+        else:
+            target = options.target_error
+            evaluation, spent, found = measure_to(target, subject, images, protocol, progress=told, **how)
+            protocol = evaluation.protocol
+            images = images[: len(evaluation.estimate)]
         places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
         if options.ranked:
             places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
@@ -56,13 +73,18 @@ def run(options: argparse.Namespace) -> int:
         if options.ood is not None:
             foreign, foreign_identity = ood.load(options.ood, data, options.split, options.images)
             foreign_protocol = question(subject, foreign_identity, method, dict(protocol.options))
-            other, _ = measured(foreign, foreign_protocol, progress=partial(bar.named, f"{subject.name} on other data"))
+            told = partial(bar.named, f"{subject.name} on other data")
+            other, _ = measure(subject, foreign, foreign_protocol, progress=told, **how)
             places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
             pictures.save(places["histograms"], ood.picture(evaluation, other))
         bar.close()
         mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
         out.print(table)
-        out.print(_budget(evaluation))
+        out.print(_budget(evaluation.estimate))
+        if spent is not None:
+            out.print(spent_table(spent))
+            for line in verdict(spent):
+                out.print(line)
         if other is not None:
             out.print(escape(ood.sentence(evaluation, other)))
         for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
@@ -74,18 +96,34 @@ def run(options: argparse.Namespace) -> int:
 def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
     """The entries of W&B's run table, under the names that are the same for every family of model."""
     values = summary(evaluation.estimate)
-    values |= {f"eval/error/{cause}": error for cause, error in evaluation.estimate.error_budget.items()}
+    estimate = evaluation.estimate
+    values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
+    values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
     if other is not None:
         values |= {"eval/auroc": ood.auroc(evaluation, other), "eval/auroc_other": other.protocol.data["name"]}
     return values
+
+
+def _toy(subject: Subject, options: argparse.Namespace) -> None:
+    bar, out = ProgressBar(), console()
+    found = measure_toy(subject, options, bar.named)
+    bar.close()
+    table = likelihood_table(found)
+    table.title = escape(f"{subject.name}: {len(found['PF-ODE'])} fresh points of {subject.model.facts.name}")
+    out.print(table)
+    out.print(_budget(found["PF-ODE"]))
+    out.print(gap_sentence(found))
 
 
 def _beside(subject: Subject, name: str) -> Path:
     return subject.home / records.FOLDER / name
 
 
-def _budget(evaluation: Evaluation) -> Table:
+def _budget(estimate: Estimate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for cause, error in evaluation.estimate.error_budget.items():
-        table.add_row(f"standard error, {cause}:", f"{error:.4f} bits/dim")
+    for cause, error in estimate.error_budget.items():
+        sort = "error" if cause in SYSTEMATIC else "standard error"
+        table.add_row(f"{sort}, {cause}:", f"{error:.4f} bits/dim")
+    table.add_row("error of the measurement of these images:", f"{estimate.measurement_error:.4f} bits/dim")
+    table.add_row("total error, with their choice:", f"{estimate.total_error:.4f} bits/dim")
     return table

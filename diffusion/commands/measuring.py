@@ -1,20 +1,27 @@
-"""The measurement itself: chunk by chunk, each kept as it is done."""
+"""The measurement itself: chunk by chunk, each kept as it is done; then the rest of its error budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..likelihood import Estimate
+from ..likelihood.error_budget import complete
 from ..model import TrainedModel
 from . import records
 from .records import Evaluation, Protocol
 from .subjects import Subject
 
 CHUNK = 128
+# The parts of images that are measured again, for the error budget.
+_AGAIN = "again-"
 Progress = Callable[[int, int], None]
 
 
@@ -48,20 +55,60 @@ def measure(
     folder = subject.home / records.FOLDER
     if (folder / f"{protocol.name}.json").is_file() and not again:
         return records.read(folder / f"{protocol.name}.json"), True
-    parts = folder / protocol.name
+    bench = Bench(subject.model, images, protocol, folder / protocol.name, device, batch_size)
     if again:
-        records.remove_parts(parts)
-    done = {int(row) for part in records.read_parts(parts, len(images)) for row in _indices(part)}
-    left = torch.tensor([row for row in range(len(images)) if row not in done], dtype=torch.long)
-    for rows in left.split(batch_size or CHUNK) if len(left) else ():
-        records.write_part(parts, _chunk(subject.model, images[rows].to(device), rows, protocol, batch_size))
-        done |= set(rows.tolist())
-        if progress is not None:
-            progress(len(done), len(images))
-    whole = Estimate.join(records.read_parts(parts, len(images)))
-    evaluation = records.write(folder, protocol, subject.facts, whole)
-    records.remove_parts(parts)
+        bench.clear()
+    whole = bench(torch.arange(len(images)), {}, progress)
+    evaluation = records.write(folder, protocol, subject.facts, complete(whole, bench))
+    bench.clear()
     return evaluation, False
+
+
+class Bench:
+    """Measures images under changes of a question; each chunk is kept as it is done, and none is measured twice.
+
+    Args:
+        model: The model, on `device`.
+        images: All the images, level indices.
+        protocol: The question.
+        parts: The folder of the parts; those under changed options are in folders of their own within.
+        device, batch_size: As of `measure`.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        images: Tensor,
+        protocol: Protocol,
+        parts: Path,
+        device: torch.device,
+        batch_size: int | None = None,
+    ):
+        self.model, self.images, self.protocol = model, images, protocol
+        self.parts, self.device, self.batch_size = parts, device, batch_size
+
+    def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
+        """The estimate of all the images that were ever asked for under these changes, `rows` among them."""
+        parts = self.parts / f"{_AGAIN}{_digest(changes)}" if changes else self.parts
+        protocol = replace(self.protocol, options={**self.protocol.options, **changes})
+        done = {int(row) for part in records.read_parts(parts, len(self.images)) for row in _indices(part)}
+        left = torch.tensor([row for row in rows.tolist() if row not in done], dtype=torch.long)
+        for some in left.split(self.batch_size or CHUNK) if len(left) else ():
+            images = self.images[some].to(self.device)
+            records.write_part(parts, _chunk(self.model, images, some, protocol, self.batch_size))
+            done |= set(some.tolist())
+            if progress is not None:
+                progress(len(done), len(rows))
+        return Estimate.join(records.read_parts(parts, len(self.images)))
+
+    def clear(self) -> None:
+        """Remove all parts."""
+        for folder in (*self.parts.glob(f"{_AGAIN}*"), self.parts):
+            records.remove_parts(folder)
+
+
+def _digest(changes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:

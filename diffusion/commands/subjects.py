@@ -58,9 +58,7 @@ def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
     return source.stem, Path("evaluations") / source.stem, source
 
 
-def load_subject(
-    path_or_name: str, runs_dir: str, device: torch.device | str = "cpu", points: bool = False
-) -> Subject:
+def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = "cpu", points: bool = False) -> Subject:
     """Load a model to measure; `points` says that it may be one of continuous data.
 
     Raises:

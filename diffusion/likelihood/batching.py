@@ -12,6 +12,8 @@ from torch import Tensor
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..evaluations import count_evaluations, evaluation_mode
+from ..schedules import Schedule
+from ..schedules.schedule import log_snr_ends
 from .estimate import Estimate
 
 # Called after each batch with (images done, images in all).
@@ -51,10 +53,16 @@ def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Tens
     return torch.arange(len(x)) if indices is None else indices.cpu()
 
 
-def protocol_of(denoiser: Denoiser) -> dict[str, object]:
-    """The model's part of a protocol: its path, and the ends between which a likelihood is taken."""
-    schedule = denoiser.schedule
-    return {"schedule": repr(schedule), "t_min": schedule.t_min, "t_max": schedule.t_max}
+def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, object]:
+    """The model's part of a protocol: its path, and the ends between which a likelihood is taken.
+
+    Args:
+        denoiser: The model.
+        path: The path between ends of the measurement's own, which are then given in log-SNR, too.
+    """
+    ends = denoiser.schedule if path is None else path
+    found = {"schedule": repr(denoiser.schedule), "t_min": ends.t_min, "t_max": ends.t_max}
+    return found if path is None else {**found, "log_snr": list(log_snr_ends(path))}
 
 
 def in_batches(

@@ -6,8 +6,18 @@ A likelihood is of the discrete datum (or, for continuous data, of the density):
 
 The 95 % interval of the mean is Student's, from the spread of the values over images: mean +- t_{n-1} s / sqrt(n). The
 spread holds both the sampling of the test set and the estimator's own noise (each image's noise is independent), so the
-interval is right even where the noise of a single image is not known. It says nothing of systematic errors: a bound's
-gap, a solver's tolerance.
+interval is right even where the noise of a single image is not known: it covers the figure of the population that the
+images were drawn from. It says nothing of systematic errors (a solver's, the ends of the path) nor of a bound's gap.
+
+The error budget holds errors of the mean by cause, in bits/dim, of two sorts. Random ones (probes, draws, noise, ...)
+are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are sizes of a bias, common to all images; no
+two of them need cancel. Hence
+
+    error of the measurement    sqrt(sum of squares of the random) + sum of the systematic,
+    total error                 "test set" + sum of the systematic,
+
+the first of the mean of these very images, the second of the population's: "test set" is the spread over images, with
+the random causes in it already, so they are not added to it again.
 """
 
 from __future__ import annotations
@@ -26,6 +36,9 @@ KINDS = ("exact", "unbiased", "lower bound", "surrogate")
 
 # The error of the mean that comes from the choice of images (and, with it, from whatever noise each image carries).
 TEST_SET = "test set"
+# What shifts every image alike, so that more of them do not average it away.
+DATA_END, NOISE_END, SOLVER = "data end", "noise end", "solver"
+SYSTEMATIC = (SOLVER, DATA_END, NOISE_END)
 
 
 @dataclass(frozen=True)
@@ -118,12 +131,35 @@ class Estimate:
         """This estimate with one more entry in its error budget."""
         return replace(self, error_budget={**self.error_budget, cause: bits_per_dim})
 
+    @property
+    def random_error(self) -> float:
+        """The standard error in bits/dim of the mean from the estimator's own randomness; nan where it is unknown."""
+        causes = [error for cause, error in self.error_budget.items() if cause not in (*SYSTEMATIC, TEST_SET)]
+        if not causes and bool(self.std_error.isnan().any()):
+            return math.nan
+        return math.hypot(*causes)
+
+    @property
+    def systematic_error(self) -> float:
+        """The systematic entries of the budget, added up."""
+        return sum(self.error_budget.get(cause, 0.0) for cause in SYSTEMATIC)
+
+    @property
+    def measurement_error(self) -> float:
+        """The error in bits/dim of the mean over these very images (see the module's text)."""
+        return self.random_error + self.systematic_error
+
+    @property
+    def total_error(self) -> float:
+        """The error in bits/dim of the mean, with the choice of the images (see the module's text)."""
+        return self.error_budget[TEST_SET] + self.systematic_error
+
     @staticmethod
     def join(parts: Sequence[Estimate]) -> Estimate:
         """One estimate from those of disjoint sets of images made under one protocol.
 
-        Seconds add up, NFE is the mean over images, and the causes of the budget (errors of means over images, taken
-        as independent between parts) add up in quadrature.
+        Seconds add up, NFE is the mean over images. Of the budget (errors of means over images) the random causes are
+        independent between parts and add up in quadrature; systematic ones, alike in all parts, are averaged.
 
         Raises:
             UserError: For no part, parts of unlike protocol, or an image that is in two parts.
@@ -141,12 +177,10 @@ class Estimate:
             raise UserError("estimate: an image is in two of the estimates to join; each image counts once")
         n = len(indices)
         shares = [len(part) / max(n, 1) for part in parts]
-        budget = {
-            cause: math.sqrt(
-                sum((share * part.error_budget[cause]) ** 2 for share, part in zip(shares, parts, strict=True))
-            )
-            for cause in first.error_budget
-        }
+        budget = {}
+        for cause in first.error_budget:
+            errors = [share * part.error_budget[cause] for share, part in zip(shares, parts, strict=True)]
+            budget[cause] = sum(errors) if cause in SYSTEMATIC else math.hypot(*errors)
         return Estimate(
             log_prob=torch.cat([part.log_prob for part in parts]),
             dims=first.dims,
@@ -178,6 +212,8 @@ class Estimate:
             "interval_95": [plain(interval.low), plain(interval.high)],
             "sem": plain(interval.sem),
             "error_budget": {cause: plain(error) for cause, error in self.error_budget.items()},
+            "measurement_error": plain(self.measurement_error),
+            "total_error": plain(self.total_error),
             "nfe": self.nfe,
             "seconds": self.seconds,
             "protocol": dict(self.protocol),

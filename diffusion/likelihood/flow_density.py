@@ -27,8 +27,9 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError, choose
 from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle, largest_sample_rms
 from ..samplers.probability_flow import ADAPTIVE, FIXED
-from ..schedules import time_grid
+from ..schedules import Schedule, time_grid
 from .divergence import exact_divergence, hutchinson_divergence
+from .path_ends import between
 
 TRACES = ("exact", "hutchinson")
 _FIRST_STEP = 0.01
@@ -47,6 +48,7 @@ class Solve:
         steps: Of methods of fixed steps: their number.
         grid: Of methods of fixed steps: their spacing (`diffusion.schedules.time_grids.names`).
         max_evaluations: The evaluations after which a solve is given up.
+        log_snr_min, log_snr_max: Where the path ends, within the denoiser's own ends, which None leaves.
     """
 
     trace: str = "exact"
@@ -56,6 +58,8 @@ class Solve:
     steps: int = 100
     grid: str = "log-snr"
     max_evaluations: int = 5000
+    log_snr_min: float | None = None
+    log_snr_max: float | None = None
 
     def __post_init__(self):
         choose("trace", self.trace, TRACES)
@@ -69,7 +73,12 @@ class Solve:
         """The settings that this solve makes use of."""
         unused = {"steps", "grid"} if self.method in ADAPTIVE else {"tolerance"}
         unused |= {"probes"} if self.trace == "exact" else set()
+        unused |= {"log_snr_min", "log_snr_max"}  # `path` has the times
         return {key: value for key, value in asdict(self).items() if key not in unused}
+
+    def path(self, denoiser: Denoiser) -> Schedule:
+        """The denoiser's path between the ends of this solve."""
+        return between(denoiser.schedule, self.log_snr_min, self.log_snr_max)
 
 
 def flow_log_density(
@@ -86,7 +95,7 @@ def flow_log_density(
     """
     x = x.double()
     shape, dims = x.shape, x[0].numel()
-    schedule = denoiser.schedule
+    schedule = solve.path(denoiser)
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     adaptive = solve.method in ADAPTIVE
     # `time_grid` ends in the datum: all but its last entry are the times from t_max to t_min

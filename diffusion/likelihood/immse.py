@@ -21,8 +21,8 @@ dimensions and deviation 0.2, 0.08 and 0.01 (measured, K = 64).
 The noise levels are stratified, by a density that is half uniform between the path's ends (no weight exceeds twice that
 of uniform draws) and half logistic. Beyond the ends, the integrand is taken to go as exp(lambda) and exp(-lambda), to
 which it tends for data of finite variance and a smooth density: the tail is the integrand at the end, in closed form.
-Where that is not so (a path that starts with signal in it, data on points), `error_budget["ends"]`, the whole of the
-tails, says it.
+Where that is not so (a path that starts with signal in it, data on points), the budget's "noise end" and "data end",
+the whole of either tail, say it.
 
 With an exact denoiser the value is unbiased, up to the ends. With another, ||e||^2 is too large on average over the
 data, so the *mean* over test data is an upper bound of their entropy; and cut off at the path's ends, the same integral
@@ -48,7 +48,7 @@ from ..schedules.forward_process import diffuse
 from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
-from .estimate import Estimate, mean_error
+from .estimate import DATA_END, NOISE_END, Estimate, mean_error
 from .stratified import squares, stratified_error, stratified_positions
 
 # The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
@@ -81,8 +81,9 @@ def log_density_immse(
         progress: Called with (data done, data in all).
 
     Returns:
-        Kind `unbiased` for an exact denoiser, otherwise `surrogate`. The budget has `noise`, and `ends`: the size of
-        the part beyond the path's ends. Terms in nats, which add up to log_prob: `reference`, `integral`, `ends`.
+        Kind `unbiased` for an exact denoiser, otherwise `surrogate`. The budget has `noise`, and `data end` and
+        `noise end`: the sizes of the parts beyond the path's ends. Terms in nats, which add up to log_prob:
+        `reference`, `integral`, `ends`.
 
     Raises:
         UserError: For fewer than three evaluations, or data that do not fit the model.
@@ -144,6 +145,8 @@ def _immse(
     protocol = {"estimator": "I-MMSE", "evaluations": evaluations, **protocol_of(denoiser), "seed": seed}
     protocol |= {} if dequantizer is None else {"dequantization": "uniform", "levels": levels}
 
+    tails: dict[str, list[Tensor]] = {DATA_END: [], NOISE_END: []}  # what each batch has beyond the path
+
     def point(rows: slice, i: int) -> Tensor:
         """The data of evaluation i."""
         if dequantizer is None:
@@ -175,8 +178,11 @@ def _immse(
         integrand = 0.5 * (expected - error + _coefficient(error, reference) * (reference - expected))
         inside = integrand / (evaluations * density)
         outside = torch.zeros_like(inside)
-        outside[:, 0] += integrand[:, 0] * torch.exp(low - log_snr[:, 0])
-        outside[:, -1] += integrand[:, -1] * torch.exp(log_snr[:, -1] - high)
+        below = integrand[:, 0] * torch.exp(low - log_snr[:, 0])
+        above = integrand[:, -1] * torch.exp(log_snr[:, -1] - high)
+        outside[:, 0], outside[:, -1] = below, above
+        tails[NOISE_END].append(below)
+        tails[DATA_END].append(above)
         terms = {
             "reference": -0.5 * (square / c + dims * torch.log(2.0 * math.pi * c)) + jacobian,
             "integral": inside.sum(1),
@@ -195,7 +201,9 @@ def _immse(
 
     result = in_batches(denoiser, len(data), choose_batch_size(batch_size, dims), estimate, progress)
     result = result.with_error("noise", mean_error(result.std_error, dims))
-    return result.with_error("ends", abs(float(result.terms["ends"].mean())) / result.nats_per_bit_per_dim)
+    for end, parts in tails.items():
+        result = result.with_error(end, abs(float(torch.cat(parts).mean())) / result.nats_per_bit_per_dim)
+    return result
 
 
 def _noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Tensor]:

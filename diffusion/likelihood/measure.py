@@ -6,6 +6,8 @@ name.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from ..denoisers.denoiser import Denoiser, device_of
 from ..errors import UserError, choose
 from . import immse, probability_flow, variational_bound
 from .dequantization import Dequantizer
+from .error_budget import complete
 from .estimate import Estimate
+from .target_error import reach, remembering
 
 METHODS = ("ode", "elbo", "elbo-discrete", "immse")
 DEFAULT_METHOD = Default("ode")
@@ -24,7 +28,13 @@ DENSITY_METHODS = ("ode", "elbo", "immse")
 
 
 def log_likelihood(
-    model: Any, images_uint8: Tensor, method: str = DEFAULT_METHOD, levels: int | None = None, **options: Any
+    model: Any,
+    images_uint8: Tensor,
+    method: str = DEFAULT_METHOD,
+    levels: int | None = None,
+    error_budget: bool = False,
+    target_error: float | None = None,
+    **options: Any,
 ) -> Estimate:
     """The log-probability of images of levels under a model.
 
@@ -36,12 +46,25 @@ def log_likelihood(
             default: `likelihood.elbo_discrete`) or `immse` (denoising errors, no backward pass:
             `likelihood.log_likelihood_immse`); other families have methods of their own.
         levels: The number of levels, for a bare denoiser; 256 by default.
+        error_budget: Complete the budget by what takes more measuring (`likelihood.error_budget`): a few of the images
+            again, at most about a fifth of the time for hundreds of images.
+        target_error: Spend compute where the budget is largest until the error is at most this many bits/dim
+            (`likelihood.target_error`): the first so many of the images, with more draws and probes, and a tighter
+            solve; what was spent is in `protocol["target"]`.
         options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
             `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`.
 
     Raises:
         UserError: For an unknown method or option, or images that do not fit the model.
     """
+
+    def of(x: Tensor, **options: Any) -> Estimate:
+        return _of_levels(model, x, method, levels, **options)
+
+    return _with_errors(of, images_uint8, error_budget, target_error, options)
+
+
+def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None, **options: Any) -> Estimate:
     if images_uint8.dtype != torch.uint8:
         raise UserError(
             f"images: found {images_uint8.dtype}; a likelihood is of levels in uint8 (log_density takes real numbers)"
@@ -65,7 +88,14 @@ def log_likelihood(
     return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **options)
 
 
-def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> Estimate:
+def log_density(
+    model: Any,
+    x: Tensor,
+    method: str = "ode",
+    error_budget: bool = False,
+    target_error: float | None = None,
+    **options: Any,
+) -> Estimate:
     """The log-density of continuous data under a model, in nats.
 
     Args:
@@ -73,12 +103,21 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
         x: Data as the denoiser sees them, shape (B, *shape).
         method: `ode` (probability flow: `likelihood.log_density`), `elbo` (a lower bound of it) or `immse` (denoising
             errors, no backward pass: `likelihood.log_density_immse`).
+        error_budget, target_error: As of `log_likelihood`.
         options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `solver=` (a
             method of torchdiffeq), `seed=`, ...
 
     Raises:
         UserError: For an unknown method or option, or data that do not fit the model.
     """
+
+    def of(x: Tensor, **options: Any) -> Estimate:
+        return _of_numbers(model, x, method, **options)
+
+    return _with_errors(of, x, error_budget, target_error, options)
+
+
+def _of_numbers(model: Any, x: Tensor, method: str, **options: Any) -> Estimate:
     if not isinstance(model, Denoiser):
         return model.log_density(x, method=method, **options)
     choose("method", method, DENSITY_METHODS)
@@ -90,6 +129,30 @@ def log_density(model: Any, x: Tensor, method: str = "ode", **options: Any) -> E
     if method == "immse":
         return _call(immse.log_density_immse, model, x, **options)
     return _call(variational_bound.elbo_continuous, model, None, x, **options)
+
+
+def _with_errors(
+    of: Callable[..., Estimate], x: Tensor, error_budget: bool, target_error: float | None, options: dict[str, Any]
+) -> Estimate:
+    """`of(x, **options)` with its whole error budget, or to a target, where it is asked for."""
+    if not error_budget and target_error is None:
+        return of(x, **options)
+    options = dict(options)
+    progress = options.pop("progress", None)
+    per_datum = {name: options.pop(name) for name in ("cond", "indices") if options.get(name) is not None}
+    keys = per_datum.get("indices", torch.arange(len(x))).cpu()
+    place = {key: row for row, key in enumerate(keys.tolist())}
+
+    def measure(some: Tensor, changes: Mapping[str, Any], **more: Any) -> Estimate:
+        rows = torch.tensor([place[key] for key in some.tolist()], dtype=torch.long)
+        labels = {"cond": per_datum["cond"][rows]} if "cond" in per_datum else {}
+        return of(x[rows.to(x.device)], **{**options, **changes}, indices=some, **labels, **more)
+
+    if target_error is None:
+        return complete(measure(keys, {}, **({} if progress is None else {"progress": progress})), measure)
+    reached = reach(remembering(measure), keys, options, target_error)
+    target = {"error": target_error, **reached.to_dict()}
+    return replace(reached.estimate, protocol={**reached.estimate.protocol, "target": target})
 
 
 def _solver(options: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
 from .latent_variable import LogMeanExp, check_at_least_one
 
+ESTIMATOR = "probability-flow ODE"
+
 
 def _repeat(rows: Tensor, times: int) -> Tensor:
     return rows.repeat_interleave(times, dim=0)
@@ -61,6 +63,8 @@ def log_density(
     method: str = "dopri5",
     steps: int = Solve.steps,
     grid: str = Solve.grid,
+    log_snr_min: float | None = None,
+    log_snr_max: float | None = None,
     seed: int = 0,
     cond: Tensor | None = None,
     batch_size: int | None = None,
@@ -72,7 +76,7 @@ def log_density(
     Args:
         denoiser: The model.
         x: Data, shape (B, *shape).
-        trace, probes, method, tolerance, steps, grid: See `Solve`.
+        trace, probes, method, tolerance, steps, grid, log_snr_min, log_snr_max: See `Solve`.
         seed: The seed of the probes.
         cond: Class labels, shape (B,), or None.
         batch_size: The data solved for together.
@@ -86,10 +90,11 @@ def log_density(
     Raises:
         UserError: For bad settings or data; `SolverError` where the solver cannot go on.
     """
-    solve = Solve(trace, probes, method, tolerance, steps, grid)
+    solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
+    path = solve.path(denoiser)
     indices = check_data(denoiser, x, indices, cond)
     dims = x[0].numel()
-    protocol = {"estimator": "probability-flow ODE", **solve.protocol(), **protocol_of(denoiser)}
+    protocol = {"estimator": ESTIMATOR, **solve.protocol(), **protocol_of(denoiser, path)}
     protocol |= {"seed": seed} if trace == "hutchinson" else {}
 
     def estimate(rows: slice) -> Estimate:
@@ -125,6 +130,8 @@ def log_likelihood_ode(
     method: str = "dopri5",
     steps: int = Solve.steps,
     grid: str = Solve.grid,
+    log_snr_min: float | None = None,
+    log_snr_max: float | None = None,
     seed: int = 0,
     cond: Tensor | None = None,
     batch_size: int | None = None,
@@ -153,15 +160,16 @@ def log_likelihood_ode(
     Raises:
         UserError: For bad settings or images; `SolverError` where the solver cannot go on.
     """
-    solve = Solve(trace, probes, method, tolerance, steps, grid)
+    solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
+    path = solve.path(denoiser)
     check_at_least_one(draws=draws)
     choose("dequantization", dequantization, DEQUANTIZATIONS)
     indices = check_data(denoiser, images, indices, cond)
     dims = images[0].numel()
     protocol = {
-        "estimator": "probability-flow ODE",
+        "estimator": ESTIMATOR,
         **solve.protocol(),
-        **protocol_of(denoiser),
+        **protocol_of(denoiser, path),
         "dequantization": dequantization,
         "levels": dequantizer.levels,
         "draws": draws,
@@ -171,7 +179,7 @@ def log_likelihood_ode(
 
     size = choose_batch_size(batch_size, dims)
 
-    noise = math.exp(-0.5 * log_snr_ends(denoiser.schedule)[1])  # the deviation that t_min leaves in the data
+    noise = math.exp(-0.5 * log_snr_ends(path)[1])  # the deviation that t_min leaves in the data
 
     def log_weights(rows: slice, some: range) -> Tensor:
         """log p - log q of `some` draws of the images `rows`, solved for together: shape (B, draws, P)."""
@@ -215,8 +223,10 @@ def log_likelihood_ode(
         )
 
     result = in_batches(denoiser, len(images), max(1, size // draws), estimate, progress)
-    if draws > 1:
-        result = result.with_error("draws", mean_error(result.std_error, dims))
-    if trace == "hutchinson" and probes > 1:
-        result = result.with_error("probes", mean_error(torch.cat(probe_variances).sqrt(), dims))
+    of_probes = mean_error(torch.cat(probe_variances).sqrt(), dims) if probe_variances else 0.0
+    if draws > 1:  # the spread over draws has that over each draw's probes in it
+        of_all = mean_error(result.std_error, dims)
+        result = result.with_error("draws", math.sqrt(max(0.0, of_all**2 - of_probes**2)))
+    if probe_variances and trace == "hutchinson":
+        result = result.with_error("probes", of_probes)
     return result

@@ -13,13 +13,16 @@ Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 200
 sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with
 x_hat for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
 
-Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps); see `stratified`.
+Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps); see `stratified`. Where
+images are dequantised, each noise level has its own draw of u (the sum is linear), so the standard error knows of both;
+the prior's expectation over u is taken in closed form. The decoder over levels is averaged over four draws of x_0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +42,9 @@ from .stratified import squares, stratified_error, stratified_positions
 
 VARIANCES = ("lower", "upper")
 # Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.
-_STEP_DECODER = 2**31 + 1
+_STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
+# The datum of evaluation i of a batch.
+Points = Callable[[int], Tensor]
 
 
 def elbo_continuous(
@@ -95,17 +100,18 @@ def elbo_continuous(
         raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
     span = high - low
 
-    def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         position = stratified_positions(seed, rows, evaluations)  # (B, K), of the span
         times = schedule.inverse_log_snr(low + span * position)
         values = []
         for i in range(evaluations):
+            x = points(i)
             t = times[:, i].to(x.device)
             eps = _normal(seed, rows, i, x)
             eps_hat = denoiser.eps(diffuse(schedule, x, t, eps), t, labels)
             values.append(squares(eps - eps_hat) * (-0.5 * span / evaluations))
         value = torch.stack(values, dim=1).cpu()
-        curve = torch.zeros(len(x), bins, dtype=torch.float64)
+        curve = torch.zeros(len(rows), bins, dtype=torch.float64)
         curve.scatter_add_(1, (position * bins).long().clamp(max=bins - 1), value)
         return {"steps": value, "curve": curve}
 
@@ -162,12 +168,13 @@ def elbo_discrete(
     factor = 0.5 * q.from_x.square() / model_variance
     count = steps if evaluations is None else evaluations
 
-    def diffusion(x: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        step = torch.arange(steps).expand(len(x), -1)
+    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        step = torch.arange(steps).expand(len(rows), -1)
         if evaluations is not None:
             step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
         values = []
         for i in range(count):
+            x = points(i)
             t = t_all[step[:, i]].to(x.device)
             x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, rows, i, x)), t, labels)
             kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
@@ -191,7 +198,7 @@ def _bound(
     denoiser: Denoiser,
     dequantizer: Dequantizer | None,
     images: Tensor,
-    diffusion: Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]],
+    diffusion: Callable[[Points, Tensor, Tensor | None], dict[str, Tensor]],
     ends: tuple[float, float],
     protocol: dict[str, object],
     dequantize: bool,
@@ -201,7 +208,7 @@ def _bound(
     indices: Tensor | None,
     progress: Progress | None,
 ) -> Estimate:
-    """The three terms together; `diffusion(x, indices, labels)` gives the strata's terms and any more of a batch."""
+    """The three terms together; `diffusion(points, indices, labels)` gives the strata's terms of a batch, and more."""
     if dequantizer is None and not images.is_floating_point():
         raise UserError(f"images: found {images.dtype} for continuous data; pass a dequantizer for levels")
     indices = check_data(denoiser, images, indices, cond)
@@ -217,31 +224,48 @@ def _bound(
     dequantization = "uniform" if dequantize else None
     protocol |= {"decoder": decoder, "dequantization": dequantization, "levels": levels, "seed": seed}
 
-    def clean(rows: slice) -> Tensor:
+    def point(rows: slice, i: int) -> Tensor:
+        """The data of evaluation i."""
         if dequantizer is None:
             return images[rows].double()
         if not dequantize:
             return dequantizer.center(images[rows], torch.float64)
-        keys, shape = indices[rows], images.shape[1:]
-        u = random.uniform(seed, keys, 0, shape, random.STREAM_DEQUANTIZE, torch.float64)
+        u = random.uniform(seed, indices[rows], i, images.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
         return dequantizer.dequantize(images[rows], u.to(images.device))
 
+    def square(rows: slice) -> Tensor:
+        """E|x|^2."""
+        if dequantizer is None or not dequantize:
+            return squares(point(rows, 0))
+        return squares(dequantizer.center(images[rows], torch.float64)) + dims * dequantizer.width**2 / 12.0
+
+    decoder_errors = []
+
     def estimate(rows: slice) -> Estimate:
-        x = clean(rows)
-        parts = diffusion(x, indices[rows], None if cond is None else cond[rows])
-        terms = {
-            "prior": -_prior_kl(schedule, x, ends[1]).cpu(),
-            "reconstruction": _reconstruction(
-                schedule, of_levels, images[rows], x, _normal(seed, indices[rows], _STEP_DECODER, x), ends[0]
-            ).cpu()
-            + jacobian,
-            "diffusion": parts["steps"].sum(1),
-        }
+        parts = diffusion(partial(point, rows), indices[rows], None if cond is None else cond[rows])
+        prior = -_prior_kl(schedule, square(rows), dims, ends[1]).cpu()
+        if of_levels is None:  # E over x_0 in closed form: the Gaussian's own entropy
+            decoded = torch.full_like(
+                prior, -0.5 * dims * (math.log(2.0 * math.pi * _noise(schedule, ends[0]) ** 2) + 1)
+            )
+            error = torch.zeros_like(prior)
+        else:
+            x, std = point(rows, 0), _noise(schedule, ends[0])
+            draws = [
+                of_levels.level_log_prob(
+                    images[rows], x + std * _normal(seed, indices[rows], _STEP_DECODER + j, x), torch.tensor(std)
+                )
+                for j in range(_DECODER_DRAWS)
+            ]
+            each = torch.stack([draw.flatten(1).sum(1) for draw in draws]).cpu()
+            decoded, error = each.mean(0), each.std(0) / math.sqrt(_DECODER_DRAWS)
+        decoder_errors.append(error)
+        terms = {"prior": prior, "reconstruction": decoded + jacobian, "diffusion": parts["steps"].sum(1)}
         return Estimate(
             log_prob=terms["prior"] + terms["reconstruction"] + terms["diffusion"],
             dims=dims,
             levels=levels,
-            std_error=stratified_error(parts["steps"]),
+            std_error=torch.hypot(stratified_error(parts["steps"]), error),
             kind="lower bound",
             protocol=protocol,
             indices=indices[rows],
@@ -249,28 +273,27 @@ def _bound(
         )
 
     result = in_batches(denoiser, len(images), choose_batch_size(batch_size, dims), estimate, progress)
-    return result.with_error("noise", mean_error(result.std_error, dims))
+    error = torch.cat(decoder_errors)
+    levels_error = (result.std_error.square() - error.square()).clamp(min=0.0).sqrt()
+    result = result.with_error("noise", mean_error(levels_error, dims))
+    return result if of_levels is None else result.with_error("decoder", mean_error(error, dims))
 
 
-def _prior_kl(schedule: Schedule, x: Tensor, t: float) -> Tensor:
-    """KL(q(x_t | x) || N(0, (alpha^2 + sigma^2) I)), shape (B,): the prior has the deviation of unit-variance data."""
+def _prior_kl(schedule: Schedule, square: Tensor, dims: int, t: float) -> Tensor:
+    """KL(q(x_t | x) || N(0, (alpha^2 + sigma^2) I)), shape (B,), from |x|^2.
+
+    The prior has the deviation of unit-variance data.
+    """
     alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     prior = alpha.square() + sigma.square()
     ratio = float(sigma.square() / prior)
-    return 0.5 * (squares(x) * float(alpha.square() / prior) + x[0].numel() * (ratio - 1.0 - math.log(ratio)))
+    return 0.5 * (square * float(alpha.square() / prior) + dims * (ratio - 1.0 - math.log(ratio)))
+
+
+def _noise(schedule: Schedule, t: float) -> float:
+    """sigma / alpha: the deviation of the noise that is left in the data at t."""
+    return math.exp(-0.5 * float(schedule.log_snr(torch.tensor(t, dtype=torch.float64))))
 
 
 def _normal(seed: int, rows: Tensor, step: int, x: Tensor) -> Tensor:
     return random.normal(seed, rows, step, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
-
-
-def _reconstruction(
-    schedule: Schedule, dequantizer: Dequantizer | None, images: Tensor, x: Tensor, eps: Tensor, t: float
-) -> Tensor:
-    """log p(x | x_t) at the least noise, shape (B,)."""
-    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
-    std = float(sigma / alpha)
-    if dequantizer is None:
-        # E over eps in closed form: the decoder's own entropy
-        return torch.full_like(squares(x), -0.5 * x[0].numel() * (math.log(2.0 * math.pi * std**2) + 1.0))
-    return dequantizer.level_log_prob(images, x + std * eps, torch.tensor(std)).flatten(1).sum(1)

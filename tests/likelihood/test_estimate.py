@@ -64,6 +64,22 @@ def test_join_equals_the_whole():
     assert joined.error_budget["probes"] == pytest.approx(math.hypot(4 / 9 * 0.03, 5 / 9 * 0.06))
 
 
+def test_random_errors_add_in_squares_and_systematic_ones_as_they_are():
+    e = estimate([-1.0, -2.0, -4.0]).with_error("probes", 0.03).with_error("draws", 0.04)
+    e = e.with_error("solver", 0.01).with_error("data end", 0.02)
+    assert e.random_error == pytest.approx(0.05)
+    assert e.systematic_error == pytest.approx(0.03)
+    assert e.measurement_error == pytest.approx(0.08)
+    assert e.total_error == pytest.approx(e.mean().sem + 0.03), "the spread over images has the random causes in it"
+    unknown = estimate([-1.0, -2.0], std_error=torch.full((2,), math.nan).double())
+    assert math.isnan(unknown.measurement_error)
+    assert estimate([-1.0, -2.0]).measurement_error == 0.0
+    # of two halves a bias stays, noise is averaged
+    parts = [estimate([-1.0], first=i).with_error("solver", 0.02).with_error("probes", 0.02) for i in range(2)]
+    joined = Estimate.join(parts).error_budget
+    assert (joined["solver"], joined["probes"]) == pytest.approx((0.02, 0.02 / math.sqrt(2)))
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
