@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import pictures, runs, samplers
+from .control import controlled, with_defaults
 from .devices import choose_device, device_name
 from .errors import UserError, choose
 from .model import TrainedModel, load
@@ -50,9 +51,13 @@ def draw(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
     for name in given:
         if name not in model.sampling_options:
-            taken = ", ".join(f"--{option}" for option in ("n", "seed", *model.sampling_options))
-            raise UserError(f"--{name}: {model.source} is of family '{model.config.family}', which takes {taken}")
-    settings = model.sampling_settings(given)
+            taken = ", ".join(f"--{option.replace('_', '-')}" for option in ("n", "seed", *model.sampling_options))
+            flag, family = name.replace("_", "-"), model.config.family
+            raise UserError(f"--{flag}: {model.source} is of family '{family}', which takes {taken}")
+    if options.option and "sampler" not in model.sampling_options:
+        raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
+    given |= dict(options.option or ())
+    settings = model.sampling_settings(with_defaults(given))
     (shown, way), *_ = settings.items()
     n = options.n or model.config.sampling.n
     if "steps" in given and samplers.build(way, method=options.method).is_adaptive:
@@ -62,6 +67,7 @@ def draw(options: argparse.Namespace) -> int:
     record = _record(model, options.seed, settings, device)
     if options.animate:
         return animate(model, record, options, n)
+    model, drawing = controlled(model, record, options.runs)
     name = f"{model.facts.name}-{way}-seed{options.seed}.png"
     files = SampleFiles(options.out, _folder(model) / name, n, record, model.facts.levels is None)
     if files.done:
@@ -81,7 +87,7 @@ def draw(options: argparse.Namespace) -> int:
             count.watch = lambda batch=batch, before=before: (
                 bar.set_postfix_str(f"NFE {(count.rows - before) / batch:.0f}", refresh=False) or bar.update(0)
             )
-            files.keep(first, draw_batch(model, record, first, stop))
+            files.keep(first, draw_batch(model, drawing, first, stop))
             drawn += batch
             bar.update(batch)
         if processes > 1 and rank == 0:
@@ -115,7 +121,8 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
-    samples = torch.cat([draw_batch(model, record, first, stop) for first, stop in record.batches])
+    controlled_model, drawing = controlled(model, record, options.runs)
+    samples = torch.cat([draw_batch(controlled_model, drawing, first, stop) for first, stop in record.batches])
     if record.index is not None:
         samples = samples[record.index - record.batches[0][0]][None]
         picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
@@ -158,7 +165,9 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
     )  # fmt: skip
     if path.suffix != ".gif":
         raise UserError(f"--out: found '{path}'; --animate writes x.gif")
-    settings = dict(record.settings)
+    model, drawing = controlled(model, record, options.runs)
+    assert isinstance(model, DiffusionModel)
+    settings = dict(drawing.settings)
     if (dtype := settings.pop("dtype", None)) is not None:
         settings["dtype"] = getattr(torch, dtype)
     states, _, x_hats = model.trajectory(min(n, ANIMATED), record.seed, **settings)

@@ -29,6 +29,8 @@ _ROUNDS = 10
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
 STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
 STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
+# The streams from here on are one: their last 15 bits belong to the node of a tree (`path_normal`).
+STREAM_PATH = 0x8000
 
 
 def philox4x32(
@@ -58,15 +60,25 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def _words(seed: int, indices: Tensor, step: int, count: int, stream: int, device: torch.device | str | None) -> Tensor:
-    """Return (B, blocks, 4) words, enough for `count` a row."""
+def _words(
+    seed: int,
+    indices: Tensor,
+    step: int | Tensor,
+    count: int,
+    stream: int | Tensor,
+    device: torch.device | str | None,
+) -> Tensor:
+    """Return (B, blocks, 4) words, enough for `count` a row; step and stream are one number, or one a row."""
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
+    step, stream = (
+        torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
+    )
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams
     counter = (
         block.expand(index.shape[0], -1),
         (index & _MASK).expand(-1, block.shape[1]),
-        torch.full_like(block, step & _MASK).expand(index.shape[0], -1),
+        (step & _MASK).expand(index.shape[0], block.shape[1]),
         (((index >> 32) & 0xFFFF) | (stream << 16)).expand(-1, block.shape[1]),
     )
     return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1)
@@ -116,12 +128,28 @@ def normal(
 ) -> Float[Tensor, " b *dims"]:
     """Standard normal draws, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
     count = math.prod(shape)
-    words = _words(seed, indices, step, count, stream, device)
+    return _box_muller(_words(seed, indices, step, count, stream, device), count).to(dtype).reshape(-1, *shape)
+
+
+def path_normal(
+    seed: int,
+    indices: Int[Tensor, " b"],
+    nodes: Int[Tensor, " b"],
+    shape: Sequence[int] = (),
+    device: torch.device | str | None = None,
+) -> Float[Tensor, " b *dims"]:
+    """float64 standard normals, row i keyed by (seed, indices[i], nodes[i]): of a tree with nodes in [0, 2^47)."""
+    count = math.prod(shape)
+    words = _words(seed, indices, nodes, count, STREAM_PATH | (nodes >> 32), device)
+    return _box_muller(words, count).reshape(-1, *shape)
+
+
+def _box_muller(words: Tensor, count: int) -> Tensor:
+    """(B, count) normals in float64 from (B, blocks, 4) words."""
     u = (words.to(torch.float64) + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
     angle = (2.0 * math.pi) * u[..., 1::2]
-    z = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return z.flatten(1)[:, :count].to(dtype).reshape(-1, *shape)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(1)[:, :count]
 
 
 def rademacher(

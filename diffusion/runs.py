@@ -143,7 +143,7 @@ def file_digest(path_or_name: str | Path) -> str:
 
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
-    # the networks that samples are measured by (metrics/features.py) lie beside the models
+    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
     options = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if not path.stem.endswith("-features"))
     if name not in options:
         accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"

@@ -11,7 +11,8 @@ from .errors import UserError, did_you_mean
 # The options that some families of models take and others do not.
 SAMPLING_OPTIONS = (
     "sampler", "steps", "eta", "variance", "grid", "label", "guidance", "tolerance", "method", "dtype", "prior",
-    "output",
+    "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
+    "observation_noise",
 )  # fmt: skip
 
 
@@ -44,6 +45,11 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"found '{text}'; must be a number") from None
 
 
+def dial(text: str) -> float | str:
+    """A number, or a number and where it holds, as `1@-3:5`."""
+    return text if "@" in text else number(text)
+
+
 def positive(text: str) -> int:
     """A whole number, 1 or more."""
     value = whole(text)
@@ -68,6 +74,19 @@ def seed(text: str) -> int:
     return value
 
 
+def setting(text: str) -> tuple[str, int | float | str]:
+    """KEY=VALUE, the value a whole number, a number, or else a word."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be KEY=VALUE, e.g. predictor=3")
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value, value)
+
+
 def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line of sample.py.
 
@@ -83,17 +102,34 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--run", metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
     add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama (default: the run's own)")
+    add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama, predictor-corrector, dpm-solver++sde, "
+        "sa-solver, adaptive-sde, euler, heun, dpm-solver-2, dpm-solver-3, dpm-solver++2m, "
+        "dpm-solver++3m, unipc, deis, adams (default: the run's own)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
     add("--steps", type=positive, metavar="N", help="intervals of the grid (default: 50); an adaptive ode ignores it")
     add("--seed", type=seed, default=0, help="sample i depends on the seed and i alone (default: 0)")
-    add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE (ddim, sde, euler-maruyama)")
-    add("--variance", help="lower or upper (ancestral)")
+    add("--eta", type=dial, help="fresh noise: 0 none, 1 the reverse SDE (ddim and the samplers of the SDE); 1@-3:5: "
+        "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
+    add("--variance", help="lower, upper or analytic (ancestral)")
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic (default: log-snr)")
     add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels)")
-    add("--guidance", type=number, help="classifier-free guidance towards --label; 1 is off")
+    add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide; 1 is off")
+    add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
+        "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip
+    add("--guide", metavar="RUN", help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too")
+    add("--inpaint", metavar="IMAGE", help="fill in the part of an image that --mask shows white")
+    add("--mask", metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
+    add("--restore", metavar="IMAGE", help="undo the --degradation of an image")
+    add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images by "
+        "a whole factor), grey (IMAGE has lost its colours), blur or blur:STD (in pixels; default: 1)")  # fmt: skip
+    add("--posterior", metavar="METHOD", help="how --inpaint and --restore hold to IMAGE: moment-matching (default), "
+        "pseudo-inverse (3 times as fast), dps, repaint (--inpaint only; no gradient, 10 times the steps)")  # fmt: skip
+    add("--observation-noise", type=number, metavar="STD",
+        help="of IMAGE, in units of [-1, 1] (default: that of rounding to levels)")  # fmt: skip
     add("--tolerance", type=tolerance, help="error allowed a step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
+    add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other field of the sampler, e.g. "
+        "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be given again")  # fmt: skip
     add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn (default: the run's own)")
     add("--output", choices=("mean", "draw"), help="of p(image | code), of a vae or an eae (default: mean)")
     add("--dtype", choices=("float32", "float64"), help="of the solver's state (default: float32)")

@@ -16,6 +16,7 @@ from . import samplers
 from .defaults import Default
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.guidance.classifier_free import ClassifierFree
+from .denoisers.guidance.guided import ALWAYS, Interval
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .random import Noise
@@ -73,10 +74,11 @@ def sample(
     sampler: str | Sampler = DEFAULT_SAMPLER,
     steps: int | None = None,
     seed: int = 0,
-    eta: float | None = None,
+    eta: float | str | None = None,
     grid: str | Sequence[float] | Tensor | None = None,
     label: int | Sequence[int] | Tensor | None = None,
     guidance: float = 1.0,
+    guidance_interval: Sequence[float] | None = None,
     x_1: Tensor | None = None,
     dtype: torch.dtype | None = None,
     tolerance: float | None = None,
@@ -99,6 +101,7 @@ def sample(
         grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`), or the times themselves.
         label: One class label, or one a sample; None for any class.
         guidance: Classifier-free guidance; 1 is off.
+        guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
         x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
             standard deviation of the path there).
         dtype: Of the solver's state, float32 or float64; of `x_1` by default, or float32.
@@ -119,6 +122,7 @@ def sample(
     if not isinstance(model, Denoiser):
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
+            guidance_interval=guidance_interval,
             x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
             progress=progress, **options,
         )  # fmt: skip
@@ -139,10 +143,13 @@ def sample(
     if x_1 is not None and tuple(x_1.shape) != (n, *model.shape):
         raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
 
-    denoiser = ClassifierFree(model, guidance) if guidance != 1.0 else model
+    interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
+    denoiser = ClassifierFree(model, guidance, interval) if guidance != 1.0 else model
     labels = labels_for(model, label, n)
     if guidance != 1.0 and labels is None:
         raise UserError("guidance: steers towards a class; give a label too")
+    if guidance == 1.0 and guidance_interval is not None:
+        raise UserError("guidance_interval: is given, but guidance is 1 (off)")
     times = grid_for(denoiser, sampler, steps, grid)
     device = device_of(model)
     size = min(n, batch_size or DEFAULT_BATCH)
@@ -154,7 +161,8 @@ def sample(
             noise = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
             x = noise.initial() * prior_std if x_1 is None else x_1[rows].to(device=device, dtype=dtype)
             cond = None if labels is None else labels[rows].to(device)
-            drawn.append(sampler.sample(denoiser, x, times, noise, cond, callback))
+            along = sampler.noise_along(noise, model.schedule, times)
+            drawn.append(sampler.sample(denoiser, x, times, along, cond, callback))
             if progress is not None:
                 progress(rows.stop, n)
     return torch.cat(drawn)

@@ -1,7 +1,7 @@
 """The laws that every object of a kind is held to, and the exact answers that they need.
 
 Data N(m, c^2) make everything affine: the probability-flow solution, every linear solver, and the law of the state of
-a stochastic one. A sampler with N noisy steps is x = A x_1 + B + sum_k C_k z_k; one call with a batch of N + 2 rows,
+a stochastic one. A sampler that draws N noises is x = A x_1 + B + sum_k C_k z_k; one call with a batch of N + 2 rows,
 each with one of its inputs at one and the others at zero, reads A, B and every C_k off the public `sample`.
 """
 
@@ -13,14 +13,31 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, exact
+from diffusion.samplers.adams import Adams
 from diffusion.samplers.ancestral import Ancestral
 from diffusion.samplers.ddim import DDIM
+from diffusion.samplers.deis import DEIS
+from diffusion.samplers.dpm_solver import DPMSolver2, DPMSolver3
+from diffusion.samplers.dpm_solver_pp import DPMSolverPP2M, DPMSolverPP3M
+from diffusion.samplers.dpm_solver_sde import DPMSolverSDE
+from diffusion.samplers.heun import Euler, Heun
 from diffusion.samplers.probability_flow import FIXED, ODE
 from diffusion.samplers.reverse_sde import EulerMaruyama, ExponentialSDE
+from diffusion.samplers.sa_solver import SASolver
 from diffusion.samplers.sampler import Sampler
-from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, Schedule, SubVP
+from diffusion.samplers.unipc import UniPC
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, Schedule, SubVP
 
 F64 = torch.float64
+
+
+def learned(seed: int = 0) -> Learned:
+    """A learned schedule with random weights, as if trained: its density varies by a factor of thirty."""
+    schedule = Learned()
+    with torch.no_grad():
+        schedule.log_density.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(seed))
+    return schedule.requires_grad_(False)
+
 
 SCHEDULES: list[Schedule] = [
     VP(),
@@ -32,7 +49,9 @@ SCHEDULES: list[Schedule] = [
     EDM(),
     DDPM(),
     DDPM(steps=50, betas="cosine"),
+    learned(),
 ]
+FIXED_SCHEDULES = [schedule for schedule in SCHEDULES if not schedule.is_learned]
 
 # One of each sort (curved, straight, alpha = 1, kinks between levels), for the tests that cost seconds.
 FOUR_SCHEDULES: list[Schedule] = [VP(), Rectified(), EDM(), DDPM(steps=50, betas="cosine")]
@@ -40,19 +59,48 @@ FOUR_SCHEDULES: list[Schedule] = [VP(), Rectified(), EDM(), DDPM(steps=50, betas
 FIXED_STEP: list[Sampler] = [
     DDIM(),
     *(ODE(method) for method in FIXED),
+    Euler(),
+    Heun(),
+    DPMSolver2(),
+    DPMSolver3(),
+    DPMSolverPP2M(),
+    DPMSolverPP3M(),
+    UniPC(1),
+    UniPC(2),
+    UniPC(3),
+    DEIS(2),
+    DEIS(3),
+    Adams(),
+    Adams(3),
+    Adams(2, corrector=False, data_std=1.0),
 ]
 STOCHASTIC: list[Sampler] = [
     DDIM(0.5),
     DDIM(1.0),
     Ancestral("lower"),
     Ancestral("upper"),
+    ExponentialSDE(0.5, order=1),
+    ExponentialSDE(1.0, order=1),
+    ExponentialSDE(1.7, order=1),
     ExponentialSDE(0.5),
     ExponentialSDE(1.0),
     ExponentialSDE(1.7),
+    DPMSolverSDE(0.5),
+    DPMSolverSDE(1.0),
+    DPMSolverSDE(1.0, midpoint=0.3),
+    SASolver(0.5, predictor=1, corrector=1),
+    SASolver(1.0, predictor=2, corrector=0),
+    SASolver(1.0, predictor=3, corrector=0),
     EulerMaruyama(0.5),
     EulerMaruyama(1.0),
 ]
-NOISELESS_SDE: list[Sampler] = [ExponentialSDE(0.0), EulerMaruyama(0.0)]
+NOISELESS_SDE: list[Sampler] = [
+    ExponentialSDE(0.0, order=1),
+    ExponentialSDE(0.0),
+    DPMSolverSDE(0.0),
+    SASolver(0.0, corrector=0),
+    EulerMaruyama(0.0),
+]
 
 # The data of the fixtures. The mean is not 0 and the deviation not 1, so that no error cancels by symmetry.
 MEAN, STD = 0.7, 0.4
@@ -119,13 +167,19 @@ class AffineLaw:
 
 def affine_law(sampler: Sampler, denoiser: Denoiser, grid: Tensor) -> AffineLaw:
     """Read a sampler's law off its public interface, for a denoiser that is affine in x_t, of shape (1,)."""
-    steps = len(grid) - 1 if sampler.is_stochastic else 0
-    x_1 = torch.zeros(steps + 2, 1, dtype=F64)
+    drawn: list[int] = []
+
+    def listen(step: int) -> Tensor:
+        drawn.append(step)
+        return torch.zeros(1, 1, dtype=F64)
+
+    sampler.sample(denoiser, torch.zeros(1, 1, dtype=F64), grid, listen)
+    x_1 = torch.zeros(len(drawn) + 2, 1, dtype=F64)
     x_1[1] = 1.0
 
     def noise(step: int) -> Tensor:
         z = torch.zeros_like(x_1)
-        z[2 + step] = 1.0
+        z[2 + drawn.index(step)] = 1.0
         return z
 
     x = sampler.sample(denoiser, x_1, grid, noise)[:, 0]

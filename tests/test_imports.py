@@ -66,7 +66,7 @@ ALLOWED = {
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors config denoisers evaluations experiment likelihood baselines samplers sampling pictures",
+        "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling pictures",
         "torch einops jaxtyping PIL",
     ),
     "model": Allowed("errors runs checkpoint_files config experiment families", "torch"),
@@ -74,8 +74,9 @@ ALLOWED = {
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
+    "control": Allowed("errors data denoisers families model sample_record samplers", "torch"),
     "draw": Allowed(
-        "errors runs data devices families model pictures sample_arguments sample_files sample_record samplers "
+        "errors control runs data devices families model pictures sample_arguments sample_files sample_record samplers "
         "sampling schedules",
         "torch numpy PIL tqdm",
     ),
@@ -88,8 +89,8 @@ ALLOWED = {
         "errors config devices draw evaluation experiment model report resume runs sample_arguments training", "tqdm"
     ),
     "commands": Allowed(
-        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood metrics model pictures report "
-        "runs sample_arguments training",
+        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood metrics model pictures "
+        "report runs sample_arguments tensor_files training",
         "torch rich PIL scipy matplotlib",
     ),
     "__main__": Allowed("cli commands"),

@@ -6,13 +6,27 @@
 from __future__ import annotations
 
 from inspect import signature
+from typing import Any
 
 from ..errors import UserError, choose
+from .adams import Adams
+from .adaptive_sde import AdaptiveSDE
+from .analytic_variance import Moments, estimate_moments
 from .ancestral import VARIANCES, Ancestral
 from .ddim import DDIM
+from .deis import DEIS
+from .dpm_solver import DPMSolver2, DPMSolver3
+from .dpm_solver_pp import DPMSolverPP2M, DPMSolverPP3M
+from .dpm_solver_sde import DPMSolverSDE
+from .heun import Euler, Heun
+from .noise_dial import NoiseDial, NoiseProfile
+from .predictor_corrector import PredictorCorrector
 from .probability_flow import ADAPTIVE, FIXED, ODE
+from .repaint import RePaint
 from .reverse_sde import EulerMaruyama, ExponentialSDE
+from .sa_solver import SASolver
 from .sampler import Callback, LinearSampler, Sampler
+from .unipc import UniPC
 
 _CLASSES: dict[str, type[Sampler]] = {
     "ode": ODE,
@@ -20,6 +34,19 @@ _CLASSES: dict[str, type[Sampler]] = {
     "ancestral": Ancestral,
     "sde": ExponentialSDE,
     "euler-maruyama": EulerMaruyama,
+    "predictor-corrector": PredictorCorrector,
+    "dpm-solver++sde": DPMSolverSDE,
+    "sa-solver": SASolver,
+    "adaptive-sde": AdaptiveSDE,
+    "euler": Euler,
+    "heun": Heun,
+    "dpm-solver-2": DPMSolver2,
+    "dpm-solver-3": DPMSolver3,
+    "dpm-solver++2m": DPMSolverPP2M,
+    "dpm-solver++3m": DPMSolverPP3M,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "adams": Adams,
 }
 
 
@@ -34,32 +61,52 @@ def build(name: str, **options: object) -> Sampler:
     Args:
         name: One of `names()`.
         options: Fields of the sampler, e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and `tolerance=` (ode),
-            `variance=` (ancestral). None stands for the sampler's own default.
+            `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
+            None stands for the sampler's own default.
 
     Raises:
         UserError: For an unknown name, an option that the sampler does not take, or a value it does not accept.
     """
     cls = _CLASSES[choose("sampler", name, names())]
-    given = {key: value for key, value in options.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     takes = list(signature(cls).parameters)
     for key in given:
         if key not in takes:
-            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(takes)}")
+            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(takes) or 'no options'}")
+    if isinstance(given.get("eta"), str) and not issubclass(cls, NoiseDial):
+        raise UserError(f"eta: found '{given['eta']}'; sampler '{name}' takes a number")
     return cls(**given)
 
 
 __all__ = [
     "ADAPTIVE",
     "DDIM",
+    "DEIS",
     "FIXED",
     "ODE",
     "VARIANCES",
+    "Adams",
+    "AdaptiveSDE",
     "Ancestral",
     "Callback",
+    "DPMSolver2",
+    "DPMSolver3",
+    "DPMSolverPP2M",
+    "DPMSolverPP3M",
+    "DPMSolverSDE",
+    "Euler",
     "EulerMaruyama",
     "ExponentialSDE",
+    "Heun",
     "LinearSampler",
+    "Moments",
+    "NoiseProfile",
+    "PredictorCorrector",
+    "RePaint",
+    "SASolver",
     "Sampler",
+    "UniPC",
     "build",
+    "estimate_moments",
     "names",
 ]

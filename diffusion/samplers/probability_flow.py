@@ -19,7 +19,7 @@ from .sampler import Sampler
 # The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are left out: the first is inexact, the
 # second is silently wrong on uneven grids.
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
-FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}  # also the evaluations a step
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class ODE(Sampler):
     @property
     def is_adaptive(self) -> bool:
         return self.method in ADAPTIVE
+
+    @property
+    def evaluations_per_step(self) -> int | None:
+        return FIXED.get(self.method)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
         schedule = denoiser.schedule

@@ -5,7 +5,6 @@ dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dw,    eta = 0: the probabilit
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -14,64 +13,71 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..sde import diffusion_squared, drift
+from .noise_dial import NoiseDial
 from .sampler import Coefficients, LinearSampler
 
 
 @dataclass(frozen=True)
-class _ReverseSDE(LinearSampler):
-    """What both discretisations share: the dial.
-
-    Args:
-        eta: The noise dial, any value >= 0.
-    """
-
-    eta: float = 1.0
-
-    def __post_init__(self):
-        if not 0.0 <= self.eta < float("inf"):
-            raise UserError(f"eta: found {self.eta}; must be 0 or more")
-
-    @property
-    def is_stochastic(self) -> bool:
-        return self.eta > 0
-
-    @abstractmethod
-    def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients: ...
-
-
-@dataclass(frozen=True)
-class ExponentialSDE(_ReverseSDE):
+class ExponentialSDE(NoiseDial):
     """The step that is exact where x_hat does not change: it contracts the noise exactly, at any step size and eta.
 
-        x_s = alpha_s x_hat + sigma_s (rho (x_t - alpha_t x_hat) / sigma_t + sqrt(1 - rho^2) z)
-        rho = exp(-eta^2 (lambda_s - lambda_t) / 2)
+        x_s = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) D + sigma_s sqrt(1 - rho^2) z
+        rho = exp(-eta^2 (lambda_s - lambda_t) / 2),    k = (1 + eta^2) (lambda_s - lambda_t) / 2
 
-    eta = 0 is DDIM with eta 0, eta = 1 is ancestral sampling with the lower variance. The deviation of the state never
-    exceeds the path's, where Euler-Maruyama's blows up with eta^2 times the step.
+    Order 1: D = x_hat; eta = 0 is DDIM with eta 0, eta = 1 ancestral sampling with the lower variance. The deviation of
+    the state never exceeds the path's, where Euler-Maruyama's blows up with eta^2 times the step.
+
+    Order 2: D = x_hat + r/2 (x_hat - the last one), r the ratio of this step to the last in log-SNR. This is
+    SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, eq. 18 and app. B.4) for any eta; eta = 0 is
+    DPM-Solver++(2M). Also one evaluation a step; the first step is of order 1. On data N(m, 0.4^2) the deviation of
+    the state after 10 steps with eta = 2 is 0.90 to 1.0 of the true one, where order 1 has 0.54 to 0.58.
 
     Args:
-        eta: The noise dial, any value >= 0.
+        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        order: 1 or 2.
     """
 
-    def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
-        log_rho = -0.5 * self.eta**2 * (schedule.log_snr(s) - schedule.log_snr(t))
-        kept = torch.exp(log_rho) * sigma_s / sigma_t
-        return Coefficients(kept, alpha_s - kept * alpha_t, sigma_s * torch.sqrt(-torch.expm1(2.0 * log_rho)))
+    order: int = 2  # type: ignore[reportIncompatibleMethodOverride]  # a declared fact that is a setting, too
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in (1, 2):
+            raise UserError(f"order: found {self.order}; accepted: 1 or 2")
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        t, s = times[:-1], times[1:]
+        steps = self.steps(denoiser.schedule, t, s)
+        weight = -denoiser.schedule(s)[0] * torch.expm1(-steps.decay)
+        share = torch.zeros_like(weight)  # of the difference between the last two x_hat
+        if self.order == 2:
+            share[1:] = 0.5 * weight[1:] * steps.h[1:] / steps.h[:-1]
+        last = None
+        rows = zip(steps.keep.tolist(), (weight + share).tolist(), share.tolist(), steps.fresh.tolist(), strict=True)
+        for step, (a, b, b_last, c) in enumerate(rows):
+            x_hat = denoiser(x, t[step], cond)
+            x = torch.add(a * x, x_hat, alpha=b)
+            if last is not None:
+                x = x.sub_(last, alpha=b_last)
+            if c != 0.0:
+                assert noise is not None  # `sample` has seen to it
+                x = x.add_(noise(step), alpha=c)
+            last = x_hat if self.order == 2 else None
+            if callback is not None:
+                callback(step, float(s[step]), x, x_hat)
+        return x
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(_ReverseSDE):
+class EulerMaruyama(NoiseDial, LinearSampler):
     """Euler-Maruyama in the schedule's time: the textbook step, stable only where (1 + eta^2) g^2 dt << sigma^2.
 
     Args:
-        eta: The noise dial, any value >= 0.
+        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
     """
 
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
         alpha, sigma = schedule(t)
-        g2 = diffusion_squared(schedule, t)
-        pull = 0.5 * (1.0 + self.eta**2) * g2 / sigma**2  # -score's weight: score = (alpha x_hat - x_t) / sigma^2
+        g2, eta = diffusion_squared(schedule, t), self.profile.at(schedule.log_snr(t))
+        pull = 0.5 * (1.0 + eta**2) * g2 / sigma**2  # -score's weight: score = (alpha x_hat - x_t) / sigma^2
         dt = s - t
-        return Coefficients(1.0 + dt * (drift(schedule, t) + pull), -dt * pull * alpha, self.eta * torch.sqrt(-dt * g2))
+        return Coefficients(1.0 + dt * (drift(schedule, t) + pull), -dt * pull * alpha, eta * torch.sqrt(-dt * g2))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
+from ..random import Noise
 from ..schedules import Schedule
 
 # Called after each step with (step, time reached, state, x_hat of the step or None where the solver has none).
@@ -28,11 +29,19 @@ Callback = Callable[[int, float, Tensor, Tensor | None], None]
 NoiseFunction = Callable[[int], Tensor]
 
 
+def times_of(schedule: Schedule, grid: Tensor) -> Tensor:
+    """The times of a grid that are walked: without the datum, and within the path."""
+    grid = grid.detach().to(device="cpu", dtype=torch.float64)
+    # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
+    return (grid[:-1] if bool(grid[-1] == 0.0) else grid).clamp(max=schedule.t_max)
+
+
 class Sampler(ABC):
     """A solver from noise to data. A concrete sampler is a frozen dataclass of its settings and keeps no state.
 
     Declared facts, measured by tests: `order`, the order of convergence in the largest step (of the trajectory for a
-    deterministic sampler, of the law for a stochastic one), and `is_stochastic`.
+    deterministic sampler, of the law for a stochastic one), `is_stochastic`, and the evaluations of the denoiser: a
+    grid of N intervals that ends in the datum costs (N - 1) evaluations_per_step + starting_evaluations + 1.
     """
 
     @property
@@ -49,6 +58,23 @@ class Sampler(ABC):
     def is_adaptive(self) -> bool:
         """Whether the sampler chooses its own steps between the ends of the grid."""
         return False
+
+    @property
+    def evaluations_per_step(self) -> int | None:
+        """The evaluations of the denoiser a step; None where the sampler chooses its own steps."""
+        return 1
+
+    @property
+    def starting_evaluations(self) -> int:
+        """The evaluations that the first step needs beside those of every step."""
+        return 0
+
+    def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
+        """What to pass `sample` as its noise: here independent normals for each step.
+
+        A sampler of an SDE has the increments of one Brownian path instead, which every grid cuts into its own steps.
+        """
+        return noise
 
     def sample(
         self,
@@ -81,12 +107,10 @@ class Sampler(ABC):
         t_max = denoiser.schedule.t_max
         if not (bool(grid[-1] >= 0) and bool(grid[0] <= 1)) or bool(grid[1] >= t_max):
             raise UserError(f"grid: needs times from 1 (or t_max = {t_max:.6g}) down to 0; found {grid.tolist()[:8]}")
-        # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
-        grid = grid.clamp(max=t_max)
         if self.is_stochastic and noise is None:
             raise UserError(f"noise: {type(self).__name__} draws noise; pass a function from the step to normals")
         to_datum = bool(grid[-1] == 0.0)
-        times = grid[:-1] if to_datum else grid
+        times = times_of(denoiser.schedule, grid)
         x = self.integrate(denoiser, x_1, times, noise, cond, callback) if len(times) > 1 else x_1
         if to_datum:
             x = denoiser(x, times[-1], cond)

@@ -8,7 +8,18 @@ from laws import FIXED_STEP, FOUR_SCHEDULES, NOISELESS_SDE, SCHEDULES, STOCHASTI
 
 from diffusion import sde
 from diffusion.denoisers import Retimed
-from diffusion.samplers import DDIM, ODE, Ancestral, EulerMaruyama, ExponentialSDE
+from diffusion.samplers import (
+    DDIM,
+    DEIS,
+    ODE,
+    Adams,
+    Ancestral,
+    DPMSolverPP3M,
+    Euler,
+    EulerMaruyama,
+    ExponentialSDE,
+    UniPC,
+)
 from diffusion.schedules import VE, VP, Rectified
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -57,8 +68,8 @@ def test_ends_of_the_noise_dial(schedule):
     _, _, ddim = _run(DDIM(0.0), schedule)
     _, _, ddim_1 = _run(DDIM(1.0), schedule)
     _, _, lower = _run(Ancestral("lower"), schedule)
-    torch.testing.assert_close(_run(ExponentialSDE(0.0), schedule)[2], ddim, **CLOSE)
-    torch.testing.assert_close(_run(ExponentialSDE(1.0), schedule)[2], lower, **CLOSE)
+    torch.testing.assert_close(_run(ExponentialSDE(0.0, order=1), schedule)[2], ddim, **CLOSE)
+    torch.testing.assert_close(_run(ExponentialSDE(1.0, order=1), schedule)[2], lower, **CLOSE)
     torch.testing.assert_close(ddim_1, lower, **CLOSE)
     assert not torch.allclose(ddim, lower, atol=0.1)
 
@@ -115,3 +126,36 @@ def test_the_same_process_on_another_path_gives_the_same_samples(sampler, schedu
         x_1 = torch.hypot(alpha[0], sigma[0]) * seeded(5, 2)
         samples.append(sampler.sample(denoiser, x_1, grid, _noise) / torch.hypot(alpha[-1], sigma[-1]))
     torch.testing.assert_close(samples[1], samples[0], rtol=1e-6, atol=1e-7)
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Euler(),
+        DEIS(1),
+        UniPC(1, corrector=False),
+        Adams(1, corrector=False, space="data"),
+        Adams(1, corrector=False, space="noise"),
+    ],
+    ids=name,
+)
+def test_methods_of_order_1_are_ddim(sampler, schedule):
+    """DPM-Solver-1, UniP-1 and Euler in sigma / alpha, whatever the variables."""
+    torch.testing.assert_close(_run(sampler, schedule)[2], _run(DDIM(0.0), schedule)[2], rtol=1e-10, atol=1e-10)
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Adams(1, corrector=False, data_std=1.0), ODE("euler")),
+        (DPMSolverPP3M(), Adams(3, corrector=False, space="data")),
+        (UniPC(2), Adams(2, space="data")),
+        (UniPC(3, corrector=False), DPMSolverPP3M()),
+        (DEIS(3), Adams(3, corrector=False, space="noise")),
+    ],
+    ids=name,
+)
+def test_names_of_one_method(one, other, schedule):
+    torch.testing.assert_close(_run(one, schedule)[2], _run(other, schedule)[2], **CLOSE)
