@@ -60,7 +60,7 @@ class Denoiser(nn.Module, ABC):
 
     def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
-        return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint.at(self.schedule, t, x_t))
+        return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
 
     def eps(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """E[eps | x_t]."""
@@ -127,7 +127,7 @@ class NetworkDenoiser(Denoiser):
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
-        at = PathPoint.at(self.schedule, t, x_t)
+        at = PathPoint(self.schedule, t, x_t)
         return self.raw_to_x(self.raw(x_t, t, cond, at), x_t, at)
 
     def raw_to_x(self, raw: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
@@ -144,7 +144,7 @@ class NetworkDenoiser(Denoiser):
 
     def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
-        at = PathPoint.at(self.schedule, t, x_t)
+        at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
         if kind == self.parameterization:
             return raw

@@ -12,18 +12,19 @@ network hears the noise level as log-SNR, not as time, so that it means the same
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from .predictions import PathPoint
+from .predictions import PathPoint, linear
 
 # Beyond these the data are indistinguishable from clean or from pure noise, and an embedding need not tell them apart.
 C_NOISE_LIMIT = 5.0
 
 
-def c_in(at: PathPoint, sigma_data: float) -> Tensor:
+def c_in(at: PathPoint, sigma_data: float) -> Any:
     """The factor that gives c_in x_t unit variance for data of standard deviation `sigma_data`."""
-    return torch.rsqrt((at.alpha * sigma_data) ** 2 + at.sigma**2)
+    return ((at.alpha * sigma_data) ** 2 + at.sigma**2) ** -0.5
 
 
 def c_noise(log_snr: Tensor) -> Tensor:
@@ -35,11 +36,11 @@ def edm_to_x(raw: Tensor, x_t: Tensor, at: PathPoint, sigma_data: float) -> Tens
     """D(x_t) from the raw network: c_skip x_t / alpha + c_out F."""
     scaled = (at.alpha * sigma_data) ** 2 + at.sigma**2
     c_skip = at.alpha * sigma_data**2 / scaled  # multiplies x_t itself: the 1 / alpha of c_skip x_t / alpha is in it
-    c_out = at.sigma * sigma_data / torch.sqrt(scaled)
-    return c_skip * x_t + c_out * raw
+    c_out = at.sigma * sigma_data / scaled**0.5
+    return linear(c_skip, x_t, c_out, raw)
 
 
 def x_to_edm(x: Tensor, x_t: Tensor, at: PathPoint, sigma_data: float) -> Tensor:
     """The raw network output that `edm_to_x` turns into `x`."""
     scaled = (at.alpha * sigma_data) ** 2 + at.sigma**2
-    return (x - at.alpha * sigma_data**2 / scaled * x_t) * torch.sqrt(scaled) / (at.sigma * sigma_data)
+    return (x - at.alpha * sigma_data**2 / scaled * x_t) * scaled**0.5 / (at.sigma * sigma_data)

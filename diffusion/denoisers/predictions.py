@@ -14,8 +14,10 @@ All coefficients broadcast against x_t (see `pad_dims_like`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..broadcasting import pad_dims_like
@@ -24,60 +26,89 @@ from ..schedules import Schedule
 NAMES = ("x", "eps", "score", "v", "velocity")
 
 
-@dataclass(frozen=True)
 class PathPoint:
-    """The path at a time: alpha, sigma and their derivatives, shaped to broadcast against a batch."""
+    """The path at a time: alpha, sigma and their derivatives, to be multiplied with a batch.
 
-    alpha: Tensor
-    sigma: Tensor
-    d_alpha: Tensor
-    d_sigma: Tensor
+    One time for all of a batch gives plain numbers: torch multiplies by those faster than by tensors of no dimension,
+    and they need not be copied to a GPU.
 
-    @classmethod
-    def at(cls, schedule: Schedule, t: Tensor, x: Tensor) -> PathPoint:
-        """The point at time `t`, () or (B,), in the dtype of `x` (computed in the dtype of `t`)."""
-        values = (*schedule(t), *schedule.derivatives(t))
-        return cls(*(pad_dims_like(value, x).to(x.dtype) for value in values))
+    Args:
+        schedule: The path.
+        t: The time, () or (B,).
+        x: What they act on and, where they are tensors, take their dtype from (they are computed in the dtype of `t`).
+    """
+
+    def __init__(self, schedule: Schedule, t: Tensor, x: Tensor):
+        self._schedule, self._t, self._x = schedule, t, x
+        self.alpha, self.sigma = map(self._fit, schedule(t))
+
+    def _fit(self, value: Tensor) -> Any:
+        if value.ndim == 0:
+            return value.item()
+        return pad_dims_like(value, self._x).to(self._x.dtype)
+
+    # Needed by velocities alone, and as dear as all the rest.
+    @cached_property
+    def _derivatives(self) -> tuple[Any, Any]:
+        d_alpha, d_sigma = self._schedule.derivatives(self._t)
+        return self._fit(d_alpha), self._fit(d_sigma)
+
+    @property
+    def d_alpha(self) -> Any:
+        """alpha'."""
+        return self._derivatives[0]
+
+    @property
+    def d_sigma(self) -> Any:
+        """sigma'."""
+        return self._derivatives[1]
+
+
+def linear(p: Any, x: Tensor, q: Any, y: Tensor) -> Tensor:
+    """p x + q y, in two operations of full size where p and q are plain numbers."""
+    return torch.add(p * x, y, alpha=q) if isinstance(q, float) else p * x + q * y
 
 
 def eps_to_x(eps: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """x = (x_t - sigma eps) / alpha"""
-    return (x_t - at.sigma * eps) / at.alpha
+    return linear(1.0 / at.alpha, x_t, -at.sigma / at.alpha, eps)
 
 
 def x_to_eps(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """eps = (x_t - alpha x) / sigma"""
-    return (x_t - at.alpha * x) / at.sigma
+    return linear(1.0 / at.sigma, x_t, -at.alpha / at.sigma, x)
 
 
 def score_to_x(score: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """Tweedie's formula: x = (x_t + sigma^2 score) / alpha"""
-    return (x_t + at.sigma**2 * score) / at.alpha
+    return linear(1.0 / at.alpha, x_t, at.sigma**2 / at.alpha, score)
 
 
 def x_to_score(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """score = (alpha x - x_t) / sigma^2"""
-    return (at.alpha * x - x_t) / at.sigma**2
+    return linear(-1.0 / at.sigma**2, x_t, at.alpha / at.sigma**2, x)
 
 
 def v_to_x(v: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """x = (alpha x_t - sigma v) / (alpha^2 + sigma^2), whose denominator is 1 on a variance-preserving path"""
-    return (at.alpha * x_t - at.sigma * v) / (at.alpha**2 + at.sigma**2)
+    r2 = at.alpha**2 + at.sigma**2
+    return linear(at.alpha / r2, x_t, -at.sigma / r2, v)
 
 
 def x_to_v(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
-    """v = alpha eps - sigma x"""
-    return at.alpha * x_to_eps(x, x_t, at) - at.sigma * x
+    """v = alpha eps - sigma x = (alpha x_t - (alpha^2 + sigma^2) x) / sigma"""
+    return linear(at.alpha / at.sigma, x_t, -(at.alpha**2 + at.sigma**2) / at.sigma, x)
 
 
 def velocity_to_x(velocity: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """x = (sigma' x_t - sigma velocity) / (sigma' alpha - sigma alpha')"""
-    return (at.d_sigma * x_t - at.sigma * velocity) / (at.d_sigma * at.alpha - at.sigma * at.d_alpha)
+    scale = at.d_sigma * at.alpha - at.sigma * at.d_alpha
+    return linear(at.d_sigma / scale, x_t, -at.sigma / scale, velocity)
 
 
 def x_to_velocity(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     """velocity = alpha' x + sigma' eps"""
-    return at.d_alpha * x + at.d_sigma * x_to_eps(x, x_t, at)
+    return linear(at.d_alpha, x, at.d_sigma, x_to_eps(x, x_t, at))
 
 
 def x_to_x(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:

@@ -51,6 +51,10 @@ class VP(Schedule):
         # The root of the quadratic in the form that does not cancel near t = 0.
         return 2.0 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * b))
 
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        b = self._integral(t)
+        return torch.exp(-0.5 * b), torch.sqrt(-torch.expm1(-b))
+
     def log_alpha(self, t: Tensor) -> Tensor:
         return -0.5 * self._integral(t)
 
@@ -81,6 +85,10 @@ class SubVP(VP):
 
     Arguments as `VP`.
     """
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        b = self._integral(t)
+        return torch.exp(-0.5 * b), -torch.expm1(-b)
 
     def log_snr(self, t: Tensor) -> Tensor:
         b = self._integral(t)

@@ -58,7 +58,7 @@ def test_a_network_denoiser_answers_every_question_alike(schedule, kind):
     x_t = seeded(6, 2)
     with torch.no_grad():
         x_hat = model(x_t, t)
-        at = PathPoint.at(schedule, t, x_t)
+        at = PathPoint(schedule, t, x_t)
         torch.testing.assert_close(model.raw(x_t, t, None, at), model.x_to_raw(x_hat, x_t, at), rtol=1e-6, atol=1e-8)
         for question in NAMES:
             torch.testing.assert_close(

@@ -37,7 +37,7 @@ def _truth(schedule):
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(predictions.NAMES, repeat=2)))
 def test_any_prediction_gives_any_other(schedule, source, target):
     t, x_t, values = _truth(schedule)
-    at = PathPoint.at(schedule, t, x_t)
+    at = PathPoint(schedule, t, x_t)
     converted = predictions.convert(values[source], source, target, x_t, at)
     torch.testing.assert_close(converted, values[target], rtol=1e-8, atol=1e-8)
 
@@ -47,7 +47,7 @@ def test_any_prediction_gives_any_other(schedule, source, target):
 def test_the_networks_output_and_x_are_inverse(schedule, kind):
     model = NetworkDenoiser(nn.Identity(), schedule, kind, (2, 3), sigma_data=0.6)
     t, x_t, values = _truth(schedule)
-    at = PathPoint.at(schedule, t, x_t)
+    at = PathPoint(schedule, t, x_t)
     raw = model.x_to_raw(values["x"], x_t, at)
     torch.testing.assert_close(model.raw_to_x(raw, x_t, at), values["x"], rtol=1e-7, atol=1e-8)
 
@@ -58,7 +58,7 @@ def test_edm_is_karras_et_al_table_1(sigma_data):
     t = times(EDM(), 9)
     sigma = EDM()(t)[1][:, None]
     x_t, raw = seeded(9, 4), seeded(9, 4, seed=1)
-    at = PathPoint.at(EDM(), t, x_t)
+    at = PathPoint(EDM(), t, x_t)
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     c_out = sigma * sigma_data / torch.sqrt(sigma_data**2 + sigma**2)
     torch.testing.assert_close(edm_to_x(raw, x_t, at, sigma_data), c_skip * x_t + c_out * raw, rtol=1e-12, atol=1e-12)
@@ -73,7 +73,7 @@ def test_edm_keeps_unit_variance_around_the_network(schedule):
     for t in times(schedule, 5):
         alpha, sigma = schedule(t)
         x_t = alpha * x + sigma * eps
-        at = PathPoint.at(schedule, t, x_t)
+        at = PathPoint(schedule, t, x_t)
         assert float((c_in(at, sigma_data) * x_t).std()) == pytest.approx(1.0, abs=0.03)
         target = x_to_edm(x, x_t, at, sigma_data)
         assert float(target.std()) == pytest.approx(1.0, abs=0.03)
@@ -88,8 +88,8 @@ def test_c_noise_is_a_quarter_of_the_log_snr_within_its_limits():
 @every_schedule
 def test_a_time_may_be_one_number(schedule):
     t, x_t, values = _truth(schedule)
-    one = PathPoint.at(schedule, t[3], x_t)
-    many = PathPoint.at(schedule, t[3].expand(7), x_t)
+    one = PathPoint(schedule, t[3], x_t)
+    many = PathPoint(schedule, t[3].expand(7), x_t)
     for kind in predictions.NAMES:
         torch.testing.assert_close(
             predictions.convert(values["x"], "x", kind, x_t, one),
@@ -99,6 +99,9 @@ def test_a_time_may_be_one_number(schedule):
 
 def test_coefficients_take_the_dtype_of_the_data():
     x = seeded(2, 3).float()
-    at = PathPoint.at(Rectified(), f64(0.3), x)
+    at = PathPoint(Rectified(), f64([0.3, 0.4]), x)
     assert {at.alpha.dtype, at.sigma.dtype, at.d_alpha.dtype, at.d_sigma.dtype} == {torch.float32}
-    assert PathPoint.at(VP(), torch.tensor(0.3), seeded(2, 3)).alpha.dtype == F64
+    assert PathPoint(VP(), torch.tensor([0.3, 0.4]), seeded(2, 3)).alpha.dtype == F64
+    one = PathPoint(Rectified(), f64(0.3), x)
+    assert (one.alpha, one.sigma, one.d_alpha, one.d_sigma) == (0.7, 0.3, -1.0, 1.0), "one time: plain numbers"
+    assert predictions.x_to_eps(x, x, one).dtype == torch.float32

@@ -80,7 +80,7 @@ class Oracle(nn.Module):
 
     def forward(self, x, c_noise, labels):
         t = self.exact.schedule.inverse_log_snr(4.0 * c_noise)
-        at = PathPoint.at(self.exact.schedule, t, x)
+        at = PathPoint(self.exact.schedule, t, x)
         x_t = x / c_in(at, SIGMA_DATA)
         return self.outer[0].x_to_raw(self.exact(x_t, t), x_t, at)
 
