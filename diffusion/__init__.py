@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import baselines, data, denoisers, likelihood, metrics, networks, objectives, samplers, schedules
+    from .encoding import edit, encode, interpolate
     from .likelihood.measure import log_density, log_likelihood
     from .model import load
     from .sampling import sample
 
 _HOME = {
+    "edit": "encoding",
+    "encode": "encoding",
+    "interpolate": "encoding",
     "load": "model",
     "sample": "sampling",
     "log_density": "likelihood.measure",
@@ -32,6 +36,9 @@ __all__ = [
     "baselines",
     "data",
     "denoisers",
+    "edit",
+    "encode",
+    "interpolate",
     "likelihood",
     "load",
     "log_density",

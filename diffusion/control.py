@@ -1,6 +1,7 @@
-"""Control over what sample.py draws: a guide, an image to fill in, an image to restore.
+"""Control over what sample.py draws: a guide, an image to fill in, to restore or to vary.
 
-Each makes a denoiser around the model's denoiser, so that all samplers and options stay what they are.
+Each makes a denoiser around the model's denoiser, or a sampler around the sampler, so that all samplers and options
+stay what they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .errors import UserError, choose
 from .families import CONTROLS
 from .model import DiffusionModel, TrainedModel, load
 from .sample_record import SampleRecord
-from .samplers import LinearSampler, RePaint
+from .samplers import LinearSampler, RePaint, SDEdit
+from .samplers.sdedit import log_snr_of_strength
 
 REPAINT = "repaint"
 DEGRADATIONS = ("blur", "downsample", "grey")
@@ -66,6 +68,10 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     left = {name: value for name, value in given.items() if name not in CONTROLS}
     if "guide" in given:
         model = _guided(model, given["guide"], left, runs_dir)
+    if "edit" in given:
+        left["sampler"] = _edited(model, given, left)
+    elif "strength" in given:
+        raise UserError("--strength: goes with --edit")
     if "inpaint" in given or "restore" in given:
         model = _observed(model, given, left)
     else:
@@ -85,6 +91,21 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
     if not isinstance(guide, DiffusionModel):
         raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
     return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+
+
+def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> SDEdit:
+    """The sampler, starting from an image with noise; takes its fields out of the settings that are left."""
+    if "inpaint" in given or "restore" in given:
+        raise UserError("--edit: not with --inpaint or --restore; take one of them")
+    if len(model.facts.shape) != 3:
+        raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
+    level = log_snr_of_strength(given.get("strength", 0.5))
+    options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
+    if options["variance"] == "analytic":
+        options["moments"] = model.moments
+    return SDEdit(
+        read_image("--edit", given["edit"], model.facts.shape), level, samplers.build(left["sampler"], **options)
+    )
 
 
 def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> DiffusionModel:
@@ -117,8 +138,8 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
     if "degradation" in given:
         raise UserError("--degradation: goes with --restore")
     shape = model.facts.shape
-    image = _read("--inpaint", given["inpaint"], shape)
-    white = _read("--mask", given["mask"], (1, *shape[1:])) > 0.0
+    image = read_image("--inpaint", given["inpaint"], shape)
+    white = read_image("--mask", given["mask"], (1, *shape[1:])) > 0.0
     if not bool(white.any()):
         raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
     operator = Mask(~white[0].expand(shape))
@@ -140,12 +161,12 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
             operator = Blur(float(value or 1.0))
         except ValueError as error:
             raise UserError(f"--degradation: found 'blur:{value}'; needs a deviation in pixels, blur:1.5") from error
-        return operator, _read("--restore", path, model.facts.shape)
+        return operator, read_image("--restore", path, model.facts.shape)
     if kind == "grey":
         if channels != len(LUMA):
             raise UserError(f"--degradation grey: the model's images have {channels} channels; needs {len(LUMA)}")
-        return Grey(), _read("--restore", path, (1, height, width))
-    small = _read("--restore", path, (channels, None, None))
+        return Grey(), read_image("--restore", path, (1, height, width))
+    small = read_image("--restore", path, (channels, None, None))
     factor = height // small.shape[-2]
     if factor < 2 or (factor * small.shape[-2], factor * small.shape[-1]) != (height, width):
         found, needed = f"{small.shape[-1]} x {small.shape[-2]}", f"{width} x {height}"
@@ -153,7 +174,7 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     return Downsample(factor), small
 
 
-def _read(option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...]) -> Tensor:
+def read_image(option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...]) -> Tensor:
     """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for."""
     file = Path(path)
     if not file.is_file():

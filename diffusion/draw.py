@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -19,8 +18,10 @@ from tqdm import tqdm
 from . import pictures, runs, samplers
 from .control import controlled, with_defaults
 from .devices import choose_device, device_name
+from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .errors import UserError, choose
 from .model import TrainedModel, load
+from .processes import launched
 from .sample_arguments import SAMPLING_OPTIONS
 from .sample_files import SampleFiles
 from .sample_record import SampleRecord
@@ -37,8 +38,8 @@ def draw(options: argparse.Namespace) -> int:
     if options.sampler is not None:
         choose("--sampler", options.sampler, samplers.names())
     if options.grid is not None:
-        choose("--grid", options.grid, time_grids.names())
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        choose("--grid", options.grid, [*time_grids.names(), time_grids.AUTO])
+    rank, processes = launched().rank, launched().count
     if processes > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
         raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
     record = SampleRecord.read(options.from_image) if options.from_image is not None else None
@@ -49,6 +50,8 @@ def draw(options: argparse.Namespace) -> int:
         return redraw(model, record, options, device)
 
     given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
+    if (options.encode or options.interpolate) and "sampler" in model.sampling_options:
+        given = {"sampler": DEFAULT_SAMPLER, **given}
     for name in given:
         if name not in model.sampling_options:
             taken = ", ".join(f"--{option.replace('_', '-')}" for option in ("n", "seed", *model.sampling_options))
@@ -64,7 +67,13 @@ def draw(options: argparse.Namespace) -> int:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
+    if settings.get("grid") == time_grids.AUTO:
+        print("note: --grid auto is tuned once for a model, a sampler and its steps", file=sys.stderr)
     record = _record(model, options.seed, settings, device)
+    if options.encode:
+        return encode_command(model, record, options)
+    if options.interpolate:
+        return interpolate_command(model, record, options, _folder(model) / f"{model.facts.name}-{way}-between.png")
     if options.animate:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
@@ -121,6 +130,11 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
+    if "interpolate" in record.settings:
+        save_strip(target, model, record)
+        print(f"wrote {target}")
+        print(_compare(old, target, record, device_name(device)))
+        return 0
     controlled_model, drawing = controlled(model, record, options.runs)
     samples = torch.cat([draw_batch(controlled_model, drawing, first, stop) for first, stop in record.batches])
     if record.index is not None:
@@ -182,7 +196,7 @@ def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device:
         weights=runs.file_digest(model.source),
         data=model.facts.name,
         seed=seed,
-        settings=dict(settings),
+        settings=model.settled(settings),
         shown=model.effective_settings(settings),
         device=device_name(device),
         torch=torch.__version__,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .broadcasting import pad_dims_like
 from .denoisers.denoiser import Denoiser
 from .errors import UserError
 from .schedules import Schedule
@@ -49,8 +50,10 @@ class ProbabilityFlow:
         self.max_evaluations = max_evaluations
         self.evaluations = 0
 
-    def __call__(self, phi: Tensor, z: Tensor) -> Tensor:
-        """dz / dphi at angle phi () and state z (B, *shape).
+    def __call__(self, phi: Tensor, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """dz / dphi at angle phi () or (B,) and state z (B, *shape).
+
+        `rows` are the places of the states among all, where they are not all of them: they have the labels.
 
         Raises:
             SolverError: Where the cap is passed or the denoiser's output is not finite; names the noise level.
@@ -59,15 +62,20 @@ class ProbabilityFlow:
         log_snr = -2.0 * torch.log(torch.tan(phi.detach().to(device="cpu", dtype=torch.float64)))
         if self.evaluations > self.max_evaluations:
             raise SolverError(
-                f"ode: gave up after {self.max_evaluations} evaluations at log-SNR {float(log_snr):.2f}; "
+                f"ode: gave up after {self.max_evaluations} evaluations at log-SNR {float(log_snr.min()):.2f}; "
                 "use a larger tolerance or a fixed-step method"
             )
         schedule = self.denoiser.schedule
         t = schedule.inverse_log_snr(log_snr)
-        r = float(scale(schedule, t))
-        velocity = self.denoiser.v(r * z, t, self.cond) / r
+        r = scale(schedule, t)
+        if phi.ndim:
+            t, r = t.to(z.device), pad_dims_like(r.to(z.device), z)
+        else:
+            r = float(r)
+        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        velocity = self.denoiser.v(r * z, t, cond) / r
         if not bool(torch.isfinite(velocity).all()):
-            raise SolverError(f"ode: the denoiser's output is not finite at log-SNR {float(log_snr):.2f}")
+            raise SolverError(f"ode: the denoiser's output is not finite at log-SNR {float(log_snr.min()):.2f}")
         return velocity
 
 

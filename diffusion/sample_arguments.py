@@ -12,7 +12,7 @@ from .errors import UserError, did_you_mean
 SAMPLING_OPTIONS = (
     "sampler", "steps", "eta", "variance", "grid", "label", "guidance", "tolerance", "method", "dtype", "prior",
     "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
-    "observation_noise",
+    "observation_noise", "edit", "strength",
 )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--eta", type=dial, help="fresh noise: 0 none, 1 the reverse SDE (ddim and the samplers of the SDE); 1@-3:5: "
         "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
     add("--variance", help="lower, upper or analytic (ancestral)")
-    add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic (default: log-snr)")
+    add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
+        "(default: log-snr)")  # fmt: skip
     add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels)")
     add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide; 1 is off")
     add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
@@ -126,6 +127,13 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "pseudo-inverse (3 times as fast), dps, repaint (--inpaint only; no gradient, 10 times the steps)")  # fmt: skip
     add("--observation-noise", type=number, metavar="STD",
         help="of IMAGE, in units of [-1, 1] (default: that of rounding to levels)")  # fmt: skip
+    add("--edit", metavar="IMAGE", help="variations of an image: noise is added, up to --strength, and taken away")
+    add("--strength", type=number, metavar="S",
+        help="with --edit: above 0 (IMAGE itself) and below 1 (another image) (default: 0.5)")  # fmt: skip
+    add("--encode", metavar="IMAGE", nargs="+", help="write the noise that a sampler without noise draws the images "
+        "from, to --out x.npz")  # fmt: skip
+    add("--interpolate", metavar=("A", "B"), nargs=2, help="a strip of --n pictures (default: 8) from image A to B, on "
+        "the arc between their noises")  # fmt: skip
     add("--tolerance", type=tolerance, help="error allowed a step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
     add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other field of the sampler, e.g. "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import samplers
+from .auto_grid import auto_grid
 from .defaults import Default
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.guidance.classifier_free import ClassifierFree
@@ -22,7 +23,7 @@ from .evaluations import evaluation_mode
 from .random import Noise
 from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
-from .schedules.time_grids import LOG_SNR_END
+from .schedules.time_grids import AUTO, LOG_SNR_END
 
 DEFAULT_SAMPLER = Default("ode")
 DEFAULT_STEPS = 50
@@ -60,12 +61,17 @@ def grid_for(
 ) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
+    `auto` is tuned to the model and the sampler (`auto_grid`); guidance around the model is then better left off it.
+
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
     """
     if grid is not None and not isinstance(grid, str):
         return torch.as_tensor(grid, dtype=torch.float64)
+    steps = DEFAULT_STEPS if steps is None else steps
+    if grid == AUTO:
+        return auto_grid(denoiser, sampler, steps)
     end = float("inf") if sampler.is_adaptive else LOG_SNR_END
-    return time_grid(denoiser.schedule, DEFAULT_STEPS if steps is None else steps, grid or "log-snr", end)
+    return time_grid(denoiser.schedule, steps, grid or "log-snr", end)
 
 
 def sample(
@@ -98,7 +104,8 @@ def sample(
         steps: Intervals of the grid, 50 by default; an adaptive solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The noise dial (ddim, sde, euler-maruyama).
-        grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`), or the times themselves.
+        grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`, or `auto`, tuned to the model
+            without guidance), or the times themselves.
         label: One class label, or one a sample; None for any class.
         guidance: Classifier-free guidance; 1 is off.
         guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
@@ -150,7 +157,7 @@ def sample(
         raise UserError("guidance: steers towards a class; give a label too")
     if guidance == 1.0 and guidance_interval is not None:
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
-    times = grid_for(denoiser, sampler, steps, grid)
+    times = grid_for(model, sampler, steps, grid)
     device = device_of(model)
     size = min(n, batch_size or DEFAULT_BATCH)
     prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))

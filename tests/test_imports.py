@@ -33,6 +33,7 @@ ALLOWED = {
     "random": Allowed("", THEORY),
     "brownian": Allowed("errors random", THEORY),
     "nearest": Allowed("", THEORY),
+    "processes": Allowed("errors"),
     "tensor_files": Allowed("errors atomic", "torch safetensors"),
     # theory: torch only
     "networks": Allowed("errors", THEORY),
@@ -40,6 +41,7 @@ ALLOWED = {
     "denoisers": Allowed("errors broadcasting random schedules", THEORY),
     "evaluations": Allowed("denoisers", THEORY),
     "sde": Allowed("errors broadcasting schedules denoisers", THEORY),
+    "own_steps": Allowed("flow", THEORY),
     "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
     "objectives": Allowed("errors broadcasting random schedules denoisers", THEORY),
     "samplers": Allowed(
@@ -47,51 +49,62 @@ ALLOWED = {
     ),
     # measuring: knows models, not training
     "likelihood": Allowed(
-        "errors defaults broadcasting random schedules denoisers sde flow evaluations samplers",
+        "errors defaults broadcasting random schedules denoisers sde flow own_steps evaluations samplers",
         THEORY + " scipy sklearn PIL",
     ),
     "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
     "metrics": Allowed("errors nearest tensor_files", "torch jaxtyping torchvision"),
-    "data": Allowed("errors random", THEORY + " numpy PIL sklearn torchvision"),
-    "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations", THEORY),
+    "data": Allowed("errors atomic random", THEORY + " numpy PIL sklearn torchvision"),
+    "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
+    "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations auto_grid", THEORY),
     # running
     "config": Allowed("errors", "yaml"),
     "runs": Allowed("errors tensor_files", "torch"),
     "checkpoint_files": Allowed("errors", "torch"),
-    "devices": Allowed("errors", "torch"),
+    "devices": Allowed("errors processes", "torch"),
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors"),
-    "resume": Allowed("errors config"),
+    "run_lock": Allowed("errors"),
+    "resume": Allowed("errors config processes run_lock"),
+    "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling pictures",
+        "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
+        "schedules pictures",
         "torch einops jaxtyping PIL",
     ),
+    "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
     "model": Allowed("errors runs checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
     "control": Allowed("errors data denoisers families model sample_record samplers", "torch"),
+    "encode_images": Allowed(
+        "errors atomic control encoding families pictures sample_record", "torch numpy"
+    ),
     "draw": Allowed(
-        "errors control runs data devices families model pictures sample_arguments sample_files sample_record samplers "
+        "errors control encode_images runs data devices families model pictures processes sample_arguments sample_files sample_record samplers "
         "sampling schedules",
         "torch numpy PIL tqdm",
     ),
     "training": Allowed(
-        "errors atomic random runs checkpoint_files config data devices denoisers experiment families likelihood model "
-        "objectives pictures samplers sampling baselines",
+        "errors atomic random run_lock runs checkpoint_files config data devices denoisers experiment families likelihood model "
+        "objectives pictures processes samplers sampling baselines",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
-        "errors config devices draw evaluation experiment model report resume runs sample_arguments training", "tqdm"
+        "errors config devices draw evaluation experiment model report resume runs sample_arguments training "
+        "verify_resume",
+        "tqdm",
     ),
     "commands": Allowed(
-        "errors atomic checkpoint_files cli data devices evaluation experiment likelihood metrics model pictures "
-        "report runs sample_arguments tensor_files training",
-        "torch rich PIL scipy matplotlib",
+        "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment flow "
+        "likelihood metrics model networks pictures processes random report runs sample_arguments samplers sampling schedules "
+        "tensor_files training",
+        "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),
 }

@@ -52,6 +52,9 @@ class TrainerConfig(Section):
     precision: Literal["auto", "32", "bf16"] = option("auto", "of the network; auto: bf16 where it is fast")
     compile: Literal["auto"] | bool = option("auto", "torch.compile; auto: on a GPU")
     devices: int = option(1, "number of processes, one a device", at_least=1)
+    strategy: Literal["ddp", "sharded"] = option(
+        "ddp", "several processes: each holds the model (ddp), or a part of it (sharded)"
+    )
     workers: int = option(0, "processes that load the data, a device; 0: none, for data in memory", at_least=0)
     log_every: int = option(50, "steps between two lines of metrics", at_least=1)
     validate_every: int = option(5000, "steps between two validations; 0: none", at_least=0)
@@ -75,7 +78,9 @@ class SamplingConfig(Section):
 
     sampler: str = option("ode", "the method; sample.py --help lists them")
     steps: int = option(50, "steps of the method, where it does not choose them itself", at_least=1)
-    grid: Literal["log-snr", "karras", "angle", "time", "quadratic"] = option("log-snr", "the times of the steps")
+    grid: Literal["log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
+        "log-snr", "the times of the steps; auto: tuned to the model once it is trained"
+    )
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
     prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")
     n: int = option(64, "number of samples", at_least=1)

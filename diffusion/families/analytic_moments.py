@@ -29,7 +29,7 @@ def moments_of(denoiser: Denoiser, source: str, error_bound: float) -> Moments:
         source: Its file; one that does not exist (a shipped model's name) has none beside it.
         error_bound: As `Moments`.
     """
-    digest = _digest(denoiser)
+    digest = weights_digest(denoiser)
     path = Path(source).with_suffix(".moments.json")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file is as good as none
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def moments_of(denoiser: Denoiser, source: str, error_bound: float) -> Moments:
     return moments
 
 
-def _digest(denoiser: Denoiser) -> str:
+def weights_digest(denoiser: Denoiser) -> str:
     """The SHA-256 of the weights, wherever they are kept."""
     digest = hashlib.sha256()
     for name, value in sorted(denoiser.state_dict().items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -21,8 +21,10 @@ from ..evaluations import EvaluationCount, count_evaluations
 from ..experiment import Data, DataFacts
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Moments
-from ..sampling import labels_for, sample
+from ..sampling import grid_for, labels_for, sample
+from ..schedules.time_grids import AUTO
 from .analytic_moments import moments_of
+from .kept_grids import kept_grids
 from .trained_model import Tell, TrainedModel
 
 PATH_IMAGES, PATH_TIMES = 6, 12
@@ -31,7 +33,9 @@ PATH_IMAGES, PATH_TIMES = 6, 12
 CENTRES_TOLERANCE = 1e-5
 
 # Options of sample.py that wrap the denoiser (`diffusion.control`).
-CONTROLS = ("guide", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise")
+CONTROLS = (
+    "guide", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit", "strength",
+)  # fmt: skip
 
 
 class DiffusionModel(TrainedModel):
@@ -62,7 +66,9 @@ class DiffusionModel(TrainedModel):
         """
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
-        x = sample(self.denoiser, n, seed=seed, **options)
+        tuned = options.get("grid") == AUTO
+        with kept_grids(self.denoiser, self.source) if tuned else nullcontext():
+            x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
 
     @cached_property
@@ -109,11 +115,26 @@ class DiffusionModel(TrainedModel):
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Also the sampler's own fields, the grid, the label and the guidance."""
-        plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", *CONTROLS)
-        options = {key: value for key, value in settings.items() if key not in plain}
-        sampler = samplers.build(settings["sampler"], **options)
+        sampler = self._sampler(settings)
         defaults = {"eta": 0.0, "grid": "log-snr", "label": None, "guidance": 1.0}
         return {**defaults, **vars(sampler), **{key: value for key, value in settings.items() if value is not None}}
+
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The grid `auto` as the times that it has, so that a picture's record does not depend on what is cached."""
+        if settings.get("grid") != AUTO:
+            return dict(settings)
+        with kept_grids(self.denoiser, self.source):
+            times = grid_for(self.denoiser, self._sampler(settings), settings.get("steps"), AUTO)
+        return {**settings, "grid": times.tolist()}
+
+    def sampling_settings_in_training(self) -> dict[str, Any]:
+        """Those of the run; a grid is tuned only to weights that stay."""
+        settings = self.sampling_settings({})
+        return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
+
+    def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
+        plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", *CONTROLS)
+        return samplers.build(settings["sampler"], **{k: v for k, v in settings.items() if k not in plain})
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
         """Count the rows that the network sees."""

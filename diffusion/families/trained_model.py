@@ -91,6 +91,10 @@ class TrainedModel(ABC):
         """What `settings` amount to, with all that they leave to defaults, for a reader of the samples."""
         return dict(settings)
 
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`settings` with all that is tuned to the model put in as numbers."""
+        return dict(settings)
+
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """Those of the run, without what is fitted only after training."""
         return self.sampling_settings({})

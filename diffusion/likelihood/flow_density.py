@@ -25,7 +25,8 @@ from torchdiffeq import odeint
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError, choose
-from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle, largest_sample_rms
+from ..flow import ProbabilityFlow, angle
+from ..own_steps import solve_each
 from ..samplers.probability_flow import ADAPTIVE, FIXED
 from ..schedules import Schedule, time_grid
 from .divergence import exact_divergence, hutchinson_divergence
@@ -103,43 +104,34 @@ def flow_log_density(
     phi = angle(schedule, times)
     flow = ProbabilityFlow(denoiser, cond, solve.max_evaluations)
 
-    def drift(phi: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def drift(phi: Tensor, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         def field(z: Tensor) -> Tensor:
-            return flow(phi, z)
+            return flow(phi, z, rows)
 
         if probes is None:
             value, divergence = exact_divergence(field, z)
             return value, divergence[:, None]
-        return hutchinson_divergence(field, z, probes)
+        return hutchinson_divergence(field, z, probes if rows is None else probes[rows])
 
-    def augmented(phi: Tensor, state: Tensor) -> Tensor:
-        value, divergence = drift(phi, state[:, :dims].reshape(shape))
-        return torch.cat((value.reshape(len(x), -1), divergence / dims), dim=1)
+    def augmented(phi: Tensor, state: Tensor, rows: Tensor | None = None) -> Tensor:
+        value, divergence = drift(phi, state[:, :dims].reshape(-1, *shape[1:]), rows)
+        return torch.cat((value.reshape(len(state), -1), divergence / dims), dim=1)
 
     def norm(error: Tensor) -> Tensor:
-        """The worst sample's error: rms of z, and of the log-density (the mean over probes) in nats/dim."""
-        return torch.maximum(largest_sample_rms(error[:, :dims]), error[:, dims:].mean(1).abs().max())
+        """A sample's error: rms of z, or that of the log-density (the mean over probes) in nats/dim."""
+        return torch.maximum(error[:, :dims].square().mean(1).sqrt(), error[:, dims:].mean(1).abs())
 
     columns = 1 if probes is None else probes.shape[1]
     z = torch.cos(phi[0]) * x
     state = torch.cat((z.reshape(len(x), -1), torch.zeros(len(x), columns, dtype=z.dtype, device=z.device)), dim=1)
-    options: dict[str, object] = {}
     if adaptive:
-        options = adaptive_options(phi) | {"norm": norm, "first_step": _FIRST_STEP}
-    try:
-        path = odeint(
-            augmented,
-            state,
-            phi.to(x.device),
-            rtol=solve.tolerance,
-            atol=solve.tolerance,
-            method=solve.method,
-            options=options,
-        )
-    except AssertionError as error:  # torchdiffeq's way to say that the step fell below the float's resolution
-        raise SolverError(f"ode: {solve.method} could not go on ({error}); use a larger tolerance") from error
-    assert isinstance(path, Tensor)
-    z, log_det = path[-1][:, :dims].reshape(shape), path[-1][:, dims:] * dims
+        first, last = phi.tolist()
+        state = solve_each(augmented, state, first, last, solve.method, solve.tolerance, norm, _FIRST_STEP)
+    else:
+        path = odeint(augmented, state, phi.to(x.device), method=solve.method)
+        assert isinstance(path, Tensor)
+        state = path[-1]
+    z, log_det = state[:, :dims].reshape(shape), state[:, dims:] * dims
     value, divergence = drift(phi[-1].to(x.device), z)
     eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).reshape(len(x), -1)
     log_det = log_det + dims * torch.log(torch.sin(phi[-1])) + divergence / torch.tan(phi[-1])

@@ -26,6 +26,7 @@ from .repaint import RePaint
 from .reverse_sde import EulerMaruyama, ExponentialSDE
 from .sa_solver import SASolver
 from .sampler import Callback, LinearSampler, Sampler
+from .sdedit import SDEdit
 from .unipc import UniPC
 
 _CLASSES: dict[str, type[Sampler]] = {
@@ -104,6 +105,7 @@ __all__ = [
     "PredictorCorrector",
     "RePaint",
     "SASolver",
+    "SDEdit",
     "Sampler",
     "UniPC",
     "build",

@@ -37,6 +37,6 @@ class DDIM(LinearSampler):
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
         alpha_t, sigma_t = schedule(t)
         alpha_s, sigma_s = schedule(s)
-        fresh = self.eta * torch.sqrt(posterior(schedule, t, s).variance)
+        fresh = self.eta * torch.sqrt(posterior(schedule, t, s).variance.clamp(min=0.0))  # 0 on the way to noise
         kept = torch.sqrt(sigma_s**2 - fresh**2) / sigma_t  # the factor of x_t - alpha_t x_hat
         return Coefficients(kept, alpha_s - kept * alpha_t, fresh)

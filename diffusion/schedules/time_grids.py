@@ -15,6 +15,9 @@ from torch import Tensor
 from ..errors import UserError, choose
 from .schedule import Schedule
 
+# The name of the grid that depends on the model, and is therefore made elsewhere: `diffusion.auto_grid`.
+AUTO = "auto"
+
 # The path's ends in log-SNR, beyond which a solver of few steps spends work on noise that nobody sees.
 # DDPM's least noise, 9.21, lies within: T steps uniform in time are its T levels.
 LOG_SNR_END = 9.25
@@ -45,7 +48,7 @@ _TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "q
 
 
 def names() -> list[str]:
-    """The names that `grid=` and `--grid` take."""
+    """The names that `grid=` and `--grid` take, beside `auto`."""
     return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS]
 
 

@@ -1,0 +1,89 @@
+"""sample.py --encode and --interpolate: image files to noise, and the way from one image to another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import atomic, pictures
+from .control import read_image
+from .encoding import encode, interpolate
+from .errors import UserError
+from .families import CONTROLS, DiffusionModel, TrainedModel
+from .sample_record import SampleRecord
+
+# Where encoding goes back and forth; a run's own sampler may draw noise.
+DEFAULT_SAMPLER = "ode"
+_STRIP = 8
+
+
+def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
+    """Write the noise of images as an npz, and tell how near they come back; returns the exit code.
+
+    The file has `noise` (n, *shape), what `diffusion.sample` takes as `x_1`, and `record`, how it was made, as JSON.
+    """
+    model = _of_images(model, record, "--encode")
+    if options.interpolate:
+        raise UserError("--encode, --interpolate: take one of them")
+    path = Path(options.out or "noise.npz")
+    if path.suffix != ".npz":
+        raise UserError(f"--out: found '{path}'; --encode writes x.npz")
+    x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
+    settings = _plain(record)
+    noise = encode(model, x, **settings)
+    back = model.sample(len(x), x_1=noise, **settings).cpu()
+    with atomic.writer(path) as file:
+        text = json.dumps(asdict(replace(record, settings={**record.settings, "encode": options.encode})))
+        np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
+    error = 127.5 * (back - x)
+    print(f"wrote {path}")
+    print(
+        f"back again: off by {float(error.square().mean().sqrt()):.2g} of 255 (RMS), "
+        f"{float(error.abs().max()):.2g} at most"
+    )
+    return 0
+
+
+def interpolate_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, path: Path) -> int:
+    """Write a strip of pictures from one image to another; returns the exit code."""
+    _of_images(model, record, "--interpolate")
+    path = Path(options.out or path)
+    if path.suffix != ".png":
+        raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
+    n = options.n or _STRIP
+    record = replace(
+        record, settings={**record.settings, "interpolate": options.interpolate}, batches=((0, n),), count=n
+    )
+    save_strip(path, model, record)
+    print(f"wrote {path}")
+    return 0
+
+
+def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
+    """Draw the strip that a record describes."""
+    settings = _plain(record)
+    x_a, x_b = (read_image("--interpolate", name, model.facts.shape)[0] for name in settings.pop("interpolate"))
+    x = interpolate(model, x_a, x_b, record.count, **settings)
+    pictures.save(path, pictures.grid(x, columns=len(x)), record.to_text())
+
+
+def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> DiffusionModel:
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    for name in (*CONTROLS, "guidance", "guidance_interval"):
+        if name in record.settings:
+            raise UserError(f"{option}: not with --{name.replace('_', '-')}; the way back is that of the model alone")
+    return model
+
+
+def _plain(record: SampleRecord) -> dict[str, Any]:
+    settings = dict(record.settings)
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    return settings

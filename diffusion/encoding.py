@@ -1,0 +1,210 @@
+"""From data to noise and back: encoding by deterministic samplers, interpolation, and editing by partial noising.
+
+The probability-flow ODE is a bijection between data and noise. A deterministic solver walks it either way: the same
+grid with its times turned round, the same formulas with steps of the other sign. Both ways are of the solver's order,
+so a datum comes back as exactly as the steps are short (docs/control.md has figures).
+
+The datum itself is no point of a grid: the last step of sampling is x = E[x | x_t]. The first of encoding is its
+inverse to first order in sigma^2, by one evaluation:
+
+    x_t = alpha (2 x - E[x | x_t = alpha x]) = alpha x + sigma eps_hat(alpha x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import samplers
+from .denoisers.denoiser import Denoiser, device_of
+from .errors import UserError
+from .evaluations import evaluation_mode
+from .families import DiffusionModel
+from .families.kept_grids import kept_grids
+from .samplers import Sampler
+from .samplers.sampler import times_of
+from .samplers.sdedit import SDEdit, log_snr_of_strength
+from .sampling import DEFAULT_BATCH, grid_for, labels_for, sample
+from .schedules.time_grids import AUTO
+
+DEFAULT_SAMPLER = "ode"
+# What `edit` passes on to `diffusion.sample`; the rest are fields of the sampler.
+_OF_THE_DRAW = ("steps", "grid", "label", "guidance", "guidance_interval", "dtype", "batch_size", "start", "callback",
+                "progress")  # fmt: skip
+
+
+def encode(
+    model: Any,
+    x: Float[Tensor, " n *dims"],
+    sampler: str | Sampler = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    grid: str | Sequence[float] | Tensor | None = None,
+    label: int | Sequence[int] | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """The noise x_1 from which a deterministic sampler draws `x`.
+
+    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, x_1=encode(...))` is x again, but for the
+    error of the solver.
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x: Data, shape (n, *shape); images in [-1, 1].
+        sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
+        steps, grid, label, batch_size: As `diffusion.sample`.
+        dtype: Of the solver's state, float32 or float64; that of `x` by default.
+        options: Fields of the sampler, e.g. `tolerance=` (ode).
+
+    Returns:
+        States at the first time of the grid, shape (n, *shape), on the model's device.
+
+    Raises:
+        UserError: For a sampler that draws noise, data of another shape, or a model of another family.
+    """
+    denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
+    if sampler.is_stochastic or isinstance(sampler, SDEdit):
+        raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
+    _check(denoiser, x)
+    labels = labels_for(denoiser, label, len(x))
+    schedule, device = denoiser.schedule, device_of(denoiser)
+    whole = _grid(model, sampler, steps, grid)
+    times = times_of(schedule, whole).flip(0)
+    alpha = float(schedule(times[0])[0])
+    encoded = []
+    with torch.no_grad(), evaluation_mode(denoiser):
+        for rows in torch.arange(len(x)).split(batch_size or DEFAULT_BATCH):
+            x_t = x[rows.to(x.device)].to(device=device, dtype=dtype or x.dtype)
+            cond = None if labels is None else labels[rows].to(device)
+            if float(whole[-1]) == 0.0:
+                x_t = alpha * (2.0 * x_t - denoiser(alpha * x_t, times[0], cond))
+            encoded.append(sampler.integrate(denoiser, x_t, times, None, cond, None) if len(times) > 1 else x_t)
+    return torch.cat(encoded)
+
+
+def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float | Tensor) -> Float[Tensor, " n *dims"]:
+    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985).
+
+        (sin((1 - u) theta) a + sin(u theta) b) / sin theta,        cos theta = a b / (|a| |b|)
+
+    Independent normals are orthogonal but for 1 / sqrt(D), and cos^2 + sin^2 = 1: what lies between them has unit
+    variance too. Their mean (linear interpolation) has the variance 1/2.
+
+    Args:
+        a, b: Shape (N, *dims).
+        u: From 0 (a) to 1 (b): a number, or one a row, (N,).
+    """
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    cos = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1.0, 1.0)
+    theta = torch.acos(cos)[:, None]
+    share = torch.as_tensor(u, dtype=torch.float64, device=a.device).expand(len(a))[:, None]
+    sin = torch.sin(theta)
+    near = sin < 1e-6  # parallel: the arc is a straight line (and of opposite ones none is nearer than another)
+    sin = torch.where(near, 1.0, sin)
+    from_a = torch.where(near, 1.0 - share, torch.sin((1.0 - share) * theta) / sin)
+    from_b = torch.where(near, share, torch.sin(share * theta) / sin)
+    return (from_a * flat_a + from_b * flat_b).to(a.dtype).reshape(a.shape)
+
+
+def interpolate(
+    model: Any,
+    x_a: Float[Tensor, " *dims"],
+    x_b: Float[Tensor, " *dims"],
+    n: int = 8,
+    sampler: str | Sampler = DEFAULT_SAMPLER,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """n data on the way from x_a to x_b: both encoded, the arc between their noises, each point of it decoded.
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x_a, x_b: Two data, shape (*shape).
+        n: Points, 2 or more; the first and the last are x_a and x_b after a round trip.
+        sampler: As `encode`.
+        options: `steps`, `grid`, `label`, `dtype` and others, as `encode`.
+
+    Raises:
+        UserError: As `encode`, and for n below 2.
+    """
+    if n < 2:
+        raise UserError(f"n: found {n}; must be at least 2, the two ends")
+    ends = torch.stack((x_a, x_b))
+    x_1 = encode(model, ends, sampler, **options)
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=x_1.device)
+    arc = slerp(x_1[:1].expand(n, *x_1.shape[1:]), x_1[1:].expand(n, *x_1.shape[1:]), u)
+    return sample(model, n, sampler, x_1=arc, **options)
+
+
+def edit(
+    model: Any,
+    x: Float[Tensor, " *bdims"],
+    strength: float | None = None,
+    log_snr: float | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    sampler: str | Sampler = DEFAULT_SAMPLER,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """Variations of data: noise is added up to a level, and taken away again (`samplers.sdedit`).
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x: One datum, shape (*shape), for n variations of it; or n data, shape (n, *shape), for one each.
+        strength: How far to go, above 0 and below 1; 1/2, the default, is as much noise as signal.
+        log_snr: The level itself, in place of the strength.
+        n: The number of variations of one datum; 1 by default.
+        seed: Of the noise; variation i depends on (seed, i) only.
+        sampler: Any sampler, with noise or without.
+        options: As `diffusion.sample`; `steps` are those of the whole path.
+
+    Raises:
+        UserError: For data of another shape, both strength and log_snr, or what `diffusion.sample` does not take.
+    """
+    denoiser = _denoiser_of(model, "edit")
+    inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
+    if strength is not None and log_snr is not None:
+        raise UserError("strength, log_snr: give one of them")
+    one = x.ndim == len(denoiser.shape)
+    _check(denoiser, x[None] if one else x)
+    if not one and n not in (None, len(x)):
+        raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
+    level = log_snr_of_strength(0.5 if strength is None else strength) if log_snr is None else log_snr
+    n = (n or 1) if one else len(x)
+    if not one:
+        options["batch_size"] = n  # the data of a batch are those of its rows
+    options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"))
+    return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)
+
+
+def _denoiser_of(model: Any, name: str) -> Denoiser:
+    if isinstance(model, DiffusionModel):
+        return model.denoiser
+    if not isinstance(model, Denoiser):
+        raise UserError(f"{name}: found a {type(model).__name__}; needs a denoiser or a diffusion model")
+    return model
+
+
+def _built(sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
+    if isinstance(sampler, str):
+        return samplers.build(sampler, **options)
+    if options:
+        raise UserError(f"{', '.join(options)}: are fields of the sampler; set them where it is made")
+    return sampler
+
+
+def _grid(model: Any, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None) -> Tensor:
+    keeps = isinstance(model, DiffusionModel) and isinstance(grid, str) and grid == AUTO
+    with kept_grids(model.denoiser, model.source) if keeps else nullcontext():
+        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid)
+
+
+def _check(denoiser: Denoiser, x: Tensor) -> None:
+    if not x.is_floating_point() or tuple(x.shape[1:]) != denoiser.shape or not len(x):
+        wanted = ", ".join(map(str, ("n", *denoiser.shape)))
+        raise UserError(f"x: found {x.dtype} of shape {tuple(x.shape)}; needs floats of shape ({wanted})")

@@ -1,0 +1,95 @@
+"""SDEdit (Meng et al. 2022, arXiv 2108.01073): noise added to a datum, then taken away by any sampler.
+
+    x_t = alpha_t x + sigma_t eps,        then the sampler, from t to the data
+
+What is coarser than the noise at t is kept, and what is finer is drawn anew.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..schedules import Schedule
+from ..schedules.schedule import log_snr_ends
+from .probability_flow import ODE
+from .sampler import Sampler
+
+
+def log_snr_of_strength(strength: float) -> float:
+    """The log-SNR at which arctan(sigma / alpha) is `strength` of its way from the data to the noise.
+
+    1/2 is as much noise as signal, whatever the path.
+
+    Raises:
+        UserError: For a strength that is not above 0 and below 1.
+    """
+    if not 0.0 < strength < 1.0:
+        raise UserError(f"strength: found {strength}; must be above 0 (x itself) and below 1 (another x)")
+    return -2.0 * math.log(math.tan(0.5 * math.pi * strength))
+
+
+@dataclass(frozen=True, eq=False)
+class SDEdit(Sampler):
+    """A sampler that starts from data with noise: the starting state x_1 is taken for the noise that they get.
+
+    Of the grid, the part below the level is walked: a part of the steps is a part of the evaluations.
+
+    Args:
+        x: Data, of shape (*shape) or (1 or B, *shape).
+        log_snr: The level to which they get noise; one outside the path is put at its end.
+        inner: What takes the noise away.
+    """
+
+    x: Float[Tensor, " *bdims"]
+    log_snr: float = 0.0
+    inner: Sampler = field(default_factory=ODE)
+
+    @property
+    def order(self) -> int:
+        return self.inner.order
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.inner.is_stochastic
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.inner.is_adaptive
+
+    @property
+    def evaluations_per_step(self) -> int | None:
+        return self.inner.evaluations_per_step
+
+    @property
+    def starting_evaluations(self) -> int:
+        return self.inner.starting_evaluations
+
+    def below(self, schedule: Schedule, grid: Tensor) -> Tensor:
+        """The part of a grid that is walked: from the level on."""
+        low, high = log_snr_ends(schedule)
+        level = torch.tensor(min(max(self.log_snr, low), high), dtype=torch.float64)
+        t = schedule.inverse_log_snr(level).clamp(max=schedule.t_max).reshape(1)
+        return torch.cat((t, grid[grid < t]))
+
+    def noise_along(self, noise, schedule, grid):
+        return self.inner.noise_along(noise, schedule, self.below(schedule, grid))
+
+    def sample(self, denoiser, x_1, grid, noise=None, cond=None, callback=None):
+        schedule = denoiser.schedule
+        x = self.x.to(x_1)
+        if x.shape not in (x_1.shape, x_1.shape[1:], (1, *x_1.shape[1:])):
+            raise UserError(f"x: found shape {tuple(x.shape)}; the data have {tuple(x_1.shape[1:])}")
+        times = self.below(schedule, grid.detach().to(device="cpu", dtype=torch.float64))
+        start = torch.hypot(*schedule(grid[0].clamp(max=schedule.t_max)))
+        alpha, sigma = schedule(times[0])
+        x_t = float(alpha) * x + float(sigma / start) * x_1
+        return self.inner.sample(denoiser, x_t, times, noise, cond, callback)
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        return self.inner.integrate(denoiser, x, times, noise, cond, callback)
