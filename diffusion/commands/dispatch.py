@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from ..cli import sample, train
 from ..errors import choose
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
+from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments
+from .tradeoff_arguments import parse_tradeoff_arguments
 
 HELP = """usage: python -m diffusion COMMAND ...
 
@@ -16,7 +18,9 @@ commands:
   sample     draw samples, as sample.py
   evaluate   measure the likelihood of images under runs; what is measured is kept, and continued where it was cut off
   quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
+  tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  doctor     check every sampler and estimator on this machine against exact models, in under a minute
 
 python -m diffusion COMMAND --help explains each."""
 
@@ -51,6 +55,24 @@ def quality(argv: Sequence[str]) -> int:
     return run(options)
 
 
+def tradeoff(argv: Sequence[str]) -> int:
+    """`tradeoff`: samplers and numbers of evaluations of one model, side by side."""
+    options = parse_tradeoff_arguments(argv)
+
+    from .tradeoff import run
+
+    return run(options)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """`doctor`: check this machine against exact models."""
+    options = parse_doctor_arguments(argv)
+
+    from .doctor import run
+
+    return run(options)
+
+
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
@@ -65,5 +87,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": sample,
     "evaluate": evaluate,
     "quality": quality,
+    "tradeoff": tradeoff,
     "compare": compare,
+    "doctor": doctor,
 }

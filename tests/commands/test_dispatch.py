@@ -13,7 +13,11 @@ from diffusion.commands.dispatch import COMMANDS, main
 from diffusion.errors import UserError
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["compare", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["evaluate", "--help"], ["compare", "--help"], ["tradeoff", "--help"], ["doctor", "--help"]],
+    ids=" ".join,
+)
 def test_help_needs_no_torch(argv):
     code = (
         "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main\n"

@@ -1,0 +1,57 @@
+"""One thing that `doctor` looked at: what was found, what it had to be, and whether it was."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of a check.
+
+    Args:
+        group: samplers, estimators, network or machine.
+        name: What was checked.
+        what: By which measurement.
+        found: Its outcome, in words.
+        expected: What passes, in words.
+        passed: Whether it does.
+        seconds: What it took.
+    """
+
+    group: str
+    name: str
+    what: str
+    found: str
+    expected: str
+    passed: bool
+    seconds: float = 0.0
+
+
+Body = Callable[[], list[Check]]
+
+
+def attempt(group: str, name: str, body: Body) -> list[Check]:
+    """The checks of `body`, timed; one that raises anything at all is a check that failed, with the reason."""
+    start = time.perf_counter()
+    try:
+        made = body()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        made = [Check(group, name, "runs", reason, "no error", False)]
+    seconds = (time.perf_counter() - start) / max(1, len(made))
+    return [replace(check, seconds=seconds) for check in made]
+
+
+def within(group: str, name: str, what: str, found: float, truth: float, allowed: float, unit: str = "") -> Check:
+    """A check that a number is within `allowed` of the truth (a nan is not)."""
+    passed = math.isfinite(found) and abs(found - truth) <= allowed
+    return Check(group, name, what, f"{found:.5f}{unit}", f"{truth:.5f} ± {allowed:.1g}{unit}", passed)
+
+
+def below(group: str, name: str, what: str, found: float, limit: float) -> Check:
+    """A check that an error is at most `limit` (a nan is not)."""
+    return Check(group, name, what, f"{found:.1e}", f"at most {limit:.1e}", found <= limit)

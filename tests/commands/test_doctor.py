@@ -1,0 +1,183 @@
+"""The doctor passes what is right, for every name of the registry, and fails what is planted wrong."""
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from laws import f64, seeded
+
+from diffusion.cli import command
+from diffusion.commands import doctor, doctor_estimators, doctor_samplers
+from diffusion.commands.dispatch import main
+from diffusion.commands.doctor_check import Check, attempt, within
+from diffusion.commands.doctor_machine import check_machine, check_network
+from diffusion.commands.gaussian_laws import affine_law, law_at, probability_flow
+from diffusion.denoisers.exact import Gaussian
+from diffusion.likelihood import measure
+from diffusion.samplers import DDIM, ODE, Ancestral, PredictorCorrector, names
+from diffusion.samplers.sampler import LinearSampler
+from diffusion.schedules import EDM, VP, time_grid
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sampler_checks():
+    return doctor_samplers.check_samplers(CPU)
+
+
+@pytest.fixture(scope="module")
+def estimator_checks():
+    with pytest.MonkeyPatch.context() as patch:  # a smaller sample, with the larger errors that it states
+        for name, value in (("_DATA", 48), ("_DRAWS", 128), ("_STEPS", 200)):
+            patch.setattr(doctor_estimators, name, value)
+        return doctor_estimators.check_estimators(CPU)
+
+
+def test_every_sampler_is_checked_and_passes(sampler_checks):
+    assert {check.name for check in sampler_checks} == set(names())
+    assert [check for check in sampler_checks if not check.passed] == []
+    for name in names():
+        what = " ".join(check.what for check in sampler_checks if check.name == name)
+        assert "VP" in what
+        assert "EDM" in what
+        assert "mixture" in what
+
+
+def test_every_estimator_is_checked_and_passes(estimator_checks):
+    assert [check for check in estimator_checks if not check.passed] == []
+    found = {check.name for check in estimator_checks}
+    for method in measure.METHODS:
+        assert f"{method}, levels" in found
+    for method in measure.DENSITY_METHODS:
+        assert any(name.partition(",")[0] == method and "levels" not in name for name in found)
+    assert {"iwae", "ais", "ais, from both sides", "knn entropy", "ode, Hutchinson"} <= found
+
+
+@pytest.mark.parametrize("schedule", [VP(), EDM()], ids=repr)
+def test_the_closed_form_is_the_probability_flow(schedule):
+    model = Gaussian(f64([0.7]), f64([0.4]), schedule)
+    grid = schedule.inverse_log_snr(f64([-4.0, 4.0]))
+    x_1 = law_at(model, grid[0])[1].sqrt() * seeded(5, 1)
+    tight = ODE("dopri8", 1e-10, 50_000).sample(model, x_1, grid)
+    torch.testing.assert_close(probability_flow(model, x_1, grid[0], grid[1]), tight, rtol=1e-7, atol=1e-7)
+
+
+def test_what_is_not_affine_is_seen_to_be_none():
+    model, grid = Gaussian(f64([0.7]), f64([0.4]), VP()), time_grid(VP(), 10)[:-1]
+    assert affine_law(Ancestral(), model, grid).residual < 1e-12
+    assert affine_law(PredictorCorrector(), model, grid).residual > 1e-3
+
+
+@dataclass(frozen=True)
+class _Boasting(DDIM):
+    """Declares an order that it has not."""
+
+    @property
+    def order(self):
+        return 2
+
+
+@dataclass(frozen=True)
+class _Altered(LinearSampler):
+    """A sampler of the SDE whose coefficients are each off by a factor."""
+
+    fresh: float = 1.0
+    from_x: float = 1.0
+
+    @property
+    def is_stochastic(self):
+        return True
+
+    def coefficients(self, schedule, t, s):
+        right = Ancestral().coefficients(schedule, t, s)
+        return replace(right, fresh=self.fresh * right.fresh, from_x=self.from_x * right.from_x)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "failing"),
+    [
+        (_Boasting(), ["path", "order"]),
+        (_Altered(fresh=1.1), ["deviation"]),
+        (_Altered(fresh=0.8), ["deviation"]),
+        (_Altered(from_x=1.1), ["mean"]),
+    ],
+    ids=repr,
+)
+def test_planted_faults_of_samplers_are_found(sampler, failing):
+    wrong = [check.what for check in doctor_samplers.check_sampler("x", sampler, CPU) if not check.passed]
+    for word in failing:
+        assert any(what.startswith(word) for what in wrong), wrong
+
+
+def test_the_unaltered_sampler_passes():
+    assert all(check.passed for check in doctor_samplers.check_sampler("x", _Altered(), CPU))
+
+
+def test_a_biased_estimator_is_found(monkeypatch):
+    honest = measure.log_density
+
+    def biased(*arguments, **options):
+        estimate = honest(*arguments, **options)
+        return replace(estimate, log_prob=estimate.log_prob + 0.01)
+
+    monkeypatch.setattr(measure, "log_density", biased)
+    for name, value in (("_latent", lambda device: []), ("_DATA", 24), ("_DRAWS", 32), ("_STEPS", 50)):
+        monkeypatch.setattr(doctor_estimators, name, value)
+    wrong = {check.name for check in doctor_estimators.check_estimators(CPU) if not check.passed}
+    assert {"ode, exact trace", "ode, Hutchinson"} <= wrong
+
+
+def test_what_raises_has_failed():
+    def body():
+        raise RuntimeError("out of luck\nsecond line")
+
+    (check,) = attempt("samplers", "x", body)
+    assert not check.passed
+    assert check.found == "RuntimeError: out of luck"
+    assert not within("g", "n", "w", float("nan"), 0.0, 1.0).passed
+
+
+def test_machine_and_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checks = [*check_machine(CPU), *check_network(CPU)]
+    assert [check for check in checks if not check.passed and check.name != "disk"] == []
+    assert any(check.name == "torch" and check.found == torch.__version__.partition("+")[0] for check in checks)
+    assert sum(check.group == "network" for check in checks) == 2
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_folder_that_cannot_be_written_to_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*_):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("diffusion.atomic.write_text", refused)
+    assert [c.found for c in check_machine(CPU) if not c.passed] == ["OSError: read-only file system"]
+
+
+def _quick(monkeypatch, *passed):
+    made = [Check("samplers", f"s{i}", "w", "1", "1", ok) for i, ok in enumerate(passed)]
+    for name in ("check_machine", "check_network", "check_estimators"):
+        monkeypatch.setattr(doctor, name, lambda device: [])
+    monkeypatch.setattr(doctor, "check_samplers", lambda device: made)
+
+
+@pytest.mark.parametrize(("passed", "code", "words"), [
+    ((True, True), 0, "all 2 checks passed"), ((True, False), 1, "1 of 2 checks failed"),
+])  # fmt: skip
+def test_the_exit_code_tells(passed, code, words, monkeypatch, capsys):
+    _quick(monkeypatch, *passed)
+    assert command(main, ["doctor", "--device", "cpu"]) == code
+    assert words in capsys.readouterr().out
+    assert command(main, ["doctor", "--device", "cpu", "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is (code == 0)
+    assert [check["passed"] for check in found["checks"]] == list(passed)
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert command(main, ["doctor", "--device", "cuda:99"]) == 2
+    assert "cuda:99" in capsys.readouterr().err
