@@ -36,15 +36,24 @@ def train(argv: Sequence[str]) -> int:
     arguments = parse_train_arguments(argv)
     config = arguments.config
 
+    from . import preflight
+
+    preflight.check(config)
+    if arguments.verify_resume:
+        from .verify_resume import verify_resume
+
+        return verify_resume(config)
+
     from .resume import run_to_continue
 
-    run = run_to_continue(config, arguments.resume)
+    run = run_to_continue(config, arguments.resume, arguments.resume_changed)
 
     from . import evaluation, report, runs
     from .devices import choose_device
     from .experiment import parameter_count
     from .model import load
     from .training.fit import fit
+    from .training.stopping import exits_on_sigterm
 
     if run is not None:
         print(f"continuing {run}", file=sys.stderr)
@@ -63,7 +72,8 @@ def train(argv: Sequence[str]) -> int:
     estimates = {}
     if config.evaluation.enabled:
         bar = ProgressBar()
-        estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
+        with exits_on_sigterm():
+            estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
         bar.close()
         evaluation.write(done.run, estimates, trained)
     codes = model.code_reports(done.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .errors import UserError
+from .processes import launched
 
 
 def choose_device(name: str) -> torch.device:
@@ -14,7 +15,10 @@ def choose_device(name: str) -> torch.device:
         UserError: For a device that is not there, or a name that is none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = launched()
+    if name == "cuda" and processes.local_count > 1:  # to each process its own
+        name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -7,6 +7,7 @@ model is rebuilt from its file alone, with no data at hand.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ from .likelihood.dequantization import Dequantizer
 from .networks import MLP, DiT, UNet
 from .networks.autoencoder import Decoder, Encoder
 from .objectives import Objective, time_distribution, weighting
+
+# Of one datum; no image that a network is trained on has more.
+_MOST_NUMBERS = 2**28
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,23 @@ class DataFacts:
 
     @classmethod
     def from_json(cls, text: str) -> DataFacts:
-        """The inverse of `to_json`."""
-        values = json.loads(text)
-        return cls(**{**values, "shape": tuple(values["shape"])})
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: For a text that is not of `to_json`.
+        """
+        try:
+            values = json.loads(text)
+            facts = cls(**{**values, "shape": tuple(values["shape"])})
+            counts = (*facts.shape, facts.num_classes, 1 if facts.levels is None else facts.levels)
+            sound = isinstance(facts.name, str) and isinstance(facts.provenance, dict) and facts.shape != ()
+            sound = sound and all(isinstance(n, int) and n >= 0 for n in counts)
+            sound = sound and math.prod(facts.shape) <= _MOST_NUMBERS
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not the facts of a data set: {type(error).__name__}") from error
+        if not sound:
+            raise ValueError("not the facts of a data set")
+        return facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +98,10 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     if options.name in toy_names():
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
-    images = load_images(options.name, options.path, options.root, options.download, options.size, progress=progress)
+    images = load_images(
+        options.name, options.path, options.root, options.download, options.size, progress=progress,
+        unreadable=options.unreadable, cache=options.cache,
+    )  # fmt: skip
     facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")

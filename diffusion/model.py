@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import runs
 from .checkpoint_files import read_checkpoint
@@ -38,21 +39,34 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
         UserError: For a file that is missing, damaged, of another kind, or whose weights do not fit its configuration.
     """
     if Path(path_or_name).suffix == ".ckpt":
-        checkpoint = read_checkpoint(path_or_name)
-        if "model" not in checkpoint or "weight_average" not in checkpoint:
-            raise UserError(f"{path_or_name}: holds no model; accepted: a checkpoint that train.py wrote")
-        metadata, state = checkpoint["model"], checkpoint["weight_average"]["averages"][0]
         path = Path(path_or_name)
+        state, metadata = _of_checkpoint(path)
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
         state, metadata = runs.read_model(path)
-    if FACTS not in metadata:
+    if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))
-    facts = DataFacts.from_json(metadata[FACTS])
+    try:
+        facts, step = DataFacts.from_json(metadata[FACTS]), int(metadata.get(STEP, 0))
+    except ValueError as error:
+        raise UserError(f"{path}: what it says of its data is damaged ({error}); train it again") from error
     module = build_model(config, facts)
     check_state(state, module, str(path))
     module.load_state_dict(state)
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
-    return BY_FAMILY[config.family](module.to(device), config, facts, source, int(metadata.get(STEP, 0)))
+    return BY_FAMILY[config.family](module.to(device), config, facts, source, step)
+
+
+def _of_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The averaged weights in a training checkpoint, and what makes them a model."""
+    checkpoint = read_checkpoint(path)
+    try:
+        metadata, state = dict(checkpoint["model"]), dict(checkpoint["weight_average"]["averages"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        metadata, state = {}, {}
+    texts = all(isinstance(text, str) for entry in metadata.items() for text in entry)
+    if not metadata or not texts or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds no model; accepted: a checkpoint that train.py wrote")
+    return state, metadata

@@ -1,72 +1,140 @@
-"""Which run a command continues: the last unfinished one of its name, the one it names, or none."""
+"""Which run a command continues: the last unfinished one of its name, the one it names, or none.
+
+A run goes on with the configuration that it was begun with. Where it runs and how it is looked at may differ freely;
+what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from . import config as configuration
+from . import run_lock
 from .config import Config
 from .errors import UserError, did_you_mean
+from .processes import launched
 
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
-_MODEL, _EVALUATION = "model.safetensors", "evaluation.json"
+_MODEL, _EVALUATION, _CONFIG = "model.safetensors", "evaluation.json", "config.yaml"
+# Where and by how many processes a run is made, and how it is looked at: no part of what it computes.
+_FREE = (
+    "name", "runs", "device", "data.root", "data.download", "data.cache", "data.place", "logging.", "sampling.",
+    "evaluation.", "trainer.devices", "trainer.strategy", "trainer.workers", "trainer.log_every", "trainer.validate_every", "trainer.sample_every",
+    "trainer.checkpoint_every", "trainer.keep_last",
+)  # fmt: skip
+# What goes into the next steps, and not into the shape or the meaning of the weights.
+_CHANGEABLE = (
+    "seed", "trainer.", "optimizer.", "objective.", "data.flip", "autoencoder.beta", "autoencoder.free_bits",
+    "autoencoder.iwae_samples", "autoencoder.entropy_weight", "autoencoder.neighbours",
+)  # fmt: skip
 
 
-def run_to_continue(config: Config, resume: str) -> Path | None:
+def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path | None:
     """The run folder to continue, or None to start a new run.
 
-    `auto` takes the newest run of the configuration's name and content that was cut off after a checkpoint, in training
-    or while it was measured; `never` takes none; anything else is a run folder, or the name of one.
+    `auto` takes the newest run of the configuration's name and content that was cut off, in training or while it was
+    measured, and that no other process trains; `never` takes none; anything else is a run folder, or the name of one.
 
     Args:
         config: The configuration of the command.
         resume: `auto`, `never`, or a run.
+        changed: Whether what the optimiser does may differ from the run's own configuration.
 
     Raises:
-        UserError: For a run that is not there, has no checkpoint, or differs in its configuration (every difference is
-            listed).
+        UserError: For a run that is not there, has no checkpoint, is being trained, or differs in its configuration
+            (every difference is listed).
     """
     if resume == "never":
         return None
     folder = Path(config.runs)
     if resume == "auto":
-        unfinished = [
-            path.parents[1]
-            for path in folder.glob(f"*/{_CHECKPOINT}")
-            if path.parents[1].name.rpartition("-")[0] == config.name and not _is_finished(path.parents[1], config)
-        ]
-        same = [run for run in unfinished if not _differences(config, run)]
-        return max(same, key=lambda run: (run / _CHECKPOINT).stat().st_mtime_ns, default=None)
+        return _last_unfinished(config, folder, changed)
     run = next((path for path in (Path(resume), folder / resume) if path.is_dir()), None)
     if run is None:
         names = [path.name for path in sorted(folder.glob("*")) if path.is_dir()]
         raise UserError(f"--resume: there is no run '{resume}' (nor in {folder}).{did_you_mean(resume, names)}")
     if not (run / _CHECKPOINT).is_file():
         raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
+    if (holder := _holder(run)) is not None:
+        raise UserError(f"--resume: {run} is being trained by {holder}; wait for it or stop it")
     differences = _differences(config, run)
-    if differences:
+    fixed = [text for key, text in differences.items() if not (changed and key.startswith(_CHANGEABLE))]
+    if fixed:
+        way_out = "" if changed or not all(key.startswith(_CHANGEABLE) for key in differences) else (
+            "accept it with --resume-changed, "
+        )  # fmt: skip
         raise UserError(
-            f"--resume: {run} was trained with another configuration: {'; '.join(differences)}. "
-            f"Use --config {run / 'config.yaml'}, or start a new run with --resume never"
+            f"--resume: {run} was trained with another configuration: {'; '.join(fixed)}. "
+            f"Use --config {run / _CONFIG}, {way_out}or start a new run with --resume never"
         )
+    if differences:
+        _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
     return run
 
 
+def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None:
+    """The newest run to go on with; of those cut off before their first checkpoint one begins again."""
+    unfinished = [
+        path.parent
+        for path in folder.glob(f"*/{_CONFIG}")
+        if path.parent.name.rpartition("-")[0] == config.name
+        and not _is_finished(path.parent, config)
+        and _holder(path.parent) is None
+    ]
+
+    def age(run: Path) -> tuple[bool, int]:
+        saved = (run / _CHECKPOINT).is_file()
+        return saved, (run / (_CHECKPOINT if saved else _CONFIG)).stat().st_mtime_ns
+
+    unfinished.sort(key=age, reverse=True)
+    found = {run: _differences(config, run) for run in unfinished}
+    for run, differences in found.items():
+        if not differences or (changed and all(key.startswith(_CHANGEABLE) for key in differences)):
+            if differences:
+                _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+            return run
+    if unfinished:
+        newest = unfinished[0]
+        _tell(f"{newest} is unfinished, but of another configuration ({'; '.join(found[newest].values())}); a new run")
+    return None
+
+
+def _holder(run: Path) -> str | None:
+    """Who trains a run, unless it is the process that this one helps."""
+    is_helper = not launched().is_main or os.environ.get("LOCAL_RANK", "0") != "0"
+    return None if is_helper else run_lock.holder(run)
+
+
 def _is_finished(run: Path, config: Config) -> bool:
-    """Whether a run has been trained, and measured where that is asked for."""
-    return (run / _MODEL).exists() and (not config.evaluation.enabled or (run / _EVALUATION).exists())
+    """Whether a run has been trained to the end, and measured where that is asked for."""
+    if not (run / _MODEL).exists() or _model_step(run / _MODEL) < config.trainer.steps:
+        return False
+    return not config.evaluation.enabled or (run / _EVALUATION).exists()
 
 
-def _differences(config: Config, run: Path) -> list[str]:
-    """Where a run's saved configuration differs, as `key: saved -> given`; its name and place do not count."""
-    path = run / "config.yaml"
+def _model_step(path: Path) -> float:
+    """The step that a model file was written at, from its header; infinity where it does not say."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return float(header["__metadata__"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _differences(config: Config, run: Path) -> dict[str, str]:
+    """Where a run's saved configuration differs, by key, as `key: saved -> given`."""
+    path = run / _CONFIG
     try:
         saved = configuration.parse_config(path.read_text(encoding="utf-8"), source=str(path))
     except (OSError, UserError) as error:
-        return [f"{path} cannot be read ({error})"]
+        return {"": f"{path} cannot be read ({error})"}
     ours, theirs = _flat(config), _flat(saved)
-    return [f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in ours if ours.get(key) != theirs.get(key)]
+    return {key: f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in ours if ours.get(key) != theirs.get(key)}
 
 
 def _flat(config: Config) -> dict[str, object]:
@@ -76,4 +144,9 @@ def _flat(config: Config) -> dict[str, object]:
             flat |= {f"{name}.{key}": entry for key, entry in value.items()}
         else:
             flat[name] = value
-    return {key: value for key, value in flat.items() if key not in ("name", "runs", "device", "logging.wandb")}
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+
+
+def _tell(message: str) -> None:
+    if launched().is_main and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr)

@@ -66,6 +66,7 @@ ALLOWED = {
     "sample_arguments": Allowed("errors"),
     "run_lock": Allowed("errors"),
     "resume": Allowed("errors config processes run_lock"),
+    "preflight": Allowed("errors config"),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
@@ -96,7 +97,7 @@ ALLOWED = {
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
-        "errors config devices draw evaluation experiment model report resume runs sample_arguments training "
+        "errors config devices draw evaluation experiment model preflight report resume runs sample_arguments training "
         "verify_resume",
         "tqdm",
     ),

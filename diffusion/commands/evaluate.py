@@ -13,9 +13,11 @@ from rich.table import Table
 from .. import pictures
 from ..cli import ProgressBar
 from ..devices import choose_device
+from ..errors import UserError
 from ..evaluation import summary
 from ..likelihood import Estimate
 from ..likelihood.estimate import SYSTEMATIC
+from ..processes import launched
 from ..report import console, likelihood_table
 from . import ood, records
 from .arguments import estimator_options
@@ -35,15 +37,20 @@ def default_method(family: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
+    processes = launched()
+    if options.again and processes.count > 1:
+        raise UserError("--again: several processes cannot know which figures are old; measure again with one")
     device = choose_device(options.device)
     subjects = [
         load_subject(name, options.runs, points=True) for name in options.run
     ]  # a wrong name is told before hours of work
     out = console()
+    out.quiet = not processes.is_main
     for subject in subjects:
         subject.model.to(device)
         if subject.model.facts.levels is None:
-            _toy(subject, options)
+            if processes.is_main:  # seconds
+                _toy(subject, options)
             continue
         family = subject.model.config.family
         method = options.method or default_method(family)
@@ -51,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         images, identity = images_of(data, options.split, options.images)
         protocol = question(subject, identity, method, estimator_options(options, method, family))
         bar = ProgressBar()
-        how = {"device": device, "batch_size": options.batch_size, "again": options.again}
+        how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
         told = partial(bar.named, f"{subject.name} {method}")
         spent = None
         if options.target_error is None:
@@ -62,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             protocol = evaluation.protocol
             images = images[: len(evaluation.estimate)]
         places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
-        if options.ranked:
+        if options.ranked and processes.is_main:
             places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
             pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
         table = likelihood_table({method: evaluation.estimate})
@@ -76,8 +83,11 @@ def run(options: argparse.Namespace) -> int:
             told = partial(bar.named, f"{subject.name} on other data")
             other, _ = measure(subject, foreign, foreign_protocol, progress=told, **how)
             places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
-            pictures.save(places["histograms"], ood.picture(evaluation, other))
+            if processes.is_main:
+                pictures.save(places["histograms"], ood.picture(evaluation, other))
         bar.close()
+        if not processes.is_main:
+            continue
         mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
         out.print(table)
         out.print(_budget(evaluation.estimate))

@@ -1,9 +1,16 @@
-"""The measurement itself: chunk by chunk, each kept as it is done; then the rest of its error budget."""
+"""The measurement itself: chunk by chunk, each kept as it is done; then the rest of its error budget.
+
+Several processes share a measurement without a word between them: each takes the chunks of its rank, of boundaries that
+depend on nothing but the question, and waits for the others' to be on the disk. All of them then read the same parts,
+come to the same decisions, and the main process writes the answer. A solver takes as long as it likes; nobody waits in
+it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +22,7 @@ from torch import Tensor
 from ..likelihood import Estimate
 from ..likelihood.error_budget import complete
 from ..model import TrainedModel
+from ..processes import ALONE, Processes
 from . import records
 from .records import Evaluation, Protocol
 from .subjects import Subject
@@ -22,6 +30,7 @@ from .subjects import Subject
 CHUNK = 128
 # The parts of images that are measured again, for the error budget.
 _AGAIN = "again-"
+_POLL_SECONDS = 0.2
 Progress = Callable[[int, int], None]
 
 
@@ -33,6 +42,7 @@ def measure(
     batch_size: int | None = None,
     again: bool = False,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Evaluation, bool]:
     """Measure images under a model, or find what was measured before.
 
@@ -45,6 +55,7 @@ def measure(
             estimator's own choice.
         again: Measure anew, and replace what there is.
         progress: Called with (images done, images in all).
+        processes: Those that share the measurement.
 
     Returns:
         The evaluation, and whether it was found.
@@ -53,15 +64,24 @@ def measure(
         UserError: For a method or option that the model does not take; for a damaged record.
     """
     folder = subject.home / records.FOLDER
-    if (folder / f"{protocol.name}.json").is_file() and not again:
-        return records.read(folder / f"{protocol.name}.json"), True
-    bench = Bench(subject.model, images, protocol, folder / protocol.name, device, batch_size)
+    answer = folder / f"{protocol.name}.json"
+    if answer.is_file() and not again:
+        return records.read(answer), True
+    bench = Bench(subject.model, images, protocol, folder / protocol.name, device, batch_size, processes, answer)
     if again:
         bench.clear()
-    whole = bench(torch.arange(len(images)), {}, progress)
-    evaluation = records.write(folder, protocol, subject.facts, complete(whole, bench))
+    try:
+        completed = complete(bench(torch.arange(len(images)), {}, progress), bench)
+        bench.leave_to_main()
+    except AnsweredError:
+        return records.read(answer), False
+    evaluation = records.write(folder, protocol, subject.facts, completed)
     bench.clear()
     return evaluation, False
+
+
+class AnsweredError(Exception):
+    """The main process has written the answer that this one was waiting for."""
 
 
 class Bench:
@@ -72,7 +92,8 @@ class Bench:
         images: All the images, level indices.
         protocol: The question.
         parts: The folder of the parts; those under changed options are in folders of their own within.
-        device, batch_size: As of `measure`.
+        device, batch_size, processes: As of `measure`.
+        answer: The file that the main process writes in the end.
     """
 
     def __init__(
@@ -83,23 +104,54 @@ class Bench:
         parts: Path,
         device: torch.device,
         batch_size: int | None = None,
+        processes: Processes = ALONE,
+        answer: Path | None = None,
     ):
         self.model, self.images, self.protocol = model, images, protocol
         self.parts, self.device, self.batch_size = parts, device, batch_size
+        self.processes, self.answer = processes, answer
+        self._asked: dict[Path, set[int]] = {}
 
     def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
         """The estimate of all the images that were ever asked for under these changes, `rows` among them."""
         parts = self.parts / f"{_AGAIN}{_digest(changes)}" if changes else self.parts
         protocol = replace(self.protocol, options={**self.protocol.options, **changes})
-        done = {int(row) for part in records.read_parts(parts, len(self.images)) for row in _indices(part)}
-        left = torch.tensor([row for row in rows.tolist() if row not in done], dtype=torch.long)
-        for some in left.split(self.batch_size or CHUNK) if len(left) else ():
+        asked = self._asked.setdefault(parts, set())
+        asked |= set(rows.tolist())
+        done = _rows(self._read(parts, asked))
+        for number, chunk in enumerate(rows.split(self.batch_size or CHUNK)):
+            some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
+            if not len(some) or number % self.processes.count != self.processes.rank:
+                continue
             images = self.images[some].to(self.device)
             records.write_part(parts, _chunk(self.model, images, some, protocol, self.batch_size))
             done |= set(some.tolist())
             if progress is not None:
-                progress(len(done), len(rows))
-        return Estimate.join(records.read_parts(parts, len(self.images)))
+                progress(len(done & asked), len(asked))
+        while not asked <= _rows(found := self._read(parts, asked)):
+            if progress is not None:
+                progress(len(_rows(found) & asked), len(asked))
+            self._wait()
+        return Estimate.join(found)
+
+    def _read(self, parts: Path, asked: set[int]) -> list[Estimate]:
+        """The parts with images that were asked for; another process may already have been asked for more."""
+        return [part for part in records.read_parts(parts, len(self.images)) if asked & set(_indices(part))]
+
+    def _wait(self) -> None:
+        assert self.processes.count > 1, "one process alone has written all parts"
+        if not self.processes.is_main and self.answer is not None and self.answer.is_file():
+            raise AnsweredError
+        time.sleep(_POLL_SECONDS)
+
+    def leave_to_main(self) -> None:
+        """Return in the main process; in another, wait for its answer.
+
+        Raises:
+            AnsweredError: When it is there.
+        """
+        while not self.processes.is_main:
+            self._wait()
 
     def clear(self) -> None:
         """Remove all parts."""
@@ -114,6 +166,10 @@ def _digest(changes: Mapping[str, Any]) -> str:
 def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
     return model.log_likelihood(images, method=protocol.method, indices=rows, **size, **protocol.options)
+
+
+def _rows(parts: list[Estimate]) -> set[int]:
+    return {row for part in parts for row in _indices(part)}
 
 
 def _indices(estimate: Estimate) -> list[int]:

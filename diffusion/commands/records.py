@@ -190,7 +190,7 @@ def read_parts(folder: Path, count: int) -> list[Estimate]:
         except (UserError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
             usable, part, rows = False, None, set()
         if not usable or part is None:
-            path.unlink()  # it is measured again
+            path.unlink(missing_ok=True)  # it is measured again
             continue
         parts.append(part)
         seen |= rows

@@ -21,8 +21,9 @@ from torch import Tensor
 from .. import atomic
 from ..likelihood import Estimate
 from ..likelihood.target_error import reach
+from ..processes import ALONE, Processes
 from . import records
-from .measuring import Bench, Progress
+from .measuring import AnsweredError, Bench, Progress
 from .records import Evaluation, Protocol
 from .subjects import Subject, identify
 
@@ -38,13 +39,14 @@ def measure_to(
     batch_size: int | None = None,
     again: bool = False,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Evaluation, dict[str, Any], bool]:
     """Measure as many of the images as it takes to a target error, or find what was measured before.
 
     Args:
         target: The error in bits/dim.
-        subject, images, device, batch_size, again, progress: As `measuring.measure`; the images are those that may be
-            taken, the first ones first.
+        subject, images, device, batch_size, again, progress, processes: As `measuring.measure`; the images are those
+            that may be taken, the first ones first.
         protocol: The question, with the least options that are spent.
 
     Returns:
@@ -58,7 +60,8 @@ def measure_to(
     place = folder / FOLDER / f"{question.name}.json"
     if not again and (kept := _find(place, folder)) is not None:
         return *kept, True
-    bench = Bench(subject.model, images, protocol, folder / question.name, device, batch_size)
+    parts = folder / question.name
+    bench = Bench(subject.model, images, protocol, parts, device, batch_size, processes, place)
     if again:
         bench.clear()
 
@@ -66,7 +69,13 @@ def measure_to(
         changes = {key: value for key, value in options.items() if protocol.options.get(key) != value}
         return bench(rows, changes, progress)
 
-    reached = reach(measure, torch.arange(len(images)), protocol.options, target)
+    try:
+        reached = reach(measure, torch.arange(len(images)), protocol.options, target)
+        bench.leave_to_main()
+    except AnsweredError:
+        answer = _find(place, folder)
+        assert answer is not None, "it has just been written, whole"
+        return *answer, False
     data = protocol.data
     taken = identify(images[: len(reached.estimate)], str(data["name"]), str(data["split"]), int(data["levels"]))
     figure = replace(protocol, data=taken, options=reached.options)

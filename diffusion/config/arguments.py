@@ -16,6 +16,7 @@ from .values import Section, describe, types_of
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
                 [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
+                [--resume-changed] [--verify-resume]
 
 Train a model. Without arguments: the digits, on whatever device there is.
 
@@ -26,9 +27,11 @@ Train a model. Without arguments: the digits, on whatever device there is.
   --wandb MODE               the same as logging.wandb=MODE
   --resume auto|RUN|never    auto: go on with the last unfinished run of this name, if any; RUN: with that run;
                              never: start anew (default: auto)
+  --resume-changed           let the run that goes on differ in seed, trainer, optimizer and objective
+  --verify-resume            prove on this machine, in a few steps, that a killed run goes on bit by bit; keep nothing
   -h, --help                 print this page and stop
 """
-FLAGS = ("--config", "--print_config", "--wandb", "--resume", "--help")
+FLAGS = ("--config", "--print_config", "--wandb", "--resume", "--resume_changed", "--verify_resume", "--help")
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,14 @@ class TrainArguments:
     Attributes:
         config: The configuration.
         resume: `auto`, `never`, or a run.
+        resume_changed: Whether the run that goes on may differ in what the optimiser does.
+        verify_resume: Whether to prove that resuming is exact, in place of training.
     """
 
     config: Config
     resume: str = "auto"
+    resume_changed: bool = False
+    verify_resume: bool = False
 
 
 def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
@@ -55,6 +62,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         SystemExit: With code 0, after `--help` or `--print_config` has printed.
     """
     config, resume, overrides, prints = None, "auto", [], False
+    switches = {"resume_changed": False, "verify_resume": False}
     left = list(sys.argv[1:] if argv is None else argv)
     while left:
         argument = left.pop(0)
@@ -70,6 +78,9 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             prints = True
             continue
         key = flag.removeprefix("--")
+        if key in switches and not equals:
+            switches[key] = True
+            continue
         if flag not in FLAGS and key not in KEYS and "." not in key:
             raise UserError(
                 f"unknown option '{argument}'.{did_you_mean(flag, [*FLAGS, *(f'--{key}' for key in KEYS)])}"
@@ -86,7 +97,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             resume = value
         else:
             overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
-    arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume)
+    arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume, **switches)
     if prints:
         print(dump_config(arguments.config), end="")
         raise SystemExit(0)

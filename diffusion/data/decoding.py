@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -104,44 +105,85 @@ def decode(file: ImageFile, size: int | None) -> np.ndarray:
         raise UserError(f"{file.described}: cannot be read as an image ({reason}).") from error
 
 
+def _in_memory(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Images in memory.
+
+    Args:
+        images: Those that could be read, shape (N, C, H, W).
+        kept: Which of the files they are of.
+        skipped: What was wrong with the others, one line each.
+    """
+
+    images: UInt8[Tensor, " n c h w"]
+    kept: list[int]
+    skipped: list[str]
+
+
 def decode_all(
-    files: Sequence[ImageFile], size: int | None = None, progress: Progress | None = None
-) -> UInt8[Tensor, " n c h w"]:
+    files: Sequence[ImageFile],
+    size: int | None = None,
+    progress: Progress | None = None,
+    skip: bool = False,
+    allocate: Callable[[tuple[int, ...]], Tensor] = _in_memory,
+) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
     Args:
         files: At least one file.
         size: Resize the shorter side to this and crop the centre; None keeps the files' own size, which must be one.
         progress: Called with (files read, files in all) now and then.
+        skip: Leave out the files that cannot be read, rather than refuse them all.
+        allocate: Makes room for images of a shape.
 
     Raises:
-        UserError: For a damaged file, or where sizes differ and `size` is None.
+        UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
     """
     images: Tensor | None = None
     remaining = iter(files)
-    done = 0
+    done, first = 0, ""
+    kept: list[int] = []
+    skipped: list[str] = []
+    one = partial(_decode_or_tell, size=size) if skip else partial(decode, size=size)
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         # In chunks, so that a first error is not followed by the decoding of everything else.
         while chunk := list(islice(remaining, CHUNK)):
-            for file, array in zip(chunk, pool.map(decode, chunk, [size] * len(chunk)), strict=True):
+            for file, array in zip(chunk, pool.map(one, chunk), strict=True):
+                done += 1
+                if isinstance(array, str):
+                    skipped.append(array)
+                    continue
                 tensor = _to_tensor(array)
                 if images is None:
-                    images = torch.empty(len(files), *tensor.shape, dtype=torch.uint8)
+                    images, first = allocate((len(files), *tensor.shape)), file.described
                 if tensor.shape[1:] != images.shape[2:]:
                     raise UserError(
-                        f"data.path: images differ in size: {files[0].described} is {_size(images)}, {file.described} "
+                        f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
                     )
                 if len(tensor) > images.shape[1]:
-                    images = images.repeat(1, 3, 1, 1)  # the first colour file: what was read so far is grey
-                images[done] = tensor
-                done += 1
+                    grey, images = images, allocate((len(files), 3, *images.shape[2:]))
+                    images[: len(kept)] = grey[: len(kept)]  # the first colour file: what was read so far is grey
+                images[len(kept)] = tensor
+                kept.append(done - 1)
             if progress is not None:
                 progress(done, len(files))
-    assert images is not None
-    return images
+    if images is None:
+        raise UserError(f"data.path: none of the {len(files)} images can be read; the first: {skipped[0]}")
+    return Decoded(images[: len(kept)], kept, skipped)
+
+
+def _decode_or_tell(file: ImageFile, size: int | None) -> np.ndarray | str:
+    try:
+        return decode(file, size)
+    except UserError as error:
+        return str(error)
 
 
 def _size(image: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Images in a folder, a zip file, or a .npz array; with or without splits, with or without classes.
+"""Images in a folder, a zip file, tar shards, or a .npz array; with or without splits, with or without classes.
 
 Splits: `train` and `test` (and `validation` or `val`), each a sub-folder or a zip file of that name, are the splits.
 Anything else is one pool. Classes: the first folder of each name, where there are at least two and every image is in
@@ -8,6 +8,7 @@ one. Archives are read in memory and never unpacked.
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,23 +19,41 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import torch
 
+from diffusion.data.decoded_cache import decode_cached
 from diffusion.data.decoding import ImageFile, Progress, decode_all, resize_arrays
 from diffusion.data.raw_images import RawImages
 from diffusion.data.splits import SPLITS
+from diffusion.data.tar_shards import list_shard
 from diffusion.errors import UserError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MEMBER_BYTES = 2**28  # of one file in an archive, unpacked
+_MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
 SPLIT_NAMES = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
-def load_files(path: Path, size: int | None = None, progress: Progress | None = None) -> RawImages:
+# Rows of each split by the files' names and the splits that the source gives, and the rule in words.
+Split = Callable[[list[str], dict[str, range]], tuple[dict[str, list[int]], str]]
+
+
+def load_files(
+    path: Path,
+    size: int | None = None,
+    progress: Progress | None = None,
+    skip: bool = False,
+    cache: Path | None = None,
+    split: Split | None = None,
+) -> RawImages:
     """Read all images under `path`.
 
     Args:
-        path: A folder, a .zip file, or a .npz file with `images` (N, H, W) or (N, H, W, C) and perhaps `labels` (N,).
+        path: A folder (of images, or of tar shards), a .zip or .tar file, or a .npz file with `images` (N, H, W) or
+            (N, H, W, C) and perhaps `labels` (N,).
         size: Resize the shorter side to this and crop the centre.
         progress: Called with (files read, files in all) now and then.
+        skip: Leave out the files that cannot be read, with a warning that names the first.
+        cache: Keep decoded images in this folder, and map them from there.
+        split: Put the images in the order of these splits, each in one piece, before they are decoded.
 
     Raises:
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
@@ -50,28 +69,60 @@ def load_files(path: Path, size: int | None = None, progress: Progress | None = 
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
         class_names = _class_names(files)
-        images = decode_all(files, size, progress)
-    rows, start = {}, 0
-    for split, part in parts.items():
-        rows[split] = range(start, start + len(part))
-        start += len(part)
+        counts = {name: len(part) for name, part in parts.items()}
+        rule = None
+        if split is not None:
+            rows, rule = split([file.name for file in files], _ranges(counts))
+            files = [files[row] for name in SPLITS for row in rows[name]]
+            counts = {name: len(rows[name]) for name in SPLITS}
+        if cache is None:
+            decoded = decode_all(files, size, progress, skip)
+        else:
+            decoded = decode_cached(cache.expanduser(), files, size, progress, skip)
+    if decoded.skipped:
+        told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
+        warnings.warn(told, stacklevel=2)
+        kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
+        files, counts = [files[row] for row in decoded.kept], kept
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
-        images, labels, [file.name for file in files], rows, str(path), 256, len(class_names), tuple(class_names)
+        decoded.images,
+        labels,
+        [file.name for file in files],
+        _ranges(counts),
+        str(path),
+        256,
+        len(class_names),
+        tuple(class_names),
+        rule,
+        len(decoded.skipped),
     )
+
+
+def _ranges(counts: dict[str, int]) -> dict[str, range]:
+    """The rows of parts that lie one after another."""
+    found, start = {}, 0
+    for name, count in counts.items():
+        found[name] = range(start, start + count)
+        start += count
+    return found
 
 
 def _list_images(path: Path, stack: ExitStack) -> list[ImageFile]:
     """All images of a folder or a zip file, sorted by name, without the folder that wraps them all, if there is one."""
     if path.is_dir():
         files = _list_folder(path, stack)
+    elif path.suffix.lower() == ".tar":
+        files = _list_shards([path])
     elif zipfile.is_zipfile(path):
         files = _list_zip(path, stack)
     else:
         raise UserError(
-            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip or a .npz file."
+            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
         )
+    if not files and path.is_dir():
+        files = _list_shards(sorted(path.glob("*.tar")))
     if not files:
         zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
         hint = f" It holds {zips[0]}: give that as data.path." if zips else ""
@@ -111,6 +162,13 @@ def _list_folder(root: Path, stack: ExitStack) -> list[ImageFile]:
                 members = [_drop_first(file) for file in members]  # train.zip with everything in train/
             files += [replace(file, name=f"{archive.stem}/{file.name}") for file in members]
     return files
+
+
+def _list_shards(paths: list[Path]) -> list[ImageFile]:
+    def is_image(name: PurePosixPath) -> bool:
+        return name.suffix.lower() in ENDINGS and not any(map(_is_hidden, name.parts))
+
+    return [file for path in paths for file in list_shard(path, is_image, SPLIT_NAMES, MEMBER_BYTES)]
 
 
 def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
@@ -164,6 +222,13 @@ def _class_names(files: list[ImageFile]) -> list[str]:
 
 def _load_npz(path: Path, size: int | None) -> RawImages:
     try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.file_size > max(MEMBER_BYTES, _MOST_DEFLATED * member.compress_size):
+                    raise UserError(
+                        f"{path}: {member.filename} unpacks to {member.file_size:,} bytes from "
+                        f"{member.compress_size:,}; no images do that, and it is refused."
+                    )
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays:
                 found = ", ".join(arrays.files) or "nothing"

@@ -7,6 +7,7 @@ An image is uint8 (C, H, W) with values 0 .. levels - 1. The split is part of th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from diffusion.data import digits
 from diffusion.data.decoding import Progress
 from diffusion.data.image_files import load_files
+from diffusion.data.raw_images import RawImages
 from diffusion.data.splits import SPLITS, split_rows
 from diffusion.data.torchvision_sets import has_layout, load_torchvision
 from diffusion.errors import UserError, choose
@@ -29,6 +31,7 @@ class ImageSet:
     flip: bool = False
 
 
+UNREADABLE = ("refuse", "skip")
 # A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
 IMAGE_SETS = {
     "digits": ImageSet(digits.VALIDATION_FRACTION),
@@ -86,12 +89,14 @@ def load_images(
     size: int | None = None,
     validation: int | float | None = None,
     progress: Progress | None = None,
+    unreadable: str = "refuse",
+    cache: str | Path | None = None,
 ) -> ImageData:
     """Load a data set of images into memory.
 
     Args:
         name: One of `image_names()`; `folder` reads any images from `path`.
-        path: A folder, .zip or .npz of images to read in place of the named set's own files; also a folder in
+        path: A folder, .zip, .tar or .npz of images to read in place of the named set's own files; also a folder in
             torchvision's layout (holding `MNIST/raw` or `cifar-10-batches-py`).
         root: Folder of the sets that are downloaded.
         download: Whether to download what is absent.
@@ -100,6 +105,9 @@ def load_images(
             MNIST and its relatives 5,000, CIFAR-10 1,000 (the same shares where `path` gives other numbers of
             images), folder 10 %.
         progress: Called with (files read, files in all) now and then, where single files are read.
+        unreadable: What becomes of single files that are no images: `refuse` (the first one is named) or `skip` (with
+            a warning that counts them).
+        cache: Folder to keep the images decoded from single files in, from where they are mapped and not read.
 
     Raises:
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
@@ -107,7 +115,7 @@ def load_images(
     choose("data.name", name, IMAGE_SETS)
     if size is not None and size < 1:
         raise UserError(f"data.size: {size} is not a positive number of pixels.")
-    test_fraction = 0.1
+    test_fraction, facts = 0.1, IMAGE_SETS[name]
     if name == "digits":
         if path is not None:
             raise UserError(
@@ -121,10 +129,14 @@ def load_images(
     elif has_layout(name, Path(path).expanduser()):
         raw = load_torchvision(name, Path(path), False, size)
     else:
-        raw = load_files(Path(path).expanduser(), size, progress)
+        def split_files(keys: list[str], parts: dict[str, range]) -> tuple[dict[str, list[int]], str]:
+            return split_rows(keys, parts, validation, facts.validation_fraction, test_fraction)
 
-    facts = IMAGE_SETS[name]
-    rows, rule = split_rows(raw.keys, raw.parts, validation, facts.validation_fraction, test_fraction)
+        choose("data.unreadable", unreadable, UNREADABLE)
+        skip, kept_in = unreadable == "skip", None if cache is None else Path(cache)
+        raw = load_files(Path(path).expanduser(), size, progress, skip, kept_in, split_files)
+
+    rows, rule = _rows(raw, validation, facts, test_fraction)
     images = {split: raw.images[rows[split]] for split in SPLITS}
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
     channels, height, width = raw.images.shape[1:]
@@ -138,10 +150,11 @@ def load_images(
         "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
         "classes": ", ".join(raw.class_names) or raw.num_classes,
         "split": rule,
+        **({"skipped": raw.skipped} if raw.skipped else {}),
     }
     for split in SPLITS:
         provenance[f"{split}_images"] = len(images[split])
-        provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().tobytes()).hexdigest()
+        provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().data).hexdigest()
     return ImageData(
         name=name,
         train=images["train"],
@@ -155,3 +168,12 @@ def load_images(
         flip=facts.flip,
         provenance=provenance,
     )
+
+
+def _rows(
+    raw: RawImages, validation: int | float | None, facts: ImageSet, test_fraction: float
+) -> tuple[Mapping[str, slice | list[int]], str]:
+    """The rows of each split, as slices (views, not copies) where the images lie in their order."""
+    if raw.rule is not None:
+        return {split: slice(raw.parts[split].start, raw.parts[split].stop) for split in SPLITS}, raw.rule
+    return split_rows(raw.keys, raw.parts, validation, facts.validation_fraction, test_fraction)

@@ -22,6 +22,8 @@ class RawImages:
         levels: Number of values that a channel can take.
         num_classes: Number of classes, 0 without labels.
         class_names: Names of the classes, in the order of the labels; empty where they have none.
+        rule: How the splits were made, where `parts` are all three of them already.
+        skipped: The files that could not be read and were left out.
     """
 
     images: UInt8[Tensor, " n c h w"]
@@ -32,3 +34,5 @@ class RawImages:
     levels: int = 256
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    rule: str | None = None
+    skipped: int = 0

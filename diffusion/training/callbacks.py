@@ -13,9 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from .. import pictures
+from ..config import OptimizerConfig
 from ..experiment import Data
 from ..families import TrainedModel
 from .ema import EMACallback
+from .optimization import apply_options
+from .shards import is_sharded
+from .stopping import GracefulStop
 from .wandb_mode import WandbMirror
 
 
@@ -81,39 +85,102 @@ class Progress(Callback):
         return {name: f"{float(metrics[key]):.4f}" for name, key in found.items() if key in metrics}
 
 
+class OptimizerOptions(Callback):
+    """Makes the options of the optimiser those of the configuration, where a checkpoint was trained with others.
+
+    Args:
+        options: The optimizer section of the configuration.
+    """
+
+    def __init__(self, options: OptimizerConfig):
+        self.options = options
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for optimizer, scheduler in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
+            assert isinstance(scheduler.scheduler, torch.optim.lr_scheduler.LambdaLR)
+            apply_options(optimizer, scheduler.scheduler, self.options)
+
+
+class _Stopped(Exception):
+    """Leaves the sampler."""
+
+
 class SampleGrid(Callback):
     """Draws a grid from fixed noise with the averaged weights, every so many steps.
+
+    A signal leaves a grid undrawn; the run that continues draws it before its first step.
 
     Args:
         folder: Where the pictures go, as step-<step>.png.
         model: The model in training, with its configuration.
         data: The data of the run (for the true density of a toy).
         average: The callback that holds the averaged weights.
+        stop: The callback that hears of signals.
         mirror: The W&B logger, if there is one.
     """
 
     def __init__(
-        self, folder: Path, model: TrainedModel, data: Data, average: EMACallback, mirror: WandbMirror | None = None
+        self,
+        folder: Path,
+        model: TrainedModel,
+        data: Data,
+        average: EMACallback,
+        stop: GracefulStop,
+        mirror: WandbMirror | None = None,
     ):
         self.folder = folder
         self.model = model
         self.data = data
         self.average = average
+        self.stop = stop
         self.mirror = mirror
         self._drawn = -1
+        self._starting = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._starting = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._starting:  # and not in `on_train_start`, when signals are not heard yet
+            self._starting = False
+            if trainer.global_step and not trainer.strategy.broadcast(self._path(trainer.global_step).exists()):
+                self._draw_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._draw_if_due(trainer, pl_module)
+
+    def _draw_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         config = self.model.config
         step, every = trainer.global_step, config.trainer.sample_every
-        if not every or step % every or step == self._drawn or not trainer.is_global_zero:
+        if not every or step % every or step == self._drawn:
             return
         self._drawn = step
+        if is_sharded(pl_module):
+            self.model.module.load_state_dict(self.average.whole())  # by all processes together
+            self.model.module.to(pl_module.device)
+        if not trainer.is_global_zero:
+            return
         settings = self.model.sampling_settings_in_training()
-        with self.average.applied(pl_module), torch.random.fork_rng(devices=[]):
-            drawn = self.model.sample(config.sampling.n, seed=config.seed, **settings)
-        path = self.folder / f"step-{step:08d}.png"
+        if "sampler" in settings:  # an autoencoder decodes at once
+            settings = {**settings, "callback": self._leave_on_signal}
+        # The main process draws by itself: an adaptive solver takes as many steps as it likes, and nobody waits there.
+        try:
+            with self.average.applied(pl_module), torch.random.fork_rng(devices=[]):
+                drawn = self.model.sample(config.sampling.n, seed=config.seed, **settings)
+        except _Stopped:
+            return
+        path = self._path(step)
         pictures.save_samples(path, drawn, self.data.toy)
         if self.mirror is not None:
             self.mirror.log_image("samples", [str(path)], step=step - 1)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.png"
+
+    def _leave_on_signal(self, *_: Any) -> None:
+        if self.stop.requested:
+            raise _Stopped

@@ -1,13 +1,15 @@
 """Checkpoints that survive a kill, are checked before they are believed, and cannot run code.
 
 Writing is atomic (`diffusion.atomic`). A `torch.save` file is a zip archive with a CRC-32 of every record, which
-`torch.load` does not look at (it loads most single-bit flips in silence), so the archive is tested first. Loading is
-`weights_only=True` always: tensors and plain types, nothing that unpickles into a call. Weights that are not finite are
-never written: the last checkpoint stays the last *good* one.
+`torch.load` does not look at (it loads most single-bit flips in silence), so the archive is tested first, and the one
+before it is taken where it is damaged. Loading is `weights_only=True` always: tensors and plain types, nothing that
+unpickles into a call. Weights that are not finite are never written: the last checkpoint stays the last *good* one.
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from diffusion import atomic
@@ -32,7 +35,8 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write `checkpoint` to `path`.
 
         Raises:
-            UserError: A weight, average or optimiser state is not finite; the former file stays.
+            UserError: A weight, average or optimiser state is not finite, or the file cannot be written (a full disk);
+                the former file stays.
         """
         for key in ("state_dict", "weight_average", "optimizer_states"):
             for name, tensor in _named_tensors(checkpoint.get(key), key):
@@ -41,12 +45,36 @@ class AtomicCheckpointIO(CheckpointIO):
                         f"{path}: not written, '{name}' is not finite at step {checkpoint.get('global_step')}: "
                         "training has diverged. Go back to the last checkpoint, with a lower optimizer.lr."
                     )
-        with atomic.writer(path) as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic.writer(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer makes a RuntimeError of a failed write
+            reason = str(error).splitlines()[0]
+            free = shutil.disk_usage(Path(path).parent).free / 1e6
+            former = "; the former checkpoint is whole" if Path(path).is_file() else ""
+            raise UserError(
+                f"{path}: cannot be written ({reason}; {free:,.0f} MB free){former}. Make room; the same command "
+                "continues the run."
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Read and check a checkpoint (see `read_checkpoint`; `weights_only` is always on)."""
-        return read_checkpoint(path, map_location)
+        """Read and check a checkpoint (`weights_only` is always on); for a damaged one the one before it.
+
+        Raises:
+            UserError: Neither it nor an earlier one in its folder can be read.
+        """
+        path = Path(path)
+        try:
+            return read_checkpoint(path, map_location)
+        except UserError as error:
+            for other in _earlier(path):
+                try:
+                    checkpoint = read_checkpoint(other, map_location)
+                except UserError:
+                    continue
+                rank_zero_only(_tell)(f"warning: {error}\nwarning: going on from {other} in its place")
+                return checkpoint
+            raise
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the file at `path`, if there is one."""
@@ -56,9 +84,11 @@ class AtomicCheckpointIO(CheckpointIO):
 class Checkpoints(Checkpoint):
     """Writes `last.ckpt` and `best.ckpt` of a run.
 
-    `last.ckpt` is written every `every` optimiser steps, at a stop and at the end of training. It is written again
-    after a validation at the same step, so that the best score so far is in it. Lightning calls callbacks of this kind
-    after all others: the average has been updated and the raw weights are in place.
+    `last.ckpt` is written every `every` optimiser steps, before each validation, at a stop and at the end of training.
+    It is written again after a validation, so that the best score so far is in it. Lightning calls callbacks of this
+    kind after all others: the average has been updated and the raw weights are in place.
+
+    A validation that a stop or a kill has cut off is made up for when the run continues, before its first step.
 
     Args:
         folder: Where the checkpoints go.
@@ -79,6 +109,8 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self.best_score = float("inf")
         self._saved_step = -1
+        self._validated_step = -1
+        self._max_steps: int | None = None
 
     @property
     def last(self) -> Path:
@@ -90,24 +122,39 @@ class Checkpoints(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic.sweep(self.folder)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["global_step"] >= trainer.max_steps:
+            # A trainer with no step to go does not start at all, and a validation may be missing.
+            self._max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, checkpoint["global_step"] + 1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
         self._saved_step = trainer.global_step  # what a resumed run has loaded need not be written again
+        if validation_is_due(trainer) and self._validated_step != trainer.global_step:
+            trainer.validating = True
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # from its first batch, and not after those of the validation before
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         ends = trainer.should_stop or step == trainer.max_steps
-        if step != self._saved_step and (ends or step % self.every == 0):
+        if step != self._saved_step and (ends or step % self.every == 0 or validation_is_due(trainer)):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor is None or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+        if trainer.sanity_checking:
             return
-        score = float(trainer.callback_metrics[self.monitor])
-        if score < self.best_score:  # false for NaN
-            self.best_score = score
-            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
+        self._validated_step = trainer.global_step
+        if self.monitor is not None and self.monitor in trainer.callback_metrics:
+            score = float(trainer.callback_metrics[self.monitor])
+            if score < self.best_score:  # false for NaN
+                self.best_score = score
+                trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         if self._saved_step == trainer.global_step:
             self._save_last(trainer)
 
@@ -116,10 +163,11 @@ class Checkpoints(Checkpoint):
             self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "validated_step": self._validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = float(state_dict["best_score"])
+        self._validated_step = int(state_dict.get("validated_step", -1))
 
     def _save_last(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.last, weights_only=False)
@@ -130,6 +178,24 @@ class Checkpoints(Checkpoint):
             by_age = sorted(self.folder.glob("step-*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
             for path in by_age[: -self.keep_last]:
                 path.unlink()
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation belongs to the present step: Lightning's own rule, at the end of a step."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or not trainer.global_step or every is None:
+        return False
+    return trainer.global_step * trainer.accumulate_grad_batches % every == 0
+
+
+def _earlier(path: Path) -> list[Path]:
+    """The other checkpoints of a folder, the newest first, the best one last."""
+    kept = sorted(path.parent.glob("step-*.ckpt"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
+    return [other for other in (*kept, path.with_name(BEST)) if other != path and other.is_file()]
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

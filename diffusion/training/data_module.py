@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..config import Config
 from ..data import augment, batch_indices, global_positions
+from ..errors import UserError
 from ..experiment import Data
 from ..random import state_seed
 
@@ -38,9 +39,19 @@ class TrainingBatches(IterableDataset):
         start: The first part.
         rank: The number of this process.
         world_size: The number of processes.
+        device: Where the training images are held, indexed and mirrored; None: where they are.
     """
 
-    def __init__(self, data: Data, config: Config, start: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        data: Data,
+        config: Config,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+    ):
+        self._held = None if device is None or data.images is None else data.images.train.to(device)
         self.data = data
         self.config = config
         self.start = start
@@ -61,7 +72,8 @@ class TrainingBatches(IterableDataset):
         assert images is not None
         rows = batch_indices(seed, step, trainer.batch_size, len(images.train), slice_, slices)
         flip = images.flip if self.config.data.flip is None else self.config.data.flip
-        batch["x"] = augment(images.train[rows], seed, step, positions, flip)
+        x = self._held[rows.to(self._held.device)] if self._held is not None else images.train[rows]
+        batch["x"] = augment(x, seed, step, positions, flip)
         if images.train_labels is not None:
             batch["labels"] = images.train_labels[rows]
         return batch
@@ -84,10 +96,16 @@ class ValidationBatches(Dataset):
         else:
             assert data.images is not None
             self.x, self.labels = data.images.validation, data.images.validation_labels
-        self.rows = torch.arange(len(self.x))[rank::world_size].split(batch_size)
+        least, most = len(self.x) // world_size, -(-len(self.x) // world_size)
+        if len(self.x) and not least:
+            raise UserError(f"data: {len(self.x)} validation images are fewer than the {world_size} processes")
+        # Each process has as many batches as the others, none of them empty: buffers and sharded weights are exchanged
+        # in each, and a process with one more would wait for ever.
+        batches = min(-(-most // batch_size), least) if len(self.x) else 0
+        self.rows = torch.arange(len(self.x))[rank::world_size].tensor_split(batches) if batches else ()
 
     def __len__(self) -> int:
-        return len(self.rows) if len(self.x) else 0
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> Batch:
         rows = self.rows[i]
@@ -112,7 +130,8 @@ class DataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         start = trainer.global_step * self.config.trainer.accumulate
-        batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size)
+        device = trainer.strategy.root_device if self.config.data.place == "device" else None
+        batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size, device)
         return DataLoader(batches, batch_size=None, num_workers=self.config.trainer.workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -57,6 +57,7 @@ class DenoiserModule(ModelModule):
         self.objective = objective
         self.dequantizer = dequantizer
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
+        self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -87,9 +88,15 @@ class DenoiserModule(ModelModule):
         eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
         labels = self.labels(batch, step, self.config.denoiser.label_dropout)
         losses = self.objective(self.denoiser, x, u, eps, labels)
+        if self._step_losses[0] != step:
+            self._step_losses = (step, [])
+        self._step_losses[1].append((losses.weighted.detach(), losses.log_snr.detach()))
         loss = losses.weighted.mean()
         self.log("train/loss", loss, sync_dist=True, batch_size=len(x))
         return loss + SCHEDULE_SCALE * losses.schedule.mean()
+
+    def failed_log_snr(self) -> list[float]:
+        return [level for loss, log_snr in self._step_losses[1] for level in log_snr[~loss.isfinite()].tolist()]
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros_like(self._sums, device=self.device)

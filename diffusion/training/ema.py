@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffusion.errors import UserError
+from diffusion.training.shards import part, part_of, whole
 
 CHECKPOINT_KEY = "weight_average"
 
@@ -63,6 +65,8 @@ class WeightAverage:
         self.half_lives = [float(half_life) for half_life in half_lives]
         self.ramp_up = ramp_up
         self.images_seen = 0
+        # of sharded weights each process averages its part
+        self._layout = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, DTensor)}
         self._averages = [_copies(module) for _ in self.half_lives]
 
     @torch.no_grad()
@@ -98,13 +102,21 @@ class WeightAverage:
         finally:
             _assign(tensors, raw)
 
+    def whole(self, index: int = 0) -> dict[str, Tensor]:
+        """As `weights`, with those of sharded weights gathered: all processes call this."""
+        average = self._averages[index]
+        return {name: whole(own, self._layout.get(name, own)) for name, own in average.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """Return settings, counter and averages as plain types and tensors (fit for `weights_only=True`)."""
+        """Return settings, counter and averages as plain types and tensors (fit for `weights_only=True`).
+
+        Averages of sharded weights are gathered: all processes call this.
+        """
         return {
             "half_lives": list(self.half_lives),
             "ramp_up": self.ramp_up,
             "images_seen": self.images_seen,
-            "averages": [dict(average) for average in self._averages],
+            "averages": [self.whole(index) for index in range(len(self._averages))],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,9 +132,10 @@ class WeightAverage:
                     f"{state[key]}; resume with that value or start a new run."
                 )
         for own, stored in zip(self._averages, state["averages"], strict=True):
-            if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in stored.items()}:
+            layout = {name: self._layout.get(name, tensor) for name, tensor in own.items()}
+            if {n: t.shape for n, t in layout.items()} != {n: t.shape for n, t in stored.items()}:
                 raise UserError("the checkpoint's averaged weights belong to another network; start a new run.")
-            _assign(own, stored)
+            _assign(own, {name: part_of(tensor, layout[name]) for name, tensor in stored.items()})
         self.images_seen = int(state["images_seen"])
 
 
@@ -171,6 +184,11 @@ class EMACallback(Callback):
             self.average.load_state_dict(self._restored)
             self._restored = None
 
+    def whole(self) -> dict[str, Tensor]:
+        """The first average, gathered where the weights are sharded: all processes call this."""
+        assert self.average is not None, "the average exists from on_fit_start on"
+        return self.average.whole()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
@@ -201,10 +219,13 @@ class EMACallback(Callback):
         if CHECKPOINT_KEY not in checkpoint:
             raise UserError("the checkpoint holds no averaged weights, so this run cannot continue from it.")
         self._restored = checkpoint[CHECKPOINT_KEY]
+        if self.average is not None:  # sharded weights are read after `on_fit_start`
+            self.average.load_state_dict(checkpoint[CHECKPOINT_KEY])
+            self._restored = None
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {name: part(value) for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .. import atomic, runs
+from .. import atomic, run_lock, runs
 from ..config import Config, dump_config, plain_values
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
 from ..model import FACTS, STEP
+from ..processes import launched
 from ..random import state_seed
-from .callbacks import Progress, SampleGrid
+from .callbacks import OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
 from .ema import EMACallback
 from .gradient_guard import GradientGuard
+from .launch import agree, first_on_each_machine, meet, process_count, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
 from .stopping import GracefulStop
@@ -64,27 +69,36 @@ class Fit:
     is_main: bool
 
 
-def fit(config: Config, run: Path | None = None) -> Fit:
+def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] = ()) -> Fit:
     """Train, and write the averaged weights to the run folder.
 
     Args:
         config: The configuration.
         run: The folder of a run to continue; None starts a new one.
+        callbacks: Further callbacks of the trainer.
 
     Raises:
-        UserError: For data, devices or settings that do not fit, before anything is written; for divergence.
+        UserError: For data, devices or settings that do not fit, before anything is written; for a run that another
+            process trains; for divergence, and a disk that is full.
     """
     device = choose_device(config.device)
-    data = build_data(config)
+    placement = process_options(config, device)
+    meet(device)
+    with first_on_each_machine():
+        data = build_data(config)
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
-    model = BY_FAMILY[config.family](module.model, config, data.facts)  # for pictures on the way
+    sharded = config.trainer.strategy == "sharded" and process_count(config) > 1
+    # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
+    shown = copy.deepcopy(module.model) if sharded else module.model
+    model = BY_FAMILY[config.family](shown, config, data.facts)
     module.train()  # Lightning leaves the mode as it finds it
     wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
-    atomic.write_text(run / runs.CONFIG, text)
+    if rank_zero_only.rank == 0:
+        _write_config(run, text)
 
     metrics = MetricsLog(run)
     logging = config.logging
@@ -102,11 +116,9 @@ def fit(config: Config, run: Path | None = None) -> Fit:
         for network in module.networks:
             network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
-    with _quiet_lightning():
+    with _quiet_lightning(), run_lock.held(run) if rank_zero_only.rank == 0 else nullcontext():
         trainer = L.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=_devices(device, trainer_options.devices),
-            strategy="ddp" if trainer_options.devices > 1 else "auto",
+            **placement,
             precision=choose_precision(trainer_options.precision, device),  # type: ignore[arg-type]
             max_steps=trainer_options.steps,
             max_epochs=-1,
@@ -120,11 +132,15 @@ def fit(config: Config, run: Path | None = None) -> Fit:
             logger=[metrics] if mirror is None else [metrics, mirror],
             callbacks=[
                 ContinueMetrics(metrics),
-                GradientGuard(config.optimizer.gradient_clip, last_checkpoint=checkpoints.last),
+                GradientGuard(
+                    config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
+                ),
                 average,
-                SampleGrid(run / runs.SAMPLES, model, data, average, mirror),
+                OptimizerOptions(config.optimizer),
+                SampleGrid(run / runs.SAMPLES, model, data, average, stop, mirror),
                 Progress(trainer_options.batch_size),
                 stop,
+                *callbacks,
                 checkpoints,
             ],
             plugins=[AtomicCheckpointIO()],
@@ -132,18 +148,24 @@ def fit(config: Config, run: Path | None = None) -> Fit:
             enable_model_summary=False,
             default_root_dir=run,
         )
-        trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
+        with stop.caught():
+            trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
+    averaged = average.whole() if sharded else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
         with average.applied(module):
             module.finish(data, device)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
-            runs.save_model(run / runs.MODEL, module.model.state_dict(), text, entries)
+            runs.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
     return Fit(run, data, mirror, stop.exit_code, trainer.is_global_zero)
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
     """The folder of this run, and whether there is a checkpoint in it to continue from."""
-    if _RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    if launched().count > 1:
+        if run is None and launched().is_main:
+            run = runs.create_run(config.runs, config.name or "run")
+        run = Path(agree(str(run)))
+    elif _RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         run = Path(os.environ[_RUN_VARIABLE])
     elif run is None:
         run = runs.create_run(config.runs, config.name or "run")
@@ -151,8 +173,16 @@ def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
     return run, (run / runs.CHECKPOINTS / "last.ckpt").is_file()
 
 
-def _devices(device: torch.device, count: int) -> Any:
-    return [device.index] if device.index is not None and count == 1 else count
+def _write_config(run: Path, text: str) -> None:
+    """Write the configuration of a run; one that it was trained with before is kept beside it, with a number."""
+    path = run / runs.CONFIG
+    atomic.sweep(run)
+    if path.is_file():
+        if path.read_text(encoding="utf-8") == text:
+            return
+        kept = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+        atomic.link_or_copy(path, next(other for other in kept if not other.exists()))
+    atomic.write_text(path, text)
 
 
 @contextmanager
@@ -169,6 +199,10 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
             warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
+            # what is logged at the end of a validation has been summed over the processes already
+            warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
+            # a network's output is a view where it was cropped; denoisers compute nothing in place
+            warnings.filterwarnings("ignore", ".*returned a view tensor.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -3,21 +3,25 @@
 Clipping by the total norm turns one NaN into NaN everywhere, and zeroing NaNs hides them while weight decay and
 momentum go on. Here the norm is measured once, before the optimiser sees the gradients. Where it is not finite the
 step is dropped: every gradient is set to None, for which PyTorch's optimisers leave weights, moments, step count and
-weight decay alone. Dropped steps are counted and logged, and too many in a row end the run with a message instead of a
-NaN model.
+weight decay alone. Dropped steps are counted and logged, with the noise levels at which the loss failed, and too many
+in a row end the run with a message instead of a NaN model.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from diffusion.errors import UserError
+from diffusion.training.shards import plain
 
 
 class TrainingDivergedError(UserError):
@@ -29,31 +33,46 @@ class GradientGuard(Callback):
 
     The norm is that of the complete gradient of an optimiser step: after accumulation and after the sum over processes,
     so that every process decides alike. The logged norm is the one before clipping. Leave Lightning's
-    own `gradient_clip_val` unset.
+    own `gradient_clip_val` unset. A loss that is not finite drops the step too, though its gradient may be finite.
+
+    A dropped step is told on stderr and gets a line of metrics of its own, whatever `log_every` is: `dropped/steps`,
+    how many there have been, and the least and largest log-SNR of the data whose loss was not finite.
 
     Args:
         clip: Largest total norm; None for no clipping.
         patience: How many steps in a row may be dropped; one more raises.
         last_checkpoint: The path that the error message points to, if it exists by then.
+        noise_levels: The log-SNR of each datum of this process whose loss in the present step is not finite.
 
     Raises:
         TrainingDivergedError: From `fit`, when more than `patience` steps in a row had to be dropped.
     """
 
     def __init__(
-        self, clip: float | int | None = 1.0, patience: int = 10, last_checkpoint: str | Path | None = None
+        self,
+        clip: float | int | None = 1.0,
+        patience: int = 10,
+        last_checkpoint: str | Path | None = None,
+        noise_levels: Callable[[], list[float]] = list,
     ) -> None:
         if clip is not None and clip <= 0:
             raise UserError(f"optimizer.gradient_clip: {clip} found; a positive norm, or null for none, is accepted.")
         self.clip = clip
         self.patience = patience
         self.last_checkpoint = None if last_checkpoint is None else Path(last_checkpoint)
+        self.noise_levels = noise_levels
         self.dropped = 0
         self.dropped_in_a_row = 0
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        # An overflow in the loss alone (x^2 of a large x) leaves its gradient finite. Made NaN here, it is seen below,
+        # by every process alike, and without a wait for the device.
+        is_finite = torch.isfinite(loss.detach())
+        loss.register_hook(lambda gradient: torch.where(is_finite, gradient, torch.nan))
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = plain(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if bool(torch.isfinite(norm)):
             self.dropped_in_a_row = 0
             if self.clip is not None:
@@ -63,6 +82,7 @@ class GradientGuard(Callback):
             self.dropped_in_a_row += 1
             for parameter in parameters:
                 parameter.grad = None
+            self._tell(trainer)
         pl_module.log("train/grad_norm", norm)
         pl_module.log("train/dropped_steps", float(self.dropped))
         if self.dropped_in_a_row > self.patience:
@@ -74,6 +94,19 @@ class GradientGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.dropped = int(state_dict["dropped"])
         self.dropped_in_a_row = int(state_dict["dropped_in_a_row"])
+
+    def _tell(self, trainer: Trainer) -> None:
+        step, levels = trainer.global_step, self.noise_levels()
+        figures = {"dropped/steps": float(self.dropped)}
+        where = ""
+        if levels:
+            low, high = min(levels), max(levels)
+            figures |= {"dropped/log_snr_low": low, "dropped/log_snr_high": high}
+            where = f"; the loss of {len(levels)} data failed, at log-SNR {low:.2f} to {high:.2f}"
+        if levels or trainer.is_global_zero:
+            print(f"warning: step {step} dropped, its gradient is not finite{where}", file=sys.stderr, flush=True)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step)
 
     def _message(self, trainer: Trainer) -> str:
         if self.last_checkpoint is not None and self.last_checkpoint.is_file():

@@ -3,8 +3,9 @@
 Every line is written with one system call, so a killed process loses nothing that it logged; W&B only mirrors this
 file. A line is `{"step": s, "train/loss": ..., ...}` with Lightning's step: the s-th optimiser step counting from 0,
 logged when s + 1 steps are done. A run that continues from n steps therefore keeps the lines with step < n and drops
-the later ones, which it is about to log again: the curve has neither gaps nor duplicates. `metrics.csv` is the same as
-a table.
+the later ones, which it is about to log again. The line of step n - 1 itself is written after the checkpoint, and a
+kill may come between the two, so the checkpoint holds it too: the curve has neither gaps nor duplicates. `metrics.csv`
+is the same as a table.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -55,7 +57,7 @@ class MetricsLog(Logger):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.jsonl"
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     @property
     def name(self) -> str:
@@ -81,16 +83,35 @@ class MetricsLog(Logger):
             return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed in finalize)
-        self._file.write(_line({"step": int(step or 0), **values}))
+            self._file = FileIO(self.path, "a")  # without a buffer: a line is one system call
+        try:
+            self._file.write(_line({"step": int(step or 0), **values}).encode())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}). Make room; the same command continues the run."
+            ) from error
 
     @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drop every line that a run with `step` optimiser steps behind it is going to log again."""
+    def continue_from(self, step: int, last: Mapping[str, Any] | None = None) -> None:
+        """Drop every line that a run with `step` optimiser steps behind it is going to log again.
+
+        Args:
+            step: The number of steps that are done.
+            last: What the checkpoint says of the last of them: `names`, what a training line holds; `line`, that of
+                this step, empty if none was due; `validated`, whether its validation is complete.
+        """
         if not self.path.is_file():
             return
         self._close()
-        kept = (row for row in read_metrics(self.path) if row["step"] < step)
+        kept = [row for row in read_metrics(self.path) if row["step"] < step]
+        if last is not None:
+            end = [row for row in kept if row["step"] == step - 1]
+            kept = kept[: len(kept) - len(end)]
+            # the order in which they are logged: the speed, the training line, the validation
+            validations = [row for row in end if any(key.startswith("validation/") for key in row)]
+            kept += [row for row in end if row not in validations and not row.keys() & set(last["names"])]
+            kept += [{"step": step - 1, **last["line"]}] if last["line"] else []
+            kept += validations if last["validated"] else []
         atomic.write_text(self.path, "".join(_line(row) for row in kept))
 
     @rank_zero_only
@@ -120,9 +141,25 @@ class ContinueMetrics(Callback):
 
     def __init__(self, metrics: MetricsLog) -> None:
         self.metrics = metrics  # not `log`: Lightning puts a function of that name on every callback
+        self._last: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metrics.continue_from(trainer.global_step)
+        self.metrics.continue_from(trainer.global_step, self._last)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._last is not None:
+            self._last["validated"] = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.training:  # and not after a validation, which belongs to the step that was saved before it
+            values = trainer._logger_connector.metrics["log"]  # what Lightning is about to log, were it due
+            due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            line = {name: float(value) for name, value in values.items()} if due else {}
+            self._last = {"names": list(values), "line": line, "validated": False}
+        checkpoint["metrics"] = self._last
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._last = checkpoint.get("metrics")
 
 
 def _line(row: Mapping[str, float | int]) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from ..config import Config
 from ..experiment import Data
 from .optimization import make_optimizer
+from .shards import is_sharded, shard
 
 
 class ModelModule(L.LightningModule):
@@ -41,6 +42,15 @@ class ModelModule(L.LightningModule):
     @abstractmethod
     def networks(self) -> tuple[nn.Module, ...]:
         """The parts that are worth compiling."""
+
+    def configure_model(self) -> None:
+        """Shard the networks, where the strategy has a mesh of processes; Lightning calls it once they have met."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard(self.networks, self.model, self.device_mesh["data_parallel"])
+
+    def failed_log_snr(self) -> list[float]:
+        """The log-SNR of each datum of this process whose loss in this step is not finite; none for most families."""
+        return []
 
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""

@@ -31,3 +31,17 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig,
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def apply_options(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, options: OptimizerConfig
+) -> None:
+    """Replace the options that an optimiser and its schedule were loaded with; nothing where they are the same."""
+    for group in optimizer.param_groups:
+        group["betas"], group["weight_decay"] = tuple(options.betas), options.weight_decay
+    if set(schedule.base_lrs) != {options.lr}:
+        schedule.base_lrs = [options.lr] * len(optimizer.param_groups)
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["initial_lr"], group["lr"] = options.lr, options.lr * factor
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]

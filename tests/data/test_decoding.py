@@ -75,9 +75,9 @@ def test_orientation_is_applied() -> None:
 
 def test_channels_of_a_mixed_set() -> None:
     grey, colour = Image.fromarray(GREY), Image.fromarray(COLOUR)
-    assert decode_all([encoded(grey)] * 3).shape == (3, 1, 3, 4)
+    assert decode_all([encoded(grey)] * 3).images.shape == (3, 1, 3, 4)
     for files in ([encoded(grey), encoded(colour)], [encoded(colour), encoded(grey)]):
-        images = decode_all(files)
+        images = decode_all(files).images
         assert images.shape == (2, 3, 3, 4)
         greys = images[0] if files[0].read() == encoded(grey).read() else images[1]
         assert greys.equal(torch.from_numpy(GREY).expand(3, 3, 4))
@@ -86,7 +86,7 @@ def test_channels_of_a_mixed_set() -> None:
 def test_order_and_progress_over_several_chunks() -> None:
     files = [encoded(Image.new("L", (1, 1), i % 256)) for i in range(1500)]
     calls: list[tuple[int, int]] = []
-    images = decode_all(files, progress=lambda done, n: calls.append((done, n)))
+    images = decode_all(files, progress=lambda done, n: calls.append((done, n))).images
     assert images.flatten().equal(torch.arange(1500).remainder(256).to(torch.uint8))
     assert calls == [(1024, 1500), (1500, 1500)]
 
@@ -100,7 +100,7 @@ def test_differing_sizes_name_two_files_and_the_way_out() -> None:
     with pytest.raises(UserError, match=r"folder/a.png is 4 x 3, folder/c.png is 5 x 2 .*data.size=") as error:
         decode_all(files)
     assert "\n" not in str(error.value)
-    assert decode_all(files, size=2).shape == (3, 1, 2, 2)
+    assert decode_all(files, size=2).images.shape == (3, 1, 2, 2)
 
 
 def test_resize_keeps_the_centre() -> None:

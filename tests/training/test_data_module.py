@@ -8,6 +8,7 @@ import torch
 from tiny_configs import digits_config, toy_config
 
 from diffusion.data import ImageData, load_toy
+from diffusion.errors import UserError
 from diffusion.experiment import Data, DataFacts
 from diffusion.training import data_module
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
@@ -114,3 +115,25 @@ def test_without_validation_images_there_are_no_batches(images):
     none = {"validation": images.images.validation[:0], "validation_labels": images.images.validation_labels[:0]}
     empty = ImageData(**{**vars(images.images), **none})
     assert len(ValidationBatches(Data(images.facts, images=empty), 4)) == 0
+
+
+def test_images_held_on_the_device_are_the_same(tmp_path, images):
+    config = digits_config(tmp_path)
+    here, there = TrainingBatches(images, config), TrainingBatches(images, config, device=torch.device("cpu"))
+    for step in (0, 9):
+        assert torch.equal(here.part(step)["x"], there.part(step)["x"])
+        assert torch.equal(here.part(step)["labels"], there.part(step)["labels"])
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world_size"), [(23, 4, 3), (9, 4, 2), (5, 1, 2), (3, 8, 3), (17, 1, 3)])
+def test_processes_validate_equally_many_batches_none_empty(images, n, batch_size, world_size):
+    some = {"validation": images.images.validation[:n], "validation_labels": images.images.validation_labels[:n]}
+    data = Data(images.facts, images=ImageData(**{**vars(images.images), **some}))
+    shares = [ValidationBatches(data, batch_size, rank, world_size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    sizes = [len(share[i]["positions"]) for share in shares for i in range(len(share))]
+    assert min(sizes) >= 1
+    assert max(sizes) <= batch_size + 1
+    assert sum(sizes) == n
+    with pytest.raises(UserError, match="fewer than the 99 processes"):
+        ValidationBatches(data, batch_size, 0, 99)

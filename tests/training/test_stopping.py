@@ -11,6 +11,7 @@ from tiny_training import LIGHTNING_WARNINGS, Run, TinyModule
 
 from diffusion.training.checkpoint_io import read_checkpoint
 from diffusion.training.metrics_log import read_metrics
+from diffusion.training.stopping import exits_on_sigterm
 
 pytestmark = LIGHTNING_WARNINGS
 
@@ -94,3 +95,11 @@ def test_sigterm_to_a_process_gives_75_and_a_checkpoint(tmp_path):
     step = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"]
     assert step > 0
     assert read_metrics(metrics)[-1]["step"] == step - 1
+
+
+def test_a_measurement_is_left_at_once_with_the_same_code():
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, exits_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) == former

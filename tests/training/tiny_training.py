@@ -97,7 +97,8 @@ class Run:
     def fit(self, module, resume=None):
         self.module = module
         loader = DataLoader(Endless(), batch_size=None)
-        self.trainer.fit(module, loader, DataLoader([0.0], batch_size=1), ckpt_path=resume)
+        with self.stop.caught():
+            self.trainer.fit(module, loader, DataLoader([0.0], batch_size=1), ckpt_path=resume)
         return self
 
 

@@ -1,0 +1,65 @@
+"""Which of several processes this is, as its launcher (torchrun) says in the environment; no process talks to another.
+
+Work that is cut into parts by index needs no more: each process takes the parts of its rank and puts them on the disk,
+and one joins them when all are there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of its launch.
+
+    Args:
+        rank: Its number among all.
+        count: How many there are.
+        local_rank: Its number among those of this machine.
+        local_count: How many of them are on this machine, the same on each.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what all share."""
+        return self.rank == 0
+
+    @property
+    def machines(self) -> int:
+        """The number of machines."""
+        return self.count // self.local_count
+
+
+# One process, as most runs have.
+ALONE = Processes()
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Processes:
+    """The processes that the launcher tells of; one alone where there is none.
+
+    Raises:
+        UserError: For variables that are no numbers, or contradict each other.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+        return ALONE
+    texts = [environment.get(name, "") for name in names[:2]]
+    texts += [environment.get(name, default) for name, default in zip(names[2:], texts, strict=True)]
+    if not all(text.isascii() and text.isdigit() for text in texts):
+        told = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        raise UserError(f"{told}: found in the environment; whole numbers are accepted, as torchrun sets them")
+    found = Processes(*map(int, texts))
+    if not (found.rank < found.count and found.local_rank < found.local_count and found.count % found.local_count == 0):
+        told = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        raise UserError(f"{told}: found in the environment; these contradict each other")
+    return found

@@ -1,0 +1,110 @@
+"""Several processes that train one model: who they are, how they meet, and what Lightning is told of them.
+
+They come from torchrun (on one machine or many), or, with `trainer.devices`, from this process itself on this machine.
+The model is replicated (DistributedDataParallel) or sharded (`fully_shard`, Zhao et al. 2023, arXiv 2304.11277: each
+process holds a part of weights, gradients and moments). A batch does not depend on how many share it (`data_module`).
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from ..checkpoint_files import read_checkpoint
+from ..config import Config
+from ..errors import UserError
+from ..processes import launched
+from .shards import group_is_up
+
+
+class Sharded(ModelParallelStrategy):
+    """`fully_shard` over all processes; a checkpoint is one whole file, which any number of processes reads."""
+
+    def __init__(self, processes: int):
+        super().__init__(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint after it has been checked as every other is (Lightning reads this one past our plugin)."""
+        read_checkpoint(checkpoint_path)
+        return super().load_checkpoint(checkpoint_path, weights_only=True)
+
+
+def process_count(config: Config) -> int:
+    """The processes of this run.
+
+    Raises:
+        UserError: Where torchrun and `trainer.devices` disagree, or they cannot share a batch.
+    """
+    options, count = config.trainer, launched().count
+    if count > 1 and options.devices not in (1, count):
+        raise UserError(f"trainer.devices: found {options.devices}; the launcher has started {count} processes")
+    count = max(count, options.devices)
+    parts = options.accumulate * count
+    if options.batch_size % parts:
+        raise UserError(
+            f"trainer.batch_size: found {options.batch_size}; must be a multiple of accumulate x processes, {parts}"
+        )
+    if config.data.place == "device" and options.workers:
+        raise UserError(f"trainer.workers: found {options.workers}; data.place 'device' takes 0")
+    if options.strategy == "sharded" and config.family != "diffusion":
+        raise UserError(f"trainer.strategy: found 'sharded'; family '{config.family}' takes ddp")
+    return count
+
+
+def process_options(config: Config, device: torch.device) -> dict[str, Any]:
+    """What Lightning's trainer is told of the processes."""
+    processes, count = launched(), process_count(config)
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    if count == 1:
+        devices: Any = 1 if device.index is None else [device.index]
+        return {"accelerator": accelerator, "devices": devices, "strategy": "auto"}
+    where = {"devices": count} if processes.count == 1 else {
+        "devices": processes.local_count, "num_nodes": processes.machines,
+    }  # fmt: skip
+    strategy: Any = Sharded(count) if config.trainer.strategy == "sharded" else "ddp"
+    return {"accelerator": accelerator, **where, "strategy": strategy}
+
+
+def meet(device: torch.device) -> None:
+    """Let the processes that torchrun has started find each other; Lightning goes on with this group."""
+    processes = launched()
+    if processes.count == 1 or group_is_up():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(processes.local_rank)
+        dist.init_process_group("nccl", device_id=torch.device("cuda", processes.local_rank))
+    else:
+        dist.init_process_group("gloo")
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if group_is_up():
+        dist.destroy_process_group()
+
+
+def agree(value: Any) -> Any:
+    """The value of the main process, on all that torchrun has started."""
+    if launched().count == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+@contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """Run a block on one process of each machine, then on its others, which find what it has fetched."""
+    processes = launched()
+    several = processes.count > 1
+    if several and processes.local_rank:
+        dist.barrier()
+    yield
+    if several and not processes.local_rank:
+        dist.barrier()
