@@ -124,7 +124,9 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
         options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
         step = samplers.build(left["sampler"], **options)
         if not isinstance(step, LinearSampler):
-            raise UserError(f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'")
+            raise UserError(
+                f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'"
+            )
         left["sampler"] = RePaint(operator.adjoint(y), operator.kept, step)
         return model
     # An image is known to a level; the error within is that of rounding.

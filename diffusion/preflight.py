@@ -14,8 +14,8 @@ from .errors import UserError, choose
 
 SAMPLERS = (
     "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
-    "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc", "deis",
-    "adams",
+    "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
+    "deis", "adams",
 )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ _MODEL, _EVALUATION, _CONFIG = "model.safetensors", "evaluation.json", "config.y
 # Where and by how many processes a run is made, and how it is looked at: no part of what it computes.
 _FREE = (
     "name", "runs", "device", "data.root", "data.download", "data.cache", "data.place", "logging.", "sampling.",
-    "evaluation.", "trainer.devices", "trainer.strategy", "trainer.workers", "trainer.log_every", "trainer.validate_every", "trainer.sample_every",
-    "trainer.checkpoint_every", "trainer.keep_last",
+    "evaluation.", "trainer.devices", "trainer.strategy", "trainer.workers", "trainer.log_every",
+    "trainer.validate_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_last",
 )  # fmt: skip
 # What goes into the next steps, and not into the shape or the meaning of the weights.
 _CHANGEABLE = (

@@ -56,7 +56,10 @@ class SampleRecord:
 
     def to_text(self) -> dict[str, str]:
         """As text entries of a PNG: one a setting, for the reader, and the whole under the key `diffusion`."""
-        settings = {name: value if isinstance(value, str) else json.dumps(value, default=repr) for name, value in self.shown.items()}
+        settings = {
+            name: value if isinstance(value, str) else json.dumps(value, default=repr)
+            for name, value in self.shown.items()
+        }
         index = {} if self.index is None else {"index": str(self.index)}
         facts = {"model": self.model, "weights": self.weights, "data": self.data, "seed": str(self.seed), **index}
         return {**settings, **facts, KEY: json.dumps(asdict(self), default=repr)}

@@ -35,7 +35,23 @@ from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, S
 ROOT = Path(__file__).parents[1]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TRICKY = st.sampled_from(
-    ["", "null", "~", "true", "off", "1e-4", "1_000", "0x1", "a: b", "# no", "- x", " x ", "2024-01-01", "\x85  ", " a\u2028 b"]
+    [
+        "",
+        "null",
+        "~",
+        "true",
+        "off",
+        "1e-4",
+        "1_000",
+        "0x1",
+        "a: b",
+        "# no",
+        "- x",
+        " x ",
+        "2024-01-01",
+        "\x85  ",
+        " a\u2028 b",
+    ]
 )
 
 

@@ -105,7 +105,10 @@ def test_a_picture_under_control_is_drawn_again_from_itself(here, capsys):
         ("--restore image.png --degradation downsample", "is 8 x 8 pixels; the model's 8 x 8 must be a multiple"),
         ("--inpaint nowhere.png --mask mask.png", "--inpaint: nowhere.png does not exist"),
         ("--inpaint image.png --mask mask.png --posterior mmps", "--posterior: 'mmps' is not known"),
-        ("--inpaint image.png --mask mask.png --posterior repaint --sampler ode", "walks ancestral, ddim or euler-maruyama"),
+        (
+            "--inpaint image.png --mask mask.png --posterior repaint --sampler ode",
+            "walks ancestral, ddim or euler-maruyama",
+        ),
         ("--restore small.png --degradation downsample --posterior repaint", "fills in (--inpaint)"),
         ("--inpaint image.png --mask mask.png --observation-noise -1", "noise_std: found -1"),
         ("--guide digits-0002", "--guide: needs --guidance"),

@@ -44,9 +44,7 @@ ALLOWED = {
     "own_steps": Allowed("flow", THEORY),
     "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
     "objectives": Allowed("errors broadcasting random schedules denoisers", THEORY),
-    "samplers": Allowed(
-        "errors broadcasting random brownian evaluations schedules denoisers sde flow", THEORY
-    ),
+    "samplers": Allowed("errors broadcasting random brownian evaluations schedules denoisers sde flow", THEORY),
     # measuring: knows models, not training
     "likelihood": Allowed(
         "errors defaults broadcasting random schedules denoisers sde flow own_steps evaluations samplers",
@@ -83,16 +81,16 @@ ALLOWED = {
     "sample_record": Allowed("errors", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
     "control": Allowed("errors data denoisers families model sample_record samplers", "torch"),
-    "encode_images": Allowed(
-        "errors atomic control encoding families pictures sample_record", "torch numpy"
-    ),
+    "encode_images": Allowed("errors atomic control encoding families pictures sample_record", "torch numpy"),
     "draw": Allowed(
-        "errors control encode_images runs data devices families model pictures processes sample_arguments sample_files sample_record samplers "
+        "errors control encode_images runs data devices families model pictures processes sample_arguments "
+        "sample_files sample_record samplers "
         "sampling schedules",
         "torch numpy PIL tqdm",
     ),
     "training": Allowed(
-        "errors atomic random run_lock runs checkpoint_files config data devices denoisers experiment families likelihood model "
+        "errors atomic random run_lock runs checkpoint_files config data devices denoisers experiment families "
+        "likelihood model "
         "objectives pictures processes samplers sampling baselines",
         "torch lightning wandb tqdm",
     ),
@@ -103,7 +101,8 @@ ALLOWED = {
     ),
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment flow "
-        "likelihood metrics model networks pictures processes random report runs sample_arguments samplers sampling schedules "
+        "likelihood metrics model networks pictures processes random report runs sample_arguments samplers sampling "
+        "schedules "
         "tensor_files training",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),

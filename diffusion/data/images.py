@@ -129,6 +129,7 @@ def load_images(
     elif has_layout(name, Path(path).expanduser()):
         raw = load_torchvision(name, Path(path), False, size)
     else:
+
         def split_files(keys: list[str], parts: dict[str, range]) -> tuple[dict[str, list[int]], str]:
             return split_rows(keys, parts, validation, facts.validation_fraction, test_fraction)
 

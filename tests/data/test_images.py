@@ -134,7 +134,12 @@ def test_names() -> None:
 
 def test_imports_are_light_and_point_upwards() -> None:
     """What a file imports outside its functions: nothing slow, and of this package only what stands above `data`."""
-    own = {"diffusion", "diffusion.errors", "diffusion.random", "diffusion.broadcasting"}  # `from diffusion import atomic`
+    own = {
+        "diffusion",
+        "diffusion.errors",
+        "diffusion.random",
+        "diffusion.broadcasting",
+    }  # `from diffusion import atomic`
     for file in Path(diffusion.data.__file__).parent.glob("*.py"):
         modules = []
         for node in ast.parse(file.read_text()).body:

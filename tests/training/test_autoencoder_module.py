@@ -40,7 +40,9 @@ def quick_fit(monkeypatch):
     from diffusion.baselines.eae import EAE
 
     original = EAE.fit_after_training
-    monkeypatch.setattr(EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more))
+    monkeypatch.setattr(
+        EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more)
+    )
 
 
 def make_module(config):
