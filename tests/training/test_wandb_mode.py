@@ -93,6 +93,8 @@ def test_an_offline_run_needs_no_key_no_terminal_and_no_network(tmp_path, monkey
     assert seen["summary"]["eval/bits_per_dim"] == 1.875
     assert seen["summary"]["trainer/global_step"] == 2
     wandb.teardown()
+    monkeypatch.undo()
+    os.environ.pop("WANDB_SERVICE", None)  # an earlier test's service, brought back, is gone with the teardown
 
 
 class FaultyRun:
