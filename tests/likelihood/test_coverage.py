@@ -126,7 +126,7 @@ class Case:
     images: int = 32
     freedom: int | None = None  # degrees of freedom of an image's standard error, where they are few and known
     image: float = 88.0  # the least share of images; the error of a few squares is skew, however well it is stated
-    # The least count of repeats. Log-mean-exps of weights with heavy tails have a skewed error: true coverage about 0.91.
+    # The least count of repeats: log-mean-exps of heavy-tailed weights have a skewed error, true coverage about 0.91.
     measured: float = 90.0
     few_dims: bool = False
 
