@@ -1,8 +1,7 @@
 """Train a model: `python train.py [--config cifar.yaml] [key=value ...]`; `--help` explains each key."""
 
-import sys
-
 from diffusion.cli import command, train
+from diffusion.processes import end
 
 if __name__ == "__main__":
-    sys.exit(command(train))
+    end(command(train))

@@ -7,8 +7,10 @@ and one joins them when all are there.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from .errors import UserError
 
@@ -63,3 +65,16 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
         told = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
         raise UserError(f"{told}: found in the environment; these contradict each other")
     return found
+
+
+def end(exit_code: int) -> NoReturn:
+    """End the program.
+
+    One of several processes ends without destructors: those of the group's threads abort now and then (gloo, torch
+    2.15: exit code -6 after all the work is done), and the launcher would take that for a failure.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

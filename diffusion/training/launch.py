@@ -7,7 +7,6 @@ process holds a part of weights, gradients and moments). A batch does not depend
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,12 +80,6 @@ def meet(device: torch.device) -> None:
         dist.init_process_group("nccl", device_id=torch.device("cuda", processes.local_rank))
     else:
         dist.init_process_group("gloo")
-    atexit.register(_part)
-
-
-def _part() -> None:
-    if group_is_up():
-        dist.destroy_process_group()
 
 
 def agree(value: Any) -> Any:

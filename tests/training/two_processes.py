@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_configs import digits_config, toy_config
 
+from diffusion.processes import end
+
 STEPS, HALF = 40, 20
 COMMON = ("optimizer.decay=constant", "trainer.validate_every=10", "trainer.checkpoint_every=20", "trainer.keep_last=9")
 TOY = (*COMMON, "trainer.sample_every=20")
@@ -46,3 +48,4 @@ def main(folder, name, again):
 if __name__ == "__main__":
     warnings.simplefilter("ignore", FutureWarning)
     main(Path(sys.argv[1]), sys.argv[2], "again" in sys.argv[3:])
+    end(0)
