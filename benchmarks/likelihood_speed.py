@@ -35,7 +35,7 @@ from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.likelihood.flow_density import Solve, flow_log_density
 
 RECIPE_TOLERANCE = 1e-5
-TRUTH = Solve(trace="exact", tolerance=1e-6)
+TRUTH = Solve(trace="exact", tolerance=1e-5)
 
 
 def recipe(denoiser: Denoiser, x: Tensor, probe: Tensor, tolerance: float = RECIPE_TOLERANCE) -> Tensor:
