@@ -110,6 +110,7 @@ def test_every_sampler_draws_the_data(schedule, prediction):
         for sampler in SAMPLERS:
             mean, variance = _law(sampler, model)
             off = 0.2 if sampler.order == 1 else 0.08 if sampler.is_stochastic else 0.04
+            off = 0.02 if isinstance(sampler, ODE) and sampler.order > 1 else off
             assert float((mean - MEAN) / STD) == pytest.approx(0.0, abs=off), sampler
             assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
             # and it is the law that the exact denoiser itself gives, to the last digits
