@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,21 +30,42 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Yields:
         A binary file to write to; it may be read back and is seekable.
+
+    Raises:
+        OSError: What kept it from being written; it names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile.mkstemp`: that makes files that only their owner may read, which a shared run folder must not hold.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb+") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # there may be no folder to look in
+            temporary.unlink(missing_ok=True)
+        # A failed write tells no name, and a failed opening that of a file which the user has never heard of.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """See that `path` could be written, by a file beside it that is removed again; missing folders are not made.
+
+    Raises:
+        OSError: What would keep it from being written.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".{secrets.token_hex(4)}{_SUFFIX}"
+    with open(probe, "xb"):
+        probe.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -15,6 +15,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command: returns its exit code, and turns the user's errors into one line on stderr and exit code 2.
 
+    Those are `UserError` and what the system refuses: a full disk, a folder that may not be written to.
+
     Args:
         body: The command.
         argv: Its arguments; those of the process by default.
@@ -23,6 +25,11 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         return body(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -113,6 +120,10 @@ def sample(argv: Sequence[str]) -> int:
     from .sample_arguments import parse_sample_arguments
 
     options = parse_sample_arguments(argv)
+
+    from . import preflight
+
+    preflight.check_sample(options)
 
     from .draw import draw
 

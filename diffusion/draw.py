@@ -19,7 +19,7 @@ from . import pictures, runs, samplers
 from .control import controlled, with_defaults
 from .devices import choose_device, device_name
 from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
-from .errors import UserError, choose
+from .errors import UserError
 from .model import TrainedModel, load
 from .processes import launched
 from .sample_arguments import SAMPLING_OPTIONS
@@ -35,10 +35,6 @@ ANIMATED = 16
 
 def draw(options: argparse.Namespace) -> int:
     """Draw what the command line asks for; returns the exit code."""
-    if options.sampler is not None:
-        choose("--sampler", options.sampler, samplers.names())
-    if options.grid is not None:
-        choose("--grid", options.grid, [*time_grids.names(), time_grids.AUTO])
     rank, processes = launched().rank, launched().count
     if processes > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
         raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import runs
+from . import model_files, runs
 from .checkpoint_files import read_checkpoint
 from .config import parse_config
 from .errors import UserError
@@ -43,7 +43,7 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
         state, metadata = _of_checkpoint(path)
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
-        state, metadata = runs.read_model(path)
+        state, metadata = model_files.read_model(path)
     if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))

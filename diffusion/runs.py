@@ -6,19 +6,15 @@
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
                         samples/  evaluation.json  wandb/
 
-A model file is safetensors with a checksum (`tensor_files`): it cannot run code, and no flipped bit passes.
+Model files are read and written by `model_files`; here they are only found, without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from diffusion import tensor_files
 from diffusion.errors import UserError, did_you_mean
 
 CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
@@ -72,35 +68,6 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
         return None
     newest = max(files, key=lambda file: (file.stat().st_mtime_ns, str(file)))
     return newest.parents[len(Path(containing).parts) - 1]
-
-
-def save_model(
-    path: str | Path, tensors: Mapping[str, Tensor], config_yaml: str, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write weights and configuration as one safetensors file, atomically.
-
-    Args:
-        path: The file.
-        tensors: The weights by name, of any shape, type and device.
-        config_yaml: The configuration that builds the network, kept under the metadata key `config`.
-        metadata: Further text entries (`step`, `images_seen`, ...).
-
-    Raises:
-        UserError: A weight is not finite; nothing is written.
-    """
-    tensor_files.write(path, tensors, {**(metadata or {}), "config": config_yaml})
-
-
-def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a file of `save_model` and verify its checksum.
-
-    Returns:
-        The tensors (on the CPU) and the metadata, with the configuration's YAML under `config`.
-
-    Raises:
-        UserError: The file is missing, no safetensors file, not one of `save_model`, cut short, or changed since.
-    """
-    return tensor_files.read(path, "model", "config")
 
 
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:

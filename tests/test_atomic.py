@@ -1,5 +1,6 @@
 """Whatever the moment of a crash, a file is the old one or the new one."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -50,6 +51,29 @@ def test_an_exception_while_writing_keeps_the_old_content(tmp_path, error):
     with pytest.raises(type(error)):
         fail()
     assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("message", ["No space left on device", "Input/output error"])
+def test_what_the_system_refuses_names_the_file_that_was_meant(tmp_path, message):
+    number = {"No space left on device": errno.ENOSPC, "Input/output error": errno.EIO}[message]
+
+    def fail():
+        with atomic.writer(tmp_path / "file"):
+            raise OSError(number, message)  # as a failed write does, without a name
+
+    with pytest.raises(OSError, match=message) as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_known_beforehand(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for write in (atomic.check_writable, lambda path: atomic.write_bytes(path, b"x")):
+        with pytest.raises((NotADirectoryError, FileExistsError)):
+            write(tmp_path / "file" / "x")
+    atomic.check_writable(tmp_path / "deep" / "er" / "x")
     assert os.listdir(tmp_path) == ["file"]
 
 

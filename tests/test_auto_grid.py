@@ -10,7 +10,7 @@ from tiny_configs import digits_config
 
 import diffusion
 from diffusion import auto_grid as module
-from diffusion import load, runs
+from diffusion import load, model_files, runs
 from diffusion.auto_grid import auto_grid, trajectories
 from diffusion.config import dump_config
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
@@ -122,7 +122,7 @@ def run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     run = runs.create_run(tmp_path / "runs", config.name)
     state = build_denoiser(config, facts).state_dict()
-    runs.save_model(run / runs.MODEL, state, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
+    model_files.save_model(run / runs.MODEL, state, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
     return run
 
 

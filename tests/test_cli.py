@@ -262,3 +262,18 @@ def test_the_scripts_are_the_commands(tmp_path, script):
     assert re.fullmatch(r"error: unknown option '--nonsense'\..*\n", done.stderr), done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
+    def body(argv):
+        (tmp_path / "nowhere" / "x").write_text("")
+        return 0
+
+    assert command(body, []) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/nowhere/x: No such file or directory\n"
+
+    def bug(argv):
+        raise OSError("of no file")
+
+    with pytest.raises(OSError, match="of no file"):  # not the user's: with its traceback
+        command(bug, [])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_configs import digits_config, toy_config
 
-from diffusion import load, pictures, runs
+from diffusion import load, model_files, pictures, runs
 from diffusion.cli import command, sample
 from diffusion.config import dump_config
 from diffusion.experiment import DataFacts, build_denoiser
@@ -19,7 +19,7 @@ def make_run(folder, config, facts, seed=0):
     torch.manual_seed(seed)
     run = runs.create_run(folder, config.name)
     weights = {k: v + 0.02 * torch.randn_like(v) for k, v in build_denoiser(config, facts).state_dict().items()}
-    runs.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
+    model_files.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
 
 
 def save_image(path, x):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_configs import digits_config, toy_config
 
-from diffusion import load, runs
+from diffusion import load, model_files, runs
 from diffusion.cli import command, sample
 from diffusion.config import dump_config
 from diffusion.experiment import DataFacts, build_denoiser
@@ -24,7 +24,7 @@ def make_run(folder, config, facts):
     run = runs.create_run(folder, config.name)
     weights = build_denoiser(config, facts).state_dict()
     weights = {k: v + 0.02 * torch.randn_like(v) for k, v in weights.items()}
-    runs.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
+    model_files.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
     return run
 
 
@@ -162,6 +162,10 @@ BAD = [
     (["--out", "x.gif"], r"--out: found 'x\.gif'; accepted: x\.png, x\.npz, x\.zip or a folder"),
     (["--out", "full"], r"--out: the folder full is not empty"),
     (["--out", "file"], r"--out: file is a file"),
+    (["--out", "file/x.png"], r"--out: file/x\.png cannot be written \(Not a directory\)"),
+    (["--from", "file"], r"--from: file cannot be read as a PNG"),
+    (["--edit", "none.png"], r"--edit: none\.png does not exist; an image file is accepted"),
+    (["--interpolate", "file", "none.png"], r"--interpolate: none\.png does not exist"),
 ]
 
 

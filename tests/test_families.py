@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_configs import autoencoder_arguments, autoencoder_config, digits_config
 
 import diffusion
-from diffusion import runs
+from diffusion import model_files, runs
 from diffusion.cli import command, sample, train
 from diffusion.config import Config, dump_config, load_config, parse_config
 from diffusion.config.values import types_of
@@ -52,7 +52,7 @@ def make_run(folder, config):
     if config.family == "eae":
         weights["proposal_std"] = torch.full((3,), 0.1)  # as if its density had been fitted
     run = runs.create_run(folder, config.name)
-    runs.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: DIGITS.to_json(), "step": "6"})
+    model_files.save_model(run / runs.MODEL, weights, dump_config(config), {FACTS: DIGITS.to_json(), "step": "6"})
     return run
 
 

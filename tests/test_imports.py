@@ -57,14 +57,15 @@ ALLOWED = {
     "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations auto_grid", THEORY),
     # running
     "config": Allowed("errors", "yaml"),
-    "runs": Allowed("errors tensor_files", "torch"),
+    "runs": Allowed("errors"),
+    "model_files": Allowed("tensor_files", "torch"),
     "checkpoint_files": Allowed("errors", "torch"),
     "devices": Allowed("errors processes", "torch"),
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors"),
     "run_lock": Allowed("errors"),
     "resume": Allowed("errors config processes run_lock"),
-    "preflight": Allowed("errors config"),
+    "preflight": Allowed("errors atomic config runs sample_record"),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
@@ -75,7 +76,7 @@ ALLOWED = {
         "torch einops jaxtyping PIL",
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
-    "model": Allowed("errors runs checkpoint_files config experiment families", "torch"),
+    "model": Allowed("errors runs model_files checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors", "PIL"),
@@ -89,9 +90,8 @@ ALLOWED = {
         "torch numpy PIL tqdm",
     ),
     "training": Allowed(
-        "errors atomic random run_lock runs checkpoint_files config data devices denoisers experiment families "
-        "likelihood model "
-        "objectives pictures processes samplers sampling baselines",
+        "errors atomic random run_lock runs model_files checkpoint_files config data devices denoisers experiment "
+        "families likelihood model objectives pictures processes samplers sampling baselines",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
@@ -101,9 +101,8 @@ ALLOWED = {
     ),
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment flow "
-        "likelihood metrics model networks pictures processes random report runs sample_arguments samplers sampling "
-        "schedules "
-        "tensor_files training",
+        "likelihood metrics model networks pictures preflight processes random report runs sample_arguments samplers "
+        "sampling schedules tensor_files training",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

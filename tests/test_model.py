@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_configs import digits_config, toy_config
 
-from diffusion import runs
+from diffusion import model_files, runs
 from diffusion.config import dump_config
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_denoiser, parameter_count
@@ -22,7 +22,9 @@ def write(folder, config, facts, **metadata):
     weights = build_denoiser(config, facts).state_dict()
     run = runs.create_run(folder, "tiny")
     entries = {FACTS: facts.to_json(), "step": "12", **metadata}
-    runs.save_model(run / runs.MODEL, weights, dump_config(config), {k: v for k, v in entries.items() if v is not None})
+    model_files.save_model(
+        run / runs.MODEL, weights, dump_config(config), {k: v for k, v in entries.items() if v is not None}
+    )
     checkpoint = {"model": {**entries, "config": dump_config(config)}, "weight_average": {"averages": [weights]}}
     torch.save(checkpoint, run / runs.CHECKPOINTS / "last.ckpt")
     return run, weights
@@ -94,15 +96,15 @@ def test_weights_of_another_shape_are_named(digits, tmp_path):
     run, weights = digits
     wider = dump_config(digits_config(tmp_path, "network.base_channels=8"))
     metadata = {FACTS: DIGITS.to_json()}
-    runs.save_model(run / runs.MODEL, weights, wider, metadata)
+    model_files.save_model(run / runs.MODEL, weights, wider, metadata)
     with pytest.raises(UserError, match=r"weight 'network\.\S+' has shape .*; its configuration needs"):
         load(run)
     name = next(iter(weights))
     config = dump_config(digits_config(tmp_path))
-    runs.save_model(run / runs.MODEL, {k: v for k, v in weights.items() if k != name}, config, metadata)
+    model_files.save_model(run / runs.MODEL, {k: v for k, v in weights.items() if k != name}, config, metadata)
     with pytest.raises(UserError, match=f"has no weight '{name}'"):
         load(run)
-    runs.save_model(run / runs.MODEL, {**weights, "network.extra": torch.zeros(1)}, config, metadata)
+    model_files.save_model(run / runs.MODEL, {**weights, "network.extra": torch.zeros(1)}, config, metadata)
     with pytest.raises(UserError, match=r"holds a weight 'network\.extra'"):
         load(run)
 
@@ -121,7 +123,9 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path):
 
 def test_a_configuration_of_a_later_version_is_refused_by_key(digits):
     run, weights = digits
-    runs.save_model(run / runs.MODEL, weights, "network: {name: unet, width_of_mind: 3}\n", {FACTS: DIGITS.to_json()})
+    model_files.save_model(
+        run / runs.MODEL, weights, "network: {name: unet, width_of_mind: 3}\n", {FACTS: DIGITS.to_json()}
+    )
     with pytest.raises(UserError, match=r"unknown key 'network\.width_of_mind' in .*model\.safetensors"):
         load(run)
 

@@ -11,7 +11,7 @@ import torch
 from tiny_configs import digits_config
 
 import diffusion
-from diffusion import runs
+from diffusion import model_files
 from diffusion.config import dump_config
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
@@ -110,7 +110,7 @@ print(sorted({"torch", "lightning", "wandb", "sklearn", "torchvision", "matplotl
 
 def test_loading_and_sampling_import_nothing_of_training_or_data(tmp_path):
     config, facts = digits_config(tmp_path), DataFacts("digits", (1, 8, 8), 17, 10)
-    runs.save_model(
+    model_files.save_model(
         tmp_path / "m.safetensors",
         build_denoiser(config, facts).state_dict(),
         dump_config(config),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion import runs
+from diffusion import model_files, runs
 from diffusion.errors import UserError
 
 
@@ -24,7 +24,7 @@ def model(tmp_path):
         "empty": torch.zeros(0, 3),
         "transposed": torch.randn(3, 2).T,
     }
-    runs.save_model(path, tensors, "name: tïny\nseed: 3\n", {"step": "12"})
+    model_files.save_model(path, tensors, "name: tïny\nseed: 3\n", {"step": "12"})
     return path, tensors
 
 
@@ -63,7 +63,7 @@ def test_the_newest_run_is_the_one_whose_weights_are_newest(tmp_path):
 
 def test_a_model_is_read_back_as_it_was(model):
     path, tensors = model
-    read, metadata = runs.read_model(path)
+    read, metadata = model_files.read_model(path)
     assert metadata == {"config": "name: tïny\nseed: 3\n", "step": "12"}
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -73,13 +73,13 @@ def test_a_model_is_read_back_as_it_was(model):
 
 def test_tied_weights_are_written(tmp_path):
     shared = torch.arange(3.0)
-    runs.save_model(tmp_path / "m.safetensors", {"a": shared, "b": shared}, "")
-    assert torch.equal(runs.read_model(tmp_path / "m.safetensors")[0]["b"], shared)
+    model_files.save_model(tmp_path / "m.safetensors", {"a": shared, "b": shared}, "")
+    assert torch.equal(model_files.read_model(tmp_path / "m.safetensors")[0]["b"], shared)
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(UserError, match="'w' is not finite"):
-        runs.save_model(tmp_path / "m.safetensors", {"w": torch.tensor([1.0, float("nan")])}, "")
+        model_files.save_model(tmp_path / "m.safetensors", {"w": torch.tensor([1.0, float("nan")])}, "")
     assert os.listdir(tmp_path) == []
 
 
@@ -94,7 +94,7 @@ def test_every_flipped_bit_is_caught(model, flips):
         bad[position] ^= 1 << bit
         path.write_bytes(bytes(bad))
         with pytest.raises(UserError, match=r"model\.safetensors"):
-            runs.read_model(path)
+            model_files.read_model(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
@@ -102,15 +102,15 @@ def test_a_truncated_model_is_caught(model, share):
     path, _ = model
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match="cut short or corrupt"):
-        runs.read_model(path)
+        model_files.read_model(path)
 
 
 def test_foreign_safetensors_and_missing_files_are_explained(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="no configuration"):
-        runs.read_model(tmp_path / "foreign.safetensors")
+        model_files.read_model(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="no such model file"):
-        runs.read_model(tmp_path / "absent.safetensors")
+        model_files.read_model(tmp_path / "absent.safetensors")
 
 
 def test_models_are_found_by_folder_by_file_and_by_name(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from test_draw import files, here, make_run, run_sample  # noqa: F401
 from tiny_configs import toy_config
 
-from diffusion import load, runs
+from diffusion import load, model_files, runs
 from diffusion.experiment import DataFacts
 from diffusion.families import DiffusionModel
 from diffusion.pictures import to_bytes
@@ -76,10 +76,10 @@ def test_points_are_drawn_again_too(tmp_path, monkeypatch, capsys):
 def test_another_model_is_refused(here, capsys):  # noqa: F811
     run_sample(capsys, *SETTINGS, "--n", "1", "--out", "x.png")
     other = make_run(here / "runs", load("runs/digits-0001").config, DataFacts("digits", (1, 8, 8), 17, 10))
-    weights, metadata = runs.read_model(other / runs.MODEL)
+    weights, metadata = model_files.read_model(other / runs.MODEL)
     config = metadata.pop("config")
     weights = {key: value + 1e-3 for key, value in weights.items()}
-    runs.save_model(other / runs.MODEL, weights, config, {k: metadata[k] for k in ("data", "step")})
+    model_files.save_model(other / runs.MODEL, weights, config, {k: metadata[k] for k in ("data", "step")})
     code, _, err = run_sample(capsys, "--from", "x.png", "--run", str(other))
     assert code == 2
     assert "--from: x.png was drawn with another model (runs/digits-0001/model.safetensors" in err

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_configs import toy_config
 
-from diffusion import load, runs, tensor_files
+from diffusion import load, model_files, runs, tensor_files
 from diffusion.checkpoint_files import read_checkpoint
 from diffusion.cli import command, train
 from diffusion.commands import records
@@ -304,7 +304,7 @@ def good(tmp_path_factory):
     facts = DataFacts("gaussians", (2,), None, 0)
     weights = build_model(config, facts).state_dict()
     metadata = {"data": facts.to_json(), "step": "3"}
-    runs.save_model(folder / "m.safetensors", weights, dump_config(config), metadata)
+    model_files.save_model(folder / "m.safetensors", weights, dump_config(config), metadata)
     model = {**metadata, "config": dump_config(config)}
     images = np.zeros((4, 3, 3), np.uint8)
     archive = io.BytesIO()

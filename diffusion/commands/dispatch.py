@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..cli import sample, train
 from ..errors import choose
+from ..preflight import check_device, check_models
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
 from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`evaluate`: measure runs and keep the figures with them."""
     options = parse_evaluate_arguments(argv)
+    check_models(options.run, options.runs)
+    check_device(options.device)
 
     from .evaluate import run
 
@@ -76,6 +79,7 @@ def doctor(argv: Sequence[str]) -> int:
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
+    check_models(options.run, options.runs)
 
     from .compare import run
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .. import atomic, run_lock, runs
+from .. import atomic, model_files, run_lock, runs
 from ..config import Config, dump_config, plain_values
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
@@ -155,7 +155,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
         with average.applied(module):
             module.finish(data, device)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
-            runs.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
+            model_files.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
     return Fit(run, data, mirror, stop.exit_code, trainer.is_global_zero)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_configs import digits_config
 
-from diffusion import runs
+from diffusion import model_files, runs
 from diffusion.cli import command
 from diffusion.commands.dispatch import main
 
@@ -19,13 +19,13 @@ def trained(tmp_path_factory):
     config = digits_config(tmp_path_factory.mktemp("trained"))
     fit(config)
     folder = Path(config.runs)
-    state, metadata = runs.read_model(folder / "digits-0001" / runs.MODEL)
+    state, metadata = model_files.read_model(folder / "digits-0001" / runs.MODEL)
     text = metadata.pop("config")
     moved = {
         name: value + 0.05 * torch.sin(37.0 * torch.arange(value.numel())).view_as(value)
         for name, value in state.items()
     }
-    runs.save_model(folder / "digits-0002" / runs.MODEL, moved, text, metadata)
+    model_files.save_model(folder / "digits-0002" / runs.MODEL, moved, text, metadata)
     return folder
 
 

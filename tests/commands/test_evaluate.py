@@ -219,7 +219,7 @@ def test_a_toy_is_measured_beside_its_true_density(place, diffusion_command, tmp
     from diffusion.config import dump_config
     from diffusion.experiment import DataFacts, build_denoiser
     from diffusion.model import FACTS
-    from diffusion.runs import save_model
+    from diffusion.model_files import save_model
 
     config = toy_config(tmp_path)
     facts = DataFacts(config.data.name, (2,), None, 0)

@@ -18,7 +18,7 @@ from diffusion.errors import UserError
 from diffusion.experiment import build_data, build_denoiser
 from diffusion.likelihood import Estimate
 from diffusion.model import FACTS
-from diffusion.runs import save_model
+from diffusion.model_files import save_model
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")

@@ -15,7 +15,7 @@ import torch
 from tiny_configs import digits_arguments, digits_config, toy_arguments, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
-from diffusion import load, runs
+from diffusion import load, model_files, runs
 from diffusion.errors import UserError
 from diffusion.families import DiffusionModel
 from diffusion.training import callbacks
@@ -35,7 +35,7 @@ LAST = Path(runs.CHECKPOINTS) / "last.ckpt"
 
 def assert_equal_bits(a, b):
     assert compare(a, b)[0] == []
-    ours, theirs = (runs.read_model(run / runs.MODEL)[0] for run in (a, b))
+    ours, theirs = (model_files.read_model(run / runs.MODEL)[0] for run in (a, b))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
