@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         method = options.method or default_method(family)
         data = load_images_of(subject)
         images, identity = images_of(data, options.split, options.images)
+        # before hours of work, too
+        foreign = None if options.ood is None else ood.load(options.ood, data, options.split, options.images)
         protocol = question(subject, identity, method, estimator_options(options, method, family))
         bar = ProgressBar()
         how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
@@ -77,11 +79,11 @@ def run(options: argparse.Namespace) -> int:
             f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
         )
         other = None
-        if options.ood is not None:
-            foreign, foreign_identity = ood.load(options.ood, data, options.split, options.images)
+        if foreign is not None:
+            foreign_images, foreign_identity = foreign
             foreign_protocol = question(subject, foreign_identity, method, dict(protocol.options))
             told = partial(bar.named, f"{subject.name} on other data")
-            other, _ = measure(subject, foreign, foreign_protocol, progress=told, **how)
+            other, _ = measure(subject, foreign_images, foreign_protocol, progress=told, **how)
             places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
             if processes.is_main:
                 pictures.save(places["histograms"], ood.picture(evaluation, other))

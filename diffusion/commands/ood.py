@@ -20,11 +20,13 @@ from ..data import ImageData, image_names, load_images
 from ..errors import UserError, did_you_mean
 from .figures import histograms
 from .records import Evaluation
-from .subjects import images_of
+from .subjects import identify, images_of
 
 
 def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
-    """The images of another data set, at the size of `native`, and what identifies them.
+    """The images of another data set, at the size and the levels of `native`, and what identifies them.
+
+    Finer levels k of L' are read as the native floor(k L / L'), those of bins of equal width.
 
     Args:
         name: A named data set, or the path of a folder, .zip or .npz.
@@ -33,7 +35,7 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
         count: How many at most; None for all.
 
     Raises:
-        UserError: For data that are not there, or have other channels or levels.
+        UserError: For data that are not there, or have other channels or fewer levels.
     """
     size = native.shape[1]
     if name in image_names() and name != "folder":
@@ -44,12 +46,14 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
         names = [known for known in image_names() if known != "folder"]
         accepted = f"{', '.join(names)}, or a path of images"
         raise UserError(f"--ood: found '{name}'; accepted: {accepted}.{did_you_mean(name, names)}")
-    for what, ours, theirs in (("shape", native.shape, other.shape), ("levels", native.levels, other.levels)):
-        if ours != theirs:
-            raise UserError(f"--ood: '{name}' has {what} {theirs}; the model's images have {ours}")
+    if native.shape != other.shape:
+        raise UserError(f"--ood: '{name}' has shape {other.shape}; the model's images have {native.shape}")
+    if native.levels > other.levels:
+        raise UserError(f"--ood: '{name}' has levels {other.levels}; the model's images have {native.levels}")
     available = len(getattr(other, split))
-    images, identity = images_of(other, split, None if count is None else min(count, available))
-    return images, {**identity, "name": Path(name).name, "foreign": True}
+    images, _ = images_of(other, split, None if count is None else min(count, available))
+    images = (images.int() * native.levels // other.levels).to(torch.uint8)
+    return images, {**identify(images, Path(name).name, split, native.levels), "foreign": True}
 
 
 def auroc(native: Evaluation, foreign: Evaluation) -> float:

@@ -62,10 +62,23 @@ def test_other_images_come_at_the_size_of_the_model(tmp_path):
     assert (identity["name"], identity["foreign"], identity["images"]) == ("b.npz", True, 2)
     found, _ = ood.load(str(tmp_path / "b.npz"), images(), "test", 1000)
     assert len(found) == 3, "all there are"
-    with pytest.raises(UserError, match=r"levels 256; the model's images have 17"):
-        ood.load(str(tmp_path / "b.npz"), images(levels=17), "test", None)
+    with pytest.raises(UserError, match=r"levels 17; the model's images have 256"):
+        ood.load("digits", images(shape=(1, 8, 8)), "test", None)
     with pytest.raises(UserError, match=r"shape \(1, 4, 4\); the model's images have \(3, 4, 4\)"):
         ood.load(str(tmp_path / "b.npz"), images(shape=(3, 4, 4)), "test", None)
+
+
+def test_other_images_come_in_the_levels_of_the_model(tmp_path):
+    """Every bin of the coarse levels holds the fine levels of its stretch of [0, 1]."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(30, 0)
+    np.savez(tmp_path / "b.npz", images=ramp)
+    fine, _ = ood.load(str(tmp_path / "b.npz"), images(shape=(1, 16, 16)), "test", 1)
+    coarse, identity = ood.load(str(tmp_path / "b.npz"), images(levels=17, shape=(1, 16, 16)), "test", 1)
+    assert identity["levels"] == 17
+    low, high = fine / 256, (fine + 1) / 256
+    assert bool((coarse / 17 <= low).all())
+    assert bool((high <= (coarse + 1) / 17 + 1 / 256).all())
+    assert coarse.unique().tolist() == list(range(17))
 
 
 def test_the_command_measures_both_and_keeps_them_apart(place, diffusion_command):
