@@ -22,7 +22,7 @@ from .baselines.observation import ObservationModel
 from .baselines.vae import VAE
 from .config import Config
 from .data import ImageData, Toy, load_images, load_toy, toy_names
-from .denoisers import NetworkDenoiser
+from .denoisers import LevelDenoiser, NetworkDenoiser
 from .errors import UserError
 from .likelihood.dequantization import Dequantizer
 from .networks import MLP, DiT, UNet
@@ -120,10 +120,11 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     if (name == "mlp") != (len(facts.shape) == 1):
         fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
         raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
-    if name == "unet":
-        return UNet(facts.shape[0], num_classes=classes, image_size=max(facts.shape[1:]), **options)
-    if name == "dit":
-        return DiT(facts.shape[0], num_classes=classes, image_size=max(facts.shape[1:]), **options)
+    if name in ("unet", "dit"):
+        options |= {"num_classes": classes, "image_size": max(facts.shape[1:])}
+        if config.denoiser.prediction == "levels":
+            options["out_channels"] = facts.shape[0] * _levels(config, facts)
+        return {"unet": UNet, "dit": DiT}[name](facts.shape[0], **options)
     return MLP(facts.shape[0], num_classes=classes, **options)
 
 
@@ -136,14 +137,15 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     if config.denoiser.conditional and not facts.num_classes:
         raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
-    return NetworkDenoiser(
-        build_network(config, facts),
-        schedule,
-        config.denoiser.prediction,
-        facts.shape,
-        config.denoiser.sigma_data,
-        facts.num_classes if config.denoiser.conditional else 0,
-    )
+    classes = facts.num_classes if config.denoiser.conditional else 0
+    sigma_data = config.denoiser.sigma_data
+    if config.denoiser.prediction == "levels":
+        if facts.levels is None:
+            raise UserError(f"denoiser.prediction: found 'levels'; the points of '{facts.name}' have none")
+        places = Dequantizer(facts.levels).places()
+        return LevelDenoiser(build_network(config, facts), schedule, places, facts.shape, sigma_data, classes)
+    network = build_network(config, facts)
+    return NetworkDenoiser(network, schedule, config.denoiser.prediction, facts.shape, sigma_data, classes)
 
 
 def build_observation(config: Config, levels: int) -> ObservationModel:

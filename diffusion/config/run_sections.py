@@ -143,6 +143,8 @@ class Config(Section):
     def check(self) -> None:
         if self.name is not None and (Path(self.name).name != self.name or self.name == ".."):
             raise UserError(f"name: found {show(self.name)}; must be the name of a folder, not a path")
+        if self.denoiser.prediction == "levels" and self.objective.dequantize:
+            raise UserError("objective.dequantize: found true; denoiser.prediction 'levels' takes false")
         for key in self.foreign_keys():
             section, _, name = key.partition(".")
             value, default = getattr(getattr(self, section), name), getattr(type(getattr(self, section))(), name)

@@ -164,8 +164,8 @@ class DenoiserConfig(Section):
 
     section: ClassVar[str] = "denoiser"
 
-    prediction: Literal["eps", "x", "v", "score", "velocity", "edm"] = option(
-        "v", "the quantity that the network predicts"
+    prediction: Literal["eps", "x", "v", "score", "velocity", "edm", "levels"] = option(
+        "v", "the quantity that the network predicts; levels: how likely each level of a pixel is, for likelihood"
     )
     sigma_data: float = option(1.0, "standard deviation of the data that edm scales its inputs and outputs by", above=0)
     conditional: bool = option(False, "learn each class of the data set, for sampling by label and for guidance")

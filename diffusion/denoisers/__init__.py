@@ -2,5 +2,6 @@
 
 from . import exact
 from .denoiser import Clipped, Denoiser, NetworkDenoiser, Retimed
+from .levels import LevelDenoiser
 
-__all__ = ["Clipped", "Denoiser", "NetworkDenoiser", "Retimed", "exact"]
+__all__ = ["Clipped", "Denoiser", "LevelDenoiser", "NetworkDenoiser", "Retimed", "exact"]

@@ -66,6 +66,10 @@ class Dequantizer:
         """The width w of a bin."""
         return (self.high - self.low) / self.levels
 
+    def places(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, " l"]:
+        """The centres of all L bins, increasing."""
+        return self.low + self.width * (torch.arange(self.levels, dtype=dtype) + 0.5)
+
     def center(
         self, images: UInt8[Tensor, " b *dims"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, " b *dims"]:
@@ -130,7 +134,7 @@ class Dequantizer:
             std: The standard deviation, broadcastable to `mean`.
         """
         std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
-        centers = self.low + self.width * (torch.arange(self.levels, device=mean.device, dtype=mean.dtype) + 0.5)
+        centers = self.places(mean.dtype).to(mean.device)
         total = torch.full_like(mean, -math.inf)
         for some in centers.split(max(1, _PIECE // max(1, mean.numel()))):
             # (levels of this piece, B, *dims)

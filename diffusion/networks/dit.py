@@ -66,8 +66,8 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
 
-    The defaults are DiT-S/2 (33 million parameters). Heights and widths that `patch_size` does not divide are enlarged
-    inside by repeating the border, and the result is cropped.
+    With `out_channels` the result has as many channels. The defaults are DiT-S/2 (33 million parameters). Heights and
+    widths that `patch_size` does not divide are enlarged inside by repeating the border, and the result is cropped.
 
     Args:
         in_channels: Channels C of an image.
@@ -80,6 +80,7 @@ class DiT(nn.Module):
         noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         image_size: Height of the (square) images of training.
+        out_channels: Channels of the result; None: those of an image.
 
     Raises:
         UserError: An argument is out of range, or `heads` does not divide `width`.
@@ -97,6 +98,7 @@ class DiT(nn.Module):
         noise_embedding: str = "sinusoidal",
         attention_scale: str = "constant",
         image_size: int = 32,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth, mlp_ratio=mlp_ratio)
@@ -113,14 +115,14 @@ class DiT(nn.Module):
         train_tokens = math.ceil(image_size / patch_size) ** 2 if entropy_invariant(attention_scale) else None
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, train_tokens) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
-        self.dense_out = zero(nn.Linear(width, in_channels * patch_size**2))
+        self.dense_out = zero(nn.Linear(width, (in_channels if out_channels is None else out_channels) * patch_size**2))
 
     def forward(
         self,
         x: Float[Tensor, " b c *spatial"],
         c_noise: Float[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, " b c *spatial"]:
+    ) -> Float[Tensor, " b c_out *spatial"]:
         """Evaluate the network.
 
         Args:

@@ -57,7 +57,7 @@ def pad_to_multiple(x: Float[Tensor, " b c h w"], multiple: int) -> Float[Tensor
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), mode="replicate")
 
 
-def crop_like(y: Float[Tensor, " b c h2 w2"], x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
+def crop_like(y: Float[Tensor, " b c h2 w2"], x: Float[Tensor, " b c_x h w"]) -> Float[Tensor, " b c h w"]:
     """Undo `pad_to_multiple`: the part of `y` that lies where `x` was."""
     top, left = (y.shape[-2] - x.shape[-2]) // 2, (y.shape[-1] - x.shape[-1]) // 2
     return y[..., top : top + x.shape[-2], left : left + x.shape[-1]]

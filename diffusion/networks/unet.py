@@ -81,8 +81,9 @@ class _Up(nn.Module):
 class UNet(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
 
-    The defaults are DDPM's network for CIFAR-10 (35.7 million parameters). Heights and widths that 2^(levels - 1) does
-    not divide are enlarged inside by repeating the border, and the result is cropped.
+    With `out_channels` the result has as many channels. The defaults are DDPM's network for CIFAR-10 (35.7 million
+    parameters). Heights and widths that 2^(levels - 1) does not divide are enlarged inside by repeating the border, and
+    the result is cropped.
 
     Args:
         in_channels: Channels C of an image.
@@ -102,6 +103,7 @@ class UNet(nn.Module):
             (6, 7) for 256 levels on [-1, 1], (2, 3) for 17.
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
+        out_channels: Channels of the result; None: those of an image.
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is the height of no level, or `head_channels`
@@ -122,6 +124,7 @@ class UNet(nn.Module):
         fourier_features: Sequence[int] = (),
         noise_embedding: str = "sinusoidal",
         attention_scale: str = "constant",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=image_size)
@@ -172,14 +175,14 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(up)
 
         self.norm_out = group_norm(channels)
-        self.conv_out = zero(conv(channels, in_channels))
+        self.conv_out = zero(conv(channels, in_channels if out_channels is None else out_channels))
 
     def forward(
         self,
         x: Float[Tensor, " b c *spatial"],
         c_noise: Float[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, " b c *spatial"]:
+    ) -> Float[Tensor, " b c_out *spatial"]:
         """Evaluate the network.
 
         Args:
