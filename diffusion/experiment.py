@@ -108,7 +108,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     return Data(facts, images=images)
 
 
-def build_network(config: Config, facts: DataFacts) -> nn.Module:
+def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
     """The network of a configuration, for data of these facts.
 
     Raises:
@@ -117,11 +117,11 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     options = config.network.options()
     classes = facts.num_classes if config.denoiser.conditional else 0
     name = config.network.name
-    if (name == "mlp") != (len(facts.shape) == 1):
+    if len(facts.shape) != (1 if name == "mlp" else 3):
         fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
         raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
     if name in ("unet", "dit"):
-        options |= {"num_classes": classes, "image_size": max(facts.shape[1:])}
+        options |= {"num_classes": classes, "image_size": facts.shape[1:]}
         if config.denoiser.prediction == "levels":
             options["out_channels"] = facts.shape[0] * _levels(config, facts)
         return {"unet": UNet, "dit": DiT}[name](facts.shape[0], **options)
@@ -137,15 +137,16 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     if config.denoiser.conditional and not facts.num_classes:
         raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
+    prediction, sigma_data = config.denoiser.prediction, config.denoiser.sigma_data
     classes = facts.num_classes if config.denoiser.conditional else 0
-    sigma_data = config.denoiser.sigma_data
-    if config.denoiser.prediction == "levels":
-        if facts.levels is None:
-            raise UserError(f"denoiser.prediction: found 'levels'; the points of '{facts.name}' have none")
-        places = Dequantizer(facts.levels).places()
-        return LevelDenoiser(build_network(config, facts), schedule, places, facts.shape, sigma_data, classes)
+    if prediction == "levels" and facts.levels is None:
+        raise UserError(f"denoiser.prediction: found 'levels'; the points of '{facts.name}' have none")
     network = build_network(config, facts)
-    return NetworkDenoiser(network, schedule, config.denoiser.prediction, facts.shape, sigma_data, classes)
+    size_multiple = network.size_multiple
+    if prediction == "levels":
+        places = Dequantizer(_levels(config, facts)).places()
+        return LevelDenoiser(network, schedule, places, facts.shape, sigma_data, classes, size_multiple)
+    return NetworkDenoiser(network, schedule, prediction, facts.shape, sigma_data, classes, size_multiple)
 
 
 def build_observation(config: Config, levels: int) -> ObservationModel:

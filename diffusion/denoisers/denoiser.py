@@ -9,7 +9,9 @@ denoisers.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -58,6 +60,32 @@ class Denoiser(nn.Module, ABC):
             cond: Class labels, shape (B,), or None.
         """
 
+    def at_size(self, size: int | Sequence[int]) -> Denoiser:
+        """The same denoiser, with the same weights, for images of another size; itself for those of its own.
+
+        Args:
+            size: Height and width, or one number for both.
+
+        Raises:
+            UserError: For data that have no size, and where the denoiser takes images of its own size alone.
+        """
+        shape = self._shape_at(size)
+        if shape == self.shape:
+            return self
+        raise UserError(
+            f"size: found {_size_text(shape)}; {type(self).__name__} takes images of its own size alone, "
+            f"{_size_text(self.shape)}"
+        )
+
+    def _shape_at(self, size: int | Sequence[int]) -> tuple[int, ...]:
+        """The shape of images of a size."""
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(self.shape) != 3:
+            raise UserError(f"size: found {size}; data of shape {self.shape} have no height and width")
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+            raise UserError(f"size: found {size}; accepted: height and width, or one number for both, from 1 on")
+        return (self.shape[0], *sides)
+
     def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
         return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
@@ -79,6 +107,11 @@ class Denoiser(nn.Module, ABC):
         return self.prediction("velocity", x_t, t, cond)
 
 
+def _size_text(shape: tuple[int, ...]) -> str:
+    """Height and width of a shape, in words."""
+    return "x".join(map(str, shape[1:]))
+
+
 class NetworkDenoiser(Denoiser):
     """A denoiser made of a network, a schedule and what the network predicts.
 
@@ -92,6 +125,8 @@ class NetworkDenoiser(Denoiser):
         shape: The shape of one datum.
         sigma_data: The standard deviation of the data as the denoiser sees them.
         num_classes: The number of classes; 0 for an unconditional model.
+        size_multiple: Images of other sizes than that of `shape` are taken too, in multiples of this; None: they are
+            not (`at_size`).
 
     Raises:
         UserError: For an unknown prediction, or labels given to an unconditional model.
@@ -105,6 +140,7 @@ class NetworkDenoiser(Denoiser):
         shape: tuple[int, ...],
         sigma_data: float = 1.0,
         num_classes: int = 0,
+        size_multiple: int | None = None,
     ):
         super().__init__()
         self.network = network
@@ -113,6 +149,21 @@ class NetworkDenoiser(Denoiser):
         self.shape = tuple(shape)
         self.sigma_data = sigma_data
         self.num_classes = num_classes
+        self.size_multiple = size_multiple
+
+    def at_size(self, size: int | Sequence[int]) -> Denoiser:
+        """As `Denoiser.at_size`; also refuses sizes that the network would have to enlarge to divide them."""
+        shape = self._shape_at(size)
+        if shape == self.shape or self.size_multiple is None:
+            return super().at_size(size)
+        if any(side % self.size_multiple for side in shape[1:]):
+            raise UserError(
+                f"size: found {_size_text(shape)}; this network takes multiples of {self.size_multiple}, and "
+                f"{_size_text(self.shape)}, the size of its training"
+            )
+        other = copy.copy(self)  # a module of its own around the same network
+        other.shape = shape
+        return other
 
     def raw(self, x_t: Tensor, t: Tensor, cond: Tensor | None, at: PathPoint) -> Tensor:
         """The network's own output, in the dtype of x_t."""

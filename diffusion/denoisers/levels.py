@@ -41,7 +41,7 @@ class LevelDenoiser(NetworkDenoiser):
         schedule: The path.
         places: The L places, increasing, shape (L,).
         shape: The shape (C, *spatial) of one datum.
-        sigma_data, num_classes: As `NetworkDenoiser`.
+        sigma_data, num_classes, size_multiple: As `NetworkDenoiser`.
 
     Raises:
         UserError: For fewer than two places.
@@ -57,8 +57,9 @@ class LevelDenoiser(NetworkDenoiser):
         shape: tuple[int, ...],
         sigma_data: float = 1.0,
         num_classes: int = 0,
+        size_multiple: int | None = None,
     ):
-        super().__init__(network, schedule, "x", shape, sigma_data, num_classes)
+        super().__init__(network, schedule, "x", shape, sigma_data, num_classes, size_multiple)
         self.parameterization = "levels"
         if len(places) < 2:
             raise UserError(f"places: found {len(places)}; at least two levels are needed")

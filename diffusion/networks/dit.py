@@ -3,11 +3,16 @@
 The image is cut into patches, each a token. Blocks of attention and perceptron follow; the noise level and the class
 set shift, scale and gate of each branch (adaptive layer norm). The gates start at zero, so that each block begins as
 the identity. Positions are sines and cosines of row and column.
+
+An image of another size than those of training is the same picture in more or fewer patches: its rows and columns are
+stretched over the range that the network knows (as in the position embeddings of Dosovitskiy et al. 2021, arXiv
+2010.11929, sec. 3.2), so that the place of a patch in the picture decides, and not its number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +23,26 @@ from torch import Tensor, nn
 from diffusion.errors import UserError
 from diffusion.networks.attention import TokenAttention, entropy_invariant
 from diffusion.networks.embeddings import Conditioning, sinusoids
-from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, zero
+from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, sides_of, zero
 
 # Features of the noise level before the perceptron, as in the paper's code, whatever the width.
 NOISE_FEATURES = 256
 
 
-def positions_2d(rows: int, columns: int, width: int, like: Tensor) -> Float[Tensor, " n {width}"]:
-    """Embed the positions of a grid, row by row, as (rows * columns, width): half of the features for the row, half for
-    the column; `width` is a multiple of 4; dtype and device are those of `like`.
+def stretched(count: int, trained: int, like: Tensor) -> Float[Tensor, " {count}"]:
+    """Positions of `count` patches that cover what `trained` patches at 0, 1, 2, ... cover: (i + 1/2) trained / count -
+    1/2, and i where the counts are equal; dtype and device are those of `like`.
     """
-    row = sinusoids(torch.arange(rows, dtype=like.dtype, device=like.device), width // 2)
-    column = sinusoids(torch.arange(columns, dtype=like.dtype, device=like.device), width // 2)
-    return torch.cat([row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)], dim=-1)
+    positions = torch.arange(count, dtype=like.dtype, device=like.device)
+    return positions if count == trained else (positions + 0.5) * (trained / count) - 0.5
+
+
+def positions_2d(rows: Float[Tensor, " r"], columns: Float[Tensor, " c"], width: int) -> Float[Tensor, " n {width}"]:
+    """Embed the positions of a grid, row by row, as (n, width), n = r c: half of the features for the row, half for
+    the column; `width` is a multiple of 4.
+    """
+    row, column = sinusoids(rows, width // 2), sinusoids(columns, width // 2)
+    return torch.cat([row.repeat_interleave(len(columns), dim=0), column.repeat(len(rows), 1)], dim=-1)
 
 
 def modulate(x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"]) -> Tensor:
@@ -69,6 +81,9 @@ class DiT(nn.Module):
     With `out_channels` the result has as many channels. The defaults are DiT-S/2 (33 million parameters). Heights and
     widths that `patch_size` does not divide are enlarged inside by repeating the border, and the result is cropped.
 
+    Attributes:
+        size_multiple: The size of a patch.
+
     Args:
         in_channels: Channels C of an image.
         patch_size: Height and width of a patch.
@@ -79,7 +94,7 @@ class DiT(nn.Module):
         num_classes: Number of classes, 0 for none.
         noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
-        image_size: Height of the (square) images of training.
+        image_size: Size of the images of training: height and width, or one number for both.
         out_channels: Channels of the result; None: those of an image.
 
     Raises:
@@ -97,22 +112,25 @@ class DiT(nn.Module):
         num_classes: int = 0,
         noise_embedding: str = "sinusoidal",
         attention_scale: str = "constant",
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        sides = sides_of(image_size)
         check_at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth, mlp_ratio=mlp_ratio)
+        check_at_least(1, image_size=min(sides))
         if width < 4 or width % 4:
             raise UserError(f"width: {width} does not work; accepted: multiples of 4.")
         self.in_channels = in_channels
-        self.patch_size = patch_size
+        self.patch_size = self.size_multiple = patch_size
         self.width = width
         self.conditioning = Conditioning(NOISE_FEATURES, width, num_classes, noise_embedding)
         for name, parameter in self.conditioning.named_parameters():
             if name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
         self.dense_in = glorot(nn.Linear(in_channels * patch_size**2, width))
-        train_tokens = math.ceil(image_size / patch_size) ** 2 if entropy_invariant(attention_scale) else None
+        self.train_rows, self.train_columns = (math.ceil(side / patch_size) for side in sides)
+        train_tokens = self.train_rows * self.train_columns if entropy_invariant(attention_scale) else None
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, train_tokens) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
         self.dense_out = zero(nn.Linear(width, (in_channels if out_channels is None else out_channels) * patch_size**2))
@@ -139,7 +157,8 @@ class DiT(nn.Module):
         p = self.patch_size
         rows, columns = padded.shape[-2] // p, padded.shape[-1] // p
         tokens = self.dense_in(rearrange(padded, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
-        tokens = tokens + positions_2d(rows, columns, self.width, like=x)
+        by_row, by_column = stretched(rows, self.train_rows, x), stretched(columns, self.train_columns, x)
+        tokens = tokens + positions_2d(by_row, by_column, self.width)
         for block in self.blocks:
             tokens = block(tokens, embedding)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=-1)

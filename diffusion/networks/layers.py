@@ -7,6 +7,7 @@ branch begins as the identity and the network as the zero function.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch.nn.functional as F
@@ -61,6 +62,12 @@ def crop_like(y: Float[Tensor, " b c h2 w2"], x: Float[Tensor, " b c_x h w"]) ->
     """Undo `pad_to_multiple`: the part of `y` that lies where `x` was."""
     top, left = (y.shape[-2] - x.shape[-2]) // 2, (y.shape[-1] - x.shape[-1]) // 2
     return y[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+
+
+def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, where one number stands for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def check_at_least(minimum: int, **values: int) -> None:

@@ -35,6 +35,9 @@ class MLPBlock(nn.Module):
 class MLP(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for vectors (B, d); zero at initialisation.
 
+    Attributes:
+        size_multiple: None, since vectors have no height and width.
+
     Args:
         in_channels: Length d of a vector.
         width: Width of the hidden layers, even; the noise level has as many features.
@@ -62,6 +65,7 @@ class MLP(nn.Module):
         if width < 2 or width % 2:
             raise UserError(f"width: {width} does not work; accepted: even whole numbers from 2 on.")
         self.in_channels = in_channels
+        self.size_multiple = None
         self.conditioning = Conditioning(width, width, num_classes, noise_embedding)
         self.dense_in = glorot(nn.Linear(in_channels, width))
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))

@@ -25,6 +25,7 @@ from diffusion.networks.layers import (
     crop_like,
     group_norm,
     pad_to_multiple,
+    sides_of,
     zero,
 )
 from diffusion.networks.residual import Downsample, ResidualBlock, Upsample, conv
@@ -85,6 +86,9 @@ class UNet(nn.Module):
     parameters). Heights and widths that 2^(levels - 1) does not divide are enlarged inside by repeating the border, and
     the result is cropped.
 
+    Attributes:
+        size_multiple: 2^(levels - 1).
+
     Args:
         in_channels: Channels C of an image.
         base_channels: Channels at full resolution, even; the noise level has as many features, its embedding four times
@@ -95,8 +99,8 @@ class UNet(nn.Module):
             as above: 28 with four levels counts as 32).
         dropout: Dropout inside the residual blocks.
         num_classes: Number of classes, 0 for none.
-        image_size: Height of the images for which `attention` is said. It limits nothing: images of other sizes have
-            attention at the same levels.
+        image_size: Height of the images of training, for which `attention` is said, or height and width (`attention`
+            then counts the longer one). It limits nothing: images of other sizes have attention at the same levels.
         head_channels: Width of an attention head; None: a single head as wide as the feature map, as in DDPM.
         fourier_features: Exponents n for which sin(2^n pi x) and cos(2^n pi x) are added to the input channels (VDM,
             Kingma et al. 2021, arXiv 2107.00630), which shows the network the fine detail that likelihood rests on:
@@ -119,7 +123,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (16,),
         dropout: float = 0.1,
         num_classes: int = 0,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         head_channels: int | None = None,
         fourier_features: Sequence[int] = (),
         noise_embedding: str = "sinusoidal",
@@ -127,7 +131,8 @@ class UNet(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=image_size)
+        sides = sides_of(image_size)
+        check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=min(sides))
         check_dropout(dropout)
         if base_channels < 2 or base_channels % 2:
             raise UserError(f"base_channels: {base_channels} does not work; accepted: even whole numbers from 2 on.")
@@ -136,18 +141,19 @@ class UNet(nn.Module):
         if any(n < 0 for n in fourier_features):
             raise UserError(f"fourier_features: {list(fourier_features)} does not work; accepted: whole numbers >= 0.")
         self.in_channels = in_channels
-        self.multiple = 2 ** (len(multipliers) - 1)
+        self.size_multiple = 2 ** (len(multipliers) - 1)
         self.fourier_features = tuple(fourier_features)
-        heights = _heights(image_size, len(multipliers))
-        has_attention = _levels_with_attention(attention, image_size, heights)
+        by_side = [_lengths(side, len(multipliers)) for side in sides]
+        tokens = [height * width for height, width in zip(*by_side, strict=True)]
+        has_attention = _levels_with_attention(attention, max(sides), max(by_side))
         follow = entropy_invariant(attention_scale)
 
         embedding = 4 * base_channels
         self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
 
-        def block(channels: int, width: int, height: int, attention: bool) -> _Block:
+        def block(channels: int, width: int, level: int, attention: bool) -> _Block:
             heads = _number_of_heads(width, head_channels) if attention else 0
-            return _Block(channels, width, embedding, dropout, heads, height**2 if follow else None)
+            return _Block(channels, width, embedding, dropout, heads, tokens[level] if follow else None)
 
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels
@@ -159,18 +165,18 @@ class UNet(nn.Module):
             inputs = [channels] + [width] * (blocks - 1)
             skips += ([channels] if level > 0 else []) + [width] * blocks
             downsample = Downsample(channels) if level > 0 else None
-            down.append(_Down(downsample, [block(c, width, heights[level], has_attention[level]) for c in inputs]))
+            down.append(_Down(downsample, [block(c, width, level, has_attention[level]) for c in inputs]))
             channels = width
         self.down = nn.ModuleList(down)
 
-        self.middle_1 = block(channels, channels, heights[-1], attention=True)
-        self.middle_2 = block(channels, channels, heights[-1], attention=False)
+        self.middle_1 = block(channels, channels, -1, attention=True)
+        self.middle_2 = block(channels, channels, -1, attention=False)
 
         up = []
         for level, width in reversed(list(enumerate(widths))):
             inputs = [c + skips.pop() for c in [channels] + [width] * blocks]
             upsample = Upsample(channels) if level < len(widths) - 1 else None
-            up.append(_Up(upsample, [block(c, width, heights[level], has_attention[level]) for c in inputs]))
+            up.append(_Up(upsample, [block(c, width, level, has_attention[level]) for c in inputs]))
             channels = width
         self.up = nn.ModuleList(up)
 
@@ -195,7 +201,7 @@ class UNet(nn.Module):
         """
         check_input(x, self.in_channels, "HW")
         embedding = self.conditioning(c_noise, labels)
-        h = pad_to_multiple(x, self.multiple)
+        h = pad_to_multiple(x, self.size_multiple)
         if self.fourier_features:
             h = _with_fourier_features(h, self.fourier_features)
         skips = [self.conv_in(h)]
@@ -207,10 +213,10 @@ class UNet(nn.Module):
         return crop_like(self.conv_out(F.silu(self.norm_out(h))), x)
 
 
-def _heights(image_size: int, levels: int) -> list[int]:
-    """The heights of the feature maps of each level, from full resolution down."""
+def _lengths(side: int, levels: int) -> list[int]:
+    """The lengths that a side of an image has in the feature maps of each level, from full resolution down."""
     multiple = 2 ** (levels - 1)
-    return [(math.ceil(image_size / multiple) * multiple) >> level for level in range(levels)]
+    return [(math.ceil(side / multiple) * multiple) >> level for level in range(levels)]
 
 
 def _levels_with_attention(attention: Sequence[int], image_size: int, heights: Sequence[int]) -> list[bool]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from diffusion.errors import UserError
 from diffusion.networks import DiT
-from diffusion.networks.dit import positions_2d
+from diffusion.networks.dit import positions_2d, stretched
 
 
 def count(network):
@@ -43,7 +43,7 @@ def test_padding_repeats_the_border_and_is_cropped_again(waken):
 
 def test_positions_are_the_sines_and_cosines_of_row_and_column():
     width, rows, columns = 16, 3, 5
-    found = positions_2d(rows, columns, width, like=torch.zeros((), dtype=torch.float64))
+    found = positions_2d(*(torch.arange(n, dtype=torch.float64) for n in (rows, columns)), width)
     assert found.shape == (rows * columns, width)
     for row in range(rows):
         for column in range(columns):
@@ -53,6 +53,29 @@ def test_positions_are_the_sines_and_cosines_of_row_and_column():
                 waves += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
             expected = torch.tensor(waves, dtype=torch.float64)
             torch.testing.assert_close(found[row * columns + column], expected, rtol=0, atol=1e-12)
+
+
+def test_the_places_of_patches_are_stretched_over_those_of_training():
+    """The middle of the picture stays where it is, and the ends; at the size of training nothing changes."""
+    like = torch.zeros((), dtype=torch.float64)
+    assert stretched(4, 4, like).tolist() == [0, 1, 2, 3]
+    assert stretched(8, 4, like).tolist() == [-0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25]
+    assert stretched(2, 4, like).tolist() == [0.5, 2.5], "the means of the patches that each stands for"
+    assert stretched(6, 3, like).mean() == stretched(3, 3, like).mean() == 1.0
+
+
+def test_each_side_is_stretched_by_itself(monkeypatch, waken):
+    network = waken(DiT(1, 2, width=8, depth=1, heads=2, image_size=(4, 6)))
+    asked = []
+
+    def positions(rows, columns, width):
+        asked.append((rows.tolist(), columns.tolist()))
+        return positions_2d(rows, columns, width)
+
+    monkeypatch.setattr("diffusion.networks.dit.positions_2d", positions)
+    for size in ((4, 6), (8, 6), (4, 3)):
+        network(torch.randn(2, 1, *size), torch.zeros(2))
+    assert asked == [([0, 1], [0, 1, 2]), ([-0.25, 0.25, 0.75, 1.25], [0, 1, 2]), ([0, 1], [0.25, 1.75])]
 
 
 def permute_patches(x, order, p):

@@ -74,6 +74,24 @@ def test_attention_is_counted_from_image_size():
     assert attended(attention=(), image_size=28) == [[False]] * 4
 
 
+def test_attention_follows_the_tokens_of_its_own_level():
+    """At any size it stands at the same levels, and its scale is 1 / sqrt(d) for the size of training."""
+    network = UNet(1, 8, (1, 1, 1), 1, (8, 4), image_size=(16, 8), attention_scale="entropy_invariant")
+    trained = {8: (16 * 8) // 4, 4: (16 * 8) // 16}
+    with pytest.raises(UserError, match="heights are 16, 8, 4"):
+        UNet(1, 8, (1, 1, 1), 1, (2,), image_size=(16, 8))
+    attended = [[b.attention.attention.train_tokens for b in level.blocks if hasattr(b.attention, "attention")]
+                for level in network.down]  # fmt: skip
+    assert attended == [[], [trained[8]], [trained[4]]]
+    seen = []
+    for level in network.down[1:]:
+        level.blocks[0].attention.attention.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
+    for height, width in ((16, 8), (32, 24)):
+        network(torch.randn(1, 1, height, width), torch.zeros(1))
+        assert seen == [height * width // 4, height * width // 16]
+        seen.clear()
+
+
 def test_fourier_features_are_the_sines_and_cosines_beside_x():
     exponents = (2, 3)
     network = UNet(2, 8, (1,), 1, (), fourier_features=exponents)
