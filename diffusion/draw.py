@@ -57,6 +57,7 @@ def draw(options: argparse.Namespace) -> int:
         raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
     given |= dict(options.option or ())
     settings = model.sampling_settings(with_defaults(given))
+    model = _sized(model, settings)
     (shown, way), *_ = settings.items()
     n = options.n or model.config.sampling.n
     if "steps" in given and samplers.build(way, method=options.method).is_adaptive:
@@ -126,6 +127,7 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
+    model = _sized(model, record.settings)
     if "interpolate" in record.settings:
         save_strip(target, model, record)
         print(f"wrote {target}")
@@ -197,6 +199,11 @@ def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device:
         device=device_name(device),
         torch=torch.__version__,
     )
+
+
+def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
+    """The model of images of the size asked for, before anything is made for it."""
+    return model.at_size(settings["size"]) if "size" in settings else model
 
 
 def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Path:

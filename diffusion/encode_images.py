@@ -83,7 +83,7 @@ def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> Diffus
 
 
 def _plain(record: SampleRecord) -> dict[str, Any]:
-    settings = dict(record.settings)
+    settings = {name: value for name, value in record.settings.items() if name != "size"}  # the model's already
     if (dtype := settings.pop("dtype", None)) is not None:
         settings["dtype"] = getattr(torch, dtype)
     return settings

@@ -200,7 +200,7 @@ def _built(sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
 
 def _grid(model: Any, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None) -> Tensor:
     keeps = isinstance(model, DiffusionModel) and isinstance(grid, str) and grid == AUTO
-    with kept_grids(model.denoiser, model.source) if keeps else nullcontext():
+    with kept_grids(model.denoiser, model.beside) if keeps else nullcontext():
         return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid)
 
 

@@ -12,7 +12,7 @@ from .errors import UserError, did_you_mean
 SAMPLING_OPTIONS = (
     "sampler", "steps", "eta", "variance", "grid", "label", "guidance", "tolerance", "method", "dtype", "prior",
     "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
-    "observation_noise", "edit", "strength",
+    "observation_noise", "edit", "strength", "size",
 )  # fmt: skip
 
 
@@ -74,6 +74,14 @@ def seed(text: str) -> int:
     return value
 
 
+def size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, or one whole number for both."""
+    sides = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be pixels, 16, or height x width, 12x16")
+    return sides[0], sides[-1]
+
+
 def setting(text: str) -> tuple[str, int | float | str]:
     """KEY=VALUE, the value a whole number, a number, or else a word."""
     key, equals, value = text.partition("=")
@@ -114,6 +122,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
         "(default: log-snr)")  # fmt: skip
     add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels)")
+    add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or 12x16 "
+        "(height x width), where the network takes it; train it with network.attention_scale=entropy_invariant")  # fmt: skip
     add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide; 1 is off")
     add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
         "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip

@@ -91,6 +91,7 @@ def sample(
     method: str | None = None,
     batch_size: int | None = None,
     start: int = 0,
+    size: int | Sequence[int] | None = None,
     callback: Callback | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -116,6 +117,8 @@ def sample(
         method: Of torchdiffeq (ode).
         batch_size: Samples drawn at once, 256 by default.
         start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.
+        size: Height and width of the images, or one number for both, where the model takes other sizes than that of its
+            training (`Denoiser.at_size`).
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
@@ -129,13 +132,14 @@ def sample(
     if not isinstance(model, Denoiser):
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
-            guidance_interval=guidance_interval,
+            guidance_interval=guidance_interval, size=size,
             x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
             progress=progress, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
         extra |= {"start": start} if start else {}
         return model.sample(n, seed=seed, **{k: v for k, v in given.items() if v is not None}, **extra)
+    model = model if size is None else model.at_size(size)
     if n < 1:
         raise UserError(f"n: found {n}; must be at least 1")
     if batch_size is not None and batch_size < 1:

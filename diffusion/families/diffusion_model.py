@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -44,37 +46,59 @@ class DiffusionModel(TrainedModel):
     Args:
         denoiser: The denoiser.
         config, facts, source, step: As `TrainedModel`.
+        beside: The file that grids and moments of the model are kept beside, by default its own; where there is no such
+            file they stay in memory.
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = (
         "sampler", "steps", "eta", "grid", "label", "guidance", "guidance_interval", "tolerance", "method", "variance",
-        "dtype", *CONTROLS,
+        "dtype", "size", *CONTROLS,
     )  # fmt: skip
 
-    def __init__(self, denoiser: Denoiser, config: Config, facts: DataFacts, source: str = "", step: int = 0):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: Config,
+        facts: DataFacts,
+        source: str = "",
+        step: int = 0,
+        beside: str | None = None,
+    ):
         super().__init__(denoiser, config, facts, source, step)
         self.denoiser = denoiser
+        self.beside = source if beside is None else beside
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own."""
-        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step)
+        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, self.beside)
+
+    def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
+        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone."""
+        denoiser = self.denoiser.at_size(size)
+        if denoiser is self.denoiser:
+            return self
+        facts, path = replace(self.facts, shape=denoiser.shape), Path(self.source or "model")
+        beside = path.with_stem(f"{path.stem}-" + "x".join(map(str, denoiser.shape[1:])))
+        return DiffusionModel(denoiser, self.config, facts, self.source, self.step, str(beside))
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
         """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
 
         The optimal variance (`variance="analytic"`) takes the model's own moments, estimated once.
         """
+        if (size := options.pop("size", None)) is not None:
+            return self.at_size(size).sample(n, seed, **options)
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
         tuned = options.get("grid") == AUTO
-        with kept_grids(self.denoiser, self.source) if tuned else nullcontext():
+        with kept_grids(self.denoiser, self.beside) if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
 
     @cached_property
     def moments(self) -> Moments:
         """E||eps_hat||^2 / D over log-SNR, from the file beside the model's or estimated now."""
-        return moments_of(self.denoiser, self.source, math.inf if self.facts.levels is None else 1.0)
+        return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
 
     def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
@@ -123,7 +147,7 @@ class DiffusionModel(TrainedModel):
         """The grid `auto` as the times that it has, so that a picture's record does not depend on what is cached."""
         if settings.get("grid") != AUTO:
             return dict(settings)
-        with kept_grids(self.denoiser, self.source):
+        with kept_grids(self.denoiser, self.beside):
             times = grid_for(self.denoiser, self._sampler(settings), settings.get("steps"), AUTO)
         return {**settings, "grid": times.tolist()}
 
@@ -133,7 +157,7 @@ class DiffusionModel(TrainedModel):
         return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
 
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
-        plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", *CONTROLS)
+        plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", "size", *CONTROLS)
         return samplers.build(settings["sampler"], **{k: v for k, v in settings.items() if k not in plain})
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -66,6 +66,17 @@ class TrainedModel(ABC):
         """Move the weights to a device; returns the model itself."""
         self.module.to(device)
         return self
+
+    def at_size(self, size: int | Sequence[int]) -> TrainedModel:
+        """The model, with the same weights, of images of another size: drawn, measured and controlled alike.
+
+        Args:
+            size: Height and width, or one number for both.
+
+        Raises:
+            UserError: Where the model does not take images of it.
+        """
+        raise UserError(f"size: found {size}; family '{self.config.family}' has images of its own size alone")
 
     @abstractmethod
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
