@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import samplers
+from . import noisy_classifier, runs, samplers
 from .data.decoding import ImageFile, decode
 from .denoisers.denoiser import device_of
-from .denoisers.guidance import ALWAYS, Autoguidance, Interval
+from .denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
 from .denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from .denoisers.inverse_problems.operators import LUMA
 from .errors import UserError, choose
@@ -29,6 +29,7 @@ from .samplers import LinearSampler, RePaint, SDEdit
 from .samplers.sdedit import log_snr_of_strength
 
 REPAINT = "repaint"
+_SHIPPED_CLASSIFIERS = {"digits": runs.PRETRAINED / "digits-classifier.safetensors"}
 DEGRADATIONS = ("blur", "downsample", "grey")
 _GOES_WITH = {
     "mask": "--inpaint",
@@ -60,12 +61,16 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     given = record.settings
     if "guidance_interval" in given:
         Interval(*given["guidance_interval"])  # refused before anything is written
-        if given.get("guidance", 1.0) == 1.0:
+        if given.get("guidance", 1.0) == 1.0 and "classifier" not in given:
             raise UserError("--guidance-interval: needs --guidance, which is 1 (off); try --guidance 2")
     if not any(name in given for name in CONTROLS):
         return model, record
     assert isinstance(model, DiffusionModel), "other families do not take these options"
     left = {name: value for name, value in given.items() if name not in CONTROLS}
+    if "guide" in given and "classifier" in given:
+        raise UserError("--guide, --classifier: take one of them")
+    if "classifier" in given:
+        model = _classified(model, given["classifier"], left)
     if "guide" in given:
         model = _guided(model, given["guide"], left, runs_dir)
     if "edit" in given:
@@ -93,6 +98,19 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
     if not isinstance(guide, DiffusionModel):
         raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
     return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+
+
+def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> DiffusionModel:
+    """The model under classifier guidance; takes its weight and interval out of the settings that are left."""
+    if left.get("label") is None:
+        raise UserError("--classifier: steers towards a class; give --label too")
+    interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
+    network = noisy_classifier.load(_SHIPPED_CLASSIFIERS.get(path, path))
+    if network.shape != model.facts.shape:
+        raise UserError(f"--classifier: {path} is of images {network.shape}; the model's are {model.facts.shape}")
+    classifier = PathClassifier(network.to(device_of(model.denoiser)), model.denoiser.schedule)
+    weight = left.pop("guidance", 1.0)
+    return model.around(ClassifierGuided(model.denoiser, classifier, network.num_classes, weight, interval))
 
 
 def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> SDEdit:

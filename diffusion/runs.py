@@ -26,6 +26,8 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
 )
 PRETRAINED = Path(__file__).parent / "pretrained"
 _PREFIX = "pretrained:"
+# Shipped beside the models: feature networks, and classifiers of noisy images.
+_NO_MODELS = ("-features", "-classifier")
 
 
 def create_run(runs_dir: str | Path, name: str) -> Path:
@@ -111,7 +113,7 @@ def file_digest(path_or_name: str | Path) -> str:
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
     # the networks that samples are measured by (metrics/classifier.py) lie beside the models
-    options = sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if not path.stem.endswith("-features"))
+    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith(_NO_MODELS))
     if name not in options:
         accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")

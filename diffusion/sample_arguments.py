@@ -12,7 +12,7 @@ from .errors import UserError, did_you_mean
 SAMPLING_OPTIONS = (
     "sampler", "steps", "eta", "variance", "grid", "label", "guidance", "tolerance", "method", "dtype", "prior",
     "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
-    "observation_noise", "edit", "strength", "size",
+    "observation_noise", "edit", "strength", "size", "classifier",
 )  # fmt: skip
 
 
@@ -121,10 +121,14 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--variance", help="lower, upper or analytic (ancestral)")
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
         "(default: log-snr)")  # fmt: skip
-    add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels)")
-    add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or 12x16 "
-        "(height x width), where the network takes it; train it with network.attention_scale=entropy_invariant")  # fmt: skip
-    add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide; 1 is off")
+    add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels, or with "
+        "--classifier any)")  # fmt: skip
+    add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
+        "12x16 (height x width), with a unet or a dit")  # fmt: skip
+    add("--classifier", metavar="FILE", help="draw --label by a classifier of noisy images, with a model that need not "
+        "know labels: digits, or a file of python -m diffusion train-classifier")  # fmt: skip
+    add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide "
+        "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
     add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
         "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip
     add("--guide", metavar="RUN", help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too")

@@ -54,6 +54,7 @@ ALLOWED = {
     "metrics": Allowed("errors nearest tensor_files", "torch jaxtyping torchvision"),
     "data": Allowed("errors atomic random", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
+    "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
     "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations auto_grid", THEORY),
     # running
     "config": Allowed("errors", "yaml"),
@@ -81,7 +82,7 @@ ALLOWED = {
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
-    "control": Allowed("errors data denoisers families model sample_record samplers", "torch"),
+    "control": Allowed("errors data denoisers families model noisy_classifier runs sample_record samplers", "torch"),
     "encode_images": Allowed("errors atomic control encoding families pictures sample_record", "torch numpy"),
     "draw": Allowed(
         "errors control encode_images runs data devices families model pictures processes sample_arguments "
@@ -101,8 +102,8 @@ ALLOWED = {
     ),
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment flow "
-        "likelihood metrics model networks pictures preflight processes random report runs sample_arguments samplers "
-        "sampling schedules tensor_files training",
+        "likelihood metrics model networks noisy_classifier pictures preflight processes random report runs "
+        "sample_arguments samplers sampling schedules tensor_files training",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

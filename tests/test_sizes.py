@@ -108,12 +108,9 @@ def test_likelihoods_and_encodings_are_of_the_other_size_too(tmp_path):
 
 
 def test_points_and_autoencoders_have_their_own_size(tmp_path):
-    points = DiffusionModel(
-        build_denoiser(toy_config(tmp_path), facts := DataFacts("gaussians", (2,), None, 0)),
-        toy_config(tmp_path),
-        facts,
-    )
-    with pytest.raises(UserError, match="size: found 4; data of shape .2,. have no height and width"):
+    facts, config = DataFacts("gaussians", (2,), None, 0), toy_config(tmp_path)
+    points = DiffusionModel(build_denoiser(config, facts), config, facts)
+    with pytest.raises(UserError, match=r"size: found 4; data of shape .2,. have no height and width"):
         points.sample(2, sampler="ddim", steps=2, size=4)
     config = autoencoder_config("vae", tmp_path)
     vae = LatentModel(build_vae(config, FACTS), config, FACTS)
@@ -124,22 +121,8 @@ def test_points_and_autoencoders_have_their_own_size(tmp_path):
 
 
 def test_a_picture_of_another_size_is_drawn_again(here, capsys):  # noqa: F811
-    line = [
-        "--size",
-        "6x10",
-        "--n",
-        "3",
-        "--sampler",
-        "sde",
-        "--steps",
-        "3",
-        "--label",
-        "4",
-        "--guidance",
-        "2",
-        "--out",
-        "x.png",
-    ]
+    settings = ("--size", "6x10", "--sampler", "sde", "--steps", "3", "--label", "4", "--guidance", "2")
+    line = (*settings, "--n", "3", "--out", "x.png")
     assert run_sample(capsys, *line)[0] == 0
     assert SampleRecord.read("x.png").settings["size"] == [6, 10]
     with Image.open("x.png") as picture:

@@ -11,6 +11,7 @@ from .arguments import parse_compare_arguments, parse_evaluate_arguments
 from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments
 from .tradeoff_arguments import parse_tradeoff_arguments
+from .training_arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
 
 HELP = """usage: python -m diffusion COMMAND ...
 
@@ -22,6 +23,8 @@ commands:
   tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
+  train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
+  train-features     train the network whose features samples of other data are measured by
 
 python -m diffusion COMMAND --help explains each."""
 
@@ -86,6 +89,24 @@ def compare(argv: Sequence[str]) -> int:
     return run(options)
 
 
+def train_classifier(argv: Sequence[str]) -> int:
+    """`train-classifier`: train a classifier of noisy images."""
+    options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
+
+    from .train_classifier import run
+
+    return run(options)
+
+
+def train_features(argv: Sequence[str]) -> int:
+    """`train-features`: train a feature network."""
+    options = parse_training_arguments(argv, "train-features", FEATURES_STEPS)
+
+    from .train_features import run
+
+    return run(options)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
@@ -94,4 +115,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tradeoff": tradeoff,
     "compare": compare,
     "doctor": doctor,
+    "train-classifier": train_classifier,
+    "train-features": train_features,
 }

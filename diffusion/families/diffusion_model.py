@@ -36,7 +36,8 @@ CENTRES_TOLERANCE = 1e-5
 
 # Options of sample.py that wrap the denoiser (`diffusion.control`).
 CONTROLS = (
-    "guide", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit", "strength",
+    "guide", "classifier", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit",
+    "strength",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """How good samples are: distances of feature laws, neighbours, and copies of training images."""
 
-from .classifier import ClassifierFeatures, accuracy, train_classifier
+from .classifier import ClassifierFeatures, accuracy, descend, shifted_batch, train_classifier
 from .extractor import FeatureExtractor, GivenFeatures, extract
 from .frechet import FrechetEstimate, frechet_distance, frechet_estimate, matrix_sqrt
 from .inception import InceptionFeatures, load_inception, torchvision_inception
@@ -23,6 +23,7 @@ __all__ = [
     "QualityReference",
     "accuracy",
     "density_coverage",
+    "descend",
     "describe",
     "extract",
     "frechet_distance",
@@ -33,6 +34,7 @@ __all__ = [
     "memorisation",
     "precision_recall",
     "require_comparable",
+    "shifted_batch",
     "spread",
     "torchvision_inception",
     "train_classifier",

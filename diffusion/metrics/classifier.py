@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -122,21 +123,44 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         to_pixels = nn.Linear(model.head.in_features, images[0].numel())
-    optimizer = torch.optim.AdamW([*model.parameters(), *to_pixels.parameters()], lr=lr, weight_decay=0.02)
-    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    model.train()
-    for _ in range(steps):
-        rows = torch.randint(len(images), (batch_size,), generator=generator)
-        down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        batch = _shifted(images[rows], down, right)
+
+    def loss() -> Tensor:
+        batch, classes = shifted_batch(images, labels, batch_size, generator)
         hidden = model(batch)
-        loss = F.cross_entropy(model.head(hidden), labels[rows], label_smoothing=0.1)
-        loss = loss + F.mse_loss(to_pixels(hidden), model.scaled(batch).flatten(1))
+        recognised = F.cross_entropy(model.head(hidden), classes, label_smoothing=0.1)
+        return recognised + F.mse_loss(to_pixels(hidden), model.scaled(batch).flatten(1))
+
+    model.train()
+    descend([*model.parameters(), *to_pixels.parameters()], loss, steps, lr)
+    model.eval()
+
+
+def descend(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], steps: int, lr: float) -> None:
+    """Lower a loss, drawn anew each step, by AdamW with one rise and a cosine decay of the learning rate.
+
+    Args:
+        parameters: What is trained.
+        loss: The loss of a batch.
+        steps: Their number.
+        lr: The highest learning rate.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         decay.step()
-    model.eval()
+
+
+def shifted_batch(
+    images: UInt8[Tensor, " n c h w"], labels: Int[Tensor, " n"], batch_size: int, generator: torch.Generator
+) -> tuple[UInt8[Tensor, " b c h w"], Int[Tensor, " b"]]:
+    """Images drawn with replacement, together moved by up to a pixel in each direction, and their labels."""
+    rows = torch.randint(len(images), (batch_size,), generator=generator)
+    down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    return _shifted(images[rows], down, right), labels[rows]
 
 
 @torch.no_grad()

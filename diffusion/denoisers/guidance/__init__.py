@@ -1,8 +1,8 @@
 """Guidance: denoisers around denoisers."""
 
 from .autoguidance import Autoguidance
-from .classifier import ClassifierGuided
+from .classifier import ClassifierGuided, PathClassifier
 from .classifier_free import ClassifierFree
 from .guided import ALWAYS, Guided, Interval
 
-__all__ = ["ALWAYS", "Autoguidance", "ClassifierFree", "ClassifierGuided", "Guided", "Interval"]
+__all__ = ["ALWAYS", "Autoguidance", "ClassifierFree", "ClassifierGuided", "Guided", "Interval", "PathClassifier"]

@@ -8,7 +8,33 @@ from torch import Tensor, nn
 
 from ...broadcasting import pad_dims_like
 from ...errors import UserError
+from ...schedules import Schedule
 from ..denoiser import Denoiser
+from ..preconditioning import c_noise
+from .guided import ALWAYS, Interval
+
+
+class PathClassifier(nn.Module):
+    """p(label | x_t) on the path of any schedule, by a network that knows noise levels as log-SNR.
+
+    The network is asked with x_t / sqrt(alpha^2 + sigma^2), so that the same one serves every path.
+
+    Args:
+        network: Maps (x (B, *shape), c_noise (B,)) to logits (B, num_classes).
+        schedule: The path.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule):
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+
+    def forward(self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"]) -> Float[Tensor, " b classes"]:
+        """The logits; x_t (B, *shape), t () or (B,)."""
+        dtype = next(self.network.parameters(), x_t).dtype
+        scale = torch.hypot(*self.schedule(t)).reciprocal()
+        level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(len(x_t))
+        return self.network((pad_dims_like(scale, x_t).to(x_t) * x_t).to(dtype), level).to(x_t.dtype)
 
 
 class ClassifierGuided(Denoiser):
@@ -21,9 +47,17 @@ class ClassifierGuided(Denoiser):
         classifier: Maps (x_t (B, *shape), t () or (B,)) to logits (B, num_classes), differentiable in x_t.
         num_classes: The number of classes.
         weight: The guidance weight w; 0 leaves the denoiser as it is, without a call of the classifier.
+        interval: The noise levels at which it acts; elsewhere x_hat is the denoiser's.
     """
 
-    def __init__(self, denoiser: Denoiser, classifier: nn.Module, num_classes: int, weight: float = 1.0):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifier: nn.Module,
+        num_classes: int,
+        weight: float = 1.0,
+        interval: Interval = ALWAYS,
+    ):
         super().__init__()
         self.denoiser = denoiser
         self.classifier = classifier
@@ -31,6 +65,7 @@ class ClassifierGuided(Denoiser):
         self.shape = denoiser.shape
         self.num_classes = num_classes
         self.weight = weight
+        self.interval = interval
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
@@ -41,14 +76,20 @@ class ClassifierGuided(Denoiser):
             UserError: For a classifier whose answer is not of shape (B, num_classes).
         """
         x_hat = self.denoiser(x_t, t)
-        if cond is None or self.weight == 0.0:
+        within = self.interval.holds(self.schedule, t)
+        if cond is None or self.weight == 0.0 or not bool(within.any()):
             return x_hat
+        alpha, sigma = self.schedule(t)
+        weight = pad_dims_like(torch.where(within, self.weight * sigma.square() / alpha, 0.0), x_t).to(x_t)
+        return x_hat + weight * self._gradient(x_t, t, cond)
+
+    def _gradient(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """grad log p(label | x_t); itself differentiable where x_t is followed (inverse problems, likelihoods)."""
+        followed = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
+            x = x_t if followed else x_t.detach().requires_grad_()
             logits = self.classifier(x, t)
             if logits.shape != (len(x), self.num_classes):
                 raise UserError(f"classifier: answers {tuple(logits.shape)}; needs {(len(x), self.num_classes)}")
             log_prob = logits.log_softmax(1).gather(1, cond[:, None]).sum()
-        gradient = torch.autograd.grad(log_prob, x)[0]
-        alpha, sigma = (pad_dims_like(value, x_t).to(x_t) for value in self.schedule(t))
-        return x_hat + self.weight * sigma.square() / alpha * gradient
+            return torch.autograd.grad(log_prob, x, create_graph=followed)[0]
