@@ -29,7 +29,6 @@ from .samplers import LinearSampler, RePaint, SDEdit
 from .samplers.sdedit import log_snr_of_strength
 
 REPAINT = "repaint"
-_SHIPPED_CLASSIFIERS = {"digits": runs.PRETRAINED / "digits-classifier.safetensors"}
 DEGRADATIONS = ("blur", "downsample", "grey")
 _GOES_WITH = {
     "mask": "--inpaint",
@@ -105,9 +104,11 @@ def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> Diffu
     if left.get("label") is None:
         raise UserError("--classifier: steers towards a class; give --label too")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
-    network = noisy_classifier.load(_SHIPPED_CLASSIFIERS.get(path, path))
+    network = noisy_classifier.load(runs.resolve_classifier(path))
     if network.shape != model.facts.shape:
         raise UserError(f"--classifier: {path} is of images {network.shape}; the model's are {model.facts.shape}")
+    if left["label"] >= network.num_classes:
+        raise UserError(f"--label: found {left['label']}; the classifier {path} knows 0 to {network.num_classes - 1}")
     classifier = PathClassifier(network.to(device_of(model.denoiser)), model.denoiser.schedule)
     weight = left.pop("guidance", 1.0)
     return model.around(ClassifierGuided(model.denoiser, classifier, network.num_classes, weight, interval))

@@ -127,6 +127,9 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
+    if _classifier_digest(record.settings) != record.classifier:
+        name = record.settings["classifier"]
+        raise UserError(f"--from: {old} was drawn with another classifier than {name} is now (their SHA-256 differ)")
     model = _sized(model, record.settings)
     if "interpolate" in record.settings:
         save_strip(target, model, record)
@@ -198,7 +201,12 @@ def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device:
         shown=model.effective_settings(settings),
         device=device_name(device),
         torch=torch.__version__,
+        classifier=_classifier_digest(settings),
     )
+
+
+def _classifier_digest(settings: Mapping[str, Any]) -> str | None:
+    return runs.file_digest(runs.resolve_classifier(settings["classifier"])) if "classifier" in settings else None
 
 
 def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:

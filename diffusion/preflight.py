@@ -51,13 +51,19 @@ def check_sample(options: argparse.Namespace) -> None:
     """Refuse a draw that cannot begin: the command line of sample.py.
 
     Raises:
-        UserError: For an unknown sampler, grid or device, a model or an image that is not there, and a place that
-            cannot be written to.
+        UserError: For an unknown sampler, grid or device, a model, a classifier or an image that is not there,
+            a classifier without a label, and a place that cannot be written to.
     """
     if options.sampler is not None:
         choose("--sampler", options.sampler, SAMPLERS)
     if options.grid is not None:
         choose("--grid", options.grid, GRIDS)
+    if options.classifier is not None:
+        if options.label is None:
+            raise UserError("--classifier: steers towards a class; give --label too")
+        if options.guide is not None:
+            raise UserError("--guide, --classifier: take one of them")
+        runs.resolve_classifier(options.classifier)
     check_device(options.device)
     if options.run is not None:
         check_models([options.run], options.runs)

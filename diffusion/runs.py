@@ -110,6 +110,21 @@ def file_digest(path_or_name: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def resolve_classifier(name: str) -> Path:
+    """The file of a classifier of noisy images: the one named, or that which is shipped for a data set.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    ending = "-classifier"
+    shipped = {p.stem.removesuffix(ending): p for p in PRETRAINED.glob(f"*{ending}.safetensors")}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        accepted = f"{', '.join(sorted(shipped))}, or a file of python -m diffusion train-classifier"
+        raise UserError(f"--classifier: {name} does not exist; accepted: {accepted}")
+    return path
+
+
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
     # the networks that samples are measured by (metrics/classifier.py) lie beside the models

@@ -36,6 +36,7 @@ class SampleRecord:
         index: The index of a single sample; None for a grid of samples.
         batches: [first, stop) of each batch that the samples of the picture were drawn in.
         count: The number of samples in the picture.
+        classifier: The SHA-256 of the file of `--classifier`; None without one.
     """
 
     model: str
@@ -49,6 +50,7 @@ class SampleRecord:
     index: int | None = None
     batches: tuple[tuple[int, int], ...] = ()
     count: int = 1
+    classifier: str | None = None
 
     def one(self, index: int, batch: tuple[int, int]) -> SampleRecord:
         """The record of a single sample that was drawn in a batch."""

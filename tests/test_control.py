@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_configs import digits_config, toy_config
 
-from diffusion import load, model_files, pictures, runs
+from diffusion import load, model_files, noisy_classifier, pictures, runs
 from diffusion.cli import command, sample
 from diffusion.config import dump_config
 from diffusion.experiment import DataFacts, build_denoiser
@@ -42,10 +42,10 @@ def here(tmp_path, monkeypatch):
     return image
 
 
-def draw(capsys, line):
+def draw(capsys, line, run="digits-0001"):
     out = Path("x.npz")
     out.unlink(missing_ok=True)
-    arguments = ["--run", "digits-0001", "--n", "2", "--steps", "12", "--device", "cpu", "--out", str(out)]
+    arguments = ["--run", run, "--n", "2", "--steps", "12", "--device", "cpu", "--out", str(out)]
     code = command(sample, [*line.split(), *arguments])
     found = capsys.readouterr()
     assert code == 0, found.err
@@ -91,6 +91,37 @@ def test_a_picture_under_control_is_drawn_again_from_itself(here, capsys):
     assert "the same pixels as a.png" in capsys.readouterr().out
 
 
+def test_a_model_without_labels_draws_one_by_the_classifier(here, capsys, tmp_path):
+    make_run(tmp_path / "runs", digits_config(tmp_path), DataFacts("digits", (1, 8, 8), 17, 10))
+    line = "--sampler ddim --label 3 --classifier digits"
+    off, _ = draw(capsys, f"{line} --guidance 0", "digits-0003")
+    plain, nfe = draw(capsys, "--sampler ddim", "digits-0003")
+    on, same = draw(capsys, f"{line} --guidance 2", "digits-0003")
+    assert torch.equal(off, plain)
+    assert nfe == same, "the classifier is no evaluation of the model"
+    assert not torch.equal(on, plain)
+    network = noisy_classifier.load(runs.resolve_classifier("digits"))
+    with torch.no_grad():
+        score, before = (network(x, torch.full((2,), 4.0)).log_softmax(1)[:, 3].mean() for x in (on, plain))
+    assert score > before, "what is drawn is more of the class"
+
+
+def test_a_picture_by_a_classifier_is_drawn_again_by_that_one_alone(here, capsys):
+    torch.manual_seed(0)
+    for part in range(2):
+        network = noisy_classifier.build((1, 8, 8), 10, base_channels=4)
+        torch.nn.init.normal_(network.dense_out.weight)
+        noisy_classifier.save(f"{part}.safetensors", network, {})
+    line = "--label 3 --classifier 0.safetensors --steps 4 --sampler ddim --n 2 --run digits-0001 --device cpu"
+    assert command(sample, [*line.split(), "--out", "a.png"]) == 0
+    again = ["--from", "a.png", "--out", "b.png", "--device", "cpu"]
+    assert command(sample, again) == 0
+    assert "the same pixels as a.png" in capsys.readouterr().out
+    Path("1.safetensors").replace("0.safetensors")
+    assert command(sample, again) == 2
+    assert "was drawn with another classifier than 0.safetensors is now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -112,6 +143,11 @@ def test_a_picture_under_control_is_drawn_again_from_itself(here, capsys):
         ("--restore small.png --degradation downsample --posterior repaint", "fills in (--inpaint)"),
         ("--inpaint image.png --mask mask.png --observation-noise -1", "noise_std: found -1"),
         ("--guide digits-0002", "--guide: needs --guidance"),
+        ("--classifier digits", "--classifier: steers towards a class; give --label too"),
+        ("--classifier digits --label 3 --guide digits-0002 --guidance 2", "--guide, --classifier: take one of them"),
+        ("--classifier nope --label 3", "--classifier: nope does not exist; accepted: digits, or a file of"),
+        ("--classifier digits --label 3 --size 6x10", "digits is of images (1, 8, 8); the model's are (1, 6, 10)"),
+        ("--classifier digits --label 10", "--label: found 10; the classifier digits knows 0 to 9"),
         ("--guidance-interval 1 2", "--guidance-interval: needs --guidance"),
         ("--label 3 --guidance 2 --guidance-interval 2 1", "needs 0 <= low < high"),
     ],
