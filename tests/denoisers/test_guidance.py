@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Denoiser, exact
-from diffusion.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval
+from diffusion.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval, PathClassifier
 from diffusion.denoisers.labelled import Labelled
+from diffusion.denoisers.preconditioning import c_noise
 from diffusion.errors import UserError
 from diffusion.evaluations import count_evaluations
 from diffusion.schedules import VE, VP
@@ -73,6 +74,28 @@ def test_the_exact_classifier_gives_the_exact_conditional(schedule, label):
     x_t, cond = laws.seeded(9, 2), torch.full((9,), label)
     torch.testing.assert_close(guided(x_t, t, cond), model(x_t, t, cond), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(guided(x_t[:1], t[4], cond[:1]), model(x_t[:1], t[4], cond[:1]), rtol=1e-6, atol=1e-7)
+
+
+class OnTheVPPath(nn.Module):
+    """The exact classifier as a network that knows x_t on alpha^2 + sigma^2 = 1, and c_noise, which is linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = classes(VP())
+
+    def forward(self, x, level):
+        log_snr = level / c_noise(laws.f64(1.0))
+        return Bayes(self.model)(x, VP().inverse_log_snr(log_snr))
+
+
+@every_schedule
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_network_of_one_path_classifies_on_every_path(schedule, label):
+    model = classes(schedule)
+    guided = ClassifierGuided(model, PathClassifier(OnTheVPPath(), schedule), 2)
+    t = laws.times(schedule, 9, -6, 6)
+    x_t, cond = laws.seeded(9, 2), torch.full((9,), label)
+    torch.testing.assert_close(guided(x_t, t, cond), model(x_t, t, cond), rtol=1e-5, atol=1e-6)
 
 
 def test_classifier_and_classifier_free_guidance_of_one_weight_agree():
