@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+_W_AND_B_SECONDS = 5.0  # for it to close after a signal
 
 
 def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -43,6 +44,11 @@ def train(argv: Sequence[str]) -> int:
     arguments = parse_train_arguments(argv)
     config = arguments.config
 
+    if arguments.status:
+        from .resume import status
+
+        return status(config, arguments.resume)
+
     from . import preflight
 
     preflight.check(config)
@@ -59,6 +65,7 @@ def train(argv: Sequence[str]) -> int:
     from .devices import choose_device
     from .experiment import parameter_count
     from .model import load
+    from .processes import is_child
     from .training.fit import fit
     from .training.stopping import exits_on_sigterm
 
@@ -66,12 +73,12 @@ def train(argv: Sequence[str]) -> int:
         print(f"continuing {run}", file=sys.stderr)
     start = time.perf_counter()
     done = fit(config, run)
-    if not done.is_main:
-        return done.exit_code
+    if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
+        return 0 if is_child() else done.exit_code
     if done.exit_code:
         print(f"stopped early; the same command continues {done.run}", file=sys.stderr)
         if done.mirror is not None:
-            done.mirror.finish(done.exit_code)
+            done.mirror.finish(done.exit_code, _W_AND_B_SECONDS)
         return done.exit_code
     trained = time.perf_counter() - start
 
@@ -79,7 +86,7 @@ def train(argv: Sequence[str]) -> int:
     estimates = {}
     if config.evaluation.enabled:
         bar = ProgressBar()
-        with exits_on_sigterm():
+        with exits_on_sigterm(done.run):
             estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
         bar.close()
         evaluation.write(done.run, estimates, trained)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -67,13 +69,40 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
     return found
 
 
+def is_child(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether another process of this command has started this one (`trainer.devices`), and ends when it does."""
+    return launched(environment).count == 1 and environment.get("LOCAL_RANK", "0") != "0"
+
+
+def is_helper() -> bool:
+    """Whether another process than this one writes what all share."""
+    return is_child() or not launched().is_main
+
+
+def end_with_parent(seconds: float = 1.0) -> None:
+    """End this process when its parent has died, though it waits for it in a collective, which no signal ends.
+
+    Args:
+        seconds: How often to look.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
 def end(exit_code: int) -> NoReturn:
     """End the program.
 
     One of several processes ends without destructors: those of the group's threads abort now and then (gloo, torch
-    2.15: exit code -6 after all the work is done), and the launcher would take that for a failure.
+    2.15: exit code -6 after all the work is done), and the launcher would take that for a failure. One that a signal
+    has stopped ends so too: the scheduler's SIGKILL does not wait for W&B's.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE", "1") != "1" or exit_code in (75, 130):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

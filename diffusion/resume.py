@@ -1,4 +1,4 @@
-"""Which run a command continues: the last unfinished one of its name, the one it names, or none.
+"""Which run a command continues: the last unfinished one of its name, the one it names, or none; and how it stands.
 
 A run goes on with the configuration that it was begun with. Where it runs and how it is looked at may differ freely;
 what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
@@ -7,16 +7,15 @@ what the optimiser does may be changed on request (`--resume-changed`); what the
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from . import config as configuration
-from . import run_lock
+from . import run_lock, stopped_runs
 from .config import Config
 from .errors import UserError, did_you_mean
-from .processes import launched
+from .processes import is_helper
 
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _MODEL, _EVALUATION, _CONFIG = "model.safetensors", "evaluation.json", "config.yaml"
@@ -53,10 +52,7 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
     folder = Path(config.runs)
     if resume == "auto":
         return _last_unfinished(config, folder, changed)
-    run = next((path for path in (Path(resume), folder / resume) if path.is_dir()), None)
-    if run is None:
-        names = [path.name for path in sorted(folder.glob("*")) if path.is_dir()]
-        raise UserError(f"--resume: there is no run '{resume}' (nor in {folder}).{did_you_mean(resume, names)}")
+    run = _named(folder, resume, "--resume")
     if not (run / _CHECKPOINT).is_file():
         raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
     if (holder := _holder(run)) is not None:
@@ -76,14 +72,62 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
     return run
 
 
+def status(config: Config, resume: str = "auto") -> int:
+    """Print how a run stands: the last that a command with this configuration worked on, or the one that is named.
+
+    Returns:
+        0: complete; 75 or 130: stopped by SIGTERM or SIGINT, and the same command continues it; 1: cut off by something
+        else (a failure, a kill), or being trained.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    folder = Path(config.runs)
+    if resume in ("auto", "never"):
+        found = [path.parent for path in folder.glob(f"*/{_CONFIG}")]
+        found = [run for run in found if _is_of_name(run, config) and not _differences(config, run)]
+        if not found:
+            raise UserError(f"--status: there is no run of this name and configuration in {folder}")
+        run = max(found, key=lambda run: max(path.stat().st_mtime_ns for path in _written(run)))
+    else:
+        run = _named(folder, resume, "--status")
+    if _is_finished(run, config):
+        print(f"{run}: complete")
+        return 0
+    if (holder := _holder(run)) is not None:
+        print(f"{run}: is being trained by {holder}")
+        return 1
+    if code := stopped_runs.exit_code(run):
+        print(f"{run}: stopped by a signal; the same command continues it")
+        return code
+    print(f"{run}: cut off, by a failure or a kill; the same command continues it")
+    return 1
+
+
+def _written(run: Path) -> list[Path]:
+    """The files of a run that tell when it was last worked on."""
+    names = (_CONFIG, _CHECKPOINT, _MODEL, _EVALUATION, stopped_runs.STOPPED)
+    return [run / name for name in names if (run / name).is_file()]
+
+
+def _named(folder: Path, name: str, flag: str) -> Path:
+    run = next((path for path in (Path(name), folder / name) if path.is_dir()), None)
+    if run is None:
+        names = [path.name for path in sorted(folder.glob("*")) if path.is_dir()]
+        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{did_you_mean(name, names)}")
+    return run
+
+
+def _is_of_name(run: Path, config: Config) -> bool:
+    return run.name.rpartition("-")[0] == config.name
+
+
 def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None:
     """The newest run to go on with; of those cut off before their first checkpoint one begins again."""
     unfinished = [
         path.parent
         for path in folder.glob(f"*/{_CONFIG}")
-        if path.parent.name.rpartition("-")[0] == config.name
-        and not _is_finished(path.parent, config)
-        and _holder(path.parent) is None
+        if _is_of_name(path.parent, config) and not _is_finished(path.parent, config) and _holder(path.parent) is None
     ]
 
     def age(run: Path) -> tuple[bool, int]:
@@ -105,8 +149,7 @@ def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None
 
 def _holder(run: Path) -> str | None:
     """Who trains a run, unless it is the process that this one helps."""
-    is_helper = not launched().is_main or os.environ.get("LOCAL_RANK", "0") != "0"
-    return None if is_helper else run_lock.holder(run)
+    return None if is_helper() else run_lock.holder(run)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -148,5 +191,5 @@ def _flat(config: Config) -> dict[str, object]:
 
 
 def _tell(message: str) -> None:
-    if launched().is_main and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not is_helper():
         print(message, file=sys.stderr)

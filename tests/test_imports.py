@@ -65,7 +65,8 @@ ALLOWED = {
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors"),
     "run_lock": Allowed("errors"),
-    "resume": Allowed("errors config processes run_lock"),
+    "stopped_runs": Allowed("atomic"),
+    "resume": Allowed("errors config processes run_lock stopped_runs"),
     "preflight": Allowed("errors atomic config runs sample_record"),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
@@ -92,12 +93,13 @@ ALLOWED = {
     ),
     "training": Allowed(
         "errors atomic random run_lock runs model_files checkpoint_files config data devices denoisers experiment "
-        "families likelihood model objectives pictures processes samplers sampling baselines",
+        "families likelihood model objectives pictures processes samplers sampling stopped_runs baselines "
+        "evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
-        "errors config devices draw evaluation experiment model preflight report resume runs sample_arguments training "
-        "verify_resume",
+        "errors config devices draw evaluation experiment model preflight processes report resume runs "
+        "sample_arguments training verify_resume",
         "tqdm",
     ),
     "commands": Allowed(

@@ -16,7 +16,7 @@ from .values import Section, describe, types_of
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
                 [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
-                [--resume-changed] [--verify-resume]
+                [--resume-changed] [--verify-resume] [--status]
 
 Train a model. Without arguments: the digits, on whatever device there is.
 
@@ -29,9 +29,20 @@ Train a model. Without arguments: the digits, on whatever device there is.
                              never: start anew (default: auto)
   --resume-changed           let the run that goes on differ in seed, trainer, optimizer and objective
   --verify-resume            prove on this machine, in a few steps, that a killed run goes on bit by bit; keep nothing
+  --status                   say how the run of this command stands, and answer with an exit code: 0 complete, 75 or 130
+                             stopped by a signal, 1 failed, killed or still being trained
   -h, --help                 print this page and stop
 """
-FLAGS = ("--config", "--print_config", "--wandb", "--resume", "--resume_changed", "--verify_resume", "--help")
+FLAGS = (
+    "--config",
+    "--print_config",
+    "--wandb",
+    "--resume",
+    "--resume_changed",
+    "--verify_resume",
+    "--status",
+    "--help",
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,14 @@ class TrainArguments:
         resume: `auto`, `never`, or a run.
         resume_changed: Whether the run that goes on may differ in what the optimiser does.
         verify_resume: Whether to prove that resuming is exact, in place of training.
+        status: Whether to say how the run stands, in place of training.
     """
 
     config: Config
     resume: str = "auto"
     resume_changed: bool = False
     verify_resume: bool = False
+    status: bool = False
 
 
 def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
@@ -62,7 +75,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         SystemExit: With code 0, after `--help` or `--print_config` has printed.
     """
     config, resume, overrides, prints = None, "auto", [], False
-    switches = {"resume_changed": False, "verify_resume": False}
+    switches = {"resume_changed": False, "verify_resume": False, "status": False}
     left = list(sys.argv[1:] if argv is None else argv)
     while left:
         argument = left.pop(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tqdm import tqdm
 
 from .. import pictures
 from ..config import OptimizerConfig
+from ..evaluations import EvaluationCount
 from ..experiment import Data
 from ..families import TrainedModel
 from .ema import EMACallback
 from .optimization import apply_options
 from .shards import is_sharded
-from .stopping import GracefulStop
+from .waiting import Waiting
 from .wandb_mode import WandbMirror
 
 
@@ -115,8 +117,9 @@ class SampleGrid(Callback):
         model: The model in training, with its configuration.
         data: The data of the run (for the true density of a toy).
         average: The callback that holds the averaged weights.
-        stop: The callback that hears of signals.
+        waiting: How the other processes wait for the main one, and how it hears of signals.
         mirror: The W&B logger, if there is one.
+        compiled: Whether the network is compiled.
     """
 
     def __init__(
@@ -125,15 +128,17 @@ class SampleGrid(Callback):
         model: TrainedModel,
         data: Data,
         average: EMACallback,
-        stop: GracefulStop,
+        waiting: Waiting,
         mirror: WandbMirror | None = None,
+        compiled: bool = False,
     ):
         self.folder = folder
         self.model = model
         self.data = data
         self.average = average
-        self.stop = stop
+        self.waiting = waiting
         self.mirror = mirror
+        self.compiled = compiled
         self._drawn = -1
         self._starting = False
 
@@ -162,14 +167,21 @@ class SampleGrid(Callback):
         if is_sharded(pl_module):
             self.model.module.load_state_dict(self.average.whole())  # by all processes together
             self.model.module.to(pl_module.device)
-        if not trainer.is_global_zero:
-            return
+        # The main process draws by itself: an adaptive solver takes as many steps as it likes, and nobody waits there.
+        with self.waiting.main_alone(f"grid {step}", trainer.is_global_zero) as is_main:
+            if is_main:
+                self._draw(step, pl_module)
+
+    def _draw(self, step: int, pl_module: L.LightningModule) -> None:
+        config = self.model.config
         settings = self.model.sampling_settings_in_training()
         if "sampler" in settings:  # an autoencoder decodes at once
-            settings = {**settings, "callback": self._leave_on_signal}
-        # The main process draws by itself: an adaptive solver takes as many steps as it likes, and nobody waits there.
+            settings = {**settings, "callback": self._leave_if_over}
+        # A solver of torchdiffeq calls back at its end only, a compiled network does not say when it is called.
+        watched = nullcontext(EvaluationCount()) if self.compiled else self.model.counted()
         try:
-            with self.average.applied(pl_module), torch.random.fork_rng(devices=[]):
+            with self.average.applied(pl_module), torch.random.fork_rng(devices=[]), watched as count:
+                count.watch = self._leave_if_over
                 drawn = self.model.sample(config.sampling.n, seed=config.seed, **settings)
         except _Stopped:
             return
@@ -181,6 +193,6 @@ class SampleGrid(Callback):
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.png"
 
-    def _leave_on_signal(self, *_: Any) -> None:
-        if self.stop.requested:
+    def _leave_if_over(self, *_: Any) -> None:
+        if self.waiting.is_over():
             raise _Stopped

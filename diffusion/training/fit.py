@@ -16,13 +16,13 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .. import atomic, model_files, run_lock, runs
+from .. import atomic, model_files, run_lock, runs, stopped_runs
 from ..config import Config, dump_config, plain_values
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
 from ..model import FACTS, STEP
-from ..processes import launched
+from ..processes import end_with_parent, is_child, launched
 from ..random import state_seed
 from .callbacks import OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
@@ -32,7 +32,8 @@ from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_count, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
-from .stopping import GracefulStop
+from .stopping import GracefulStop, exits_on_sigterm
+from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
 
 # Child processes of a run on several devices find the folder that the first one made.
@@ -58,7 +59,8 @@ class Fit:
         run: The run folder.
         data: The data it was trained on.
         mirror: The W&B logger, still open, if there is one.
-        exit_code: 0 where training is complete, else that of the signal that stopped it.
+        exit_code: 0 where training is complete, else that of the signal that stopped it, or came after the last step
+            when there was still something to measure.
         is_main: Whether this is the process that writes.
     """
 
@@ -81,6 +83,8 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
         UserError: For data, devices or settings that do not fit, before anything is written; for a run that another
             process trains; for divergence, and a disk that is full.
     """
+    if is_child():
+        end_with_parent()
     device = choose_device(config.device)
     placement = process_options(config, device)
     meet(device)
@@ -99,6 +103,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     run, resuming = _run_folder(config, run)
     if rank_zero_only.rank == 0:
         _write_config(run, text)
+        stopped_runs.clear(run)
 
     metrics = MetricsLog(run)
     logging = config.logging
@@ -112,7 +117,8 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
         [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
     )
     stop = GracefulStop()
-    if choose_compile(trainer_options.compile, device):
+    compiled = choose_compile(trainer_options.compile, device)
+    if compiled:
         for network in module.networks:
             network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
@@ -137,7 +143,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
                 ),
                 average,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, average, stop, mirror),
+                SampleGrid(run / runs.SAMPLES, model, data, average, Waiting(stop.requested), mirror, compiled),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,
@@ -150,13 +156,16 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
         )
         with stop.caught():
             trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
-    averaged = average.whole() if sharded else {}  # by all processes together
+    averaged = average.whole() if sharded and not stop.exit_code else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
-        with average.applied(module):
+        with exits_on_sigterm(run), average.applied(module):
             module.finish(data, device)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
             model_files.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
-    return Fit(run, data, mirror, stop.exit_code, trainer.is_global_zero)
+    exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)
+    if exit_code and trainer.is_global_zero:
+        stopped_runs.record(run, exit_code, trainer.global_step)
+    return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
@@ -165,7 +174,7 @@ def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
         if run is None and launched().is_main:
             run = runs.create_run(config.runs, config.name or "run")
         run = Path(agree(str(run)))
-    elif _RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    elif _RUN_VARIABLE in os.environ and is_child():
         run = Path(os.environ[_RUN_VARIABLE])
     elif run is None:
         run = runs.create_run(config.runs, config.name or "run")

@@ -16,11 +16,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from .. import stopped_runs
+from ..processes import launched
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
@@ -36,31 +42,54 @@ class GracefulStop(Callback):
             trainer.fit(...)
         sys.exit(graceful_stop.exit_code)
 
-    `exit_code` is 75 or 130 if a signal cut training short, else 0.
+    Attributes:
+        exit_code: 75 or 130 if a signal cut training short, else 0.
+        late_code: The same for a signal that came in the last step or after it, when there was nothing to cut short.
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0
+        self.exit_code = self.late_code = 0
         self._received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._limit_val_batches: int | float | None = None
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Run `trainer.fit` in a block that ends where a stop leaves a validation."""
+        """Run `trainer.fit` in a block that ends where a stop leaves a validation.
+
+        Of several processes one ends before the others, and torchrun then sends SIGTERM to those: they are on their
+        way out, and go on to ignore it.
+        """
         try:
             yield
         except ValidationStopped:
             assert self.exit_code
+        except SystemExit:
+            if self._received == signal.SIGINT:  # what Lightning makes of a second one
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self.late_code = 0 if self.exit_code else self.late_code or self._own_code()
+            leaving = self.exit_code and launched().count > 1
+            for number, handler in self._previous.items():
+                signal.signal(number, signal.SIG_IGN if leaving else handler)
+            self._previous = {}
 
-    @property
     def requested(self) -> bool:
         """Whether this process has been signalled."""
         return self._received is not None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in on_fit_start: Lightning installs its own handlers after that.
-        self.exit_code, self._received = 0, None
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's handler broadcasts within itself, and hangs where one process alone is signalled; that for SLURM
+        # writes a checkpoint of its own. `caught` puts back what was there before.
+        connector = trainer._signal_connector
+        assert callable(connector.register_signal_handlers)
+        connector.register_signal_handlers = lambda: None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From here on: what comes before (finding each other, data) may wait for other processes, and dies as usual.
+        self.exit_code = self.late_code = 0
+        self._received = None
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in EXIT_CODES}
 
@@ -69,14 +98,13 @@ class GracefulStop(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # within a step: a checkpoint here would resume Lightning's count of parts in its middle
-        if self.exit_code or not trainer.strategy.reduce_boolean_decision(self.requested, all=False):
-            return
-        if trainer.global_step == trainer.max_steps:
-            return  # this was the last step: training is complete, and says so
-        self._decide(trainer)
-        trainer.should_stop = True
-        # Lightning validates when it is told to stop; the time before the scheduler's SIGKILL is not for that.
-        self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0
+        if self.exit_code or trainer.global_step == trainer.max_steps:
+            return  # after the last step training is complete, and says so
+        self.exit_code = self._agreed(trainer)
+        if self.exit_code:
+            trainer.should_stop = True
+            # Lightning validates when it is told to stop; the time before the scheduler's SIGKILL is not for that.
+            self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0
 
     def on_validation_batch_end(
         self,
@@ -88,21 +116,32 @@ class GracefulStop(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         # All processes have the same number of batches (`data_module`): none waits alone.
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
-            self._decide(trainer)
+        self.exit_code = self._agreed(trainer)
+        if self.exit_code:
             raise ValidationStopped
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.exit_code:
+            self.late_code = self._agreed(trainer)
         self._restore(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore(trainer)
 
-    def _decide(self, trainer: Trainer) -> None:
-        # A process that was not signalled itself learns of the stop here; the scheduler's signal is SIGTERM.
-        received = signal.Signals(self._received or signal.SIGTERM)
-        self.exit_code = EXIT_CODES[received]
-        rank_zero_info(f"{received.name}: stopping after step {trainer.global_step}.")
+    def _agreed(self, trainer: Trainer) -> int:
+        """The exit code of the signals that any of the processes has received (the greatest), 0 where there is none."""
+        code = self._own_code()
+        if trainer.world_size > 1:
+            told = torch.tensor(code, device=trainer.strategy.root_device)
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            code = int(told)
+        if code:
+            name = next(number.name for number, own in EXIT_CODES.items() if own == code)
+            rank_zero_info(f"{name}: stopping after step {trainer.global_step}.")
+        return code
+
+    def _own_code(self) -> int:
+        return 0 if self._received is None else EXIT_CODES[signal.Signals(self._received)]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
@@ -110,28 +149,32 @@ class GracefulStop(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _restore(self, trainer: Trainer) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
         if self._limit_val_batches is not None:
             trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
 
 
 @contextmanager
-def exits_on_sigterm() -> Iterator[None]:
-    """Run a block that SIGTERM ends at once with exit code 75, for what the same command begins anew: measuring."""
+def exits_on_sigterm(run: Path) -> Iterator[None]:
+    """Run a block that SIGTERM ends at once with exit code 75, for what the same command begins anew: measuring.
+
+    Args:
+        run: The run folder, in which a stop is recorded, that by SIGINT too.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(EXIT_CODES[signal.SIGTERM])
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, leave)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, leave) if in_main_thread else None
     try:
         yield
+    except (SystemExit, KeyboardInterrupt) as stop:
+        number = signal.SIGTERM if isinstance(stop, SystemExit) else signal.SIGINT
+        stopped_runs.record(run, EXIT_CODES[number])
+        raise
     finally:
-        signal.signal(signal.SIGTERM, former)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, former)
 
 
 class KillAfter(Callback):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import netrc
 import os
 import secrets
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,9 +128,21 @@ class WandbMirror(WandbLogger):
         """Set entries of the run table, e.g. `eval/bits_per_dim`."""
         self._attempt(lambda: self.experiment.summary.update(dict(values)))
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Close the W&B run; call it last, since evaluations after training log here too."""
-        self._attempt(lambda: self.experiment.finish(exit_code=exit_code))
+    def finish(self, exit_code: int = 0, seconds: float | None = None) -> None:
+        """Close the W&B run; call it last, since evaluations after training log here too.
+
+        Args:
+            exit_code: The command's.
+            seconds: How long to wait for it (a server that does not answer); None for as long as W&B does.
+        """
+        closing = threading.Thread(
+            target=self._attempt, args=(lambda: self.experiment.finish(exit_code=exit_code),), daemon=True
+        )
+        closing.start()
+        closing.join(seconds)
+        if closing.is_alive():
+            self.faulty = True
+            warnings.warn(f"W&B: not closed within {seconds:g} s; its files are kept.", stacklevel=2)
 
     def _attempt(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if self.faulty:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_training import LIGHTNING_WARNINGS, Run, TinyModule
 
+from diffusion import stopped_runs
 from diffusion.training.checkpoint_io import read_checkpoint
 from diffusion.training.metrics_log import read_metrics
 from diffusion.training.stopping import exits_on_sigterm
@@ -70,10 +71,17 @@ def test_a_signal_in_the_last_step_does_not_make_a_complete_run_incomplete(tmp_p
     assert read_checkpoint(run.checkpoints.last)["global_step"] == 4
 
 
+def test_a_signal_after_the_last_step_is_remembered(tmp_path):
+    """What comes after training, measuring, takes longer than a scheduler waits."""
+    run = Run(tmp_path, 4).fit(Signalled(3, signal.SIGTERM))
+    assert (run.stop.exit_code, run.stop.late_code) == (0, 75)
+    assert Run(tmp_path / "again", 4).fit(TinyModule()).stop.late_code == 0
+
+
 def test_a_second_sigint_interrupts_at_once(tmp_path):
     former = signal.getsignal(signal.SIGTERM)
     run = Run(tmp_path, 10)
-    with pytest.raises(SystemExit):  # what Lightning makes of a KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):  # of which Lightning makes exit code 1
         run.fit(Signalled(3, signal.SIGINT, signal.SIGINT))
     assert run.trainer.global_step == 3
     assert signal.getsignal(signal.SIGTERM) == former
@@ -97,9 +105,15 @@ def test_sigterm_to_a_process_gives_75_and_a_checkpoint(tmp_path):
     assert read_metrics(metrics)[-1]["step"] == step - 1
 
 
-def test_a_measurement_is_left_at_once_with_the_same_code():
+@pytest.mark.parametrize(
+    ("number", "code", "error"), [(signal.SIGTERM, 75, SystemExit), (signal.SIGINT, 130, KeyboardInterrupt)]
+)
+def test_a_measurement_is_left_at_once_and_the_run_says_why(tmp_path, number, code, error):
     former = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, exits_on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.value.code == 75
+    with pytest.raises(error) as stop, exits_on_sigterm(tmp_path):
+        signal.raise_signal(number)
+    assert error is KeyboardInterrupt or stop.value.code == code
+    assert stopped_runs.exit_code(tmp_path) == code
+    stopped_runs.clear(tmp_path)
+    assert stopped_runs.exit_code(tmp_path) == 0
     assert signal.getsignal(signal.SIGTERM) == former
