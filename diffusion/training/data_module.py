@@ -6,6 +6,7 @@ would start its epoch anew, is left out.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,15 @@ class ValidationBatches(Dataset):
         return batch if self.labels is None else batch | {"labels": self.labels[rows]}
 
 
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal's Ctrl-C and torchrun signal the whole process group; a loader that dies would take the step with it.
+
+    A loader ends with its parent, which it looks after itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class DataModule(L.LightningDataModule):
     """The loaders of a run; they ask the trainer for the step and for this process's place.
 
@@ -132,7 +142,8 @@ class DataModule(L.LightningDataModule):
         start = trainer.global_step * self.config.trainer.accumulate
         device = trainer.strategy.root_device if self.config.data.place == "device" else None
         batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size, device)
-        return DataLoader(batches, batch_size=None, num_workers=self.config.trainer.workers)
+        workers = self.config.trainer.workers
+        return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer

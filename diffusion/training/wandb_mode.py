@@ -15,6 +15,7 @@ import secrets
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,14 +136,20 @@ class WandbMirror(WandbLogger):
             exit_code: The command's.
             seconds: How long to wait for it (a server that does not answer); None for as long as W&B does.
         """
-        closing = threading.Thread(
-            target=self._attempt, args=(lambda: self.experiment.finish(exit_code=exit_code),), daemon=True
-        )
+        closing = threading.Thread(target=self._close, args=(exit_code,), daemon=True)
         closing.start()
         closing.join(seconds)
         if closing.is_alive():
             self.faulty = True
             warnings.warn(f"W&B: not closed within {seconds:g} s; its files are kept.", stacklevel=2)
+
+    def _close(self, exit_code: int) -> None:
+        self._attempt(lambda: self.experiment.finish(exit_code=exit_code))
+        if self.faulty:
+            import wandb
+
+            with suppress(Exception):  # here, and not with a traceback when the program ends
+                wandb.teardown()
 
     def _attempt(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if self.faulty:

@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6
 
 
-def torchrun(folder, *arguments, processes=2):
+def torchrun(folder, *arguments, processes=2, timeout=300):
     """Run a program with torchrun, as docs/cluster.md has it, and return what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DIFFUSION"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout, done.stderr

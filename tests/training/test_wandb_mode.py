@@ -122,6 +122,19 @@ def test_a_fault_while_logging_is_one_warning(tmp_path, monkeypatch):
     logger.finish()
 
 
+def test_after_a_signal_nobody_waits_for_a_server(tmp_path, monkeypatch):
+    class Silent(FaultyRun):
+        def finish(self, *args, **kwargs):
+            time.sleep(60)
+
+    monkeypatch.setattr("wandb.init", lambda **_: Silent())
+    logger = make_wandb_logger(tmp_path, "offline")
+    begin = time.perf_counter()
+    with pytest.warns(UserWarning, match=r"not closed within 0\.2 s"):
+        logger.finish(75, seconds=0.2)
+    assert time.perf_counter() - begin < 5
+
+
 def test_a_fault_at_the_start_falls_back_to_offline_and_then_to_none(tmp_path, monkeypatch):
     attempts = []
 
