@@ -51,7 +51,7 @@ def train(argv: Sequence[str]) -> int:
 
     from . import preflight
 
-    preflight.check(config)
+    preflight.check(config, makes_run=arguments.resume in ("auto", "never") and not arguments.verify_resume)
     if arguments.verify_resume:
         from .verify_resume import verify_resume
 
@@ -128,9 +128,9 @@ def sample(argv: Sequence[str]) -> int:
 
     options = parse_sample_arguments(argv)
 
-    from . import preflight
+    from . import preflight_commands
 
-    preflight.check_sample(options)
+    preflight_commands.check_sample(options)
 
     from .draw import draw
 

@@ -67,7 +67,8 @@ ALLOWED = {
     "run_lock": Allowed("errors"),
     "stopped_runs": Allowed("atomic"),
     "resume": Allowed("errors config processes run_lock stopped_runs"),
-    "preflight": Allowed("errors atomic config runs sample_record"),
+    "preflight": Allowed("errors config processes"),
+    "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
@@ -93,19 +94,19 @@ ALLOWED = {
     ),
     "training": Allowed(
         "errors atomic random run_lock runs model_files checkpoint_files config data devices denoisers experiment "
-        "families likelihood model objectives pictures processes samplers sampling stopped_runs baselines "
+        "families likelihood model objectives pictures preflight processes samplers sampling stopped_runs baselines "
         "evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
-        "errors config devices draw evaluation experiment model preflight processes report resume runs "
-        "sample_arguments training verify_resume",
+        "errors config devices draw evaluation experiment model preflight preflight_commands processes report resume "
+        "runs sample_arguments training verify_resume",
         "tqdm",
     ),
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment flow "
-        "likelihood metrics model networks noisy_classifier pictures preflight processes random report runs "
-        "sample_arguments samplers sampling schedules tensor_files training",
+        "likelihood metrics model networks noisy_classifier pictures preflight preflight_commands processes random "
+        "report runs sample_arguments samplers sampling schedules tensor_files training",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

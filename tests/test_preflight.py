@@ -2,28 +2,122 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from diffusion import samplers
-from diffusion.config import load_config
+from diffusion import preflight, samplers
+from diffusion.config import DataConfig, load_config
+from diffusion.data import load_images
 from diffusion.errors import UserError
-from diffusion.preflight import GRIDS, SAMPLERS, check
+from diffusion.experiment import DataFacts, build_model, build_objective
+from diffusion.preflight import SAMPLERS, TAKE_ETA, check, check_device, known_data
+from diffusion.preflight_commands import GRIDS
 from diffusion.schedules import time_grids
 
 CASES = {
     ("digits", "sampling.sampler=odee"): "sampling.sampler: 'odee' is not known; .*Did you mean 'ode'",
+    ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'ode' does not take it; ddim, ",
     ("digits", "data.name=moons"): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
     ("toy", "data.name=digits"): "network.name: found 'mlp'; images need unet or dit",
+    ("toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'gaussians' have no labels",
     ("mnist", "data.path=/nowhere"): "data.path: /nowhere does not exist",
+    ("mnist", f"data.path={__file__}"): "data.path: .* is neither a folder nor a zip file",
+    ("digits", "network.attention=[3]"): "network.attention: no feature map has height 3; with images of 8 x 8 and 2 ",
+    ("cifar", "data.size=24 network.attention=[16]"): "network.attention: no feature map has height 16; .*24 x 24",
+    ("cifar", "network.head_channels=48"): "network.head_channels: found 48; must divide the 256 channels",
+    (
+        "cifar",
+        "data.name=folder data.path=/ network.head_channels=100",
+    ): "network.head_channels: found 100; must divide",
+    ("vdm-digits", "objective.weighting=simple"): "objective.weighting: found 'simple'; a learned schedule takes elbo",
+    ("vdm-digits", "objective.time=log-snr"): "objective.time: found 'log-snr'; schedule.name 'learned' takes uniform",
+    ("vdm-digits", "trainer.strategy=sharded trainer.devices=2"): "trainer.strategy: .*'learned' takes ddp",
+    ("vae-digits", "trainer.strategy=sharded"): "trainer.strategy: found 'sharded'; family 'vae' takes ddp",
+    ("vae-digits", "data.name=moons"): "family: found 'vae', which models images; 'moons' are points",
+    ("vae-digits", "data.size=7"): "data.size: found 7; family 'vae' takes 8 at least",
+    ("vae-digits", "autoencoder.multipliers=[1,1,1,1,1]"): "autoencoder.multipliers: 5 levels are too many .*at most 4",
+    ("vae-digits", "autoencoder.observation=bernoulli"): "autoencoder.observation: .*2 levels, the data have 17",
+    (
+        "eae-digits",
+        "autoencoder.neighbours=64 trainer.devices=2 trainer.batch_size=128",
+    ): "must be below .*together, 64",
+    ("digits", "trainer.workers=2 data.place=device"): "trainer.workers: found 2; data.place 'device' takes 0",
+    ("digits", "name=a:b"): "name: found 'a:b'; letters, digits",
+    ("digits", f"runs={__file__}/x"): "runs: .* cannot be made; .* is a file",
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_begin_is_refused(case):
-    name, override = case
+    name, overrides = case
     with pytest.raises(UserError, match=CASES[case]):
-        check(load_config(name, [override]))
+        check(load_config(name, overrides.split()))
+
+
+# Settings that the parts themselves refuse too: there they stand without the name of the section.
+OF_THE_PARTS = [
+    case
+    for case in CASES
+    if case[1].startswith(("network.", "autoencoder.", "denoiser.", "objective.", "data.name", "data.size"))
+    and "path" not in case[1]
+]
+
+
+@pytest.mark.parametrize("case", OF_THE_PARTS)
+def test_the_parts_refuse_it_as_well(case):
+    """Nothing is refused beforehand that would have worked."""
+    name, overrides = case
+    config = load_config(name, overrides.split())
+    known = known_data(config.data)
+    shape = (2,) if known.side == 0 else (1, known.side, known.side)
+    facts = DataFacts(config.data.name, shape, known.levels, known.classes)
+    with pytest.raises(UserError):
+        build_objective(config, build_model(config, facts))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_the_data_are_what_they_are_taken_for(name, tmp_path):
+    known = known_data(DataConfig(name=name))
+    if name == "digits":
+        found = load_images(name)
+        assert (found.shape[1:], found.levels, found.num_classes) == ((known.side,) * 2, known.levels, known.classes)
+        assert load_images(name, size=5).shape[1:] == (known_data(DataConfig(name=name, size=5)).side,) * 2
+        return
+    assert {"mnist": (28, 256, 10), "cifar10": (32, 256, 10)}[name] == (known.side, known.levels, known.classes)
+
+
+def test_a_gpu_is_asked_of_its_driver(monkeypatch):
+    valid = [("cuda", 1), ("cuda:0", 1), ("cuda:1", 2), ("cuda", None), ("cuda:7", None), ("cpu", 0), ("auto", 0)]
+    for device, count in valid:
+        monkeypatch.setattr(preflight, "_gpu_count", lambda count=count: count)
+        check_device(device)
+    for device, count in (("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        monkeypatch.setattr(preflight, "_gpu_count", lambda count=count: count)
+        with pytest.raises(UserError, match=rf"device: '{device}' is not there: {count} GPU\(s\) found"):
+            check_device(device)
+
+
+def test_the_driver_and_torch_count_the_same_gpus():
+    assert preflight._gpu_count() in (None, torch.cuda.device_count())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=f"runs: .*{tmp_path.name}/runs cannot be written; .* read-only"):
+        check(load_config("digits", [f"runs={tmp_path / 'runs'}"]))
+    check(load_config("digits", [f"runs={tmp_path / 'runs'}"]), makes_run=False)
+
+
+def test_a_full_cache_may_be_read_only_and_an_unused_one_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    check(load_config("mnist", [f"data.cache={tmp_path}"]))
+    own = ["data.path=.", f"data.cache={tmp_path}"]
+    with pytest.raises(UserError, match=r"data.cache: .* read-only"):
+        check(load_config("mnist", own))
+    (tmp_path / "key.npy").touch()
+    check(load_config("mnist", own))
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar", "toy", "vae-digits", "eae-mnist", "vdm-digits"])
@@ -34,6 +128,8 @@ def test_what_is_shipped_is_accepted(name):
 def test_the_names_are_those_that_there_are():
     assert set(SAMPLERS) == set(samplers.names())
     assert set(GRIDS) == {*time_grids.names(), time_grids.AUTO}
+    with_a_dial = {name for name in samplers.names() if "eta" in vars(samplers.build(name))}
+    assert set(TAKE_ETA) == with_a_dial
 
 
 WITHOUT_TORCH = {

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ..cli import sample, train
 from ..errors import choose
-from ..preflight import check_device, check_models
+from ..preflight import check_device
+from ..preflight_commands import check_models
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
 from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments

@@ -22,6 +22,7 @@ from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
 from ..model import FACTS, STEP
+from ..preflight import process_count
 from ..processes import end_with_parent, is_child, launched
 from ..random import state_seed
 from .callbacks import OptimizerOptions, Progress, SampleGrid
@@ -29,7 +30,7 @@ from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
 from .ema import EMACallback
 from .gradient_guard import GradientGuard
-from .launch import agree, first_on_each_machine, meet, process_count, process_options
+from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
 from .stopping import GracefulStop, exits_on_sigterm

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ..checkpoint_files import read_checkpoint
 from ..config import Config
-from ..errors import UserError
+from ..preflight import process_count
 from ..processes import launched
 from .shards import group_is_up
 
@@ -32,28 +32,6 @@ class Sharded(ModelParallelStrategy):
         """Load a checkpoint after it has been checked as every other is (Lightning reads this one past our plugin)."""
         read_checkpoint(checkpoint_path)
         return super().load_checkpoint(checkpoint_path, weights_only=True)
-
-
-def process_count(config: Config) -> int:
-    """The processes of this run.
-
-    Raises:
-        UserError: Where torchrun and `trainer.devices` disagree, or they cannot share a batch.
-    """
-    options, count = config.trainer, launched().count
-    if count > 1 and options.devices not in (1, count):
-        raise UserError(f"trainer.devices: found {options.devices}; the launcher has started {count} processes")
-    count = max(count, options.devices)
-    parts = options.accumulate * count
-    if options.batch_size % parts:
-        raise UserError(
-            f"trainer.batch_size: found {options.batch_size}; must be a multiple of accumulate x processes, {parts}"
-        )
-    if config.data.place == "device" and options.workers:
-        raise UserError(f"trainer.workers: found {options.workers}; data.place 'device' takes 0")
-    if options.strategy == "sharded" and config.family != "diffusion":
-        raise UserError(f"trainer.strategy: found 'sharded'; family '{config.family}' takes ddp")
-    return count
 
 
 def process_options(config: Config, device: torch.device) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from diffusion import runs
 from diffusion.checkpoint_files import read_checkpoint
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts
+from diffusion.preflight import process_count
 from diffusion.processes import Processes, launched
 from diffusion.training.fit import fit
-from diffusion.training.launch import process_count
 from diffusion.training.metrics_log import read_metrics
 from diffusion.training.modules import build_module
 from diffusion.training.shards import shard

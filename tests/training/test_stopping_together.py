@@ -17,6 +17,7 @@ from tiny_configs import toy_arguments
 
 from diffusion import runs
 from diffusion.checkpoint_files import read_checkpoint
+from diffusion.model_files import read_model
 from diffusion.training.metrics_log import read_metrics
 from diffusion.verify_resume import compare
 
@@ -29,11 +30,11 @@ LAST_BREATH = 30.0  # seconds that a process lives on after another has died
 
 def assert_equal_bits(a, b):
     assert compare(a, b)[0] == []
-    ours, theirs = (runs.read_model(run / runs.MODEL)[0] for run in (a, b))
+    ours, theirs = (read_model(run / runs.MODEL)[0] for run in (a, b))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
-# --- in one launch: every place, whoever is signalled ------------------------------------------------------------------
+# --- in one launch: every place, whoever is signalled -----------------------------------------------------------------
 
 FEW = ("training:1:TERM", "training:all:INT", "validation:1:INT", "sampling:1:TERM")
 ALL = tuple(
@@ -147,8 +148,7 @@ class Launched:
     def wait(self, seconds):
         """The seconds until all that was started has ended, and the exit codes."""
         begin = time.time()
-        codes = [process.wait(max(0.1, begin + seconds - time.time())) for process in self.started]
-        return codes
+        return [process.wait(max(0.1, begin + seconds - time.time())) for process in self.started]
 
     def codes(self):
         """The exit codes of the workers that came to their end."""

@@ -1,0 +1,59 @@
+"""What of the command lines of sample.py, `evaluate` and `compare` can be known to be wrong before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import atomic, runs
+from .errors import UserError, choose
+from .preflight import SAMPLERS, check_device
+from .sample_record import SampleRecord
+
+GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
+
+
+def check_sample(options: argparse.Namespace) -> None:
+    """Refuse a draw that cannot begin: the command line of sample.py.
+
+    Raises:
+        UserError: For an unknown sampler, grid or device, a model or an image that is not there, and a place that
+            cannot be written to.
+    """
+    if options.sampler is not None:
+        choose("--sampler", options.sampler, SAMPLERS)
+    if options.grid is not None:
+        choose("--grid", options.grid, GRIDS)
+    if options.classifier is not None:
+        if options.label is None:
+            raise UserError("--classifier: steers towards a class; give --label too")
+        if options.guide is not None:
+            raise UserError("--guide, --classifier: take one of them")
+        runs.resolve_classifier(options.classifier)
+    check_device(options.device)
+    if options.run is not None:
+        check_models([options.run], options.runs)
+    if options.from_image is not None:
+        SampleRecord.read(options.from_image)
+    for option in ("inpaint", "mask", "restore", "edit", "encode", "interpolate"):
+        given = getattr(options, option) or ()
+        for path in (given,) if isinstance(given, str) else given:
+            if not Path(path).is_file():
+                raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
+    if options.out is not None:
+        try:
+            atomic.check_writable(options.out)
+        except OSError as error:
+            raise UserError(f"--out: {options.out} cannot be written ({error.strerror})") from error
+
+
+def check_models(names: Iterable[str], runs_dir: str) -> None:
+    """Refuse models that are not there: run folders, names of runs, model files, checkpoints, `pretrained:NAME`.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    for name in names:
+        if Path(name).suffix != ".ckpt" or not Path(name).is_file():
+            runs.resolve_model(name, runs_dir)
