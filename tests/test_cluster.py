@@ -18,8 +18,11 @@ from diffusion.training.metrics_log import read_metrics
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 STAND_INS = {
-    "scontrol": "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.1\n",
+    "scontrol": '#!/bin/bash\nif [ "$1" = requeue ]; then echo "$2" >> requeued; exit; fi\n'
+    "echo 127.0.0.1\necho 127.0.0.1\n",
     "srun": '#!/bin/bash\nfor node in $(seq "$SLURM_JOB_NUM_NODES"); do SLURM_NODEID=$((node - 1)) "$@" & done\n'
+    # the time is nearly over: to all tasks, once the first step is in the record
+    'if [ -n "$TIME_IS_OVER" ]; then until [ -s runs/*/metrics.jsonl ]; do sleep 0.05; done; kill $(jobs -p); fi\n'
     "code=0; for job in $(jobs -p); do wait \"$job\" || code=$?; done; exit $code\n",
 }  # fmt: skip
 
@@ -40,11 +43,11 @@ def shell(tmp_path):
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled",
     }  # fmt: skip
 
-    def run(line, **more):
+    def run(line, code=0, **more):
         done = subprocess.run(
             shlex.split(line), cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=600
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        assert done.returncode == code, f"{line}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
 
     return run, tmp_path
@@ -90,7 +93,17 @@ def test_the_slurm_script(shell):
         "SLURM_JOB_ID": "7",
         "RENDEZVOUS_PORT": str(port),
     }
-    tiny = "network.width=8 network.depth=1 trainer.steps=4 trainer.batch_size=8 trainer.log_every=1"
-    run(f"bash job.sh toy {tiny} evaluation.enabled=false sampling.steps=2 sampling.n=4", **job)
+    tiny = "network.width=8 network.depth=1 trainer.steps=400 trainer.batch_size=8 trainer.log_every=1"
+    command = f"bash job.sh toy {tiny} evaluation.enabled=false sampling.steps=2 sampling.n=4"
+    run(command, code=75, TIME_IS_OVER="1", **job)
+    assert (folder / "requeued").read_text() == "7\n"
     (trained,) = (folder / "runs").iterdir()  # two machines of one process each, and one run
-    assert [row["step"] for row in read_metrics(trained / "metrics.jsonl") if "train/loss" in row] == list(range(4))
+    assert not (trained / runs.MODEL).exists()
+
+    run(command, **job)  # as SLURM does then
+    assert (folder / "requeued").read_text() == "7\n", "a complete run is not started again"
+    assert [path.name for path in (folder / "runs").iterdir()] == [trained.name]
+    assert [row["step"] for row in read_metrics(trained / "metrics.jsonl") if "train/loss" in row] == list(range(400))
+
+    run(f"{command} optimizer.lr=-1", code=2, **job)
+    assert (folder / "requeued").read_text() == "7\n", "nor is a failure"

@@ -161,24 +161,25 @@ def test_another_draw_does_not_go_on_in_its_place(here, capsys, monkeypatch):  #
     assert "holds the beginning of another draw (settings.steps 3 there, 2 here)" in err
 
 
-def test_processes_share_a_draw(here, capsys):  # noqa: F811
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_a_draw(here, capsys, count):  # noqa: F811
     draw = ("--n", "9", "--batch-size", "2", "--sampler", "ddim", "--steps", "2", "--device", "cpu", "--out")
     run_sample(capsys, *draw[:-3], "--out", "one.npz")
     program = "import sys; from diffusion.cli import command, sample; sys.exit(command(sample))"
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", program, *draw, "three.npz"],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", program, *draw, "shared.npz"],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
         )
-        for rank in range(3)
+        for rank in range(count)
     ]
     said = [process.communicate(timeout=120)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
-    assert ["wrote three.npz" in text for text in said] == [True, False, False], "one writer"
-    with np.load("one.npz") as one, np.load("three.npz") as three:
+    assert [process.returncode for process in running] == [0] * count
+    assert ["wrote shared.npz" in text for text in said] == [True] + [False] * (count - 1), "one writer"
+    with np.load("one.npz") as one, np.load("shared.npz") as shared:
         assert one["images"].shape == (9, 8, 8)
-        assert np.array_equal(one["images"], three["images"])
+        assert np.array_equal(one["images"], shared["images"])
 
 
 def test_a_film_shows_the_path(here, capsys):  # noqa: F811

@@ -9,13 +9,14 @@ without it.
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import secrets
 import threading
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -225,7 +226,20 @@ def _start(run_dir: Path, mode: str, options: Mapping[str, Any]) -> Any:
         disable_code=True,
         x_disable_stats=True,
     )
-    run = wandb.init(**options, id=identity.read_text().strip(), mode=mode, settings=settings)  # type: ignore[arg-type]
+    with _no_word_of_its_own_log():
+        run = wandb.init(**options, id=identity.read_text().strip(), mode=mode, settings=settings)  # type: ignore[arg-type]
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
+
+
+@contextmanager
+def _no_word_of_its_own_log() -> Iterator[None]:
+    """W&B's debug log may fail (a full disk) without a traceback of each of its lines, in the block and after it."""
+    former, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = former
+        for handler in logging.getLogger("wandb").handlers:
+            handler.handleError = lambda _: None

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import wandb
+from tiny_configs import digits_arguments
 
 from diffusion.errors import UserError
+from diffusion.training.metrics_log import read_metrics
 from diffusion.training.wandb_mode import has_key, make_wandb_logger, resolve_mode
 
+ROOT = Path(__file__).parents[2]
 KEY = {"WANDB_API_KEY": "0" * 40, "HOME": "/nonexistent"}
 NO_KEY = {"HOME": "/nonexistent"}
 
@@ -146,3 +152,46 @@ def test_a_fault_at_the_start_falls_back_to_offline_and_then_to_none(tmp_path, m
     with pytest.warns(UserWarning, match=r"(online|offline) logging failed .*no network"):
         assert make_wandb_logger(tmp_path, "online") is None
     assert attempts == [("online", 20.0), ("offline", 20.0)]
+
+
+# A run whose folder `wandb` lies on a disk of its own.
+ON_A_DISK = """
+import os, sys
+from diffusion import runs
+from diffusion.cli import command, train
+made = runs.create_run
+def create_run(folder, name):
+    run = made(folder, name)
+    os.symlink(os.environ["DISK"], run / "wandb")
+    return run
+runs.create_run = create_run
+sys.exit(command(train))
+"""
+
+
+@pytest.fixture
+def disk(tmp_path, request):
+    """A disk of so many KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", [8, 32], indirect=True)
+def test_training_goes_on_when_the_disk_of_wandb_is_full(tmp_path, disk):
+    arguments = digits_arguments(tmp_path, "trainer.steps=30", "evaluation.enabled=false")
+    command = [sys.executable, "-c", ON_A_DISK, *arguments, "--wandb", "offline"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DISK": str(disk), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B: logging failed") == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert re.search("Traceback|Logging error", done.stderr) is None, done.stderr
+    run = tmp_path / "runs" / "digits-0001"
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row] == list(range(30))
+    assert (run / "model.safetensors").is_file()
