@@ -93,7 +93,7 @@ def test_the_slurm_script(shell):
         "SLURM_JOB_ID": "7",
         "RENDEZVOUS_PORT": str(port),
     }
-    tiny = "network.width=8 network.depth=1 trainer.steps=400 trainer.batch_size=8 trainer.log_every=1"
+    tiny = "network.width=8 network.depth=1 trainer.steps=120 trainer.batch_size=8 trainer.log_every=1"
     command = f"bash job.sh toy {tiny} evaluation.enabled=false sampling.steps=2 sampling.n=4"
     run(command, code=75, TIME_IS_OVER="1", **job)
     assert (folder / "requeued").read_text() == "7\n"
@@ -103,7 +103,7 @@ def test_the_slurm_script(shell):
     run(command, **job)  # as SLURM does then
     assert (folder / "requeued").read_text() == "7\n", "a complete run is not started again"
     assert [path.name for path in (folder / "runs").iterdir()] == [trained.name]
-    assert [row["step"] for row in read_metrics(trained / "metrics.jsonl") if "train/loss" in row] == list(range(400))
+    assert [row["step"] for row in read_metrics(trained / "metrics.jsonl") if "train/loss" in row] == list(range(120))
 
     run(f"{command} optimizer.lr=-1", code=2, **job)
     assert (folder / "requeued").read_text() == "7\n", "nor is a failure"
