@@ -242,4 +242,4 @@ def _no_word_of_its_own_log() -> Iterator[None]:
     finally:
         logging.raiseExceptions = former
         for handler in logging.getLogger("wandb").handlers:
-            handler.handleError = lambda _: None
+            handler.handleError = lambda record: None
