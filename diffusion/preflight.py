@@ -175,6 +175,8 @@ def _check_diffusion(config: Config, data: KnownData) -> None:
         raise UserError(f"network.name: found '{network.name}'; images need unet or dit")
     if config.denoiser.conditional and data.classes == 0:
         raise UserError(f"denoiser.conditional: the data '{config.data.name}' have no labels; set it to false")
+    if config.denoiser.prediction == "levels" and data.side == 0:
+        raise UserError(f"denoiser.prediction: found 'levels'; the points of '{config.data.name}' have none")
     if network.name == "unet":
         _check_unet(config, data.side)
     if config.schedule.name == "learned":

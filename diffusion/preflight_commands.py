@@ -18,8 +18,8 @@ def check_sample(options: argparse.Namespace) -> None:
     """Refuse a draw that cannot begin: the command line of sample.py.
 
     Raises:
-        UserError: For an unknown sampler, grid or device, a model or an image that is not there, and a place that
-            cannot be written to.
+        UserError: For an unknown sampler, grid or device, a model, a classifier or an image that is not there,
+            a classifier without a label, and a place that cannot be written to.
     """
     if options.sampler is not None:
         choose("--sampler", options.sampler, SAMPLERS)

@@ -21,6 +21,7 @@ CASES = {
     ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'ode' does not take it; ddim, ",
     ("digits", "data.name=moons"): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
     ("toy", "data.name=digits"): "network.name: found 'mlp'; images need unet or dit",
+    ("toy", "denoiser.prediction=levels objective.dequantize=false"): "denoiser.prediction: .* points .* have none",
     ("toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'gaussians' have no labels",
     ("mnist", "data.path=/nowhere"): "data.path: /nowhere does not exist",
     ("mnist", f"data.path={__file__}"): "data.path: .* is neither a folder nor a zip file",
