@@ -107,6 +107,9 @@ def train(argv: Sequence[str]) -> int:
     console.print()
     if estimates:
         console.print(report.likelihood_table(estimates))
+        for name, estimate in estimates.items():
+            if (warning := evaluation.weights_warning(estimate)) is not None:
+                console.print(f"{name}: {warning}", soft_wrap=True)
     places: dict[str, Path | str] = {"run folder": done.run, **found}
     if codes_file := evaluation.write_codes(done.run, codes):
         console.print(report.codes_table(codes))

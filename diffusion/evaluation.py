@@ -22,6 +22,8 @@ from .baselines.gaussianity import Gaussianity
 from .config import EvaluationConfig
 from .experiment import Data
 from .likelihood import Estimate, classical
+from .likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
+from .likelihood.importance_weights import unreliable
 from .model import TrainedModel
 
 CODES = "codes.json"
@@ -88,8 +90,25 @@ def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
 
 def effective_samples(estimate: Estimate) -> float | None:
     """The median over images of the effective number of importance samples; None where there are none."""
-    log_ess = estimate.terms.get("log_effective_samples")
+    log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
     return None if log_ess is None else float(log_ess.exp().median())
+
+
+def weights_warning(estimate: Estimate) -> str | None:
+    """A line where importance weights of some images are not to be trusted; None where all are, or there are none."""
+    found = unreliable(estimate)
+    if found is None or not bool(found.any()):
+        return None
+    shape = estimate.terms.get(TAIL_SHAPE)
+    seen = "fewer than 2 effective samples" if shape is None else f"their median tail shape {_median(shape[found])}"
+    return (
+        f"importance weights are unreliable for {int(found.sum())} of {len(estimate)} images ({seen}): values may be "
+        "far below log p and errors too small, of the other images, too, where these are many"
+    )
+
+
+def _median(shapes: torch.Tensor) -> str:
+    return f"{float(shapes.nan_to_num(math.inf).median()):.2f}"
 
 
 def describe(estimate: Estimate) -> str:
@@ -114,7 +133,7 @@ def write(run: Path, estimates: Mapping[str, Estimate], seconds: float) -> None:
 
 def _more(estimate: Estimate) -> dict[str, Any]:
     """Each image's effective number of importance samples, where there are such."""
-    log_ess = estimate.terms.get("log_effective_samples")
+    log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
     return {} if log_ess is None else {"effective_samples": log_ess.exp().tolist()}
 
 

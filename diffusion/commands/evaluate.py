@@ -14,7 +14,7 @@ from .. import pictures
 from ..cli import ProgressBar
 from ..devices import choose_device
 from ..errors import UserError
-from ..evaluation import summary
+from ..evaluation import summary, weights_warning
 from ..likelihood import Estimate
 from ..likelihood.estimate import SYSTEMATIC
 from ..processes import launched
@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
         out.print(table)
         out.print(_budget(evaluation.estimate))
+        if (warning := weights_warning(evaluation.estimate)) is not None:
+            out.print(warning, soft_wrap=True)
         if spent is not None:
             out.print(spent_table(spent))
             for line in verdict(spent):

@@ -30,7 +30,8 @@ from torch import Tensor
 from .. import random
 from .batching import Progress, evaluation_mode
 from .estimate import Estimate
-from .latent_variable import LatentVariableModel, LogMeanExp, check_at_least_one, in_batches
+from .importance_weights import LogMeanExp
+from .latent_variable import LatentVariableModel, check_at_least_one, in_batches
 
 TARGET_ACCEPTANCE = 0.9
 _PILOT_CHAINS, _FIRST_STEP_SIZE, _GAIN = 4, 0.5, 0.2
@@ -48,7 +49,7 @@ class Bracket:
         z: The latents that they were made from: exact posterior samples, shape (B, d).
         lower: The forward bound, shape (B,), float64; below log p(x) in expectation.
         upper: The backward bound; above log p(x) in expectation.
-        lower_error, upper_error: Their standard errors by the delta method; nan for one chain.
+        lower_error, upper_error: Their errors (`importance_weights`); nan for one chain.
         seconds: Wall time.
     """
 
@@ -92,7 +93,7 @@ def annealed_importance_sampling(
 
     Returns:
         Kind `lower bound`; `nfe` counts the decoder's evaluations, all but one a transition with a gradient;
-        terms: `log_effective_samples`, of the chains' weights.
+        terms: the diagnostics of the chains' weights (`importance_weights.LogMeanExp`).
 
     Raises:
         UserError: For no image, a setting below one, or as many indices as there are not images.
@@ -102,7 +103,7 @@ def annealed_importance_sampling(
     def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         run = _Run(model, x, rows, steps, leapfrog, seed)
         total = run.forward(chains, run.pilot())
-        return total.value, total.std_error, {"log_effective_samples": total.effective_samples.log()}
+        return total.value, total.std_error, total.diagnostics
 
     protocol = {
         "estimator": "annealed importance sampling",
@@ -250,6 +251,6 @@ class _Run:
         return self.x.repeat_interleave(chains, 0)
 
     def _mean(self, log_w: Tensor) -> LogMeanExp:
-        total = LogMeanExp(len(self.rows))
+        total = LogMeanExp()
         total.add(log_w.unflatten(0, (len(self.rows), -1)))
         return total

@@ -39,6 +39,9 @@ TEST_SET = "test set"
 # What shifts every image alike, so that more of them do not average it away.
 DATA_END, NOISE_END, SOLVER = "data end", "noise end", "solver"
 SYSTEMATIC = (SOLVER, DATA_END, NOISE_END)
+# Terms that are no parts of log_prob: what tells whether importance weights are to be trusted (`importance_weights`).
+EFFECTIVE_SAMPLES, TAIL_SHAPE = "log_effective_samples", "tail_shape"
+DIAGNOSTICS = (EFFECTIVE_SAMPLES, TAIL_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Estimate:
         nfe: Network evaluations an image.
         seconds: Wall time.
         error_budget: Errors of the mean by cause, in bits/dim; "test set" (see `student_interval`) is always there.
-        terms: Parts of log_prob in nats, tensors of shape (B, ...).
+        terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
         UserError: For an unknown kind.
@@ -159,7 +162,8 @@ class Estimate:
         """One estimate from those of disjoint sets of images made under one protocol.
 
         Seconds add up, NFE is the mean over images. Of the budget (errors of means over images) the random causes are
-        independent between parts and add up in quadrature; systematic ones, alike in all parts, are averaged.
+        independent between parts and add up in quadrature; systematic ones, alike in all parts, are averaged. Terms
+        are those that all parts have.
 
         Raises:
             UserError: For no part, parts of unlike protocol, or an image that is in two parts.
@@ -192,7 +196,11 @@ class Estimate:
             nfe=sum(share * part.nfe for share, part in zip(shares, parts, strict=True)),
             seconds=sum(part.seconds for part in parts),
             error_budget=budget,
-            terms={name: torch.cat([part.terms[name] for part in parts]) for name in first.terms},
+            terms={
+                name: torch.cat([part.terms[name] for part in parts])
+                for name in first.terms
+                if all(name in part.terms for part in parts)  # one kept by an earlier release may have fewer
+            },
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -218,7 +226,9 @@ class Estimate:
             "seconds": self.seconds,
             "protocol": dict(self.protocol),
             "terms_bits_per_dim": {
-                name: (-term.double().mean(0) / self.nats_per_bit_per_dim).tolist() for name, term in self.terms.items()
+                name: (-term.double().mean(0) / self.nats_per_bit_per_dim).tolist()
+                for name, term in self.terms.items()
+                if name not in DIAGNOSTICS
             },
             "indices": self.indices.tolist(),
             "log_prob": [plain(value) for value in self.log_prob.tolist()],

@@ -4,13 +4,14 @@ Importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8), K sample
 
     log p(x) >= E log 1/K sum_i w_i = E [log sum_i w_i - log K],        increasing in K, log p(x) in the limit.
 
-Its bias is -Var(w) / (2 K E[w]^2) to first order and its standard error sqrt(Var(w) / K) / E[w], the delta method: both
-are small where the effective sample size (sum w)^2 / sum w^2 (Kong 1992) is large, and neither can be trusted where it
-is a few samples. K = 1 in expectation is the evidence lower bound, whose Kullback-Leibler term is taken in closed form:
+Its bias is -Var(w) / (2 K E[w]^2) to first order and its standard error sqrt(Var(w) / K) / E[w]: both are small where
+the effective sample size (sum w)^2 / sum w^2 (Kong 1992) is large. The error that is stated is that of
+`importance_weights`. K = 1 in expectation is the evidence lower bound, whose Kullback-Leibler term is taken in closed
+form:
 
     ELBO = E_q log p(x | z) - KL(q(z | x) || N(0, I)),        log p(x) - ELBO = KL(q(z | x) || p(z | x)).
 
-The weights are summed as they come, in float64, so that memory does not grow with K.
+Of the samples only their log-weights are kept, 8 bytes each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 from .. import random
 from .batching import Progress
 from .estimate import Estimate
-from .latent_variable import LatentVariableModel, LogMeanExp, check_at_least_one, in_batches
+from .importance_weights import LogMeanExp
+from .latent_variable import LatentVariableModel, check_at_least_one, in_batches
 
 # The samples of one call of the decoder an image, and of one draw of noise: sample i is row i % 50 of draw i // 50,
 # whatever the number of samples asked for.
@@ -53,8 +55,8 @@ def importance_weighted(
         progress: Called with (images done, images in all).
 
     Returns:
-        Kind `lower bound`, with the standard error by the delta method; terms in nats: `elbo`, the mean of log w; and
-        `log_effective_samples`, the logarithm of the effective sample size.
+        Kind `lower bound`, with the error about log p(x) (`importance_weights`); terms in nats: `elbo`, the mean of
+        log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
 
     Raises:
         UserError: For no image, less than one sample, or as many indices as there are not images.
@@ -63,7 +65,7 @@ def importance_weighted(
 
     def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         mean, std = model.proposal(x)
-        total = LogMeanExp(len(x))
+        total = LogMeanExp()
         for eps in _blocks(seed, rows, samples, mean):
             z = mean[:, None] + std[:, None] * eps
             # log p(z) - log q(z | x): the constants cancel
@@ -71,8 +73,7 @@ def importance_weighted(
                 eps.double().square() - z.double().square()
             ).sum(2)
             total.add(_log_prob_given(model, x, z).double() + log_ratio)
-        terms = {"elbo": total.mean_log, "log_effective_samples": total.effective_samples.log()}
-        return total.value, total.std_error, terms
+        return total.value, total.std_error, {"elbo": total.mean_log, **total.diagnostics}
 
     protocol = {"estimator": "importance-weighted bound", "samples": samples, "seed": seed}
     return in_batches(model, x, evaluate, protocol, samples, SAMPLES_AT_ONCE, batch_size, indices, progress)

@@ -1,8 +1,7 @@
-"""What the estimators of latent-variable models share: the model's contract, weights summed as they come, the loop."""
+"""What the estimators of latent-variable models share: the model's contract and the loop over the data."""
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -48,53 +47,6 @@ class LatentVariableModel(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """The floating type of the parameters (of the buffers, if there are none), in which z is drawn."""
         return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
-
-
-class LogMeanExp:
-    """log of the mean of exp(log_w) over samples that come a few at a time, for each row by itself.
-
-    Attributes:
-        count: The number K of samples so far.
-        mean_log: The mean of log_w, shape (B,).
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.count = 0
-        self.mean_log = torch.zeros(rows, dtype=torch.float64)
-        self._largest = torch.full((rows,), -math.inf, dtype=torch.float64)
-        self._sum = torch.zeros(rows, dtype=torch.float64)  # of w / exp(largest), and of its square
-        self._squares = torch.zeros(rows, dtype=torch.float64)
-
-    def add(self, log_w: Float[Tensor, " b s"]) -> None:
-        """Take S more samples a row."""
-        log_w = log_w.detach().double().cpu()
-        self.count += log_w.shape[1]
-        self.mean_log += (log_w - self.mean_log[:, None]).sum(1) / self.count
-        largest = torch.maximum(self._largest, log_w.amax(1))
-        # rows whose weights are all zero so far stand at -inf, and -inf - -inf is not a number
-        reference = torch.where(largest == -math.inf, 0.0, largest)
-        w = (log_w - reference[:, None]).exp()
-        shrink = (self._largest - reference).exp()
-        self._sum = self._sum * shrink + w.sum(1)
-        self._squares = self._squares * shrink.square() + w.square().sum(1)
-        self._largest = largest
-
-    @property
-    def value(self) -> Float[Tensor, " b"]:
-        """log sum w - log K."""
-        return self._largest + self._sum.log() - math.log(self.count)
-
-    @property
-    def effective_samples(self) -> Float[Tensor, " b"]:
-        """(sum w)^2 / sum w^2, between 1 and K."""
-        return self._sum.square() / self._squares
-
-    @property
-    def std_error(self) -> Float[Tensor, " b"]:
-        """Of `value`, by the delta method: sqrt((K / ESS - 1) / (K - 1)); nan for one sample."""
-        if self.count < 2:
-            return torch.full_like(self._sum, math.nan)
-        return ((self.count / self.effective_samples - 1.0).clamp(min=0.0) / (self.count - 1)).sqrt()
 
 
 def in_batches(

@@ -30,7 +30,8 @@ from .batching import Progress, check_data, choose_batch_size, in_batches, proto
 from .dequantization import DEQUANTIZATIONS, Dequantizer
 from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
-from .latent_variable import LogMeanExp, check_at_least_one
+from .importance_weights import LogMeanExp
+from .latent_variable import check_at_least_one
 
 ESTIMATOR = "probability-flow ODE"
 
@@ -153,9 +154,9 @@ def log_likelihood_ode(
 
     Returns:
         Kind `lower bound` (in expectation over the draws; Jensen), but `surrogate` for draws that are
-        importance-weighted with Hutchinson's trace. The standard error comes from the spread over draws (by the delta
-        method where they are weighted) and holds the probes' noise; it is nan for one draw (the mean's interval stands:
-        see `Estimate.mean`).
+        importance-weighted with Hutchinson's trace. The standard error comes from the spread over draws (where they are
+        weighted it is about log P: `importance_weights`, whose diagnostics are among the terms) and holds the probes'
+        noise; it is nan for one draw (the mean's interval stands: see `Estimate.mean`).
 
     Raises:
         UserError: For bad settings or images; `SolverError` where the solver cannot go on.
@@ -204,12 +205,12 @@ def log_likelihood_ode(
         values = torch.cat([log_weights(rows, range(draws)[i : i + size]) for i in range(0, draws, size)], dim=1).cpu()
         per_draw = values.mean(2)
         if importance_weighted:
-            total = LogMeanExp(len(values))
+            total = LogMeanExp()
             total.add(per_draw)
-            log_prob, std_error, shares = total.value, total.std_error, per_draw.softmax(1)
+            log_prob, std_error, shares, terms = total.value, total.std_error, per_draw.softmax(1), total.diagnostics
         else:
             log_prob, std_error = per_draw.mean(1), _standard_error(per_draw)
-            shares = torch.full_like(per_draw, 1.0 / draws)
+            shares, terms = torch.full_like(per_draw, 1.0 / draws), {}
         if values.shape[2] > 1:
             probe_variances.append((shares.square() * values.var(2)).sum(1) / values.shape[2])
         return Estimate(
@@ -220,6 +221,7 @@ def log_likelihood_ode(
             kind="surrogate" if importance_weighted and draws > 1 and trace == "hutchinson" else "lower bound",
             protocol=protocol,
             indices=indices[rows],
+            terms=terms,
         )
 
     result = in_batches(denoiser, len(images), max(1, size // draws), estimate, progress)

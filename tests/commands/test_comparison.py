@@ -278,7 +278,9 @@ def test_families_stand_side_by_side(place, diffusion_command):
     few = ("--images", "20", "--wandb", "off")
     code, out, _ = diffusion_command("evaluate", "vae-digits-0001", "--draws", "3", *few)
     assert (code, "effective samples" in out) == (0, True)
-    assert diffusion_command("evaluate", "digits-0001", "--tolerance", "1e-1", *few)[0] == 0
+    assert "importance weights are unreliable for" in out, "three samples of a model that is hardly trained"
+    code, out, _ = diffusion_command("evaluate", "digits-0001", "--tolerance", "1e-1", *few)
+    assert (code, "unreliable" in out) == (0, False)
     code, _, _ = diffusion_command("compare", "vae-digits-0001", "digits-0001", "--no-baselines", "--wandb", "off")
     assert code == 0
     plain = json.loads(Path("comparison/comparison.json").read_text())

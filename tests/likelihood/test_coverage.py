@@ -126,8 +126,6 @@ class Case:
     images: int = 32
     freedom: int | None = None  # degrees of freedom of an image's standard error, where they are few and known
     image: float = 88.0  # the least share of images; the error of a few squares is skew, however well it is stated
-    # The least count of repeats: log-mean-exps of heavy-tailed weights have a skewed error, true coverage about 0.91.
-    measured: float = 90.0
     few_dims: bool = False
 
     def dims(self, levels: int) -> int:
@@ -146,12 +144,13 @@ def ancestral(**options) -> Callable[[Schedule, int], dict]:
     return lambda schedule, levels: {"method": "elbo-discrete", "times": times(schedule), **options}
 
 
-WEIGHTED = {"method": "ode", "trace": "exact", "draws": 48, "importance_weighted": True}
+# One image a repeat. At 256 levels its weights are so alike that the solver's error counts, which the budget holds.
+WEIGHTED = {"method": "ode", "trace": "exact", "draws": 48, "importance_weighted": True, "error_budget": True}
 CASES = [
     Case("ode, exact trace", dequantised, fixed(method="ode", trace="exact", draws=4), 8, freedom=3),
     Case("ode, Hutchinson", dequantised, fixed(method="ode", draws=4, probes=2), 8, freedom=3),
     Case("ode, as it comes", dequantised, fixed(method="ode")),
-    Case("ode, weighted draws", probability, fixed(**WEIGHTED), 1, freedom=47, measured=85.0, image=85.0),
+    Case("ode, weighted draws", probability, fixed(**WEIGHTED), 1, freedom=47),
     Case("immse", dequantised, fixed(method="immse", evaluations=48), image=86.0),
     Case("elbo, dequantised", dequantised_elbo, fixed(method="elbo", dequantize=True, evaluations=32), image=86.0),
     Case("elbo, centres", decoded_elbo, fixed(method="elbo", evaluations=32), image=86.0),
@@ -209,9 +208,9 @@ def run(case: Case, kind: str, levels: int, schedule: Schedule, repeats: int = 1
     return count(estimate, of_all[place(data, levels)], expected, case.images, case.freedom)
 
 
-def holds(counts: Counts, image: float, measured: float = 90.0) -> None:
+def holds(counts: Counts, image: float) -> None:
     assert not counts.population < 90, counts
-    assert not counts.measured < measured, counts
+    assert not counts.measured < 90, counts
     assert not counts.image < image, counts
     # 100 images of heavy weights in one of the cases
     assert math.isnan(counts.stated_over_true) or 0.7 < counts.stated_over_true < 1.3, counts
@@ -224,7 +223,7 @@ SETTINGS = [("gaussian", 17), *(("mixture", levels) for levels in LEVELS)]
 @pytest.mark.parametrize(("kind", "levels"), SETTINGS)
 @each_case
 def test_levels(case, kind, levels):
-    holds(run(case, kind, levels, VP()), case.image, case.measured)
+    holds(run(case, kind, levels, VP()), case.image)
 
 
 @pytest.mark.slow

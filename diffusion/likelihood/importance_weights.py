@@ -1,0 +1,160 @@
+"""The log of a mean of importance weights: its value, its error about the log of the expectation, when to trust it.
+
+K independent weights w_k >= 0 with E w = P. The estimate L = log(1/K sum w_k) is a lower bound of log P in expectation
+(Jensen). With gamma the skewness of the weights at hand, and ESS = (sum w)^2 / sum w^2 their effective number,
+
+    delta method        s = sqrt((K / ESS - 1) / (K - 1)), the standard error of log of a mean
+    skewness            s (1 + c gamma^2 / K),        c = (z^4 + 2 z^2 - 3) / 18 = 1.08 for z = 1.96
+    missing weights     in quadrature with L_t - L, where ESS < sqrt(K)
+
+Skewness: weights that happened to miss the peak have a small mean *and* a small deviation, so that intervals of the
+delta method fail too often, above all on the upper side. What skewness takes from the coverage of two-sided Student
+intervals of a mean is, to order 1 / K, 2 z phi(z) c gamma^2 / K, phi the normal density (Hall 1988, Annals of
+Statistics 16, 927: q_2), which this factor gives back. What is left out of the expansion has the other sign for weights
+skewed to the right: the kurtosis, and what the logarithm changes, z^2 (z^2 - 3) gamma v / 6 and more, v = sd(w) / E w.
+The error is thus on the safe side, which makes up for the skewness of a sample being less than that of the law.
+
+Missing weights: s cannot exceed 1, although L may be tens of nats too low where one weight outweighs all the rest. Then
+phi(b) = log E w^b is known for small powers b only, and continued to b = 1,
+
+    L_t = phi(b) + (1 - b) phi'(b) + (1 - b)^2 phi''(b) / 2,       b the power of ESS sqrt(K),
+
+which is exact for log-normal weights (a cumulant expansion, Zwanzig 1954). L_t is no estimate, it says how far off L
+may be; where there are sqrt(K) effective samples, b = 1 and there is nothing to add.
+
+The error is thus one of L about log P, the bias of the logarithm included, and made to be used as +- t_{K-1} errors.
+What such intervals cover, and where they do not, is measured in docs/likelihood.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE, Estimate
+from .pareto import FEWEST, reliable_below, tail_shape, tail_size
+
+_Z = 1.96
+_SKEWNESS = (_Z**4 + 2.0 * _Z**2 - 3.0) / 18.0
+# What the estimators' protocols call the number K of their weights.
+_COUNTS = ("samples", "chains", "draws")
+# Steps of the bisection for a power.
+_HALVINGS = 40
+
+
+class LogMeanExp:
+    """log of the mean of exp(log_w) over samples that come a few at a time, for each row by itself.
+
+    The log-weights are kept, 8 bytes each. A weight of zero (log_w = -inf) is a sample like any other.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, log_w: Float[Tensor, " b s"]) -> None:
+        """Take S more samples a row."""
+        self._parts.append(log_w.detach().double().cpu())
+
+    @property
+    def log_weights(self) -> Float[Tensor, " b k"]:
+        """All samples so far."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts, dim=1)]
+        return self._parts[0]
+
+    @property
+    def count(self) -> int:
+        """The number K of samples so far."""
+        return self.log_weights.shape[1]
+
+    @property
+    def mean_log(self) -> Float[Tensor, " b"]:
+        """The mean of log_w."""
+        return self.log_weights.mean(1)
+
+    @property
+    def value(self) -> Float[Tensor, " b"]:
+        """L = log sum w - log K."""
+        return self.log_weights.logsumexp(1) - math.log(self.count)
+
+    @property
+    def effective_samples(self) -> Float[Tensor, " b"]:
+        """ESS, between 1 and K."""
+        return _effective_samples(self.log_weights)
+
+    @property
+    def std_error(self) -> Float[Tensor, " b"]:
+        """Of `value` about log E w (the module's text); nan for one sample."""
+        log_w, count, ess = self.log_weights, self.count, self.effective_samples
+        if count < 2:
+            return torch.full_like(log_w[:, 0], math.nan)
+        delta = ((count / ess - 1.0).clamp(min=0.0) / (count - 1)).sqrt()
+        skewed = delta * (1.0 + _SKEWNESS * _skewness(log_w).square() / count)
+        return torch.hypot(skewed, self._missing)
+
+    @property
+    def diagnostics(self) -> dict[str, Float[Tensor, " b"]]:
+        """Terms of an `Estimate` (`DIAGNOSTICS`): `log_effective_samples`, and `tail_shape` of 21 samples or more."""
+        found = {EFFECTIVE_SAMPLES: self.effective_samples.log()}
+        return found | ({TAIL_SHAPE: tail_shape(self.log_weights)} if tail_size(self.count) >= FEWEST else {})
+
+    @property
+    def _missing(self) -> Float[Tensor, " b"]:
+        """L_t - L, and 0 for rows of sqrt(K) effective samples."""
+        enough = math.sqrt(self.count)
+        few = self.effective_samples < enough
+        found = torch.zeros_like(self.value)
+        found[few] = _continued(self.log_weights[few], enough) - self.value[few]
+        return found
+
+
+def unreliable(estimate: Estimate) -> Bool[Tensor, " b"] | None:
+    """Which images' importance weights are not to be trusted, their error included; None where there are no weights.
+
+    Those whose tail shape is not below `reliable_below`; of fewer than 21 weights those with less than two effective
+    ones. An image is not cleared by being the only one without a mark: weights that missed the peak show no tail.
+    """
+    log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
+    if log_ess is None:
+        return None
+    shape = estimate.terms.get(TAIL_SHAPE)
+    if shape is None:
+        return ~(log_ess >= math.log(2.0))
+    count = next(int(str(estimate.protocol[name])) for name in _COUNTS if name in estimate.protocol)
+    return ~(shape < reliable_below(count))
+
+
+def _effective_samples(log_w: Tensor) -> Tensor:
+    return (2.0 * log_w.logsumexp(1) - (2.0 * log_w).logsumexp(1)).exp()
+
+
+def _skewness(log_w: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
+    """The sample skewness m_3 / m_2^(3/2) of the weights, at most sqrt(K); 0 for equal ones."""
+    w = (log_w - log_w.amax(1, keepdim=True)).exp()
+    d = w - w.mean(1, keepdim=True)
+    second = d.square().mean(1)
+    return torch.where(second > 0, d.pow(3).mean(1) / second.clamp(min=1e-300).pow(1.5), 0.0)
+
+
+def _continued(log_w: Float[Tensor, " b k"], enough: float) -> Float[Tensor, " b"]:
+    """log E w from the power b of the weights that has `enough` effective samples."""
+    # not from 0, which leaves weights of zero no longer zero
+    low, high = torch.full_like(log_w[:, 0], 0.5**_HALVINGS), torch.ones_like(log_w[:, 0])
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        fits = _effective_samples(middle[:, None] * log_w) >= enough
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    tempered = low[:, None] * log_w
+    p = tempered.softmax(1)
+    mean = _expectation(p, log_w)
+    variance = _expectation(p, (log_w - mean[:, None]).square())
+    phi = tempered.logsumexp(1) - math.log(log_w.shape[1])
+    return phi + (1.0 - low) * mean + 0.5 * (1.0 - low).square() * variance
+
+
+def _expectation(p: Tensor, values: Tensor) -> Tensor:
+    """Sum of p values, where what has no probability has no part, infinite or not."""
+    return torch.where(p > 0, p * values, 0.0).sum(1)
