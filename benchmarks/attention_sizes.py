@@ -8,14 +8,14 @@ from at 14, 20 and 28 pixels with the same seed. At the trained size the two sca
 network give the same weights: the largest difference is printed, and what the table shows is the scale's alone.
 
 Samples are held against MNIST's test images *of their own size* (bicubic, as `data.size`), both brought to 28 x 28 for
-the shipped feature network: KID and FID with their jackknife errors. For scale: as many training images, and the samples
-of 14 pixels enlarged, which is what one has without sampling at another size.
+the shipped feature network: KID and FID with their jackknife errors. For scale: as many training images, and the
+samples of 14 pixels enlarged, which is what one has without sampling at another size.
 
 The entropy is that of the softmax, in nats, recomputed from queries and keys while the network looks at noisy test
-images of each size: the mean over layers, heads, queries, images and five log-SNRs; at the trained size as it is, beside
-the most that it could be (log n), at the others less that of the trained size. At 28 pixels there are four times the
-tokens of 14: +1.39 is attention to the same share of the picture, and 0, which the option is for, to the same number of
-tokens.
+images of each size: the mean over layers, heads, queries, images and five log-SNRs; at the trained size as it is,
+beside the most that it could be (log n), at the others less that of the trained size. At 28 pixels there are four times
+the tokens of 14: +1.39 is attention to the same share of the picture, and 0, which the option is for, to the same
+number of tokens.
 """
 
 from __future__ import annotations
@@ -195,12 +195,14 @@ def body(argv: Sequence[str]) -> int:
             told = f"{entropy:.2f} of {most:.2f}" if size == TRAINED else f"{more:+.2f}"
             print(f"{size:4}  {f'{network} {scale}':24}{reference.row(images)}  {told}", flush=True)
             some = LEVELS.center(resize_arrays(images[:SHOWN], FULL, 256))
-            shown += [some, torch.ones(1, *some.shape[1:])]  # white between the groups
+            if (network, scale) != next(iter(models)):
+                shown.append(torch.ones(1, *some.shape[1:]))  # white between the groups
+            shown.append(some)
     print(f"{time.perf_counter() - start:.0f} s without training")
 
     if options.picture is not None:
         # A row a size; the networks and scales in the order of the table from left to right.
-        save(options.picture, grid(torch.cat(shown), columns=(SHOWN + 1) * len(models)))
+        save(options.picture, grid(torch.cat(shown), columns=(SHOWN + 1) * len(models) - 1))
     return 0
 
 
