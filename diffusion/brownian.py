@@ -21,7 +21,8 @@ Only the place of a grid's points is rounded, to a lattice much finer than the e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +37,7 @@ _REACH, _DEPTH = 2.0**15, 46
 _LEAF = 2.0 * _REACH / 2.0**_DEPTH
 _NEGLIGIBLE = 1e-9  # weight, of 1, below which a node is left out
 _AT_ONCE = 2**18  # normals drawn at once: more leave the processor's cache
+_KEPT = 2**24  # normals of the last step that are kept for the next, at most: 128 MiB
 
 
 def lattice(clock: Float[Tensor, " n"], step: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -108,19 +110,22 @@ def _from_root(points: Tensor) -> tuple[Tensor, Tensor]:
 def draw(noise: Noise, indices: Int[Tensor, " b"], weights: Weights) -> Float[Tensor, " b *dims"]:
     """Noises of shape (B, *shape), row i for the sample indices[i] with the i-th row of weights (or the only one)."""
     rows = len(indices)
-    size = max(1, math.prod(noise.shape))
-    device = noise.device
-    nodes = weights.nodes.expand(rows, -1).to(device)
-    factors = weights.weights.expand(rows, -1).to(device)
-    total = torch.zeros(rows, *noise.shape, dtype=torch.float64, device=device)
-    at_once = max(1, _AT_ONCE // (rows * size))
-    for first in range(0, nodes.shape[1], at_once):
-        some = nodes[:, first : first + at_once].T
-        z = path_normal(noise.seed, indices.repeat(len(some)), some.flatten(), noise.shape, device)
-        # One after the other, the same sum for a sample whatever its batch.
-        for j, part in enumerate(z.reshape(len(some), *total.shape), first):
-            total.addcmul_(part, factors[:, j].reshape(-1, *(1,) * len(noise.shape)))
+    nodes = weights.nodes.expand(rows, -1)
+    factors = weights.weights.expand(rows, -1).to(noise.device)
+    total = torch.zeros(rows, *noise.shape, dtype=torch.float64, device=noise.device)
+    # One after the other, the same sum for a sample whatever its batch.
+    for j, z in enumerate(_normals(noise, indices, nodes.T)):
+        total.addcmul_(z, factors[:, j].reshape(-1, *(1,) * len(noise.shape)))
     return total.to(noise.dtype)
+
+
+def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]) -> Iterator[Tensor]:
+    """The normals of shape (B, *shape) of each row of nodes, drawn some rows at once."""
+    rows = len(indices)
+    at_once = max(1, _AT_ONCE // (rows * max(1, math.prod(noise.shape))))
+    for some in nodes.to(noise.device).split(at_once):
+        z = path_normal(noise.seed, indices.repeat(len(some)), some.flatten(), noise.shape, noise.device)
+        yield from z.reshape(len(some), rows, *noise.shape)
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,13 @@ class GridNoise:
     Args:
         noise: The seed, the samples, their shape and type.
         steps: The weights of each step, a row a step.
+        last: The normals of the last step by their nodes, of which the next uses two thirds again. They are a function
+            of seed, sample and node, so that what is drawn does not depend on whether they are at hand.
     """
 
     noise: Noise
     steps: Weights
+    last: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def along(cls, noise: Noise, clock: Float[Tensor, " times"]) -> GridNoise:
@@ -145,6 +153,18 @@ class GridNoise:
 
     def __call__(self, step: int) -> Float[Tensor, " b *dims"]:
         """Standard normals of shape (B, *shape)."""
-        weights, nodes = self.steps.weights[step], self.steps.nodes[step]
-        used = weights.abs() > _NEGLIGIBLE
-        return draw(self.noise, self.noise.indices, Weights(nodes[None, used], weights[None, used]))
+        used = self.steps.weights[step].abs() > _NEGLIGIBLE
+        nodes, weights = self.steps.nodes[step, used], self.steps.weights[step, used].to(self.noise.device)
+        noise, indices = self.noise, self.noise.indices
+        missing = [node for node in nodes.tolist() if node not in self.last]
+        fresh = _normals(noise, indices, nodes.new_tensor(missing)[:, None].expand(-1, len(indices)))
+        total = torch.zeros(len(indices), *noise.shape, dtype=torch.float64, device=noise.device)
+        kept: dict[int, Tensor] = {}
+        for node, weight in zip(nodes.tolist(), weights, strict=True):
+            z = self.last[node] if node in self.last else next(fresh)
+            total.addcmul_(z, weight)
+            if (len(kept) + 1) * z.numel() <= _KEPT:
+                kept[node] = z
+        self.last.clear()
+        self.last.update(kept)
+        return total.to(noise.dtype)

@@ -50,12 +50,9 @@ def philox4x32(
     for _ in range(_ROUNDS):
         # Products wrap modulo 2^64 in int64: the low and high halves are read off by masking.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        high0, high1 = (p.bitwise_right_shift(32).bitwise_and_(_MASK) for p in (p0, p1))
+        c0, c2 = (high1 ^ c1).bitwise_xor_(k0), (high0 ^ c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
@@ -74,13 +71,9 @@ def _words(
     step, stream = (
         torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
     )
-    # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams
-    counter = (
-        block.expand(index.shape[0], -1),
-        (index & _MASK).expand(-1, block.shape[1]),
-        (step & _MASK).expand(index.shape[0], block.shape[1]),
-        (((index >> 32) & 0xFFFF) | (stream << 16)).expand(-1, block.shape[1]),
-    )
+    # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
+    # They are not expanded: what the first rounds do to a row or to a column alone costs next to nothing.
+    counter = (block, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
     return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1)
 
 

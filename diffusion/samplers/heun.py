@@ -76,6 +76,8 @@ class _Churned(StagedSampler):
 
     def plan(self, schedule: Schedule, times: Tensor) -> tuple[Nodes, list[Stage]]:
         steps = len(times) - 1
+        if not self.is_stochastic:
+            return Nodes.at_times(schedule, times), [stage for i in range(steps) for stage in self.stages(i, i + 1)]
         nodes = Nodes.at_times(schedule, times) + self.churned(schedule, times)
         return nodes, [stage for i in range(steps) for stage in self.stages(steps + 1 + i, i + 1)]
 

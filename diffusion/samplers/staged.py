@@ -15,13 +15,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..schedules import Schedule
+from .linear import linear, linear_
 from .sampler import Sampler
 from .variables import Nodes, Variables, step_weights
 
@@ -49,19 +51,26 @@ class Stage:
 class Row:
     """A stage in numbers: what the loop reads.
 
+    The output of the stage itself enters by its parts, x_hat and x, whose share is in `keep` where x is the base. So
+    does an output at the base. Only one that is used in other steps is made, once, as a tensor of its own.
+
     Args:
         t: The time at which the denoiser is asked, ().
-        from_x: The output kept is x_hat - from_x x_t; its factor is in the weights.
         keep: The factor of the base.
-        weights: Of the outputs, newest first.
+        from_x: The factor of the state where the denoiser was asked, where that is not the base; else 0.
+        weights: Of this stage's x_hat, then of the outputs in hand, newest first.
+        made: The output kept is x_hat - made x_t; None where x_hat is kept.
+        retires: Whether the oldest output used was made, and is not used again: its memory takes the result.
         lands: The time reached, or None within a step.
         renoise: (factor, deviation) of a step that first adds noise to its base, or None.
     """
 
     t: Tensor
-    from_x: float
     keep: float
+    from_x: float
     weights: tuple[float, ...]
+    made: float | None
+    retires: bool
     lands: float | None
     renoise: tuple[float, float] | None = None
 
@@ -92,14 +101,38 @@ class StagedSampler(Sampler):
         scale = self.variables.scale(nodes).tolist()
         factor, from_x = (value.tolist() for value in self.variables.output(nodes))
         t, moments = nodes.t.unbind(), nodes.t.tolist()
+        weights = [
+            {node: weight * factor[node] for node, weight in by_node.items()}
+            for by_node in self.stage_weights(nodes, stages)
+        ]
+        last_use = {node: i for i, by_node in enumerate(weights) for node in by_node}
+        made = {
+            node
+            for stage, by_node in zip(stages, weights, strict=True)
+            for node in by_node
+            if node not in (stage.ask, stage.base) and from_x[node] != 0.0
+        }
         rows, asked = [], []
-        for stage, by_node in zip(stages, self.stage_weights(nodes, stages), strict=True):
+        for i, (stage, by_node) in enumerate(zip(stages, weights, strict=True)):
             asked.insert(0, stage.ask)
             oldest = max(map(asked.index, by_node))
-            newest_first = tuple(by_node.get(node, 0.0) * factor[node] for node in asked[: oldest + 1])
+            at_x = -by_node.get(stage.ask, 0.0) * from_x[stage.ask]
             keep = scale[stage.to] / scale[stage.base]
-            lands = moments[stage.to] if stage.lands else None
-            rows.append(Row(t[stage.ask], from_x[stage.ask], keep, newest_first, lands))
+            if stage.ask == stage.base:
+                keep, at_x = keep + at_x, 0.0
+            elif stage.base not in made:
+                keep -= by_node.get(stage.base, 0.0) * from_x[stage.base]
+            rows.append(
+                Row(
+                    t[stage.ask],
+                    keep,
+                    at_x,
+                    tuple(by_node.get(node, 0.0) for node in asked[: oldest + 1]),
+                    from_x[stage.ask] if stage.ask in made else None,
+                    oldest > 0 and asked[oldest] in made and last_use[asked[oldest]] == i,
+                    moments[stage.to] if stage.lands else None,
+                )
+            )
         return rows
 
     def stage_weights(self, nodes: Nodes, stages: Sequence[Stage]) -> list[dict[int, float]]:
@@ -108,35 +141,54 @@ class StagedSampler(Sampler):
         for i, stage in enumerate(stages):
             by_length[len(stage.using)].append(i)
         found: list[dict[int, float]] = [{} for _ in stages]
-        for group in by_length.values():
-            base, to, using = (
-                torch.tensor([getattr(stages[i], key) for i in group]) for key in ("base", "to", "using")
-            )
-            for i, row in zip(group, self.weights(nodes[base], nodes[to], nodes[using]).tolist(), strict=True):
+        for length, group in by_length.items():
+            numbers = torch.tensor([(stages[i].base, stages[i].to, *stages[i].using) for i in group])
+            base, to, using = numbers.split((1, 1, length), 1)
+            weights = self.weights(nodes.take(base[:, 0]), nodes.take(to[:, 0]), nodes.take(using))
+            for i, row in zip(group, weights.tolist(), strict=True):
                 found[i] = dict(zip(stages[i].using, row, strict=True))
         return found
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        rows = self.rows(denoiser.schedule, times)
-        depth = max(len(row.weights) for row in rows)
+        rows = rows_of(self, denoiser.schedule, times)
+        depth = max(len(row.weights) for row in rows) - 1
         base, memory, step = x, (), 0
         for row in rows:
             if row.renoise is not None:
                 assert noise is not None  # `sample` has seen to it
-                x = base = (row.renoise[0] * base).add_(noise(step), alpha=row.renoise[1])
+                x = base = linear(row.renoise[0], base, row.renoise[1], noise(step))
             x_hat = denoiser(x, row.t, cond)
-            output = x_hat if row.from_x == 0.0 else torch.sub(x_hat, x, alpha=row.from_x)
-            memory = (output, *memory[: depth - 1])
-            x = row.keep * base
-            for weight, m in zip(row.weights, memory, strict=False):
+            output = x_hat if row.made is None else torch.sub(x_hat, x, alpha=row.made)
+            newest, *others = row.weights
+            if row.retires:
+                to = linear_(others.pop(), memory[len(others)], row.keep, base).add_(x_hat, alpha=newest)
+            else:
+                to = linear(row.keep, base, newest, x_hat)
+            if row.from_x != 0.0:
+                to.add_(x, alpha=row.from_x)
+            for weight, m in zip(others, memory, strict=False):
                 if weight != 0.0:
-                    x = x.add_(m, alpha=weight)
+                    to.add_(m, alpha=weight)
+            memory = (output, *memory)[:depth]
+            x = to
             if row.lands is not None:
                 base = x
                 if callback is not None:
                     callback(step, row.lands, x, x_hat)
                 step += 1
         return x
+
+
+def rows_of(sampler: StagedSampler, schedule: Schedule, times: Tensor) -> list[Row]:
+    """The rows of a grid, which batch after batch walks: remembered, unless the schedule may still learn."""
+    if schedule.is_learned:
+        return sampler.rows(schedule, times)
+    return _remembered_rows(sampler, schedule, tuple(times.tolist()))
+
+
+@lru_cache(maxsize=16)
+def _remembered_rows(sampler: StagedSampler, schedule: Schedule, times: tuple[float, ...]) -> list[Row]:
+    return sampler.rows(schedule, torch.tensor(times, dtype=torch.float64))
 
 
 class Multistep(StagedSampler):
@@ -187,11 +239,11 @@ class Multistep(StagedSampler):
         return nodes, stages
 
     def stage_weights(self, nodes: Nodes, stages: Sequence[Stage]) -> list[dict[int, float]]:
-        predicted = super().stage_weights(nodes, stages)
         if not self.corrector:
-            return predicted
-        with_end = [replace(stage, using=(stage.to, *stage.using)) for stage in stages[:-1]]
-        corrected = super().stage_weights(nodes, with_end)
+            return super().stage_weights(nodes, stages)
+        with_end = [Stage(stage.ask, stage.base, stage.to, (stage.to, *stage.using)) for stage in stages[:-1]]
+        weights = super().stage_weights(nodes, [*stages, *with_end])
+        predicted, corrected = weights[: len(stages)], weights[len(stages) :]
         scale = self.variables.scale(nodes).tolist()
         folded = predicted[:1]
         for stage, own, p, q in zip(stages[1:], predicted[1:], predicted, corrected, strict=False):

@@ -55,6 +55,10 @@ class Nodes:
     def __getitem__(self, index: Any) -> Nodes:
         return Nodes(self.t[index], self.h[index], self.alpha[index], self.sigma[index])
 
+    def take(self, index: Tensor) -> Nodes:
+        """The nodes of these numbers, of the shape of `index`."""
+        return Nodes(self.t.take(index), self.h.take(index), self.alpha.take(index), self.sigma.take(index))
+
     def __add__(self, other: Nodes) -> Nodes:
         """These points, then the others."""
         pairs = ((self.t, other.t), (self.h, other.h), (self.alpha, other.alpha), (self.sigma, other.sigma))
@@ -162,12 +166,11 @@ def step_weights(variables: Variables, t: Nodes, s: Nodes, using: Nodes) -> Tens
 def lagrange(nodes: Tensor, u: Tensor) -> Tensor:
     """Lagrange's polynomials of `nodes` (rows, k) at the points `u` (rows, q): shape (rows, k, q)."""
     k = nodes.shape[1]
-    values = torch.ones(len(nodes), k, u.shape[1], dtype=u.dtype)
-    for j in range(k):
-        for i in range(k):
-            if i != j:
-                values[:, j] *= (u - nodes[:, i, None]) / (nodes[:, j] - nodes[:, i])[:, None]
-    return values
+    if k == 1:
+        return torch.ones(len(nodes), 1, u.shape[1], dtype=u.dtype)
+    # Factor i of polynomial j is (u - u_i) / (u_j - u_i), and is left out where i is j.
+    factors = (u[:, None] - nodes[:, :, None])[:, None] / (nodes[:, :, None] - nodes[:, None])[..., None]
+    return factors.masked_fill_(torch.eye(k, dtype=torch.bool)[..., None], 1.0).prod(2)
 
 
 @lru_cache
