@@ -1,12 +1,13 @@
 """What a sampler costs beside the network: against a plain loop with one fused update a step.
 
-    uv run python benchmarks/sampler_cost.py [--steps 50] [--rounds 15] [--out FILE]
+    uv run python benchmarks/sampler_cost.py [--steps 20 50] [--rounds 15] [--out FILE]
 
-The denoiser is trivial (it returns its input), so that all the time is the sampler's own. The plain loop is
-`x = torch.add(x, x_hat, alpha=b)` for the same number of steps and the same denoiser: the least that any solver can do.
-Rounds of all samplers alternate, so that a busy machine slows each alike; ratios are medians over rounds. Dispatch is
-the time of a step at batch 1, where only Python and the launching of operations count, with the trivial denoiser and
-with a `NetworkDenoiser` around a trivial network, whose conversions of v are then in it.
+The denoiser is trivial (it returns its input), so that all the time is the sampler's own. The plain loop is `x =
+torch.add(x, x_hat, alpha=b)` for the same number of steps and the same denoiser: the least that any solver can do.
+Figures are for an evaluation of the denoiser, with the sampler's own set-up in them. Rounds of all samplers
+alternate, so that a busy machine slows each alike; ratios are medians over rounds. Dispatch is the time at batch 1,
+where only Python and the launching of operations count, with the trivial denoiser and with a `NetworkDenoiser` around
+a trivial network, whose conversions of v are then in it.
 
 Adaptive solvers choose their own steps and are left out; stochastic ones pay for their noise, drawn by key.
 """
@@ -73,7 +74,7 @@ def seconds_a_step(methods: dict[str, Callable[[], object]], steps: int, rounds:
 
 
 def measure(shape: tuple[int, ...], batch: int, steps: int, rounds: int, network: bool) -> dict[str, dict[str, float]]:
-    """Microseconds a step, and the ratio to the plain loop, of every sampler of fixed steps."""
+    """Microseconds an evaluation, and their ratio to the plain loop's, of every sampler of fixed steps."""
     schedule = schedules.VP()
     denoiser: Denoiser = NetworkDenoiser(TrivialNetwork(), schedule, "v", shape) if network else Trivial(shape)
     x = torch.randn(batch, *shape)
@@ -94,8 +95,9 @@ def measure(shape: tuple[int, ...], batch: int, steps: int, rounds: int, network
     plain = found["plain loop"]
     return {
         name: {
-            "microseconds_a_step": 1e6 * statistics.median(times),
-            "ratio_to_plain_loop": statistics.median(a / b for a, b in zip(times, plain, strict=True)),
+            "microseconds_an_evaluation": 1e6 * statistics.median(times) / evaluations[name],
+            "ratio_to_plain_loop": statistics.median(a / b for a, b in zip(times, plain, strict=True))
+            / evaluations[name],
             "evaluations_a_step": evaluations[name],
         }
         for name, times in found.items()
@@ -104,22 +106,23 @@ def measure(shape: tuple[int, ...], batch: int, steps: int, rounds: int, network
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    cases = (("64x3x32x32", 64, False), ("batch 1", 1, False), ("batch 1, NetworkDenoiser", 1, True))
     found = {
-        "64x3x32x32": measure((3, 32, 32), 64, options.steps, options.rounds, network=False),
-        "batch 1": measure((3, 32, 32), 1, options.steps, options.rounds, network=False),
-        "batch 1, NetworkDenoiser": measure((3, 32, 32), 1, options.steps, options.rounds, network=True),
+        f"{case}, {steps} steps": measure((3, 32, 32), batch, steps, options.rounds, network)
+        for case, batch, network in cases
+        for steps in options.steps
     }
     for case, table in found.items():
-        print(f"\n{case:28} {'us a step':>10} {'ratio':>7} {'evaluations':>12}")
+        print(f"\n{case:36} {'us an evaluation':>16} {'ratio':>7} {'evaluations':>12}")
         for name, row in table.items():
-            us, ratio, evaluations = row["microseconds_a_step"], row["ratio_to_plain_loop"], row["evaluations_a_step"]
-            print(f"{name:28} {us:10.1f} {ratio:7.2f} {evaluations:12.0f}")
+            us, ratio = row["microseconds_an_evaluation"], row["ratio_to_plain_loop"]
+            print(f"{name:36} {us:16.1f} {ratio:7.2f} {row['evaluations_a_step']:12.0f}")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
