@@ -157,17 +157,17 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int) -> tuple[float, ...
     if sampler.is_adaptive or steps < 2:
         return _rounded(schedule.log_snr(time_grid(schedule, max(steps, 1), log_snr_end=math.inf)[:-1]))
     if sampler.is_stochastic:
-        return _rounded(_equal_error(trajectories(denoiser, _LEAST_ROWS), sampler.order, steps, min(LOG_SNR_END, high)))
+        return _rounded(equal_error(trajectories(denoiser, _LEAST_ROWS), sampler.order, steps, min(LOG_SNR_END, high)))
     rows = min(_MOST_ROWS, max(_LEAST_ROWS, _ROWS // steps))
     seen, unseen = trajectories(denoiser, rows), trajectories(denoiser, rows // 2, start=rows)
     # few steps leave the path early: the last evaluation stands for all that is left
     end = min(max(low + 1.0, 2.8 * math.log(steps)), high)
-    base = _equal_error(seen, sampler.order, steps, end)
+    base = equal_error(seen, sampler.order, steps, end)
     bent = _search(denoiser, sampler, base, high, seen)
     return _rounded(min((bent, base), key=lambda log_snrs: _error(denoiser, sampler, log_snrs, unseen)))
 
 
-def _equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:
+def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:
     """Log-SNRs at equal shares of the density, from the noise to `end`."""
     density, nodes = along.density(order), along.log_snrs
     total = torch.cat((torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, nodes)))

@@ -55,6 +55,7 @@ ALLOWED = {
     "data": Allowed("errors atomic random", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
+    "fit_sampler": Allowed("errors schedules denoisers samplers evaluations auto_grid", "torch"),
     "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations auto_grid", THEORY),
     # running
     "config": Allowed("errors", "yaml"),

@@ -18,6 +18,7 @@ from .deis import DEIS
 from .dpm_solver import DPMSolver2, DPMSolver3
 from .dpm_solver_pp import DPMSolverPP2M, DPMSolverPP3M
 from .dpm_solver_sde import DPMSolverSDE
+from .fitted import Fitted
 from .heun import Euler, Heun
 from .noise_dial import NoiseDial, NoiseProfile
 from .predictor_corrector import PredictorCorrector
@@ -98,6 +99,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "ExponentialSDE",
+    "Fitted",
     "Heun",
     "LinearSampler",
     "Moments",
