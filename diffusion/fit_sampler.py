@@ -1,16 +1,18 @@
 """Fit a solver of few steps to a model, on trajectories of a batch of the model's own samples.
 
-Gaps of the times, corrections of the weights and the ending of `samplers.fitted` are fitted at once by Levenberg and
-Marquardt's method to the ends of accurate trajectories (after Bespoke solvers, arXiv 2310.19075, and non-stationary
-solvers, arXiv 2403.01329). The cost of a sample is cap log(1 + e / cap), e its mean squared error: a few samples that
-a coarse solver leads to another mode must not decide. Samples that were not fitted on decide, by their plain error,
-which of the fits is kept, or none. Everything is seeded.
+Times, corrections of the weights and of the state, and the ending of `samplers.fitted` are fitted at once by Levenberg
+and Marquardt's method to the ends of accurate trajectories (after Bespoke solvers, arXiv 2310.19075, and non-stationary
+solvers, arXiv 2403.01329). The start of the fit is Adams's method on equal shares of local error of one more step, with
+its first evaluation, of pure noise, left out. The cost of a sample is cap log(1 + e / cap), e its mean squared error:
+a few samples that a coarse solver leads to another mode must not decide. Samples that were not fitted on decide, by
+their plain error, whether the fit is kept, or Adams's method on equal shares. Everything is seeded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,76 +22,137 @@ from .denoisers.denoiser import Denoiser
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .samplers import Adams, Fitted
+from .samplers.fitted import walk
 from .schedules.schedule import log_snr_ends
 
+FEWEST_STEPS = 2
 MOST_STEPS = 10  # beyond, `grid="auto"` is as good and the numbers to fit grow with the square
-_ROWS = 256
+_ROWS = 512
 _CAP = 1e-2  # of a squared error; data are of the order of 1
-_SIZES = ((3, 3), (4, 4))  # outputs corrected in a step, numbers of the ending
+_DEPTH, _ENDING = 4, 4  # outputs corrected in a step, numbers of the ending
 _ITERATIONS = 12
-_MOVE = 1e-3  # of the differences that stand for derivatives
+_MOVE = 1e-4  # of the differences that stand for derivatives
 _RIDGE = 1e-4  # of the first cost, on the squared numbers
 _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
-Solver = Callable[[Tensor], Fitted]
+Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
-def fit_sampler(denoiser: Denoiser, steps: int) -> Fitted:
+def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
     """The solver of `steps` evaluations that suits this model.
 
     Args:
-        denoiser: The model; it is asked without labels, some thousands of times, of 256 samples.
+        denoiser: The model; it is asked without labels, of 512 samples, 240 times for their trajectories and, for 5
+            steps, some 700 times by the fit.
         steps: 2 to 10.
+        progress: Called after each iteration with (iterations done, at most so many).
+
+    Raises:
+        UserError: For other numbers of steps.
     """
-    if not 2 <= steps <= MOST_STEPS:
-        raise UserError(f"steps: found {steps}; a fitted sampler takes 2 to {MOST_STEPS}")
-    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS // 2, start=_ROWS)
+    check_steps(steps)
+    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS, start=_ROWS)
     low, high = log_snr_ends(denoiser.schedule)
-    base = equal_error(seen, Adams().order, steps, min(max(low + 1.0, 2.8 * math.log(steps)), high))
+    last, order = min(max(low + 1.0, 2.8 * math.log(steps)), high), Adams().order
+    plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, last).tolist()))
+    family = Family(equal_error(seen, order, steps + 1, last)[1:], low, high)
     with evaluation_mode(denoiser):
-        found = [Fitted(tuple(round(v, _DECIMALS) for v in base.tolist()))]
-        for depth, ending in _SIZES:
-            solver, size = _family(base, high, depth, min(ending, steps))
-            found.append(solver(_fit(denoiser, solver, size, seen)))
-        errors = [float(_residual(denoiser, sampler, unseen).square().mean()) for sampler in found]
-    return min(zip(errors, found, strict=True), key=lambda pair: pair[0] if math.isfinite(pair[0]) else math.inf)[1]
+        fitted = family.solver(_fit(denoiser, family, seen, progress))
+        errors = [float(_residual(denoiser, sampler, unseen).square().mean()) for sampler in (fitted, plain)]
+    return fitted if errors[0] < errors[1] else plain
 
 
-def _family(base: Tensor, high: float, depth: int, ending: int) -> tuple[Solver, int]:
-    """From a vector of numbers to the solver, and how many numbers; all zero is Adams's method on `base`."""
-    n = len(base)
-    lengths = [min(depth, i + 1) for i in range(n - 1)]
-    parts = [n - 1, *lengths, ending]
+def check_steps(steps: int) -> None:
+    """Refuse a number of steps that no solver is fitted for.
 
-    def solver(numbers: Tensor) -> Fitted:
-        gaps, *corrections, end = numbers.split(parts)
-        log_snrs = torch.cat((base[:1], base[0] + (base.diff() * torch.exp(gaps.clamp(-3.0, 3.0))).cumsum(0)))
+    Raises:
+        UserError: For such a number.
+    """
+    if not FEWEST_STEPS <= steps <= MOST_STEPS:
+        raise UserError(f"steps: found {steps}; a fitted sampler takes {FEWEST_STEPS} to {MOST_STEPS}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Solvers by a vector of numbers; all zero is Adams's method on the times `base`.
+
+    Args:
+        base: Log-SNRs.
+        low, high: Those of the ends of the path.
+    """
+
+    base: Tensor
+    low: float
+    high: float
+
+    @property
+    def parts(self) -> list[int]:
+        """How many numbers are of the first time and the gaps, each row of corrections, the scales, the ending."""
+        n = len(self.base)
+        return [n, *(min(_DEPTH, i + 1) for i in range(n - 1)), n, min(_ENDING, n)]
+
+    @property
+    def stages(self) -> list[int]:
+        """By the number: how many evaluations are what they were when it alone is changed."""
+        n = len(self.base)
+        _, *rows, _, ending = self.parts
+        return [*range(n), *(i + 1 for i, row in enumerate(rows) for _ in range(row)), *range(n), *[n] * ending]
+
+    def solver(self, numbers: Tensor) -> Fitted:
+        """The solver of these numbers."""
+        (first, *gaps), *corrections, scales, ending = (part.tolist() for part in numbers.split(self.parts))
+        start = min(max(float(self.base[0]) + first, self.low), self.high - 1.0)
+        lengths = self.base.diff() * torch.tensor(gaps, dtype=torch.float64).clamp(-3.0, 3.0).exp()
         # the last time is kept within the path by shrinking all gaps: times stay apart, whatever the numbers
-        share = min(1.0, (high - float(base[0])) / float(log_snrs[-1] - base[0]))
-        log_snrs = (base[0] + share * (log_snrs - base[0])).tolist()
-        rounded = [tuple(round(v, _DECIMALS) for v in row) for row in (log_snrs, *(c.tolist() for c in corrections))]
-        return Fitted(rounded[0], tuple(rounded[1:]), tuple(round(v, _DECIMALS) for v in end.tolist()))
-
-    return solver, sum(parts)
+        lengths = lengths * min(1.0, (self.high - start) / float(lengths.sum()))
+        log_snrs = [start, *(start + lengths.cumsum(0)).tolist()]
+        rounded = [tuple(round(v, _DECIMALS) for v in row) for row in (log_snrs, *corrections, scales, ending)]
+        return Fitted(rounded[0], tuple(rounded[1:-2]), rounded[-2], rounded[-1])
 
 
 def _residual(denoiser: Denoiser, sampler: Fitted, along: Trajectories) -> Tensor:
     """What is missed at the ends of trajectories: shape (B, dimensions), float64."""
-    x = sampler.sample(denoiser, along.x_1, sampler.grid(denoiser.schedule))
+    return _missed(walk(denoiser, sampler.plan(denoiser.schedule), along.x_1, ()), along)
+
+
+def _missed(x: Tensor, along: Trajectories) -> Tensor:
     return (x - along.x).flatten(1).to(device="cpu", dtype=torch.float64)
 
 
-def _fit(denoiser: Denoiser, solver: Solver, size: int, along: Trajectories) -> Tensor:
-    """Levenberg and Marquardt's method from zero; derivatives by differences."""
+def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajectories) -> tuple[Tensor, Tensor]:
+    """The residual and its derivatives by the numbers, by differences: (B, dimensions) and one more axis.
+
+    What a number does not reach is not evaluated again.
+    """
+    plan = family.solver(numbers).plan(denoiser.schedule)
+    states, outputs = [along.x_1, plan.keep[0] * along.x_1], []
+
+    def keep(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
+        assert x_hat is not None
+        outputs.insert(0, x_hat - plan.from_x[step] * states[-1])
+        states.append(x)
+
+    residual = _missed(walk(denoiser, plan, along.x_1, (), callback=keep), along)
+    columns = []
+    for i, stage in enumerate(family.stages):
+        moved = numbers.clone()
+        moved[i] += _MOVE
+        own = family.solver(moved).plan(denoiser.schedule)
+        x = walk(denoiser, own, states[stage], outputs[len(outputs) - stage :])
+        columns.append((_missed(x, along) - residual) / _MOVE)
+    return residual, torch.stack(columns, -1)
+
+
+def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Progress | None) -> Tensor:
+    """Levenberg and Marquardt's method from zero."""
+    size = sum(family.parts)
     numbers, eye = torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)
-    residual = _residual(denoiser, solver(numbers), along)
-    first = _cost(residual)
-    ridge, best, damping = _RIDGE * first, first, 1e-2
-    for _ in range(_ITERATIONS):
-        moved = [_residual(denoiser, solver(numbers + _MOVE * row), along) for row in eye]
-        jacobian = torch.stack([(r - residual) / _MOVE for r in moved], -1)
+    best = _cost(_residual(denoiser, family.solver(numbers), along))
+    ridge, damping = _RIDGE * best, 1e-2
+    for done in range(_ITERATIONS):
+        residual, jacobian = _jacobian(denoiser, family, numbers, along)
         weight = 1.0 / (1.0 + residual.square().mean(1) / _CAP) / residual.numel()
         weighted = (jacobian * weight[:, None, None]).flatten(0, 1)
         hessian, gradient = weighted.T @ jacobian.flatten(0, 1), weighted.T @ residual.flatten()
@@ -97,13 +160,15 @@ def _fit(denoiser: Denoiser, solver: Solver, size: int, along: Trajectories) -> 
         for _ in range(6):
             damped = hessian + torch.diag(hessian.diagonal().clamp(min=1e-12)) * damping + ridge * eye
             tried = numbers - torch.linalg.solve(damped, gradient + ridge * numbers)
-            missed = _residual(denoiser, solver(tried), along)
+            missed = _residual(denoiser, family.solver(tried), along)
             value = _cost(missed) + ridge * float(tried.square().sum())
             if value < best:
                 gain = 1.0 - value / best
-                numbers, residual, best, damping = tried, missed, value, max(damping / 5.0, 1e-6)
+                numbers, best, damping = tried, value, max(damping / 5.0, 1e-6)
                 break
             damping *= 4.0
+        if progress is not None:
+            progress(done + 1, _ITERATIONS)
         if gain < _LEAST_GAIN:
             break
     return numbers
