@@ -20,6 +20,8 @@ from .control import controlled, with_defaults
 from .devices import choose_device, device_name
 from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .errors import UserError
+from .families import DiffusionModel
+from .fit_sampler import FITTED
 from .model import TrainedModel, load
 from .processes import launched
 from .sample_arguments import SAMPLING_OPTIONS
@@ -31,6 +33,10 @@ from .schedules import time_grids
 DEFAULT_MODEL = "pretrained:digits"
 # The samples that an animation shows.
 ANIMATED = 16
+# The numbers are for plain draws: no image to begin at, or to hold to.
+FITTED_TAKES = (
+    "sampler", "steps", "label", "guidance", "guidance_interval", "guide", "classifier", "dtype", "size",
+)  # fmt: skip
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -60,12 +66,14 @@ def draw(options: argparse.Namespace) -> int:
     model = _sized(model, settings)
     (shown, way), *_ = settings.items()
     n = options.n or model.config.sampling.n
-    if "steps" in given and samplers.build(way, method=options.method).is_adaptive:
+    if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
     if settings.get("grid") == time_grids.AUTO:
         print("note: --grid auto is tuned once for a model, a sampler and its steps", file=sys.stderr)
+    if way == FITTED:
+        _fit(model, settings)
     record = _record(model, options.seed, settings, device)
     if options.encode:
         return encode_command(model, record, options)
@@ -169,8 +177,6 @@ def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
 
 def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
     """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
-    from .families import DiffusionModel
-
     if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
         raise UserError(
             f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
@@ -203,6 +209,21 @@ def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device:
         torch=torch.__version__,
         classifier=_classifier_digest(settings),
     )
+
+
+def _fit(model: TrainedModel, settings: Mapping[str, Any]) -> None:
+    """Fit the sampler while the user sees how far it is, where it is not kept beside the model."""
+    assert isinstance(model, DiffusionModel), "other families have no sampler"
+    refused = [name for name in settings if name not in FITTED_TAKES]
+    if refused:
+        raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(FITTED_TAKES[1:])}")
+    print(f"note: --sampler {FITTED} is fitted once for a model and its steps", file=sys.stderr)
+    with tqdm(desc="fitting", unit="iteration", disable=not sys.stderr.isatty()) as bar:
+
+        def tell(done: int, most: int) -> None:
+            bar.update(done - bar.n)
+
+        model.fitted(settings["steps"], tell)
 
 
 def _classifier_digest(settings: Mapping[str, Any]) -> str | None:

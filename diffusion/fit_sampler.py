@@ -10,14 +10,16 @@ their plain error, whether the fit is kept, or Adams's method on equal shares. E
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .auto_grid import Trajectories, equal_error, trajectories
+from .auto_grid import Trajectories, equal_error, known_grids, trajectories
 from .denoisers.denoiser import Denoiser
 from .errors import UserError
 from .evaluations import evaluation_mode
@@ -36,7 +38,41 @@ _RIDGE = 1e-4  # of the first cost, on the squared numbers
 _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
+FITTED = "fitted"  # on `--sampler`; no sampler of `samplers.build`, which knows no model
 Progress = Callable[[int, int], None]
+
+
+def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
+    """`fit_sampler`, made once for a model: its numbers are among the model's `known_grids`."""
+    check_steps(steps)
+    kept, key = known_grids(denoiser), f"{FITTED}, {steps} steps"
+    if key in kept:
+        with contextlib.suppress(UserError):  # of another version, or damaged: as good as none
+            return from_numbers(steps, kept[key])
+    sampler = fit_sampler(denoiser, steps, progress)
+    kept[key] = to_numbers(sampler)
+    return sampler
+
+
+def to_numbers(sampler: Fitted) -> tuple[float, ...]:
+    """All numbers of a fitted sampler in one row, so that they can be written as text."""
+    return *sampler.log_snrs, *(w for row in sampler.corrections for w in row), *sampler.scales, *sampler.ending
+
+
+def from_numbers(steps: int, numbers: Sequence[float]) -> Fitted:
+    """The inverse of `to_numbers`.
+
+    Raises:
+        UserError: For numbers that no fit of so many steps has.
+    """
+    parts = _parts(steps)
+    if len(numbers) == steps:
+        return Fitted(tuple(numbers))
+    if len(numbers) != sum(parts):
+        raise UserError(f"numbers: found {len(numbers)}; a fitted sampler of {steps} steps has {steps} or {sum(parts)}")
+    left = iter(numbers)
+    log_snrs, *corrections, scales, ending = (tuple(itertools.islice(left, part)) for part in parts)
+    return Fitted(log_snrs, tuple(corrections), scales, ending)
 
 
 @torch.no_grad()
@@ -53,7 +89,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
         UserError: For other numbers of steps.
     """
     check_steps(steps)
-    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS, start=_ROWS)
+    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS // 4, start=_ROWS)
     low, high = log_snr_ends(denoiser.schedule)
     last, order = min(max(low + 1.0, 2.8 * math.log(steps)), high), Adams().order
     plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, last).tolist()))
@@ -90,8 +126,7 @@ class Family:
     @property
     def parts(self) -> list[int]:
         """How many numbers are of the first time and the gaps, each row of corrections, the scales, the ending."""
-        n = len(self.base)
-        return [n, *(min(_DEPTH, i + 1) for i in range(n - 1)), n, min(_ENDING, n)]
+        return _parts(len(self.base))
 
     @property
     def stages(self) -> list[int]:
@@ -110,6 +145,10 @@ class Family:
         log_snrs = [start, *(start + lengths.cumsum(0)).tolist()]
         rounded = [tuple(round(v, _DECIMALS) for v in row) for row in (log_snrs, *corrections, scales, ending)]
         return Fitted(rounded[0], tuple(rounded[1:-2]), rounded[-2], rounded[-1])
+
+
+def _parts(n: int) -> list[int]:
+    return [n, *(min(_DEPTH, i + 1) for i in range(n - 1)), n, min(_ENDING, n)]
 
 
 def _residual(denoiser: Denoiser, sampler: Fitted, along: Trajectories) -> Tensor:

@@ -11,6 +11,7 @@ from .errors import UserError, choose
 from .preflight import SAMPLERS, check_device
 from .sample_record import SampleRecord
 
+FITTED, FITTED_STEPS = "fitted", range(2, 11)  # by sample.py alone: weights in training change
 GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
 
 
@@ -22,7 +23,9 @@ def check_sample(options: argparse.Namespace) -> None:
             a classifier without a label, and a place that cannot be written to.
     """
     if options.sampler is not None:
-        choose("--sampler", options.sampler, SAMPLERS)
+        choose("--sampler", options.sampler, (*SAMPLERS, FITTED))
+    if options.sampler == FITTED:
+        _check_fitted(options)
     if options.grid is not None:
         choose("--grid", options.grid, GRIDS)
     if options.classifier is not None:
@@ -46,6 +49,19 @@ def check_sample(options: argparse.Namespace) -> None:
             atomic.check_writable(options.out)
         except OSError as error:
             raise UserError(f"--out: {options.out} cannot be written ({error.strerror})") from error
+
+
+def _check_fitted(options: argparse.Namespace) -> None:
+    """Refuse what the fitted sampler does not take."""
+    if options.steps is not None and options.steps not in FITTED_STEPS:
+        raise UserError(
+            f"--steps: found {options.steps}; --sampler {FITTED} takes {FITTED_STEPS[0]} to {FITTED_STEPS[-1]}"
+        )
+    if options.grid is not None:
+        raise UserError(f"--grid: --sampler {FITTED} has its own; leave it out")
+    for option in ("inpaint", "restore", "edit", "encode", "interpolate"):
+        if getattr(options, option) is not None:
+            raise UserError(f"--{option}: not with --sampler {FITTED}, whose numbers are for plain draws")
 
 
 def check_models(names: Iterable[str], runs_dir: str) -> None:

@@ -112,7 +112,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama, predictor-corrector, dpm-solver++sde, "
         "sa-solver, adaptive-sde, euler, heun, dpm-solver-2, dpm-solver-3, dpm-solver++2m, "
-        "dpm-solver++3m, unipc, deis, adams (default: the run's own)")  # fmt: skip
+        "dpm-solver++3m, unipc, deis, adams, or fitted, to the model, for 2 to 10 steps "
+        "(default: the run's own)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
     add("--steps", type=positive, metavar="N", help="intervals of the grid (default: 50); an adaptive ode ignores it")
     add("--seed", type=seed, default=0, help="sample i depends on the seed and i alone (default: 0)")

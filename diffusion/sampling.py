@@ -20,6 +20,7 @@ from .denoisers.guidance.classifier_free import ClassifierFree
 from .denoisers.guidance.guided import ALWAYS, Interval
 from .errors import UserError
 from .evaluations import evaluation_mode
+from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
 from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
@@ -56,6 +57,24 @@ def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n
     return labels.expand(n)
 
 
+def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any) -> Sampler:
+    """The sampler of a name and those of its options that are not None: `samplers.build`, or `fitted` to the model.
+
+    Args:
+        denoiser: The model.
+        name: One of `samplers.names()`, or `fitted`.
+        steps: Intervals of the grid; only `fitted` depends on them.
+        options: Fields of the sampler; `numbers=`, what was fitted before, of `fitted`.
+    """
+    if name != FITTED:
+        return samplers.build(name, **options)
+    for key, value in options.items():
+        if value is not None and key != "numbers":
+            raise UserError(f"{key}: sampler '{FITTED}' does not take it; it takes steps")
+    steps, numbers = DEFAULT_STEPS if steps is None else steps, options.get("numbers")
+    return fitted_to(denoiser, steps) if numbers is None else from_numbers(steps, numbers)
+
+
 def grid_for(
     denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None
 ) -> Tensor:
@@ -65,6 +84,12 @@ def grid_for(
 
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
     """
+    own = sampler.own_grid(denoiser.schedule)
+    if own is not None and (grid is None or isinstance(grid, str)):
+        if grid is not None or steps not in (None, len(own) - 1):
+            name, found = ("steps", steps) if grid is None else ("grid", f"'{grid}'")
+            raise UserError(f"{name}: found {found}; a fitted sampler has its own {len(own) - 1} steps; leave it out")
+        return own
     if grid is not None and not isinstance(grid, str):
         return torch.as_tensor(grid, dtype=torch.float64)
     steps = DEFAULT_STEPS if steps is None else steps
@@ -101,7 +126,8 @@ def sample(
     Args:
         model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
         n: The number of samples.
-        sampler: A name of `diffusion.samplers.names()`, or a sampler; the default is left to the model's family.
+        sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler;
+            the default is left to the model's family.
         steps: Intervals of the grid, 50 by default; an adaptive solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The noise dial (ddim, sde, euler-maruyama).
@@ -145,7 +171,7 @@ def sample(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}; must be at least 1")
     if isinstance(sampler, str):
-        sampler = samplers.build(sampler, eta=eta, tolerance=tolerance, method=method, **options)
+        sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
     elif eta is not None or tolerance is not None or method is not None or options:
         raise UserError("eta, tolerance, method: are fields of the sampler; set them where it is made")
     dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)

@@ -1,17 +1,27 @@
 """A fitted sampler: without corrections it is Adams's method, and fitted it is better where it was not fitted."""
 
+import json
 import math
 
 import pytest
 import torch
 from laws import F64
+from PIL import Image
+from tiny_configs import digits_config
 
+import diffusion
+from diffusion import auto_grid as grid_module
 from diffusion import fit_sampler as fit_module
+from diffusion import load, model_files, runs
 from diffusion.auto_grid import auto_grid, trajectories
+from diffusion.cli import command, sample
+from diffusion.config import dump_config
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.errors import UserError
 from diffusion.evaluations import count_evaluations
-from diffusion.fit_sampler import Family, fit_sampler
+from diffusion.experiment import DataFacts, build_denoiser
+from diffusion.fit_sampler import Family, fit_sampler, from_numbers, to_numbers
+from diffusion.model import FACTS
 from diffusion.samplers import ODE, Adams, Fitted
 from diffusion.schedules import EDM, Cosine
 
@@ -40,7 +50,7 @@ def errors(model, pairs):
 def test_without_corrections_it_is_adams(schedule):
     model, sampler = mixture(0, schedule=schedule), Fitted(LOG_SNRS)
     x_1 = schedule.prior_std * torch.randn(16, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    grid = sampler.grid(schedule)
+    grid = sampler.own_grid(schedule)
     torch.testing.assert_close(sampler.sample(model, x_1, grid), Adams().sample(model, x_1, grid))
 
 
@@ -60,17 +70,17 @@ def test_a_correction_and_the_ending_do_what_the_formula_says():
     m = -r[0] / (k * sigma[0]) * (x_hat - alpha[0] * k**2 / r[0] ** 2 * x)
     y = 0.8 * r[1] / r[0] * x + 1.25 * r[1] * (phi[1] - phi[0]) * m
     expected = 0.5 * model(y, times[1]) + 0.5 * y / alpha[1]
-    torch.testing.assert_close(sampler.sample(model, x_1, sampler.grid(SCHEDULE)), expected)
+    torch.testing.assert_close(sampler.sample(model, x_1, sampler.own_grid(SCHEDULE)), expected)
 
 
 def test_it_costs_one_evaluation_a_step_and_refuses_what_it_cannot_do():
     model, sampler = mixture(0), Fitted(LOG_SNRS)
     x_1 = torch.zeros(2, 2, dtype=F64)
     with count_evaluations(model) as count:
-        sampler.sample(model, x_1, sampler.grid(SCHEDULE))
+        sampler.sample(model, x_1, sampler.own_grid(SCHEDULE))
     assert count.rows == len(x_1) * len(LOG_SNRS)
     with pytest.raises(UserError, match="its own"):
-        sampler.sample(model, x_1, sampler.grid(SCHEDULE)[1:])
+        sampler.sample(model, x_1, sampler.own_grid(SCHEDULE)[1:])
     for wrong in [{"log_snrs": (0.0,)}, {"log_snrs": (1.0, 0.0)}, {"log_snrs": (0.0, 1.0), "ending": (math.nan,)}]:
         with pytest.raises(UserError, match="log_snrs"):
             Fitted(**wrong)
@@ -85,12 +95,93 @@ def test_the_same_model_has_the_same_fit():
     assert fit_sampler(mixture(3), 4) == fit_sampler(mixture(3), 4)
 
 
+@pytest.mark.parametrize("sampler", [Fitted(LOG_SNRS), None], ids=["plain", "fitted"])
+def test_its_numbers_survive_in_one_row(sampler):
+    if sampler is None:
+        family = Family(torch.tensor(LOG_SNRS, dtype=F64), -10.0, 14.0)
+        sampler = family.solver(torch.linspace(-0.2, 0.3, sum(family.parts), dtype=F64))
+    assert from_numbers(5, json.loads(json.dumps(to_numbers(sampler)))) == sampler
+    with pytest.raises(UserError, match="numbers: found 1; a fitted sampler of 5 steps has"):
+        from_numbers(5, [0.0])
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A fit of one iteration, from a coarse reference: what it finds is not looked at."""
+    monkeypatch.setattr(grid_module, "_REFERENCE_STEPS", 12)
+    monkeypatch.setattr(fit_module, "_ITERATIONS", 1)
+    monkeypatch.setattr(fit_module, "_ROWS", 4)
+
+
+def test_sample_takes_it_by_name_and_pays_once(quick):
+    model = mixture(3)
+    told = []
+    sampler = fit_module.fitted_to(model, 4, lambda done, most: told.append((done, most)))
+    assert told == [(1, 1)]
+    with count_evaluations(model) as count:
+        x = diffusion.sample(model, 3, "fitted", steps=4, dtype=F64)
+        assert count.rows == 3 * 4
+    assert torch.equal(x, diffusion.sample(model, 3, sampler, dtype=F64))
+    assert torch.equal(x, diffusion.sample(model, 3, "fitted", steps=4, numbers=to_numbers(sampler), dtype=F64))
+    for wrong, message in [
+        ({"steps": 50}, "steps: found 50; .* 2 to 10"),
+        ({"steps": 4, "eta": 1.0}, "eta: sampler 'fitted' does not take it"),
+        ({"steps": 4, "grid": "auto"}, "grid: found 'auto'; a fitted sampler has its own"),
+        ({"steps": 4, "numbers": [0.0, math.nan, 1.0, 2.0]}, "log_snrs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            diffusion.sample(model, 3, "fitted", **wrong)
+
+
+def make_run(folder):
+    facts = DataFacts("digits", (1, 8, 8), 17, 10)
+    config = digits_config(folder)
+    torch.manual_seed(0)
+    run = runs.create_run(folder / "runs", config.name)
+    state = build_denoiser(config, facts).state_dict()
+    model_files.save_model(run / runs.MODEL, state, dump_config(config), {FACTS: facts.to_json(), "step": "6"})
+    return run
+
+
+def test_a_run_keeps_it_and_a_picture_carries_it(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path)
+    draw = ["--run", str(run), "--sampler", "fitted", "--steps", "3", "--n", "4", "--seed", "5", "--device", "cpu"]
+    assert command(sample, [*draw, "--out", "a.png"]) == 0
+    path = run / "model.grids.json"
+    kept = json.loads(path.read_text())
+    assert list(kept["log_snrs"]) == ["fitted, 3 steps"]
+    model = load(run)
+    with model.counted() as count:
+        x = model.sample(2, sampler="fitted", steps=3)
+    assert count.rows == 2 * 3, "nothing is fitted again"
+    path.unlink()  # the record alone holds what the picture was drawn with
+    monkeypatch.setattr(fit_module, "fit_sampler", None)
+    capsys.readouterr()
+    assert command(sample, ["--from", "a.png", "--device", "cpu"]) == 0
+    assert "the same pixels as a.png" in capsys.readouterr().out
+    assert not path.exists()
+    with Image.open("a.png") as image:
+        assert image.text["sampler"] == "fitted"
+    assert torch.equal(x, model.sample(2, **model.settled({"sampler": "fitted", "steps": 3})))
+
+
+def test_numbers_of_a_damaged_file_are_replaced(quick, tmp_path):
+    run = make_run(tmp_path)
+    x = load(run).sample(1, sampler="fitted", steps=3)
+    path = run / "model.grids.json"
+    kept = path.read_text()
+    path.write_text(json.dumps({**json.loads(kept), "log_snrs": {"fitted, 3 steps": [0.0]}}))
+    assert torch.equal(load(run).sample(1, sampler="fitted", steps=3), x)
+    assert json.loads(path.read_text()) == json.loads(kept)
+
+
 def mean_errors(models, steps):
     """Geometric means over the models, of the fitted sampler and of Adams's method on the tuned grid."""
     logs = []
     for model in models:
         fitted, adams = fit_sampler(model, steps), Adams()
-        pairs = [(fitted, fitted.grid(SCHEDULE)), (adams, auto_grid(model, adams, steps))]
+        pairs = [(fitted, fitted.own_grid(SCHEDULE)), (adams, auto_grid(model, adams, steps))]
         logs.append(torch.tensor(errors(model, pairs), dtype=F64).log())
     return torch.stack(logs).mean(0).exp().tolist()
 
@@ -104,7 +195,7 @@ def test_what_is_not_evaluated_again_changes_no_derivative():
 
     def end(numbers):
         sampler = family.solver(numbers)
-        return sampler.sample(model, along.x_1, sampler.grid(SCHEDULE))
+        return sampler.sample(model, along.x_1, sampler.own_grid(SCHEDULE))
 
     residual, jacobian = fit_module._jacobian(model, family, numbers, along)
     torch.testing.assert_close(residual, end(numbers) - along.x)

@@ -56,7 +56,9 @@ ALLOWED = {
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
     "fit_sampler": Allowed("errors schedules denoisers samplers evaluations auto_grid", "torch"),
-    "sampling": Allowed("errors defaults random schedules denoisers samplers evaluations auto_grid", THEORY),
+    "sampling": Allowed(
+        "errors defaults random schedules denoisers samplers evaluations auto_grid fit_sampler", THEORY
+    ),
     # running
     "config": Allowed("errors", "yaml"),
     "runs": Allowed("errors"),
@@ -76,7 +78,7 @@ ALLOWED = {
     ),
     "families": Allowed(
         "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
-        "schedules pictures",
+        "fit_sampler schedules pictures",
         "torch einops jaxtyping PIL",
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
@@ -88,7 +90,7 @@ ALLOWED = {
     "control": Allowed("errors data denoisers families model noisy_classifier runs sample_record samplers", "torch"),
     "encode_images": Allowed("errors atomic control encoding families pictures sample_record", "torch numpy"),
     "draw": Allowed(
-        "errors control encode_images runs data devices families model pictures processes sample_arguments "
+        "errors control encode_images fit_sampler runs data devices families model pictures processes sample_arguments "
         "sample_files sample_record samplers "
         "sampling schedules",
         "torch numpy PIL tqdm",

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion import preflight, samplers
+from diffusion import fit_sampler, preflight, samplers
 from diffusion.config import DataConfig, load_config
 from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model, build_objective
 from diffusion.preflight import SAMPLERS, TAKE_ETA, check, check_device, known_data
-from diffusion.preflight_commands import GRIDS
+from diffusion.preflight_commands import FITTED, FITTED_STEPS, GRIDS
 from diffusion.schedules import time_grids
 
 CASES = {
@@ -128,6 +128,8 @@ def test_what_is_shipped_is_accepted(name):
 
 def test_the_names_are_those_that_there_are():
     assert set(SAMPLERS) == set(samplers.names())
+    assert fit_sampler.FITTED == FITTED
+    assert range(fit_sampler.FEWEST_STEPS, fit_sampler.MOST_STEPS + 1) == FITTED_STEPS
     assert set(GRIDS) == {*time_grids.names(), time_grids.AUTO}
     with_a_dial = {name for name in samplers.names() if "eta" in vars(samplers.build(name))}
     assert set(TAKE_ETA) == with_a_dial
@@ -137,6 +139,9 @@ WITHOUT_TORCH = {
     "train": ["train", "sampling.sampler=odee"],
     "sample --sampler": ["sample", "--sampler", "odee"],
     "sample --grid": ["sample", "--grid", "atuo"],
+    "sample --sampler fitted --steps": ["sample", "--sampler", "fitted", "--steps", "11"],
+    "sample --sampler fitted --grid": ["sample", "--sampler", "fitted", "--steps", "5", "--grid", "auto"],
+    "sample --sampler fitted --edit": ["sample", "--sampler", "fitted", "--edit", "nope.png"],
     "sample --run": ["sample", "--run", "nope"],
     "sample --device": ["sample", "--device", "gpu"],
     "sample --from": ["sample", "--from", "nope.png"],

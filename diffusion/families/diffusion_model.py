@@ -21,9 +21,10 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..evaluations import EvaluationCount, count_evaluations
 from ..experiment import Data, DataFacts
+from ..fit_sampler import FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
-from ..samplers import ODE, Moments
-from ..sampling import grid_for, labels_for, sample
+from ..samplers import ODE, Fitted, Moments
+from ..sampling import grid_for, labels_for, sample, sampler_for
 from ..schedules.time_grids import AUTO
 from .analytic_moments import moments_of
 from .kept_grids import kept_grids
@@ -91,7 +92,7 @@ class DiffusionModel(TrainedModel):
             return self.at_size(size).sample(n, seed, **options)
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
-        tuned = options.get("grid") == AUTO
+        tuned = options.get("grid") == AUTO or options.get("sampler") == FITTED
         with kept_grids(self.denoiser, self.beside) if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
@@ -135,6 +136,8 @@ class DiffusionModel(TrainedModel):
         Another sampler does not inherit the dial of the run's own.
         """
         own = self.config.sampling
+        if given.get("sampler") == FITTED:  # has its own grid
+            return {"sampler": FITTED, "steps": own.steps, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **given}
 
@@ -145,7 +148,9 @@ class DiffusionModel(TrainedModel):
         return {**defaults, **vars(sampler), **{key: value for key, value in settings.items() if value is not None}}
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The grid `auto` as the times that it has, so that a picture's record does not depend on what is cached."""
+        """What is tuned, a grid or a sampler, as numbers: a picture's record does not depend on what is cached."""
+        if settings.get("sampler") == FITTED and "numbers" not in settings:
+            return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
         if settings.get("grid") != AUTO:
             return dict(settings)
         with kept_grids(self.denoiser, self.beside):
@@ -157,9 +162,15 @@ class DiffusionModel(TrainedModel):
         settings = self.sampling_settings({})
         return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
 
+    def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
+        """The sampler fitted to the model, from the file beside the model's or fitted now (`fit_sampler`)."""
+        with kept_grids(self.denoiser, self.beside):
+            return fitted_to(self.denoiser, steps, progress)
+
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
         plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", "size", *CONTROLS)
-        return samplers.build(settings["sampler"], **{k: v for k, v in settings.items() if k not in plain})
+        options = {k: v for k, v in settings.items() if k not in plain}
+        return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
         """Count the rows that the network sees."""

@@ -1,4 +1,4 @@
-"""The grids tuned to a model, kept beside its file.
+"""The grids and samplers tuned to a model, kept beside its file.
 
 The file names the weights that they belong to; grids of other weights are passed over, and replaced.
 """
@@ -20,6 +20,8 @@ from .analytic_moments import weights_digest
 def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
     """While open, `auto_grid` knows the grids beside a model's file; those made meanwhile are written there after it.
 
+    So does `fitted_to` the numbers of its samplers.
+
     Args:
         denoiser: The model.
         source: Its file; one that does not exist (a shipped model's name) keeps its grids in memory, and so does a
@@ -30,8 +32,8 @@ def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
     grids = known_grids(denoiser)
     grids.update(kept)
     yield
-    if Path(source).is_file() and grids.keys() - kept.keys():
-        merged = {**grids, **_read(path, digest)}  # another process may have written meanwhile
+    if Path(source).is_file() and grids != kept:
+        merged = {**_read(path, digest), **grids}  # another process may have written meanwhile
         with contextlib.suppress(OSError):
             atomic.write_text(path, json.dumps({"weights": digest, "log_snrs": merged}, indent=1) + "\n")
 

@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted(Sampler):
-    """One evaluation a step, on the grid `grid(schedule)` and no other.
+    """One evaluation a step, on the grid `own_grid(schedule)` and no other.
 
     Its order is that of `Adams`, from which it departs; with a given number of steps it has none of its own.
 
@@ -96,8 +96,7 @@ class Fitted(Sampler):
         log_snrs = torch.tensor(self.log_snrs, dtype=torch.float64)
         return schedule.inverse_log_snr(log_snrs).clamp(max=schedule.t_max)
 
-    def grid(self, schedule: Schedule) -> Tensor:
-        """The only grid that it walks, from the noise to the datum."""
+    def own_grid(self, schedule: Schedule) -> Tensor:
         ends = torch.tensor([schedule.t_max, 0.0], dtype=torch.float64)
         return torch.cat((ends[:1], self.times(schedule)[1:], ends[1:]))
 
@@ -125,10 +124,10 @@ class Fitted(Sampler):
         return Plan(times, from_x, keep, weights, ending, float(nodes.alpha[-1]))
 
     def sample(self, denoiser, x_1, grid, noise=None, cond=None, callback=None):
-        own = self.grid(denoiser.schedule)
+        own = self.own_grid(denoiser.schedule)
         given = grid.detach().to(device="cpu", dtype=torch.float64)
         if given.shape != own.shape or not torch.allclose(given, own, rtol=0.0, atol=1e-9):
-            raise UserError(f"grid: a fitted sampler walks its own {len(own) - 1} steps; pass its grid(schedule)")
+            raise UserError(f"grid: a fitted sampler walks its own {len(own) - 1} steps; leave the grid out")
         return walk(denoiser, self.plan(denoiser.schedule), x_1, (), cond, callback)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):

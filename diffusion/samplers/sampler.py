@@ -69,6 +69,10 @@ class Sampler(ABC):
         """The evaluations that the first step needs beside those of every step."""
         return 0
 
+    def own_grid(self, schedule: Schedule) -> Tensor | None:
+        """The one grid that the sampler walks, from noise to the datum; None where it walks any."""
+        return None
+
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
         """What to pass `sample` as its noise: here independent normals for each step.
 
