@@ -81,7 +81,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
 
     Args:
         denoiser: The model; it is asked without labels, of 512 samples, 240 times for their trajectories and, for 5
-            steps, some 700 times by the fit.
+            steps, some 800 times by the fit.
         steps: 2 to 10.
         progress: Called after each iteration with (iterations done, at most so many).
 
