@@ -1,8 +1,8 @@
 """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V for each head, of width d (Vaswani et al. 2017, eq. 1).
 
 Over more tokens than it was trained on, the softmax spreads. With the scale log n / (log n_train sqrt(d)) in place of
-1 / sqrt(d) it spreads less (Chiang & Cholak 2022, arXiv 2202.12172, sec. 5.3), which is meant for a network that is used
-at another image size than it was trained at; at n = n_train nothing changes. docs/control.md has what that brings.
+1 / sqrt(d) it spreads less (Chiang & Cholak 2022, arXiv 2202.12172, sec. 5.3), for networks that are used at another
+image size than that of training; at n = n_train nothing changes. docs/control.md has what it brings.
 
 It runs through `scaled_dot_product_attention`, whose fused kernels can be differentiated once. Whoever needs second
 derivatives chooses the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
