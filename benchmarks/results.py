@@ -4,7 +4,7 @@
 
 Each step is a command of the product and is printed before it runs. What is complete is not done again, and what was
 cut off goes on where it was, so that the same command may be given until it says that all is done. With `--minutes` the
-step at work is stopped by SIGTERM when the time is up, and the exit code is 75: for machines that are lent for a while.
+step at work is stopped by SIGTERM when the time is up, and the exit code is 75: for machines with a time limit.
 Settings (`trainer.steps=2000`, `data.root=/images`, `device=cpu`) are given to every training.
 """
 
@@ -70,18 +70,21 @@ class Clock:
         print(f"$ {' '.join(command)}", flush=True)
         left = None if self.end is None else self.end - time.monotonic()
         if left is not None and left <= 0:
-            sys.exit(STOPPED)
+            self._stop()
         with subprocess.Popen(command) as process:
             try:
                 code = process.wait(left)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGTERM)
-                process.wait()
-                code = STOPPED
-        if code == STOPPED:
-            print("the time is up; the same command goes on", flush=True)
+                if process.wait() in (STOPPED, -signal.SIGTERM):
+                    self._stop()
+                code = process.returncode
         if code:
             sys.exit(code)
+
+    def _stop(self) -> None:
+        print("the time is up; the same command goes on", flush=True)
+        sys.exit(STOPPED)
 
 
 def finished(training: Sequence[str]) -> str | None:

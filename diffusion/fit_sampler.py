@@ -28,7 +28,8 @@ from .samplers.fitted import walk
 from .schedules.schedule import log_snr_ends
 
 FEWEST_STEPS = 2
-MOST_STEPS = 10  # beyond, `grid="auto"` is as good and the numbers to fit grow with the square
+MOST_STEPS = 10  # the numbers to fit, and with them the cost, grow with the square
+DEFAULT_STEPS = 5
 _ROWS = 512
 _CAP = 1e-2  # of a squared error; data are of the order of 1
 _DEPTH, _ENDING = 4, 4  # outputs corrected in a step, numbers of the ending
@@ -189,6 +190,8 @@ def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Prog
     size = sum(family.parts)
     numbers, eye = torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)
     best = _cost(_residual(denoiser, family.solver(numbers), along))
+    if not math.isfinite(best):
+        return numbers
     ridge, damping = _RIDGE * best, 1e-2
     for done in range(_ITERATIONS):
         residual, jacobian = _jacobian(denoiser, family, numbers, along)

@@ -124,7 +124,7 @@ def _check_places(config: Config, makes_run: bool) -> None:
             _check_writable("data.cache", cache)
     path = Path(data.path).expanduser()
     if not path.exists():
-        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip or a .npz file.")
+        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
     if path.is_file() and path.suffix.lower() not in (".npz", ".tar") and not zipfile.is_zipfile(path):
         raise UserError(
             f"data.path: {data.path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
@@ -231,7 +231,7 @@ def _check_autoencoder(config: Config, data: KnownData) -> None:
         )
     if options.observation == "bernoulli" and data.levels not in (None, 2):
         raise UserError(f"autoencoder.observation: found 'bernoulli'; it takes 2 levels, the data have {data.levels}")
-    part = trainer.batch_size // (trainer.accumulate * trainer.devices)
+    part = trainer.batch_size // (trainer.accumulate * process_count(config))
     if config.family == "eae" and part <= options.neighbours:
         raise UserError(
             f"autoencoder.neighbours: found {options.neighbours}; must be below the images taken together, {part}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import samplers
+from . import fit_sampler, samplers
 from .auto_grid import auto_grid
 from .defaults import Default
 from .denoisers.denoiser import Denoiser, device_of
@@ -63,7 +63,7 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
     Args:
         denoiser: The model.
         name: One of `samplers.names()`, or `fitted`.
-        steps: Intervals of the grid; only `fitted` depends on them.
+        steps: Intervals of the grid; only `fitted` depends on them (5 by default).
         options: Fields of the sampler; `numbers=`, what was fitted before, of `fitted`.
     """
     if name != FITTED:
@@ -71,7 +71,7 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
     for key, value in options.items():
         if value is not None and key != "numbers":
             raise UserError(f"{key}: sampler '{FITTED}' does not take it; it takes steps")
-    steps, numbers = DEFAULT_STEPS if steps is None else steps, options.get("numbers")
+    steps, numbers = fit_sampler.DEFAULT_STEPS if steps is None else steps, options.get("numbers")
     return fitted_to(denoiser, steps) if numbers is None else from_numbers(steps, numbers)
 
 

@@ -165,8 +165,8 @@ def test_schedule_options_are_the_arguments_of_the_schedule(name, cls):
 def test_network_options_are_arguments_of_the_network(name, cls):
     options = NetworkConfig(name=name).options()
     assert options == defaults_of(cls, options)
-    given_by_the_data = {"in_channels", "num_classes", "image_size"}
-    assert options.keys() == inspect.signature(cls).parameters.keys() - given_by_the_data
+    given_elsewhere = {"in_channels", "num_classes", "image_size", "out_channels"}  # by data and prediction
+    assert options.keys() == inspect.signature(cls).parameters.keys() - given_elsewhere
 
 
 def test_names_are_those_of_the_library():

@@ -216,3 +216,8 @@ def test_five_evaluations_on_images_beat_the_best_known_and_the_tuned_grid():
     assert fitted < min(1.2e-1, tuned), (fitted, tuned)
     if not fitted < 6e-2:
         pytest.xfail(f"half of the best known, 6e-2, is not reached: {fitted}")
+
+
+def test_without_steps_it_takes_five():
+    model = diffusion.load("pretrained:digits")
+    assert model.sampling_settings({"sampler": "fitted"}) == {"sampler": "fitted", "steps": 5}

@@ -59,7 +59,7 @@ def load_files(
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
     """
     if not path.exists():
-        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip or a .npz file.")
+        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
     if path.suffix.lower() == ".npz":
         return _load_npz(path, size)
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..evaluations import EvaluationCount, count_evaluations
 from ..experiment import Data, DataFacts
-from ..fit_sampler import FITTED, Progress, fitted_to, to_numbers
+from ..fit_sampler import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Fitted, Moments
 from ..sampling import grid_for, labels_for, sample, sampler_for
@@ -92,7 +92,8 @@ class DiffusionModel(TrainedModel):
             return self.at_size(size).sample(n, seed, **options)
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
-        tuned = options.get("grid") == AUTO or options.get("sampler") == FITTED
+        fitted_now = options.get("sampler") == FITTED and "numbers" not in options
+        tuned = options.get("grid") == AUTO or fitted_now
         with kept_grids(self.denoiser, self.beside) if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
@@ -137,7 +138,7 @@ class DiffusionModel(TrainedModel):
         """
         own = self.config.sampling
         if given.get("sampler") == FITTED:  # has its own grid
-            return {"sampler": FITTED, "steps": own.steps, **given}
+            return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **given}
 

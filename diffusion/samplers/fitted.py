@@ -103,22 +103,24 @@ class Fitted(Sampler):
     def plan(self, schedule: Schedule) -> Plan:
         """The numbers in full."""
         method, times = Adams(), self.times(schedule)
-        nodes, variables = Nodes.at_times(schedule, times), method.variables
-        rows = method.rows(schedule, times)
+        variables = method.variables
+        nodes, stages = method.plan(schedule, times)
+        scale = variables.scale(nodes).tolist()
         factor, from_x = (value.tolist() for value in variables.output(nodes))
         euler = step_weights(variables, nodes[:-1], nodes[1:], nodes[:-1][:, None])[:, 0].tolist()
         weights = []
-        for i, row in enumerate(rows):
+        for i, by_node in enumerate(method.stage_weights(nodes, stages)):
             corrections = self.corrections[i] if self.corrections else ()
-            length = max(len(row.weights), len(corrections))
-            own = [*row.weights, *[0.0] * (length - len(row.weights))]
+            length = max(i - min(by_node) + 1, len(corrections))
+            own = [by_node.get(i - d, 0.0) * factor[i - d] for d in range(length)]
             for d, w in enumerate(corrections):
                 own[d] += w * euler[i] * factor[i - d]
             weights.append(own)
         start = Nodes.at_times(schedule, torch.tensor([schedule.t_max], dtype=torch.float64))
         first = float(variables.scale(nodes)[0] / variables.scale(start)[0])
         scales = self.scales or [0.0] * len(times)
-        keep = [own * (1.0 + s) for own, s in zip((first, *(row.keep for row in rows)), scales, strict=True)]
+        ratios = (first, *(scale[stage.to] / scale[stage.base] for stage in stages))
+        keep = [own * (1.0 + s) for own, s in zip(ratios, scales, strict=True)]
         n, angle = len(times), float(variables.coordinate(nodes)[-1])
         ending = [f if d == 0 else f * angle * factor[n - 1 - d] for d, f in enumerate(self.ending)]
         return Plan(times, from_x, keep, weights, ending, float(nodes.alpha[-1]))

@@ -153,6 +153,10 @@ class GracefulStop(Callback):
             trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
 
 
+class _Signalled(SystemExit):
+    """SIGTERM has come, and nothing else."""
+
+
 @contextmanager
 def exits_on_sigterm(run: Path) -> Iterator[None]:
     """Run a block that SIGTERM ends at once with exit code 75, for what the same command begins anew: measuring.
@@ -162,14 +166,14 @@ def exits_on_sigterm(run: Path) -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_CODES[signal.SIGTERM])
+        raise _Signalled(EXIT_CODES[signal.SIGTERM])
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     former = signal.signal(signal.SIGTERM, leave) if in_main_thread else None
     try:
         yield
-    except (SystemExit, KeyboardInterrupt) as stop:
-        number = signal.SIGTERM if isinstance(stop, SystemExit) else signal.SIGINT
+    except (_Signalled, KeyboardInterrupt) as stop:
+        number = signal.SIGTERM if isinstance(stop, _Signalled) else signal.SIGINT
         stopped_runs.record(run, EXIT_CODES[number])
         raise
     finally:
