@@ -175,6 +175,7 @@ def test_what_is_tuned_to_one_size_is_not_used_for_another(here, monkeypatch):  
     """Moments are kept beside the model's file for the size of training alone."""
     model = load("runs/digits-0001")
     larger = model.at_size(12)
+    assert model.at_size((12, 12)) is larger  # with what is tuned to it
     other = larger.moments
     assert not list(here.rglob("*.moments.json"))
     own = model.moments

@@ -69,19 +69,24 @@ class DiffusionModel(TrainedModel):
         super().__init__(denoiser, config, facts, source, step)
         self.denoiser = denoiser
         self.beside = source if beside is None else beside
+        self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own."""
         return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, self.beside)
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
-        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone."""
+        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
         denoiser = self.denoiser.at_size(size)
         if denoiser is self.denoiser:
             return self
+        if denoiser.shape in self._at_sizes:
+            return self._at_sizes[denoiser.shape]
         facts, path = replace(self.facts, shape=denoiser.shape), Path(self.source or "model")
         beside = path.with_stem(f"{path.stem}-" + "x".join(map(str, denoiser.shape[1:])))
-        return DiffusionModel(denoiser, self.config, facts, self.source, self.step, str(beside))
+        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, str(beside))
+        self._at_sizes[denoiser.shape] = sized
+        return sized
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
         """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
