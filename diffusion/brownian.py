@@ -23,6 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -70,6 +72,12 @@ class Weights:
 
     nodes: Tensor
     weights: Tensor
+
+    @cached_property
+    def used(self) -> list[list[int]]:
+        """The nodes that each row needs; their weights stand first in it."""
+        count = (self.weights.abs() > _NEGLIGIBLE).sum(1).tolist()
+        return [row[:n] for row, n in zip(self.nodes.tolist(), count, strict=True)]
 
     @classmethod
     def between(cls, start: Int[Tensor, " n"], end: Int[Tensor, " n"]) -> Weights:
@@ -128,6 +136,16 @@ def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]
         yield from z.reshape(len(some), rows, *noise.shape)
 
 
+@lru_cache(maxsize=16)
+def _weights_along(clock: tuple[float, ...]) -> Weights:
+    """Those of the steps of a grid, which batch after batch walks."""
+    at = torch.tensor(clock, dtype=torch.float64)
+    lengths = at.diff()
+    lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
+    points = lattice(at, torch.minimum(*(pad(lengths, sides, value=torch.inf) for sides in ((0, 1), (1, 0)))))
+    return Weights.between(points[:-1], points[1:])
+
+
 @dataclass(frozen=True)
 class GridNoise:
     """The noise of the steps of a grid, as a function of the step: normalised N(clock[step], clock[step + 1]).
@@ -135,36 +153,46 @@ class GridNoise:
     Args:
         noise: The seed, the samples, their shape and type.
         steps: The weights of each step, a row a step.
-        last: The normals of the last step by their nodes, of which the next uses two thirds again. They are a function
-            of seed, sample and node, so that what is drawn does not depend on whether they are at hand.
+        at_hand: Normals by their nodes: those of the last step, of which the next uses two thirds again, and, where
+            they are small, those of some steps to come, as a draw of them all costs no more than one of a single step.
+            They are a function of seed, sample and node, so that what is drawn does not depend on whether they are
+            at hand.
     """
 
     noise: Noise
     steps: Weights
-    last: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    at_hand: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def along(cls, noise: Noise, clock: Float[Tensor, " times"]) -> GridNoise:
         """The noise along a grid where the clock, float64 and not decreasing, shows `clock`."""
-        lengths = clock.diff()
-        lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
-        points = lattice(clock, torch.minimum(*(pad(lengths, sides, value=torch.inf) for sides in ((0, 1), (1, 0)))))
-        return cls(noise, Weights.between(points[:-1], points[1:]))
+        return cls(noise, _weights_along(tuple(clock.tolist())))
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.steps.weights.to(self.noise.device)
 
     def __call__(self, step: int) -> Float[Tensor, " b *dims"]:
         """Standard normals of shape (B, *shape)."""
-        used = self.steps.weights[step].abs() > _NEGLIGIBLE
-        nodes, weights = self.steps.nodes[step, used], self.steps.weights[step, used].to(self.noise.device)
-        noise, indices = self.noise, self.noise.indices
-        missing = [node for node in nodes.tolist() if node not in self.last]
-        fresh = _normals(noise, indices, nodes.new_tensor(missing)[:, None].expand(-1, len(indices)))
+        noise, indices, nodes = self.noise, self.noise.indices, self.steps.used[step]
+        size = max(1, len(indices) * math.prod(noise.shape))
+        missing = [node for node in nodes if node not in self.at_hand]
+        fresh: Iterator[tuple[int, Tensor]] = iter(())
+        if missing:
+            to_come = chain(*self.steps.used[step : step + noise.steps_at_once])
+            missing = list(dict.fromkeys(node for node in to_come if node not in self.at_hand))
+            rows = torch.tensor(missing, dtype=torch.int64)[:, None].expand(-1, len(indices))
+            fresh = zip(missing, _normals(noise, indices, rows), strict=True)
         total = torch.zeros(len(indices), *noise.shape, dtype=torch.float64, device=noise.device)
         kept: dict[int, Tensor] = {}
-        for node, weight in zip(nodes.tolist(), weights, strict=True):
-            z = self.last[node] if node in self.last else next(fresh)
+        # One after the other, the same sum for a sample whatever its batch.
+        for node, weight in zip(nodes, self._weights[step].unbind(), strict=False):
+            z = self.at_hand[node] if node in self.at_hand else next(fresh)[1]
             total.addcmul_(z, weight)
-            if (len(kept) + 1) * z.numel() <= _KEPT:
+            if (len(kept) + 1) * size <= _KEPT:
                 kept[node] = z
-        self.last.clear()
-        self.last.update(kept)
+        if missing:
+            kept.update(fresh)
+            self.at_hand.clear()
+            self.at_hand.update(kept)
         return total.to(noise.dtype)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +33,8 @@ STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
 # The streams from here on are one: their last 15 bits belong to the node of a tree (`path_normal`).
 STREAM_PATH = 0x8000
 
+_AHEAD, _AT_ONCE = 32, 2**15  # steps that a sampler's noise is drawn for at once, and normals, at most
+
 
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
@@ -48,13 +51,14 @@ def philox4x32(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # Products wrap modulo 2^64 in int64: the low and high halves are read off by masking.
+        # Products wrap modulo 2^64 in int64: their halves are read off by shifts and masks. What c1 and c3 hold above
+        # their 32 bits is masked where it is met next, in c0 and c2.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, high1 = (p.bitwise_right_shift(32).bitwise_and_(_MASK) for p in (p0, p1))
-        c0, c2 = (high1 ^ c1).bitwise_xor_(k0), (high0 ^ c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
+        c0 = ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
 
 
 def _words(
@@ -64,8 +68,8 @@ def _words(
     count: int,
     stream: int | Tensor,
     device: torch.device | str | None,
-) -> Tensor:
-    """Return (B, blocks, 4) words, enough for `count` a row; step and stream are one number, or one a row."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be a row's."""
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
     step, stream = (
@@ -74,7 +78,7 @@ def _words(
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
     # They are not expanded: what the first rounds do to a row or to a column alone costs next to nothing.
     counter = (block, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
-    return torch.stack(philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1)
+    return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
 
 def uniform(
@@ -101,7 +105,7 @@ def uniform(
         A tensor of shape (B, *shape).
     """
     count = math.prod(shape)
-    words = _words(seed, indices, step, count, stream, device).flatten(1)[:, :count]
+    words = torch.stack(_words(seed, indices, step, count, stream, device), dim=-1).flatten(1)[:, :count]
     # float32 holds 24 bits; the clamp keeps the ends out where rounding would reach them.
     bits, shift = (24, 8) if dtype != torch.float64 else (32, 0)
     u = ((words >> shift).to(torch.float64) + 0.5) * 2.0**-bits
@@ -113,15 +117,18 @@ def uniform(
 def normal(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " b *dims"]:
-    """Standard normal draws, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
+    """Standard normal draws, row i keyed by (seed, indices[i], step, stream); the step may be a row's own.
+
+    Arguments as in `uniform`.
+    """
     count = math.prod(shape)
-    return _box_muller(_words(seed, indices, step, count, stream, device), count).to(dtype).reshape(-1, *shape)
+    return _box_muller(_words(seed, indices, step, count, stream, device), count, dtype).reshape(-1, *shape)
 
 
 def path_normal(
@@ -134,15 +141,17 @@ def path_normal(
     """float64 standard normals, row i keyed by (seed, indices[i], nodes[i]): of a tree with nodes in [0, 2^47)."""
     count = math.prod(shape)
     words = _words(seed, indices, nodes, count, STREAM_PATH | (nodes >> 32), device)
-    return _box_muller(words, count).reshape(-1, *shape)
+    return _box_muller(words, count, torch.float64).reshape(-1, *shape)
 
 
-def _box_muller(words: Tensor, count: int) -> Tensor:
-    """(B, count) normals in float64 from (B, blocks, 4) words."""
-    u = (words.to(torch.float64) + 0.5) * 2.0**-32
-    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
-    angle = (2.0 * math.pi) * u[..., 1::2]
-    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(1)[:, :count]
+def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int, dtype: torch.dtype) -> Tensor:
+    """(B, count) normals from four times (B, blocks) words."""
+    z = torch.empty(*words[0].shape, 4, dtype=dtype, device=words[0].device)
+    for i in (0, 2):
+        u, v = (words[j].to(torch.float64).add_(0.5).mul_(2.0**-32) for j in (i, i + 1))
+        radius, angle = u.log_().mul_(-2.0).sqrt_(), v.mul_(2.0 * math.pi)
+        z[..., i], z[..., i + 1] = angle.cos().mul_(radius), angle.sin_().mul_(radius)
+    return z.flatten(1)[:, :count]
 
 
 def rademacher(
@@ -156,7 +165,7 @@ def rademacher(
 ) -> Float[Tensor, " b *dims"]:
     """Signs, -1 or +1 with equal chance, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
     count = math.prod(shape)
-    words = _words(seed, indices, step, count, stream, device).flatten(1)[:, :count]
+    words = torch.stack(_words(seed, indices, step, count, stream, device), dim=-1).flatten(1)[:, :count]
     return ((words >> 31) * 2 - 1).to(dtype).reshape(-1, *shape)
 
 
@@ -190,6 +199,14 @@ class Noise:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
+    # A small draw costs the launching of its hundred operations: the next steps' are drawn with it. They are a function
+    # of their step, so that it does not matter whether they are at hand.
+    _ahead: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def steps_at_once(self) -> int:
+        """The steps whose normals are to be drawn in one go."""
+        return max(1, min(_AHEAD, _AT_ONCE // max(1, len(self.indices) * math.prod(self.shape))))
 
     def initial(self) -> Tensor:
         """Standard normals of shape (B, *shape) for the start of the path."""
@@ -197,4 +214,13 @@ class Noise:
 
     def __call__(self, step: int) -> Tensor:
         """Standard normals of shape (B, *shape) for the given step."""
-        return normal(self.seed, self.indices, step, self.shape, STREAM_SOLVER, self.dtype, self.device)
+        at_once = self.steps_at_once
+        if at_once == 1:
+            return normal(self.seed, self.indices, step, self.shape, STREAM_SOLVER, self.dtype, self.device)
+        if step not in self._ahead:
+            steps = torch.arange(step, step + at_once)
+            rows = self.indices.repeat(at_once), steps.repeat_interleave(len(self.indices))
+            z = normal(self.seed, *rows, self.shape, STREAM_SOLVER, self.dtype, self.device)
+            self._ahead.clear()
+            self._ahead.update(zip(steps.tolist(), z.reshape(at_once, -1, *self.shape), strict=True))
+        return self._ahead[step]

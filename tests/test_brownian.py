@@ -6,7 +6,7 @@ import pytest
 import torch
 from laws import F64, f64
 
-from diffusion import brownian
+from diffusion import brownian, random
 from diffusion.brownian import GridNoise, Weights
 from diffusion.errors import UserError
 from diffusion.random import Noise, path_normal
@@ -90,16 +90,17 @@ def test_many_normals_are_drawn_in_parts(monkeypatch):
     assert torch.equal(GridNoise.along(_noise(), GRIDS["even"])(3), whole)
 
 
-@pytest.mark.parametrize("kept", [0, 40, 2**24])
-def test_what_is_at_hand_from_the_last_step_changes_no_bit(monkeypatch, kept):
+@pytest.mark.parametrize(("kept", "ahead"), [(0, 1), (40, 1), (2**24, 1), (2**24, 3), (0, 32)])
+def test_what_is_at_hand_changes_no_bit(monkeypatch, kept, ahead):
     """Steps in order, again, and out of order, against the sum over the step's nodes in one draw."""
     monkeypatch.setattr(brownian, "_KEPT", kept)
+    monkeypatch.setattr(random, "_AHEAD", ahead)
     noise = GridNoise.along(_noise(), GRIDS["even"])
     for step in (3, 4, 5, 6, 6, 30, 4):
         used = noise.steps.weights[step].abs() > 1e-9
         weights = Weights(noise.steps.nodes[step, used][None], noise.steps.weights[step, used][None])
         assert torch.equal(noise(step), brownian.draw(noise.noise, noise.noise.indices, weights))
-    assert sum(z.numel() for z in noise.last.values()) <= kept
+        assert ahead > 1 or sum(z.numel() for z in noise.at_hand.values()) <= kept
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)

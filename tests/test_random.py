@@ -65,3 +65,13 @@ def test_uniform_stays_inside_the_open_interval_in_float32():
     u = random.uniform(0, torch.arange(4000), 0, (1000,))
     assert u.min() > 0
     assert u.max() < 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 5000])
+def test_noise_drawn_for_steps_to_come_is_that_of_each_step(rows):
+    """In order, out of order and again; 5,000 samples are drawn step by step."""
+    indices = 3 + torch.arange(rows)
+    noise = random.Noise(9, indices, (2, 3))
+    assert (noise.steps_at_once == 1) == (rows == 5000)
+    for step in (0, 1, 2, 3, 40, 39, 38, 0):
+        assert torch.equal(noise(step), random.normal(9, indices, step, (2, 3), random.STREAM_SOLVER))
