@@ -74,7 +74,7 @@ def draw(options: argparse.Namespace) -> int:
         print("note: --grid auto is tuned once for a model, a sampler and its steps", file=sys.stderr)
     if way == FITTED:
         _fit(model, settings)
-    record = _record(model, options.seed, settings, device)
+    record = _record(model, options.seed, settings, device, options.runs)
     if options.encode:
         return encode_command(model, record, options)
     if options.interpolate:
@@ -135,9 +135,11 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
-    if _classifier_digest(record.settings) != record.classifier:
-        name = record.settings["classifier"]
-        raise UserError(f"--from: {old} was drawn with another classifier than {name} is now (their SHA-256 differ)")
+    steered = _steering_digests(record.settings, options.runs)
+    for kind, drawn_with in (("classifier", record.classifier), ("guide", record.guide)):
+        if drawn_with is not None and steered[kind] != drawn_with:
+            name = record.settings[kind]
+            raise UserError(f"--from: {old} was drawn with another {kind} than {name} is now (their SHA-256 differ)")
     model = _sized(model, record.settings)
     if "interpolate" in record.settings:
         save_strip(target, model, record)
@@ -197,7 +199,10 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
     return 0
 
 
-def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device: torch.device) -> SampleRecord:
+def _record(
+    model: TrainedModel, seed: int, settings: Mapping[str, Any], device: torch.device, runs_dir: str
+) -> SampleRecord:
+    steered = _steering_digests(settings, runs_dir)
     return SampleRecord(
         model=model.source,
         weights=runs.file_digest(model.source),
@@ -207,7 +212,8 @@ def _record(model: TrainedModel, seed: int, settings: Mapping[str, Any], device:
         shown=model.effective_settings(settings),
         device=device_name(device),
         torch=torch.__version__,
-        classifier=_classifier_digest(settings),
+        classifier=steered["classifier"],
+        guide=steered["guide"],
     )
 
 
@@ -226,8 +232,15 @@ def _fit(model: TrainedModel, settings: Mapping[str, Any]) -> None:
         model.fitted(settings["steps"], tell)
 
 
-def _classifier_digest(settings: Mapping[str, Any]) -> str | None:
-    return runs.file_digest(runs.resolve_classifier(settings["classifier"])) if "classifier" in settings else None
+def _steering_digests(settings: Mapping[str, Any], runs_dir: str) -> dict[str, str | None]:
+    """The SHA-256 of the files that steer a draw, by the setting that names them."""
+    return {
+        name: runs.file_digest(find(settings[name])) if name in settings else None
+        for name, find in (
+            ("classifier", runs.resolve_classifier),
+            ("guide", lambda guide: runs.resolve_weights(guide, runs_dir)),
+        )
+    }
 
 
 def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:

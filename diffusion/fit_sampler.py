@@ -31,7 +31,8 @@ FEWEST_STEPS = 2
 MOST_STEPS = 10  # the numbers to fit, and with them the cost, grow with the square
 DEFAULT_STEPS = 5
 _ROWS = 512
-_CAP = 1e-2  # of a squared error; data are of the order of 1
+_CAP = 3e-4  # of a squared error; data are of the order of 1
+_PLAIN_END, _END = 2.8, 2.0  # log-SNR where steps end at first, over the logarithm of their number
 _DEPTH, _ENDING = 4, 4  # outputs corrected in a step, numbers of the ending
 _ITERATIONS = 12
 _MOVE = 1e-4  # of the differences that stand for derivatives
@@ -92,9 +93,11 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     check_steps(steps)
     seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS // 4, start=_ROWS)
     low, high = log_snr_ends(denoiser.schedule)
-    last, order = min(max(low + 1.0, 2.8 * math.log(steps)), high), Adams().order
-    plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, last).tolist()))
-    family = Family(equal_error(seen, order, steps + 1, last)[1:], low, high)
+    order = Adams().order
+    # a fitted ending leaves the path earlier than x_hat alone would
+    plain_end, end = (min(max(low + 1.0, rate * math.log(steps)), high) for rate in (_PLAIN_END, _END))
+    plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, plain_end).tolist()))
+    family = Family(equal_error(seen, order, steps + 1, end)[1:], low, high)
     with evaluation_mode(denoiser):
         fitted = family.solver(_fit(denoiser, family, seen, progress))
         errors = [float(_residual(denoiser, sampler, unseen).square().mean()) for sampler in (fitted, plain)]
@@ -176,10 +179,12 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
 
     residual = _missed(walk(denoiser, plan, along.x_1, (), callback=keep), along)
     columns = []
-    for i, stage in enumerate(family.stages):
+    for i, stage in enumerate(family.stages):  # a stage is how many evaluations stay as they were
         moved = numbers.clone()
         moved[i] += _MOVE
         own = family.solver(moved).plan(denoiser.schedule)
+        if not torch.equal(own.times[:stage], plan.times[:stage]):
+            stage = 0  # earlier times moved, too: all gaps were shrunk to stay within the path
         x = walk(denoiser, own, states[stage], outputs[len(outputs) - stage :])
         columns.append((_missed(x, along) - residual) / _MOVE)
     return residual, torch.stack(columns, -1)

@@ -72,6 +72,12 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
     return newest.parents[len(Path(containing).parts) - 1]
 
 
+def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """As `resolve_model`; also takes a training checkpoint."""
+    path = Path(path_or_name)
+    return path if path.suffix == ".ckpt" and path.is_file() else resolve_model(path_or_name, runs_dir)
+
+
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """Return the model file meant by a run folder, the name of a run, a `.safetensors` file or `pretrained:NAME`.
 

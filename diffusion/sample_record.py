@@ -37,6 +37,7 @@ class SampleRecord:
         batches: [first, stop) of each batch that the samples of the picture were drawn in.
         count: The number of samples in the picture.
         classifier: The SHA-256 of the file of `--classifier`; None without one.
+        guide: The SHA-256 of the model of `--guide`; None without one, and in pictures of earlier versions.
     """
 
     model: str
@@ -51,6 +52,7 @@ class SampleRecord:
     batches: tuple[tuple[int, int], ...] = ()
     count: int = 1
     classifier: str | None = None
+    guide: str | None = None
 
     def one(self, index: int, batch: tuple[int, int]) -> SampleRecord:
         """The record of a single sample that was drawn in a batch."""

@@ -11,6 +11,7 @@ from tiny_configs import digits_config, toy_config
 from diffusion import load, model_files, noisy_classifier, pictures, runs
 from diffusion.cli import command, sample
 from diffusion.config import dump_config
+from diffusion.denoisers.guidance import Autoguidance
 from diffusion.experiment import DataFacts, build_denoiser
 from diffusion.model import FACTS
 
@@ -165,6 +166,30 @@ def test_points_have_nothing_to_fill_in(here, tmp_path, capsys):
     (run,) = (path.name for path in Path("runs").iterdir() if not path.name.startswith("digits"))
     assert command(sample, f"--run {run} --inpaint image.png --mask mask.png --device cpu".split()) == 2
     assert "are for images; 'gaussians' are points" in capsys.readouterr().err
+
+
+def test_a_picture_under_a_guide_is_drawn_again_by_that_one_alone(here, capsys):
+    line = "--guide digits-0002 --guidance 2 --steps 4 --sampler ddim --n 2 --run digits-0001 --device cpu"
+    assert command(sample, [*line.split(), "--out", "a.png"]) == 0
+    again = ["--from", "a.png", "--out", "b.png", "--device", "cpu"]
+    assert command(sample, again) == 0
+    assert "the same pixels as a.png" in capsys.readouterr().out
+    Path("runs/digits-0002/model.safetensors").write_bytes(Path("runs/digits-0001/model.safetensors").read_bytes())
+    assert command(sample, again) == 2
+    assert "was drawn with another guide than digits-0002 is now" in capsys.readouterr().err
+
+
+def test_what_is_tuned_under_a_guide_leaves_that_of_the_model_alone(here):
+    model, kept = load("runs/digits-0001"), Path("runs/digits-0001/model.grids.json")
+    draw = {"sampler": "ddim", "steps": 3, "grid": "auto"}
+    model.sample(1, **draw)
+    before = kept.read_bytes()
+    guided = model.around(Autoguidance(model.denoiser, load("runs/digits-0002").denoiser, 2.0))
+    guided.sample(1, **draw)
+    with guided.counted() as count:
+        guided.sample(1, **draw)
+    assert count.rows == 2 * 3, "in memory, once"
+    assert kept.read_bytes() == before
 
 
 def test_a_guided_model_keeps_its_facts(here):

@@ -31,7 +31,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
     add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--samplers", nargs="+", metavar="NAME", help="names of sample.py's --sampler, or all (default: one or two of "
-        "each sort)")  # fmt: skip
+        "each sort; all is without fitted, which takes minutes to fit to a network)")  # fmt: skip
     add("--budgets", nargs="+", type=positive, default=list(BUDGETS), metavar="N", help="evaluations a sample, the "
         "last one included (default: 5 10 20 50); an adaptive sampler has tolerances instead")  # fmt: skip
     add("--n", type=positive, default=256, metavar="N", help="samples a cell (default: 256)")

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import torch
 from torch import Tensor
 
 from .. import atomic, tensor_files
+from ..denoisers import Denoiser
 from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
+from ..families.kept_grids import kept_grids
+from ..fit_sampler import FEWEST_STEPS, FITTED, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
 from ..samplers import ODE, Sampler, build
-from ..sampling import grid_for, sample
+from ..sampling import grid_for, sample, sampler_for
 from .tradeoff_subjects import Subject
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
@@ -47,9 +51,15 @@ class Cell:
     steps: int | None
     tolerance: float | None
 
-    def build(self) -> Sampler:
-        """The sampler."""
-        return build(self.sampler, tolerance=self.tolerance)
+    def build(self, denoiser: Denoiser) -> Sampler:
+        """The sampler; `fitted` is fitted to the denoiser, unless that is known."""
+        return sampler_for(denoiser, self.sampler, self.steps, tolerance=self.tolerance)
+
+    def fields(self) -> dict[str, str]:
+        """What the sampler is by default, in words; of `fitted` nothing, which is what the model makes it."""
+        if self.sampler == FITTED:
+            return {}
+        return {key: str(value) for key, value in vars(build(self.sampler, tolerance=self.tolerance)).items()}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ def plan(samplers: Sequence[str], budgets: Sequence[int]) -> list[list[Cell]]:
 
 
 def _cells_of(name: str, budgets: Sequence[int]) -> list[Cell]:
+    if name == FITTED:
+        return [Cell(name, count, None) for count in budgets if FEWEST_STEPS <= count <= MOST_STEPS]
     sampler = build(name)
     if sampler.is_adaptive:
         return [Cell(name, None, tolerance) for tolerance in TOLERANCES]
@@ -138,9 +150,8 @@ class Bench:
         return {"n": options.n, "seed": options.seed, "batch_size": options.batch_size, **self.subject.identity}
 
     def _question(self, cell: Cell) -> dict[str, Any]:
-        fields = {key: str(value) for key, value in vars(cell.build()).items()}
         where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
-        return {**asdict(cell), "fields": fields, **where, **self._drawing()}
+        return {**asdict(cell), "fields": cell.fields(), **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
         options = self.options
@@ -165,9 +176,11 @@ class Bench:
         return self._tight
 
     def _measure(self, cell: Cell) -> Measured:
-        tight, sampler = self.tight(), cell.build()
-        # before anything is counted: a grid that is tuned to a model is made once for all samples
-        grid = grid_for(self.subject.denoiser, sampler, cell.steps, self.options.grid)
+        tight, denoiser = self.tight(), self.subject.denoiser
+        # before anything is counted: what is tuned to a model is made once for all samples
+        with kept_grids(denoiser, self.subject.source) if self.subject.source else nullcontext():
+            sampler = cell.build(denoiser)
+            grid = grid_for(denoiser, sampler, cell.steps, None if cell.sampler == FITTED else self.options.grid)
         with count_evaluations(self.subject.denoiser) as count:
             start = time.perf_counter()
             try:

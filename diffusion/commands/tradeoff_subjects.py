@@ -37,6 +37,7 @@ class Subject:
     Args:
         name: What tables call it.
         folder: Where the figures are kept.
+        source: The model's file, beside which its tuned grids and samplers are kept; "" for none.
         denoiser: On its device.
         dtype: Of the solvers' state.
         tolerance: Of the solve that samples are compared with.
@@ -51,6 +52,7 @@ class Subject:
 
     name: str
     folder: Path
+    source: str
     denoiser: Denoiser
     dtype: torch.dtype
     tolerance: float
@@ -102,6 +104,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     return Subject(
         name=options.run,
         folder=Path(FOLDER) / name / "tradeoff",
+        source="",
         denoiser=model,
         dtype=_F64,
         tolerance=1e-8,
@@ -141,6 +144,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
+        source=model.beside,
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,

@@ -72,8 +72,11 @@ class DiffusionModel(TrainedModel):
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
-        """The model with another denoiser, most often one around its own."""
-        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, self.beside)
+        """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
+        path = Path(self.beside or "model")
+        return DiffusionModel(
+            denoiser, self.config, self.facts, self.source, self.step, str(path.with_stem(f"{path.stem}-around"))
+        )
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
         """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from laws import F64
 
-from diffusion import samplers
+from diffusion import fit_sampler, samplers
 from diffusion.cli import ProgressBar, command
 from diffusion.commands import tradeoff_cells
 from diffusion.commands.dispatch import main
@@ -48,13 +48,27 @@ def tradeoff(tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, monkeypatch):
+    """A budget is its steps, from 2 to 10; it is fitted once, whatever the grid of the others."""
+    monkeypatch.setattr(fit_sampler, "_ROWS", 64)
+    argv = (EXACT, "--samplers", "adams", "fitted", "--budgets", "3", "20", "--n", "32", "--grid", "auto")
+    assert tradeoff(*argv)[0] == 0
+    folder = Path("evaluations/mixture-2d/tradeoff")
+    with (folder / "tradeoff.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["sampler"] == "fitted"]
+    assert [(row["steps"], row["nfe"]) for row in rows] == [("3", "3.0")]
+    assert 0.0 < float(rows[0]["distance"]) < 0.3
+    monkeypatch.setattr(fit_sampler, "fit_sampler", None)
+    assert tradeoff(*argv)[0] == 0, "kept"
+
+
 @pytest.mark.parametrize("name", samplers.names())
 def test_a_cell_costs_no_more_than_its_budget(name, bench):
     made = bench("--n", "8")
     for cell in plan([name], [5, 10])[0][:2]:
         found = made.measured(cell)
         assert found.failure is None
-        sampler = cell.build()
+        sampler = samplers.build(name)
         if sampler.is_adaptive:
             assert cell.steps is None
             continue
