@@ -30,7 +30,7 @@ from .schedules.schedule import log_snr_ends
 FEWEST_STEPS = 2
 MOST_STEPS = 10  # the numbers to fit, and with them the cost, grow with the square
 DEFAULT_STEPS = 5
-_ROWS = 512
+_ROWS, _UNSEEN = 256, 128
 _CAP = 3e-4  # of a squared error; data are of the order of 1
 _PLAIN_END, _END = 2.8, 2.0  # log-SNR where steps end at first, over the logarithm of their number
 _DEPTH, _ENDING = 4, 4  # outputs corrected in a step, numbers of the ending
@@ -82,7 +82,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     """The solver of `steps` evaluations that suits this model.
 
     Args:
-        denoiser: The model; it is asked without labels, of 512 samples, 240 times for their trajectories and, for 5
+        denoiser: The model; it is asked without labels, of 256 samples, 240 times for their trajectories and, for 5
             steps, some 800 times by the fit.
         steps: 2 to 10.
         progress: Called after each iteration with (iterations done, at most so many).
@@ -91,7 +91,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
         UserError: For other numbers of steps.
     """
     check_steps(steps)
-    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _ROWS // 4, start=_ROWS)
+    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _UNSEEN, start=_ROWS)
     low, high = log_snr_ends(denoiser.schedule)
     order = Adams().order
     # a fitted ending leaves the path earlier than x_hat alone would

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..schedules import Schedule
+from .linear import linear
 from .noise_dial import DialSteps, NoiseDial
 from .variables import gauss_legendre, lagrange
 
@@ -57,22 +59,36 @@ class SASolver(NoiseDial):
     def integrate(self, denoiser, x, times, noise, cond, callback):
         t, s = times[:-1], times[1:]
         steps = self.steps(denoiser.schedule, t, s)
-        predictor = self._weights(denoiser.schedule, times, steps, self.predictor)
-        corrector = self._weights(denoiser.schedule, times, steps, self.corrector + 1, ahead=1)
-        memory, fixed = (), x
-        for step, (a, c) in enumerate(zip(steps.keep.tolist(), steps.fresh.tolist(), strict=True)):
+        rows = zip(self._rows(denoiser.schedule, times, steps), steps.keep.tolist(), steps.fresh.tolist(), strict=True)
+        memory: tuple[Tensor, ...] = ()
+        for step, (weights, a, c) in enumerate(rows):
             x_hat = denoiser(x, t[step], cond)
-            memory = (x_hat, *memory[: max(self.predictor - 1, self.corrector)])
-            if step > 0 and self.corrector:
-                x = _combined(fixed, corrector[step - 1], memory)
-            fixed = a * x
+            x = linear(a, x, weights[0], x_hat)
+            for weight, output in zip(weights[1:], memory, strict=True):
+                x = x.add_(output, alpha=weight)
             if c != 0.0:
                 assert noise is not None  # `sample` has seen to it
-                fixed = fixed.add_(noise(step), alpha=c)
-            x = _combined(fixed, predictor[step], memory)
+                x = x.add_(noise(step), alpha=c)
+            memory = (x_hat, *memory)[: max(self.predictor, self.corrector) if self.corrector else self.predictor - 1]
             if callback is not None:
                 callback(step, float(s[step]), x, x_hat)
         return x
+
+    def _rows(self, schedule: Schedule, times: Tensor, steps: DialSteps) -> list[list[float]]:
+        """Each step's weights of all outputs in memory, newest first, the correction of its start among them.
+
+        Predicted and corrected state differ by sum_j (q_j - p_j) m_j alone, p: the weights that predicted, q: those
+        that correct. Corrected ones are never needed as tensors (as in `staged.Multistep`).
+        """
+        rows = self._weights(schedule, times, steps, self.predictor)
+        if self.corrector:
+            correct = self._weights(schedule, times, steps, self.corrector + 1, ahead=1)
+            predict = [[0.0, *row] for row in rows]  # by the outputs in memory one step later
+            for i in range(1, len(rows)):
+                keep, both = float(steps.keep[i]), (correct[i - 1], predict[i - 1])
+                changes = [keep * (q - p) for q, p in zip_longest(*both, fillvalue=0.0)]
+                rows[i] = [b + change for b, change in zip_longest(rows[i], changes, fillvalue=0.0)]
+        return rows
 
     def _weights(
         self, schedule: Schedule, times: Tensor, steps: DialSteps, count: int, ahead: int = 0
@@ -109,10 +125,3 @@ def _integrals(decay: Tensor, nodes: Tensor) -> Tensor:
     u, gauss = gauss_legendre(_QUADRATURE_POINTS)
     mass = decay * torch.exp(-decay * (1.0 - u)) * gauss
     return (lagrange(nodes, u.expand_as(mass)) * mass[:, None]).sum(-1)
-
-
-def _combined(fixed: Tensor, weights: list[float], outputs: tuple[Tensor, ...]) -> Tensor:
-    x = torch.add(fixed, outputs[0], alpha=weights[0])
-    for weight, output in zip(weights[1:], outputs[1:], strict=False):
-        x = x.add_(output, alpha=weight)
-    return x
