@@ -50,13 +50,22 @@ def philox4x32(
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
+    whole, spare = torch.broadcast_shapes(*(c.shape for c in counter)), None
     for _ in range(_ROUNDS):
         # Products wrap modulo 2^64 in int64: their halves are read off by shifts and masks. What c1 and c3 hold above
         # their 32 bits is masked where it is met next, in c0 and c2.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK)
-        c2 = ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        if spare is None:
+            p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+            c0, c2 = (p1 >> 32) ^ c1, (p0 >> 32) ^ c3
+        else:  # in six buffers, which stay in the processor's cache
+            p0, p1 = torch.mul(c0, _MULTIPLIERS[0], out=spare[0]), torch.mul(c2, _MULTIPLIERS[1], out=spare[1])
+            c0 = torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1)
+            c2 = torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3)
+            spare = c3, c1
+        c0, c2 = c0.bitwise_xor_(k0).bitwise_and_(_MASK), c2.bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
+        if spare is None and all(c.shape == whole for c in (c0, c1, c2, c3)):
+            spare = torch.empty_like(c0), torch.empty_like(c0)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
 
@@ -148,8 +157,9 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int, dtype:
     """(B, count) normals from four times (B, blocks) words."""
     z = torch.empty(*words[0].shape, 4, dtype=dtype, device=words[0].device)
     for i in (0, 2):
-        u, v = (words[j].to(torch.float64).add_(0.5).mul_(2.0**-32) for j in (i, i + 1))
-        radius, angle = u.log_().mul_(-2.0).sqrt_(), v.mul_(2.0 * math.pi)
+        # 2^-32 (word + 1/2) lies in (0, 1)
+        radius = words[i].to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = words[i + 1].to(torch.float64).add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
         z[..., i], z[..., i + 1] = angle.cos().mul_(radius), angle.sin_().mul_(radius)
     return z.flatten(1)[:, :count]
 
