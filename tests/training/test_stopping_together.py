@@ -235,6 +235,10 @@ def test_a_signal_to_the_launcher_or_a_worker_is_a_checkpoint_and_the_code(launc
 def test_when_a_process_dies_the_others_end(launch, launcher, dies):
     together = launch(launcher)
     workers = together.workers()
+    if launcher == "alone":  # such a launcher says RANK and WORLD_SIZE alone, and those two are all that there are
+        assert not [child for process in together.started for child in children(process.pid)]
+        steps = [row["step"] for row in read_metrics(together.run / "metrics.jsonl") if "train/loss" in row]
+        assert steps == sorted(set(steps)), "two processes write"
     os.kill(workers[dies], signal.SIGKILL)
     begin = time.time()
     codes = together.wait(LAST_BREATH + 30)
