@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from small_disk import small_disk
 from tiny_configs import digits_arguments
 
 from diffusion.errors import UserError
@@ -172,13 +172,8 @@ sys.exit(command(train))
 @pytest.fixture
 def disk(tmp_path, request):
     """A disk of so many KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", request.param) as folder:
+        yield folder
 
 
 @pytest.mark.slow
