@@ -91,9 +91,9 @@ def by_noise_level(
     images: UInt8[Tensor, " n c h w"],
     labels: Int[Tensor, " n"],
     levels: int,
-    log_snrs: Sequence[float],
+    log_snrs: Sequence[int | float],
     seed: int = 0,
-) -> dict[float, tuple[float, float]]:
+) -> dict[int | float, tuple[float, float]]:
     """The accuracy, and the cross-entropy in nats, at each log-SNR, one draw of the noise an image."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for log_snr in log_snrs:
