@@ -130,6 +130,6 @@ def load(path: str | Path) -> NoisyImageClassifier:
         built = json.loads(metadata[_KEY])
         network = build(tuple(built["shape"]), built["num_classes"], **built["options"])
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{path}: its weights are not those of the network it describes") from error
     return network.eval()

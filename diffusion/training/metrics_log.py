@@ -42,7 +42,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             rows.append({"step": int(row.pop("step")), **{key: float(value) for key, value in row.items()}})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not a record of metrics ({error}).") from error
     return rows
 

@@ -31,7 +31,7 @@ def test_a_network_is_trained_written_and_read_back(tmp_path, monkeypatch, capsy
     assert any(not torch.equal(ours[key], unlike[key]) for key in ours)
 
     capsys.readouterr()
-    network, data = train("d.safetensors", "--steps", "100"), load_images("digits")
+    network, data = train("d.safetensors", "--steps", "80"), load_images("digits")
     assert "d.safetensors" in capsys.readouterr().out
     assert not network.training
     labels = data.test_labels
@@ -41,7 +41,7 @@ def test_a_network_is_trained_written_and_read_back(tmp_path, monkeypatch, capsy
         accuracy = float((network.logits(data.test).argmax(1) == labels).float().mean())
     assert accuracy > 0.5, "ten classes: 0.1 is what an untrained one has"
     _, metadata = tensor_files.read("d.safetensors", "any", "about")
-    assert '"steps": 100' in metadata["about"]
+    assert '"steps": 80' in metadata["about"]
 
 
 def test_the_classifier_of_noisy_images_takes_even_channels():

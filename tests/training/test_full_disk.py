@@ -73,6 +73,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_continues(tmp_path, trai
     assert expected <= hit, "the disks were not full where it matters"
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_pictures_at_the_end_says_that_the_model_is_there(tmp_path, train):
     with small_disk(tmp_path / "disk", 492) as disk:
         code, said = train(disk)
