@@ -28,7 +28,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", nargs="+", metavar="RUN|FOLDER", help="a run folder or its name, a model file, pretrained:NAME; or "
-        "images: a folder, .zip or .npz (with --data)")  # fmt: skip
+        "images: a folder, .zip, .tar or .npz (with --data)")  # fmt: skip
     add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--data", metavar="DATA", help="what a folder of images is held against: a named data set, a run (its data), "
         "or a path of images")  # fmt: skip

@@ -76,7 +76,10 @@ def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy,
         assert [path.name for path in sorted((run / runs.SAMPLES).iterdir())] == [
             "step-00000006.png", "step-00000012.png",
         ]  # fmt: skip
-    assert any(told["code"] for told in found), "no try hit a run"
+    hits = sum(bool(told["code"]) for told in found) // 2
+    longest = max(told["seconds"] or 0.0 for told in found)
+    print(f"{hits} of {len(scenes)} signals came while a run was trained; {longest:.1f} s at most")
+    assert hits > len(scenes) / 2, "too few tries hit a run"
 
 
 # --- the command itself, under its launchers --------------------------------------------------------------------------
