@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import full_disk
 from .errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -72,7 +73,8 @@ def train(argv: Sequence[str]) -> int:
     if run is not None:
         print(f"continuing {run}", file=sys.stderr)
     start = time.perf_counter()
-    done = fit(config, run)
+    with full_disk.told(full_disk.CONTINUE):
+        done = fit(config, run)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
@@ -89,9 +91,12 @@ def train(argv: Sequence[str]) -> int:
         with exits_on_sigterm(done.run):
             estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
         bar.close()
-        evaluation.write(done.run, estimates, trained)
+        with full_disk.told(full_disk.CONTINUE):
+            evaluation.write(done.run, estimates, trained)
     codes = model.code_reports(done.data)
-    found = report.write_pictures(done.run, model, done.data, config)
+    with full_disk.told(f"The run is complete, and its model is {done.run / runs.MODEL}."):
+        found = report.write_pictures(done.run, model, done.data, config)
+        codes_file = evaluation.write_codes(done.run, codes)
     if done.mirror is not None:
         for name, estimate in list(estimates.items())[:1]:
             done.mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
@@ -111,7 +116,7 @@ def train(argv: Sequence[str]) -> int:
             if (warning := evaluation.weights_warning(estimate)) is not None:
                 console.print(f"{name}: {warning}", soft_wrap=True)
     places: dict[str, Path | str] = {"run folder": done.run, **found}
-    if codes_file := evaluation.write_codes(done.run, codes):
+    if codes_file:
         console.print(report.codes_table(codes))
         places["codes"] = codes_file
     if done.mirror is not None:

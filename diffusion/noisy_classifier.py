@@ -91,9 +91,9 @@ def by_noise_level(
     images: UInt8[Tensor, " n c h w"],
     labels: Int[Tensor, " n"],
     levels: int,
-    log_snrs: Sequence[float],
+    log_snrs: Sequence[int | float],
     seed: int = 0,
-) -> dict[float, tuple[float, float]]:
+) -> dict[int | float, tuple[float, float]]:
     """The accuracy, and the cross-entropy in nats, at each log-SNR, one draw of the noise an image."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for log_snr in log_snrs:
@@ -130,6 +130,6 @@ def load(path: str | Path) -> NoisyImageClassifier:
         built = json.loads(metadata[_KEY])
         network = build(tuple(built["shape"]), built["num_classes"], **built["options"])
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{path}: its weights are not those of the network it describes") from error
     return network.eval()

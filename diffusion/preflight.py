@@ -54,6 +54,7 @@ _SETS = {
     "cifar10": KnownData(32, 256, 10),
     **dict.fromkeys(get_args(Toys), KnownData(0, None, 0)),
 }
+IMAGE_SETS = tuple(name for name, known in _SETS.items() if known.side)
 
 
 def known_data(options: DataConfig) -> KnownData:

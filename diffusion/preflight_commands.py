@@ -1,4 +1,4 @@
-"""What of the command lines of sample.py, `evaluate` and `compare` can be known to be wrong before torch is loaded."""
+"""What of the command lines of sample.py and `python -m diffusion` can be known to be wrong before torch is loaded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import atomic, runs
-from .errors import UserError, choose
-from .preflight import SAMPLERS, check_device
+from .errors import UserError, choose, did_you_mean
+from .preflight import IMAGE_SETS, SAMPLERS, check_device
 from .sample_record import SampleRecord
 
 FITTED, FITTED_STEPS = "fitted", range(2, 11)  # by sample.py alone: weights in training change
 GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
+FEATURES = ("digits", "mnist", "inception")
+EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
+_OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
 
 
 def check_sample(options: argparse.Namespace) -> None:
@@ -36,7 +39,7 @@ def check_sample(options: argparse.Namespace) -> None:
         runs.resolve_classifier(options.classifier)
     check_device(options.device)
     if options.run is not None:
-        check_models([options.run], options.runs)
+        check_models([options.run], options.runs, checkpoints=True)
     if options.from_image is not None:
         SampleRecord.read(options.from_image)
     for option in ("inpaint", "mask", "restore", "edit", "encode", "interpolate"):
@@ -45,10 +48,14 @@ def check_sample(options: argparse.Namespace) -> None:
             if not Path(path).is_file():
                 raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
     if options.out is not None:
-        try:
-            atomic.check_writable(options.out)
-        except OSError as error:
-            raise UserError(f"--out: {options.out} cannot be written ({error.strerror})") from error
+        _check_out(options.out)
+
+
+def _check_out(path: str) -> None:
+    try:
+        atomic.check_writable(path)
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
 
 
 def _check_fitted(options: argparse.Namespace) -> None:
@@ -64,12 +71,117 @@ def _check_fitted(options: argparse.Namespace) -> None:
             raise UserError(f"--{option}: not with --sampler {FITTED}, whose numbers are for plain draws")
 
 
-def check_models(names: Iterable[str], runs_dir: str) -> None:
-    """Refuse models that are not there: run folders, names of runs, model files, checkpoints, `pretrained:NAME`.
+def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False) -> None:
+    """Refuse models that are not there: run folders, names of runs, model files, `pretrained:NAME`.
+
+    Args:
+        names: What the command line names.
+        runs_dir: The folder of runs.
+        checkpoints: Whether a checkpoint is taken too.
 
     Raises:
         UserError: For the first of them.
     """
     for name in names:
-        if Path(name).suffix != ".ckpt" or not Path(name).is_file():
+        if not (checkpoints and Path(name).suffix == ".ckpt" and Path(name).is_file()):
             runs.resolve_model(name, runs_dir)
+
+
+def check_quality(options: argparse.Namespace) -> None:
+    """Refuse a measurement of quality that cannot begin.
+
+    Raises:
+        UserError: For a run or images that are not there, images without --data, and an unknown sampler, grid, feature
+            network or device.
+    """
+    check_device(options.device)
+    _check_drawing(options.sampler, options.grid)
+    for name in options.run:
+        if not are_images(name, options.runs):
+            check_models([name], options.runs)
+        elif not Path(name).exists():
+            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar or .npz of images, or a run")
+        elif options.data is None:
+            raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
+        else:
+            check_reference(options.data, options.runs)
+    check_features(options.features)
+
+
+def check_tradeoff(options: argparse.Namespace) -> None:
+    """Refuse a comparison of samplers that cannot begin.
+
+    Raises:
+        UserError: For a model that is not there, and an unknown sampler, grid, feature network or device.
+    """
+    check_device(options.device)
+    for name in options.samplers or ():
+        choose("--samplers", name, (*SAMPLERS, "all"))
+    _check_drawing(None, options.grid)
+    if options.run.startswith(EXACT):
+        choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)
+    else:
+        check_models([options.run], options.runs)
+    check_features(options.features)
+
+
+def _check_drawing(sampler: str | None, grid: str | None) -> None:
+    if sampler is not None:
+        choose("--sampler", sampler, SAMPLERS)
+    if grid is not None:
+        choose("--grid", grid, GRIDS)
+
+
+def are_images(text: str, runs_dir: str) -> bool:
+    """Whether a command line names images, and not a run or a model file."""
+    path = Path(text)
+    if path.suffix.lower() in (".zip", ".tar", ".npz"):
+        return True
+    is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
+    return path.is_dir() and not is_run
+
+
+def check_reference(text: str, runs_dir: str) -> None:
+    """Refuse data to hold images against that are no data set, run or images.
+
+    Raises:
+        UserError: For such data.
+    """
+    if text in IMAGE_SETS or (Path(text).exists() and are_images(text, runs_dir)):
+        return
+    try:
+        check_models([text], runs_dir)
+    except UserError as error:
+        if Path(text).exists() or ":" in text:
+            raise
+        accepted = f"{', '.join(IMAGE_SETS)}, a run, or a path of images"
+        raise UserError(f"--data: found '{text}'; accepted: {accepted}.{did_you_mean(text, IMAGE_SETS)}") from error
+
+
+def check_training(options: argparse.Namespace) -> None:
+    """Refuse to train a network that could not be kept, or on data that there are not.
+
+    Raises:
+        UserError: For data that are not known or not there, and a place that cannot be written to.
+    """
+    choose("DATA", options.data, (*IMAGE_SETS, "folder"))
+    if options.path is not None and not Path(options.path).expanduser().exists():
+        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar or .npz file")
+    _check_out(options.out)
+
+
+def check_features(name: str | None) -> None:
+    """Refuse a feature network that is none by its name, or a file of one that is not there.
+
+    Raises:
+        UserError: For such a name.
+    """
+    if name is None or name in FEATURES:
+        return
+    if Path(name).suffix not in (".safetensors", ".pt", ".pth"):
+        raise UserError(
+            f"--features: found '{name}'; accepted: {', '.join(FEATURES)}, a .safetensors file of train-features, or a "
+            f".pt or .pth file of Inception's weights.{did_you_mean(name, FEATURES)}"
+        )
+    if not Path(name).is_file():
+        raise UserError(f"--features: {name} does not exist")

@@ -165,7 +165,7 @@ def _model_step(path: Path) -> float:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return float(header["__metadata__"]["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -36,7 +36,7 @@ def holder(run: Path) -> str | None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return path.read_text(encoding="utf-8").strip() if error.errno in _HELD else None
+        return _who(path) if error.errno in _HELD else None
     finally:
         os.close(descriptor)
     return None
@@ -54,8 +54,9 @@ def held(run: Path) -> Iterator[None]:
         return
     path = run / LOCK
     descriptor = _take(path)
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with suppress(OSError):  # a full disk: the lock holds without a word of whose it is
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     try:
         yield
     finally:
@@ -73,8 +74,8 @@ def _take(path: Path) -> int:
             os.close(descriptor)
             if error.errno in _HELD:
                 raise UserError(
-                    f"{path.parent}: is being trained by {path.read_text(encoding='utf-8').strip()}; wait for it or "
-                    "stop it, or start another run with --resume never"
+                    f"{path.parent}: is being trained by {_who(path)}; wait for it or stop it, or start another run "
+                    "with --resume never"
                 ) from None
             return os.open(path, os.O_RDWR)  # a disk without locks
         try:
@@ -83,3 +84,7 @@ def _take(path: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # its last holder has removed it meanwhile
+
+
+def _who(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() or "another process"

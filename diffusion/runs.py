@@ -5,6 +5,7 @@
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
                         samples/  evaluation.json  wandb/
+                        stopped.json       while a signal has stopped the run: its exit code and step
 
 Model files are read and written by `model_files`; here they are only found, without torch.
 """

@@ -95,6 +95,14 @@ class SampleRecord:
             assert all(isinstance(part, Mapping) for part in (record.settings, record.shown))
             assert all(0 <= first < stop for first, stop in record.batches)
             assert 0 < record.count <= sum(stop - first for first, stop in record.batches)
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            AssertionError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UserError(f"--from: the record in {path} is damaged, or of another version") from error
         return record

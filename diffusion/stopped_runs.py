@@ -35,5 +35,5 @@ def exit_code(run: Path) -> int:
     try:
         found = json.loads((run / STOPPED).read_text(encoding="utf-8"))
         return int(found["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0

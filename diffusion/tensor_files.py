@@ -33,7 +33,25 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     for name, tensor in plain.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: not written, the weight '{name}' is not finite.")
-    atomic.write_bytes(path, save(plain, {**metadata, _DIGEST: digest(plain, metadata)}))
+    data = save(plain, {**metadata, _DIGEST: digest(plain, metadata)})
+    header, start = _ordered_header(data)
+    with atomic.writer(path) as file:
+        file.write(header)
+        file.write(memoryview(data)[start:])
+
+
+def _ordered_header(data: bytes) -> tuple[bytes, int]:
+    """The header with its text entries in order, and where the numbers begin.
+
+    safetensors writes the entries as they lie in a hash table, in another order each time. Models are known by the
+    SHA-256 of their file, so that the same run twice would be two models.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    entries = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": entries, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text, start
 
 
 def read(path: str | Path, kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:

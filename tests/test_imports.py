@@ -67,6 +67,7 @@ ALLOWED = {
     "devices": Allowed("errors processes", "torch"),
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors"),
+    "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
     "stopped_runs": Allowed("atomic"),
     "resume": Allowed("errors config processes run_lock stopped_runs"),
@@ -96,14 +97,14 @@ ALLOWED = {
         "torch numpy PIL tqdm",
     ),
     "training": Allowed(
-        "errors atomic random run_lock runs model_files checkpoint_files config data devices denoisers experiment "
-        "families likelihood model objectives pictures preflight processes samplers sampling stopped_runs baselines "
-        "evaluations",
+        "errors atomic full_disk random run_lock runs model_files checkpoint_files config data devices denoisers "
+        "experiment families likelihood model objectives pictures preflight processes samplers sampling stopped_runs "
+        "baselines evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
-        "errors config devices draw evaluation experiment model preflight preflight_commands processes report resume "
-        "runs sample_arguments training verify_resume",
+        "errors config devices draw evaluation experiment full_disk model preflight preflight_commands processes "
+        "report resume runs sample_arguments training verify_resume",
         "tqdm",
     ),
     "commands": Allowed(

@@ -1,21 +1,28 @@
 """What is told before torch is loaded is what the parts themselves would tell."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from test_config_errors import REFUSED, REFUSED_ARGUMENTS
 
 from diffusion import fit_sampler, preflight, samplers
+from diffusion.commands.dispatch import COMMANDS
+from diffusion.commands.feature_choice import SHIPPED
+from diffusion.commands.tradeoff_subjects import EXACT_MODELS
 from diffusion.config import DataConfig, load_config
-from diffusion.data import load_images
+from diffusion.data import image_names, load_images
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model, build_objective
-from diffusion.preflight import SAMPLERS, TAKE_ETA, check, check_device, known_data
-from diffusion.preflight_commands import FITTED, FITTED_STEPS, GRIDS
+from diffusion.preflight import IMAGE_SETS, SAMPLERS, TAKE_ETA, check, check_device, known_data
+from diffusion.preflight_commands import EXACT_NAMES, FEATURES, FITTED, FITTED_STEPS, GRIDS
 from diffusion.schedules import time_grids
 
+ROOT = Path(__file__).parents[1]
 CASES = {
     ("digits", "sampling.sampler=odee"): "sampling.sampler: 'odee' is not known; .*Did you mean 'ode'",
     ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'ode' does not take it; ddim, ",
@@ -153,17 +160,87 @@ WITHOUT_TORCH = {
     "evaluate": ["evaluate", "nope"],
     "evaluate --device": ["evaluate", "pretrained:digits", "--device", "gpu"],
     "compare": ["compare", "pretrained:digitz"],
+    "quality": ["quality", "nope"],
+    "quality images": ["quality", "nope.zip", "--data", "digits"],
+    "quality, no data": ["quality", "."],
+    "quality --data": ["quality", ".", "--data", "digitz"],
+    "quality --sampler": ["quality", "pretrained:digits", "--sampler", "odee"],
+    "quality --grid": ["quality", "pretrained:digits", "--grid", "atuo"],
+    "quality --features": ["quality", "pretrained:digits", "--features", "digitz"],
+    "quality --features FILE": ["quality", "pretrained:digits", "--features", "nope.safetensors"],
+    "quality --device": ["quality", "pretrained:digits", "--device", "gpu"],
+    "tradeoff": ["tradeoff", "nope"],
+    "tradeoff exact": ["tradeoff", "exact:mixture"],
+    "tradeoff --samplers": ["tradeoff", "exact:mixture-2d", "--samplers", "ode", "odee"],
+    "tradeoff --grid": ["tradeoff", "exact:mixture-2d", "--grid", "atuo"],
+    "tradeoff --features": ["tradeoff", "pretrained:digits", "--features", "nope.pt"],
+    "doctor --device": ["doctor", "--device", "gpu"],
+    "train-classifier": ["train-classifier", "digitz", "--out", "x.safetensors"],
+    "train-classifier --path": ["train-classifier", "folder", "--path", "nope", "--out", "x.safetensors"],
+    "train-features --out": ["train-features", "digits", "--out", "/dev/null/x.safetensors"],
 }
+
+
+def told(place, arguments, ends="sys.exit(1 if 'torch' in sys.modules else code)"):
+    """What a command says, without torch, in a process of its own, and how long it takes; nothing is left behind."""
+    code = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}code = command(main, sys.argv[1:]); {ends}", *arguments],
+        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert not list(place.iterdir())
+    return done, time.perf_counter() - begin
 
 
 @pytest.mark.parametrize("case", WITHOUT_TORCH)
 def test_what_is_wrong_is_told_without_torch(tmp_path, case):
-    code = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
-    code += "code = command(main, sys.argv[1:]); sys.exit(1 if 'torch' in sys.modules else code)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *WITHOUT_TORCH[case]], cwd=tmp_path, capture_output=True, text=True
-    )
+    done, _ = told(tmp_path, WITHOUT_TORCH[case])
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+
+
+def time_of(place, arguments, code):
+    """The shortest of three times: what else the machine does is not the command's."""
+    found = []
+    for _ in range(3):
+        done, seconds = told(place, arguments, "sys.exit(code)")
+        assert done.returncode == code, (arguments, done.stderr)
+        found.append(seconds)
+        if seconds < LIMIT / 2:
+            break
+    return min(found)
+
+
+LIMIT = 2.0  # seconds that help and errors may take
+
+
+@pytest.mark.slow
+def test_help_and_errors_take_less_than_two_seconds(tmp_path, capsys):
+    """Every one of them, by the clock; the longest is printed."""
+    errors = {
+        **{" ".join(words): words for words in WITHOUT_TORCH.values()},
+        **{f"train {name} {more}": ["train", "--config", name, *more.split()] for name, more in CASES},
+        **{f"train {override}": ["train", "--config", "digits", override] for override in REFUSED},
+        **{f"train {' '.join(words)}": ["train", *words] for words in REFUSED_ARGUMENTS},
+    }
+    helps = {f"{name} --help": [name, "--help"] for name in COMMANDS} | {"--help": ["--help"]}
+    taken = {name: time_of(tmp_path, words, 2) for name, words in errors.items()}
+    taken |= {name: time_of(tmp_path, words, 0) for name, words in helps.items()}
+    longest = max(taken, key=taken.get)
+    with capsys.disabled():
+        print(f"\n{len(errors)} errors, {len(helps)} helps: {taken[longest]:.2f} s at most ({longest})")
+    assert taken[longest] < LIMIT
+
+
+def test_an_error_and_a_help_take_less_than_two_seconds(tmp_path):
+    for words, code in ((["quality", "nope"], 2), (["train", "trainer.stps=3", "optimizer.lrr=1"], 2)):
+        assert time_of(tmp_path, words, code) < LIMIT
+    assert time_of(tmp_path, ["train", "--help"], 0) < LIMIT
+
+
+def test_the_tables_known_beforehand_are_those_of_the_parts():
+    assert {*IMAGE_SETS, "folder"} == set(image_names())
+    assert set(EXACT_NAMES) == set(EXACT_MODELS)
+    assert (*SHIPPED, "inception") == FEATURES

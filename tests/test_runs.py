@@ -71,6 +71,17 @@ def test_a_model_is_read_back_as_it_was(model):
         assert torch.equal(read[name], tensor)
 
 
+def test_the_same_model_is_the_same_file(tmp_path, model):
+    """To the byte, whatever the order of the entries: models are known by the SHA-256 of their file."""
+    path, tensors = model
+    entries = {f"entry {i}": "ü" * i for i in range(8)}
+    for name, order in (("a", 1), ("b", -1)):
+        model_files.save_model(tmp_path / name, tensors, "seed: 3\n", dict(list(entries.items())[::order]))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert model_files.read_model(tmp_path / "a")[1] == {"config": "seed: 3\n", **entries}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0, "tensors begin at a multiple of 8 bytes"
+
+
 def test_tied_weights_are_written(tmp_path):
     shared = torch.arange(3.0)
     model_files.save_model(tmp_path / "m.safetensors", {"a": shared, "b": shared}, "")

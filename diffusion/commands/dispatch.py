@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ..cli import sample, train
 from ..errors import choose
 from ..preflight import check_device
-from ..preflight_commands import check_models
+from ..preflight_commands import check_models, check_quality, check_tradeoff, check_training
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
 from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments
@@ -56,6 +56,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def quality(argv: Sequence[str]) -> int:
     """`quality`: measure samples of runs, or images, against training images."""
     options = parse_quality_arguments(argv)
+    check_quality(options)
 
     from .quality import run
 
@@ -65,6 +66,7 @@ def quality(argv: Sequence[str]) -> int:
 def tradeoff(argv: Sequence[str]) -> int:
     """`tradeoff`: samplers and numbers of evaluations of one model, side by side."""
     options = parse_tradeoff_arguments(argv)
+    check_tradeoff(options)
 
     from .tradeoff import run
 
@@ -74,6 +76,7 @@ def tradeoff(argv: Sequence[str]) -> int:
 def doctor(argv: Sequence[str]) -> int:
     """`doctor`: check this machine against exact models."""
     options = parse_doctor_arguments(argv)
+    check_device(options.device)
 
     from .doctor import run
 
@@ -93,6 +96,7 @@ def compare(argv: Sequence[str]) -> int:
 def train_classifier(argv: Sequence[str]) -> int:
     """`train-classifier`: train a classifier of noisy images."""
     options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
+    check_training(options)
 
     from .train_classifier import run
 
@@ -102,6 +106,7 @@ def train_classifier(argv: Sequence[str]) -> int:
 def train_features(argv: Sequence[str]) -> int:
     """`train-features`: train a feature network."""
     options = parse_training_arguments(argv, "train-features", FEATURES_STEPS)
+    check_training(options)
 
     from .train_features import run
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import runs, tensor_files
 from ..data import ImageData
-from ..errors import UserError, did_you_mean
+from ..errors import UserError
 from ..metrics import ClassifierFeatures, FeatureExtractor, Provenance, load_inception, torchvision_inception
+from ..preflight_commands import check_features
 
 SHIPPED = ("digits", "mnist")
 _INCEPTION = "inception"
@@ -29,19 +30,14 @@ def choose_extractor(name: str | None, data: ImageData, download: bool) -> Featu
     if name is None:
         fits = data.name in SHIPPED and _shipped(data.name).shape == data.shape
         name = data.name if fits else _INCEPTION
+    check_features(name)
     if name == _INCEPTION:
         return torchvision_inception(data.levels, download)
     if name in SHIPPED:
         return _fitting(_shipped(name), data)
     if Path(name).suffix == ".safetensors":
         return _fitting(ClassifierFeatures.load(name), data)
-    if Path(name).suffix in (".pt", ".pth"):
-        return load_inception(name, data.levels)
-    known = (*SHIPPED, _INCEPTION)
-    raise UserError(
-        f"--features: found '{name}'; accepted: {', '.join(known)}, a .safetensors file of train_features, or a .pt or "
-        f".pth file of Inception's weights.{did_you_mean(name, known)}"
-    )
+    return load_inception(name, data.levels)
 
 
 def _shipped(name: str) -> ClassifierFeatures:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..data import ImageData, image_names, load_images
 from ..errors import UserError, choose
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def labelled(options: argparse.Namespace) -> tuple[ImageData, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -23,6 +28,13 @@ def labelled(options: argparse.Namespace) -> tuple[ImageData, tuple[Tensor, Tens
     if data.train_labels is None or data.test_labels is None:
         raise UserError(f"DATA: '{options.data}' has no labels; a classifier cannot be trained on it")
     return data, (data.train, data.train_labels), (data.test, data.test_labels)
+
+
+def drawn(make: Callable[[], Network], seed: int) -> Network:
+    """A network with initial weights of a seed; nothing else that is random is moved."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 def about(data: ImageData, options: argparse.Namespace) -> dict[str, str | int | float]:

@@ -176,7 +176,7 @@ def _read(path: Path, question: dict[str, Any]) -> Row:
             raise ValueError("it answers another question")
         figures = {str(name): None if value is None else float(value) for name, value in found["figures"].items()}
         return Row(str(found["name"]), int(found["question"]["samples"]), figures, float(found["nfe"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runs
-from ..data import ImageData, image_names, load_images
+from ..data import ImageData, load_images
 from ..data.image_files import load_files
-from ..errors import UserError, did_you_mean
+from ..errors import UserError
 from ..likelihood import Dequantizer
+from ..preflight import IMAGE_SETS
+from ..preflight_commands import are_images, check_reference
 from .quality_arguments import SAMPLING
 from .records import FOLDER
 from .subjects import Subject, load_images_of, load_subject
@@ -54,18 +55,7 @@ def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
     Raises:
         UserError: For what is not there or does not fit its data, and options that the model does not take.
     """
-    return _images(text, options) if _is_images(text, options.runs) else _model(text, options)
-
-
-def _is_images(text: str, runs_dir: str) -> bool:
-    path = Path(text)
-    if path.suffix.lower() in (".zip", ".npz"):
-        return True
-    is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
-    return path.is_dir() and not is_run
-
-
-_OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
+    return _images(text, options) if are_images(text, options.runs) else _model(text, options)
 
 
 def _model(text: str, options: argparse.Namespace) -> Candidate:
@@ -111,15 +101,9 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:
-    names = [name for name in image_names() if name != "folder"]
-    if text in names:
+    check_reference(text, runs_dir)
+    if text in IMAGE_SETS:
         return load_images(text, download=download)
-    if Path(text).exists() and _is_images(text, runs_dir):
+    if Path(text).exists() and are_images(text, runs_dir):
         return load_images("folder", path=text)
-    try:
-        return load_images_of(load_subject(text, runs_dir))
-    except UserError as error:
-        if Path(text).exists() or ":" in text:
-            raise
-        accepted = f"{', '.join(names)}, a run, or a path of images"
-        raise UserError(f"--data: found '{text}'; accepted: {accepted}.{did_you_mean(text, names)}") from error
+    return load_images_of(load_subject(text, runs_dir))

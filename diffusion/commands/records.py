@@ -111,7 +111,7 @@ def read(path: Path) -> Evaluation:
     """
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{path}: not an evaluation, or damaged ({reason}); evaluate --again replaces it") from error
 

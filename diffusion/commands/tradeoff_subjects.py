@@ -18,12 +18,12 @@ from ..denoisers.exact import GaussianMixture
 from ..errors import UserError, choose
 from ..metrics import FeatureStatistics, QualityReference, describe, extract, spread
 from ..model import DiffusionModel
+from ..preflight_commands import EXACT
 from ..schedules import Cosine
 from .feature_choice import FeatureCache, choose_extractor
 from .records import FOLDER
 from .subjects import load_images_of, load_subject
 
-EXACT = "exact:"
 # Features of the reference that KID takes; its error from more of them is far below that from the samples.
 KERNEL_IMAGES = 4000
 _DRAWS, _DRAWS_SEED = 10_000, 1

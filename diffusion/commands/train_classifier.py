@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import time
 
-import torch
-
 from .. import noisy_classifier
-from .labelled_data import about, labelled, written
+from .labelled_data import about, drawn, labelled, written
 
 LOG_SNRS = (-6, -4, -2, 0, 2, 4, 8)
 
@@ -24,9 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """
     data, train, test = labelled(options)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        network = noisy_classifier.build(data.shape, data.num_classes)
+    network = drawn(lambda: noisy_classifier.build(data.shape, data.num_classes), options.seed)
     noisy_classifier.train(network, *train, data.levels, options.steps, seed=options.seed)
     found = noisy_classifier.by_noise_level(network, *test, data.levels, LOG_SNRS)
     figures = {f"test_accuracy_at_{log_snr}": share for log_snr, (share, _) in found.items()}

@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import time
 
-import torch
-
 from ..metrics import ClassifierFeatures, accuracy, train_classifier
-from .labelled_data import about, labelled, written
+from .labelled_data import about, drawn, labelled, written
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,9 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """
     data, train, test = labelled(options)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = ClassifierFeatures(data.shape, data.levels, data.num_classes, options.data)
+    model = drawn(lambda: ClassifierFeatures(data.shape, data.levels, data.num_classes, options.data), options.seed)
     train_classifier(model, *train, options.steps, seed=options.seed)
     share = accuracy(model, *test)
     model.save(options.out, {**about(data, options), "test_accuracy": share})

@@ -16,7 +16,7 @@ def parse_training_arguments(argv: Sequence[str], name: str, steps: int) -> argp
     parser = Parser(prog=f"python -m diffusion {name}", allow_abbrev=False)
     add = parser.add_argument
     add("data", metavar="DATA", help="a named data set with labels: digits, mnist, ...")
-    add("--path", help="a folder, .zip or .npz of images in place of the set's own")
+    add("--path", help="a folder, .zip, .tar or .npz of images in place of the set's own")
     add("--root", default="data", help="the folder that data sets are kept in (default: data)")
     add("--size", type=positive, metavar="PIXELS", help="resize the images, as data.size (default: as they are)")
     add("--steps", type=positive, default=steps, metavar="N", help=f"training steps (default: {steps})")

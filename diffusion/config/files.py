@@ -26,8 +26,8 @@ def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration file.
 
     Args:
-        config: Its path, or its bare name in ./configs or in the configs folder of the repository. It names the run,
-            where the file does not.
+        config: Its path, or its bare name in ./configs or in the configs folder of the repository or of the installed
+            package. It names the run, where the file does not.
         overrides: `key=value` each, the last one of a key wins, e.g. `trainer.steps=1000`.
 
     Raises:
@@ -113,7 +113,8 @@ def find_config(config: str | Path) -> Path:
 
 def config_folders() -> list[Path]:
     """Where bare names are looked up, in this order."""
-    return [Path("configs"), Path(__file__).parents[2] / "configs"]
+    package = Path(__file__).parents[1]
+    return [Path("configs"), package.parent / "configs", package / "configs"]
 
 
 def available_configs() -> list[str]:

@@ -124,7 +124,9 @@ def load_images(
         raw, test_fraction = digits.load_digits(size), digits.TEST_FRACTION
     elif path is None:
         if name == "folder":
-            raise UserError("data.path: data.name=folder needs the path of a folder, a .zip or a .npz file of images.")
+            raise UserError(
+                "data.path: found none; data.name=folder needs the path of images: a folder, a .zip, .tar or .npz file."
+            )
         raw = load_torchvision(name, Path(root), download, size)
     elif has_layout(name, Path(path).expanduser()):
         raw = load_torchvision(name, Path(path), False, size)

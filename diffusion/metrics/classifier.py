@@ -90,11 +90,11 @@ class ClassifierFeatures(FeatureExtractor):
             UserError: For a file that is missing, none of `save`, or damaged.
         """
         tensors, metadata = tensor_files.read(path, _KIND, "classifier")
-        built = json.loads(metadata["classifier"])
-        made = cls(**{**built, "shape": tuple(built["shape"])})
         try:
+            built = json.loads(metadata["classifier"])
+            made = cls(**{**built, "shape": tuple(built["shape"])})
             made.load_state_dict(tensors)
-        except RuntimeError as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
             raise UserError(f"{path}: its weights are not those of the network it describes") from error
         return made.eval()
 

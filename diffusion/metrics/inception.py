@@ -11,7 +11,7 @@ Two networks go by this name, and figures of one are not comparable with those o
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -88,9 +88,11 @@ def load_inception(path: str | Path, levels: int = 256) -> InceptionFeatures:
     if not path.is_file():
         raise UserError(f"--features: there is no file {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that is about to be refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
         state = {str(name): value for name, value in dict(state).items() if torch.is_tensor(value)}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # what is no such file can surface as almost any exception of the parsers
         raise UserError(f"--features: {path} holds no plain weights, or is damaged") from error
     return InceptionFeatures(state, levels)
 

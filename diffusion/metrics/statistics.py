@@ -131,6 +131,9 @@ class FeatureStatistics:
             UserError: For a file that is missing, none of `save`, or damaged.
         """
         tensors, metadata = tensor_files.read(path, "statistics", "provenance")
-        known = json.loads(metadata["provenance"])
-        provenance = Provenance(**{**known, "shape": tuple(known["shape"])}) if known else None
-        return cls(int(metadata["count"]), tensors["mean"], tensors["scatter"], provenance)
+        try:
+            known = json.loads(metadata["provenance"])
+            provenance = Provenance(**{**known, "shape": tuple(known["shape"])}) if known else None
+            return cls(int(metadata["count"]), tensors["mean"], tensors["scatter"], provenance)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: its statistics are not those of a count, a mean and a covariance") from error

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion.errors import UserError
 from diffusion.networks.embeddings import Conditioning
 from diffusion.networks.layers import check_at_least, check_dropout, check_input, group_norm, zero
 from diffusion.networks.residual import Downsample, ResidualBlock, conv
@@ -49,12 +50,14 @@ class NoisyImageClassifier(nn.Module):
         check_at_least(
             1, num_classes=num_classes, base_channels=base_channels, levels=len(multipliers), **_sides(shape)
         )
+        if base_channels % 2:
+            raise UserError(f"base_channels: {base_channels} does not work; accepted: even whole numbers from 2 on.")
         check_dropout(dropout)
         self.shape, self.num_classes, self.c_noise_limit = tuple(shape), num_classes, c_noise_limit
         self.options = {"base_channels": base_channels, "multipliers": tuple(multipliers), "dropout": dropout}
         self.in_channels, height, width = shape
         embedding = 4 * base_channels
-        self.conditioning = Conditioning(base_channels + base_channels % 2, embedding)
+        self.conditioning = Conditioning(base_channels, embedding)
         self.conv_in = conv(self.in_channels, base_channels)
         channels = base_channels
         self.downsamples, self.blocks = nn.ModuleList(), nn.ModuleList()

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from diffusion import atomic
+from diffusion import atomic, full_disk
 from diffusion.checkpoint_files import read_checkpoint
 from diffusion.errors import UserError
 
@@ -49,12 +49,11 @@ class AtomicCheckpointIO(CheckpointIO):
             with atomic.writer(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer makes a RuntimeError of a failed write
-            reason = str(error).splitlines()[0]
             free = shutil.disk_usage(Path(path).parent).free / 1e6
             former = "; the former checkpoint is whole" if Path(path).is_file() else ""
             raise UserError(
-                f"{path}: cannot be written ({reason}; {free:,.0f} MB free){former}. Make room; the same command "
-                "continues the run."
+                f"{path}: cannot be written ({full_disk.reason(error)}; {free:,.0f} MB free){former}. "
+                f"{full_disk.CONTINUE}"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:

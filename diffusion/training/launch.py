@@ -7,6 +7,7 @@ process holds a part of weights, gradients and moments). A batch does not depend
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,9 +50,15 @@ def process_options(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def meet(device: torch.device) -> None:
-    """Let the processes that torchrun has started find each other; Lightning goes on with this group."""
+    """Let the processes that a launcher has started find each other; Lightning goes on with this group."""
     processes = launched()
-    if processes.count == 1 or group_is_up():
+    if processes.count == 1:
+        return
+    # Where a launcher says no more than RANK and WORLD_SIZE, Lightning would take each process for the main one of
+    # its own, start others beside it, and let all of them write.
+    os.environ.setdefault("LOCAL_RANK", str(processes.local_rank))
+    os.environ.setdefault("NODE_RANK", str(processes.rank // processes.local_count))
+    if group_is_up():
         return
     if device.type == "cuda":
         torch.cuda.set_device(processes.local_rank)

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from diffusion import atomic
+from diffusion import atomic, full_disk
 from diffusion.errors import UserError
 
 
@@ -42,7 +42,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             rows.append({"step": int(row.pop("step")), **{key: float(value) for key, value in row.items()}})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not a record of metrics ({error}).") from error
     return rows
 
@@ -87,9 +87,7 @@ class MetricsLog(Logger):
         try:
             self._file.write(_line({"step": int(step or 0), **values}).encode())
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}). Make room; the same command continues the run."
-            ) from error
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}). {full_disk.CONTINUE}") from error
 
     @rank_zero_only
     def continue_from(self, step: int, last: Mapping[str, Any] | None = None) -> None:
@@ -128,7 +126,11 @@ class MetricsLog(Logger):
         table = csv.DictWriter(text, fieldnames=list(columns) or ["step"], lineterminator="\n")
         table.writeheader()
         table.writerows(merged[step] for step in sorted(merged))
-        atomic.write_text(self.path.with_suffix(".csv"), text.getvalue())
+        try:
+            atomic.write_text(self.path.with_suffix(".csv"), text.getvalue())
+        except OSError:
+            if status == "success":  # else what has ended the training is about to be told, and comes first
+                raise
 
     def _close(self) -> None:
         if self._file is not None:

@@ -2,7 +2,7 @@
 
 Left to itself, `wandb.init` without a key is an error, or a prompt where there is a terminal, and with a key but
 without network it waits for minutes. So the mode is decided here, before W&B is asked: what the user chose; else
-`WANDB_MODE`; else online if there is a key (falling back to offline after 20 seconds), else offline. `metrics.jsonl`
+`WANDB_MODE`; else online if there is a key (falling back to offline after 10 seconds), else offline. `metrics.jsonl`
 stays the record: W&B's offline file is not durable, and a fault of W&B is one warning, after which training goes on
 without it.
 """
@@ -28,7 +28,7 @@ from diffusion import atomic
 from diffusion.errors import choose
 
 MODES = ("off", "offline", "online", "auto")
-INIT_TIMEOUT_SECONDS = 20.0
+INIT_TIMEOUT_SECONDS = 10.0
 FINISH_TIMEOUT_SECONDS = 60.0
 _ENVIRONMENT_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
 
@@ -207,8 +207,18 @@ def make_wandb_logger(
                 run.define_metric(name, step_metric="trainer/global_step", summary=summary)
             return WandbMirror(experiment=run, project=project, save_dir=str(run_dir))
         except Exception as error:
-            warnings.warn(f"W&B: {attempt} logging failed ({type(error).__name__}: {error}).", stacklevel=2)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(f"W&B: {attempt} logging failed ({reason}).", stacklevel=2)
+            _forget()
     return None
+
+
+def _forget() -> None:
+    """End W&B's own process, which else would hold the id of the run that could not begin."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
 
 
 def _start(run_dir: Path, mode: str, options: Mapping[str, Any]) -> Any:

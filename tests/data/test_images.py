@@ -115,7 +115,7 @@ def test_a_named_set_from_a_folder_or_zips(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"name": "cifar"}, r"data.name: 'cifar' is not known; accepted: digits, .*Did you mean 'cifar10'"),
-        ({"name": "folder"}, r"data.path: data.name=folder needs"),
+        ({"name": "folder"}, r"data.path: found none; data.name=folder needs"),
         ({"name": "digits", "path": "x"}, r"data.path: digits .* take no path"),
         ({"name": "digits", "size": 0}, r"data.size: 0"),
         ({"name": "digits", "validation": 5000}, r"data.validation: cannot take 5000"),

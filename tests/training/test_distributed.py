@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import load_file
 from tiny_configs import autoencoder_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
@@ -18,6 +19,7 @@ from diffusion.errors import UserError
 from diffusion.experiment import DataFacts
 from diffusion.preflight import process_count
 from diffusion.processes import Processes, launched
+from diffusion.training import launch as training_launch
 from diffusion.training.fit import fit
 from diffusion.training.metrics_log import read_metrics
 from diffusion.training.modules import build_module
@@ -131,6 +133,27 @@ def test_the_launcher_is_understood(environment, expected):
     assert launched(environment) == expected
     assert expected.is_main == (expected.rank == 0)
     assert expected.machines == max(1, expected.count // expected.local_count)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, {"LOCAL_RANK": "1", "NODE_RANK": "0"}),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, {"NODE_RANK": "1"}),
+        ({}, {}),
+    ],
+)
+def test_lightning_is_told_that_the_launcher_has_started_all(monkeypatch, environment, expected):
+    """Without LOCAL_RANK it would start others itself, and take each process for the one that writes."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    now = dict(environment)
+    monkeypatch.setattr(os, "environ", now)
+    monkeypatch.setattr(training_launch, "launched", lambda: launched(now))
+    monkeypatch.setattr(training_launch, "group_is_up", lambda: True)
+    training_launch.meet(torch.device("cpu"))
+    assert now == {**environment, **expected}
+    assert LightningEnvironment().creates_processes_externally == bool(environment)
 
 
 @pytest.mark.parametrize(

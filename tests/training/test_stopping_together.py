@@ -76,7 +76,10 @@ def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy,
         assert [path.name for path in sorted((run / runs.SAMPLES).iterdir())] == [
             "step-00000006.png", "step-00000012.png",
         ]  # fmt: skip
-    assert any(told["code"] for told in found), "no try hit a run"
+    hits = sum(bool(told["code"]) for told in found) // 2
+    longest = max(told["seconds"] or 0.0 for told in found)
+    print(f"{hits} of {len(scenes)} signals came while a run was trained; {longest:.1f} s at most")
+    assert hits > len(scenes) / 2, "too few tries hit a run"
 
 
 # --- the command itself, under its launchers --------------------------------------------------------------------------
@@ -235,6 +238,10 @@ def test_a_signal_to_the_launcher_or_a_worker_is_a_checkpoint_and_the_code(launc
 def test_when_a_process_dies_the_others_end(launch, launcher, dies):
     together = launch(launcher)
     workers = together.workers()
+    if launcher == "alone":  # such a launcher says RANK and WORLD_SIZE alone, and those two are all that there are
+        assert not [child for process in together.started for child in children(process.pid)]
+        steps = [row["step"] for row in read_metrics(together.run / "metrics.jsonl") if "train/loss" in row]
+        assert steps == sorted(set(steps)), "two processes write"
     os.kill(workers[dies], signal.SIGKILL)
     begin = time.time()
     codes = together.wait(LAST_BREATH + 30)

@@ -58,7 +58,7 @@ def other_file_system():
 # --- exact resume -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kills", "steps", "writes"), [(8, 40, 10), pytest.param(40, 120, 100, marks=SLOW)])
+@pytest.mark.parametrize(("kills", "steps", "writes"), [(8, 60, 10), pytest.param(40, 240, 100, marks=SLOW)])
 def test_runs_and_writes_that_are_killed_at_random_points_leave_nothing_torn_or_lost(tmp_path, kills, steps, writes):
     options = (
         f"trainer.steps={steps}", "trainer.validate_every=5", "trainer.sample_every=4", "trainer.checkpoint_every=3",

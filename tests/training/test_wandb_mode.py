@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import wandb
-from tiny_configs import digits_arguments
+from small_disk import small_disk
+from tiny_configs import digits_arguments, toy_arguments
 
 from diffusion.errors import UserError
 from diffusion.training.metrics_log import read_metrics
@@ -19,6 +20,7 @@ from diffusion.training.wandb_mode import has_key, make_wandb_logger, resolve_mo
 
 ROOT = Path(__file__).parents[2]
 KEY = {"WANDB_API_KEY": "0" * 40, "HOME": "/nonexistent"}
+SECRET = "5ec12e7" * 5 + "abcde"  # as long as a key
 NO_KEY = {"HOME": "/nonexistent"}
 
 
@@ -151,7 +153,47 @@ def test_a_fault_at_the_start_falls_back_to_offline_and_then_to_none(tmp_path, m
     monkeypatch.setattr("wandb.init", init)
     with pytest.warns(UserWarning, match=r"(online|offline) logging failed .*no network"):
         assert make_wandb_logger(tmp_path, "online") is None
-    assert attempts == [("online", 20.0), ("offline", 20.0)]
+    assert attempts == [("online", 10.0), ("offline", 10.0)]
+
+
+def seconds_to_the_first_step(folder, *more, **environment):
+    """Train with a key and no terminal: the seconds until a step is in the record, and what was said to the end."""
+    folder.mkdir()
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
+    own |= {"OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET, "HOME": str(folder), **environment}
+    arguments = toy_arguments(folder, "evaluation.enabled=false", *more)
+    begin, pipes = time.perf_counter(), {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=own, stdin=subprocess.DEVNULL, **pipes) as run:
+        while run.poll() is None and not (folder / "runs" / "toy-0001" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        seconds = time.perf_counter() - begin
+        said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    return seconds, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["refuses", "is silent"])
+def test_training_starts_soon_where_the_server_cannot_be_reached(tmp_path, server):
+    """Within 20 s of when it would start without W&B; offline, with one warning, and the key is nowhere."""
+    without, _ = seconds_to_the_first_step(tmp_path / "off", "logging.wandb=off")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if server == "is silent":
+            listening.listen(100)  # takes every connection, and answers none
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        seconds, said = seconds_to_the_first_step(tmp_path / "on", "logging.wandb=online", WANDB_BASE_URL=address)
+    assert seconds < without + 20
+    assert said.count("W&B: ") == 1, said
+    assert "W&B: online logging failed" in said
+    assert "Traceback" not in said
+    run = tmp_path / "on" / "runs" / "toy-0001"
+    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row] == list(range(6))
+    assert SECRET not in said
+    for path in (tmp_path / "on").rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
 # A run whose folder `wandb` lies on a disk of its own.
@@ -172,13 +214,8 @@ sys.exit(command(train))
 @pytest.fixture
 def disk(tmp_path, request):
     """A disk of so many KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", request.param) as folder:
+        yield folder
 
 
 @pytest.mark.slow

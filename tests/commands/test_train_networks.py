@@ -1,0 +1,49 @@
+"""`train-classifier` and `train-features`: what they write is read back, and is what they have trained."""
+
+import pytest
+import torch
+
+from diffusion import noisy_classifier, tensor_files
+from diffusion.cli import command
+from diffusion.commands.dispatch import main
+from diffusion.data import load_images
+from diffusion.errors import UserError
+from diffusion.metrics import ClassifierFeatures
+from diffusion.networks import NoisyImageClassifier
+
+KINDS = {"train-classifier": noisy_classifier.load, "train-features": ClassifierFeatures.load}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_is_trained_written_and_read_back(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+
+    def train(file, *more):
+        before = torch.get_rng_state()
+        assert command(main, [name, "digits", "--out", file, *more]) == 0
+        assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers are moved"
+        return KINDS[name](file)
+
+    seeds = (("a", "3"), ("b", "3"), ("c", "4"))
+    few = [train(f"{file}.safetensors", "--steps", "3", "--seed", seed) for file, seed in seeds]
+    ours, again, unlike = (module.state_dict() for module in few)
+    assert all(torch.equal(ours[key], again[key]) for key in ours)
+    assert any(not torch.equal(ours[key], unlike[key]) for key in ours)
+
+    capsys.readouterr()
+    network, data = train("d.safetensors", "--steps", "80"), load_images("digits")
+    assert "d.safetensors" in capsys.readouterr().out
+    assert not network.training
+    labels = data.test_labels
+    if name == "train-classifier":
+        accuracy, _ = noisy_classifier.by_noise_level(network, data.test, labels, data.levels, [8.0])[8.0]
+    else:
+        accuracy = float((network.logits(data.test).argmax(1) == labels).float().mean())
+    assert accuracy > 0.5, "ten classes: 0.1 is what an untrained one has"
+    _, metadata = tensor_files.read("d.safetensors", "any", "about")
+    assert '"steps": 80' in metadata["about"]
+
+
+def test_the_classifier_of_noisy_images_takes_even_channels():
+    with pytest.raises(UserError, match="base_channels: 5 does not work; accepted: even whole numbers from 2 on"):
+        NoisyImageClassifier((1, 8, 8), 10, base_channels=5)
