@@ -11,7 +11,7 @@ from .errors import UserError, choose, did_you_mean
 from .preflight import IMAGE_SETS, SAMPLERS, check_device
 from .sample_record import SampleRecord
 
-FITTED, FITTED_STEPS = "fitted", range(2, 11)  # by sample.py alone: weights in training change
+FITTED, FITTED_STEPS = "fitted", range(2, 11)  # not of a configuration: weights in training change
 GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
 FEATURES = ("digits", "mnist", "inception")
 EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
@@ -116,7 +116,7 @@ def check_tradeoff(options: argparse.Namespace) -> None:
     """
     check_device(options.device)
     for name in options.samplers or ():
-        choose("--samplers", name, (*SAMPLERS, "all"))
+        choose("--samplers", name, (*SAMPLERS, FITTED, "all"))
     _check_drawing(None, options.grid)
     if options.run.startswith(EXACT):
         choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)

@@ -181,4 +181,5 @@ def test_what_is_tuned_to_one_size_is_not_used_for_another(here, monkeypatch):  
     own = model.moments
     assert len(list(here.rglob("*.moments.json"))) == 1
     assert load("runs/digits-0001").at_size(12).moments.values == other.values != own.values
-    assert larger.around(larger.denoiser).beside == larger.beside != model.beside == model.source
+    wrapped = larger.around(larger.denoiser)
+    assert wrapped.beside != larger.beside != model.beside == model.source, "a wrapped model's own is its own"

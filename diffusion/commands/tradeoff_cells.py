@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ..denoisers import Denoiser
 from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
-from ..families.kept_grids import kept_grids
 from ..fit_sampler import FEWEST_STEPS, FITTED, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
@@ -178,7 +176,7 @@ class Bench:
     def _measure(self, cell: Cell) -> Measured:
         tight, denoiser = self.tight(), self.subject.denoiser
         # before anything is counted: what is tuned to a model is made once for all samples
-        with kept_grids(denoiser, self.subject.source) if self.subject.source else nullcontext():
+        with self.subject.tuned():
             sampler = cell.build(denoiser)
             grid = grid_for(denoiser, sampler, cell.steps, None if cell.sampler == FITTED else self.options.grid)
         with count_evaluations(self.subject.denoiser) as count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Subject:
     Args:
         name: What tables call it.
         folder: Where the figures are kept.
-        source: The model's file, beside which its tuned grids and samplers are kept; "" for none.
+        tuned: A context that knows what was tuned to the model, and keeps what is tuned in it.
         denoiser: On its device.
         dtype: Of the solvers' state.
         tolerance: Of the solve that samples are compared with.
@@ -52,7 +53,7 @@ class Subject:
 
     name: str
     folder: Path
-    source: str
+    tuned: Callable[[], AbstractContextManager[None]]
     denoiser: Denoiser
     dtype: torch.dtype
     tolerance: float
@@ -104,7 +105,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     return Subject(
         name=options.run,
         folder=Path(FOLDER) / name / "tradeoff",
-        source="",
+        tuned=nullcontext,
         denoiser=model,
         dtype=_F64,
         tolerance=1e-8,
@@ -144,7 +145,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
-        source=model.beside,
+        tuned=model.tuned,
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,

@@ -102,7 +102,7 @@ class DiffusionModel(TrainedModel):
             options = {"moments": self.moments, **options}
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
-        with kept_grids(self.denoiser, self.beside) if tuned else nullcontext():
+        with self.tuned() if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
 
@@ -162,7 +162,7 @@ class DiffusionModel(TrainedModel):
             return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
         if settings.get("grid") != AUTO:
             return dict(settings)
-        with kept_grids(self.denoiser, self.beside):
+        with self.tuned():
             times = grid_for(self.denoiser, self._sampler(settings), settings.get("steps"), AUTO)
         return {**settings, "grid": times.tolist()}
 
@@ -171,9 +171,13 @@ class DiffusionModel(TrainedModel):
         settings = self.sampling_settings({})
         return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
 
+    def tuned(self) -> AbstractContextManager[None]:
+        """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""
+        return kept_grids(self.denoiser, self.beside)
+
     def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
         """The sampler fitted to the model, from the file beside the model's or fitted now (`fit_sampler`)."""
-        with kept_grids(self.denoiser, self.beside):
+        with self.tuned():
             return fitted_to(self.denoiser, steps, progress)
 
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..schedules import Schedule
-from .linear import linear
 from .noise_dial import NoiseDial
 from .sampler import times_of
 
@@ -67,8 +66,8 @@ class DPMSolverSDE(NoiseDial):
         to_s = whole.keep, (1.0 - ahead) * weight_s, ahead * weight_s, carried, second.fresh
         for step, (a_m, b_m, c_m, a, b, b_ahead, c_1, c_2) in enumerate(torch.stack((*to_m, *to_s), 1).tolist()):
             x_hat = denoiser(x, t[step], cond)
-            x_m = linear(a_m, x, b_m, x_hat)
-            x = linear(a, x, b, x_hat) if b != 0.0 else a * x
+            x_m = torch.add(a_m * x, x_hat, alpha=b_m)
+            x = torch.add(a * x, x_hat, alpha=b) if b != 0.0 else a * x
             if c_m != 0.0:
                 assert noise is not None  # `sample` has seen to it
                 z = noise(2 * step)

@@ -3,6 +3,9 @@
 A step costs what it moves: on a CPU whose cache holds two or three states, a product and then a sum take half as long
 again as one operation that does both. torch has none by that name, but its update of rank one,
 beta M + alpha u v^T, is it for a matrix of one row and u = 1.
+
+Its last bit depends on where in the batch a number lies (the processor rounds once or twice), that of torch.add does
+not: samplers whose noise is keyed by the sample keep to torch.add, so that the whole sample is.
 """
 
 from __future__ import annotations

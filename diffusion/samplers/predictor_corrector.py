@@ -9,7 +9,6 @@ import torch
 
 from ..broadcasting import pad_dims_like
 from ..errors import UserError
-from .linear import linear
 from .noise_dial import NoiseDial
 
 
@@ -69,7 +68,7 @@ class PredictorCorrector(NoiseDial):
         draws = 1 + self.corrections
         for step, (a, b, c, sigma_s) in enumerate(rows):
             x_hat = denoiser(x, t[step], cond)
-            x = linear(a, x, b, x_hat)
+            x = torch.add(a * x, x_hat, alpha=b)
             if c != 0.0:
                 x = x.add_(noise(draws * step), alpha=c)
             for correction in range(1, draws):

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..sde import diffusion_squared, drift
-from .linear import linear
 from .noise_dial import NoiseDial
 from .sampler import Coefficients, LinearSampler
 
@@ -56,7 +55,7 @@ class ExponentialSDE(NoiseDial):
         rows = zip(steps.keep.tolist(), (weight + share).tolist(), share.tolist(), steps.fresh.tolist(), strict=True)
         for step, (a, b, b_last, c) in enumerate(rows):
             x_hat = denoiser(x, t[step], cond)
-            x = linear(a, x, b, x_hat)
+            x = torch.add(a * x, x_hat, alpha=b)
             if last is not None:
                 x = x.sub_(last, alpha=b_last)
             if c != 0.0:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..schedules import Schedule
-from .linear import linear
 from .noise_dial import DialSteps, NoiseDial
 from .variables import gauss_legendre, lagrange
 
@@ -63,7 +62,7 @@ class SASolver(NoiseDial):
         memory: tuple[Tensor, ...] = ()
         for step, (weights, a, c) in enumerate(rows):
             x_hat = denoiser(x, t[step], cond)
-            x = linear(a, x, weights[0], x_hat)
+            x = torch.add(a * x, x_hat, alpha=weights[0])
             for weight, output in zip(weights[1:], memory, strict=True):
                 x = x.add_(output, alpha=weight)
             if c != 0.0:

@@ -21,7 +21,6 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..random import Noise
 from ..schedules import Schedule
-from .linear import linear
 
 # Called after each step with (step, time reached, state, x_hat of the step or None where the solver has none).
 Callback = Callable[[int, float, Tensor, Tensor | None], None]
@@ -162,7 +161,7 @@ class LinearSampler(Sampler):
         rows = zip(steps.from_x_t.tolist(), steps.from_x.tolist(), steps.fresh.tolist(), strict=True)
         for step, (a, b, c) in enumerate(rows):
             x_hat = denoiser(x, t[step], cond)
-            x = linear(a, x, b, x_hat)
+            x = torch.add(a * x, x_hat, alpha=b)  # `linear` would make the last bit depend on the batch
             if c != 0.0:
                 assert noise is not None  # `sample` has seen to it
                 x = x.add_(noise(step), alpha=c)

@@ -10,8 +10,10 @@ from diffusion.schedules import time_grid
 
 SHAPE = (2, 3, 8, 8)
 VIEWS = ("view", "reshape", "_unsafe_view", "expand", "select", "detach", "alias", "slice", "unsqueeze")
+# Two outputs from memory, and noise.
+MOST_WHOLE = {"sa-solver": 5}
 # Langevin's step size is a ratio of norms: a dozen operations on a number for each sample.
-MOST = {"predictor-corrector": 14}
+MOST = {"predictor-corrector": 15}
 
 
 class Constant(Denoiser):
@@ -56,5 +58,5 @@ def test_a_step_is_a_few_operations(name):
     sampler = samplers.build(name)
     (whole, every), (whole_before, every_before) = operations(sampler, 40), operations(sampler, 20)
     evaluations = 20 * sampler.evaluations_per_step
-    assert (whole - whole_before) / evaluations <= 4
+    assert (whole - whole_before) / evaluations <= MOST_WHOLE.get(name, 4)
     assert (every - every_before) / evaluations <= MOST.get(name, 6)
