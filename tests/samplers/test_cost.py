@@ -13,7 +13,7 @@ VIEWS = ("view", "reshape", "_unsafe_view", "expand", "select", "detach", "alias
 # Two outputs from memory, and noise.
 MOST_WHOLE = {"sa-solver": 5}
 # Langevin's step size is a ratio of norms: a dozen operations on a number for each sample.
-MOST = {"predictor-corrector": 15}
+MOST = {"predictor-corrector": 15, "sa-solver": 7}
 
 
 class Constant(Denoiser):
