@@ -26,7 +26,7 @@ from .model import TrainedModel, load
 from .processes import launched
 from .sample_arguments import SAMPLING_OPTIONS
 from .sample_files import SampleFiles
-from .sample_record import SampleRecord
+from .sample_record import SampleRecord, image_digests
 from .sampling import DEFAULT_BATCH
 from .schedules import time_grids
 
@@ -135,11 +135,7 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
-    steered = _steering_digests(record.settings, options.runs)
-    for kind, drawn_with in (("classifier", record.classifier), ("guide", record.guide)):
-        if drawn_with is not None and steered[kind] != drawn_with:
-            name = record.settings[kind]
-            raise UserError(f"--from: {old} was drawn with another {kind} than {name} is now (their SHA-256 differ)")
+    _refuse_other_files(old, record, options.runs)
     model = _sized(model, record.settings)
     if "interpolate" in record.settings:
         save_strip(target, model, record)
@@ -214,6 +210,7 @@ def _record(
         torch=torch.__version__,
         classifier=steered["classifier"],
         guide=steered["guide"],
+        images=image_digests(settings),
     )
 
 
@@ -230,6 +227,22 @@ def _fit(model: TrainedModel, settings: Mapping[str, Any]) -> None:
             bar.update(done - bar.n)
 
         model.fitted(settings["steps"], tell)
+
+
+def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:
+    """Files that a picture was drawn with must be what they were; one that is gone is told where it is read."""
+    steered, images = _steering_digests(record.settings, runs_dir), image_digests(record.settings)
+    for name, drawn_with in (("classifier", record.classifier), ("guide", record.guide)):
+        if drawn_with is not None and steered[name] != drawn_with:
+            raise _other_file(old, name, record.settings[name])
+    for name, digests in record.images.items():
+        if images.get(name, digests) != digests:
+            given = record.settings[name]
+            raise _other_file(old, f"image for --{name}", given if isinstance(given, str) else " or ".join(given))
+
+
+def _other_file(old: Path, kind: str, path: str) -> UserError:
+    return UserError(f"--from: {old} was drawn with another {kind} than {path} is now (their SHA-256 differ)")
 
 
 def _steering_digests(settings: Mapping[str, Any], runs_dir: str) -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from .control import read_image
 from .encoding import encode, interpolate
 from .errors import UserError
 from .families import CONTROLS, DiffusionModel, TrainedModel
-from .sample_record import SampleRecord
+from .sample_record import SampleRecord, image_digests
 
 # Where encoding goes back and forth; a run's own sampler may draw noise.
 DEFAULT_SAMPLER = "ode"
@@ -39,7 +39,8 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
     noise = encode(model, x, **settings)
     back = model.sample(len(x), x_1=noise, **settings).cpu()
     with atomic.writer(path) as file:
-        text = json.dumps(asdict(replace(record, settings={**record.settings, "encode": options.encode})))
+        settings = {**record.settings, "encode": options.encode}
+        text = json.dumps(asdict(replace(record, settings=settings, images=image_digests(settings))))
         np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
     error = 127.5 * (back - x)
     print(f"wrote {path}")
@@ -57,9 +58,8 @@ def interpolate_command(model: TrainedModel, record: SampleRecord, options: argp
     if path.suffix != ".png":
         raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
     n = options.n or _STRIP
-    record = replace(
-        record, settings={**record.settings, "interpolate": options.interpolate}, batches=((0, n),), count=n
-    )
+    settings = {**record.settings, "interpolate": options.interpolate}
+    record = replace(record, settings=settings, images=image_digests(settings), batches=((0, n),), count=n)
     save_strip(path, model, record)
     print(f"wrote {path}")
     return 0

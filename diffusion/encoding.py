@@ -25,7 +25,6 @@ from .denoisers.denoiser import Denoiser, device_of
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .families import DiffusionModel
-from .families.kept_grids import kept_grids
 from .samplers import Sampler
 from .samplers.sampler import times_of
 from .samplers.sdedit import SDEdit, log_snr_of_strength
@@ -200,7 +199,7 @@ def _built(sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
 
 def _grid(model: Any, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None) -> Tensor:
     keeps = isinstance(model, DiffusionModel) and isinstance(grid, str) and grid == AUTO
-    with kept_grids(model.denoiser, model.beside) if keeps else nullcontext():
+    with model.tuned() if keeps else nullcontext():
         return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid)
 
 

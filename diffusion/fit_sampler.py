@@ -41,13 +41,14 @@ _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
 FITTED = "fitted"  # on `--sampler`; no sampler of `samplers.build`, which knows no model
+FITTED_NOW = f"{FITTED} 2"  # counts the ways of fitting: what an earlier one found is not used for this one
 Progress = Callable[[int, int], None]
 
 
 def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
     """`fit_sampler`, made once for a model: its numbers are among the model's `known_grids`."""
     check_steps(steps)
-    kept, key = known_grids(denoiser), f"{FITTED}, {steps} steps"
+    kept, key = known_grids(denoiser), f"{FITTED_NOW}, {steps} steps"
     if key in kept:
         with contextlib.suppress(UserError):  # of another version, or damaged: as good as none
             return from_numbers(steps, kept[key])

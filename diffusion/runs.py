@@ -132,6 +132,12 @@ def resolve_classifier(name: str) -> Path:
     return path
 
 
+def shipped_file(source: str) -> Path | None:
+    """The file behind `pretrained:NAME`; None for any other source, and where there is no such file."""
+    path = PRETRAINED / f"{source.removeprefix(_PREFIX)}.safetensors"
+    return path if source.startswith(_PREFIX) and path.is_file() else None
+
+
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
     # the networks that samples are measured by (metrics/classifier.py) lie beside the models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -38,11 +39,22 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number."""
+    """A finite number."""
+    value = bound(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a finite number")
+    return value
+
+
+def bound(text: str) -> float:
+    """A number, or inf."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found '{text}'; must be a number") from None
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a number")
+    return value
 
 
 def dial(text: str) -> float | str:
@@ -130,7 +142,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "know labels: digits, or a file of python -m diffusion train-classifier")  # fmt: skip
     add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide "
         "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
-    add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
+    add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
         "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip
     add("--guide", metavar="RUN", help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too")
     add("--inpaint", metavar="IMAGE", help="fill in the part of an image that --mask shows white")

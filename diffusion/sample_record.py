@@ -7,16 +7,19 @@ same shape too (matrix products differ in the last bits between batch sizes), so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from . import runs
 from .errors import UserError
+from .record_settings import are_batches, are_settings
 
 KEY = "diffusion"
+IMAGES = ("inpaint", "mask", "restore", "edit", "encode", "interpolate")  # the settings that name image files
 _MOST_PIXELS = 2**27
 
 
@@ -38,6 +41,7 @@ class SampleRecord:
         count: The number of samples in the picture.
         classifier: The SHA-256 of the file of `--classifier`; None without one.
         guide: The SHA-256 of the model of `--guide`; None without one, and in pictures of earlier versions.
+        images: The SHA-256 of the image files that settings name, by setting; none in pictures of earlier versions.
     """
 
     model: str
@@ -53,6 +57,7 @@ class SampleRecord:
     count: int = 1
     classifier: str | None = None
     guide: str | None = None
+    images: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def one(self, index: int, batch: tuple[int, int]) -> SampleRecord:
         """The record of a single sample that was drawn in a batch."""
@@ -92,9 +97,15 @@ class SampleRecord:
             values = json.loads(text[KEY])
             values["batches"] = tuple((int(first), int(stop)) for first, stop in values["batches"])
             record = cls(**values)
-            assert all(isinstance(part, Mapping) for part in (record.settings, record.shown))
-            assert all(0 <= first < stop for first, stop in record.batches)
-            assert 0 < record.count <= sum(stop - first for first, stop in record.batches)
+            assert are_settings(record.settings)
+            assert all(isinstance(part, Mapping) for part in (record.shown, record.images))
+            assert are_batches(record.batches, record.count, record.index)
+            assert all(isinstance(part, str) for part in (record.model, record.weights, record.data, record.device))
+            assert isinstance(record.seed, int)
+            assert record.seed >= 0
+            assert (record.classifier is None) == ("classifier" not in record.settings)
+            assert record.guide is None or "guide" in record.settings
+            assert all(name in record.settings for name in record.images)
         except (
             ValueError,
             TypeError,
@@ -106,3 +117,14 @@ class SampleRecord:
         ) as error:
             raise UserError(f"--from: the record in {path} is damaged, or of another version") from error
         return record
+
+
+def image_digests(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The SHA-256 of the image files that settings name, by setting; of those that are there."""
+    named = {name: settings[name] for name in IMAGES if name in settings}
+    paths = {name: [given] if isinstance(given, str) else list(given) for name, given in named.items()}
+    return {
+        name: [runs.file_digest(path) for path in several]
+        for name, several in paths.items()
+        if all(Path(path).is_file() for path in several)
+    }

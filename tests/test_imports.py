@@ -69,24 +69,26 @@ ALLOWED = {
     "sample_arguments": Allowed("errors"),
     "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
+    "user_cache": Allowed(),
     "stopped_runs": Allowed("atomic"),
     "resume": Allowed("errors config processes run_lock stopped_runs"),
     "preflight": Allowed("errors config processes"),
     "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
+    "record_settings": Allowed(),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
         "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
-        "fit_sampler schedules pictures",
+        "fit_sampler schedules pictures runs user_cache",
         "torch einops jaxtyping PIL",
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
     "model": Allowed("errors runs model_files checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
-    "sample_record": Allowed("errors", "PIL"),
+    "sample_record": Allowed("errors runs record_settings", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
     "control": Allowed("errors data denoisers families model noisy_classifier runs sample_record samplers", "torch"),
     "encode_images": Allowed("errors atomic control encoding families pictures sample_record", "torch numpy"),
@@ -110,7 +112,8 @@ ALLOWED = {
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment "
         "fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight preflight_commands "
-        "processes random report runs sample_arguments samplers sampling schedules tensor_files training",
+        "processes random report runs sample_arguments samplers sampling schedules tensor_files training "
+        "user_cache",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

@@ -205,3 +205,56 @@ def test_the_states_of_a_trajectory_end_in_the_samples(here):  # noqa: F811
     assert times == sorted(times, reverse=True)
     torch.testing.assert_close(states[-1].clamp(-1, 1), model.sample(3, seed=2, sampler="ddim", steps=4, label=1))
     assert torch.equal(states[-1], x_hats[-1])
+
+
+# What a record from elsewhere may hold in place of what sample.py writes: (key of the record or of its settings, value).
+HOSTILE = [
+    ("classifier", "0" * 64), ("guide", "0" * 64), ("images", {"edit": ["0"]}), ("images", 3), ("seed", "x"),
+    ("seed", -1), ("index", -4), ("index", 10**6), ("batches", [[0, 10**9]]), ("batches", [[4, 2]]), ("batches", 3),
+    ("count", 10**6), ("model", 7), ("settings", [1]), ("shown", None),
+    *((f"settings.{name}", value) for name, value in (
+        ("classifier", 3), ("guide", ["a"]), ("edit", 3), ("steps", "x"), ("steps", -1), ("steps", 1e99),
+        ("grid", [1, 2, "a"]), ("grid", 5), ("eta", [1]), ("eta", float("nan")), ("interpolate", 3),
+        ("interpolate", ["a"]), ("guidance", float("nan")), ("guidance_interval", [1]), ("dtype", "nn"),
+        ("size", [1, 2, 3]), ("numbers", [float("inf")]), ("label", True), ("label", [1]), ("order", {}),
+        ("sampler", "dimm"), ("__class__", "x"), ("callback", "x"), ("x_1", [1]),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE, ids=str)
+def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noqa: F811
+    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
+    record = json.loads(text("images/000000.png")["diffusion"])
+    part, _, name = key.rpartition(".")
+    (record[part] if part else record)[name] = value
+    info = PngImagePlugin.PngInfo()
+    info.add_text("diffusion", json.dumps(record))
+    with Image.open("images/000000.png") as image:
+        image.save("crafted.png", pnginfo=info)
+    before = files(here)
+    code, _, err = run_sample(capsys, "--from", "crafted.png")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert files(here) == before
+
+
+def test_an_image_that_was_changed_since_is_told(here, capsys):  # noqa: F811
+    run_sample(capsys, "--n", "2", "--seed", "3", "--out", "images")
+    for number in (0, 1):
+        (here / "images" / f"00000{number}.png").rename(f"{'ab'[number]}.png")
+    drawn = {
+        "edit.png": ("--edit", "a.png", "--strength", "0.3", "--sampler", "ddim"),
+        "strip.png": ("--interpolate", "a.png", "b.png", "--sampler", "ddim"),
+    }
+    for path, line in drawn.items():
+        assert run_sample(capsys, *line, "--steps", "3", "--n", "2", "--out", path)[0] == 0
+        code, out, _ = run_sample(capsys, "--from", path)
+        assert (code, "the same pixels" in out) == (0, True)
+    (here / "a.png").write_bytes((here / "b.png").read_bytes())
+    for path, line in drawn.items():
+        code, _, err = run_sample(capsys, "--from", path)
+        assert code == 2
+        assert f"was drawn with another image for {line[0]} than a.png" in err
+    (here / "a.png").unlink()
+    code, _, err = run_sample(capsys, "--from", "edit.png")
+    assert (code, "a.png does not exist" in err) == (2, True)

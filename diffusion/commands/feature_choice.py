@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..data import ImageData
 from ..errors import UserError
 from ..metrics import ClassifierFeatures, FeatureExtractor, Provenance, load_inception, torchvision_inception
 from ..preflight_commands import check_features
+from ..user_cache import user_cache
 
 SHIPPED = ("digits", "mnist")
 _INCEPTION = "inception"
@@ -57,8 +57,7 @@ class FeatureCache:
     """Features of references, a file each in $XDG_CACHE_HOME/diffusion (by default ~/.cache/diffusion)."""
 
     def __init__(self) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.folder = Path(home) / "diffusion" / "features"
+        self.folder = user_cache("features")
 
     def _path(self, provenance: Provenance) -> Path:
         return self.folder / f"{hashlib.sha256(_text(provenance).encode()).hexdigest()[:16]}.safetensors"

@@ -24,7 +24,7 @@ from ..denoisers import Denoiser
 from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
-from ..fit_sampler import FEWEST_STEPS, FITTED, MOST_STEPS
+from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
 from ..samplers import ODE, Sampler, build
@@ -54,9 +54,9 @@ class Cell:
         return sampler_for(denoiser, self.sampler, self.steps, tolerance=self.tolerance)
 
     def fields(self) -> dict[str, str]:
-        """What the sampler is by default, in words; of `fitted` nothing, which is what the model makes it."""
+        """What the sampler is by default, in words; `fitted` is what the model and the way of fitting make it."""
         if self.sampler == FITTED:
-            return {}
+            return {"fit": FITTED_NOW}
         return {key: str(value) for key, value in vars(build(self.sampler, tolerance=self.tolerance)).items()}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -73,10 +72,7 @@ class DiffusionModel(TrainedModel):
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
-        path = Path(self.beside or "model")
-        return DiffusionModel(
-            denoiser, self.config, self.facts, self.source, self.step, str(path.with_stem(f"{path.stem}-around"))
-        )
+        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
         """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
@@ -85,9 +81,8 @@ class DiffusionModel(TrainedModel):
             return self
         if denoiser.shape in self._at_sizes:
             return self._at_sizes[denoiser.shape]
-        facts, path = replace(self.facts, shape=denoiser.shape), Path(self.source or "model")
-        beside = path.with_stem(f"{path.stem}-" + "x".join(map(str, denoiser.shape[1:])))
-        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, str(beside))
+        facts = replace(self.facts, shape=denoiser.shape)
+        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, beside="")
         self._at_sizes[denoiser.shape] = sized
         return sized
 

@@ -1,48 +1,38 @@
-"""The grids and samplers tuned to a model, kept beside its file.
-
-The file names the weights that they belong to; grids of other weights are passed over, and replaced.
-"""
+"""The grids and samplers tuned to a model, kept with it (`tuned_files`)."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
-from .. import atomic
 from ..auto_grid import known_grids
 from ..denoisers.denoiser import Denoiser
-from .analytic_moments import weights_digest
+from .tuned_files import read_tuned, write_tuned
+
+_KIND, _KEY = "grids", "log_snrs"
 
 
 @contextlib.contextmanager
 def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
-    """While open, `auto_grid` knows the grids beside a model's file; those made meanwhile are written there after it.
+    """While open, `auto_grid` knows the grids kept with a model; those made meanwhile are kept after it.
 
     So does `fitted_to` the numbers of its samplers.
 
     Args:
         denoiser: The model.
-        source: Its file; one that does not exist (a shipped model's name) keeps its grids in memory, and so does a
-            folder that cannot be written.
+        source: Where, as `tuned_files`.
     """
-    path, digest = Path(source).with_suffix(".grids.json"), weights_digest(denoiser)
-    kept = _read(path, digest)
+    kept = _read(denoiser, source)
     grids = known_grids(denoiser)
     grids.update(kept)
     yield
-    if Path(source).is_file() and grids != kept:
-        merged = {**_read(path, digest), **grids}  # another process may have written meanwhile
-        with contextlib.suppress(OSError):
-            atomic.write_text(path, json.dumps({"weights": digest, "log_snrs": merged}, indent=1) + "\n")
+    if grids != kept:
+        # another process may have written meanwhile
+        write_tuned(denoiser, source, _KIND, {_KEY: {**_read(denoiser, source), **grids}})
 
 
-def _read(path: Path, digest: str) -> dict[str, tuple[float, ...]]:
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError, AttributeError
-    ):  # a damaged file is as good as none
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["weights"] == digest:
-            return {key: tuple(float(value) for value in values) for key, values in found["log_snrs"].items()}
+def _read(denoiser: Denoiser, source: str) -> dict[str, tuple[float, ...]]:
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError):
+        found = read_tuned(denoiser, source, _KIND)[_KEY]
+        return {key: tuple(float(value) for value in values) for key, values in found.items()}
     return {}

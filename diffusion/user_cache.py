@@ -1,0 +1,11 @@
+"""Where things are kept that cost time to make, belong to no run, and can be made again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache(kind: str) -> Path:
+    """The folder of a kind of things in $XDG_CACHE_HOME/diffusion, by default ~/.cache/diffusion; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion" / kind
