@@ -127,7 +127,7 @@ def check_tradeoff(options: argparse.Namespace) -> None:
 
 def _check_drawing(sampler: str | None, grid: str | None) -> None:
     if sampler is not None:
-        choose("--sampler", sampler, SAMPLERS)
+        choose("--sampler", sampler, (*SAMPLERS, FITTED))
     if grid is not None:
         choose("--grid", grid, GRIDS)
 

@@ -47,7 +47,10 @@ def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n
         return None
     classes = denoiser.num_classes
     if not classes:
-        raise UserError("label: given to a model that was trained without labels; leave it out")
+        raise UserError(
+            "label: given to a model that was trained without labels; leave it out, "
+            "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
+        )
     labels = torch.as_tensor(label, dtype=torch.long).reshape(-1)
     if len(labels) not in (1, n):
         raise UserError(f"label: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")

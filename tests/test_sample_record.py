@@ -207,7 +207,7 @@ def test_the_states_of_a_trajectory_end_in_the_samples(here):  # noqa: F811
     assert torch.equal(states[-1], x_hats[-1])
 
 
-# What a record from elsewhere may hold in place of what sample.py writes: (key of the record or of its settings, value).
+# What a record from elsewhere may hold in place of what sample.py writes: (key, of it or of its settings, and value).
 HOSTILE = [
     ("classifier", "0" * 64), ("guide", "0" * 64), ("images", {"edit": ["0"]}), ("images", 3), ("seed", "x"),
     ("seed", -1), ("index", -4), ("index", 10**6), ("batches", [[0, 10**9]]), ("batches", [[4, 2]]), ("batches", 3),

@@ -34,7 +34,9 @@ def run(options: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     cells = plan(_samplers(options.samplers), options.budgets)  # an unknown name before a model is loaded
     if not any(cells):
-        raise UserError(f"--budgets: found {options.budgets}; no sampler makes two steps in so few evaluations")
+        raise UserError(
+            f"--budgets: found {options.budgets}; none suits a sampler of two steps or more (fitted: 2 to 10)"
+        )
     device, bar = choose_device(options.device), ProgressBar()
     subject = load(options, device, bar)
     bench = Bench(subject, options, device)

@@ -168,7 +168,10 @@ class NetworkDenoiser(Denoiser):
     def raw(self, x_t: Tensor, t: Tensor, cond: Tensor | None, at: PathPoint) -> Tensor:
         """The network's own output, in the dtype of x_t."""
         if cond is not None and not self.num_classes:
-            raise UserError("label: given to a model that was trained without labels; leave it out")
+            raise UserError(
+                "label: given to a model that was trained without labels; leave it out, "
+                "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
+            )
         dtype = next(self.network.parameters(), x_t).dtype
         level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
         output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, cond)

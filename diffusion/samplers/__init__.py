@@ -53,7 +53,7 @@ _CLASSES: dict[str, type[Sampler]] = {
 
 
 def names() -> list[str]:
-    """The names that `--sampler` takes."""
+    """The names that `--sampler` takes; it also takes `fitted`, which is made for a model (`diffusion.sample`)."""
     return list(_CLASSES)
 
 

@@ -27,7 +27,10 @@ class ClassifierFree(Guided):
 
     def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
         if not denoiser.num_classes:
-            raise UserError("guidance: the model was trained without labels; leave it at 1")
+            raise UserError(
+                "guidance: the model was trained without labels; leave it at 1, "
+                "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
+            )
         super().__init__(denoiser, weight, interval)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
