@@ -123,7 +123,7 @@ def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor,
     """The grid of `steps` intervals that suits this model and sampler; made once for a model in memory.
 
     Args:
-        denoiser: The model; it is asked without labels, about 1300 times, of 32 to 256 samples.
+        denoiser: The model; it is asked without labels, about 1,240 times, of 32 to 384 samples.
         sampler: What will walk the grid. One that draws noise gets equal local errors and the usual end; one that
             chooses its own steps the grid `log-snr` to the end of the path.
         steps: The number of intervals, at least 1; the last one goes to the datum itself.

