@@ -74,10 +74,11 @@ class Weights:
     weights: Tensor
 
     @cached_property
-    def used(self) -> list[list[int]]:
-        """The nodes that each row needs; their weights stand first in it."""
+    def used(self) -> list[dict[int, Tensor]]:
+        """The weights that each row needs, by their nodes: they stand first in it."""
         count = (self.weights.abs() > _NEGLIGIBLE).sum(1).tolist()
-        return [row[:n] for row, n in zip(self.nodes.tolist(), count, strict=True)]
+        rows = zip(self.nodes.tolist(), self.weights, count, strict=True)
+        return [dict(zip(nodes[:n], weights[:n].unbind(), strict=True)) for nodes, weights, n in rows]
 
     @classmethod
     def between(cls, start: Int[Tensor, " n"], end: Int[Tensor, " n"]) -> Weights:
@@ -137,13 +138,14 @@ def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]
 
 
 @lru_cache(maxsize=16)
-def _weights_along(clock: tuple[float, ...]) -> Weights:
-    """Those of the steps of a grid, which batch after batch walks."""
+def _weights_along(clock: tuple[float, ...], device: torch.device | str | None) -> Weights:
+    """Those of the steps of a grid, which batch after batch walks, on a device."""
     at = torch.tensor(clock, dtype=torch.float64)
     lengths = at.diff()
     lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
     points = lattice(at, torch.minimum(*(pad(lengths, sides, value=torch.inf) for sides in ((0, 1), (1, 0)))))
-    return Weights.between(points[:-1], points[1:])
+    weights = Weights.between(points[:-1], points[1:])
+    return Weights(weights.nodes, weights.weights.to(device))
 
 
 @dataclass(frozen=True)
@@ -166,17 +168,13 @@ class GridNoise:
     @classmethod
     def along(cls, noise: Noise, clock: Float[Tensor, " times"]) -> GridNoise:
         """The noise along a grid where the clock, float64 and not decreasing, shows `clock`."""
-        return cls(noise, _weights_along(tuple(clock.tolist())))
-
-    @cached_property
-    def _weights(self) -> Tensor:
-        return self.steps.weights.to(self.noise.device)
+        return cls(noise, _weights_along(tuple(clock.tolist()), noise.device))
 
     def __call__(self, step: int) -> Float[Tensor, " b *dims"]:
         """Standard normals of shape (B, *shape)."""
-        noise, indices, nodes = self.noise, self.noise.indices, self.steps.used[step]
+        noise, indices, weights = self.noise, self.noise.indices, self.steps.used[step]
         size = max(1, len(indices) * math.prod(noise.shape))
-        missing = [node for node in nodes if node not in self.at_hand]
+        missing = [node for node in weights if node not in self.at_hand]
         fresh: Iterator[tuple[int, Tensor]] = iter(())
         if missing:
             to_come = chain(*self.steps.used[step : step + noise.steps_at_once])
@@ -186,7 +184,7 @@ class GridNoise:
         total = torch.zeros(len(indices), *noise.shape, dtype=torch.float64, device=noise.device)
         kept: dict[int, Tensor] = {}
         # One after the other, the same sum for a sample whatever its batch.
-        for node, weight in zip(nodes, self._weights[step].unbind(), strict=False):
+        for node, weight in weights.items():
             z = self.at_hand[node] if node in self.at_hand else next(fresh)[1]
             total.addcmul_(z, weight)
             if (len(kept) + 1) * size <= _KEPT:
