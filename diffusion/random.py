@@ -230,7 +230,8 @@ class Noise:
         if step not in self._ahead:
             steps = torch.arange(step, step + at_once)
             rows = self.indices.repeat(at_once), steps.repeat_interleave(len(self.indices))
-            z = normal(self.seed, *rows, self.shape, STREAM_SOLVER, self.dtype, self.device)
+            with torch.inference_mode(False):  # kept: the next step may be one with gradients
+                z = normal(self.seed, *rows, self.shape, STREAM_SOLVER, self.dtype, self.device)
             self._ahead.clear()
             self._ahead.update(zip(steps.tolist(), z.reshape(at_once, -1, *self.shape), strict=True))
         return self._ahead[step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from .noise_dial import NoiseDial
-from .sampler import times_of
+from .sampler import RowSampler, remembered, times_of
 
 
 @dataclass(frozen=True)
-class DPMSolverSDE(NoiseDial):
+class DPMSolverSDE(NoiseDial, RowSampler):
     """The singlestep solver that the field calls DPM++ SDE: DPM-Solver++(2S) (alg. 1) with the noise of the SDE.
 
     With m between t and s in log-SNR, lambda_m = lambda_t + midpoint (lambda_s - lambda_t), x_m is an exponential step
@@ -54,8 +55,8 @@ class DPMSolverSDE(NoiseDial):
         times = times_of(schedule, grid)
         return torch.cat((times, self._middles(schedule, times))).sort(descending=True).values
 
-    def integrate(self, denoiser, x, times, noise, cond, callback):
-        schedule = denoiser.schedule
+    def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Any, ...]]:
+        """(t, m, s), then the factors (x_t, x_hat, noise) to m, then those (x_t, x_hat, that at m, noises) to s."""
         t, m, s = times[:-1], self._middles(schedule, times), times[1:]
         first, second, whole = (self.steps(schedule, *ends) for ends in ((t, m), (m, s), (t, s)))
         weight_m = -schedule(m)[0] * torch.expm1(-first.decay)
@@ -64,18 +65,23 @@ class DPMSolverSDE(NoiseDial):
         ahead = 0.5 / self.midpoint
         to_m = first.keep, weight_m, first.fresh
         to_s = whole.keep, (1.0 - ahead) * weight_s, ahead * weight_s, carried, second.fresh
-        for step, (a_m, b_m, c_m, a, b, b_ahead, c_1, c_2) in enumerate(torch.stack((*to_m, *to_s), 1).tolist()):
-            x_hat = denoiser(x, t[step], cond)
+        numbers = (value.tolist() for value in (s, *to_m, *to_s))
+        return list(zip(t.unbind(), m.unbind(), *numbers, strict=True))
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        rows = remembered(self, denoiser.schedule, times)
+        for step, (t, m, s, a_m, b_m, c_m, a, b, b_ahead, c_1, c_2) in enumerate(rows):
+            x_hat = denoiser(x, t, cond)
             x_m = torch.add(a_m * x, x_hat, alpha=b_m)
             x = torch.add(a * x, x_hat, alpha=b) if b != 0.0 else a * x
             if c_m != 0.0:
                 assert noise is not None  # `sample` has seen to it
                 z = noise(2 * step)
                 x_m, x = x_m.add_(z, alpha=c_m), x.add_(z, alpha=c_1)
-            x = x.add_(denoiser(x_m, m[step], cond), alpha=b_ahead)
+            x = x.add_(denoiser(x_m, m, cond), alpha=b_ahead)
             if c_2 != 0.0:
                 assert noise is not None
                 x = x.add_(noise(2 * step + 1), alpha=c_2)
             if callback is not None:
-                callback(step, float(s[step]), x, x_hat)
+                callback(step, s, x, x_hat)
         return x

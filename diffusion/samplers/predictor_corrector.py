@@ -6,14 +6,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..broadcasting import pad_dims_like
 from ..errors import UserError
+from ..schedules import Schedule
 from .noise_dial import NoiseDial
+from .sampler import RowSampler, remembered
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(NoiseDial):
+class PredictorCorrector(NoiseDial, RowSampler):
     """An exponential step of the reverse SDE, then Langevin steps at the time reached.
 
     With g = score(x_s) = -eps_hat / sigma and the signal-to-noise ratio r, a Langevin step is (alg. 4)
@@ -59,24 +62,27 @@ class PredictorCorrector(NoiseDial):
     def noise_along(self, noise, schedule, grid):
         return noise  # the corrector's noise belongs to no path
 
-    def integrate(self, denoiser, x, times, noise, cond, callback):
+    def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor, float, float, float, float, float]]:
+        """(t, s), s again as a number, the factors of x_t, x_hat and the noise, and sigma at s, of each step."""
         t, s = times[:-1], times[1:]
-        steps, (alpha, sigma) = self.steps(denoiser.schedule, t, s), denoiser.schedule(s)
-        weight = -alpha * torch.expm1(-steps.decay)
-        rows = zip(steps.keep.tolist(), weight.tolist(), steps.fresh.tolist(), sigma.tolist(), strict=True)
+        steps, (alpha, sigma) = self.steps(schedule, t, s), schedule(s)
+        numbers = (v.tolist() for v in (s, steps.keep, -alpha * torch.expm1(-steps.decay), steps.fresh, sigma))
+        return list(zip(t.unbind(), s.unbind(), *numbers, strict=True))
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
         assert noise is not None  # `sample` has seen to it
         draws = 1 + self.corrections
-        for step, (a, b, c, sigma_s) in enumerate(rows):
-            x_hat = denoiser(x, t[step], cond)
+        for step, (t, s, reached, a, b, c, sigma_s) in enumerate(remembered(self, denoiser.schedule, times)):
+            x_hat = denoiser(x, t, cond)
             x = torch.add(a * x, x_hat, alpha=b)
             if c != 0.0:
                 x = x.add_(noise(draws * step), alpha=c)
             for correction in range(1, draws):
-                eps_hat = denoiser.eps(x, s[step], cond)
+                eps_hat = denoiser.eps(x, s, cond)
                 power = eps_hat.reshape(len(x), -1).square().mean(1)
                 e = (2.0 * self.snr**2 / power.clamp(min=1e-12)).clamp(max=1.0)  # in units of sigma^2
                 drift, noisy = (pad_dims_like(sigma_s * value, x) for value in (-e, torch.sqrt(2.0 * e)))
                 x = torch.addcmul(x, drift, eps_hat).addcmul_(noisy, noise(draws * step + correction))
             if callback is not None:
-                callback(step, float(s[step]), x, x_hat)
+                callback(step, reached, x, x_hat)
         return x

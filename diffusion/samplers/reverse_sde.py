@@ -14,11 +14,11 @@ from ..errors import UserError
 from ..schedules import Schedule
 from ..sde import diffusion_squared, drift
 from .noise_dial import NoiseDial
-from .sampler import Coefficients, LinearSampler
+from .sampler import Coefficients, LinearSampler, RowSampler, remembered
 
 
 @dataclass(frozen=True)
-class ExponentialSDE(NoiseDial):
+class ExponentialSDE(NoiseDial, RowSampler):
     """The step that is exact where x_hat does not change: it contracts the noise exactly, at any step size and eta.
 
         x_s = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) D + sigma_s sqrt(1 - rho^2) z
@@ -44,17 +44,21 @@ class ExponentialSDE(NoiseDial):
         if self.order not in (1, 2):
             raise UserError(f"order: found {self.order}; accepted: 1 or 2")
 
-    def integrate(self, denoiser, x, times, noise, cond, callback):
+    def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, float, float, float]]:
+        """(t, s, factor of x_t, of x_hat, of minus the last one, of the noise) of each step."""
         t, s = times[:-1], times[1:]
-        steps = self.steps(denoiser.schedule, t, s)
-        weight = -denoiser.schedule(s)[0] * torch.expm1(-steps.decay)
+        steps = self.steps(schedule, t, s)
+        weight = -schedule(s)[0] * torch.expm1(-steps.decay)
         share = torch.zeros_like(weight)  # of the difference between the last two x_hat
         if self.order == 2:
             share[1:] = 0.5 * weight[1:] * steps.h[1:] / steps.h[:-1]
+        numbers = (value.tolist() for value in (s, steps.keep, weight + share, share, steps.fresh))
+        return list(zip(t.unbind(), *numbers, strict=True))
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
         last = None
-        rows = zip(steps.keep.tolist(), (weight + share).tolist(), share.tolist(), steps.fresh.tolist(), strict=True)
-        for step, (a, b, b_last, c) in enumerate(rows):
-            x_hat = denoiser(x, t[step], cond)
+        for step, (t, s, a, b, b_last, c) in enumerate(remembered(self, denoiser.schedule, times)):
+            x_hat = denoiser(x, t, cond)
             x = torch.add(a * x, x_hat, alpha=b)
             if last is not None:
                 x = x.sub_(last, alpha=b_last)
@@ -63,7 +67,7 @@ class ExponentialSDE(NoiseDial):
                 x = x.add_(noise(step), alpha=c)
             last = x_hat if self.order == 2 else None
             if callback is not None:
-                callback(step, float(s[step]), x, x_hat)
+                callback(step, s, x, x_hat)
         return x
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from .noise_dial import DialSteps, NoiseDial
+from .sampler import RowSampler, remembered
 from .variables import gauss_legendre, lagrange
 
 _QUADRATURE_POINTS = 24
 
 
 @dataclass(frozen=True)
-class SASolver(NoiseDial):
+class SASolver(NoiseDial, RowSampler):
     """A polynomial through the last outputs for x_hat, in x_s = keep x_t + integral + noise (`noise_dial`).
 
     The predictor (prop. 5.1) puts it through the last `predictor` outputs; the corrector (prop. 5.2) makes the same
@@ -56,12 +57,9 @@ class SASolver(NoiseDial):
         return min(*limits, 2) if self.is_stochastic else min(limits)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        t, s = times[:-1], times[1:]
-        steps = self.steps(denoiser.schedule, t, s)
-        rows = zip(self._rows(denoiser.schedule, times, steps), steps.keep.tolist(), steps.fresh.tolist(), strict=True)
         memory: tuple[Tensor, ...] = ()
-        for step, (weights, a, c) in enumerate(rows):
-            x_hat = denoiser(x, t[step], cond)
+        for step, (t, s, a, weights, c) in enumerate(remembered(self, denoiser.schedule, times)):
+            x_hat = denoiser(x, t, cond)
             x = torch.add(a * x, x_hat, alpha=weights[0])
             for weight, output in zip(weights[1:], memory, strict=True):
                 x = x.add_(output, alpha=weight)
@@ -70,24 +68,26 @@ class SASolver(NoiseDial):
                 x = x.add_(noise(step), alpha=c)
             memory = (x_hat, *memory)[: max(self.predictor, self.corrector) if self.corrector else self.predictor - 1]
             if callback is not None:
-                callback(step, float(s[step]), x, x_hat)
+                callback(step, s, x, x_hat)
         return x
 
-    def _rows(self, schedule: Schedule, times: Tensor, steps: DialSteps) -> list[list[float]]:
-        """Each step's weights of all outputs in memory, newest first, the correction of its start among them.
+    def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, list[float], float]]:
+        """(t, s, factor of x_t, of all outputs in memory, newest first, of the noise) of each step.
 
-        Predicted and corrected state differ by sum_j (q_j - p_j) m_j alone, p: the weights that predicted, q: those
-        that correct. Corrected ones are never needed as tensors (as in `staged.Multistep`).
+        The correction of the step's start is among the factors of outputs: predicted and corrected state differ by
+        sum_j (q_j - p_j) m_j alone, p: the weights that predicted, q: those that correct. Corrected states are never
+        needed as tensors (as in `staged.Multistep`).
         """
-        rows = self._weights(schedule, times, steps, self.predictor)
+        steps = self.steps(schedule, times[:-1], times[1:])
+        weights = self._weights(schedule, times, steps, self.predictor)
+        keep = steps.keep.tolist()
         if self.corrector:
             correct = self._weights(schedule, times, steps, self.corrector + 1, ahead=1)
-            predict = [[0.0, *row] for row in rows]  # by the outputs in memory one step later
-            for i in range(1, len(rows)):
-                keep, both = float(steps.keep[i]), (correct[i - 1], predict[i - 1])
-                changes = [keep * (q - p) for q, p in zip_longest(*both, fillvalue=0.0)]
-                rows[i] = [b + change for b, change in zip_longest(rows[i], changes, fillvalue=0.0)]
-        return rows
+            predict = [[0.0, *row] for row in weights]  # by the outputs in memory one step later
+            for i in range(1, len(weights)):
+                changes = [keep[i] * (q - p) for q, p in zip_longest(correct[i - 1], predict[i - 1], fillvalue=0.0)]
+                weights[i] = [b + change for b, change in zip_longest(weights[i], changes, fillvalue=0.0)]
+        return list(zip(times.unbind()[:-1], times[1:].tolist(), keep, weights, steps.fresh.tolist(), strict=True))
 
     def _weights(
         self, schedule: Schedule, times: Tensor, steps: DialSteps, count: int, ahead: int = 0

@@ -12,6 +12,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -135,6 +137,27 @@ class Sampler(ABC):
         """Walk two or more times, none of them the datum; arguments as `sample`."""
 
 
+def remembered(sampler: RowSampler, schedule: Schedule, times: Tensor) -> list[Any]:
+    """The rows of a grid, which batch after batch walks: made once, unless the schedule may still learn."""
+    if schedule.is_learned:
+        return sampler.rows(schedule, times)
+    return _remembered(sampler, schedule, tuple(times.tolist()))
+
+
+@lru_cache(maxsize=16)
+def _remembered(sampler: RowSampler, schedule: Schedule, times: tuple[float, ...]) -> list[Any]:
+    with torch.inference_mode(False):  # rows that may also be used where gradients are
+        return sampler.rows(schedule, torch.tensor(times, dtype=torch.float64))
+
+
+class RowSampler(Sampler):
+    """A sampler whose loop reads a row of numbers a step, or part of a step, and computes nothing else of the path."""
+
+    @abstractmethod
+    def rows(self, schedule: Schedule, times: Tensor) -> list[Any]:
+        """The rows of a grid, computed in float64."""
+
+
 @dataclass(frozen=True)
 class Coefficients:
     """x_s = from_x_t x_t + from_x x_hat + fresh z for every step of a grid, each of shape (steps,)."""
@@ -144,7 +167,7 @@ class Coefficients:
     fresh: Tensor
 
 
-class LinearSampler(Sampler):
+class LinearSampler(RowSampler):
     """One evaluation a step, linear in (x_t, x_hat, z): a subclass is the formula of the coefficients."""
 
     @property
@@ -155,16 +178,19 @@ class LinearSampler(Sampler):
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
         """The coefficients of the steps from `t` to `s`, float64 of shape (steps,)."""
 
+    def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, float, float]]:
+        """(t, s, from_x_t, from_x, fresh) of each step."""
+        steps = self.coefficients(schedule, times[:-1], times[1:])
+        numbers = (value.tolist() for value in (times[1:], steps.from_x_t, steps.from_x, steps.fresh))
+        return list(zip(times.unbind()[:-1], *numbers, strict=True))
+
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        t, s = times[:-1], times[1:]
-        steps = self.coefficients(denoiser.schedule, t, s)
-        rows = zip(steps.from_x_t.tolist(), steps.from_x.tolist(), steps.fresh.tolist(), strict=True)
-        for step, (a, b, c) in enumerate(rows):
-            x_hat = denoiser(x, t[step], cond)
+        for step, (t, s, a, b, c) in enumerate(remembered(self, denoiser.schedule, times)):
+            x_hat = denoiser(x, t, cond)
             x = torch.add(a * x, x_hat, alpha=b)  # `linear` would make the last bit depend on the batch
             if c != 0.0:
                 assert noise is not None  # `sample` has seen to it
                 x = x.add_(noise(step), alpha=c)
             if callback is not None:
-                callback(step, float(s[step]), x, x_hat)
+                callback(step, s, x, x_hat)
         return x

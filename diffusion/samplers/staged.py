@@ -16,7 +16,6 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from .linear import linear, linear_
-from .sampler import Sampler
+from .sampler import RowSampler, remembered
 from .variables import Nodes, Variables, step_weights
 
 
@@ -75,7 +74,7 @@ class Row:
     renoise: tuple[float, float] | None = None
 
 
-class StagedSampler(Sampler):
+class StagedSampler(RowSampler):
     """A sampler that is a plan: a subclass names its variables and its stages."""
 
     @property
@@ -150,7 +149,7 @@ class StagedSampler(Sampler):
         return found
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        rows = rows_of(self, denoiser.schedule, times)
+        rows = remembered(self, denoiser.schedule, times)
         depth = max(len(row.weights) for row in rows) - 1
         base, memory, step = x, (), 0
         for row in rows:
@@ -177,18 +176,6 @@ class StagedSampler(Sampler):
                     callback(step, row.lands, x, x_hat)
                 step += 1
         return x
-
-
-def rows_of(sampler: StagedSampler, schedule: Schedule, times: Tensor) -> list[Row]:
-    """The rows of a grid, which batch after batch walks: remembered, unless the schedule may still learn."""
-    if schedule.is_learned:
-        return sampler.rows(schedule, times)
-    return _remembered_rows(sampler, schedule, tuple(times.tolist()))
-
-
-@lru_cache(maxsize=16)
-def _remembered_rows(sampler: StagedSampler, schedule: Schedule, times: tuple[float, ...]) -> list[Row]:
-    return sampler.rows(schedule, torch.tensor(times, dtype=torch.float64))
 
 
 class Multistep(StagedSampler):

@@ -5,9 +5,10 @@ import torch
 from laws import F64, FIXED_STEP, NOISELESS_SDE, SCHEDULES, STOCHASTIC, f64, mixture, name, seeded
 
 from diffusion import samplers
-from diffusion.denoisers import Clipped, Retimed, exact
+from diffusion.denoisers import Clipped, NetworkDenoiser, Retimed, exact
 from diffusion.errors import UserError
 from diffusion.evaluations import count_evaluations
+from diffusion.networks import MLP
 from diffusion.random import Noise
 from diffusion.sample_arguments import parse_sample_arguments
 from diffusion.samplers import DDIM, ODE, Ancestral, DPMSolverSDE, EulerMaruyama, ExponentialSDE, LinearSampler
@@ -186,3 +187,19 @@ def test_a_grid_from_1_starts_at_the_end_of_a_path_that_is_singular_there(sample
         for start in (1.0, schedule.t_max)
     ]
     assert torch.equal(*x)
+
+
+@pytest.mark.parametrize("which", ["ddim", "sde", "sa-solver", "dpm-solver++sde", "predictor-corrector", "unipc"])
+def test_what_is_remembered_of_a_grid_serves_with_gradients_too(which):
+    """The first walk of a grid may be in inference mode, whose tensors autograd refuses."""
+    schedule, sampler = VP(log_snr_max=13.0), samplers.build(which)  # a schedule that no other test has
+    denoiser = NetworkDenoiser(MLP(2, width=8), schedule, "v", (2,))
+    grid = time_grid(schedule, 4)
+    noise = Noise(0, torch.arange(3), (2,))
+    along = sampler.noise_along(noise, schedule, grid) if sampler.is_stochastic else None
+    with torch.inference_mode():
+        sampler.sample(denoiser, torch.ones(3, 2), grid, along)
+    x = torch.ones(3, 2, requires_grad=True)
+    sampler.sample(denoiser, x, grid, along).sum().backward()
+    assert x.grad is not None
+    assert bool(torch.isfinite(x.grad).all())
