@@ -49,12 +49,23 @@ def test_what_comes_with_the_package_is_known_and_added_to(cache, tmp_path, monk
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "[" * 100_000, '{"weights": 3}'])
 def test_a_damaged_file_is_as_good_as_none(cache, text):
     model = diffusion.load("pretrained:digits")
-    write_tuned(model.denoiser, model.source, "grids", {"log_snrs": {}})
+    write_tuned(model.denoiser, model.source, "moments", {"values": [1.0]})
+    assert read_tuned(model.denoiser, model.source, "moments") == {"values": [1.0]}
     (own,) = cache.iterdir()
     own.write_text(text)
-    assert read_tuned(model.denoiser, model.source, "grids") == {}
+    assert read_tuned(model.denoiser, model.source, "moments") == {}
 
 
 def test_a_model_of_another_size_keeps_nothing(cache):
     diffusion.load("pretrained:digits").at_size(12).sample(1, **DRAW)
+    assert not cache.exists()
+
+
+def test_the_shipped_digits_need_no_tuning_to_be_drawn_in_few_steps(cache):
+    """What README draws: as it was tuned, for these very weights."""
+    for draw in ({"sampler": "fitted", "steps": 5}, {"sampler": "adams", "steps": 10, "grid": "auto"}):
+        model = diffusion.load("pretrained:digits")
+        with model.counted() as count:
+            model.sample(1, **draw)
+        assert count.rows == draw["steps"]
     assert not cache.exists()
