@@ -201,7 +201,7 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * panels, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(4 * panels, 4.3), dpi=100, layout="constrained")  # room for titles above square axes
     FigureCanvasAgg(figure)  # no pyplot: no display and no global state
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 

@@ -79,7 +79,7 @@ def test_points_are_shown_beside_their_density(tmp_path):
         path = tmp_path / f"{given is None}.png"
         pictures.save_samples(path, points, given)
         with Image.open(path) as picture:
-            assert picture.size == ((400 if given is None else 800), 400)
+            assert picture.size == ((400 if given is None else 800), 430)
             assert len(np.unique(np.asarray(picture))) > 10
 
 
@@ -93,7 +93,7 @@ def test_the_density_picture_shows_truth_model_and_samples():
 
     image = np.asarray(pictures.density_picture(toy, model, toy.draw(50), side=20)).astype(int)
     assert asked[0].shape == (400, 2)
-    assert image.shape == (400, 1200, 3)
+    assert image.shape == (430, 1200, 3)
     # of a perfect model the first two panels are the same below their titles, but for a pixel of layout
     truth, found = image[60:360, 50:370], image[60:360, 450:770]
     best = min(np.abs(truth - np.roll(found, shift, 1)).mean() for shift in range(-12, 13))
@@ -104,7 +104,7 @@ def test_the_density_picture_shows_truth_model_and_samples():
 def test_the_picture_of_codes_shows_histograms_and_quantiles():
     normal = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     near, far = (np.asarray(pictures.codes_picture({"train": z})).astype(int) for z in (normal, normal.exp()))
-    assert near.shape == (400, 800, 3)
+    assert near.shape == (430, 800, 3)
     straightness = []
     for image in (near, far):
         panel = image[:, 450:]
