@@ -63,7 +63,7 @@ def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
     for path in ("config.yaml", "model.safetensors", "metrics.csv", "evaluation.csv", "samples/samples.png"):
         assert (run / path).is_file()
     with Image.open(run / "samples" / "density.png") as picture:
-        assert picture.size == (1200, 400)
+        assert picture.size == (1200, 430)
     (offline,) = (run / "wandb").glob("offline-run-*")
     (record,) = offline.glob("*.wandb")
     content = record.read_bytes()
