@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from test_security import ANYTHING, FORMATS, FUZZ, PICTURES, Hostile, _png_of, mutated, one_line, saved
+from test_security import (
+    ANYTHING,
+    FORMATS,
+    FUZZ,
+    PICTURES,
+    Hostile,
+    _png_of,
+    mutated,
+    one_line,
+    refuses_a_pickle,
+    saved,
+)
 
 from diffusion import control, noisy_classifier, sample_record, stopped_runs, tensor_files
 from diffusion.commands import records
@@ -46,12 +57,7 @@ READERS = {
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_pickle_is_executed(tmp_path, reader, kind):
-    name, read = READERS[reader]
-    (tmp_path / name).write_bytes(FORMATS[kind](Hostile(tmp_path / "executed")))
-    with pytest.raises(UserError) as error:
-        read(tmp_path / name)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "executed").exists()
+    refuses_a_pickle(tmp_path, *READERS[reader], kind)
 
 
 def test_pickles_in_the_layout_of_cifar_are_not_executed(tmp_path):

@@ -98,15 +98,19 @@ def _old(content):
     return buffer.getvalue()
 
 
+def refuses_a_pickle(folder, name, read, kind):
+    """A reader tells of a hostile file in one line, and does not run it."""
+    (folder / name).write_bytes(FORMATS[kind](Hostile(folder / "executed")))
+    with pytest.raises(UserError) as error:
+        read(folder / name)
+    assert "\n" not in str(error.value)
+    assert not (folder / "executed").exists()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_pickle_is_executed(tmp_path, reader, kind):
-    name, read = READERS[reader]
-    (tmp_path / name).write_bytes(FORMATS[kind](Hostile(tmp_path / "executed")))
-    with pytest.raises(UserError) as error:
-        read(tmp_path / name)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "executed").exists()
+    refuses_a_pickle(tmp_path, *READERS[reader], kind)
 
 
 def test_parts_of_an_evaluation_run_no_code(tmp_path):

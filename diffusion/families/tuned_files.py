@@ -27,24 +27,30 @@ def read_tuned(denoiser: Denoiser, source: str, kind: str) -> dict[str, Any]:
         source: Its file, `pretrained:NAME`, or "" for a model whose things are kept in memory alone.
         kind: `grids`, `moments`.
     """
-    shipped, own = _places(denoiser, source, kind)
+    if not source:
+        return {}
+    digest = weights_digest(denoiser)
+    shipped, own = _places(source, kind, digest)
     found: dict[str, Any] = {}
     for path in (shipped, own):
         # what can be wrong with text that should be a JSON object, a hostile one included
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             text = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-            if text["weights"] == weights_digest(denoiser):
+            if text["weights"] == digest:
                 found = _merged(found, text)
     return {key: value for key, value in found.items() if key != "weights"}
 
 
 def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str, Any]) -> None:
     """Keep values of a kind; a place that cannot be written to is none."""
-    _, own = _places(denoiser, source, kind)
+    if not source:
+        return
+    digest = weights_digest(denoiser)
+    _, own = _places(source, kind, digest)
     if own is not None:
         with contextlib.suppress(OSError):
             own.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(own, json.dumps({"weights": weights_digest(denoiser), **values}, indent=1) + "\n")
+            atomic.write_text(own, json.dumps({"weights": digest, **values}, indent=1) + "\n")
 
 
 def weights_digest(denoiser: Denoiser) -> str:
@@ -56,14 +62,12 @@ def weights_digest(denoiser: Denoiser) -> str:
     return digest.hexdigest()
 
 
-def _places(denoiser: Denoiser, source: str, kind: str) -> tuple[Path | None, Path | None]:
+def _places(source: str, kind: str, digest: str) -> tuple[Path | None, Path | None]:
     """What comes with the package, and what is ours to write."""
-    if not source:
-        return None, None
     ending = f".{kind}.json"
     shipped = runs.shipped_file(source)
     if shipped is not None:
-        kept = user_cache("tuned") / f"{shipped.stem}-{weights_digest(denoiser)[:16]}{ending}"
+        kept = user_cache("tuned") / f"{shipped.stem}-{digest[:16]}{ending}"
         return shipped.with_suffix(ending), kept
     return None, Path(source).with_suffix(ending) if Path(source).is_file() else None
 
