@@ -154,10 +154,10 @@ class EAE(LatentImageModel):
         tell = tell or (lambda _: None)
         tell(f"the statistics of the codes of {len(images):,} images")
         self.fit_statistics(images)
-        some = _some(images, MIXTURE_CODES, seed)
+        some = _some(images, MIXTURE_CODES)
         tell(f"a mixture of {len(self.mixture_weights)} Gaussians to {len(some):,} codes")
         self.fit_mixture(some, seed)
-        self.fit_density(_some(images, steps * _FIT_BATCH, seed), seed, steps, tell)
+        self.fit_density(_some(images, steps * _FIT_BATCH), seed, steps, tell)
 
     @torch.no_grad()
     def fit_statistics(self, images: UInt8[Tensor, " n c h w"]) -> None:
@@ -247,8 +247,6 @@ class EAE(LatentImageModel):
             return torch.cat([f(part) for part in images.split(choose_batch_size(batch_size, images[0].numel()))])
 
 
-def _some(images: Tensor, most: int, seed: int) -> Tensor:
-    """`most` of the images, drawn at random (they may be sorted); all, in order, where there are no more."""
-    if len(images) <= most:
-        return images
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].to(images.device)]
+def _some(images: Tensor, most: int) -> Tensor:
+    """`most` of the images, in the fixed order: each batch of them is a sample of all, whatever the files' order."""
+    return images[random.fixed_order(len(images))[:most].to(images.device)]

@@ -27,6 +27,7 @@ from ..evaluations import count_evaluations
 from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
+from ..random import FIXED_ORDER
 from ..samplers import ODE, Sampler, build
 from ..sampling import grid_for, sample, sampler_for
 from .tradeoff_subjects import Subject
@@ -149,7 +150,7 @@ class Bench:
 
     def _question(self, cell: Cell) -> dict[str, Any]:
         where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
-        return {**asdict(cell), "fields": cell.fields(), **where, **self._drawing()}
+        return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
         options = self.options
