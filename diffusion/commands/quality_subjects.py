@@ -69,8 +69,8 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     for name in given:
         if name not in model.sampling_options:
-            taken = ", ".join(f"--{option}" for option in SAMPLING if option in model.sampling_options)
-            raise UserError(f"--{name}: {text} is of family '{model.config.family}', which takes {taken}")
+            taken = ", ".join(_flag(option) for option in SAMPLING if option in model.sampling_options)
+            raise UserError(f"{_flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
     settings = model.sampling_settings(given)
     count = options.samples or DRAWN
 
@@ -88,6 +88,10 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     data, flip = load_images_of(subject), model.config.data.flip
     mirrored = data.flip if flip is None else flip
     return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
