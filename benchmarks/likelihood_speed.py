@@ -75,7 +75,7 @@ def measure(model: str, images: int, rounds: int, tolerance: float, truth_images
     loaded = diffusion.load(model)
     denoiser = loaded.denoiser
     test = load_images(loaded.facts.name).test
-    keys = random.fixed_subset(len(test), images)
+    keys = random.fixed_order(len(test))[:images]
     data = test[keys]
     dequantizer = Dequantizer(loaded.facts.levels)
     x = dequantizer.dequantize(data, random.uniform(0, keys, 0, data.shape[1:], random.STREAM_DEQUANTIZE)).float()

@@ -189,7 +189,10 @@ class EAE(LatentImageModel):
         with evaluation_mode(self):
             codes = self.codes(images)
             with torch.no_grad():
-                some = slice(_FIT_BATCH)
+                order = random.fixed_order(len(images)).to(
+                    images.device
+                )  # in that of files a batch may be of one class
+                some = order[:_FIT_BATCH]
                 residual = self.decoder(codes[some]) - self.centred(images[some])
                 raw_scale = 0.5 * residual.double().square().mean().clamp(min=1e-8).log().to(self.dtype)
             raw_scale.requires_grad_()
@@ -197,7 +200,7 @@ class EAE(LatentImageModel):
             optimizer = torch.optim.Adam([raw_scale, log_std], lr=_FIT_RATE)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = _FIT_RATE * (1.0 - step / steps)
-                rows = (step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)
+                rows = order[(step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)]
                 shape = (_FIT_SAMPLES, self.latent_dim)
                 eps = random.normal(seed, rows, step, shape, random.STREAM_EVALUATE, self.dtype, codes.device)
                 z = codes[rows, None] + log_std.exp() * eps
@@ -248,5 +251,5 @@ class EAE(LatentImageModel):
 
 
 def _some(images: Tensor, most: int) -> Tensor:
-    """`most` of the images, in the fixed order: each batch of them is a sample of all, whatever the files' order."""
-    return images[random.fixed_order(len(images))[:most].to(images.device)]
+    """`most` of the images, the first in the fixed order; all, as they are, where there are no more."""
+    return images if len(images) <= most else images[random.fixed_subset(len(images), most).to(images.device)]

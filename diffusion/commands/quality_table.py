@@ -41,7 +41,7 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
     """The figures, and in the caption what they are of."""
     made = Table(
         title="Quality of samples", title_justify="left", header_style="bold", caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False,
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     made.caption = escape(
         f"Against {provenance.images} {provenance.split} images of {provenance.data}"
