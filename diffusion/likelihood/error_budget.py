@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..flow import SolverError
 from ..samplers.probability_flow import ADAPTIVE, FIXED
 from .estimate import DATA_END, NOISE_END, SOLVER, TEST_SET, Estimate, mean_error
@@ -108,7 +109,8 @@ def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str,
 
 
 def _numbers(pair: object) -> tuple[float, float]:
-    assert isinstance(pair, list)
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise UserError(f"protocol: found log_snr = {pair}; needs the two ends of the solve")
     return float(pair[0]), float(pair[1])
 
 

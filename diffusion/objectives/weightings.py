@@ -41,8 +41,8 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
         min_snr_gamma: The cap (min-snr).
 
     Raises:
-        UserError: For an unknown name; for a learned schedule and another weighting than the bound's, whose value does
-            not depend on the schedule.
+        UserError: For an unknown name; for a weight that cannot be scaled to integrate to one; for a learned schedule
+            and another weighting than the bound's, whose value does not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
     if schedule.is_learned and name not in BOUND:
@@ -62,6 +62,9 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
     low, high = log_snr_ends(schedule)
     grid = torch.linspace(low, high, 20001, dtype=torch.float64)
     total = float(torch.trapezoid(unnormalised(grid), grid))
-    assert math.isfinite(total)
-    assert total > 0
+    if not 0.0 < total < math.inf:
+        raise UserError(
+            f"objective.weighting: '{name}' has the integral {total} over the path, log-SNR {low:.4g} to {high:.4g}, "
+            f"with sigma_data {sigma_data} and min_snr_gamma {min_snr_gamma}; it must be positive and finite"
+        )
     return lambda log_snr: unnormalised(log_snr) / total
