@@ -39,7 +39,7 @@ ALLOWED = {
     "networks": Allowed("errors", THEORY),
     "schedules": Allowed("errors broadcasting", THEORY),
     "denoisers": Allowed("errors broadcasting random schedules", THEORY),
-    "evaluations": Allowed("denoisers", THEORY),
+    "evaluations": Allowed("errors denoisers", THEORY),
     "sde": Allowed("errors broadcasting schedules denoisers", THEORY),
     "own_steps": Allowed("flow", THEORY),
     "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
