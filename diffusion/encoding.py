@@ -124,7 +124,8 @@ def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float |
     cos = (from_a * from_b).sum(1, keepdim=True)
     across, sin = _polar(from_b - cos * from_a)
     axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
-    across = torch.where(sin < 1e-12, axis, across)  # what rounding leaves has no direction
+    side = torch.where(from_a[:, :1] * from_a[:, -1:] < 0, -1.0, 1.0)  # the same from a and from -a, and 0 in the mean
+    across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
     across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
     theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
     from_a = torch.where(length_a > 0, from_a, from_b)

@@ -66,7 +66,7 @@ ALLOWED = {
     "model_files": Allowed("tensor_files", "torch"),
     "checkpoint_files": Allowed("errors storage", "torch"),
     "devices": Allowed("errors processes", "torch"),
-    "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
+    "pictures": Allowed("errors atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors storage"),
     "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
