@@ -102,7 +102,7 @@ def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float |
     Independent normals of many dimensions are orthogonal but for 1 / sqrt(D), so that what lies between them has unit
     variance too (in the plane, at the worst, 0.96). Their mean (linear interpolation) has the variance 1/2.
 
-    Through exactly opposite ends lead many arcs; the one towards the axis that a is furthest from is taken, and in one
+    Between exactly opposite ends lead many arcs; one towards the axis that a is furthest from is taken, and in one
     dimension, where there is none, the way through 0. From a row of zeros the way is straight.
 
     Args:
@@ -124,7 +124,7 @@ def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float |
     cos = (from_a * from_b).sum(1, keepdim=True)
     across, sin = _polar(from_b - cos * from_a)
     axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
-    side = torch.where(from_a[:, :1] * from_a[:, -1:] < 0, -1.0, 1.0)  # the same from a and from -a, and 0 in the mean
+    side = torch.where(from_a[:, :1] < 0, -1.0, 1.0)  # another for a than for -a, so that the mean over normals is 0
     across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
     across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
     theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
