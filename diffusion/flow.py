@@ -30,6 +30,11 @@ def angle(schedule: Schedule, t: Tensor) -> Tensor:
     return torch.atan(torch.exp(-0.5 * schedule.log_snr(t)))
 
 
+def angle_from_noise(schedule: Schedule, t: Tensor) -> Tensor:
+    """phi - pi/2, which float32 tells apart near the noise, where phi itself rounds to pi/2."""
+    return -torch.atan(torch.exp(0.5 * schedule.log_snr(t)))
+
+
 def scale(schedule: Schedule, t: Tensor) -> Tensor:
     """sqrt(alpha_t^2 + sigma_t^2): one unit of z in units of x_t."""
     return torch.hypot(*schedule(t))

@@ -22,7 +22,7 @@ from .errors import UserError
 from .evaluations import evaluation_mode
 from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
-from .samplers.sampler import Callback, Sampler
+from .samplers.sampler import Callback, Sampler, checked_grid
 from .schedules import time_grid
 from .schedules.time_grids import AUTO, LOG_SNR_END
 
@@ -78,9 +78,7 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
     return fitted_to(denoiser, steps) if numbers is None else from_numbers(steps, numbers)
 
 
-def grid_for(
-    denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None
-) -> Tensor:
+def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: Any) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
     `auto` is tuned to the model and the sampler (`auto_grid`); guidance around the model is then better left off it.
@@ -94,7 +92,7 @@ def grid_for(
             raise UserError(f"{name}: found {found}; a fitted sampler has its own {len(own) - 1} steps; leave it out")
         return own
     if grid is not None and not isinstance(grid, str):
-        return torch.as_tensor(grid, dtype=torch.float64)
+        return checked_grid(denoiser.schedule, grid)
     steps = DEFAULT_STEPS if steps is None else steps
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
@@ -109,8 +107,8 @@ def sample(
     steps: int | None = None,
     seed: int = 0,
     eta: float | str | None = None,
-    grid: str | Sequence[float] | Tensor | None = None,
-    label: int | Sequence[int] | Tensor | None = None,
+    grid: Any = None,
+    label: Any = None,
     guidance: float = 1.0,
     guidance_interval: Sequence[float] | None = None,
     x_1: Tensor | None = None,

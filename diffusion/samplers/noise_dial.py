@@ -123,9 +123,10 @@ class NoiseDial(Sampler):
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
         """The noise along a Brownian path, cut into the steps of the grid."""
-        if not self.is_stochastic:
+        times = self.drawing_times(schedule, grid)
+        if not self.is_stochastic or len(times) < 2:  # one evaluation, x = E[x | x_t], draws nothing
             return noise
-        return GridNoise.along(noise, self.profile.clock(schedule.log_snr(self.drawing_times(schedule, grid))))
+        return GridNoise.along(noise, self.profile.clock(schedule.log_snr(times)))
 
     def drawing_times(self, schedule: Schedule, grid: Tensor) -> Tensor:
         """The times between which noise is drawn: those of the grid, unless a step draws more than once."""
