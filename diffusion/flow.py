@@ -12,6 +12,8 @@ mixtures (log-SNR, VP and sub-VP times, EDM's, ...) phi also needs the fewest ev
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ class ProbabilityFlow:
         max_evaluations: The evaluations after which the solve is given up.
     """
 
-    def __init__(self, denoiser: Denoiser, cond: Tensor | None = None, max_evaluations: int = 5000):
+    def __init__(self, denoiser: Denoiser, cond: Any = None, max_evaluations: int = 5000):
         self.denoiser = denoiser
         self.cond = cond
         self.max_evaluations = max_evaluations

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import model_files, runs
 from .checkpoint_files import read_checkpoint
 from .config import parse_config
+from .denoisers.given import outside_inference_mode
 from .errors import UserError
 from .experiment import DataFacts, build_model, check_state
 from .families import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
@@ -24,6 +25,7 @@ FACTS = "data"
 STEP = "step"
 
 
+@outside_inference_mode
 def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
     """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
 

@@ -37,6 +37,12 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def check_schedule(schedule: object) -> None:
+    """Refuse what is no schedule, e.g. its name."""
+    if not isinstance(schedule, Schedule):
+        raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
+
+
 class Denoiser(nn.Module, ABC):
     """E[x | x_t] on the path of a schedule.
 
@@ -64,14 +70,14 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat = E[x | x_t].
 
         Args:
             x_t: Noisy data, shape (B, *shape).
             t: Times, shape () or (B,).
-            cond: Class labels, shape (B,), or None.
+            cond: Class labels, shape (B,), None, or a network's own condition (`condition.Condition`).
         """
 
     def at_size(self, size: int | Sequence[int]) -> Denoiser:
@@ -100,23 +106,23 @@ class Denoiser(nn.Module, ABC):
             raise UserError(f"size: found {size}; accepted: height and width, or one number for both, from 1 on")
         return (self.shape[0], *sides)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
         return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
 
-    def eps(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def eps(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """E[eps | x_t]."""
         return self.prediction("eps", x_t, t, cond)
 
-    def score(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """grad log p(x_t)."""
         return self.prediction("score", x_t, t, cond)
 
-    def v(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def v(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """E[alpha eps - sigma x | x_t]."""
         return self.prediction("v", x_t, t, cond)
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """dx/dt of the probability-flow ODE: E[alpha' x + sigma' eps | x_t]."""
         return self.prediction("velocity", x_t, t, cond)
 
@@ -160,10 +166,7 @@ class NetworkDenoiser(Denoiser):
         size_multiple: int | None = None,
     ):
         super().__init__()
-        if not isinstance(schedule, Schedule):
-            raise UserError(
-                f"schedule: found {str(schedule)[:60]}; needs a schedule, e.g. diffusion.schedules.Cosine()"
-            )
+        check_schedule(schedule)
         if isinstance(shape, int) or not all(isinstance(side, int) and side >= 1 for side in shape):
             raise UserError(f"shape: found {shape}; needs the sides of one datum, e.g. (3, 32, 32)")
         if not 0.0 < sigma_data < float("inf"):
@@ -193,7 +196,7 @@ class NetworkDenoiser(Denoiser):
         other.shape = shape
         return other
 
-    def raw(self, x_t: Tensor, t: Tensor, cond: Tensor | None, at: PathPoint) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, cond: Any, at: PathPoint) -> Tensor:
         """The network's own output, in the dtype of x_t."""
         own = isinstance(cond, Condition)
         if cond is not None and not own and not self.num_classes and not cond.is_floating_point():
@@ -224,7 +227,7 @@ class NetworkDenoiser(Denoiser):
         return self._known[2:]
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         at = PathPoint(self.schedule, t, x_t)
@@ -242,7 +245,7 @@ class NetworkDenoiser(Denoiser):
             return x_to_edm(x, x_t, at, self.sigma_data)
         return predictions.FROM_X[self.parameterization](x, x_t, at)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
         at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
@@ -270,7 +273,7 @@ class Retimed(Denoiser):
         self.num_classes = denoiser.num_classes
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         own = self.denoiser.schedule
@@ -297,7 +300,7 @@ class Clipped(Denoiser):
         self.low, self.high = low, high
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         return self.denoiser(x_t, t, cond).clamp(self.low, self.high)

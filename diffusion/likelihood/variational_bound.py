@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -56,7 +57,7 @@ def elbo_continuous(
     log_snr_max: float | None = None,
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -100,7 +101,7 @@ def elbo_continuous(
         raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
     span = high - low
 
-    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, rows: Tensor, labels: Any) -> dict[str, Tensor]:
         position = stratified_positions(seed, rows, evaluations)  # (B, K), of the span
         times = schedule.inverse_log_snr(low + span * position)
         values = []
@@ -129,7 +130,7 @@ def elbo_discrete(
     evaluations: int | None = None,
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -168,7 +169,7 @@ def elbo_discrete(
     factor = 0.5 * q.from_x.square() / model_variance
     count = steps if evaluations is None else evaluations
 
-    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, rows: Tensor, labels: Any) -> dict[str, Tensor]:
         step = torch.arange(steps).expand(len(rows), -1)
         if evaluations is not None:
             step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
@@ -203,7 +204,7 @@ def _bound(
     protocol: dict[str, object],
     dequantize: bool,
     seed: int,
-    cond: Tensor | None,
+    cond: Any,
     batch_size: int | None,
     indices: Tensor | None,
     progress: Progress | None,

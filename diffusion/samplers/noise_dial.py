@@ -26,7 +26,7 @@ from ..brownian import GridNoise
 from ..errors import UserError
 from ..random import Noise
 from ..schedules import Schedule
-from .sampler import NoiseFunction, Sampler, times_of
+from .sampler import NoiseFunction, Sampler, check_fields, times_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class NoiseDial(Sampler):
     eta: float | str | NoiseProfile = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         NoiseProfile.of(self.eta)  # raises for what is none
 
     @property

@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 
 from ..errors import UserError, choose
 from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle_from_noise, scale
-from .sampler import Sampler
+from .sampler import Sampler, check_fields
 
 # The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are left out: the first is inexact, the
 # second is silently wrong on uneven grids.
@@ -40,6 +40,7 @@ class ODE(Sampler):
     max_evaluations: int = 5000
 
     def __post_init__(self):
+        check_fields(self)
         choose("method", self.method, (*ADAPTIVE, *FIXED))
         if not 0 < self.tolerance < 1:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 1e-4")

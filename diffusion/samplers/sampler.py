@@ -9,10 +9,12 @@ Most solvers of one evaluation a step are linear: x_s = a x_t + b x_hat + c z. S
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,6 +38,23 @@ def times_of(schedule: Schedule, grid: Tensor) -> Tensor:
     grid = grid.detach().to(device="cpu", dtype=torch.float64)
     # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
     return (grid[:-1] if bool(grid[-1] == 0.0) else grid).clamp(max=schedule.t_max)
+
+
+def check_fields(sampler: Any) -> None:
+    """Refuse settings of a kind that their field does not hold: words for numbers, half numbers, values not finite.
+
+    Raises:
+        UserError: For the first such field.
+    """
+    for field in fields(sampler):
+        value = getattr(sampler, field.name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if field.type == "int" and not (isinstance(value, Integral) and is_number):
+            raise UserError(f"{field.name}: found {value!r}; must be a whole number")
+        if field.type == "float" and not (is_number and not math.isnan(float(value))):
+            raise UserError(f"{field.name}: found {value!r}; must be a number")
+        if field.type == "bool" and not isinstance(value, bool):
+            raise UserError(f"{field.name}: found {value!r}; must be true or false")
 
 
 def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
@@ -111,7 +130,7 @@ class Sampler(ABC):
         x_1: Float[Tensor, " b *dims"],
         grid: Float[Tensor, " steps"],
         noise: NoiseFunction | None = None,
-        cond: Tensor | None = None,
+        cond: Any = None,
         callback: Callback | None = None,
     ) -> Float[Tensor, " b *dims"]:
         """Walk the grid from x_1.
@@ -149,7 +168,7 @@ class Sampler(ABC):
         x: Tensor,
         times: Tensor,
         noise: NoiseFunction | None,
-        cond: Tensor | None,
+        cond: Any,
         callback: Callback | None,
     ) -> Tensor:
         """Walk two or more times, none of them the datum; arguments as `sample`."""
