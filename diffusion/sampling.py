@@ -33,7 +33,7 @@ from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
 from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
-from .schedules.time_grids import AUTO, LOG_SNR_END
+from .schedules.time_grids import AUTO
 
 DEFAULT_SAMPLER = Default("ode")
 DEFAULT_STEPS = 50
@@ -89,7 +89,13 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
     return fitted_to(denoiser, steps) if numbers is None else from_numbers(steps, numbers)
 
 
-def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: Any) -> Tensor:
+def grid_for(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    steps: int | None,
+    grid: Any,
+    log_snr_end: float | None = None,
+) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
     `auto` is tuned to the model and the sampler (`auto_grid`); guidance around the model is then better left off it.
@@ -97,6 +103,8 @@ def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: Any)
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
     """
     own = sampler.own_grid(denoiser.schedule)
+    if log_snr_end is not None:
+        _check_end_is_free(own is not None, grid, log_snr_end)
     if own is not None and (grid is None or isinstance(grid, str)):
         if grid is not None or steps not in (None, len(own) - 1):
             name, found = ("steps", steps) if grid is None else ("grid", f"'{grid}'")
@@ -107,8 +115,16 @@ def grid_for(denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: Any)
     steps = DEFAULT_STEPS if steps is None else whole_number("steps", steps, 1)
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
-    end = float("inf") if sampler.is_adaptive else LOG_SNR_END
-    return time_grid(denoiser.schedule, steps, grid or "log-snr", end)
+    if log_snr_end is None and sampler.is_adaptive:
+        log_snr_end = float("inf")
+    return time_grid(denoiser.schedule, steps, grid or "log-snr", log_snr_end)
+
+
+def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
+    """Refuse an end beside a grid that has its own."""
+    if is_fitted or grid == AUTO or (grid is not None and not isinstance(grid, str)):
+        whose = "a fitted sampler" if is_fitted else "the grid 'auto'" if isinstance(grid, str) else "a grid of times"
+        raise UserError(f"log_snr_end: found {log_snr_end:g}; {whose} has its own end; leave it out")
 
 
 @outside_inference_mode
@@ -134,6 +150,7 @@ def sample(
     progress: Progress | None = None,
     cond: Any = None,
     cond_null: Any = None,
+    log_snr_end: Any = None,
     **options: Any,
 ) -> Tensor:
     """Draw n samples.
@@ -165,6 +182,8 @@ def sample(
         cond: A network's own condition in place of a label: a tensor with one entry a sample, (n, ...), a tuple of
             such, or one entry for all, (1, ...). The network gets it as its third argument, batch by batch.
         cond_null: The condition that stands for none, likewise; needed where guidance is not 1.
+        log_snr_end: The log-SNR at which a named grid leaves the path for the datum, 9.25 by default (an adaptive
+            sampler walks the path to its end): what is narrower than its noise is lost (docs/grids.md).
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:
@@ -176,12 +195,13 @@ def sample(
     n, seed, start = whole_number("n", n, 1), whole_number("seed", seed), whole_number("start", start, 0)
     guidance = real_number("guidance", guidance)
     dtype = None if dtype is None else float_type(dtype)
+    log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
     if not isinstance(model, Denoiser):
         if not callable(getattr(model, "sample", None)):
             raise UserError(f"model: found a {type(model).__name__}; needs a denoiser, or a model (diffusion.load)")
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
-            guidance_interval=guidance_interval, size=size,
+            guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
             x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
             progress=progress, cond=cond, cond_null=cond_null, **options,
         )  # fmt: skip
@@ -218,7 +238,7 @@ def sample(
     denoiser = ClassifierFree(model, guidance, interval, null) if guidance != 1.0 else model
     if guidance == 1.0 and guidance_interval is not None:
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
-    times = grid_for(model, sampler, steps, grid)
+    times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
     size = min(n, batch_size or DEFAULT_BATCH)
     prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
