@@ -44,7 +44,7 @@ def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Any)
     Raises:
         UserError: For no image, images of another shape, or as many indices or labels as there are not images.
     """
-    if len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
+    if x.ndim == 0 or len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
         raise UserError(
             f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})"
         )

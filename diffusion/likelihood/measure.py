@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from ..defaults import Default
 from ..denoisers.condition import Condition, condition_for
 from ..denoisers.denoiser import Denoiser, device_of
-from ..denoisers.given import level_data, outside_inference_mode, tensor_of, whole_labels
+from ..denoisers.given import (
+    level_data,
+    outside_inference_mode,
+    real_number,
+    tensor_of,
+    whole_labels,
+    whole_number,
+)
 from ..errors import UserError, choose
 from . import immse, probability_flow, variational_bound
 from .dequantization import Dequantizer
@@ -26,6 +33,8 @@ from .target_error import reach, remembering
 
 METHODS = ("ode", "elbo", "elbo-discrete", "immse")
 DEFAULT_METHOD = Default("ode")
+_WHOLE = frozenset(("seed", "probes", "draws", "evaluations", "bins", "steps", "samples", "batch_size"))
+_REAL = frozenset(("tolerance", "log_snr_min", "log_snr_max"))
 DENSITY_METHODS = ("ode", "elbo", "immse")
 
 
@@ -64,7 +73,7 @@ def log_likelihood(
 
     known = getattr(getattr(model, "dequantizer", None), "levels", levels)
     images_uint8 = level_data("images", images_uint8, known if levels is None else levels)
-    options = with_condition(model, options, len(images_uint8) if images_uint8.ndim else 0)
+    options = _checked(model, options, len(images_uint8) if images_uint8.ndim else 0)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_levels(model, x, method, levels, **options)
@@ -72,11 +81,16 @@ def log_likelihood(
     return _with_errors(of, images_uint8, error_budget, target_error, options)
 
 
-def with_condition(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The options with `cond` as labels, (n,), or a network's own condition, which is anything else."""
+def _checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The options as numbers, and `cond` as labels, (n,), or as a condition of the network's own."""
+    options = dict(options)
+    for name in _WHOLE.intersection(key for key, value in options.items() if value is not None):
+        options[name] = whole_number(name, options[name])
+    for name in _REAL.intersection(key for key, value in options.items() if value is not None):
+        options[name] = real_number(name, options[name])
     cond = options.get("cond")
     if cond is None:
-        return dict(options)
+        return options
     device = device_of(model) if isinstance(model, nn.Module) else getattr(model, "device", None)
     labels = getattr(getattr(model, "denoiser", model), "num_classes", 0) and not isinstance(cond, Condition | tuple)
     found = whole_labels(cond) if labels else condition_for("cond", cond, n)
@@ -132,7 +146,7 @@ def log_density(
         raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
     if not bool(torch.isfinite(x).all()):
         raise UserError("x: has values that are not finite")
-    options = with_condition(model, options, len(x) if x.ndim else 0)
+    options = _checked(model, options, len(x) if x.ndim else 0)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_numbers(model, x, method, **options)
