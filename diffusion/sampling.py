@@ -240,12 +240,12 @@ def sample(
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
     times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
-    size = min(n, batch_size or DEFAULT_BATCH)
+    at_once = min(n, batch_size or DEFAULT_BATCH)
     prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
     drawn = []
     with torch.no_grad(), evaluation_mode(model):
-        for first in range(0, n, size):
-            rows = slice(first, min(first + size, n))
+        for first in range(0, n, at_once):
+            rows = slice(first, min(first + at_once, n))
             noise = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
             x = noise.initial() * prior_std if x_1 is None else x_1[rows].to(device=device, dtype=dtype)
             of_rows = None if condition is None else condition[rows].to(device)

@@ -53,6 +53,7 @@ def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
         raise UserError(f"z: found {z.dtype}; accepted: real numbers of shape (N, d)")
     if isinstance(k, bool) or not isinstance(k, Integral):
         raise UserError(f"k: found {k!r}; must be a whole number")
+    k = int(k)
     if z.ndim != 2 or z.shape[1] < 1:
         raise UserError(f"z: found shape {tuple(z.shape)}; accepted: (N, d) with d >= 1")
     n, d = z.shape

@@ -144,15 +144,16 @@ def normal(value: Any) -> Any:
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """The function, in inference mode as it is in `torch.no_grad()`."""
 
+    anything = cast("Callable[..., R]", function)
+
     @wraps(function)
-    def call(*arguments: P.args, **options: P.kwargs) -> R:
+    def call(*arguments: Any, **options: Any) -> R:
         inference = any(isinstance(v, Tensor) and v.is_inference() for v in (*arguments, *options.values()))
         if not inference and not torch.is_inference_mode_enabled():
-            return function(*arguments, **options)
+            return anything(*arguments, **options)
         gradients = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            given = cast(Any, [normal(value) for value in arguments])
-            named = cast(Any, {key: normal(value) for key, value in options.items()})
-            return function(*given, **named)
+            named = {key: normal(value) for key, value in options.items()}
+            return anything(*map(normal, arguments), **named)
 
-    return call
+    return cast("Callable[P, R]", call)
