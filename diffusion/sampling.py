@@ -30,6 +30,7 @@ from .denoisers.guidance.guided import ALWAYS, Interval
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .fit_sampler import FITTED, fitted_to, from_numbers
+from .flow import SolverError
 from .random import Noise
 from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
@@ -190,7 +191,8 @@ def sample(
         Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
 
     Raises:
-        UserError: For anything that the sampler or the model does not take, and for samples that are not finite.
+        UserError: For anything that the sampler or the model does not take; `SolverError` for samples that are not
+            finite.
     """
     n, seed, start = whole_number("n", n, 1), whole_number("seed", seed), whole_number("start", start, 0)
     guidance = real_number("guidance", guidance)
@@ -223,6 +225,8 @@ def sample(
             raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
     dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)
 
+    if cond is None and isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label):
+        cond, label = label, None  # several numbers a sample are no label
     interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
@@ -252,7 +256,7 @@ def sample(
             along = sampler.noise_along(noise, model.schedule, times)
             made = sampler.sample(denoiser, x, times, along, of_rows, callback)
             if not bool(torch.isfinite(made).all()):
-                raise UserError(_not_finite(sampler, denoiser, x, times, along, of_rows, guidance))
+                raise SolverError(_not_finite(sampler, denoiser, x, times, along, of_rows, guidance))
             drawn.append(made)
             if progress is not None:
                 progress(rows.stop, n)
