@@ -154,13 +154,6 @@ def test_a_condition_that_a_network_does_not_take():
         draw(denoiser(Two(), num_classes=3), 2, label=1)
 
 
-def test_noise_of_another_shape_is_not_broadcast():
-    loss = Objective(weighting("elbo", Cosine()), time_distribution("log-snr"))
-    x = torch.zeros(2, *SHAPE)
-    with pytest.raises(UserError, match="x, u, eps"):
-        loss(denoiser(Net()), x, draw_u(0, 0, torch.arange(2), 2, stratified=True), x[:, :, :1])
-
-
 PLANE = exact.Gaussian([0.1, 0.2], np.array([0.5, 0.4]), VP())
 LEVELS = exact.Gaussian(torch.zeros(1, 4, 4), 0.5, VP())
 X = torch.linspace(-1, 1, 6).reshape(3, 2)
