@@ -30,8 +30,8 @@ from .denoisers.guidance.guided import ALWAYS, Interval
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .fit_sampler import FITTED, fitted_to, from_numbers
-from .flow import SolverError
 from .random import Noise
+from .samplers.probability_flow import SolverError
 from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
 from .schedules.time_grids import AUTO
