@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError, choose
+from .law import law_of
 
 KINDS = ("exact", "unbiased", "lower bound", "surrogate")
 
@@ -83,7 +84,8 @@ class Estimate:
         std_error: Standard error of each log_prob in nats, from the estimator's own randomness: 0 where there is none,
             nan where one draw leaves it unknown.
         kind: `exact` (up to the solver's tolerance), `unbiased`, `lower bound` (in expectation), or `surrogate`.
-        protocol: All that is needed to repeat the figure, as plain values.
+        protocol: All that is needed to repeat the figure, as plain values; with `law`, which its estimator implies
+            where it is not given (`likelihood.law`).
         indices: The images' own indices, which key their noise; 0 .. B - 1 by default.
         nfe: Network evaluations an image.
         seconds: Wall time.
@@ -91,7 +93,7 @@ class Estimate:
         terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
-        UserError: For an unknown kind.
+        UserError: For an unknown kind or law.
     """
 
     log_prob: Float[Tensor, " b"] = field(repr=False)
@@ -108,6 +110,7 @@ class Estimate:
 
     def __post_init__(self):
         choose("kind", self.kind, KINDS)
+        object.__setattr__(self, "protocol", {**self.protocol, "law": law_of(self.protocol)})
         assert self.log_prob.shape == self.std_error.shape
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self)))
@@ -115,6 +118,11 @@ class Estimate:
 
     def __len__(self) -> int:
         return len(self.log_prob)
+
+    @property
+    def law(self) -> str:
+        """Whose likelihood it is: `flow`, `reverse SDE`, `chain of T steps` or `declared` (see `likelihood.law`)."""
+        return str(self.protocol["law"])
 
     @property
     def nats_per_bit_per_dim(self) -> float:
@@ -213,6 +221,7 @@ class Estimate:
         assert self.indices is not None
         return {
             "kind": self.kind,
+            "law": self.law,
             "images": len(self),
             "dims": self.dims,
             "levels": self.levels,
