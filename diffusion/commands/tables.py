@@ -69,9 +69,12 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
-    """`mean ± half`, the same interval in less room."""
+    """`mean ± half`, or `mean +up -down` where the sides are unlike: the same interval in less room."""
     mean = f"{interval.mean:+.4f}" if sign else f"{interval.mean:.4f}"
-    return f"{mean} ± {interval.high - interval.mean:.4f}" if math.isfinite(interval.high) else mean
+    up, down = (f"{side:.4f}" for side in (interval.high - interval.mean, interval.mean - interval.low))
+    if not math.isfinite(interval.high):
+        return mean
+    return f"{mean} ± {up}" if up == down else f"{mean} +{up} -{down}"
 
 
 NARROW = (
