@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, number, path, positive, seed, tolerance
+from ..sample_arguments import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
 from .arguments import WANDB
 
 # The options of drawing that a figure may depend on.
@@ -41,12 +41,14 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "or Inception's weights (default: digits and mnist for these, else inception)")  # fmt: skip
     add("--download", action="store_true", help="fetch the data set of --data, and torchvision's Inception weights, "
         "where they are absent")  # fmt: skip
-    add("--samples", type=positive, metavar="N", help="how many are measured (default: 1000 drawn, all of a folder)")
+    add("--samples", type=positive, metavar="N", help="how many are measured (default: 1000 drawn, all of a "
+        "folder); of a folder the first in the order of the SHA-256 of their row")  # fmt: skip
     add("--sampler", help="as sample.py (default: the run's own, as all options of drawing)")
     add("--steps", type=positive, metavar="N", help="intervals of the grid")
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")
     add("--grid", help="where the steps are")
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum")
+    add_tuning_seconds(parser)
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (adaptive ode)")
     add("--method", help="of an ode")
     add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn")

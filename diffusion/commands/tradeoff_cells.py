@@ -24,9 +24,11 @@ from ..denoisers import Denoiser
 from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
+from ..families.kept_grids import told_tuning
 from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
+from ..random import FIXED_ORDER
 from ..samplers import ODE, Sampler, build
 from ..sampling import grid_for, sample, sampler_for
 from .tradeoff_subjects import Subject
@@ -151,7 +153,7 @@ class Bench:
         where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
         if self.options.log_snr_end is not None:  # cells of earlier versions have none
             where["log_snr_end"] = self.options.log_snr_end
-        return {**asdict(cell), "fields": cell.fields(), **where, **self._drawing()}
+        return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
         options = self.options
@@ -178,7 +180,7 @@ class Bench:
     def _measure(self, cell: Cell) -> Measured:
         tight, denoiser = self.tight(), self.subject.denoiser
         # before anything is counted: what is tuned to a model is made once for all samples
-        with self.subject.tuned():
+        with self.subject.tuned(), told_tuning(self.options.tuning_seconds):
             sampler = cell.build(denoiser)
             where = () if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
             grid = grid_for(denoiser, sampler, cell.steps, *(where or (None,)))

@@ -23,8 +23,8 @@ from ..experiment import Data, DataFacts
 from ..fit_sampler import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Fitted, Moments
-from ..sampling import grid_for, labels_for, sample, sampler_for
-from ..schedules.time_grids import AUTO
+from ..sampling import DEFAULT_SAMPLER, OF_A_TOLERANCE, grid_for, labels_for, sample, sampler_for
+from ..schedules.time_grids import AUTO, DEFAULT_GRID
 from .analytic_moments import moments_of
 from .kept_grids import kept_grids
 from .trained_model import Tell, TrainedModel
@@ -140,17 +140,22 @@ class DiffusionModel(TrainedModel):
         Another sampler does not inherit the dial of the run's own, nor another grid its end.
         """
         own = self.config.sampling
+        if own.sampler == DEFAULT_SAMPLER and ("tolerance" in given or "method" in given):
+            given = {"sampler": OF_A_TOLERANCE, **given}
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         end = {} if own.log_snr_end is None or "grid" in given else {"log_snr_end": own.log_snr_end}
-        return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        made = {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        if made["steps"] is None:
+            made["steps"] = samplers.build(made["sampler"], method=made.get("method")).default_steps
+        return made
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Also the sampler's own fields, the grid and where it ends, the label and the guidance."""
         sampler = self._sampler(settings)
         given = {key: value for key, value in settings.items() if value is not None}
-        defaults = {"eta": 0.0, "grid": "log-snr", "label": None, "guidance": 1.0}
+        defaults = {"eta": 0.0, "grid": DEFAULT_GRID, "label": None, "guidance": 1.0}
         if given.get("grid") != AUTO:
             where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
             times = grid_for(self.denoiser, sampler, *where)
@@ -172,7 +177,7 @@ class DiffusionModel(TrainedModel):
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """Those of the run; a grid is tuned only to weights that stay."""
         settings = self.sampling_settings({})
-        return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
+        return {**settings, "grid": DEFAULT_GRID} if settings["grid"] == AUTO else settings
 
     def tuned(self) -> AbstractContextManager[None]:
         """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""
@@ -195,21 +200,21 @@ class DiffusionModel(TrainedModel):
         """Count the rows that the network sees."""
         return count_evaluations(self.denoiser)
 
-    def estimates(self, x: Tensor, options: EvaluationConfig, tell: Tell) -> dict[str, Estimate]:
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
         """The probability flow's likelihood, and the variational bound."""
         if self.dequantizer is None:
             solver, measured = {"trace": "exact"}, self.log_density
         else:
             solver, measured = {"probes": options.probes}, self.log_likelihood
-        size = options.batch_size
+        common = {"batch_size": options.batch_size, "indices": indices}
         tolerance = min(options.tolerance, self._as_trained({}).get("tolerance", 1.0))
         solver |= {"tolerance": tolerance, "error_budget": True}
         return {
-            "PF-ODE": measured(x, method="ode", batch_size=size, progress=tell("PF-ODE"), **solver),
-            "ELBO": measured(
-                x, method="elbo", evaluations=options.elbo_draws, batch_size=size, progress=tell("ELBO")
-            ),
-        }  # fmt: skip
+            "PF-ODE": measured(x, method="ode", progress=tell("PF-ODE"), **common, **solver),
+            "ELBO": measured(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **common),
+        }
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """The denoising path of a few images, or the density of a toy."""
