@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import pictures, runs
@@ -77,7 +78,7 @@ def places_table(places: Mapping[str, Path | str]) -> Table:
     """Where things are."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, place in places.items():
-        table.add_row(f"{name}:", str(place), style=None)
+        table.add_row(f"{name}:", escape(str(place)), style=None)
     return table
 
 
