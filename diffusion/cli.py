@@ -74,7 +74,7 @@ def train(argv: Sequence[str]) -> int:
         print(f"continuing {run}", file=sys.stderr)
     start = time.perf_counter()
     with full_disk.told(full_disk.CONTINUE):
-        done = fit(config, run)
+        done = fit(config, run, told=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
@@ -128,6 +128,12 @@ def train(argv: Sequence[str]) -> int:
     console.print(report.places_table(places))
     assert (done.run / runs.MODEL).is_file()
     return 0
+
+
+def _print_lines(text: str) -> None:
+    """Print what there is, at once, also into a log file."""
+    if text:
+        print(text, flush=True)
 
 
 def sample(argv: Sequence[str]) -> int:

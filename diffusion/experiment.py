@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from .baselines.latent_images import LatentImageModel
 from .baselines.observation import ObservationModel
 from .baselines.vae import VAE
 from .config import Config
-from .data import ImageData, Toy, load_images, load_toy, toy_names
+from .data import DataNote, ImageData, Toy, load_images, load_toy, toy_names
 from .denoisers import LevelDenoiser, NetworkDenoiser
 from .errors import UserError
 from .likelihood.dequantization import Dequantizer
@@ -98,10 +99,12 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     if options.name in toy_names():
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
-    images = load_images(
-        options.name, options.path, options.root, options.download, options.size, progress=progress,
-        unreadable=options.unreadable, cache=options.cache,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
+        images = load_images(
+            options.name, options.path, options.root, options.download, options.size, progress=progress,
+            unreadable=options.unreadable, cache=options.cache,
+        )  # fmt: skip
     facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")

@@ -1,8 +1,8 @@
 """Images in a folder, a zip file, tar shards, or a .npz array; with or without splits, with or without classes.
 
-Splits: `train` and `test` (and `validation` or `val`), each a sub-folder or a zip file of that name, are the splits.
-Anything else is one pool. Classes: the first folder of each name, where there are at least two and every image is in
-one. Archives are read in memory and never unpacked.
+Splits: `train` and `test` (and `validation`, `val`, `dev` ...: `splits.split_of`), each a sub-folder or a zip file of
+that name, are the splits. Anything else is one pool. Classes: the first folder of each name, where there are at least
+two and every image is in one. Archives are read in memory, never unpacked. `notes` say what was guessed or left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,17 +19,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import torch
 
+from diffusion.data.class_names import listed
 from diffusion.data.decoded_cache import decode_cached
 from diffusion.data.decoding import ImageFile, Progress, decode_all, resize_arrays
+from diffusion.data.passed_over import ENDINGS, PassedOver, is_hidden
 from diffusion.data.raw_images import RawImages
-from diffusion.data.splits import SPLITS
+from diffusion.data.splits import SPLITS, split_of
 from diffusion.data.tar_shards import list_shard
 from diffusion.errors import UserError
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MEMBER_BYTES = 2**28  # of one file in an archive, unpacked
 _MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
-SPLIT_NAMES = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
 # Rows of each split by the files' names and the splits that the source gives, and the rule in words.
@@ -62,13 +62,15 @@ def load_files(
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
     if path.suffix.lower() == ".npz":
         return _load_npz(path, size)
+    passed = PassedOver()
     with ExitStack() as stack:
         try:
-            parts = _split_parts(path, _list_images(path, stack))
+            parts = _split_parts(path, _list_images(path, stack, passed))
         except PermissionError as error:
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
-        class_names = _class_names(files)
+        class_names, notes = _class_names(files)
+        notes = [*passed.notes(), *notes, *_untrained(parts, class_names)]
         counts = {name: len(part) for name, part in parts.items()}
         rule = None
         if split is not None:
@@ -97,6 +99,7 @@ def load_files(
         tuple(class_names),
         rule,
         len(decoded.skipped),
+        tuple(notes),
     )
 
 
@@ -109,24 +112,26 @@ def _ranges(counts: dict[str, int]) -> dict[str, range]:
     return found
 
 
-def _list_images(path: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_images(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     """All images of a folder or a zip file, sorted by name, without the folder that wraps them all, if there is one."""
     if path.is_dir():
-        files = _list_folder(path, stack)
+        files = _list_folder(path, stack, passed)
     elif path.suffix.lower() == ".tar":
-        files = _list_shards([path])
+        files = _list_shards([path], passed)
     elif zipfile.is_zipfile(path):
-        files = _list_zip(path, stack)
+        files = _list_zip(path, stack, passed)
     else:
         raise UserError(
             f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
         )
-    if not files and path.is_dir():
-        files = _list_shards(sorted(path.glob("*.tar")))
+    if not files and path.is_dir() and (shards := sorted(path.glob("*.tar"))):
+        passed.endings.pop(".tar", None)
+        files = _list_shards(shards, passed)
     if not files:
         zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
         hint = f" It holds {zips[0]}: give that as data.path." if zips else ""
-        raise UserError(f"data.path: no image found in {path}; accepted endings: {' '.join(ENDINGS)}.{hint}")
+        found = "".join(f"; {note}" for note in passed.notes()[:1])
+        raise UserError(f"data.path: no image found in {path}{found}; accepted endings: {' '.join(ENDINGS)}.{hint}")
     return _unwrap(sorted(files, key=lambda file: file.name))
 
 
@@ -137,41 +142,39 @@ def _unwrap(files: list[ImageFile]) -> list[ImageFile]:
     return files
 
 
-def _list_folder(root: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     files, seen = [], set()
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not _is_hidden(name))
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not is_hidden(name))
         if real in seen:  # a link that points up
             continue
         seen.add(real)
         for name in names:
             file = Path(folder, name)
-            if file.suffix.lower() in ENDINGS and not _is_hidden(name):
+            if passed.is_image(PurePosixPath(name)):
                 files.append(ImageFile(file.relative_to(root).as_posix(), str(file), file.read_bytes))
-    in_folders = {SPLIT_NAMES.get(_first(file.name).lower()) for file in files}
+    in_folders = {split_of(_first(file.name)) for file in files}
     for archive in sorted(root.glob("*.zip")):
-        split = SPLIT_NAMES.get(archive.stem.lower())
+        split = split_of(archive.stem)
         if split is not None:
+            passed.endings[".zip"] -= 1
             if split in in_folders:  # most likely the same images twice
                 raise UserError(
                     f"data.path: {root} holds {archive.name} and a folder of that split; accepted: one of them."
                 )
-            members = _list_zip(archive, stack)
-            if all(SPLIT_NAMES.get(_first(file.name).lower()) == split for file in members):
+            members = _list_zip(archive, stack, passed)
+            if all(split_of(_first(file.name)) == split for file in members):
                 members = [_drop_first(file) for file in members]  # train.zip with everything in train/
             files += [replace(file, name=f"{archive.stem}/{file.name}") for file in members]
     return files
 
 
-def _list_shards(paths: list[Path]) -> list[ImageFile]:
-    def is_image(name: PurePosixPath) -> bool:
-        return name.suffix.lower() in ENDINGS and not any(map(_is_hidden, name.parts))
-
-    return [file for path in paths for file in list_shard(path, is_image, SPLIT_NAMES, MEMBER_BYTES)]
+def _list_shards(paths: list[Path], passed: PassedOver) -> list[ImageFile]:
+    return [file for path in paths for file in list_shard(path, passed.is_image, MEMBER_BYTES)]
 
 
-def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_zip(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -182,7 +185,7 @@ def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or PureWindowsPath(name).drive or ".." in name.parts:
             raise UserError(f"{described!r}: the zip file has a member with an absolute path or '..', and is refused.")
-        if member.is_dir() or name.suffix.lower() not in ENDINGS or any(map(_is_hidden, name.parts)):
+        if member.is_dir() or not passed.is_image(name):
             continue
         if member.file_size > MEMBER_BYTES:
             raise UserError(
@@ -195,29 +198,57 @@ def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
 
 def _split_parts(path: Path, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     """Group the files by the splits that their first folders name; one pool, called "train", where these name none."""
-    folders = sorted({_first(file.name) for file in files})
-    splits = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    if _are_splits({_first(_drop_first(file).name) for file in files}) and not _are_splits(map(_folder, files)):
+        files = [_swap_first_two(file) for file in files]  # cat/train/1.png, cat/test/2.png, dog/train/3.png ...
+    folders = sorted({_folder(file) for file in files})
+    splits = {folder: split for folder in folders if (split := split_of(folder)) is not None}
     # `train` or `test` alone, among other folders, is a class of that name.
-    if "train" not in splits.values() or len(set(splits.values())) < 2:
+    if len(set(splits.values())) < 2 or ("train" not in splits.values() and len(splits) < len(folders)):
         return {"train": files}
-    if len(splits) != len(folders) or len(set(splits.values())) != len(splits):
+    if len(splits) != len(folders) or len(set(splits.values())) != len(splits) or "train" not in splits.values():
         others = ", ".join(folder or "images beside the folders" for folder in folders)
         raise UserError(
-            f"data.path: {path} holds {others}; accepted: train and test, perhaps validation or val, and nothing else."
+            f"data.path: {path} holds {others}; accepted: train and test, perhaps validation (or val, valid, dev, "
+            "eval), each of them once, and nothing else."
         )
     groups: dict[str, list[ImageFile]] = {split: [] for split in SPLITS if split in splits.values()}
     for file in files:
-        groups[splits[_first(file.name)]].append(_drop_first(file))
+        groups[splits[_folder(file)]].append(_drop_first(file))
     return groups
 
 
-def _class_names(files: list[ImageFile]) -> list[str]:
-    """The classes in the order of their labels (by number where all are numbers); none unless every image is in one."""
+def _are_splits(folders: Iterable[str]) -> bool:
+    """Whether these are the names of splits, all of them, training and another among them."""
+    found = {split_of(folder) for folder in folders}
+    return None not in found and "train" in found and len(found) > 1
+
+
+def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:
+    """The classes in the order of their labels (by number where all are numbers); none unless every image is in one.
+
+    Returns:
+        The names, and what is to be told of them.
+    """
     names = {_first(file.name) for file in files}
-    if len(names) < 2 or "" in names:
-        return []
+    if "" in names and len(names) > 1:
+        stray = [file.name for file in files if not _first(file.name)]
+        folders = listed(sorted(names - {""}))
+        return [], [
+            f"no labels: {len(stray):,} of {len(files):,} images are in none of the folders {folders}, e.g. {stray[0]}"
+        ]
+    if len(names) < 2:
+        return [], []
     numbers = all(name.isascii() and name.isdigit() for name in names)
-    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    classes = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    notes = [f"the folder '{name}' is taken for a class, as no other split is beside it" for name in classes
+             if split_of(name) is not None]  # fmt: skip
+    return classes, notes
+
+
+def _untrained(parts: dict[str, list[ImageFile]], class_names: list[str]) -> list[str]:
+    """A line where the source gives classes no training image."""
+    missing = sorted(set(class_names) - {_first(file.name) for file in parts["train"]}) if class_names else []
+    return [f"no training image is of the class {listed(missing)}"] if missing else []
 
 
 def _load_npz(path: Path, size: int | None) -> RawImages:
@@ -263,13 +294,18 @@ def _first(name: str) -> str:
     return folder if slash else ""
 
 
+def _folder(file: ImageFile) -> str:
+    return _first(file.name)
+
+
+def _swap_first_two(file: ImageFile) -> ImageFile:
+    first, second, rest = file.name.split("/", 2)
+    return replace(file, name=f"{second}/{first}/{rest}")
+
+
 def _drop_first(file: ImageFile) -> ImageFile:
     return replace(file, name=file.name.partition("/")[2])
 
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

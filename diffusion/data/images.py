@@ -7,6 +7,8 @@ An image is uint8 (C, H, W) with values 0 .. levels - 1. The split is part of th
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,10 @@ from diffusion.data.raw_images import RawImages
 from diffusion.data.splits import SPLITS, split_rows
 from diffusion.data.torchvision_sets import has_layout, load_torchvision
 from diffusion.errors import UserError, choose
+
+
+class DataNote(UserWarning):
+    """Something in a source of images was guessed, or left out."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class ImageData:
         levels: Number of values that a channel can take (17 for digits, else 256).
         num_classes: Number of classes, 0 without labels.
         flip: Whether horizontal flips are a valid augmentation of the training images.
-        provenance: Source, sizes, split rule and SHA-256 of each split's bytes, as plain text and numbers.
+        provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
+            was guessed or left out (`notes`), as plain text and numbers.
     """
 
     name: str
@@ -109,6 +116,8 @@ def load_images(
             a warning that counts them).
         cache: Folder to keep the images decoded from single files in, from where they are mapped and not read.
 
+    What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
+
     Raises:
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
     """
@@ -139,6 +148,8 @@ def load_images(
         skip, kept_in = unreadable == "skip", None if cache is None else Path(cache)
         raw = load_files(Path(path).expanduser(), size, progress, skip, kept_in, split_files)
 
+    for note in raw.notes:
+        warnings.warn(f"data.path: {note}", DataNote, stacklevel=2)
     rows, rule = _rows(raw, validation, facts, test_fraction)
     images = {split: raw.images[rows[split]] for split in SPLITS}
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
@@ -150,14 +161,19 @@ def load_images(
         "height": height,
         "width": width,
         "levels": raw.levels,
+        "used": f"{int(raw.images.min())} to {int(raw.images.max())}",
         "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
         "classes": ", ".join(raw.class_names) or raw.num_classes,
+        **({"class_names": json.dumps(raw.class_names)} if raw.class_names else {}),
         "split": rule,
         **({"skipped": raw.skipped} if raw.skipped else {}),
+        **({"notes": "\n".join(raw.notes)} if raw.notes else {}),
     }
     for split in SPLITS:
         provenance[f"{split}_images"] = len(images[split])
         provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().data).hexdigest()
+        if (of_split := labels[split]) is not None:
+            provenance[f"{split}_labels_sha256"] = hashlib.sha256(of_split.numpy().data).hexdigest()
     return ImageData(
         name=name,
         train=images["train"],
