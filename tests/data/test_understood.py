@@ -80,7 +80,7 @@ def test_splits_inside_classes_are_splits(tmp_path: Path, kind: Kind) -> None:
         kind(tmp_path / "d", [f"{name}/{split}/1.png" for name in ("cat", "dog") for split in ("train", "val")])
     )
     assert raw.class_names == ("cat", "dog")
-    assert list(raw.keys) == ["cat/1.png", "dog/1.png"] * 2
+    assert [key.replace("d:", "") for key in raw.keys] == ["cat/1.png", "dog/1.png"] * 2
     assert raw.parts == {"train": range(2), "validation": range(2, 4)}
 
 
