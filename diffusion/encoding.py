@@ -71,6 +71,7 @@ def encode(
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
     _check(denoiser, x)
+    label = model.class_numbers(label) if isinstance(model, DiffusionModel) else label
     labels = labels_for(denoiser, label, len(x))
     schedule, device = denoiser.schedule, device_of(denoiser)
     whole = _grid(model, sampler, steps, grid)

@@ -134,8 +134,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--variance", help="lower, upper or analytic (ancestral)")
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
         "(default: log-snr)")  # fmt: skip
-    add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels, or with "
-        "--classifier any)")  # fmt: skip
+    add("--label", metavar="CLASS", help="draw this class, by its number or its name (a model trained with labels, or "
+        "with --classifier any)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
         "12x16 (height x width), with a unet or a dit")  # fmt: skip
     add("--classifier", metavar="FILE", help="draw --label by a classifier of noisy images, with a model that need not "

@@ -80,7 +80,7 @@ ALLOWED = {
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
+        "errors atomic config data denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
         "fit_sampler schedules pictures runs user_cache",
         "torch einops jaxtyping PIL",
     ),
@@ -110,7 +110,7 @@ ALLOWED = {
         "tqdm",
     ),
     "commands": Allowed(
-        "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment "
+        "errors atomic baselines checkpoint_files cli config data denoisers devices evaluation evaluations experiment "
         "fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight preflight_commands "
         "processes random report runs sample_arguments samplers sampling schedules tensor_files training "
         "user_cache",

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     ranked = {}
     if options.baselines:
-        data = load_images_of(subjects[0])
+        data = load_images_of(subjects[0], options.data)
         images, now = images_of(data, options.split, int(identity["images"]))
         if now["sha256"] != identity["sha256"]:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")

@@ -80,7 +80,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
     folder = subject.home / FOLDER / "quality"
-    return Candidate(subject.name, folder, load_images_of(subject), count, question, subject, draw)
+    return Candidate(subject.name, folder, load_images_of(subject, moved(options)), count, question, subject, draw)
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
@@ -99,6 +99,12 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
     return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0))
+
+
+def moved(options: argparse.Namespace) -> str | None:
+    """Where the images of a run are now: what --data names, where that is a path of images."""
+    is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
+    return options.data if is_path else None
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:

@@ -38,24 +38,38 @@ def numbered(names: Sequence[str]) -> str:
     return listed([str(i) if name == str(i) else f"{i} {name}" for i, name in enumerate(names)])
 
 
+def check_number(number: int, names: Sequence[str]) -> int:
+    """The number itself, where there is a class of it.
+
+    Raises:
+        UserError: Where there is none; the line names those that there are.
+    """
+    if not 0 <= number < len(names):
+        raise UserError(f"label: found {number}; the model has the classes {_known(names)}")
+    return number
+
+
 def number_of(text: str, names: Sequence[str]) -> int:
     """The number of the class that a text means: its name, its number, or `#` and its number.
 
     Raises:
         UserError: For a text that is none of these, or the name of one class and the number of another.
     """
-    digits = text.removeprefix("#")
-    whole = digits.isascii() and digits.isdigit() and len(digits) < 19
-    by_number = int(digits) if whole and int(digits) < len(names) else None
-    by_name = names.index(text) if text in names else None
-    if by_name is not None and by_number not in (None, by_name):
-        raise UserError(
-            f"label: '{text}' is the name of class {by_name}, and the number of class '{names[by_number]}'; accepted: "
-            f"#{by_name} or #{by_number}, by number"
-        )
-    found = by_number if by_name is None else by_name
-    if found is None:
-        raise UserError(
-            f"label: found '{text}'; the model has the classes {numbered(names)}.{did_you_mean(text, names)}"
-        )
-    return found
+    digits = text.removeprefix("#").removeprefix("-")
+    number = int(text.removeprefix("#")) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+    if text in names:
+        named = names.index(text)
+        if number is not None and number != named and 0 <= number < len(names):
+            raise UserError(
+                f"label: '{text}' is the name of class {named}, and the number of class '{names[number]}'; "
+                f"accepted: #{named} or #{number}, by number"
+            )
+        return named
+    if number is not None:
+        return check_number(number, names)
+    raise UserError(f"label: found '{text}'; the model has the classes {_known(names)}.{did_you_mean(text, names)}")
+
+
+def _known(names: Sequence[str]) -> str:
+    plain = list(names) == [str(number) for number in range(len(names))]
+    return f"0 to {len(names) - 1}" if plain else numbered(names)

@@ -16,12 +16,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import torch
 
+from diffusion.data.array_files import ENDINGS as ARRAYS
+from diffusion.data.array_files import load_arrays
 from diffusion.data.class_names import listed
 from diffusion.data.decoded_cache import decode_cached
-from diffusion.data.decoding import ImageFile, Progress, decode_all, resize_arrays
+from diffusion.data.decoding import ImageFile, Progress, decode_all, refuse_unused_bits
 from diffusion.data.passed_over import ENDINGS, PassedOver, is_hidden
 from diffusion.data.raw_images import RawImages
 from diffusion.data.splits import SPLITS, split_of
@@ -29,7 +30,6 @@ from diffusion.data.tar_shards import list_shard
 from diffusion.errors import UserError
 
 MEMBER_BYTES = 2**28  # of one file in an archive, unpacked
-_MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
 
 
 # Rows of each split by the files' names and the splits that the source gives, and the rule in words.
@@ -43,25 +43,27 @@ def load_files(
     skip: bool = False,
     cache: Path | None = None,
     split: Split | None = None,
+    bits: int | None = None,
 ) -> RawImages:
     """Read all images under `path`.
 
     Args:
-        path: A folder (of images, or of tar shards), a .zip or .tar file, or a .npz file with `images` (N, H, W) or
-            (N, H, W, C) and perhaps `labels` (N,).
+        path: A folder (of images, or of tar shards), a .zip or .tar file, or arrays in a .npz or .npy file
+            (`array_files`).
         size: Resize the shorter side to this and crop the centre.
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, with a warning that names the first.
         cache: Keep decoded images in this folder, and map them from there.
+        bits: How many bits the values of 16-bit files use; None for all, where they do.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
 
     Raises:
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
     """
     if not path.exists():
-        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
-    if path.suffix.lower() == ".npz":
-        return _load_npz(path, size)
+        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+    if path.suffix.lower() in ARRAYS:
+        return load_arrays(path, size, MEMBER_BYTES)
     passed = PassedOver()
     with ExitStack() as stack:
         try:
@@ -78,9 +80,11 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip)
+            decoded = decode_all(files, size, progress, skip, bits=bits)
         else:
-            decoded = decode_cached(cache.expanduser(), files, size, progress, skip)
+            decoded = decode_cached(cache.expanduser(), files, size, progress, skip, bits)
+        if bits is None and int(decoded.images.max()) < 2**4:  # no value uses the upper bits of 16
+            refuse_unused_bits([files[row] for row in decoded.kept])
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)
@@ -122,7 +126,8 @@ def _list_images(path: Path, stack: ExitStack, passed: PassedOver) -> list[Image
         files = _list_zip(path, stack, passed)
     else:
         raise UserError(
-            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
+            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or .npy "
+            "file."
         )
     if not files and path.is_dir() and (shards := sorted(path.glob("*.tar"))):
         passed.endings.pop(".tar", None)
@@ -249,44 +254,6 @@ def _untrained(parts: dict[str, list[ImageFile]], class_names: list[str]) -> lis
     """A line where the source gives classes no training image."""
     missing = sorted(set(class_names) - {_first(file.name) for file in parts["train"]}) if class_names else []
     return [f"no training image is of the class {listed(missing)}"] if missing else []
-
-
-def _load_npz(path: Path, size: int | None) -> RawImages:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.file_size > max(MEMBER_BYTES, _MOST_DEFLATED * member.compress_size):
-                    raise UserError(
-                        f"{path}: {member.filename} unpacks to {member.file_size:,} bytes from "
-                        f"{member.compress_size:,}; no images do that, and it is refused."
-                    )
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if "images" not in arrays:
-                found = ", ".join(arrays.files) or "nothing"
-                raise UserError(f"{path}: has no array 'images'; found: {found}.")
-            images, labels = arrays["images"], arrays.get("labels")
-    except UserError:
-        raise
-    except Exception as error:  # zip, header and pickle errors each have their own class
-        raise UserError(f"{path}: is not a readable .npz file of plain arrays ({error}).") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise UserError(
-            f"{path}: 'images' is {images.dtype} {images.shape}; accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3."
-        )
-    if images.size == 0:
-        raise UserError(f"{path}: no image found: 'images' has shape {images.shape}.")
-    n = len(images)
-    if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise UserError(f"{path}: 'labels' is {labels.dtype} {labels.shape}; accepted: integers from 0, shape ({n},).")
-    tensor = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
-    return RawImages(
-        images=resize_arrays(tensor, size, levels=256),
-        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
-        keys=[str(row) for row in range(n)],
-        parts={"train": range(n)},
-        source=str(path),
-        num_classes=0 if labels is None else int(labels.max()) + 1,
-    )
 
 
 def _first(name: str) -> str:

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .. import atomic, model_files, run_lock, runs, stopped_runs
-from ..config import Config, dump_config, plain_values
+from ..config import Config, dump_config, plain_values, with_places
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
@@ -34,6 +34,7 @@ from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
+from .same_data import require_same_data
 from .stopping import GracefulStop, exits_on_sigterm
 from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
@@ -96,8 +97,11 @@ def fit(
     device = choose_device(config.device)
     placement = process_options(config, device)
     meet(device)
+    config = with_places(config)
     with first_on_each_machine():
         data = build_data(config)
+    if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
+        require_same_data(run, data.facts)
     if told is not None and not is_helper():
         told("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
     torch.manual_seed(state_seed(config.seed, 0))
