@@ -128,7 +128,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
             f"--data: {candidates[0].name} is a model, held against its own data; --data names other data for images "
             "alone, or the path where the images of the model's training are now"
         )
-    asked = [f"--{name}" for name in SAMPLING if getattr(options, name) is not None]
+    asked = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(options, name) is not None]
     if asked and not any(drawn):
         raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
 

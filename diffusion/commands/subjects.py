@@ -88,7 +88,7 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
             raise UserError(f"--data: the images of {subject.name} are scikit-learn's digits, no files; leave it out")
         config = with_places(replace(config, data=replace(config.data, path=path)))
     place = config.data.path
-    if place is not None and not Path(place).expanduser().exists():
+    if place is not None and not Path(place).exists():
         raise UserError(
             f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the images "
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"

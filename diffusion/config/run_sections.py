@@ -81,9 +81,16 @@ class SamplingConfig(Section):
     grid: Literal["log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
         "log-snr", "the times of the steps; auto: tuned to the model once it is trained"
     )
+    log_snr_end: float | None = option(
+        None, "log-SNR at which the grid leaves the path for the datum; null: 9.25, or the path's end where nearer"
+    )
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
     prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")
     n: int = option(64, "number of samples", at_least=1)
+
+    def check(self) -> None:
+        if self.grid == "auto" and self.log_snr_end is not None:
+            raise UserError(f"sampling.log_snr_end: found {self.log_snr_end:g}; sampling.grid 'auto' chooses its own")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Config(Section):
     )
     name: str | None = option(None, "name of the run; by default the name of the configuration file")
     seed: int = option(0, "seed of everything random", at_least=0)
-    runs: str = option("runs", "folder that runs are kept in")
+    runs: str = option("runs", "folder that runs are kept in", True)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: on a GPU if there is one")
 
     data: DataConfig = field(default=DataConfig())
@@ -163,7 +170,7 @@ _DIFFUSION, _AUTOENCODERS, _ALL = ("diffusion",), ("vae", "eae"), ("diffusion", 
 # The families that take a section, or a key of it; a key before its section. What is not here, all take.
 _TAKERS = {
     **dict.fromkeys(("schedule", "network", "denoiser", "objective"), _DIFFUSION),
-    **dict.fromkeys((f"sampling.{name}" for name in ("sampler", "steps", "grid", "eta")), _DIFFUSION),
+    **dict.fromkeys((f"sampling.{name}" for name in ("sampler", "steps", "grid", "log_snr_end", "eta")), _DIFFUSION),
     **dict.fromkeys((f"evaluation.{name}" for name in ("tolerance", "probes")), _DIFFUSION),
     **dict.fromkeys(("autoencoder", "evaluation.iwae_samples"), _AUTOENCODERS),
     **dict.fromkeys(

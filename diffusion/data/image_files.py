@@ -82,7 +82,7 @@ def load_files(
         if cache is None:
             decoded = decode_all(files, size, progress, skip, bits=bits)
         else:
-            decoded = decode_cached(cache.expanduser(), files, size, progress, skip, bits)
+            decoded = decode_cached(cache, files, size, progress, skip, bits)
         if bits is None and int(decoded.images.max()) < 2**4:  # no value uses the upper bits of 16
             refuse_unused_bits([files[row] for row in decoded.kept])
     if decoded.skipped:
