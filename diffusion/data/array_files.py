@@ -24,6 +24,7 @@ ENDINGS = (".npz", ".npy")
 _MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "arr_1")
+_MOST_CHANNELS = 4  # a last axis of 2 or 4 is of channels that nothing here takes
 _ACCEPTED = "accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3"
 Arrays = dict[str, np.ndarray]
 
@@ -129,6 +130,7 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str]) -> np.nd
     """Level indices, uint8 (N, H, W, C)."""
     told = f"{path}: '{name}' is {array.dtype} {array.shape}"
     last, second = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (3, 1))
+    second = second and min(array.shape[2:]) > _MOST_CHANNELS
     if array.dtype.kind not in "uifb" or array.ndim not in (3, 4) or (array.ndim == 4 and not (last or second)):
         raise UserError(f"{told}; {_ACCEPTED}.")
     if array.size == 0:
@@ -138,7 +140,7 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str]) -> np.nd
     elif not last:
         notes.append(f"'{name}' {array.shape} is taken as (N, C, H, W)")
         array = array.transpose(0, 2, 3, 1)
-    elif second and array.shape[1] != array.shape[3]:
+    elif array.shape[1] in (1, 3) and array.shape[1] != array.shape[3]:
         notes.append(f"'{name}' {array.shape} is taken as (N, H, W, C), though it may be (N, C, H, W)")
     return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
 
