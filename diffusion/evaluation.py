@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .likelihood import Estimate, classical
 from .likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from .likelihood.importance_weights import unreliable
 from .model import TrainedModel
+from .random import FIXED_ORDER, fixed_subset
 
 CODES = "codes.json"
 # Beyond this many dimensions a full-covariance mixture takes longer than the model.
@@ -36,6 +38,9 @@ def evaluate(
     model: TrainedModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
 ) -> dict[str, Estimate]:
     """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
+
+    Of fewer images than there are, those that come first in the fixed order (`random.fixed_order`) are taken, each with
+    the noise that it has in the whole set.
 
     Args:
         model: The model, on the device to measure on.
@@ -59,16 +64,21 @@ def evaluate(
         return {**model.estimates(x, options, tell), "true density": truth}
     assert data.images is not None
     images = data.images
-    test = images.test[: options.images]
-    found = {
-        **model.estimates(test, options, tell),
-        "independent pixels": classical.IndependentPixels.fit(images.train, images.levels).log_likelihood(test),
-    }
+    total = len(images.test)
+    rows = fixed_subset(total, options.images)
+    test = images.test if len(rows) == total else images.test[rows]
+    pixels = classical.IndependentPixels.fit(images.train, images.levels).log_likelihood(test)
+    found = {**model.estimates(test, options, tell, rows), "independent pixels": replace(pixels, indices=rows)}
     dequantizer = model.dequantizer
     assert dequantizer is not None
     if math.prod(images.shape) <= _MIXTURE_DIMS and len(images.validation):
-        found["Gaussian mixture"] = classical.gaussian_mixture(images.train, images.validation, test, dequantizer)
-    return found
+        found["Gaussian mixture"] = classical.gaussian_mixture(
+            images.train, images.validation, test, dequantizer, indices=rows
+        )
+    if len(rows) == total:
+        return found
+    chosen = {"of": total, "order": FIXED_ORDER}
+    return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}
 
 
 def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffusion.evaluation import describe, evaluate, summary
 from diffusion.experiment import Data, DataFacts
 from diffusion.likelihood import Estimate
 from diffusion.model import DiffusionModel
+from diffusion.random import FIXED_ORDER, fixed_order
 from diffusion.schedules import VP
 
 LEVELS = 5
@@ -65,6 +67,17 @@ def test_the_models_own_figures_come_first_and_each_image_counts_once(images, es
     for name in ("PF-ODE", "ELBO"):
         steps = [(done, count) for told_name, done, count in told if told_name == name]
         assert steps == [(min(7 * (i + 1), 40), 40) for i in range(6)]
+
+
+def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates):
+    whole, _ = estimates
+    found = evaluate(model, images, replace(OPTIONS, images=9))
+    rows = fixed_order(40)[:9].sort().values
+    for name, estimate in found.items():
+        assert estimate.indices.tolist() == rows.tolist(), name
+        torch.testing.assert_close(estimate.log_prob, whole[name].log_prob[rows], rtol=1e-5, atol=1e-5)
+        assert (estimate.protocol["of"], estimate.protocol["order"]) == (40, FIXED_ORDER)
+        assert "order" not in whole[name].protocol
 
 
 def test_the_figures_are_in_order(images, estimates):

@@ -8,11 +8,11 @@ its old order.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
 from diffusion.errors import UserError
+from diffusion.random import hashed_order
 
 SPLITS = ("train", "validation", "test")
 # What people call them, beside words that only say what is in them (`train_images`, `Test Set`).
@@ -36,12 +36,6 @@ def split_of(name: str) -> str | None:
         if (split := _WORDS.get(found.removesuffix(filler))) is not None:
             return split
     return None
-
-
-def hashed_order(keys: Sequence[str]) -> list[int]:
-    """Return the row numbers sorted by the SHA-256 of `keys`, which are all different."""
-    digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
-    return sorted(range(len(keys)), key=lambda row: (digests[row], row))
 
 
 def validation_size(validation: int | float | None, n: int, available: int, default_fraction: float) -> int:
