@@ -23,6 +23,7 @@ from .devices import choose_device, device_name
 from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .errors import UserError
 from .families import DiffusionModel
+from .families.kept_grids import told_tuning
 from .fit_sampler import FITTED
 from .model import TrainedModel, load
 from .processes import launched
@@ -75,11 +76,14 @@ def draw(options: argparse.Namespace) -> int:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
+    limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
     if settings.get("grid") == time_grids.AUTO:
-        print("note: --grid auto is tuned once for a model, a sampler and its steps", file=sys.stderr)
+        print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
     if way == FITTED:
-        _fit(model, settings)
-    record = _record(model, options.seed, settings, device, options.runs)
+        _check_fitted(settings)
+        print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
+    with told_tuning(options.tuning_seconds):
+        record = _record(model, options.seed, settings, device, options.runs)
     if options.encode:
         return encode_command(model, record, options)
     if options.interpolate:
@@ -242,19 +246,10 @@ def _record(
     )
 
 
-def _fit(model: TrainedModel, settings: Mapping[str, Any]) -> None:
-    """Fit the sampler while the user sees how far it is, where it is not kept beside the model."""
-    assert isinstance(model, DiffusionModel), "other families have no sampler"
+def _check_fitted(settings: Mapping[str, Any]) -> None:
     refused = [name for name in settings if name not in FITTED_TAKES]
     if refused:
         raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(FITTED_TAKES[1:])}")
-    print(f"note: --sampler {FITTED} is fitted once for a model and its steps", file=sys.stderr)
-    with tqdm(desc="fitting", unit="iteration", disable=not sys.stderr.isatty()) as bar:
-
-        def tell(done: int, most: int) -> None:
-            bar.update(done - bar.n)
-
-        model.fitted(settings["steps"], tell)
 
 
 def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:

@@ -6,6 +6,7 @@ reads no data, imports no Lightning and runs no code from the file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import model_files, runs
 from .checkpoint_files import read_checkpoint
-from .config import parse_config
+from .config import SamplingConfig, parse_config
 from .errors import UserError
 from .experiment import DataFacts, build_model, check_state
 from .families import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
@@ -57,6 +58,8 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
     module.load_state_dict(state)
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
+    if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
+        config = replace(config, sampling=SamplingConfig())
     return BY_FAMILY[config.family](module.to(device), config, facts, source, step)
 
 

@@ -25,7 +25,7 @@ from .storage.paths import expanded
 SAMPLERS = (
     "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
     "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
-    "deis", "adams",
+    "deis", "adams", "abm",
 )  # fmt: skip
 # Those with a noise dial.
 TAKE_ETA = (

@@ -12,7 +12,7 @@ from .preflight import IMAGE_SETS, SAMPLERS, check_device
 from .sample_record import SampleRecord
 
 FITTED, FITTED_STEPS = "fitted", range(2, 11)  # not of a configuration: weights in training change
-GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
+GRIDS = ("cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto")
 FEATURES = ("digits", "mnist", "inception")
 EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
 _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)

@@ -24,10 +24,10 @@ from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
 from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
-from .schedules.time_grids import AUTO
+from .schedules.time_grids import AUTO, DEFAULT_GRID
 
-DEFAULT_SAMPLER = Default("ode")
-DEFAULT_STEPS = 50
+DEFAULT_SAMPLER = Default("abm")
+OF_A_TOLERANCE = "ode"  # what is meant by a tolerance or a method without a sampler
 DEFAULT_BATCH = 256
 Progress = Callable[[int, int], None]
 
@@ -101,12 +101,12 @@ def grid_for(
         return own
     if grid is not None and not isinstance(grid, str):
         return torch.as_tensor(grid, dtype=torch.float64)
-    steps = DEFAULT_STEPS if steps is None else steps
+    steps = sampler.default_steps if steps is None else steps
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
     if log_snr_end is None and sampler.is_adaptive:
         log_snr_end = float("inf")
-    return time_grid(denoiser.schedule, steps, grid or "log-snr", log_snr_end)
+    return time_grid(denoiser.schedule, steps, grid or DEFAULT_GRID, log_snr_end)
 
 
 def _check_end_is_free(is_fitted: bool, grid: str | Sequence[float] | Tensor | None, log_snr_end: float) -> None:
@@ -141,40 +141,47 @@ def sample(
 ) -> Tensor:
     """Draw n samples.
 
-    Args:
-        model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
-        n: The number of samples.
-        sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler;
-            the default is left to the model's family.
-        steps: Intervals of the grid, 50 by default; an adaptive solver chooses its own.
-        seed: The seed; sample i depends on (seed, i) only.
-        eta: The noise dial (ddim, sde, euler-maruyama).
-        grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`, or `auto`, tuned to the model
-            without guidance), or the times themselves.
-        label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
-            too.
-        guidance: Classifier-free guidance; 1 is off.
-        guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
-        x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
-            standard deviation of the path there).
-        dtype: Of the solver's state, float32 or float64; of `x_1` by default, or float32.
-        tolerance: Of an adaptive solver (ode).
-        method: Of torchdiffeq (ode).
-        batch_size: Samples drawn at once, 256 by default.
-        start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.
-        size: Height and width of the images, or one number for both, where the model takes other sizes than that of its
-            training (`Denoiser.at_size`).
-        callback: Called after each step of each batch (`samplers.Callback`).
-        progress: Called after each batch with (samples done, n).
-        log_snr_end: The log-SNR at which a named grid leaves the path for the datum, 9.25 by default (an adaptive
-            sampler walks the path to its end): what is narrower than its noise is lost (docs/grids.md).
-        options: Further fields of the sampler, e.g. `variance=` (ancestral).
+        Args:
+            model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
+            n: The number of samples.
+            sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler;
+                by default `abm` for diffusion models, or `ode` where a tolerance or a method is given.
+            steps: Intervals of the grid; by default 20 of `abm`, 50 of others; an adaptive solver chooses its own.
+            seed: The seed; sample i depends on (seed, i) only.
+            eta: The noise dial (ddim, sde, euler-maruyama).
+    <<<<<<< HEAD
+            grid: How the steps are placed (`log-snr`, `karras`, `angle`, `time`, `quadratic`, or `auto`, tuned to the model
+                without guidance), or the times themselves.
+            label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
+                too.
+    =======
+            grid: How the steps are placed (`cauchy`, the default, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
+                `auto`, tuned to the model without guidance), or the times themselves.
+            label: One class label, or one a sample; None for any class.
+    >>>>>>> main
+            guidance: Classifier-free guidance; 1 is off.
+            guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
+            x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
+                standard deviation of the path there).
+            dtype: Of the solver's state, float32 or float64; of `x_1` by default, or float32.
+            tolerance: Of an adaptive solver (ode).
+            method: Of torchdiffeq (ode).
+            batch_size: Samples drawn at once, 256 by default.
+            start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.
+            size: Height and width of the images, or one number for both, where the model takes other sizes than that of its
+                training (`Denoiser.at_size`).
+            callback: Called after each step of each batch (`samplers.Callback`).
+            progress: Called after each batch with (samples done, n).
+            log_snr_end: The log-SNR at which a named grid leaves the path for the datum, by default 3 log(steps) of
+                `cauchy`, 9.25 of the others (an adaptive sampler walks the path to its end): what is narrower than its
+                noise is lost (docs/grids.md).
+            options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
-    Returns:
-        Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
+        Returns:
+            Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
 
-    Raises:
-        UserError: For anything that the sampler or the model does not take.
+        Raises:
+            UserError: For anything that the sampler or the model does not take.
     """
     if not isinstance(model, Denoiser):
         given = dict(
@@ -191,6 +198,8 @@ def sample(
         raise UserError(f"n: found {n}; must be at least 1")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    if sampler is DEFAULT_SAMPLER and (tolerance is not None or method is not None):
+        sampler = OF_A_TOLERANCE
     if isinstance(sampler, str):
         sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
     elif eta is not None or tolerance is not None or method is not None or options:

@@ -113,9 +113,9 @@ ALLOWED = {
     ),
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli config data denoisers devices evaluation evaluations experiment "
-        "fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight preflight_commands "
-        "processes random report runs sample_arguments samplers sampling schedules storage tensor_files training "
-        "user_cache",
+        "families fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight "
+        "preflight_commands processes random report runs sample_arguments samplers sampling schedules storage "
+        "tensor_files training user_cache",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

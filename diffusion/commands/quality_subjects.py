@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import ImageData, load_images
 from ..data.image_files import load_files
 from ..errors import UserError
+from ..families.kept_grids import told_tuning
 from ..likelihood import Dequantizer
 from ..preflight import IMAGE_SETS
 from ..preflight_commands import are_images, check_reference
@@ -77,7 +78,8 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
         model.to(device)
-        drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
+        with told_tuning(options.tuning_seconds):
+            drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
             x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
         model.to("cpu")

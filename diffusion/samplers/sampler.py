@@ -71,6 +71,11 @@ class Sampler(ABC):
         """The evaluations that the first step needs beside those of every step."""
         return 0
 
+    @property
+    def default_steps(self) -> int:
+        """The steps that are taken when none are asked for."""
+        return 50
+
     def own_grid(self, schedule: Schedule) -> Tensor | None:
         """The one grid that the sampler walks, from noise to the datum; None where it walks any."""
         return None
