@@ -72,7 +72,7 @@ ALLOWED = {
     "run_lock": Allowed("errors"),
     "user_cache": Allowed("storage"),
     "stopped_runs": Allowed("atomic"),
-    "resume": Allowed("errors config processes run_lock stopped_runs"),
+    "resume": Allowed("errors checkpoint_files config processes run_lock stopped_runs"),
     "preflight": Allowed("errors config processes storage"),
     "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
     "record_settings": Allowed(),

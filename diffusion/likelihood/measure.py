@@ -26,6 +26,8 @@ from .target_error import reach, remembering
 METHODS = ("ode", "elbo", "elbo-discrete", "immse")
 DEFAULT_METHOD = Default("ode")
 DENSITY_METHODS = ("ode", "elbo", "immse")
+# A bare denoiser is asked one question by every method: about images dequantised uniformly within their levels.
+_OF_BARE = {"dequantize": True}
 
 
 def log_likelihood(
@@ -46,13 +48,14 @@ def log_likelihood(
             `likelihood.elbo_continuous`), `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000 by
             default: `likelihood.elbo_discrete`) or `immse` (denoising errors, no backward pass:
             `likelihood.log_likelihood_immse`); other families have methods of their own.
-        levels: The number of levels, for a bare denoiser; 256 by default.
+        levels: The number of levels, for a bare denoiser; 256 by default. Every method asks one about images that are
+            dequantised uniformly; `dequantize=False` (elbo, elbo-discrete) asks about the centres of the levels.
         error_budget: Complete the budget by what takes more measuring (`likelihood.error_budget`): a few of the images
             again, at most about a fifth of the time for hundreds of images.
-        target_error: Spend compute where the budget is largest until the error is at most this many bits/dim
-            (`likelihood.target_error`): as many of the images as it takes, in the fixed order (`random.fixed_order`),
-            with more draws and probes, and a tighter solve; which ones is in `indices`, what was spent in
-            `protocol["target"]`.
+        target_error: Spend compute where the budget is largest until the error, one standard error and the biases, is
+            at most this many bits/dim (`likelihood.target_error`): as many of the images as it takes, in the fixed
+            order (`random.fixed_order`), with more draws and probes, and a tighter solve; which ones is in `indices`,
+            what was spent in `protocol["target"]`.
         options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
             `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`.
 
@@ -81,13 +84,13 @@ def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None
     if method == "ode":
         return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **_solver(options))
     if method == "elbo":
-        return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **options)
+        return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **{**_OF_BARE, **options})
     if method == "immse":
         return _call(immse.log_likelihood_immse, model, dequantizer, images_uint8, **options)
     times = options.pop("times", None)
     if times is None:
         times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
-    return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **options)
+    return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **{**_OF_BARE, **options})
 
 
 def log_density(

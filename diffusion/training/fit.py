@@ -108,6 +108,7 @@ def fit(
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
+    module.check_data(data)
     sharded = config.trainer.strategy == "sharded" and process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
