@@ -87,6 +87,7 @@ def encode(
     x = real_data("x", x, denoiser.shape)
     if label is not None and cond is not None:
         raise UserError("label, cond: give one of them")
+    label = model.class_numbers(label) if isinstance(model, DiffusionModel) else label
     labels = labels_for(denoiser, label, len(x)) if cond is None else condition_for("cond", cond, len(x))
     schedule, device = denoiser.schedule, device_of(denoiser)
     whole = _grid(model, sampler, steps, grid, log_snr_end)

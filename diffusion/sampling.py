@@ -166,7 +166,8 @@ def sample(
         eta: The noise dial (ddim, sde, euler-maruyama).
         grid: How the steps are placed (`cauchy`, the default, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
             `auto`, tuned to the model without guidance), or the times themselves.
-        label: One class label, or one a sample; None for any class.
+        label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
+            too.
         guidance: Classifier-free guidance; 1 is off.
         guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
         x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
