@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .adams import Adams
+from .sampler import check_fields
 from .staged import Multistep
 from .variables import Variables
 
@@ -34,6 +35,7 @@ class ABM(Multistep):
     corrector: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_fields(self)
         Adams(data_std=self.data_std)  # it refuses what is none
 
     @property

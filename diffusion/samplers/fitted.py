@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..schedules import Schedule
 from .adams import Adams
-from .sampler import Callback, Sampler
+from .sampler import Callback, Sampler, check_fields
 from .variables import Nodes, step_weights
 
 
@@ -72,6 +73,7 @@ class Fitted(Sampler):
     ending: tuple[float, ...] = ()
 
     def __post_init__(self):
+        check_fields(self)
         n = len(self.log_snrs)
         numbers = (*self.log_snrs, *self.scales, *self.ending, *(w for row in self.corrections for w in row))
         if n < 2 or not all(map(math.isfinite, numbers)) or any(b <= a for a, b in pairwise(self.log_snrs)):
@@ -141,7 +143,7 @@ def walk(
     plan: Plan,
     x: Tensor,
     outputs: Sequence[Tensor],
-    cond: Tensor | None = None,
+    cond: Any = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """From noise, or from anywhere on the way, to the datum.
