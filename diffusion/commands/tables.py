@@ -17,7 +17,7 @@ from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
 COLUMNS = (
-    "group", "model", "family", "parameters", "method", "kind", "bits/dim", "95 % interval",
+    "group", "model", "family", "parameters", "method", "kind", "law", "bits/dim", "95 % interval",
     "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
 UNKNOWN = "—"
@@ -29,7 +29,7 @@ SPLITS = (
     "What is lost on images that the model was not trained on. The two splits hold different images, so nothing is "
     "paired here: intervals are Welch's, from both spreads, and wider than those of models on the same images."
 )
-_TEXT = ("group", "model", "family", "method", "kind")
+_TEXT = ("group", "model", "family", "method", "kind", "law")
 
 
 def interval_text(interval: Interval, sign: bool = False) -> str:
@@ -56,6 +56,7 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
         f"{parameters:,}" if isinstance(parameters, int) else UNKNOWN,
         UNKNOWN if is_classical(row) else row.protocol.method,
         kind_text(group.kind),
+        group.law,
         f"{interval.mean:.4f}",
         interval_text(interval),
         difference_text(difference) if len(group.rows) > 1 else UNKNOWN,
@@ -68,13 +69,16 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
-    """`mean ± half`, the same interval in less room."""
+    """`mean ± half`, or `mean +up -down` where the sides are unlike: the same interval in less room."""
     mean = f"{interval.mean:+.4f}" if sign else f"{interval.mean:.4f}"
-    return f"{mean} ± {interval.high - interval.mean:.4f}" if math.isfinite(interval.high) else mean
+    up, down = (f"{side:.4f}" for side in (interval.high - interval.mean, interval.mean - interval.low))
+    if not math.isfinite(interval.high):
+        return mean
+    return f"{mean} ± {up}" if up == down else f"{mean} +{up} -{down}"
 
 
 NARROW = (
-    "model", "family", "parameters", "method", "kind", "bits/dim ± 95 %", "to the best, paired",
+    "model", "family", "parameters", "method", "kind", "law", "bits/dim ± 95 %", "to the best, paired",
     "test - train, unpaired", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
 
@@ -84,22 +88,22 @@ def narrow_cells(content: Content, group: Group, row: Evaluation, difference: In
     full, gap = cells(content, group, row, difference), content.gap(row)
     lost = UNKNOWN if gap is None else half_width(gap.difference)
     return [
-        *full[1:6],
+        *full[1:7],
         half_width(row.estimate.mean(), sign=False),
-        full[8] if difference is None else half_width(difference),
+        full[9] if difference is None else half_width(difference),
         lost,
-        *full[10:],
+        *full[11:],
     ]
 
 
 def rich_table(content: Content) -> Table:
     """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
     table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("", *NARROW[:7], *NARROW[8:11]):
+    for column in ("", *NARROW[:8], *NARROW[9:12]):
         table.add_column(column, justify="left" if column in ("", *_TEXT) else "right", overflow="fold")
     for group, row, difference in content.lines():
         narrow = narrow_cells(content, group, row, difference)
-        texts = [group.letter, *narrow[:7], *narrow[8:11]]
+        texts = [group.letter, *narrow[:8], *narrow[9:12]]
         table.add_row(*map(escape, texts), end_section=row is group.rows[-1])
     return table
 
