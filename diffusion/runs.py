@@ -4,6 +4,7 @@
                         model.safetensors  the averaged weights, with the configuration inside: all that sampling needs
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        training.json      images seen, seconds, and on what
                         samples/  evaluation.json  wandb/
                         stopped.json       while a signal has stopped the run: its exit code and step
 
@@ -18,12 +19,13 @@ from pathlib import Path
 
 from diffusion.errors import UserError, did_you_mean
 
-CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
+CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
     "config.yaml",
     "model.safetensors",
     "checkpoints",
     "samples",
     "evaluation.json",
+    "training.json",
 )
 PRETRAINED = Path(__file__).parent / "pretrained"
 _PREFIX = "pretrained:"

@@ -86,7 +86,7 @@ ALLOWED = {
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
     "model": Allowed("errors runs model_files checkpoint_files config experiment families", "torch"),
-    "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines", "torch"),
+    "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines user_cache", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors runs record_settings", "PIL"),
     "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),

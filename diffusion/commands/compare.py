@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from rich.markup import escape
 
 from .. import atomic, pictures, runs
+from ..cli import ProgressBar
 from ..data import ImageData
 from ..errors import UserError
 from ..report import console
@@ -36,19 +39,25 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"compare: {subject.name} is named twice")
         kept = records.read_all(subject.home)
         # those of former weights are of another model
-        found[subject.name] = [e for e in kept if e.protocol.weights == subject.weights]
+        own = [e for e in kept if e.protocol.weights == subject.weights]
+        found[subject.name] = [replace(e, model={**e.model, **subject.training}) for e in own]
     evaluations = common_images(found, options.split)
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
-    ranked = {}
+    ranked, left_out = {}, []
     if options.baselines:
         data = load_images_of(subjects[0])
         images, now = images_of(data, options.split, int(identity["images"]))
         if now["sha256"] != identity["sha256"]:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")
         ranked = _ranked(evaluations, data, options.split)
-        evaluations = evaluations + classical_rows(out / "classical", data, images, identity)
-    content = _content(evaluations, found, identity)
+        bar = ProgressBar()
+        classical, left_out = classical_rows(
+            out / "classical", data, images, identity, lambda name: partial(bar.named, f"fitting: {name}")
+        )
+        bar.close()
+        evaluations = evaluations + classical
+    content = replace(_content(evaluations, found, identity), left_out=left_out)
     charts = _charts(content, found)
     samples = {subject.name: _samples(subject) for subject in subjects}
     written = {
@@ -140,7 +149,7 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     if content.gaps:
         printer.print()
         printer.print(tables.gap_table(content.gaps))
-    for line in content.data_sets:
+    for line in [*content.data_sets, *content.left_out]:
         printer.print(f"- {escape(line)}")
     printer.print(f"\nwrote {escape(str(out))}: {escape(', '.join(files))}")
     if mirrored is not None:

@@ -17,9 +17,12 @@ from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
 COLUMNS = (
-    "group", "model", "family", "parameters", "method", "kind", "bits/dim", "95 % interval",
-    "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images", "protocol",
+    "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim",
+    "95 % interval", "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images",
+    "trained on", "protocol",
 )  # fmt: skip
+# What training cost, as `Subject.training` has it.
+TRAINING = ("images_seen", "training_seconds", "training_cpu_seconds", "trained_on")
 UNKNOWN = "—"
 BETWEEN = (
     "The best model of each group against the best of all, paired on the same images. These are differences of "
@@ -48,12 +51,14 @@ def difference_text(interval: Interval | None) -> str:
 def cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row, in the order of COLUMNS."""
     estimate, interval, gap = row.estimate, row.estimate.mean(), content.gap(row)
-    parameters = row.model.get("parameters")
+    images, seconds, cpu, hardware = (row.model.get(key) for key in TRAINING)
     return [
         group.letter,
         str(row.model["run"]),
         str(row.model["family"]),
-        f"{parameters:,}" if isinstance(parameters, int) else UNKNOWN,
+        _count(row.model.get("parameters")),
+        _count(images),
+        _count(seconds) + (f" ({_count(cpu)} CPU)" if cpu is not None else ""),
         UNKNOWN if is_classical(row) else row.protocol.method,
         kind_text(group.kind),
         f"{interval.mean:.4f}",
@@ -63,8 +68,13 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
         f"{estimate.nfe:.0f}" if estimate.nfe else UNKNOWN,
         f"{estimate.seconds:.1f}",
         str(len(estimate)),
+        UNKNOWN if hardware is None else str(hardware),
         describe(estimate),
     ]
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else UNKNOWN
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
@@ -74,32 +84,35 @@ def half_width(interval: Interval, sign: bool = True) -> str:
 
 
 NARROW = (
-    "model", "family", "parameters", "method", "kind", "bits/dim ± 95 %", "to the best, paired",
-    "test - train, unpaired", "NFE", "seconds", "images", "protocol",
+    "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim ± 95 %",
+    "to the best, paired", "test - train, unpaired", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
 
 
 def narrow_cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row where there is less room, in the order of NARROW."""
-    full, gap = cells(content, group, row, difference), content.gap(row)
-    lost = UNKNOWN if gap is None else half_width(gap.difference)
-    return [
-        *full[1:6],
-        half_width(row.estimate.mean(), sign=False),
-        full[8] if difference is None else half_width(difference),
-        lost,
-        *full[10:],
-    ]
+    full: dict[str, str] = dict(zip(COLUMNS, cells(content, group, row, difference), strict=True))
+    gap = content.gap(row)
+    hardware = "" if full["trained on"] == UNKNOWN else f"; trained on {full['trained on']}"
+    paired = full["difference to the best (paired)"]
+    short = {
+        "bits/dim ± 95 %": half_width(row.estimate.mean(), sign=False),
+        "to the best, paired": paired if difference is None else half_width(difference),
+        "test - train, unpaired": UNKNOWN if gap is None else half_width(gap.difference),
+        "protocol": full["protocol"] + hardware,
+    }
+    return [{**full, **short}[column] for column in NARROW]
 
 
 def rich_table(content: Content) -> Table:
     """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
     table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("", *NARROW[:7], *NARROW[8:11]):
+    shown = [column for column in NARROW if column not in ("test - train, unpaired", "protocol")]
+    for column in ("", *shown):
         table.add_column(column, justify="left" if column in ("", *_TEXT) else "right", overflow="fold")
     for group, row, difference in content.lines():
-        narrow = narrow_cells(content, group, row, difference)
-        texts = [group.letter, *narrow[:7], *narrow[8:11]]
+        narrow = dict(zip(NARROW, narrow_cells(content, group, row, difference), strict=True))
+        texts = [group.letter, *(narrow[column] for column in shown)]
         table.add_row(*map(escape, texts), end_section=row is group.rows[-1])
     return table
 
@@ -152,7 +165,10 @@ def sentences(groups: Sequence[Group]) -> list[str]:
 def markdown(content: Content) -> str:
     """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
     rows = [cells(content, *line) for line in content.lines()]
-    parts = [f"# {content.title}", content.about, _markdown_table(COLUMNS, rows), "## Why the groups are apart", APART]
+    parts = [f"# {content.title}", content.about, _markdown_table(COLUMNS, rows)]
+    if content.left_out:
+        parts.append("\n".join(f"- {_safe(text)}" for text in content.left_out))
+    parts += ["## Why the groups are apart", APART]
     parts.append("\n".join(f"- **{g.letter}**, {_safe(g.title)}. {_safe(g.why)}" for g in content.groups))
     if len(content.groups) > 1:
         parts += ["## Between the groups", BETWEEN, "\n".join(f"- {_safe(text)}" for text in sentences(content.groups))]

@@ -33,6 +33,7 @@ from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
+from .record import TrainingRecord
 from .stopping import GracefulStop, exits_on_sigterm
 from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
@@ -117,6 +118,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     average = EMACallback(
         [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
     )
+    record = TrainingRecord(trainer_options.batch_size, device, process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
     if compiled:
@@ -138,6 +140,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
             log_every_n_steps=trainer_options.log_every,
             logger=[metrics] if mirror is None else [metrics, mirror],
             callbacks=[
+                record,
                 ContinueMetrics(metrics),
                 GradientGuard(
                     config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
@@ -161,6 +164,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     if trainer.is_global_zero and not stop.exit_code:
         with exits_on_sigterm(run), average.applied(module):
             module.finish(data, device)
+            record.write(run)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
             model_files.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
     exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)
