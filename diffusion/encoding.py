@@ -33,8 +33,8 @@ from .schedules.time_grids import AUTO
 
 DEFAULT_SAMPLER = "ode"
 # What `edit` passes on to `diffusion.sample`; the rest are fields of the sampler.
-_OF_THE_DRAW = ("steps", "grid", "label", "guidance", "guidance_interval", "dtype", "batch_size", "start", "callback",
-                "progress")  # fmt: skip
+_OF_THE_DRAW = ("steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "batch_size",
+                "start", "callback", "progress")  # fmt: skip
 
 
 def encode(
@@ -46,6 +46,7 @@ def encode(
     label: int | Sequence[int] | Tensor | None = None,
     dtype: torch.dtype | None = None,
     batch_size: int | None = None,
+    log_snr_end: float | None = None,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
     """The noise x_1 from which a deterministic sampler draws `x`.
@@ -57,7 +58,7 @@ def encode(
         model: A denoiser, or a diffusion model.
         x: Data, shape (n, *shape); images in [-1, 1].
         sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
-        steps, grid, label, batch_size: As `diffusion.sample`.
+        steps, grid, label, batch_size, log_snr_end: As `diffusion.sample`.
         dtype: Of the solver's state, float32 or float64; that of `x` by default.
         options: Fields of the sampler, e.g. `tolerance=` (ode).
 
@@ -73,7 +74,7 @@ def encode(
     _check(denoiser, x)
     labels = labels_for(denoiser, label, len(x))
     schedule, device = denoiser.schedule, device_of(denoiser)
-    whole = _grid(model, sampler, steps, grid)
+    whole = _grid(model, sampler, steps, grid, log_snr_end)
     times = times_of(schedule, whole).flip(0)
     alpha = float(schedule(times[0])[0])
     encoded = []
@@ -177,7 +178,8 @@ def edit(
     n = (n or 1) if one else len(x)
     if not one:
         options["batch_size"] = n  # the data of a batch are those of its rows
-    options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"))
+    ending = options.pop("log_snr_end", None)
+    options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"), ending)
     return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)
 
 
@@ -197,10 +199,16 @@ def _built(sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
     return sampler
 
 
-def _grid(model: Any, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None) -> Tensor:
+def _grid(
+    model: Any,
+    sampler: Sampler,
+    steps: int | None,
+    grid: str | Sequence[float] | Tensor | None,
+    log_snr_end: float | None,
+) -> Tensor:
     keeps = isinstance(model, DiffusionModel) and isinstance(grid, str) and grid == AUTO
     with model.tuned() if keeps else nullcontext():
-        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid)
+        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid, log_snr_end)
 
 
 def _check(denoiser: Denoiser, x: Tensor) -> None:

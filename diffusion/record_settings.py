@@ -42,7 +42,7 @@ _MANY = range(1, 100_000)
 _CHECKS: Mapping[str, _Check] = {
     "dtype": lambda value: value in ("float32", "float64"),
     **dict.fromkeys(("steps", "label"), _whole),
-    **dict.fromkeys(("guidance", "observation_noise", "strength", "tolerance"), _number),
+    **dict.fromkeys(("guidance", "log_snr_end", "observation_noise", "strength", "tolerance"), _number),
     "eta": _any_of(_number, _text),
     "grid": _any_of(_text, _several(_number, *_MANY)),
     "numbers": _several(_number, *_MANY),

@@ -11,8 +11,8 @@ from .errors import UserError, did_you_mean
 
 # The options that some families of models take and others do not.
 SAMPLING_OPTIONS = (
-    "sampler", "steps", "eta", "variance", "grid", "label", "guidance", "tolerance", "method", "dtype", "prior",
-    "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
+    "sampler", "steps", "eta", "variance", "grid", "log_snr_end", "label", "guidance", "tolerance", "method", "dtype",
+    "prior", "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
     "observation_noise", "edit", "strength", "size", "classifier",
 )  # fmt: skip
 
@@ -134,6 +134,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--variance", help="lower, upper or analytic (ancestral)")
     add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
         "(default: log-snr)")  # fmt: skip
+    add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
+        "(default: 9.25); details narrower than exp(-L / 2) are lost")  # fmt: skip
     add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels, or with "
         "--classifier any)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "

@@ -24,7 +24,7 @@ from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
 from .samplers.sampler import Callback, Sampler
 from .schedules import time_grid
-from .schedules.time_grids import AUTO, LOG_SNR_END
+from .schedules.time_grids import AUTO
 
 DEFAULT_SAMPLER = Default("ode")
 DEFAULT_STEPS = 50
@@ -79,7 +79,11 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
 
 
 def grid_for(
-    denoiser: Denoiser, sampler: Sampler, steps: int | None, grid: str | Sequence[float] | Tensor | None
+    denoiser: Denoiser,
+    sampler: Sampler,
+    steps: int | None,
+    grid: str | Sequence[float] | Tensor | None,
+    log_snr_end: float | None = None,
 ) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
@@ -88,6 +92,8 @@ def grid_for(
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
     """
     own = sampler.own_grid(denoiser.schedule)
+    if log_snr_end is not None:
+        _check_end_is_free(own is not None, grid, log_snr_end)
     if own is not None and (grid is None or isinstance(grid, str)):
         if grid is not None or steps not in (None, len(own) - 1):
             name, found = ("steps", steps) if grid is None else ("grid", f"'{grid}'")
@@ -98,8 +104,16 @@ def grid_for(
     steps = DEFAULT_STEPS if steps is None else steps
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
-    end = float("inf") if sampler.is_adaptive else LOG_SNR_END
-    return time_grid(denoiser.schedule, steps, grid or "log-snr", end)
+    if log_snr_end is None and sampler.is_adaptive:
+        log_snr_end = float("inf")
+    return time_grid(denoiser.schedule, steps, grid or "log-snr", log_snr_end)
+
+
+def _check_end_is_free(is_fitted: bool, grid: str | Sequence[float] | Tensor | None, log_snr_end: float) -> None:
+    """Refuse an end beside a grid that has its own."""
+    if is_fitted or grid == AUTO or (grid is not None and not isinstance(grid, str)):
+        whose = "a fitted sampler" if is_fitted else "the grid 'auto'" if isinstance(grid, str) else "a grid of times"
+        raise UserError(f"log_snr_end: found {log_snr_end:g}; {whose} has its own end; leave it out")
 
 
 def sample(
@@ -122,6 +136,7 @@ def sample(
     size: int | Sequence[int] | None = None,
     callback: Callback | None = None,
     progress: Progress | None = None,
+    log_snr_end: float | None = None,
     **options: Any,
 ) -> Tensor:
     """Draw n samples.
@@ -150,6 +165,8 @@ def sample(
             training (`Denoiser.at_size`).
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
+        log_snr_end: The log-SNR at which a named grid leaves the path for the datum, 9.25 by default (an adaptive
+            sampler walks the path to its end): what is narrower than its noise is lost (docs/grids.md).
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:
@@ -161,7 +178,7 @@ def sample(
     if not isinstance(model, Denoiser):
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
-            guidance_interval=guidance_interval, size=size,
+            guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
             x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
             progress=progress, **options,
         )  # fmt: skip
@@ -190,7 +207,7 @@ def sample(
         raise UserError("guidance: steers towards a class; give a label too")
     if guidance == 1.0 and guidance_interval is not None:
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
-    times = grid_for(model, sampler, steps, grid)
+    times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
     size = min(n, batch_size or DEFAULT_BATCH)
     prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))

@@ -125,7 +125,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
     drawn = [candidate.subject is not None for candidate in candidates]
     if options.data is not None and all(drawn):
         raise UserError(f"--data: {candidates[0].name} is a model, held against its own data; --data is for images")
-    asked = [f"--{name}" for name in SAMPLING if getattr(options, name) is not None]
+    asked = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(options, name) is not None]
     if asked and not any(drawn):
         raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
 

@@ -9,7 +9,7 @@ from ..sample_arguments import Parser, number, positive, seed, tolerance
 from .arguments import WANDB
 
 # The options of drawing that a figure may depend on.
-SAMPLING = ("sampler", "steps", "eta", "grid", "tolerance", "method", "prior", "output")
+SAMPLING = ("sampler", "steps", "eta", "grid", "log_snr_end", "tolerance", "method", "prior", "output")
 
 
 def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,6 +43,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=positive, metavar="N", help="intervals of the grid")
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")
     add("--grid", help="where the steps are")
+    add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum")
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (adaptive ode)")
     add("--method", help="of an ode")
     add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn")

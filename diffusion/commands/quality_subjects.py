@@ -64,8 +64,8 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     for name in given:
         if name not in model.sampling_options:
-            taken = ", ".join(f"--{option}" for option in SAMPLING if option in model.sampling_options)
-            raise UserError(f"--{name}: {text} is of family '{model.config.family}', which takes {taken}")
+            taken = ", ".join(_flag(option) for option in SAMPLING if option in model.sampling_options)
+            raise UserError(f"{_flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
     settings = model.sampling_settings(given)
     count = options.samples or DRAWN
 
@@ -81,6 +81,10 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
     folder = subject.home / FOLDER / "quality"
     return Candidate(subject.name, folder, load_images_of(subject), count, question, subject, draw)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:

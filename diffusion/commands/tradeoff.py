@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     rows = _measure(bench, cells, max(options.budgets), bar)
     bar.close()
     protocol = {
-        "n": options.n, "seed": options.seed, "grid": options.grid, "device": device_name(device),
+        "n": options.n, "seed": options.seed, "grid": options.grid,
+        "log_snr_end": options.log_snr_end, "device": device_name(device),
         "tight_tolerance": subject.tolerance, "reference": subject.reference, **subject.identity,
     }  # fmt: skip
     title = f"Quality against cost: {subject.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, positive, seed
+from ..sample_arguments import Parser, number, positive, seed
 from .arguments import WANDB
 
 BUDGETS = (5, 10, 20, 50)
@@ -36,6 +36,8 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "last one included (default: 5 10 20 50); an adaptive sampler has tolerances instead")  # fmt: skip
     add("--n", type=positive, default=256, metavar="N", help="samples a cell (default: 256)")
     add("--grid", default="log-snr", help="where the steps are, as sample.py (default: log-snr)")
+    add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum, as "
+        "sample.py (default: 9.25)")  # fmt: skip
     add("--by", choices=BY, default="fid", help="what the best is the best of (default: fid)")
     add("--features", metavar="NAME|FILE", help="of FID and KID, as quality (default: digits and mnist for these, else "
         "inception; the numbers themselves for exact:NAME)")  # fmt: skip

@@ -149,6 +149,8 @@ class Bench:
 
     def _question(self, cell: Cell) -> dict[str, Any]:
         where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
+        if self.options.log_snr_end is not None:  # cells of earlier versions have none
+            where["log_snr_end"] = self.options.log_snr_end
         return {**asdict(cell), "fields": cell.fields(), **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +180,8 @@ class Bench:
         # before anything is counted: what is tuned to a model is made once for all samples
         with self.subject.tuned():
             sampler = cell.build(denoiser)
-            grid = grid_for(denoiser, sampler, cell.steps, None if cell.sampler == FITTED else self.options.grid)
+            where = () if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
+            grid = grid_for(denoiser, sampler, cell.steps, *(where or (None,)))
         with count_evaluations(self.subject.denoiser) as count:
             start = time.perf_counter()
             try:

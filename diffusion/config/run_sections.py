@@ -81,9 +81,16 @@ class SamplingConfig(Section):
     grid: Literal["log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
         "log-snr", "the times of the steps; auto: tuned to the model once it is trained"
     )
+    log_snr_end: float | None = option(
+        None, "log-SNR at which the grid leaves the path for the datum; null: 9.25, or the path's end where nearer"
+    )
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
     prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")
     n: int = option(64, "number of samples", at_least=1)
+
+    def check(self) -> None:
+        if self.grid == "auto" and self.log_snr_end is not None:
+            raise UserError(f"sampling.log_snr_end: found {self.log_snr_end:g}; sampling.grid 'auto' chooses its own")
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ _DIFFUSION, _AUTOENCODERS, _ALL = ("diffusion",), ("vae", "eae"), ("diffusion", 
 # The families that take a section, or a key of it; a key before its section. What is not here, all take.
 _TAKERS = {
     **dict.fromkeys(("schedule", "network", "denoiser", "objective"), _DIFFUSION),
-    **dict.fromkeys((f"sampling.{name}" for name in ("sampler", "steps", "grid", "eta")), _DIFFUSION),
+    **dict.fromkeys((f"sampling.{name}" for name in ("sampler", "steps", "grid", "log_snr_end", "eta")), _DIFFUSION),
     **dict.fromkeys((f"evaluation.{name}" for name in ("tolerance", "probes")), _DIFFUSION),
     **dict.fromkeys(("autoencoder", "evaluation.iwae_samples"), _AUTOENCODERS),
     **dict.fromkeys(

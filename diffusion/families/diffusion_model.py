@@ -52,8 +52,8 @@ class DiffusionModel(TrainedModel):
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = (
-        "sampler", "steps", "eta", "grid", "label", "guidance", "guidance_interval", "tolerance", "method", "variance",
-        "dtype", "size", *CONTROLS,
+        "sampler", "steps", "eta", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "tolerance",
+        "method", "variance", "dtype", "size", *CONTROLS,
     )  # fmt: skip
 
     def __init__(
@@ -135,21 +135,27 @@ class DiffusionModel(TrainedModel):
         return measure.log_density(self.denoiser, x, **options)
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The run's own sampler, steps, grid and noise dial, where they are not given.
+        """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.
 
-        Another sampler does not inherit the dial of the run's own.
+        Another sampler does not inherit the dial of the run's own, nor another grid its end.
         """
         own = self.config.sampling
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
-        return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **given}
+        end = {} if own.log_snr_end is None or "grid" in given else {"log_snr_end": own.log_snr_end}
+        return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Also the sampler's own fields, the grid, the label and the guidance."""
+        """Also the sampler's own fields, the grid and where it ends, the label and the guidance."""
         sampler = self._sampler(settings)
+        given = {key: value for key, value in settings.items() if value is not None}
         defaults = {"eta": 0.0, "grid": "log-snr", "label": None, "guidance": 1.0}
-        return {**defaults, **vars(sampler), **{key: value for key, value in settings.items() if value is not None}}
+        if given.get("grid") != AUTO:
+            where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
+            times = grid_for(self.denoiser, sampler, *where)
+            given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
+        return {**defaults, **vars(sampler), **given}
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What is tuned, a grid or a sampler, as numbers: a picture's record does not depend on what is cached."""
@@ -158,7 +164,9 @@ class DiffusionModel(TrainedModel):
         if settings.get("grid") != AUTO:
             return dict(settings)
         with self.tuned():
-            times = grid_for(self.denoiser, self._sampler(settings), settings.get("steps"), AUTO)
+            times = grid_for(
+                self.denoiser, self._sampler(settings), settings.get("steps"), AUTO, settings.get("log_snr_end")
+            )
         return {**settings, "grid": times.tolist()}
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
@@ -176,7 +184,10 @@ class DiffusionModel(TrainedModel):
             return fitted_to(self.denoiser, steps, progress)
 
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
-        plain = ("sampler", "steps", "grid", "label", "guidance", "guidance_interval", "dtype", "size", *CONTROLS)
+        plain = (
+            "sampler", "steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "size",
+            *CONTROLS,
+        )  # fmt: skip
         options = {k: v for k, v in settings.items() if k not in plain}
         return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
 
