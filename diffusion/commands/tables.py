@@ -16,7 +16,7 @@ from .curves import parts_of
 from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim",
     "95 % interval", "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images",
     "trained on", "protocol",
@@ -91,7 +91,7 @@ NARROW = (
 
 def narrow_cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row where there is less room, in the order of NARROW."""
-    full: dict[str, str] = dict(zip(COLUMNS, cells(content, group, row, difference), strict=True))
+    full = dict(zip(COLUMNS, cells(content, group, row, difference), strict=True))
     gap = content.gap(row)
     hardware = "" if full["trained on"] == UNKNOWN else f"; trained on {full['trained on']}"
     paired = full["difference to the best (paired)"]
