@@ -8,6 +8,7 @@ between leaves a hidden `.name.<token>.tmp` behind, which `sweep` removes.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     # Not `tempfile.mkstemp`: that makes files that only their owner may read, which a shared run folder must not hold.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb+") as file:
@@ -54,16 +55,23 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """See that `path` could be written, by a file beside it that is removed again; missing folders are not made.
+def check_writable(path: str | os.PathLike[str], may_be_folder: bool = False) -> None:
+    """See that `path` could be written, by a file beside it that is removed again; no folder is made.
+
+    Args:
+        path: The file.
+        may_be_folder: Whether it may also be a folder that is there.
 
     Raises:
         OSError: What would keep it from being written.
     """
-    folder = Path(path).absolute().parent
+    path = Path(os.path.abspath(path))
+    if path.is_dir() and not may_be_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    probe = folder / f".{secrets.token_hex(4)}{_SUFFIX}"
+    probe = folder / _temporary(path).name  # as long a name as it takes
     with open(probe, "xb"):
         probe.unlink()
 
@@ -85,7 +93,7 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
     Hard links are safe here because files written by this module are replaced and never changed in place.
     """
     source, target = Path(source), Path(target)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    temporary = _temporary(target)
     try:
         os.link(source, temporary)
     except OSError:  # a file system without hard links
@@ -105,6 +113,10 @@ def sweep(folder: str | os.PathLike[str]) -> list[Path]:
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .storage.paths import named_path
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -22,7 +23,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises:
         UserError: The file is missing, cut short, corrupt, or holds objects that would run code.
     """
-    path = Path(path)
+    path = named_path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint.")
     damaged = f"{path}: the checkpoint is cut short or corrupt ({{}}); use another one from {path.parent}."

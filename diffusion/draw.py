@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from .model import TrainedModel, load
 from .processes import launched
 from .sample_arguments import SAMPLING_OPTIONS
 from .sample_files import SampleFiles
-from .sample_record import SampleRecord, image_digests
+from .sample_record import SampleRecord, free_name, image_digests
 from .sampling import DEFAULT_BATCH
 from .schedules import time_grids
+from .storage.paths import file_name
 
 DEFAULT_MODEL = "pretrained:digits"
 # The samples that an animation shows.
@@ -41,8 +43,8 @@ FITTED_TAKES = (
 
 def draw(options: argparse.Namespace) -> int:
     """Draw what the command line asks for; returns the exit code."""
-    rank, processes = launched().rank, launched().count
-    if processes > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
+    processes = launched()
+    if processes.count > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
         raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
     record = SampleRecord.read(options.from_image) if options.from_image is not None else None
     device = choose_device(options.device)
@@ -78,23 +80,25 @@ def draw(options: argparse.Namespace) -> int:
     if options.encode:
         return encode_command(model, record, options)
     if options.interpolate:
-        return interpolate_command(model, record, options, _folder(model) / f"{model.facts.name}-{way}-between.png")
+        return interpolate_command(model, record, options, _place(model, options, f"{way}-between", "png"))
     if options.animate:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
-    name = f"{model.facts.name}-{way}-seed{options.seed}.png"
-    files = SampleFiles(options.out, _folder(model) / name, n, record, model.facts.levels is None)
+    files = SampleFiles(
+        options.out, _place(model, options, way, "png"), n, record, model.facts.levels is None, processes
+    )
     if files.done:
         print(f"{files.done} of {n} samples are there; going on")
     start = time.perf_counter()
-    drawn = 0
+    drawn, written = 0, []
     with (
+        files,
         model.counted() as count,
         tqdm(total=n, initial=files.done, desc=f"sampling ({way})", unit="image", miniters=0,
              disable=not sys.stderr.isatty()) as bar,
     ):  # fmt: skip
         size = min(n, options.batch_size or DEFAULT_BATCH)
-        for first, stop in files.missing(size, rank, processes):
+        for first, stop in files.missing(size):
             batch = stop - first
             # the evaluations of each sample of this batch, while it is drawn
             before = count.rows
@@ -104,11 +108,12 @@ def draw(options: argparse.Namespace) -> int:
             files.keep(first, draw_batch(model, drawing, first, stop))
             drawn += batch
             bar.update(batch)
-        if processes > 1 and rank == 0:
+        if processes.count > 1 and processes.is_main:
             files.wait(lambda done: bar.update(done - bar.n))
-    if rank == 0:
-        for path in files.finish():
-            print(f"wrote {path}")
+        if processes.is_main:
+            written = files.finish()
+    for path in written:
+        print(f"wrote {path}")
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     return 0
@@ -132,7 +137,9 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
             f"--from: {old} was drawn with another model ({record.model}, SHA-256 {record.weights[:12]}...) than "
             f"{model.source} ({weights[:12]}...); name that one by --run"
         )
-    target = Path(options.out) if options.out is not None else old.with_name(f"{old.stem}-again.png")
+    target = Path(options.out) if options.out is not None else (
+        free_name(old.with_name(f"{old.stem}-again.png"), record)
+    )  # fmt: skip
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
     _refuse_other_files(old, record, options.runs)
@@ -179,8 +186,10 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
         raise UserError(
             f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
         )
-    path = Path(options.out) if options.out is not None else _folder(model) / (
-        f"{model.facts.name}-{record.settings['sampler']}-seed{record.seed}.gif"
+    count = min(n, ANIMATED)
+    record = replace(record, count=count)
+    path = Path(options.out) if options.out is not None else (
+        free_name(_place(model, options, record.settings["sampler"], "gif"), record)
     )  # fmt: skip
     if path.suffix != ".gif":
         raise UserError(f"--out: found '{path}'; --animate writes x.gif")
@@ -189,7 +198,7 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
     settings = dict(drawing.settings)
     if (dtype := settings.pop("dtype", None)) is not None:
         settings["dtype"] = getattr(torch, dtype)
-    states, _, x_hats = model.trajectory(min(n, ANIMATED), record.seed, **settings)
+    states, _, x_hats = model.trajectory(count, record.seed, **settings)
     pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
     print(f"wrote {path}")
     return 0
@@ -268,6 +277,15 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
     if record is not None:
         return record.model
     return runs.newest_run(options.runs) or DEFAULT_MODEL
+
+
+def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str) -> Path:
+    """Where a picture goes by default; its name has the plain settings that were asked for."""
+    size = None if options.size is None else "x".join(map(str, options.size))
+    asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
+    words = [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{value}"
+             for name, value in asked.items() if value is not None]  # fmt: skip
+    return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
 
 
 def _folder(model: TrainedModel) -> Path:

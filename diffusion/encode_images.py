@@ -16,7 +16,7 @@ from .control import read_image
 from .encoding import encode, interpolate
 from .errors import UserError
 from .families import CONTROLS, DiffusionModel, TrainedModel
-from .sample_record import SampleRecord, image_digests
+from .sample_record import SampleRecord, free_name, image_digests
 
 # Where encoding goes back and forth; a run's own sampler may draw noise.
 DEFAULT_SAMPLER = "ode"
@@ -31,7 +31,9 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
     model = _of_images(model, record, "--encode")
     if options.interpolate:
         raise UserError("--encode, --interpolate: take one of them")
-    path = Path(options.out or "noise.npz")
+    settings = {**record.settings, "encode": options.encode}
+    made = replace(record, settings=settings, images=image_digests(settings), count=len(options.encode))
+    path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)
     if path.suffix != ".npz":
         raise UserError(f"--out: found '{path}'; --encode writes x.npz")
     x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
@@ -39,8 +41,7 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
     noise = encode(model, x, **settings)
     back = model.sample(len(x), x_1=noise, **settings).cpu()
     with atomic.writer(path) as file:
-        settings = {**record.settings, "encode": options.encode}
-        text = json.dumps(asdict(replace(record, settings=settings, images=image_digests(settings))))
+        text = json.dumps(asdict(made))
         np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
     error = 127.5 * (back - x)
     print(f"wrote {path}")
@@ -54,12 +55,12 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
 def interpolate_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, path: Path) -> int:
     """Write a strip of pictures from one image to another; returns the exit code."""
     _of_images(model, record, "--interpolate")
-    path = Path(options.out or path)
-    if path.suffix != ".png":
-        raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
     n = options.n or _STRIP
     settings = {**record.settings, "interpolate": options.interpolate}
     record = replace(record, settings=settings, images=image_digests(settings), batches=((0, n),), count=n)
+    path = Path(options.out) if options.out is not None else free_name(path, record)
+    if path.suffix != ".png":
+        raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
     save_strip(path, model, record)
     print(f"wrote {path}")
     return 0

@@ -17,6 +17,7 @@ from .config import parse_config
 from .errors import UserError
 from .experiment import DataFacts, build_model, check_state
 from .families import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
+from .storage.paths import named_path
 
 __all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel", "load"]
 
@@ -38,8 +39,8 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
     Raises:
         UserError: For a file that is missing, damaged, of another kind, or whose weights do not fit its configuration.
     """
-    if Path(path_or_name).suffix == ".ckpt":
-        path = Path(path_or_name)
+    path = named_path(path_or_name, "model")
+    if path.suffix == ".ckpt":
         state, metadata = _of_checkpoint(path)
     else:
         path = runs.resolve_model(path_or_name, runs_dir)

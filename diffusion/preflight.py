@@ -20,6 +20,7 @@ from .config import Config, DataConfig
 from .config.sections import Toys
 from .errors import UserError, choose
 from .processes import launched
+from .storage.paths import expanded
 
 SAMPLERS = (
     "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
@@ -111,6 +112,10 @@ def process_count(config: Config) -> int:
 
 def _check_places(config: Config, makes_run: bool) -> None:
     data = config.data
+    for key, named in (("runs", config.runs), ("data.root", data.root), ("data.path", data.path),
+                       ("data.cache", data.cache)):  # fmt: skip
+        if named is not None:
+            expanded(named, key)
     if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", config.name):
         raise UserError(f"name: found '{config.name}'; letters, digits and . _ - + = are accepted in a run's name")
     if makes_run:
@@ -118,12 +123,12 @@ def _check_places(config: Config, makes_run: bool) -> None:
     if data.path is None:
         return
     if data.cache is not None:
-        cache = Path(data.cache).expanduser()
+        cache = Path(data.cache)
         if not any(
             cache.glob("*.npy")
         ):  # what is filled may be read-only; only its key, of all files, tells whose it is
             _check_writable("data.cache", cache)
-    path = Path(data.path).expanduser()
+    path = Path(data.path)
     if not path.exists():
         raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
     if path.is_file() and path.suffix.lower() not in (".npz", ".tar") and not zipfile.is_zipfile(path):

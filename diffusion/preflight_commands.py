@@ -48,12 +48,12 @@ def check_sample(options: argparse.Namespace) -> None:
             if not Path(path).is_file():
                 raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
     if options.out is not None:
-        _check_out(options.out)
+        _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
 
 
-def _check_out(path: str) -> None:
+def _check_out(path: str, may_be_folder: bool = False) -> None:
     try:
-        atomic.check_writable(path)
+        atomic.check_writable(path, may_be_folder)
     except OSError as error:
         raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
 
@@ -165,7 +165,7 @@ def check_training(options: argparse.Namespace) -> None:
         UserError: For data that are not known or not there, and a place that cannot be written to.
     """
     choose("DATA", options.data, (*IMAGE_SETS, "folder"))
-    if options.path is not None and not Path(options.path).expanduser().exists():
+    if options.path is not None and not Path(options.path).exists():
         raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar or .npz file")
     _check_out(options.out)
 

@@ -1,7 +1,7 @@
-"""One training process a run: a lock that the kernel lets go of when the process ends, however it ends.
+"""One process a run, or a draw: a lock that the kernel lets go of when the process ends, however it ends.
 
 A run whose process has been killed and one that is being trained look alike on the disk: both are unfinished. The lock
-tells them apart, so that the same command, given twice at once, does not train one run twice.
+tells them apart, so that the same command, given twice at once, does not train one run twice, or draw into one file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ except ImportError:  # no POSIX locks on this system: nothing is locked
     fcntl = None
 
 LOCK = ".lock"
+IN_TRAINING = "{folder}: is being trained by {holder}; wait for it or stop it, or start another run with --resume never"
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 def holder(run: Path) -> str | None:
-    """Who trains a run now, as the file says; None where nobody does (or where the disk knows no locks)."""
+    """Who holds a folder's lock now, as the file says; None where nobody does (or where the disk knows no locks)."""
     path = run / LOCK
     if fcntl is None or not path.is_file():
         return None
@@ -43,8 +44,12 @@ def holder(run: Path) -> str | None:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Hold the lock of a run during a block; children of this process do not inherit it.
+def held(run: Path, told: str = IN_TRAINING) -> Iterator[None]:
+    """Hold the lock of a run's folder, or another, during a block; children of this process do not inherit it.
+
+    Args:
+        run: The folder.
+        told: What an error says, with the places `{folder}` and `{holder}`.
 
     Raises:
         UserError: Another process holds it.
@@ -53,7 +58,7 @@ def held(run: Path) -> Iterator[None]:
         yield
         return
     path = run / LOCK
-    descriptor = _take(path)
+    descriptor = _take(path, told)
     with suppress(OSError):  # a full disk: the lock holds without a word of whose it is
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -64,7 +69,7 @@ def held(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, told: str) -> int:
     assert fcntl is not None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -73,10 +78,7 @@ def _take(path: Path) -> int:
         except OSError as error:
             os.close(descriptor)
             if error.errno in _HELD:
-                raise UserError(
-                    f"{path.parent}: is being trained by {_who(path)}; wait for it or stop it, or start another run "
-                    "with --resume never"
-                ) from None
+                raise UserError(told.format(folder=path.parent, holder=_who(path))) from None
             return os.open(path, os.O_RDWR)  # a disk without locks
         try:
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
@@ -87,4 +89,7 @@ def _take(path: Path) -> int:
 
 
 def _who(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() or "another process"
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, ValueError):  # its holder is done with it now
+        return "another process"

@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 from diffusion.errors import UserError, did_you_mean
+from diffusion.storage.paths import named_path
 
 CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
     "config.yaml",
@@ -43,7 +44,7 @@ def create_run(runs_dir: str | Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name):
         raise UserError(f"name: '{name}' found; letters, digits and . _ - + = are accepted in the name of a run.")
-    runs_dir = Path(runs_dir)
+    runs_dir = named_path(runs_dir, "runs")
     runs_dir.mkdir(parents=True, exist_ok=True)
     pattern = re.compile(re.escape(name) + r"-(\d{4,})")
     taken = (pattern.fullmatch(path.name) for path in runs_dir.iterdir())
@@ -68,7 +69,7 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
         containing: The file that makes a run usable: `model.safetensors` for sampling,
             `checkpoints/last.ckpt` for resuming.
     """
-    files = [path / containing for path in Path(runs_dir).glob("*") if (path / containing).is_file()]
+    files = [path / containing for path in named_path(runs_dir, "runs").glob("*") if (path / containing).is_file()]
     if not files:
         return None
     newest = max(files, key=lambda file: (file.stat().st_mtime_ns, str(file)))
@@ -77,7 +78,7 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
 
 def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """As `resolve_model`; also takes a training checkpoint."""
-    path = Path(path_or_name)
+    path = named_path(path_or_name, "model")
     return path if path.suffix == ".ckpt" and path.is_file() else resolve_model(path_or_name, runs_dir)
 
 
@@ -90,9 +91,9 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     text = str(path_or_name)
     if text.startswith(_PREFIX):
         return _pretrained(text)
-    path = Path(path_or_name)
-    if not path.exists() and (Path(runs_dir) / path).is_dir():
-        path = Path(runs_dir) / path
+    path, runs_dir = named_path(path_or_name, "model"), named_path(runs_dir, "runs")
+    if not path.exists() and (runs_dir / path).is_dir():
+        path = runs_dir / path
     if path.is_dir():
         if (path / MODEL).is_file():
             return path / MODEL
@@ -107,7 +108,7 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
         near = [folder / MODEL for folder in path.resolve().parents[:2] if (folder / MODEL).is_file()]
         hint = f" The model of that run is {near[0]}." if near else ""
         raise UserError(f"{path}: a run folder, a .safetensors file or {_PREFIX}NAME is accepted as a model.{hint}")
-    siblings = {entry.name: entry for folder in (path.parent, Path(runs_dir)) for entry in _models_in(folder)}
+    siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
     hint = did_you_mean(path.name, siblings)
     raise UserError(f"{path}: there is no such run or model file.{hint}")
 
@@ -115,7 +116,7 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
 def file_digest(path_or_name: str | Path) -> str:
     """The SHA-256 of a file, or of that of `pretrained:NAME`: what tells one model from another."""
     text = str(path_or_name)
-    with open(_pretrained(text) if text.startswith(_PREFIX) else path_or_name, "rb") as file:
+    with open(_pretrained(text) if text.startswith(_PREFIX) else named_path(text), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -127,7 +128,7 @@ def resolve_classifier(name: str) -> Path:
     """
     ending = "-classifier"
     shipped = {p.stem.removesuffix(ending): p for p in PRETRAINED.glob(f"*{ending}.safetensors")}
-    path = shipped.get(name, Path(name))
+    path = shipped.get(name) or named_path(name, "--classifier")
     if not path.is_file():
         accepted = f"{', '.join(sorted(shipped))}, or a file of python -m diffusion train-classifier"
         raise UserError(f"--classifier: {name} does not exist; accepted: {accepted}")

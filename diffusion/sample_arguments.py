@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .errors import UserError, did_you_mean
+from .storage.paths import expanded
 
 # The options that some families of models take and others do not.
 SAMPLING_OPTIONS = (
@@ -28,6 +29,14 @@ class Parser(argparse.ArgumentParser):
             first = next((word for word in unknown if word.startswith("-")), unknown[0])
             raise UserError(f"unknown option '{first}'.{did_you_mean(first.partition('=')[0], flags)}")
         raise UserError(message.replace("argument ", "", 1))
+
+
+def path(text: str) -> str:
+    """A path, or another name that may stand for one, with `~` for the home folder."""
+    try:
+        return expanded(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
 
 
 def whole(text: str) -> int:
@@ -120,8 +129,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--run", metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
-    add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--run", type=path, metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama, predictor-corrector, dpm-solver++sde, "
         "sa-solver, adaptive-sde, euler, heun, dpm-solver-2, dpm-solver-3, dpm-solver++2m, "
         "dpm-solver++3m, unipc, deis, adams, or fitted, to the model, for 2 to 10 steps "
@@ -140,28 +149,41 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--classifier any)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
         "12x16 (height x width), with a unet or a dit")  # fmt: skip
-    add("--classifier", metavar="FILE", help="draw --label by a classifier of noisy images, with a model that need not "
+    add("--classifier", type=path, metavar="FILE",
+        help="draw --label by a classifier of noisy images, with a model that need not "
         "know labels: digits, or a file of python -m diffusion train-classifier")  # fmt: skip
     add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide "
         "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
     add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
         "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip
-    add("--guide", metavar="RUN", help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too")
-    add("--inpaint", metavar="IMAGE", help="fill in the part of an image that --mask shows white")
-    add("--mask", metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
-    add("--restore", metavar="IMAGE", help="undo the --degradation of an image")
+    add(
+        "--guide",
+        type=path,
+        metavar="RUN",
+        help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too",
+    )
+    add("--inpaint", type=path, metavar="IMAGE", help="fill in the part of an image that --mask shows white")
+    add("--mask", type=path, metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
+    add("--restore", type=path, metavar="IMAGE", help="undo the --degradation of an image")
     add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images by "
         "a whole factor), grey (IMAGE has lost its colours), blur or blur:STD (in pixels; default: 1)")  # fmt: skip
     add("--posterior", metavar="METHOD", help="how --inpaint and --restore hold to IMAGE: moment-matching (default), "
         "pseudo-inverse (3 times as fast), dps, repaint (--inpaint only; no gradient, 10 times the steps)")  # fmt: skip
     add("--observation-noise", type=number, metavar="STD",
         help="of IMAGE, in units of [-1, 1] (default: that of rounding to levels)")  # fmt: skip
-    add("--edit", metavar="IMAGE", help="variations of an image: noise is added, up to --strength, and taken away")
+    add(
+        "--edit",
+        type=path,
+        metavar="IMAGE",
+        help="variations of an image: noise is added, up to --strength, and taken away",
+    )
     add("--strength", type=number, metavar="S",
         help="with --edit: above 0 (IMAGE itself) and below 1 (another image) (default: 0.5)")  # fmt: skip
-    add("--encode", metavar="IMAGE", nargs="+", help="write the noise that a sampler without noise draws the images "
+    add("--encode", type=path, metavar="IMAGE", nargs="+",
+        help="write the noise that a sampler without noise draws the images "
         "from, to --out x.npz")  # fmt: skip
-    add("--interpolate", metavar=("A", "B"), nargs=2, help="a strip of --n pictures (default: 8) from image A to B, on "
+    add("--interpolate", type=path, metavar=("A", "B"), nargs=2,
+        help="a strip of --n pictures (default: 8) from image A to B, on "
         "the arc between their noises")  # fmt: skip
     add("--tolerance", type=tolerance, help="error allowed a step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
@@ -172,11 +194,13 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dtype", choices=("float32", "float64"), help="of the solver's state (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at once (default: 256)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
-    add("--out", metavar="PATH", help="where to: x.png a grid; x.npz, x.zip or dir/ the images themselves and a grid; "
+    add("--out", type=path, metavar="PATH",
+        help="where to: x.png a grid; x.npz, x.zip or dir/ the images themselves and a grid; "
         "the same command again goes on where it was cut off")  # fmt: skip
     add(
         "--from",
         dest="from_image",
+        type=path,
         metavar="PNG",
         help="draw the picture again that sample.py wrote, by its own settings",
     )

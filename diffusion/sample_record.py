@@ -6,7 +6,9 @@ same shape too (matrix products differ in the last bits between batch sizes), so
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 from . import runs
 from .errors import UserError
 from .record_settings import are_batches, are_settings
+from .storage.paths import named_path
 
 KEY = "diffusion"
 IMAGES = ("inpaint", "mask", "restore", "edit", "encode", "interpolate")  # the settings that name image files
@@ -63,6 +66,10 @@ class SampleRecord:
         """The record of a single sample that was drawn in a batch."""
         return replace(self, index=index, batches=(batch,), count=1)
 
+    def draws(self) -> dict[str, Any]:
+        """What tells one draw from another, as JSON has it: not where, and in which batches, it was drawn."""
+        return _draws(json.loads(json.dumps(asdict(self), default=repr)))
+
     def to_text(self) -> dict[str, str]:
         """As text entries of a PNG: one a setting, for the reader, and the whole under the key `diffusion`."""
         settings = {
@@ -80,7 +87,8 @@ class SampleRecord:
         Raises:
             UserError: For a file that is not there, is no picture, or carries no record.
         """
-        if not Path(path).is_file():
+        path = named_path(path, "--from")
+        if not path.is_file():
             raise UserError(f"--from: there is no file '{path}'; accepted: a PNG that sample.py wrote")
         try:
             with Image.open(path, formats=("PNG",)) as image:
@@ -128,3 +136,31 @@ def image_digests(settings: Mapping[str, Any]) -> dict[str, list[str]]:
         for name, several in paths.items()
         if all(Path(path).is_file() for path in several)
     }
+
+
+def free_name(path: Path, record: SampleRecord) -> Path:
+    """`path`, or with a number appended the first that is free, or holds the same draw: no draw replaces another's."""
+    names = (path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name) or _drawn(name) == record.draws())
+
+
+def _draws(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in record if key not in ("model", "shown", "device", "torch", "batches")}
+
+
+def _drawn(path: Path) -> dict[str, Any] | None:
+    """`SampleRecord.draws` of a file that sample.py wrote, a picture, an animation or noise; None of another."""
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            with np.load(path, allow_pickle=False) as arrays:
+                text = str(arrays["record"])
+        elif path.suffix == ".gif":
+            with Image.open(path, formats=("GIF",)) as image:
+                text = json.loads(image.info["comment"])[KEY]
+        else:
+            return SampleRecord.read(path).draws()
+        return _draws(json.loads(text))
+    except Exception:  # whatever else has that name
+        return None

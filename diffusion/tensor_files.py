@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import atomic
 from .errors import UserError
+from .storage.paths import named_path
 
 _DIGEST = "sha256"
 
@@ -28,6 +29,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     Raises:
         UserError: A tensor is not finite; nothing is written.
     """
+    path = named_path(path)
     # Copies, since safetensors refuses tensors that share memory (tied weights).
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     for name, tensor in plain.items():
@@ -68,7 +70,7 @@ def read(path: str | Path, kind: str, key: str) -> tuple[dict[str, Tensor], dict
     Raises:
         UserError: The file is missing, no safetensors file, not of this kind, cut short, or changed since.
     """
-    path = Path(path)
+    path = named_path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such {kind} file.")
     try:

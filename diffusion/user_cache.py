@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .storage.paths import named_path
+
 
 def user_cache(kind: str) -> Path:
     """The folder of a kind of things in $XDG_CACHE_HOME/diffusion, by default ~/.cache/diffusion; it may not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion" / kind
+    return named_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "diffusion" / kind

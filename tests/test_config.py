@@ -238,6 +238,28 @@ def test_help_explains_every_key(capsys):
     assert len(KEYS) == len(set(KEYS)) > 70
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "my own.yaml").write_text("runs: ~/runs\ndata: {name: folder, path: ~/images, cache: ~/c/, root: ~/d}")
+    config = load_config(tmp_path / "my own.yaml")
+    assert (config.runs, config.data.path, config.data.cache, config.data.root) == (
+        "/home/me/runs", "/home/me/images", "/home/me/c/", "/home/me/d",
+    )  # fmt: skip
+    assert load_config("toy", ["runs=~/a b"]).runs == "/home/me/a b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config("~/my own.yaml").name == "my-own"
+    # a model of another machine's user is read
+    assert load_config("toy", ["data.root=~no-such-user/x"]).data.root == "~no-such-user/x"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [("a b", "a-b"), ("-x", "x"), ("\u00fc", "run-\u00fc"), ("[red]", "red"), ("..", "run")]
+)
+def test_any_file_gives_its_runs_a_name(tmp_path, stem, name):
+    (tmp_path / f"{stem}.yaml").write_text("seed: 1")
+    assert load_config(tmp_path / f"{stem}.yaml").name == name
+
+
 def test_print_config_prints_what_reads_back(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_train_arguments(["--config", "toy", "seed=9", "--print_config"])

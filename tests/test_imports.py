@@ -27,6 +27,7 @@ THEORY = "torch einops torchdiffeq jaxtyping"
 ALLOWED = {
     # the ground
     "errors": Allowed(),
+    "storage": Allowed("errors"),
     "atomic": Allowed("errors"),
     "defaults": Allowed(),
     "broadcasting": Allowed("", THEORY),
@@ -34,7 +35,7 @@ ALLOWED = {
     "brownian": Allowed("errors random", THEORY),
     "nearest": Allowed("", THEORY),
     "processes": Allowed("errors"),
-    "tensor_files": Allowed("errors atomic", "torch safetensors"),
+    "tensor_files": Allowed("errors atomic storage", "torch safetensors"),
     # theory: torch only
     "networks": Allowed("errors", THEORY),
     "schedules": Allowed("errors broadcasting", THEORY),
@@ -51,8 +52,8 @@ ALLOWED = {
         THEORY + " scipy sklearn PIL",
     ),
     "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
-    "metrics": Allowed("errors nearest tensor_files", "torch jaxtyping torchvision"),
-    "data": Allowed("errors atomic random", THEORY + " numpy PIL sklearn torchvision"),
+    "metrics": Allowed("errors nearest tensor_files storage", "torch jaxtyping torchvision"),
+    "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
     "fit_sampler": Allowed("errors schedules denoisers samplers evaluations auto_grid", "torch"),
@@ -60,19 +61,19 @@ ALLOWED = {
         "errors defaults random schedules denoisers samplers evaluations auto_grid fit_sampler", THEORY
     ),
     # running
-    "config": Allowed("errors", "yaml"),
-    "runs": Allowed("errors"),
+    "config": Allowed("errors storage", "yaml"),
+    "runs": Allowed("errors storage"),
     "model_files": Allowed("tensor_files", "torch"),
-    "checkpoint_files": Allowed("errors", "torch"),
+    "checkpoint_files": Allowed("errors storage", "torch"),
     "devices": Allowed("errors processes", "torch"),
     "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
-    "sample_arguments": Allowed("errors"),
+    "sample_arguments": Allowed("errors storage"),
     "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
-    "user_cache": Allowed(),
+    "user_cache": Allowed("storage"),
     "stopped_runs": Allowed("atomic"),
     "resume": Allowed("errors config processes run_lock stopped_runs"),
-    "preflight": Allowed("errors config processes"),
+    "preflight": Allowed("errors config processes storage"),
     "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
     "record_settings": Allowed(),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
@@ -85,23 +86,23 @@ ALLOWED = {
         "torch einops jaxtyping PIL",
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
-    "model": Allowed("errors runs model_files checkpoint_files config experiment families", "torch"),
+    "model": Allowed("errors storage runs model_files checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines user_cache", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
-    "sample_record": Allowed("errors runs record_settings", "PIL"),
-    "sample_files": Allowed("errors atomic data pictures sample_record", "torch numpy"),
+    "sample_record": Allowed("errors runs record_settings storage", "numpy PIL"),
+    "sample_files": Allowed("errors atomic data pictures processes run_lock sample_record", "torch numpy"),
     "control": Allowed("errors data denoisers families model noisy_classifier runs sample_record samplers", "torch"),
     "encode_images": Allowed("errors atomic control encoding families pictures sample_record", "torch numpy"),
     "draw": Allowed(
         "errors control encode_images fit_sampler runs data devices families model pictures processes sample_arguments "
         "sample_files sample_record samplers "
-        "sampling schedules",
+        "sampling schedules storage",
         "torch numpy PIL tqdm",
     ),
     "training": Allowed(
-        "errors atomic full_disk random run_lock runs model_files checkpoint_files config data devices denoisers "
-        "experiment families likelihood model objectives pictures preflight processes samplers sampling stopped_runs "
-        "baselines evaluations",
+        "errors storage atomic full_disk random run_lock runs model_files checkpoint_files config data devices "
+        "denoisers experiment families likelihood model objectives pictures preflight processes samplers sampling "
+        "stopped_runs baselines evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
@@ -112,7 +113,7 @@ ALLOWED = {
     "commands": Allowed(
         "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment "
         "fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight preflight_commands "
-        "processes random report runs sample_arguments samplers sampling schedules tensor_files training "
+        "processes random report runs sample_arguments samplers sampling schedules storage tensor_files training "
         "user_cache",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),

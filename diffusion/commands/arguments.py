@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import UserError
-from ..sample_arguments import Parser, number, positive, seed, tolerance
+from ..sample_arguments import Parser, number, path, positive, seed, tolerance
 
 SPLITS = ("test", "validation", "train")
 WANDB = ("auto", "online", "offline", "off")
@@ -27,7 +27,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", nargs="+", metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")
+    add("run", nargs="+", type=path, metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")
     _common(parser)
     add(
         "--method",
@@ -50,7 +50,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
     add("--again", action="store_true", help="measure again what was measured before")
     add("--ranked", action="store_true", help="draw the most and the least likely images beside the figures")
-    add("--ood", metavar="DATA", help="also measure the images of another data set (a name, a folder, .zip or .npz), "
+    add("--ood", type=path, metavar="DATA",
+        help="also measure the images of another data set (a name, a folder, .zip or .npz), "
         "and draw both histograms with their AUROC")  # fmt: skip
     return parser.parse_args(list(argv))
 
@@ -69,9 +70,15 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", nargs="+", metavar="RUN", help="a run folder or its name, or a model file, measured by `evaluate`")
+    add(
+        "run",
+        nargs="+",
+        type=path,
+        metavar="RUN",
+        help="a run folder or its name, or a model file, measured by `evaluate`",
+    )
     _common(parser)
-    add("--out", metavar="DIR", default="comparison", help="where the files go (default: comparison)")
+    add("--out", type=path, metavar="DIR", default="comparison", help="where the files go (default: comparison)")
     add("--no-baselines", dest="baselines", action="store_false",
         help="leave out the classical models (histogram a pixel, mixtures, forest, PNG)")  # fmt: skip
     return parser.parse_args(list(argv))
@@ -79,7 +86,7 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--split", choices=SPLITS, default="test", help="the images (default: test)")
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
 

@@ -16,6 +16,7 @@ from ..cli import ProgressBar
 from ..data import ImageData
 from ..errors import UserError
 from ..report import console
+from ..storage.paths import file_name
 from . import exports, figures, html_page, mirror, ood, records, tables
 from .baselines import classical_rows
 from .comparison import common_images, gaps
@@ -69,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
     for name, text in written.items():
         atomic.write_text(out / name, text)
     for name, image in charts.items():
-        pictures.save(out / f"{_file_name(name)}.png", image)
+        pictures.save(out / f"{file_name(name)}.png", image)
     mirrored = mirror.mirror_comparison(out, subjects[0], content, {**charts, **_prefixed(samples)}, options.wandb)
-    _print(content, [*written, *(f"{_file_name(name)}.png" for name in charts)], out, mirrored)
+    _print(content, [*written, *(f"{file_name(name)}.png" for name in charts)], out, mirrored)
     return 0
 
 
@@ -130,10 +131,6 @@ def _samples(subject: Subject) -> Image.Image:
 
 def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:
     return {f"samples/{name}": image for name, image in samples.items()}
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.") or "chart"
 
 
 def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, number, positive, seed, tolerance
+from ..sample_arguments import Parser, number, path, positive, seed, tolerance
 from .arguments import WANDB
 
 # The options of drawing that a figure may depend on.
@@ -27,14 +27,17 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", nargs="+", metavar="RUN|FOLDER", help="a run folder or its name, a model file, pretrained:NAME; or "
+    add("run", nargs="+", type=path, metavar="RUN|FOLDER",
+        help="a run folder or its name, a model file, pretrained:NAME; or "
         "images: a folder, .zip, .tar or .npz (with --data)")  # fmt: skip
-    add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--data", metavar="DATA", help="what a folder of images is held against: a named data set, a run (its data), "
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--data", type=path, metavar="DATA",
+        help="what a folder of images is held against: a named data set, a run (its data), "
         "or a path of images")  # fmt: skip
     add("--reference", choices=("train", "test"), default="train", help="the split held against (default: train)")
     add("--flips", action="store_true", help="count the mirror image of each reference image too")
-    add("--features", metavar="NAME|FILE", help="digits, mnist, inception, or a file: .safetensors of train-features, "
+    add("--features", type=path, metavar="NAME|FILE",
+        help="digits, mnist, inception, or a file: .safetensors of train-features, "
         "or Inception's weights (default: digits and mnist for these, else inception)")  # fmt: skip
     add("--download", action="store_true", help="fetch the data set of --data, and torchvision's Inception weights, "
         "where they are absent")  # fmt: skip

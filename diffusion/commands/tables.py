@@ -83,7 +83,7 @@ def half_width(interval: Interval, sign: bool = True) -> str:
     return f"{mean} ± {interval.high - interval.mean:.4f}" if math.isfinite(interval.high) else mean
 
 
-NARROW = (
+NARROW: tuple[str, ...] = (
     "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim ± 95 %",
     "to the best, paired", "test - train, unpaired", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip

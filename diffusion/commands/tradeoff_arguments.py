@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, number, positive, seed
+from ..sample_arguments import Parser, number, path, positive, seed
 from .arguments import WANDB
 
 BUDGETS = (5, 10, 20, 50)
@@ -27,9 +27,10 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN|exact:NAME", help="a run folder or its name, a model file, pretrained:NAME; or a model in "
+    add("run", type=path, metavar="RUN|exact:NAME",
+        help="a run folder or its name, a model file, pretrained:NAME; or a model in "
         "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
-    add("--runs", metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--samplers", nargs="+", metavar="NAME", help="names of sample.py's --sampler, or all (default: one or two of "
         "each sort; all is without fitted, which takes minutes to fit to a network)")  # fmt: skip
     add("--budgets", nargs="+", type=positive, default=list(BUDGETS), metavar="N", help="evaluations a sample, the "
@@ -39,7 +40,8 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum, as "
         "sample.py (default: 9.25)")  # fmt: skip
     add("--by", choices=BY, default="fid", help="what the best is the best of (default: fid)")
-    add("--features", metavar="NAME|FILE", help="of FID and KID, as quality (default: digits and mnist for these, else "
+    add("--features", type=path, metavar="NAME|FILE",
+        help="of FID and KID, as quality (default: digits and mnist for these, else "
         "inception; the numbers themselves for exact:NAME)")  # fmt: skip
     add("--download", action="store_true", help="fetch torchvision's Inception weights where they are absent")
     add("--seed", type=seed, default=0, metavar="S", help="of the samples (default: 0)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, positive, seed
+from ..sample_arguments import Parser, path, positive, seed
 
 FEATURES_STEPS = 1500
 CLASSIFIER_STEPS = 2000
@@ -16,10 +16,10 @@ def parse_training_arguments(argv: Sequence[str], name: str, steps: int) -> argp
     parser = Parser(prog=f"python -m diffusion {name}", allow_abbrev=False)
     add = parser.add_argument
     add("data", metavar="DATA", help="a named data set with labels: digits, mnist, ...")
-    add("--path", help="a folder, .zip, .tar or .npz of images in place of the set's own")
-    add("--root", default="data", help="the folder that data sets are kept in (default: data)")
+    add("--path", type=path, help="a folder, .zip, .tar or .npz of images in place of the set's own")
+    add("--root", type=path, default="data", help="the folder that data sets are kept in (default: data)")
     add("--size", type=positive, metavar="PIXELS", help="resize the images, as data.size (default: as they are)")
     add("--steps", type=positive, default=steps, metavar="N", help=f"training steps (default: {steps})")
     add("--seed", type=seed, default=0, metavar="S", help="default: 0")
-    add("--out", required=True, metavar="FILE", help="the .safetensors file to write")
+    add("--out", type=path, required=True, metavar="FILE", help="the .safetensors file to write")
     return parser.parse_args(list(argv))

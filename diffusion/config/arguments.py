@@ -9,6 +9,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from ..errors import UserError, did_you_mean
+from ..storage.paths import expanded
 from .files import KEYS, SECTIONS, available_configs, dump_config, load_config
 from .run_sections import Config
 from .values import Section, describe, types_of
@@ -107,7 +108,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         if flag == "--config":
             config = value
         elif flag == "--resume":
-            resume = value
+            resume = value if value in ("auto", "never") else expanded(value, flag)
         else:
             overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
     arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume, **switches)

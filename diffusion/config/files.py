@@ -5,12 +5,14 @@ In files a key is written `steps` below `trainer`, or in full, `trainer.steps`, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, did_you_mean
+from ..storage.paths import named_path
 from .run_sections import Config
 from .strict_yaml import read_yaml, write_yaml
 from .values import NULL, Plain, Section, read_section, show, types_of
@@ -39,7 +41,7 @@ def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise UserError(f"{path}: cannot be read as a configuration: {reason}") from None
-    return parse_config(text, overrides, source=str(path), name=path.stem)
+    return parse_config(text, overrides, source=str(path), name=_run_name(path.stem))
 
 
 def parse_config(
@@ -98,7 +100,7 @@ def find_config(config: str | Path) -> Path:
     Raises:
         UserError: If there is none; names those that there are.
     """
-    path = Path(config)
+    path = named_path(config, "--config")
     is_bare = path.name == str(config) != ""
     folders = config_folders() if is_bare else []
     for candidate in (path, *(folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in folders)):
@@ -109,6 +111,12 @@ def find_config(config: str | Path) -> Path:
     names = available_configs()
     hint = did_you_mean(path.stem, names)
     raise UserError(f"configuration {show(str(config))}: {found}; available: {', '.join(names) or 'none'}.{hint}")
+
+
+def _run_name(stem: str) -> str:
+    """The name of runs of a file: what a run's name takes of the file's."""
+    name = re.sub(r"[^\w.+=-]+", "-", stem)[:80].strip("-.")
+    return name if re.match(r"[A-Za-z0-9_]", name) else f"run-{name}".rstrip("-")
 
 
 def config_folders() -> list[Path]:

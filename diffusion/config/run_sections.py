@@ -132,7 +132,7 @@ class Config(Section):
     )
     name: str | None = option(None, "name of the run; by default the name of the configuration file")
     seed: int = option(0, "seed of everything random", at_least=0)
-    runs: str = option("runs", "folder that runs are kept in")
+    runs: str = option("runs", "folder that runs are kept in", True)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: on a GPU if there is one")
 
     data: DataConfig = field(default=DataConfig())

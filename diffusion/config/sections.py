@@ -24,13 +24,13 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     name: Literal[Images, Toys] = option("digits", "the data set: images, images of your own (folder), or points")
-    path: str | None = option(None, "a folder or a .zip, .tar or .npz file of images, in place of the set's own")
-    root: str = option("data", "folder that data sets are kept in")
+    path: str | None = option(None, "a folder or a .zip, .tar or .npz file of images, in place of the set's own", True)
+    root: str = option("data", "folder that data sets are kept in", True)
     download: bool = option(True, "fetch a data set that is not in root")
     size: int | None = option(None, "height and width that images are brought to; null: as they are", at_least=1)
     unreadable: Literal["refuse", "skip"] = option("refuse", "files that cannot be read as images (folder, zip, tar)")
     cache: str | None = option(
-        None, "folder that decoded images are kept in and mapped from, for large sets (folder, zip, tar)"
+        None, "folder that decoded images are kept in and mapped from, for large sets (folder, zip, tar)", True
     )
     place: Literal["memory", "device"] = option("memory", "where training images are held; device: on each GPU, whole")
     flip: bool | None = option(None, "mirror training images at random; null: where the data set allows it")

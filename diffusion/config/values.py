@@ -7,6 +7,7 @@ checks every value, so that a section that exists is valid. Nothing here imports
 from __future__ import annotations
 
 import math
+import os
 import re
 import types
 from dataclasses import dataclass, field, fields
@@ -28,15 +29,16 @@ class Plain(str):
     """
 
 
-def option(default: Any, text: str, **bounds: int | float) -> Any:
+def option(default: Any, text: str, path: bool = False, **bounds: int | float) -> Any:
     """Make a dataclass field.
 
     Args:
         default: The default.
         text: What `--help` says of the option.
+        path: Whether it names a file or a folder, where `~` is the home folder.
         bounds: The range of a number, or of each number of a list: `at_least`, `above`, `at_most`, `below`.
     """
-    return field(default=default, metadata={"help": text, "bounds": bounds})
+    return field(default=default, metadata={"help": text, "path": path, "bounds": bounds})
 
 
 @cache
@@ -147,6 +149,8 @@ class Section:
     def __post_init__(self) -> None:
         for f in (f for f in fields(self) if f.metadata):
             value = self.convert_option(f.name, getattr(self, f.name))
+            if f.metadata["path"] and value is not None:
+                value = os.path.expanduser(value)  # of another machine's user it stays what it is, as its model does
             object.__setattr__(self, f.name, value)
             self._check_bounds(self.key(f.name), value, f.metadata["bounds"])
         for selector, kinds in self.variants.items():

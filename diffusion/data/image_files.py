@@ -78,7 +78,7 @@ def load_files(
         if cache is None:
             decoded = decode_all(files, size, progress, skip)
         else:
-            decoded = decode_cached(cache.expanduser(), files, size, progress, skip)
+            decoded = decode_cached(cache, files, size, progress, skip)
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)

@@ -21,6 +21,7 @@ from diffusion.data.raw_images import RawImages
 from diffusion.data.splits import SPLITS, split_rows
 from diffusion.data.torchvision_sets import has_layout, load_torchvision
 from diffusion.errors import UserError, choose
+from diffusion.storage.paths import named_path
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,17 @@ def load_images(
             raise UserError(
                 "data.path: found none; data.name=folder needs the path of images: a folder, a .zip, .tar or .npz file."
             )
-        raw = load_torchvision(name, Path(root), download, size)
-    elif has_layout(name, Path(path).expanduser()):
-        raw = load_torchvision(name, Path(path), False, size)
+        raw = load_torchvision(name, named_path(root, "data.root"), download, size)
+    elif has_layout(name, named_path(path, "data.path")):
+        raw = load_torchvision(name, named_path(path, "data.path"), False, size)
     else:
 
         def split_files(keys: list[str], parts: dict[str, range]) -> tuple[dict[str, list[int]], str]:
             return split_rows(keys, parts, validation, facts.validation_fraction, test_fraction)
 
         choose("data.unreadable", unreadable, UNREADABLE)
-        skip, kept_in = unreadable == "skip", None if cache is None else Path(cache)
-        raw = load_files(Path(path).expanduser(), size, progress, skip, kept_in, split_files)
+        skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
+        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files)
 
     rows, rule = _rows(raw, validation, facts, test_fraction)
     images = {split: raw.images[rows[split]] for split in SPLITS}

@@ -60,7 +60,6 @@ def load_torchvision(name: str, root: Path, download: bool, size: int | None = N
     from torchvision import datasets
 
     dataset_class = getattr(datasets, SETS[name].class_name)
-    root = root.expanduser()
     files, archives, addresses = _inventory(dataset_class, SETS[name].folder)
     missing = [file for file in files if not (root / file).is_file()]
     if missing and not download:

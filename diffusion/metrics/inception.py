@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..storage.paths import named_path
 from .extractor import FeatureExtractor
 
 SIDE = 299
@@ -84,7 +85,7 @@ def load_inception(path: str | Path, levels: int = 256) -> InceptionFeatures:
     Raises:
         UserError: For a file that is missing, damaged, would run code, or holds other weights.
     """
-    path = Path(path)
+    path = named_path(path, "--features")
     if not path.is_file():
         raise UserError(f"--features: there is no file {path}")
     try:

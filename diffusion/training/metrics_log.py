@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from diffusion import atomic, full_disk
 from diffusion.errors import UserError
+from diffusion.storage.paths import named_path
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -33,7 +34,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The file is missing, or a line other than the last is no JSON object with a step.
     """
-    path = Path(path)
+    path = named_path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
     rows = []
