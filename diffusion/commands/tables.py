@@ -96,6 +96,7 @@ def narrow_cells(content: Content, group: Group, row: Evaluation, difference: In
     hardware = "" if full["trained on"] == UNKNOWN else f"; trained on {full['trained on']}"
     paired = full["difference to the best (paired)"]
     short = {
+        "training seconds": _count(row.model.get("training_seconds")),
         "bits/dim ± 95 %": half_width(row.estimate.mean(), sign=False),
         "to the best, paired": paired if difference is None else half_width(difference),
         "test - train, unpaired": UNKNOWN if gap is None else half_width(gap.difference),
@@ -109,7 +110,9 @@ def rich_table(content: Content) -> Table:
     table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
     shown = [column for column in NARROW if column not in ("test - train, unpaired", "protocol")]
     for column in ("", *shown):
-        table.add_column(column, justify="left" if column in ("", *_TEXT) else "right", overflow="fold")
+        whole = column in ("bits/dim ± 95 %", "to the best, paired")  # where there is no room, others fold
+        side = "left" if column in ("", *_TEXT) else "right"
+        table.add_column(column, justify=side, overflow="fold", no_wrap=whole)
     for group, row, difference in content.lines():
         narrow = dict(zip(NARROW, narrow_cells(content, group, row, difference), strict=True))
         texts = [group.letter, *(narrow[column] for column in shown)]
@@ -165,7 +168,7 @@ def sentences(groups: Sequence[Group]) -> list[str]:
 def markdown(content: Content) -> str:
     """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
     rows = [cells(content, *line) for line in content.lines()]
-    parts = [f"# {content.title}", content.about, _markdown_table(COLUMNS, rows)]
+    parts = [f"# {content.title}", content.about, markdown_table(COLUMNS, rows)]
     if content.left_out:
         parts.append("\n".join(f"- {_safe(text)}" for text in content.left_out))
     parts += ["## Why the groups are apart", APART]
@@ -173,10 +176,10 @@ def markdown(content: Content) -> str:
     if len(content.groups) > 1:
         parts += ["## Between the groups", BETWEEN, "\n".join(f"- {_safe(text)}" for text in sentences(content.groups))]
     if content.gaps:
-        parts += ["## Test against train", SPLITS, _markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
+        parts += ["## Test against train", SPLITS, markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
     if parted := part_rows(content):
-        parts += ["## Where the bits go", _markdown_table(PART_COLUMNS, parted)]
-    parts += ["## Error budgets", _markdown_table(*budgets(content.rows))]
+        parts += ["## Where the bits go", markdown_table(PART_COLUMNS, parted)]
+    parts += ["## Error budgets", markdown_table(*budgets(content.rows))]
     if content.data_sets:
         parts += ["## Other data sets", "\n".join(f"- {_safe(text)}" for text in content.data_sets)]
     return "\n\n".join(parts) + "\n"
@@ -186,7 +189,8 @@ def _safe(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; bars and angle brackets in its texts break nothing."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(map(_safe, texts))} |" for texts in lines)
 

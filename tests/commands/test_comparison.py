@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 from tiny_configs import _ALL
 
@@ -238,15 +239,20 @@ def test_what_training_cost_is_in_every_table():
     for line in content.lines():
         cells[line[1].model["run"]] = dict(zip(tables.COLUMNS, tables.cells(content, *line), strict=True))
         narrow = dict(zip(tables.NARROW, tables.narrow_cells(content, *line), strict=True))
-        assert narrow["training seconds"] == cells[line[1].model["run"]]["training seconds"]
+        assert narrow["training seconds"] == cells[line[1].model["run"]]["training seconds"].partition(" (")[0]
     columns = ("images seen", "training seconds", "trained on")
     assert [cells["a"][column] for column in columns] == ["115,200", "201 (388 CPU)", "cpu, 2"]
     assert [cells["b"][column] for column in columns] == ["—"] * 3
     html = page(content, {}, {}, {})
     assert "115,200" in html
     assert "trained on cpu, 2" in html
-    head = [str(column.header) for column in tables.rich_table(content).columns]
-    assert {"parameters", "images seen", "training seconds", "kind"} <= set(head)
+    table = tables.rich_table(content)
+    assert {"parameters", "images seen", "training seconds", "kind"} <= {str(column.header) for column in table.columns}
+    console = Console(width=100)  # too little: names fold, figures do not
+    with console.capture() as capture:
+        console.print(table)
+    for row in rows:
+        assert tables.half_width(row.estimate.mean(), sign=False) in capture.get()
 
 
 @pytest.fixture
