@@ -74,8 +74,9 @@ def measure(model: str, images: int, rounds: int, tolerance: float, truth_images
     """Time both methods in turn, and their errors; a summary as plain values."""
     loaded = diffusion.load(model)
     denoiser = loaded.denoiser
-    data = load_images(loaded.facts.name).test[:images]
-    keys = torch.arange(len(data))
+    test = load_images(loaded.facts.name).test
+    keys = random.fixed_order(len(test))[:images]
+    data = test[keys]
     dequantizer = Dequantizer(loaded.facts.levels)
     x = dequantizer.dequantize(data, random.uniform(0, keys, 0, data.shape[1:], random.STREAM_DEQUANTIZE)).float()
     bits = x[0].numel() * math.log(2.0)

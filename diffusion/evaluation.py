@@ -13,6 +13,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from .likelihood import Estimate
 from .likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from .likelihood.importance_weights import unreliable
 from .model import TrainedModel
+from .random import FIXED_ORDER, fixed_subset
 from .user_cache import user_cache
 
 CODES = "codes.json"
@@ -39,6 +41,9 @@ def evaluate(
     model: TrainedModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
 ) -> dict[str, Estimate]:
     """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
+
+    Of fewer images than there are, those that come first in the fixed order (`random.fixed_order`) are taken, each with
+    the noise that it has in the whole set.
 
     Args:
         model: The model, on the device to measure on.
@@ -62,13 +67,18 @@ def evaluate(
         return {**model.estimates(x, options, tell), "true density": truth}
     assert data.images is not None
     images = data.images
-    test = images.test[: options.images]
-    found = model.estimates(test, options, tell)
+    total = len(images.test)
+    rows = fixed_subset(total, options.images)
+    test = images.test if len(rows) == total else images.test[rows]
+    found = model.estimates(test, options, tell, rows)
     if options.baselines:
         for classical in classical_models(images.train, images.validation, images.levels):
             if not classical.left_out:
-                found[classical.name] = measure_classical(classical, images.train, images.validation, test, tell)
-    return found
+                found[classical.name] = measure_classical(classical, images.train, images.validation, test, rows, tell)
+    if len(rows) == total:
+        return found
+    chosen = {"of": total, "order": FIXED_ORDER}
+    return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}
 
 
 def left_out(data: Data, options: EvaluationConfig) -> list[str]:
@@ -84,6 +94,7 @@ def measure_classical(
     train: torch.Tensor,
     validation: torch.Tensor,
     test: torch.Tensor,
+    rows: torch.Tensor,
     tell: Callable[[str], Callable[[int, int], None] | None] = lambda _: None,
 ) -> Estimate:
     """Fit and measure a classical model, or find what is kept of it in the user's cache.
@@ -92,10 +103,11 @@ def measure_classical(
         model: The model.
         train, validation: The images that it is fitted to and chosen on; with those measured they are what is kept by.
         test: The images to measure.
+        rows: Their rows in their split, which key their noise.
         tell: Gives, for a name, what to call with (done, of how many).
     """
     digest = hashlib.sha256(f"{model.name} {model.version} {tuple(train.shape[1:])}".encode())
-    for images in (train, validation, test):
+    for images in (train, validation, test, rows):
         digest.update(f"{len(images)} ".encode() + images.contiguous().cpu().numpy().tobytes())
     name = model.name.lower().replace(" ", "-")
     path = user_cache("classical") / f"{name}-{digest.hexdigest()[:16]}.json"
@@ -103,7 +115,7 @@ def measure_classical(
         return Estimate.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         pass  # not there, or damaged
-    text = json.dumps(model.measure(test, tell(model.name)).to_dict())
+    text = json.dumps(replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict())
     with contextlib.suppress(OSError):  # what cannot be kept is fitted again
         atomic.write_text(path, text)
     return Estimate.from_dict(json.loads(text))  # the same whether it was fitted just now or found

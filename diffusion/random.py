@@ -12,8 +12,9 @@ Muller's transform in float64 and rounded once, so that the last bit of a vector
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,7 +34,38 @@ STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
 # The streams from here on are one: their last 15 bits belong to the node of a tree (`path_normal`).
 STREAM_PATH = 0x8000
 
+# What a record calls `fixed_order`.
+FIXED_ORDER = "SHA-256 of the index"
+
 _AHEAD, _AT_ONCE = 32, 2**15  # steps that a sampler's noise is drawn for at once, and normals, at most
+
+
+def hashed_order(keys: Iterable[str]) -> list[int]:
+    """Return the positions of `keys`, which are all different, sorted by the SHA-256 of the key."""
+    digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
+    return sorted(range(len(digests)), key=lambda row: (digests[row], row))
+
+
+def fixed_order(rows: int | Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The order in which rows of a data set are taken where not all of them are: that of the SHA-256 of their numbers.
+
+    Files lie by class, by writer or by difficulty, so that the first rows of a set are no sample of it, and every k-th
+    row may be of one class. This order is pseudo-random and depends on nothing but the rows' own numbers: the first n
+    are among the first n + 1, and those that come first of any part of the rows do so among all of them.
+
+    Args:
+        rows: Their numbers, all different; or their count n, for 0 .. n - 1.
+
+    Returns:
+        Positions in `rows`, the one to take first in front.
+    """
+    numbers = range(rows) if isinstance(rows, int) else rows.tolist()
+    return torch.tensor(hashed_order(map(str, numbers)), dtype=torch.long)
+
+
+def fixed_subset(total: int, count: int | None) -> Int[Tensor, " n"]:
+    """The rows 0 .. total - 1 that come first in the fixed order, `count` of them at most, in ascending order."""
+    return torch.arange(total) if count is None or count >= total else fixed_order(total)[:count].sort().values
 
 
 def philox4x32(

@@ -19,6 +19,7 @@ from diffusion.evaluation import describe, evaluate, left_out, measure_classical
 from diffusion.experiment import Data, DataFacts
 from diffusion.likelihood import Estimate
 from diffusion.model import DiffusionModel
+from diffusion.random import FIXED_ORDER, fixed_order
 from diffusion.schedules import VP
 
 LEVELS = 5
@@ -71,6 +72,17 @@ def test_the_models_own_figures_come_first_and_each_image_counts_once(images, es
         assert steps == [(min(7 * (i + 1), 40), 40) for i in range(6)]
 
 
+def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates):
+    whole, _ = estimates
+    found = evaluate(model, images, replace(OPTIONS, images=9))
+    rows = fixed_order(40)[:9].sort().values
+    for name, estimate in found.items():
+        assert estimate.indices.tolist() == rows.tolist(), name
+        torch.testing.assert_close(estimate.log_prob, whole[name].log_prob[rows], rtol=1e-5, atol=1e-5)
+        assert (estimate.protocol["of"], estimate.protocol["order"]) == (40, FIXED_ORDER)
+        assert "order" not in whole[name].protocol
+
+
 def test_the_figures_are_in_order(images, estimates):
     """Against the entropy of the truth: nothing is below it but by chance, and the fitted models are near."""
     found, _ = estimates
@@ -117,11 +129,12 @@ def test_what_is_fitted_is_kept_by_its_images_and_mended_where_damaged(images, t
     def measure(name, test, validation=data.validation):
         (model,) = [m for m in classical_models(data.train, validation, LEVELS) if m.name == name]
 
-        def counted(x, progress):
+        def counted(x, rows, progress):
             fits.append(name)
-            return model.measure(x, progress)
+            return model.measure(x, rows, progress)
 
-        return measure_classical(replace(model, measure=counted), data.train, validation, test)
+        rows = torch.arange(len(test))
+        return measure_classical(replace(model, measure=counted), data.train, validation, test, rows)
 
     for count, name in enumerate(CLASSICAL, start=1):
         first = measure(name, data.test)

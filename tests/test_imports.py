@@ -52,7 +52,7 @@ ALLOWED = {
         THEORY + " scipy sklearn PIL",
     ),
     "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
-    "metrics": Allowed("errors nearest tensor_files storage", "torch jaxtyping torchvision"),
+    "metrics": Allowed("errors nearest random tensor_files storage", "torch jaxtyping torchvision"),
     "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
@@ -81,13 +81,13 @@ ALLOWED = {
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors atomic config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
+        "errors atomic random config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
         "fit_sampler schedules pictures runs user_cache",
         "torch einops jaxtyping PIL",
     ),
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
     "model": Allowed("errors storage runs model_files checkpoint_files config experiment families", "torch"),
-    "evaluation": Allowed("errors atomic runs config experiment likelihood model baselines user_cache", "torch"),
+    "evaluation": Allowed("errors atomic random runs config experiment likelihood model baselines user_cache", "torch"),
     "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
     "sample_record": Allowed("errors runs record_settings storage", "numpy PIL"),
     "sample_files": Allowed("errors atomic data pictures processes run_lock sample_record", "torch numpy"),

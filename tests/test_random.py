@@ -1,10 +1,13 @@
 """Randomness is a function of (seed, index, step): known answers, laws of the draws, independence of the batch."""
 
+import hashlib
+
 import pytest
 import scipy.stats
 import torch
 
 from diffusion import random
+from diffusion.random import fixed_order, fixed_subset
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,21 @@ def test_noise_drawn_for_steps_to_come_is_that_of_each_step(rows):
     assert (noise.steps_at_once == 1) == (rows == 5000)
     for step in (0, 1, 2, 3, 40, 39, 38, 0):
         assert torch.equal(noise(step), random.normal(9, indices, step, (2, 3), random.STREAM_SOLVER))
+
+
+def test_the_fixed_order_is_that_of_the_digests_and_nested():
+    order = fixed_order(1000)
+    digests = [hashlib.sha256(str(row).encode()).hexdigest() for row in order.tolist()]
+    assert digests == sorted(digests)
+    assert sorted(order.tolist()) == list(range(1000))
+    some = torch.tensor([700, 3, 41, 999, 12])
+    place = {row: at for at, row in enumerate(order.tolist())}
+    assert [place[row] for row in some[fixed_order(some)].tolist()] == sorted(place[row] for row in some.tolist())
+    assert set(fixed_subset(1000, 10).tolist()) < set(fixed_subset(1000, 11).tolist())
+    assert fixed_subset(5, None).tolist() == fixed_subset(5, 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_class_of_an_ordered_or_alternating_set_is_left_out():
+    for labels in (torch.arange(1000) // 100, torch.arange(1000) % 10):
+        counts = labels[fixed_order(1000)[:200]].bincount(minlength=10)
+        assert 8 <= int(counts.min()) <= int(counts.max()) <= 34, "20 each, but for chance"

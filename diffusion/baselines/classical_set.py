@@ -13,6 +13,8 @@ from ..likelihood import Dequantizer, Estimate, classical
 from ..likelihood.level_models import AutoregressiveForest, CategoricalMixture
 
 Progress = Callable[[int, int], None]
+# Of images (B, *shape) and their rows in their split, which key noise; with progress (done, of how many) if any.
+Measure = Callable[[Tensor, Tensor, Progress | None], Estimate]
 
 # Beyond these a fit takes longer than the model it is compared with, or more memory than a laptop has.
 _DENSITY_DIMS = 128
@@ -27,13 +29,13 @@ class ClassicalModel:
     Args:
         name: What tables call it.
         version: Changes with whatever changes its figures; what is kept of another version is measured again.
-        measure: Fits it and measures images, with progress (done, of how many) if any.
+        measure: Fits it and measures images.
         left_out: Why it is not fitted to these images; empty where it is.
     """
 
     name: str
     version: int
-    measure: Callable[[Tensor, Progress | None], Estimate]
+    measure: Measure
     left_out: str = ""
 
 
@@ -52,16 +54,16 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
     uncounted = f"{counts:,} counts (images x pixels x levels) are more than {_COUNTS:,}" if counts > _COUNTS else ""
     slow = f"{pixels:,} training pixels are more than {_FOREST_PIXELS:,}" if pixels > _FOREST_PIXELS else ""
 
-    def histogram(images: Tensor, progress: Progress | None) -> Estimate:
+    def histogram(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
         return classical.IndependentPixels.fit(train, levels).log_likelihood(images)
 
-    def gaussians(images: Tensor, progress: Progress | None) -> Estimate:
-        return classical.gaussian_mixture(train, validation, images, Dequantizer(levels))
+    def gaussians(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
+        return classical.gaussian_mixture(train, validation, images, Dequantizer(levels), indices=rows)
 
-    def categoricals(images: Tensor, progress: Progress | None) -> Estimate:
+    def categoricals(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
         return CategoricalMixture.fit(train, validation, levels, progress=progress).log_likelihood(images)
 
-    def forest(images: Tensor, progress: Progress | None) -> Estimate:
+    def forest(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
         return AutoregressiveForest.fit(train, validation, levels, progress=progress).log_likelihood(images)
 
     return [
@@ -72,12 +74,12 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
     ]
 
 
-def _timed(measure: Callable[[Tensor, Progress | None], Estimate]) -> Callable[[Tensor, Progress | None], Estimate]:
+def _timed(measure: Measure) -> Measure:
     """With the seconds of the fit in those of the figure."""
 
-    def timed(images: Tensor, progress: Progress | None) -> Estimate:
+    def timed(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
         start = time.perf_counter()
-        estimate = measure(images, progress)
+        estimate = measure(images, rows, progress)
         return replace(estimate, seconds=time.perf_counter() - start)
 
     return timed

@@ -154,10 +154,10 @@ class EAE(LatentImageModel):
         tell = tell or (lambda _: None)
         tell(f"the statistics of the codes of {len(images):,} images")
         self.fit_statistics(images)
-        some = _some(images, MIXTURE_CODES, seed)
+        some = _some(images, MIXTURE_CODES)
         tell(f"a mixture of {len(self.mixture_weights)} Gaussians to {len(some):,} codes")
         self.fit_mixture(some, seed)
-        self.fit_density(_some(images, steps * _FIT_BATCH, seed), seed, steps, tell)
+        self.fit_density(_some(images, steps * _FIT_BATCH), seed, steps, tell)
 
     @torch.no_grad()
     def fit_statistics(self, images: UInt8[Tensor, " n c h w"]) -> None:
@@ -189,7 +189,10 @@ class EAE(LatentImageModel):
         with evaluation_mode(self):
             codes = self.codes(images)
             with torch.no_grad():
-                some = slice(_FIT_BATCH)
+                order = random.fixed_order(len(images)).to(
+                    images.device
+                )  # in that of files a batch may be of one class
+                some = order[:_FIT_BATCH]
                 residual = self.decoder(codes[some]) - self.centred(images[some])
                 raw_scale = 0.5 * residual.double().square().mean().clamp(min=1e-8).log().to(self.dtype)
             raw_scale.requires_grad_()
@@ -197,7 +200,7 @@ class EAE(LatentImageModel):
             optimizer = torch.optim.Adam([raw_scale, log_std], lr=_FIT_RATE)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = _FIT_RATE * (1.0 - step / steps)
-                rows = (step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)
+                rows = order[(step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)]
                 shape = (_FIT_SAMPLES, self.latent_dim)
                 eps = random.normal(seed, rows, step, shape, random.STREAM_EVALUATE, self.dtype, codes.device)
                 z = codes[rows, None] + log_std.exp() * eps
@@ -247,8 +250,6 @@ class EAE(LatentImageModel):
             return torch.cat([f(part) for part in images.split(choose_batch_size(batch_size, images[0].numel()))])
 
 
-def _some(images: Tensor, most: int, seed: int) -> Tensor:
-    """`most` of the images, drawn at random (they may be sorted); all, in order, where there are no more."""
-    if len(images) <= most:
-        return images
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].to(images.device)]
+def _some(images: Tensor, most: int) -> Tensor:
+    """`most` of the images, the first in the fixed order; all, as they are, where there are no more."""
+    return images if len(images) <= most else images[random.fixed_subset(len(images), most).to(images.device)]

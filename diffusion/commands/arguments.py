@@ -34,7 +34,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="ode, elbo, elbo-discrete, iwae, ais, ... (default: ode for diffusion, iwae else)",
     )
-    add("--images", type=positive, metavar="N", help="only the first N images (default: all)")
+    add("--images", type=positive, metavar="N", help="only N images, the same ones every time: the first in the order "
+        "of the SHA-256 of their row (default: all)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
         help="spend compute where the error budget is largest until the error is at most E bits/dim, and say what was "
         "spent: as many of the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..evaluation import measure_classical
 from ..likelihood import Estimate, classical
 from . import records
 from .records import Evaluation, Protocol
+from .subjects import rows_of
 
 Tell = Callable[[str], Callable[[int, int], None] | None]
 
@@ -27,11 +29,11 @@ def classical_rows(
     Args:
         folder: Where they are kept.
         data: The data set, whose training images they are fitted to.
-        images: The images to measure.
+        images: The images to measure, in the order of their rows in the split.
         identity: What identifies these.
         tell: Gives, for a model's name, what to call with (done, of how many).
     """
-    rows, left_out = [], []
+    rows, left_out, indices = [], [], rows_of(identity)
     fitted_on = hashlib.sha256(data.train.numpy().tobytes() + data.validation.numpy().tobytes()).hexdigest()
 
     def add(name: str, options: dict[str, object], measure: Callable[[], Estimate]) -> None:
@@ -40,7 +42,7 @@ def classical_rows(
             row = records.read(folder / f"{protocol.name}.json")
         except UserError:  # not there, or damaged
             model = {"run": name, "family": "classical", "parameters": None, "data": data.name}
-            row = records.write(folder, protocol, model, measure())
+            row = records.write(folder, protocol, model, replace(measure(), indices=indices))
         rows.append(row)
 
     for model in classical_models(data.train, data.validation, data.levels):
@@ -48,7 +50,11 @@ def classical_rows(
             left_out.append(f"{model.name}: left out, {model.left_out}")
             continue
         options: dict[str, object] = {"version": model.version}
-        add(model.name, options, lambda m=model: measure_classical(m, data.train, data.validation, images, tell))
+        add(
+            model.name,
+            options,
+            lambda m=model: measure_classical(m, data.train, data.validation, images, indices, tell),
+        )
     if data.shape[0] in (1, 3):
         add("PNG", {}, lambda: classical.png(images, data.levels))
     return rows, left_out

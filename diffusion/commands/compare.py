@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from ..report import console
 from ..storage.paths import file_name
 from . import exports, figures, html_page, mirror, ood, records, tables
 from .baselines import classical_rows
-from .comparison import common_images, gaps
+from .comparison import common_images, gaps, is_of_first_images
 from .content import Content, name_of
 from .curves import pair_curves
 from .groups import APART, group
 from .records import Evaluation
-from .subjects import Subject, images_of, load_images_of, load_subject
+from .subjects import Subject, identify, load_images_of, load_subject, rows_of
 
 SAMPLES = 36
 # Larger pictures than any of ours are not decoded.
@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare what the command line asks for; returns the exit code."""
     subjects = [load_subject(name, options.runs) for name in options.run]
     found: dict[str, list[Evaluation]] = {}
+    old: set[str] = set()
     for subject in subjects:
         if subject.name in found:
             raise UserError(f"compare: {subject.name} is named twice")
@@ -42,14 +43,17 @@ def run(options: argparse.Namespace) -> int:
         # those of former weights are of another model
         own = [e for e in kept if e.protocol.weights == subject.weights]
         found[subject.name] = [replace(e, model={**e.model, **subject.training}) for e in own]
-    evaluations = common_images(found, options.split)
+        sizes = subject.model.facts.provenance
+        old |= {e.protocol.name for e in found[subject.name] if is_of_first_images(e, sizes)}
+    evaluations = common_images(found, options.split, lambda e: e.protocol.name in old)
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
     ranked, left_out = {}, []
     if options.baselines:
         data = load_images_of(subjects[0])
-        images, now = images_of(data, options.split, int(identity["images"]))
-        if now["sha256"] != identity["sha256"]:
+        whole, rows = getattr(data, options.split), rows_of(identity)
+        images = whole[rows[rows < len(whole)]]
+        if identify(images, data.name, options.split, data.levels)["sha256"] != identity["sha256"]:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")
         ranked = _ranked(evaluations, data, options.split)
         bar = ProgressBar()
@@ -58,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
         )
         bar.close()
         evaluations = evaluations + classical
-    content = replace(_content(evaluations, found, identity), left_out=left_out)
+    new = {n: [e for e in kept if e.protocol.name not in old] for n, kept in found.items()}
+    content = replace(_content(evaluations, new), left_out=left_out)
     charts = _charts(content, found)
     samples = {subject.name: _samples(subject) for subject in subjects}
     written = {
@@ -76,15 +81,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _content(
-    evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation]], identity: dict[str, object]
-) -> Content:
-    groups = group(evaluations)
+def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation]]) -> Content:
+    """What the page says.
+
+    Args:
+        evaluations: The rows.
+        found: All evaluations by run that say something of a split.
+    """
+    groups, identity = group(evaluations), evaluations[0].protocol.data
     rows = [row for each in groups for row in each.rows]
-    both = gaps(rows, found)
+    names = {e.protocol.name for kept in found.values() for e in kept}
+    both = gaps([row for row in rows if row.protocol.name in names], found)
     return Content(
         title=f"Likelihood of {identity['images']} {identity['split']} images of {identity['name']}",
-        about=f"Levels: {identity['levels']}. SHA-256 of the images: {identity['sha256']}. Every figure is of each of "
+        about=f"Levels: {identity['levels']}. {_chosen(identity)}SHA-256 of the images: {identity['sha256']}. "
+        "Every figure is of each of "
         "these images once; lower is better. Intervals are 95 %, Student's, over images; differences to the best of a "
         "group are paired on the same images.",
         groups=groups,
@@ -92,6 +103,12 @@ def _content(
         curves=pair_curves(rows, both),
         data_sets=[f"{name_of(native)}: {ood.sentence(native, foreign)}" for native, foreign in ood.pairs(rows, found)],
     )
+
+
+def _chosen(identity: Mapping[str, object]) -> str:
+    if "of" not in identity:
+        return ""
+    return f"They are the first of the split's {identity['of']} in the order of the {identity['order']}. "
 
 
 def _charts(content: Content, found: dict[str, list[Evaluation]]) -> dict[str, Image.Image]:

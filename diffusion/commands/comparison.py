@@ -11,7 +11,7 @@ Between test and training images nothing can be paired: the interval is Welch's,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,28 +59,45 @@ def is_own(evaluation: Evaluation) -> bool:
     return not evaluation.protocol.data.get("foreign", False)
 
 
-def common_images(found: dict[str, list[Evaluation]], split: str) -> list[Evaluation]:
+def is_of_first_images(evaluation: Evaluation, sizes: Mapping[str, object]) -> bool:
+    """Whether a figure is of the first images of a file, as releases before the fixed order took them.
+
+    They may all be of one class: they are compared among themselves, and with nothing that is said of a split.
+
+    Args:
+        evaluation: The figure.
+        sizes: The number of images of each split of the run's own data, as "test_images" (the run's provenance).
+    """
+    data = evaluation.protocol.data
+    whole = sizes.get(f"{data['split']}_images", data["images"])
+    return is_own(evaluation) and "of" not in data and data["images"] != whole
+
+
+def common_images(
+    found: dict[str, list[Evaluation]], split: str, is_last: Callable[[Evaluation], bool] = lambda evaluation: False
+) -> list[Evaluation]:
     """Of several runs' evaluations those of the same images: the largest set of a split that every run has.
 
     Args:
         found: Evaluations by run.
         split: The split to compare on.
+        is_last: Tells the evaluations that are taken only where there are no others.
 
     Raises:
         UserError: For a run without evaluation of the split, or runs that have no images in common.
     """
-    by_run: dict[str, dict[str, int]] = {}
+    by_run: dict[str, dict[str, tuple[bool, int]]] = {}
     for name, evaluations in found.items():
         of_split = [e for e in evaluations if e.protocol.data["split"] == split]
         own = [e for e in of_split if is_own(e)]
         if not own:
             hint = f"python -m diffusion evaluate {name} --split {split}"
             raise UserError(f"{name}: its {split} images are not measured yet; first: {hint}")
-        by_run[name] = {e.protocol.data["sha256"]: int(e.protocol.data["images"]) for e in own}
+        by_run[name] = {e.protocol.data["sha256"]: (not is_last(e), int(e.protocol.data["images"])) for e in own}
     shared = set.intersection(*(set(hashes) for hashes in by_run.values()))
     if not shared:
         listed = "; ".join(
-            f"{name}: {' or '.join(f'{count} images {digest[:12]}' for digest, count in hashes.items())}"
+            f"{name}: {' or '.join(f'{count} images {digest[:12]}' for digest, (_, count) in hashes.items())}"
             for name, hashes in by_run.items()
         )
         raise UserError(f"compare: the runs were measured on unlike data, which cannot be compared ({listed})")

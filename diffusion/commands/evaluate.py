@@ -25,7 +25,7 @@ from .figures import ranked_picture
 from .measuring import measure, question
 from .mirror import mirror_evaluation
 from .records import Evaluation
-from .subjects import Subject, images_of, load_images_of, load_subject
+from .subjects import Subject, first_of, images_of, load_images_of, load_subject
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             target = options.target_error
             evaluation, spent, found = measure_to(target, subject, images, protocol, progress=told, **how)
             protocol = evaluation.protocol
-            images = images[: len(evaluation.estimate)]
+            images, _ = first_of(images, identity, len(evaluation.estimate))
         places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
         if options.ranked and processes.is_main:
             places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")

@@ -25,7 +25,7 @@ from ..model import TrainedModel
 from ..processes import ALONE, Processes
 from . import records
 from .records import Evaluation, Protocol
-from .subjects import Subject
+from .subjects import Subject, rows_of
 
 CHUNK = 128
 # The parts of images that are measured again, for the error budget.
@@ -71,7 +71,7 @@ def measure(
     if again:
         bench.clear()
     try:
-        completed = complete(bench(torch.arange(len(images)), {}, progress), bench)
+        completed = complete(bench(bench.rows, {}, progress), bench)
         bench.leave_to_main()
     except AnsweredError:
         return records.read(answer), False
@@ -89,7 +89,7 @@ class Bench:
 
     Args:
         model: The model, on `device`.
-        images: All the images, level indices.
+        images: All the images, level indices; their rows in the split are the attribute `rows`.
         protocol: The question.
         parts: The folder of the parts; those under changed options are in folders of their own within.
         device, batch_size, processes: As of `measure`.
@@ -108,6 +108,7 @@ class Bench:
         answer: Path | None = None,
     ):
         self.model, self.images, self.protocol = model, images, protocol
+        self.rows = rows_of(protocol.data)
         self.parts, self.device, self.batch_size = parts, device, batch_size
         self.processes, self.answer = processes, answer
         self._asked: dict[Path, set[int]] = {}
@@ -123,7 +124,7 @@ class Bench:
             some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
             if not len(some) or number % self.processes.count != self.processes.rank:
                 continue
-            images = self.images[some].to(self.device)
+            images = self.images[torch.searchsorted(self.rows, some)].to(self.device)
             records.write_part(parts, _chunk(self.model, images, some, protocol, self.batch_size))
             done |= set(some.tolist())
             if progress is not None:
@@ -136,7 +137,7 @@ class Bench:
 
     def _read(self, parts: Path, asked: set[int]) -> list[Estimate]:
         """The parts with images that were asked for; another process may already have been asked for more."""
-        return [part for part in records.read_parts(parts, len(self.images)) if asked & set(_indices(part))]
+        return [part for part in records.read_parts(parts, set(self.rows.tolist())) if asked & set(_indices(part))]
 
     def _wait(self) -> None:
         assert self.processes.count > 1, "one process alone has written all parts"

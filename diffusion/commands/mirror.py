@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ..random import fixed_order
 from . import exports, records
 from .content import Content, name_of
 from .records import Evaluation
@@ -45,7 +46,7 @@ def image_key(evaluation: Evaluation) -> str:
 
 
 def image_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of each image's bits/dim, by a stable index; at most 10,000 rows."""
+    """Columns and rows of each image's bits/dim, by a stable index; at most 10,000, the first in the fixed order."""
     first = evaluations[0].estimate
     assert first.indices is not None
     columns = [
@@ -54,7 +55,7 @@ def image_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list
     ]
     values = [e.estimate.bits_per_dim.tolist() for e in evaluations]
     rows = [list(row) for row in zip(first.indices.tolist(), *values, strict=True)]
-    return columns, rows[:LARGEST_TABLE]
+    return columns, [rows[i] for i in fixed_order(first.indices)[:LARGEST_TABLE].sort().values.tolist()]
 
 
 def mirror_comparison(

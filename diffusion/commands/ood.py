@@ -32,7 +32,7 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
         name: A named data set, or the path of a folder, .zip or .npz.
         native: The images that the model was trained on.
         split: Which images of the other set.
-        count: How many at most; None for all.
+        count: How many at most, the first in the fixed order; None for all.
 
     Raises:
         UserError: For data that are not there, or have other channels or fewer levels.
@@ -51,9 +51,9 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
     if native.levels > other.levels:
         raise UserError(f"--ood: '{name}' has levels {other.levels}; the model's images have {native.levels}")
     available = len(getattr(other, split))
-    images, _ = images_of(other, split, None if count is None else min(count, available))
+    images, identity = images_of(other, split, None if count is None else min(count, available))
     images = (images.int() * native.levels // other.levels).to(torch.uint8)
-    return images, {**identify(images, Path(name).name, split, native.levels), "foreign": True}
+    return images, {**identity, **identify(images, Path(name).name, split, native.levels), "foreign": True}
 
 
 def auroc(native: Evaluation, foreign: Evaluation) -> float:

@@ -13,17 +13,15 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from .. import atomic, pictures
@@ -32,38 +30,47 @@ from ..data import ImageData
 from ..devices import choose_device
 from ..errors import UserError
 from ..likelihood import Dequantizer
-from ..metrics import FeatureExtractor, Provenance, Quality, QualityReference, describe, require_comparable, spread
+from ..metrics import (
+    Copy,
+    FeatureExtractor,
+    Quality,
+    QualityReference,
+    describe,
+    require_comparable,
+    spread,
+)
+from ..random import FIXED_ORDER
 from ..report import console
 from . import mirror
 from .feature_choice import FeatureCache, choose_extractor
 from .quality_arguments import SAMPLING
 from .quality_subjects import Candidate, load_candidate
+from .quality_table import Row, remarks, table
 
 CLOSEST = 10
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table.
+class Reference:
+    """The reference of all rows, whose features are computed when the first figure needs them.
 
     Args:
-        name: What was measured.
-        samples: The number of images.
-        figures: By name (`Quality.figures`); None for one that is not known.
-        nfe: Network evaluations a sample, 0 without a network.
+        data: All splits.
+        extractor: The feature network.
+        options: Of the command line.
+        device: Where features are computed.
+        mirrored: Whether mirror images of training images count as copies of these.
     """
 
-    name: str
-    samples: int
-    figures: Mapping[str, float | None]
-    nfe: float = 0.0
-
-
-class Reference:
-    """The reference of all rows, whose features are computed when the first figure needs them."""
-
-    def __init__(self, data: ImageData, extractor: FeatureExtractor, options: argparse.Namespace, device: torch.device):
+    def __init__(
+        self,
+        data: ImageData,
+        extractor: FeatureExtractor,
+        options: argparse.Namespace,
+        device: torch.device,
+        mirrored: bool = False,
+    ):
         self.data, self.extractor, self.options, self.device = data, extractor, options, device
+        self.mirrored = mirrored
         self.images: Tensor = getattr(data, options.reference)
         self.provenance = describe(self.images, extractor, data.name, options.reference, data.levels, options.flips)
         self._made: QualityReference | None = None
@@ -81,6 +88,7 @@ class Reference:
                 self.data.levels,
                 held_out=self.data.test if trained_on else None,
                 flips=self.options.flips,
+                mirrored=self.mirrored,
                 features=known,
                 device=self.device,
                 batch_size=self.options.batch_size,
@@ -97,7 +105,9 @@ def run(options: argparse.Namespace) -> int:
     candidates = [load_candidate(text, options) for text in options.run]
     _require_used(candidates, options)
     first = candidates[0].data
-    reference = Reference(first, choose_extractor(options.features, first, options.download), options, device)
+    extractor = choose_extractor(options.features, first, options.download)
+    mirrored = any(candidate.mirrored for candidate in candidates)
+    reference = Reference(first, extractor, options, device, mirrored)
     if not len(reference.images):
         raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
     _require_alike(candidates, reference, options)
@@ -111,6 +121,8 @@ def run(options: argparse.Namespace) -> int:
     bar.close()
     out = console()
     out.print(table(rows, reference.provenance))
+    for line in remarks(rows, reference.get(bar).features.shape[1]):
+        out.print(f"- {escape(line)}", soft_wrap=True)
     for what, place in places:
         out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
     return 0
@@ -147,7 +159,8 @@ def _require_alike(candidates: Sequence[Candidate], reference: Reference, option
 def _measured(
     candidate: Candidate, reference: Reference, options: argparse.Namespace, bar: ProgressBar
 ) -> tuple[Row, list[tuple[str, Path]]]:
-    question = {"reference": asdict(reference.provenance), "samples": candidate.count, **candidate.question}
+    how = {"order": FIXED_ORDER, "mirrored_copies": reference.mirrored}
+    question = {"reference": asdict(reference.provenance), "samples": candidate.count, **how, **candidate.question}
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
     path = candidate.folder / f"{digest}.json"
     closest = path.with_name(f"{digest}-closest.png")
@@ -156,10 +169,11 @@ def _measured(
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
         made = reference.get(bar)
         quality = made.measure(samples, options.batch_size, partial(bar.named, f"{candidate.name}: features"))
+        copies = [_plain(copy, candidate) for copy in quality.copies or ()]
         if (picture := closest_pairs(samples, made, quality)) is not None:
-            pictures.save(closest, picture)
+            pictures.save(closest, picture, {"copies": json.dumps(copies)})
         figures = {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
-        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": figures}
+        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": figures, "copies": copies}
         atomic.write_text(path, json.dumps(plain, indent=1))
     row = _read(path, question)
     if closest.is_file():
@@ -175,7 +189,8 @@ def _read(path: Path, question: dict[str, Any]) -> Row:
         if found["question"] != json.loads(json.dumps(question)):
             raise ValueError("it answers another question")
         figures = {str(name): None if value is None else float(value) for name, value in found["figures"].items()}
-        return Row(str(found["name"]), int(found["question"]["samples"]), figures, float(found["nfe"]))
+        copies = [{str(key): value for key, value in copy.items()} for copy in found["copies"]]
+        return Row(str(found["name"]), int(found["question"]["samples"]), figures, float(found["nfe"]), copies)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
 
@@ -195,8 +210,15 @@ def _scale(reference: Reference, count: int, bar: ProgressBar) -> list[Row]:
 
 
 def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:
-    """The samples nearest to training images, these below them: two rows by pixels, two by features."""
+    """The samples nearest to training images, these below them: two rows of copies, two by pixels, two by features."""
     rows = []
+    if quality.copies:
+        shown = quality.copies[:CLOSEST]
+        assert reference.training is not None
+        images = [reference.training[0][copy.image] for copy in shown]
+        images = [image.flip(-1) if copy.mirrored else image for image, copy in zip(images, shown, strict=True)]
+        missing = [torch.full_like(images[0], reference.provenance.levels - 1)] * (CLOSEST - len(shown))
+        rows += [torch.stack([*(samples[copy.sample] for copy in shown), *missing]), torch.stack([*images, *missing])]
     for copies in (quality.pixel_copies, quality.feature_copies):
         if copies is not None:
             chosen = copies.distances.argsort()[:CLOSEST].cpu()
@@ -204,48 +226,13 @@ def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality
     if not rows:
         return None
     x = Dequantizer(quality.reference.levels).center(torch.cat(rows))
-    return pictures.grid(x, columns=len(rows[0]))
+    return pictures.grid(x, columns=CLOSEST if quality.copies else len(rows[0]))
 
 
-def table(rows: Sequence[Row], provenance: Provenance) -> Table:
-    """The figures, and in the caption what they are of."""
-    made = Table(
-        title="Quality of samples", title_justify="left", header_style="bold", caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
-    made.caption = escape(
-        f"Against {provenance.images} {provenance.split} images of {provenance.data}"
-        f"{' and their mirror images' if provenance.flips else ''}; features: {provenance.extractor} "
-        f"({provenance.extractor_sha256[:12]}). FID falls with the number of samples even for a perfect model: compare "
-        "equal numbers, or the corrected figure. Near: the share as near to a training image as the nearest 1 % of "
-        "test images are."
-    )
-    columns = ("", "n", "FID", "corrected", "KID", "precision", "recall", "density", "coverage", "near: pixels",
-               "features", "NFE")  # fmt: skip
-    for column in columns:
-        made.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
-    for row in rows:
-        cell = partial(_cell, row.figures)
-        made.add_row(
-            escape(row.name), str(row.samples), cell("fid", "fid_sem"), cell("fid_corrected"), cell("kid", "kid_sem"),
-            cell("precision"), cell("recall"), cell("density"), cell("coverage"),
-            cell("near_training_pixels", "near_training_pixels_sem", 100.0),
-            cell("near_training_features", "near_training_features_sem", 100.0),
-            f"{row.nfe:.0f}" if row.nfe else "-",
-        )  # fmt: skip
-    return made
-
-
-def _cell(figures: Mapping[str, float | None], name: str, error: str | None = None, percent: float = 0.0) -> str:
-    value, sem = figures.get(name), None if error is None else figures.get(error)
-    if value is None:
-        return "-"
-    if percent:
-        return f"{percent * value:.1f}" + (" %" if sem is None else f" ± {percent * sem:.1f} %")
-    if not sem:
-        return f"{value:.3f}"
-    digits = min(6, max(0, 1 - math.floor(math.log10(sem))))  # two digits of the error
-    return f"{value:.{digits}f} ± {sem:.{digits}f}"
+def _plain(copy: Copy, candidate: Candidate) -> dict[str, Any]:
+    """A copy for a record, with the name of the sample's file where it has one."""
+    name = str(copy.sample) if candidate.names is None else candidate.names[copy.sample]
+    return {"name": f"sample {name}" if name.isdecimal() else name, "exact": copy.exact, **asdict(copy)}
 
 
 def _mirror(

@@ -41,7 +41,8 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "or Inception's weights (default: digits and mnist for these, else inception)")  # fmt: skip
     add("--download", action="store_true", help="fetch the data set of --data, and torchvision's Inception weights, "
         "where they are absent")  # fmt: skip
-    add("--samples", type=positive, metavar="N", help="how many are measured (default: 1000 drawn, all of a folder)")
+    add("--samples", type=positive, metavar="N", help="how many are measured (default: 1000 drawn, all of a "
+        "folder); of a folder the first in the order of the SHA-256 of their row")  # fmt: skip
     add("--sampler", help="as sample.py (default: the run's own, as all options of drawing)")
     add("--steps", type=positive, metavar="N", help="intervals of the grid")
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..likelihood import Dequantizer
 from ..preflight import IMAGE_SETS
 from ..preflight_commands import are_images, check_reference
+from ..random import fixed_subset
 from .quality_arguments import SAMPLING
 from .records import FOLDER
 from .subjects import Subject, load_images_of, load_subject
@@ -38,6 +39,8 @@ class Candidate:
         question: What identifies the samples, as plain values.
         subject: The model; None for images that are there.
         draw: Makes the samples, uint8 level indices, and tells the network evaluations each took.
+        mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
+        names: Of the samples' files; None for those that are drawn.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Candidate:
     question: dict[str, Any]
     subject: Subject | None
     draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
+    mirrored: bool
+    names: Sequence[str] | None = None
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
@@ -80,7 +85,9 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
     folder = subject.home / FOLDER / "quality"
-    return Candidate(subject.name, folder, load_images_of(subject), count, question, subject, draw)
+    data, flip = load_images_of(subject), model.config.data.flip
+    mirrored = data.flip if flip is None else flip
+    return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
 
 
 def _flag(option: str) -> str:
@@ -91,18 +98,20 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
         raise UserError(f"--data: {text} holds images, which say not what they are samples of; name the data set")
     data = _reference_data(options.data, options.runs, options.download)
-    pixels = load_files(Path(text)).images
+    raw = load_files(Path(text))
+    pixels = raw.images
     if tuple(pixels.shape[1:]) != data.shape:
         raise UserError(f"{text}: holds images of {tuple(pixels.shape[1:])}; those of '{data.name}' are {data.shape}")
     if options.samples is not None and options.samples > len(pixels):
         raise UserError(f"--samples: found {options.samples}; {text} holds {len(pixels)} images")
-    pixels = pixels[: options.samples]
+    rows = fixed_subset(len(pixels), options.samples)
+    pixels, names = pixels[rows], [raw.keys[int(row)] for row in rows]
     # the bytes that pictures.to_bytes makes of [-1, 1], back to levels
     images = Dequantizer(data.levels).quantize(pixels.double() / 127.5 - 1.0)
     path = Path(text)
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
-    return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0))
+    return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names)
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:

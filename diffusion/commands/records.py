@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,7 @@ class Evaluation:
 def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any], estimate: Estimate) -> Evaluation:
     """Write a complete evaluation to `folder`, and return it as it reads back."""
     assert estimate.indices is not None
-    order = estimate.indices.argsort()
-    in_order = replace(
-        estimate,
-        log_prob=estimate.log_prob[order],
-        std_error=estimate.std_error[order],
-        indices=estimate.indices[order],
-        terms={name: term[order] for name, term in estimate.terms.items()},
-    )
+    in_order = estimate.at(estimate.indices.argsort())
     path = folder / f"{evaluation_protocol.name}.json"
     values = {name: _plain(term) for name, term in in_order.terms.items() if term.ndim == 1}
     figures = in_order.to_dict() | {"terms": values, "terms_sem": _spread(in_order)}
@@ -154,8 +147,8 @@ def write_part(folder: Path, estimate: Estimate) -> None:
         torch.save(part, file)
 
 
-def read_parts(folder: Path, count: int) -> list[Estimate]:
-    """The parts of an evaluation of `count` images that are whole, no image twice, in the order of their indices."""
+def read_parts(folder: Path, known: set[int]) -> list[Estimate]:
+    """The parts of an evaluation of images of `known` indices that are whole, no image twice, in a fixed order."""
     parts: list[Estimate] = []
     seen: set[int] = set()
     for path in sorted(folder.glob("*.part")):
@@ -164,7 +157,7 @@ def read_parts(folder: Path, count: int) -> list[Estimate]:
             part = Estimate(**json.loads(found["summary"]), **found["tensors"], terms=found["terms"])
             assert part.indices is not None
             rows = set(part.indices.tolist())
-            usable = len(rows) == len(part) and not rows & seen and rows <= set(range(count))
+            usable = len(rows) == len(part) and not rows & seen and rows <= known
         except (UserError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
             usable, part, rows = False, None, set()
         if not usable or part is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..data import ImageData
 from ..errors import UserError
 from ..experiment import build_data, parameter_count
 from ..model import TrainedModel, load
+from ..random import FIXED_ORDER, fixed_order, fixed_subset
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,9 @@ def load_images_of(subject: Subject) -> ImageData:
 
 
 def images_of(data: ImageData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
-    """The first `count` images of a split, and what identifies them.
+    """`count` images of a split, the first in the fixed order (`random.fixed_order`), and what identifies them.
+
+    The images are in the order of the split, whose rows they are by `rows_of`.
 
     Raises:
         UserError: For a split without images, or with fewer.
@@ -119,13 +123,42 @@ def images_of(data: ImageData, split: str, count: int | None) -> tuple[Tensor, d
         raise UserError(f"--split: '{data.name}' has no {split} images")
     if count is not None and count > len(images):
         raise UserError(f"--images: found {count}; the {split} split of '{data.name}' has {len(images)}")
-    images = images[:count]
-    return images, identify(images, data.name, split, data.levels)
+    total = len(images)
+    if count is None or count == total:
+        return images, identify(images, data.name, split, data.levels)
+    images = images[fixed_subset(total, count)]
+    return images, identify(images, data.name, split, data.levels, total)
 
 
-def identify(images: Tensor, name: str, split: str, levels: int) -> dict[str, Any]:
-    """What identifies images of levels: the SHA-256 of their bytes, beside name, split, number, shape and levels."""
+def rows_of(identity: Mapping[str, Any]) -> Tensor:
+    """The rows of their split that the images of an identity are, ascending: they key the images' noise.
+
+    Records of releases that took the first images of a split have neither `of` nor `order`, nor have whole splits.
+    """
+    count = int(identity["images"])
+    return fixed_subset(int(identity["of"]), count) if "of" in identity else torch.arange(count)
+
+
+def first_of(images: Tensor, identity: Mapping[str, Any], count: int) -> tuple[Tensor, dict[str, Any]]:
+    """Of some images of a split those `count` that come first in the fixed order, and what identifies them."""
+    if count == len(images):
+        return images, dict(identity)
+    images = images[fixed_order(rows_of(identity))[:count].sort().values]
+    name, split, levels = (identity[key] for key in ("name", "split", "levels"))
+    return images, identify(images, name, split, levels, int(identity.get("of", identity["images"])))
+
+
+def identify(images: Tensor, name: str, split: str, levels: int, of: int | None = None) -> dict[str, Any]:
+    """What identifies images of levels: the SHA-256 of their bytes, beside name, split, number, shape and levels.
+
+    Args:
+        images: Shape (B, C, H, W).
+        name, split, levels: Of the data set.
+        of: The number of images in the split, where these are the first of them in the fixed order, not all.
+    """
+    chosen = {} if of is None else {"of": of, "order": FIXED_ORDER}
     return {
+        **chosen,
         "name": name,
         "split": split,
         "images": len(images),

@@ -22,10 +22,11 @@ from .. import atomic
 from ..likelihood import Estimate
 from ..likelihood.target_error import reach
 from ..processes import ALONE, Processes
+from ..random import FIXED_ORDER, fixed_order
 from . import records
 from .measuring import AnsweredError, Bench, Progress
 from .records import Evaluation, Protocol
-from .subjects import Subject, identify
+from .subjects import Subject, first_of
 
 FOLDER = "targets"
 
@@ -46,7 +47,7 @@ def measure_to(
     Args:
         target: The error in bits/dim.
         subject, images, device, batch_size, again, progress, processes: As `measuring.measure`; the images are those
-            that may be taken, the first ones first.
+            that may be taken, in the fixed order (`random.fixed_order`).
         protocol: The question, with the least options that are spent.
 
     Returns:
@@ -56,7 +57,7 @@ def measure_to(
         UserError: For a target that is no error, or a method or option that the model does not take.
     """
     folder = subject.home / records.FOLDER
-    question = replace(protocol, options={**protocol.options, "target_error": target})
+    question = replace(protocol, options={**protocol.options, "target_error": target, "order": FIXED_ORDER})
     place = folder / FOLDER / f"{question.name}.json"
     if not again and (kept := _find(place, folder)) is not None:
         return *kept, True
@@ -70,14 +71,13 @@ def measure_to(
         return bench(rows, changes, progress)
 
     try:
-        reached = reach(measure, torch.arange(len(images)), protocol.options, target)
+        reached = reach(measure, bench.rows[fixed_order(bench.rows)], protocol.options, target)
         bench.leave_to_main()
     except AnsweredError:
         answer = _find(place, folder)
         assert answer is not None, "it has just been written, whole"
         return *answer, False
-    data = protocol.data
-    taken = identify(images[: len(reached.estimate)], str(data["name"]), str(data["split"]), int(data["levels"]))
+    _, taken = first_of(images, protocol.data, len(reached.estimate))
     figure = replace(protocol, data=taken, options=reached.options)
     evaluation = records.write(folder, figure, subject.facts, reached.estimate)
     spent = {"target_error": target, **reached.to_dict()}

@@ -27,6 +27,7 @@ from ..evaluations import count_evaluations
 from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
+from ..random import FIXED_ORDER
 from ..samplers import ODE, Sampler, build
 from ..sampling import grid_for, sample, sampler_for
 from .tradeoff_subjects import Subject
@@ -151,7 +152,7 @@ class Bench:
         where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
         if self.options.log_snr_end is not None:  # cells of earlier versions have none
             where["log_snr_end"] = self.options.log_snr_end
-        return {**asdict(cell), "fields": cell.fields(), **where, **self._drawing()}
+        return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
         options = self.options

@@ -46,7 +46,7 @@ class Subject:
         reference: The reference in words.
         features: From samples, as the denoiser makes them, to features.
         statistics: Of the reference's features.
-        some: Features of the reference, `KERNEL_IMAGES` at most.
+        some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
         log_prob: The true log-density, where it is known.
         project, group: Of W&B.
     """

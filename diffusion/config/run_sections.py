@@ -100,7 +100,7 @@ class EvaluationConfig(Section):
     section: ClassVar[str] = "evaluation"
 
     enabled: bool = option(True, "measure it")
-    images: int | None = option(None, "number of test images; null: all of them", at_least=1)
+    images: int | None = option(None, "number of test images, the same ones every time; null: all of them", at_least=1)
     tolerance: float = option(1e-4, "relative and absolute tolerance of the ODE solver", above=0, below=1)
     probes: int = option(1, "random vectors of the trace estimator, an image", at_least=1)
     elbo_draws: int = option(32, "draws (of times, of codes) of the variational bound, an image", at_least=1)

@@ -8,18 +8,12 @@ its old order.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 from diffusion.errors import UserError
+from diffusion.random import hashed_order
 
 SPLITS = ("train", "validation", "test")
-
-
-def hashed_order(keys: Sequence[str]) -> list[int]:
-    """Return the row numbers sorted by the SHA-256 of `keys`, which are all different."""
-    digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
-    return sorted(range(len(keys)), key=lambda row: (digests[row], row))
 
 
 def validation_size(validation: int | float | None, n: int, available: int, default_fraction: float) -> int:

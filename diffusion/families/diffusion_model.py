@@ -195,21 +195,21 @@ class DiffusionModel(TrainedModel):
         """Count the rows that the network sees."""
         return count_evaluations(self.denoiser)
 
-    def estimates(self, x: Tensor, options: EvaluationConfig, tell: Tell) -> dict[str, Estimate]:
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
         """The probability flow's likelihood, and the variational bound."""
         if self.dequantizer is None:
             solver, measured = {"trace": "exact"}, self.log_density
         else:
             solver, measured = {"probes": options.probes}, self.log_likelihood
-        size = options.batch_size
+        common = {"batch_size": options.batch_size, "indices": indices}
         tolerance = min(options.tolerance, self._as_trained({}).get("tolerance", 1.0))
         solver |= {"tolerance": tolerance, "error_budget": True}
         return {
-            "PF-ODE": measured(x, method="ode", batch_size=size, progress=tell("PF-ODE"), **solver),
-            "ELBO": measured(
-                x, method="elbo", evaluations=options.elbo_draws, batch_size=size, progress=tell("ELBO")
-            ),
-        }  # fmt: skip
+            "PF-ODE": measured(x, method="ode", progress=tell("PF-ODE"), **common, **solver),
+            "ELBO": measured(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **common),
+        }
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """The denoising path of a few images, or the density of a toy."""

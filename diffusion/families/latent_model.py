@@ -22,6 +22,7 @@ from ..evaluations import EvaluationCount, count_rows, evaluation_mode
 from ..experiment import Data, DataFacts
 from ..likelihood import Estimate
 from ..likelihood.importance_weighted import SAMPLES_AT_ONCE
+from ..random import fixed_subset
 from .trained_model import Tell, TrainedModel
 
 RECONSTRUCTIONS = 24
@@ -97,23 +98,24 @@ class LatentModel(TrainedModel):
         """Count the codes that are decoded."""
         return count_rows(self.autoencoder.decoder)
 
-    def estimates(self, x: Tensor, options: EvaluationConfig, tell: Tell) -> dict[str, Estimate]:
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
         """The importance-weighted bound, and the evidence lower bound."""
-        images_at_once = max(1, options.batch_size // SAMPLES_AT_ONCE)
+        common = {"batch_size": max(1, options.batch_size // SAMPLES_AT_ONCE), "indices": indices}
         return {
             "IWAE": self.log_likelihood(
-                x, method="iwae", samples=options.iwae_samples, batch_size=images_at_once, progress=tell("IWAE")
+                x, method="iwae", samples=options.iwae_samples, progress=tell("IWAE"), **common
             ),
-            "ELBO": self.log_likelihood(
-                x, method="elbo", samples=options.elbo_draws, batch_size=images_at_once, progress=tell("ELBO")
-            ),
+            "ELBO": self.log_likelihood(x, method="elbo", samples=options.elbo_draws, progress=tell("ELBO"), **common),
         }
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Test images, and each one's reconstruction below it."""
         if data.images is None or data.facts.shape[0] not in (1, 3) or not len(data.images.test):
             return {}
-        images = data.images.test[:RECONSTRUCTIONS]
+        test = data.images.test
+        images = test[fixed_subset(len(test), RECONSTRUCTIONS)]
         pairs = [self.autoencoder.observation.dequantizer.center(images), self.reconstruct(images).cpu()]
         columns = min(12, len(images))
         missing = -len(images) % columns
@@ -160,7 +162,7 @@ class EAEModel(LatentModel):
         splits = {"training images": data.images.train, "test images": data.images.test}
         enough = max(self.config.autoencoder.neighbours, 2)
         return {
-            name: self.entropic.codes(images[:_MOST_CODES].to(self.device)).cpu()
+            name: self.entropic.codes(images[fixed_subset(len(images), _MOST_CODES)].to(self.device)).cpu()
             for name, images in splits.items()
             if len(images) > enough
         }

@@ -115,13 +115,16 @@ class TrainedModel(ABC):
         """Count network evaluations while the context is open."""
 
     @abstractmethod
-    def estimates(self, x: Tensor, options: EvaluationConfig, tell: Tell) -> dict[str, Estimate]:
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
         """The likelihoods reported at the end of a run, by the name of the estimator; the run's own figure first.
 
         Args:
             x: Test data: level indices, or points of a toy.
             options: Tolerances and numbers of draws.
             tell: Gives the callback that follows an estimator.
+            indices: The data's own, which key their noise; 0 .. B - 1 by default.
         """
 
     @abstractmethod

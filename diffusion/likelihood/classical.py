@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .. import random
@@ -79,6 +79,7 @@ def gaussian_mixture(
     copies: int = 4,
     draws: int = 8,
     seed: int = 0,
+    indices: Int[Tensor, " b"] | None = None,
 ) -> Estimate:
     """The best mixture of full-covariance Gaussians on uniformly dequantised pixels, chosen on the validation images.
 
@@ -90,6 +91,7 @@ def gaussian_mixture(
         copies: Dequantised points of each training image.
         draws: Dequantised points of each validation and test image.
         seed: Of the dequantisation and of the fit's start.
+        indices: The test images' own, which key their noise; 0 .. B - 1 by default.
 
     Returns:
         Kind `lower bound`; the protocol names the number of components chosen and the validation bits/dim of each.
@@ -101,8 +103,9 @@ def gaussian_mixture(
     dims = test[0].numel()
 
     def points(images: Tensor, draw: int, stream_offset: int) -> Tensor:
-        indices = torch.arange(len(images)) + (stream_offset << 40)  # the three sets share no noise
-        u = random.uniform(seed, indices, draw, images.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
+        own = torch.arange(len(images)) if indices is None or stream_offset != 2 else indices.cpu()
+        keys = own + (stream_offset << 40)  # the three sets share no noise
+        u = random.uniform(seed, keys, draw, images.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
         return dequantizer.dequantize(images, u).flatten(1)
 
     def log_probs(model: GaussianMixture, images: Tensor, stream_offset: int) -> Tensor:
@@ -143,6 +146,7 @@ def gaussian_mixture(
             "draws": draws,
             "seed": seed,
         },
+        indices=indices,
         seconds=time.perf_counter() - start,
     )
     return estimate.with_error("draws", mean_error(std_error, dims)) if draws > 1 else estimate

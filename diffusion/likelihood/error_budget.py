@@ -1,6 +1,6 @@
 """The rest of the error budget: causes that an estimator cannot see in its own run, measured on a few of its images.
 
-The measurement is asked again on m of the n images (evenly spaced among them, so a function of n alone) with one
+The measurement is asked again on m of the n images (the first in the fixed order, `random.fixed_order`) with one
 setting changed, the dequantised points and the probes being the same. For d_i the change of image i in bits/dim:
 
     solver      tolerance / 10 (for fixed steps, twice as many)      sqrt(mean(d)^2 + s_d^2 / m) / (1 - share left)
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from ..flow import SolverError
+from ..random import fixed_order
 from ..samplers.probability_flow import ADAPTIVE, FIXED
 from .estimate import DATA_END, NOISE_END, SOLVER, TEST_SET, Estimate, mean_error
 from .probability_flow import ESTIMATOR
@@ -54,10 +55,8 @@ def subsample_size(n: int) -> int:
 
 
 def subsample(indices: Tensor, count: int | None = None) -> Tensor:
-    """`count` of `indices`, evenly spaced; by default `subsample_size`."""
-    n = len(indices)
-    m = subsample_size(n) if count is None else min(n, count)
-    return indices.sort().values[(torch.arange(m) * n + n // 2) // m]
+    """`count` of `indices`, by default `subsample_size`, the first in the fixed order."""
+    return indices[fixed_order(indices)[: subsample_size(len(indices)) if count is None else count]]
 
 
 def complete(estimate: Estimate, measure: Measure, count: int | None = None) -> Estimate:

@@ -127,6 +127,17 @@ class Estimate:
         """-log_prob / (D ln 2) of each image, shape (B,); a lower bound of log_prob is an upper bound of this."""
         return -self.log_prob / self.nats_per_bit_per_dim
 
+    def at(self, order: Int[Tensor, " b"]) -> Estimate:
+        """The same estimate with its images in another order: `order` holds each place's present one."""
+        assert self.indices is not None
+        return replace(
+            self,
+            log_prob=self.log_prob[order],
+            std_error=self.std_error[order],
+            indices=self.indices[order],
+            terms={name: term[order] for name, term in self.terms.items()},
+        )
+
     def mean(self) -> Interval:
         """The mean bits/dim over the images with its 95 % interval (see the module's text for what it covers)."""
         return student_interval(self.bits_per_dim)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..defaults import Default
 from ..denoisers.denoiser import Denoiser, device_of
 from ..errors import UserError, choose
+from ..random import FIXED_ORDER, fixed_order
 from . import immse, probability_flow, variational_bound
 from .dequantization import Dequantizer
 from .error_budget import complete
@@ -49,8 +50,9 @@ def log_likelihood(
         error_budget: Complete the budget by what takes more measuring (`likelihood.error_budget`): a few of the images
             again, at most about a fifth of the time for hundreds of images.
         target_error: Spend compute where the budget is largest until the error is at most this many bits/dim
-            (`likelihood.target_error`): the first so many of the images, with more draws and probes, and a tighter
-            solve; what was spent is in `protocol["target"]`.
+            (`likelihood.target_error`): as many of the images as it takes, in the fixed order (`random.fixed_order`),
+            with more draws and probes, and a tighter solve; which ones is in `indices`, what was spent in
+            `protocol["target"]`.
         options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
             `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`.
 
@@ -139,7 +141,7 @@ def _with_errors(
         return of(x, **options)
     options = dict(options)
     progress = options.pop("progress", None)
-    per_datum = {name: options.pop(name) for name in ("cond", "indices") if options.get(name) is not None}
+    per_datum = {name: of_x for name in ("cond", "indices") if (of_x := options.pop(name, None)) is not None}
     keys = per_datum.get("indices", torch.arange(len(x))).cpu()
     place = {key: row for row, key in enumerate(keys.tolist())}
 
@@ -150,9 +152,11 @@ def _with_errors(
 
     if target_error is None:
         return complete(measure(keys, {}, **({} if progress is None else {"progress": progress})), measure)
-    reached = reach(remembering(measure), keys, options, target_error)
-    target = {"error": target_error, **reached.to_dict()}
-    return replace(reached.estimate, protocol={**reached.estimate.protocol, "target": target})
+    reached = reach(remembering(measure), keys[fixed_order(keys)], options, target_error)
+    target = {"error": target_error, "order": FIXED_ORDER, **reached.to_dict()}
+    found = replace(reached.estimate, protocol={**reached.estimate.protocol, "target": target})
+    assert found.indices is not None
+    return found.at(torch.tensor([place[key] for key in found.indices.tolist()]).argsort())
 
 
 def _solver(options: dict[str, Any]) -> dict[str, Any]:

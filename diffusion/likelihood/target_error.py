@@ -137,7 +137,7 @@ def reach(
 
     Args:
         measure: Measures images, given their keys, with options; it remembers (see `remembering`).
-        keys: The images that may be taken, in the order in which they are.
+        keys: The images that may be taken, in the order in which they are (files lie by class: `random.fixed_order`).
         options: The estimator's options; numbers of draws and probes given here are the least that is spent.
         target: The error in bits/dim.
         tell: Called with each round's plan before it is measured.

@@ -1,8 +1,9 @@
 """How good samples are: distances of feature laws, neighbours, and copies of training images."""
 
 from .classifier import ClassifierFeatures, accuracy, descend, shifted_batch, train_classifier
+from .copies import Copy, find_copies
 from .extractor import FeatureExtractor, GivenFeatures, extract
-from .frechet import FrechetEstimate, frechet_distance, frechet_estimate, matrix_sqrt
+from .frechet import ENOUGH, FrechetEstimate, frechet_distance, frechet_estimate, matrix_sqrt
 from .inception import InceptionFeatures, load_inception, torchvision_inception
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
@@ -10,7 +11,9 @@ from .quality import Quality, QualityReference, describe, require_comparable, sp
 from .statistics import FeatureStatistics, Provenance
 
 __all__ = [
+    "ENOUGH",
     "ClassifierFeatures",
+    "Copy",
     "FeatureExtractor",
     "FeatureStatistics",
     "FrechetEstimate",
@@ -26,6 +29,7 @@ __all__ = [
     "descend",
     "describe",
     "extract",
+    "find_copies",
     "frechet_distance",
     "frechet_estimate",
     "kernel_distance",

@@ -11,13 +11,20 @@ The estimate from n samples is biased upwards, by about c / n with c depending o
 
     standard error^2 = (G - 1) / G  sum_g (d^2_(g) - mean)^2,        corrected = G d^2 - (G - 1) mean,
 
-where the correction takes the term of 1 / n away (for n well above the number of features). Both take the reference as
-given.
+where the correction takes the term of 1 / n away. What it leaves of the bias of normal features, d of them, is at most
+47, 16, 10, 6, 4, 2 and 1 % (of equal variances, the worst case; d = 16 to 128) at n / d = 1, 1.5, 2, 3, 4, 6 and 8, too
+much taken away: it is given from n = 4 d on. Both take the reference as given.
+
+The groups are of a pseudo-random order of the samples: in groups of one class each a folder would have an error and a
+correction several times too large. The order is that of the hashes of the features themselves, not of their rows, so
+that no figure depends on the order of the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
 
@@ -26,9 +33,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..random import hashed_order
 from .statistics import SPACE, FeatureStatistics
 
 GROUPS = 20
+# The fewest samples a feature from which the correction is worth having (the module's text).
+ENOUGH = 4
+# Features are told apart by so many parts of the largest: rounding, which depends on a batch's shape, is far below it.
+_PARTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class FrechetEstimate:
     Args:
         value: The distance (squared, as FID is).
         std_error: Over draws of the samples, the reference as it is; nan for fewer than two groups.
-        corrected: The value less its bias of order 1 / n; nan likewise.
+        corrected: The value less its bias of order 1 / n; nan likewise, and for fewer samples than `ENOUGH` times the
+            features, of which it would take too much.
     """
 
     value: float
@@ -68,12 +81,14 @@ def frechet_estimate(
     """The distance of samples from a reference, with its standard error and the value less its bias.
 
     Args:
-        features: Of the samples, in no particular order, shape (N, d), N >= 2.
+        features: Of the samples, shape (N, d), N >= 2; in any order, which changes nothing.
         reference: The statistics that they are held against.
         groups: How many groups the jackknife leaves out in turn; at most N / 2 are made.
     """
     root = matrix_sqrt(reference.covariance)
-    chunks = torch.tensor_split(features, max(1, min(groups, len(features) // 2)))
+    n, d = features.shape
+    mixed = features[_order_of_contents(features).to(features.device)]
+    chunks = torch.tensor_split(mixed, max(1, min(groups, n // 2)))
     parts = [FeatureStatistics.of(chunk) for chunk in chunks]
     value = _distance(reduce(FeatureStatistics.merge, parts), reference, root)
     count = len(parts)
@@ -83,7 +98,20 @@ def frechet_estimate(
     values = torch.tensor([_distance(rest, reference, root) for rest in left_out], dtype=torch.float64)
     mean = float(values.mean())
     std_error = math.sqrt((count - 1) / count * float((values - mean).square().sum()))
-    return FrechetEstimate(value, std_error, count * value - (count - 1) * mean)
+    return FrechetEstimate(value, std_error, count * value - (count - 1) * mean if n >= ENOUGH * d else math.nan)
+
+
+def _order_of_contents(features: Tensor) -> Tensor:
+    """A pseudo-random order of rows by what they hold; equal ones (a collapsed model) are told apart by their count."""
+    largest = features.abs().max().clamp(min=torch.finfo(features.dtype).tiny)
+    parts = (features / largest * _PARTS).round().to(torch.int32).cpu().numpy()
+    seen: Counter[bytes] = Counter()
+    keys = []
+    for row in parts:
+        content = hashlib.sha256(row.tobytes()).digest()
+        keys.append(f"{content.hex()} {seen[content]}")
+        seen[content] += 1
+    return torch.tensor(hashed_order(keys))
 
 
 def require_space(a: FeatureStatistics, b: FeatureStatistics) -> None:

@@ -138,3 +138,13 @@ def nearest_in(queries: Tensor, points: Tensor) -> tuple[Float[Tensor, " n"], In
         best = torch.where(closer, distances[:, 0], best)
         which = torch.where(closer, rows[:, 0] + start, which)
     return best, which
+
+
+def smallest_in(queries: Tensor, points: Tensor, k: int) -> Float[Tensor, " n k"]:
+    """The k smallest distances of each query, (N, *dims), to many points, (M, *dims) of any type, ascending."""
+    queries, points = queries.flatten(1).double(), points.flatten(1)
+    best = torch.empty(len(queries), 0, dtype=torch.float64, device=queries.device)
+    for block in points.split(max(1, _BLOCK // points.shape[1])):
+        distances, _ = nearest(queries, block.to(queries.device).double(), min(k, len(block)))
+        best = torch.cat((best, distances), 1).sort(1).values[:, :k]
+    return best

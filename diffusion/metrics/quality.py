@@ -11,6 +11,7 @@ others and says what differs.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
+from ..random import fixed_subset
+from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
 from .frechet import FrechetEstimate, frechet_estimate
 from .kernel import KernelEstimate, kernel_distance
@@ -41,6 +44,7 @@ class Quality:
         density, coverage: k = 5.
         pixel_copies: The nearest-training-image check in pixels; None without held-out images.
         feature_copies: The same in features.
+        copies: The samples that are training images, or nearly so (`metrics.copies`); None where these are not known.
         reference: What the samples were held against.
     """
 
@@ -53,6 +57,7 @@ class Quality:
     coverage: float
     pixel_copies: Memorisation | None
     feature_copies: Memorisation | None
+    copies: Sequence[Copy] | None
     reference: Provenance
 
     def figures(self) -> dict[str, float]:
@@ -77,6 +82,9 @@ class Quality:
                     f"near_training_{space}_expected": copies.expected,
                     f"near_training_{space}_threshold": copies.threshold,
                 }
+        if self.copies is not None:
+            exact = sum(copy.exact for copy in self.copies)
+            found |= {"copies_exact": float(exact), "copies_near": float(len(self.copies) - exact)}
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +102,8 @@ class QualityReference:
         features: Their features, shape (M, d), on the device that everything is computed on.
         statistics: Of these features, with the provenance.
         held_out: Images of the same law that no model was trained on, and their features; None without.
+        training: The training images that copies are looked for among, and whether their mirror images count; None
+            without.
     """
 
     extractor: FeatureExtractor
@@ -101,6 +111,7 @@ class QualityReference:
     features: Float[Tensor, " m d"]
     statistics: FeatureStatistics
     held_out: tuple[Tensor, Tensor] | None
+    training: tuple[Tensor, bool] | None = None
 
     @classmethod
     def of(
@@ -112,6 +123,7 @@ class QualityReference:
         levels: int,
         held_out: UInt8[Tensor, " t c h w"] | None = None,
         flips: bool = False,
+        mirrored: bool = False,
         features: Float[Tensor, " m d"] | None = None,
         device: torch.device | str = "cpu",
         batch_size: int = BATCH,
@@ -126,12 +138,14 @@ class QualityReference:
             levels: The number of values a channel can take.
             held_out: Fresh images, for the nearest-training-image check.
             flips: Whether the mirror image of each counts too.
+            mirrored: Whether models are trained on mirror images, so that these count as copies, too.
             features: Of the images (and their mirror images behind them), where they were computed before.
             device: Where to compute.
             batch_size: Images the extractor takes at once.
             progress: Called with (images done, images in all).
         """
         provenance = describe(images, extractor, data, split, levels, flips)
+        training = (images, mirrored or flips) if split == "train" else None
         images = with_flips(images, flips)
         if features is None:
             features = extract(extractor, images, device, batch_size, progress)
@@ -142,7 +156,7 @@ class QualityReference:
         if held_out is not None and len(held_out):
             fresh = held_out, extract(extractor, held_out, device, batch_size)
         statistics = FeatureStatistics.of(features, provenance)
-        return cls(extractor, images, features, statistics, fresh)
+        return cls(extractor, images, features, statistics, fresh, training)
 
     @property
     def provenance(self) -> Provenance:
@@ -186,6 +200,7 @@ class QualityReference:
             *density_coverage(features, some),
             near_pixels,
             near_features,
+            None if self.training is None else find_copies(samples.to(device), *self.training),
             self.provenance,
         )
 
@@ -213,9 +228,8 @@ def with_flips(images: UInt8[Tensor, " n c h w"], flips: bool) -> UInt8[Tensor, 
 
 
 def spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` rows, evenly spread (files are sorted by class, so that the first ones would be of one)."""
-    n = len(rows)
-    return rows if n <= count else rows[torch.arange(count, device=rows.device) * n // count]
+    """At most `count` rows, those that come first in the fixed order (`random.fixed_order`)."""
+    return rows if len(rows) <= count else rows[fixed_subset(len(rows), count).to(rows.device)]
 
 
 def require_comparable(reference: Provenance, samples: int, other: Provenance, other_samples: int) -> None:

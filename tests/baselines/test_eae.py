@@ -189,3 +189,13 @@ def test_the_density_says_how_far_it_is():
     assert len(lines) == 1
     assert "step 100/100" in lines[0]
     assert "16 images" in lines[0]
+
+
+def test_the_declared_density_is_fitted_to_all_classes_of_sorted_images():
+    """Flat images, then noise, twice as many as a batch: a fit whose last batches are of one class alone differs."""
+    low, high = images_of(64) // 8, images_of(64, seed=1)
+    model, scales = build(), []
+    for images in (torch.cat((low, high)), torch.cat((high, low))):
+        model.fit_density(images, steps=8)
+        scales.append(float(model.raw_scale))
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)

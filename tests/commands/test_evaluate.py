@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from diffusion.commands import measuring, records
-from diffusion.commands.subjects import images_of, load_images_of, load_subject
+from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.errors import UserError
+from diffusion.random import fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 ROOT = Path(__file__).parents[2]
 RUN = Path("runs/digits-0001")
 ELBO = ("evaluate", "digits-0001", "--method", "elbo", "--draws", "4", "--images", "20", "--batch-size", "6")
+ROWS = fixed_subset(360, 20)  # those that `--images 20` takes of the digits' test split
 OFFLINE = ("--wandb", "offline")
 OFF = ("--wandb", "off")
 
@@ -58,10 +60,10 @@ def test_the_values_are_those_of_the_model(diffusion_command):
     evaluation = records.read(kept())
     subject = load_subject("digits-0001", "runs")
     images, identity = images_of(load_images_of(subject), "test", 20)
-    direct = subject.model.log_likelihood(images, method="elbo", evaluations=4, batch_size=20)
+    direct = subject.model.log_likelihood(images, method="elbo", evaluations=4, batch_size=20, indices=ROWS)
     torch.testing.assert_close(evaluation.estimate.log_prob, direct.log_prob, rtol=1e-5, atol=1e-4)
     assert evaluation.protocol.data == identity
-    assert evaluation.estimate.indices.tolist() == list(range(20))
+    assert evaluation.estimate.indices.tolist() == rows_of(identity).tolist() == ROWS.tolist()
     assert evaluation.model == {"run": "digits-0001", "family": "diffusion", "parameters": 2801, "data": "digits"}
     torch.testing.assert_close(evaluation.estimate.terms["prior"], direct.terms["prior"], rtol=1e-6, atol=1e-6)
     for name, term in direct.terms.items():
@@ -111,14 +113,14 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_was_to_the_same_bits(di
 
         def write_part(folder, estimate):
             write(folder, estimate)
-            if int(estimate.indices[0]) == 6:
+            if int(estimate.indices[0]) == ROWS[6]:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
             patch.setattr(records, "write_part", write_part)
             assert diffusion_command(*ode)[0] == 130
     parts = sorted((RUN / "evaluations").glob("*/*.part"))
-    assert [path.stem for path in parts] == ["00000000-00000005", "00000006-00000011"]
+    assert [path.stem for path in parts] == [f"{ROWS[i]:08d}-{ROWS[i + 5]:08d}" for i in (0, 6)]
     assert not list((RUN / "evaluations").glob("*.json"))
     measured = []
     chunk = measuring._chunk
@@ -129,8 +131,8 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_was_to_the_same_bits(di
 
     monkeypatch.setattr(measuring, "_chunk", counted)
     assert diffusion_command(*ode)[0] == 0
-    assert measured[:8] == list(range(12, 20)), "what was done is not done again"
-    assert set(measured[8:]) <= set(range(20)), "the rest is of the error budget"
+    assert measured[:8] == ROWS[12:].tolist(), "what was done is not done again"
+    assert set(measured[8:]) <= set(ROWS.tolist()), "the rest is of the error budget"
     assert [path.name for path in (RUN / "evaluations").iterdir()] == [kept().name], "the parts are gone"
     resumed = json.loads(kept().read_text())["estimate"]
     assert diffusion_command(*ode, "--again")[0] == 0
@@ -159,7 +161,10 @@ DAMAGES = (
     (lambda text: text.replace('"seed": 0', '"seed": 5', 1), "its protocol is that of"),
     (lambda text: text.replace('"bits_per_dim": ', '"bits_per_dim": 1', 1), "mean"),
     (lambda text: text.replace('"lower bound"', '"wonderful"'), "wonderful"),
-    (lambda text: text.replace('"indices": [\n   0', '"indices": [\n   1'), "20 images are announced"),
+    (
+        lambda text: text.replace(f'"indices": [\n   {ROWS[0]}', f'"indices": [\n   {ROWS[1]}'),
+        "20 images are announced",
+    ),
 )
 
 
@@ -256,7 +261,7 @@ def test_pictures_and_the_summary_in_wandb(diffusion_command):
     (table,) = record.parent.glob("files/media/table/likelihood/digits-test*.json")
     rows = json.loads(table.read_text())
     assert rows["columns"] == ["index", "bits_per_dim"]
-    assert [row[0] for row in rows["data"]] == list(range(20))
+    assert [row[0] for row in rows["data"]] == ROWS.tolist()
     values = records.read(kept()).estimate.bits_per_dim
     assert [row[1] for row in rows["data"]] == pytest.approx(values.tolist())
     assert "W&B run" not in diffusion_command(*ELBO, *OFFLINE)[1], "once is enough"

@@ -19,6 +19,7 @@ from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.metrics import ClassifierFeatures, QualityReference
+from diffusion.random import FIXED_ORDER, fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -94,8 +95,17 @@ def test_copies_of_training_images_in_a_file_are_caught(place, diffusion_command
     code, out, _ = diffusion_command("quality", "copies.npz", "--data", "digits", "--no-scale")
     assert code == 0
     assert "100.0 ± " in out
+    assert "copies.npz: 50 of 50 samples are training images to the bit: sample 0 = train image 0, sample 1 =" in out
+    assert "... (45 more in its record)" in out
+    assert "corrected: withheld for copies.npz (50): fewer than 4 times the 64 features" in out
     (path,) = kept(Path("evaluations/copies/evaluations/quality"))
-    figures = json.loads(path.read_text())["figures"]
+    record = json.loads(path.read_text())
+    figures = record["figures"]
+    assert (figures["copies_exact"], figures["copies_near"], figures["fid_corrected"]) == (50, 0, None)
+    assert sorted(copy["image"] for copy in record["copies"]) == list(range(50))
+    with Image.open(path.with_name(f"{path.stem}-closest.png")) as picture:
+        assert picture.size == (10 * 66 - 2, 6 * 66 - 2), "copies above the nearest by pixels and by features"
+        assert json.loads(picture.text["copies"]) == record["copies"]
     assert figures["near_training_pixels"] == figures["near_training_features"] == 1.0
     expected = QualityReference.of(
         data.train, choose_extractor("digits", data, False), "digits", "train", 17, data.test
@@ -108,7 +118,7 @@ def test_the_data_may_be_a_runs(place):
     save_digits("some.npz", data.test[:20])
     found = load_candidate("some.npz", parse_quality_arguments(["some.npz", "--data", "digits-0001", "--samples", "9"]))
     images, nfe = found.draw(torch.device("cpu"), lambda *_: None)
-    assert torch.equal(images, data.test[:9])
+    assert torch.equal(images, data.test[:20][fixed_subset(20, 9)])
     assert (found.data.name, found.count, nfe) == ("digits", 9, 0.0)
 
 
@@ -185,3 +195,24 @@ def test_the_summary_goes_to_wandb_once(diffusion_command):
         assert word in content, word
     assert list(record.parent.glob("files/media/images/quality/closest*.png"))
     assert "W&B run" not in diffusion_command(*argv)[1], "once is enough"
+
+
+def test_a_folder_in_class_order_has_the_figures_of_a_shuffled_one(place, diffusion_command):
+    data = load_images("digits")
+    by_class = data.test[data.test_labels.argsort(stable=True)]
+    save_digits("ordered.npz", by_class)
+    save_digits("shuffled.npz", by_class[torch.randperm(360, generator=torch.Generator().manual_seed(0))])
+    found = []
+    for name in ("ordered", "shuffled"):
+        code, out, _ = diffusion_command("quality", f"{name}.npz", "--data", "digits", "--no-scale")
+        assert (code, "withheld" in out) == (0, False)
+        (path,) = kept(Path(f"evaluations/{name}/evaluations/quality"))
+        record = json.loads(path.read_text())
+        assert record["question"]["order"] == FIXED_ORDER
+        found.append(record["figures"])
+    ordered, shuffled = found
+    assert ordered["copies_exact"] == ordered["copies_near"] == 0
+    for name, value in ordered.items():
+        assert value == pytest.approx(shuffled[name], rel=1e-3, abs=1e-6), name
+    assert ordered["fid_sem"] < 0.6
+    assert abs(ordered["fid_corrected"]) < 1.5

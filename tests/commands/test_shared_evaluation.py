@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.commands import measuring, records, targeting
-from diffusion.commands.subjects import images_of, load_images_of, load_subject
+from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.processes import Processes
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
@@ -65,7 +65,8 @@ def test_one_two_and_three_processes_find_the_same(place, monkeypatch, method):
     monkeypatch.setattr(measuring, "_chunk", chunk_noted)
     monkeypatch.setattr(records, "write", write_noted)
     (alone,) = shared(1, method, Path("one"))
-    assert alone.estimate.indices.tolist() == list(range(20)), "20 images in chunks of 6: the last one is uneven"
+    rows = rows_of(alone.protocol.data).tolist()
+    assert alone.estimate.indices.tolist() == rows, "20 images in chunks of 6: the last one is uneven"
     by_one = sorted(measured)
     for count in (2, 3):
         measured.clear()

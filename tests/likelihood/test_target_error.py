@@ -14,6 +14,7 @@ from diffusion.likelihood import Dequantizer, Estimate
 from diffusion.likelihood.importance_weighted import importance_weighted
 from diffusion.likelihood.probability_flow import ESTIMATOR
 from diffusion.likelihood.target_error import Plan, next_plan, reach, remembering
+from diffusion.random import FIXED_ORDER, fixed_subset
 from diffusion.schedules import VE, VP
 
 DEQUANTIZER = Dequantizer(17)
@@ -70,6 +71,25 @@ def test_as_many_images_as_it_takes_and_no_more():
     again = reach(remembering(measure), torch.arange(2000), {"evaluations": 16}, 0.05)
     assert torch.equal(again.estimate.log_prob, found.estimate.log_prob), "the same question, the same figure"
     assert again.options == found.options
+
+
+def test_images_in_class_order_are_taken_from_all_classes():
+    """Two classes of very different bits/dim, one after the other: the figure is of both, and says which it is of."""
+    model = Gaussian(torch.zeros(4).double(), 0.2, VP())
+    x = torch.cat((0.1 * seeded(200, 4), 0.1 * seeded(200, 4) + 0.6))
+    whole = log_density(model, x, method="immse", evaluations=32)
+    first, second = whole.bits_per_dim.split(200)
+    assert float(second.mean() - first.mean()) > 4
+    found = log_density(model, x, method="immse", evaluations=32, target_error=0.25)
+    assert found.indices is not None
+    rows = found.indices
+    target = found.protocol["target"]
+    assert isinstance(target, dict)
+    assert (target["met"], target["order"]) == (True, FIXED_ORDER)
+    assert 32 < len(found) < 400
+    assert rows.tolist() == fixed_subset(400, len(found)).tolist(), "in the order of the images given"
+    assert abs(found.mean().mean - whole.mean().mean) < 3 * found.total_error <= 0.75
+    torch.testing.assert_close(found.log_prob, whole.log_prob[rows], rtol=0, atol=10 * float(whole.std_error.max()))
 
 
 def test_a_target_that_the_pilot_meets_costs_the_pilot_alone():

@@ -116,3 +116,46 @@ def test_one_feature_has_no_covariance():
         frechet_estimate(normals(1, 3), FeatureStatistics.of(normals(9, 3)))
     with pytest.raises(UserError, match="dimensions 3 and 4"):
         frechet_distance(FeatureStatistics.of(normals(9, 3)), FeatureStatistics.of(normals(9, 4)))
+
+
+def in_groups(n, seed=0):
+    """Features of four classes, one after the other, and in a random order."""
+    classes = torch.randint(4, (n,), generator=torch.Generator().manual_seed(seed)).sort().values
+    features = normals(n, 6, seed) + 4 * classes[:, None].double()
+    return features, features[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+
+
+def test_the_order_of_the_files_changes_nothing():
+    reference = FeatureStatistics.of(in_groups(500, 1)[0])
+    ordered, mixed = (frechet_estimate(features, reference) for features in in_groups(360))
+    for key in ("value", "std_error", "corrected"):
+        assert getattr(ordered, key) == pytest.approx(getattr(mixed, key), rel=1e-9), key
+    assert abs(ordered.corrected) < 3 * ordered.std_error < 6, "groups of one class each would have -6.7 and 4.4"
+    rounded = frechet_estimate(in_groups(360)[0] * (1 + 1e-7), reference)
+    assert rounded.std_error == pytest.approx(ordered.std_error, rel=0.05), "nor does rounding"
+
+
+def test_the_error_of_a_collapsed_model_is_that_of_repeats():
+    """Samples of ten values: equal ones in one group would be taken for a spread that is not there."""
+    places, reference = normals(10, 3), FeatureStatistics.of(normals(400, 3, 1))
+
+    def drawn(seed):
+        rows = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(seed))
+        return frechet_estimate(places[rows], reference)
+
+    found = [drawn(seed) for seed in range(60)]
+    errors, values = (torch.tensor([getattr(f, key) for f in found]) for key in ("std_error", "value"))
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.35)
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(4, 0.08), (8, 0.04)])
+def test_the_correction_takes_the_bias_from_four_samples_a_feature_on(ratio, left):
+    """Equal variances, the worst case, a distance of 0: what is left of the bias, and none where it would be more."""
+    d = 32
+    reference = law(torch.zeros(d).double(), torch.eye(d).double())
+    found = [frechet_estimate(normals(ratio * d, d, seed), reference) for seed in range(12)]
+    bias, corrected = (sum(getattr(f, key) for f in found) / 12 for key in ("value", "corrected"))
+    assert abs(corrected) < left * bias
+    few = frechet_estimate(normals(4 * d - 1, d), reference)
+    assert few.corrected != few.corrected, "withheld"
+    assert few.std_error > 0

@@ -1,0 +1,88 @@
+"""Samples that are training images, counted one by one: to the bit, or but for a little.
+
+The share of samples near to training images (`neighbours.memorisation`) says how a model differs from one that has not
+memorised; a few copies among many samples are within its error. Here each is found:
+
+    exact   its levels are those of a training image
+    near    d(sample, x) < d(x, x') / 3, x the nearest training image, x' the nearest one to x that is not equal to it
+
+in root mean squares of pixels. The rule is the ratio of Yoon et al. 2023 ("Diffusion probabilistic models generalize
+when they fail to memorize"), held against the training image's own neighbour: fresh images are about as far from the
+training set as its images are from each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from .neighbours import nearest_in, smallest_in
+
+NEAR = 1.0 / 3.0
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A sample that is a training image, or nearly so.
+
+    Args:
+        sample: Its number among the samples.
+        image: The row of the training image.
+        mirrored: Whether it is the mirror image of that.
+        distance: Between the two, in levels, the root mean square over pixels; 0 for an exact copy.
+        own: Of the training image to the nearest other one, likewise.
+    """
+
+    sample: int
+    image: int
+    mirrored: bool
+    distance: float
+    own: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every pixel is the same."""
+        return self.distance == 0.0
+
+
+def find_copies(
+    samples: UInt8[Tensor, " n c h w"], training: UInt8[Tensor, " m c h w"], mirrored: bool = False
+) -> list[Copy]:
+    """The samples that are exact or near copies (the module's text), the nearest first.
+
+    Args:
+        samples: Level indices, shape (N, C, H, W).
+        training: Those that the model was trained on, shape (M, C, H, W).
+        mirrored: Whether mirror images of these count, too: where they are an augmentation.
+    """
+    distances, images = nearest_in(samples, training)
+    turned = torch.zeros_like(images, dtype=torch.bool)
+    if mirrored:
+        others, other_images = nearest_in(samples.flip(-1), training)
+        turned = others < distances
+        distances, images = torch.where(turned, others, distances), torch.where(turned, other_images, images)
+    asked, place = images.unique(return_inverse=True)
+    own = _nearest_unlike(training, asked.to(training.device)).to(distances.device)[place]
+    rows = (distances == 0.0) | (distances < NEAR * own)
+    pixels = math.sqrt(training[0].numel())
+    found = [
+        Copy(row, int(images[row]), bool(turned[row]), float(distances[row]) / pixels, float(own[row]) / pixels)
+        for row in rows.nonzero()[:, 0].tolist()
+    ]
+    return sorted(found, key=lambda copy: (copy.distance, copy.sample))
+
+
+def _nearest_unlike(images: Tensor, rows: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """The distance of some images to the nearest of all that is not equal to it; 0 where all are."""
+    found = torch.full((len(rows),), math.inf, dtype=torch.float64, device=images.device)
+    asked, count = torch.arange(len(rows), device=images.device), 2
+    while len(asked):  # seldom twice: an image that is there more than once has itself for a neighbour
+        distances = smallest_in(images[rows[asked]], images, min(count, len(images)))
+        found[asked] = torch.where(distances > 0.0, distances, math.inf).amin(1)
+        asked = asked[found[asked].isinf()] if count < len(images) else asked[:0]
+        count *= 8
+    return torch.where(found.isinf(), 0.0, found)
