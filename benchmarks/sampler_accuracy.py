@@ -3,7 +3,8 @@
 Two random mixtures of Gaussians: in the plane (8 modes of deviation 0.08) and of 3x8x8 images (10 modes of deviations
 0.08 to 0.2), their means uniform in [-1, 1]. The error is the root mean square, over samples and dimensions, against
 the probability-flow ODE from log-SNR -10, solved in float64 by dopri8 at a tolerance of 1e-9. Several are drawn,
-and the geometric mean of their errors is shown, for the best of the grids and of the log-SNRs at which they end. The
+and the geometric mean of their errors is shown: of what is drawn with when nothing is said (the default, with nothing
+chosen), and of every sampler on the best of the grids and of the log-SNRs at which they end. The
 evaluations include the last one, x = E[x | x_t]; where a budget does not divide, a sampler uses less of it.
 
     python benchmarks/sampler_accuracy.py [--mixtures 3] [--samples 64] [--case plane|images] [--budgets 5 10 20 50]
@@ -29,6 +30,7 @@ from diffusion.auto_grid import auto_grid
 from diffusion.denoisers.exact import GaussianMixture
 from diffusion.fit_sampler import MOST_STEPS, fit_sampler
 from diffusion.samplers import ODE, Adams, Sampler, build, names
+from diffusion.sampling import DEFAULT_SAMPLER
 from diffusion.schedules import Cosine, time_grid
 
 F64 = torch.float64
@@ -97,6 +99,7 @@ def mixed(end: float, steps: int) -> Tensor:
 
 
 GRIDS: dict[str, Callable[[float, int], Tensor]] = {
+    "cauchy": lambda end, steps: time_grid(SCHEDULE, steps, "cauchy", end),
     "log-snr": lambda end, steps: time_grid(SCHEDULE, steps, "log-snr", end),
     "karras": lambda end, steps: time_grid(SCHEDULE, steps, "karras", end),
     "angle": lambda end, steps: time_grid(SCHEDULE, steps, "angle", end),
@@ -130,8 +133,9 @@ def geometric_mean(errors: list[float]) -> float:
 
 
 def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
-    """(error, sampler, grid) of every sampler on the best of the fixed grids."""
-    rows = []
+    """(error, sampler, grid) of the default as it is, and of every sampler on the best of the fixed grids."""
+    default = build(DEFAULT_SAMPLER)
+    rows = [(geometric_mean([rms(default, time_grid(SCHEDULE, budget), case) for case in cases]), "the default", "")]
     for name, sampler in samplers().items():
         steps = steps_within(sampler, budget)
         if steps < 2:
@@ -149,8 +153,11 @@ def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
 
 def tuned(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     """(error, sampler, its spread) of what is tuned to each mixture by itself."""
-    adams = Adams()
-    errors = {"adams, auto": [rms(adams, auto_grid(case.model, adams, budget), case) for case in cases]}
+    adams, default = Adams(), build(DEFAULT_SAMPLER)
+    errors = {
+        "the default": [rms(default, time_grid(SCHEDULE, budget), case) for case in cases],
+        "adams, auto": [rms(adams, auto_grid(case.model, adams, budget), case) for case in cases],
+    }
     if budget <= MOST_STEPS:
         made = [fit_sampler(case.model, budget) for case in cases]
         errors["fitted"] = [rms(s, s.own_grid(SCHEDULE), case) for s, case in zip(made, cases, strict=True)]

@@ -11,14 +11,20 @@ two moves.
 2. What equal shares cannot know: where errors cancel, and from where the last step can go to the datum. For a
    deterministic sampler the lengths of the steps are bent by a piecewise linear function of five knots, and the end is
    moved, by a pattern search on the sampler's own error against the trajectories' ends. Samples that the search has not
-   seen decide whether its grid is kept.
+   seen decide between its grid, equal shares, and the grid that is taken when none is asked for: tuning does not make
+   worse.
 
-Everything is seeded: the same model, sampler and number of steps have the same grid.
+Everything is seeded: the same model, sampler and number of steps have the same grid, unless the time for it was up
+(`tuning`); the best until then is taken.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -30,17 +36,18 @@ from .denoisers.denoiser import Denoiser, device_of
 from .evaluations import evaluation_mode
 from .random import Noise
 from .samplers import Adams, Sampler
+from .samplers.sampler import is_value
 from .samplers.variables import Nodes, Velocity
 from .schedules import Schedule, time_grid
 from .schedules.schedule import log_snr_ends
-from .schedules.time_grids import LOG_SNR_END
+from .schedules.time_grids import DEFAULT_GRID, LOG_SNR_END, default_end
 
 SEED = 2**31 + 1
 _REFERENCE_STEPS = 240
 _DENSITY_ROWS = 32
 # A solve of the search costs about this many rows, whatever its steps: few steps err rarely and much, and need more.
 _ROWS = 1280
-_LEAST_ROWS, _MOST_ROWS = 32, 256
+_LEAST_ROWS, _MOST_ROWS, _LEAST_UNSEEN = 32, 256, 128
 _EVALUATIONS = 1000  # of the batch, by the search
 _KNOTS = 5
 _SMOOTHING = 0.7  # in log-SNR
@@ -49,7 +56,72 @@ _PENALTY = 0.05  # on the squared logarithms of the bending
 _FIRST_MOVE, _LAST_MOVE, _MOST_BENT = 0.5, 0.02, 3.0
 _DECIMALS = 4  # of log-SNRs, so that a grid survives being written as text
 
-_GRIDS: WeakKeyDictionary[Denoiser, tuple[tuple[int, ...], dict[str, tuple[float, ...]]]] = WeakKeyDictionary()
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How long it may take, in seconds, and who is told of (evaluations done, about so many in all)."""
+
+    seconds: float = math.inf
+    progress: Progress | None = None
+
+
+_UNLIMITED = Tuning()
+_TUNING: ContextVar[Tuning] = ContextVar("tuning", default=_UNLIMITED)
+
+
+@contextmanager
+def tuning(seconds: float = math.inf, progress: Progress | None = None) -> Iterator[None]:
+    """While open, what is tuned (a grid, a fitted sampler) takes no longer than this, each, and tells how far it is.
+
+    What was cut short is known by its limit: with more time it is tuned again.
+    """
+    token = _TUNING.set(Tuning(seconds, progress))
+    try:
+        yield
+    finally:
+        _TUNING.reset(token)
+
+
+class OutOfTime(Exception):
+    """Before there was anything to choose from."""
+
+
+class Clock:
+    """Counts what one tuning spends.
+
+    Args:
+        total: The evaluations that it needs at most, about.
+    """
+
+    def __init__(self, total: int):
+        self._tuning, self._total, self._done, self._start = _TUNING.get(), total, 0, time.monotonic()
+        self.was_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        self.was_over = self.was_over or time.monotonic() - self._start > self._tuning.seconds
+        return self.was_over
+
+    def spend(self, evaluations: int) -> None:
+        """Count evaluations of a batch, and tell."""
+        self._done = min(self._done + evaluations, self._total)
+        if self._tuning.progress is not None:
+            self._tuning.progress(self._done, self._total)
+
+    def finish(self) -> None:
+        """Tell that all is done."""
+        self.spend(self._total)
+
+
+def cut_short(key: str) -> str:
+    """The key in `known_grids` of what the present limit cut short."""
+    return f"{key}, within {_TUNING.get().seconds:g} s"
+
+
+_GRIDS: WeakKeyDictionary[Denoiser, tuple[tuple[object, ...], dict[str, tuple[float, ...]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -80,8 +152,12 @@ class Trajectories:
 
 
 @torch.no_grad()
-def trajectories(denoiser: Denoiser, n: int, start: int = 0) -> Trajectories:
-    """Solve the probability-flow ODE for samples `start` to `start + n`, by Adams's method of order 4 in 240 steps."""
+def trajectories(denoiser: Denoiser, n: int, start: int = 0, clock: Clock | None = None) -> Trajectories:
+    """Solve the probability-flow ODE for samples `start` to `start + n`, by Adams's method of order 4 in 240 steps.
+
+    Raises:
+        OutOfTime: Where the clock is over.
+    """
     schedule = denoiser.schedule
     low, high = log_snr_ends(schedule)
     log_snrs = torch.linspace(low, high, _REFERENCE_STEPS, dtype=torch.float64)
@@ -100,6 +176,10 @@ def trajectories(denoiser: Denoiser, n: int, start: int = 0) -> Trajectories:
     def watch(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
         nonlocal state
         assert x_hat is not None
+        if clock is not None:
+            clock.spend(1)
+            if clock.is_over:
+                raise OutOfTime
         if step < len(factor) - 1:
             velocities.append(factor[step] * (x_hat[rows] - from_x[step] * state))
             state = x[rows]
@@ -123,21 +203,29 @@ def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor,
     """The grid of `steps` intervals that suits this model and sampler; made once for a model in memory.
 
     Args:
-        denoiser: The model; it is asked without labels, about 1,240 times, of 32 to 384 samples.
+        denoiser: The model; it is asked without labels, about 1,500 times, of 32 to 256 samples.
         sampler: What will walk the grid. One that draws noise gets equal local errors and the usual end; one that
             chooses its own steps the grid `log-snr` to the end of the path.
         steps: The number of intervals, at least 1; the last one goes to the datum itself.
     """
-    grids = known_grids(denoiser)
+    grids = known_grids(denoiser) if is_value(sampler) else {}  # one's own sampler may change
     key = f"{_kind(sampler)}, {steps} steps"
+    if key not in grids and (short := cut_short(key)) in grids:
+        key = short
     if key not in grids:
-        grids[key] = _tuned(denoiser, sampler, steps)
+        clock = Clock(2 * _REFERENCE_STEPS + _EVALUATIONS)
+        found = _tuned(denoiser, sampler, steps, clock)
+        key = cut_short(key) if clock.was_over else key
+        grids[key] = found
+        clock.finish()
     return _times(denoiser.schedule, torch.tensor(grids[key], dtype=torch.float64))
 
 
 def known_grids(denoiser: Denoiser) -> dict[str, tuple[float, ...]]:
     """The grids of a model that are known, as log-SNRs, by the sampler and its steps; `auto_grid` adds to them."""
-    state = tuple(value._version for value in denoiser.state_dict(keep_vars=True).values())
+    values = denoiser.state_dict(keep_vars=True).values()
+    # weights that were made in inference mode do not count their changes
+    state = tuple((value.data_ptr(), object() if value.is_inference() else value._version) for value in values)
     found = _GRIDS.get(denoiser)
     if found is None or found[0] != state:  # new, or its weights have been changed
         found = _GRIDS[denoiser] = (state, {})
@@ -151,20 +239,29 @@ def _kind(sampler: Sampler) -> str:
     return f"noise of order {sampler.order}" if sampler.is_stochastic else str(sampler)
 
 
-def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int) -> tuple[float, ...]:
+def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tuple[float, ...]:
     schedule = denoiser.schedule
     low, high = log_snr_ends(schedule)
     if sampler.is_adaptive or steps < 2:
-        return _rounded(schedule.log_snr(time_grid(schedule, max(steps, 1), log_snr_end=math.inf)[:-1]))
-    if sampler.is_stochastic:
-        return _rounded(equal_error(trajectories(denoiser, _LEAST_ROWS), sampler.order, steps, min(LOG_SNR_END, high)))
+        return _rounded(schedule.log_snr(time_grid(schedule, max(steps, 1), "log-snr", math.inf)[:-1]))
+    plain = default_log_snrs(schedule, steps)
     rows = min(_MOST_ROWS, max(_LEAST_ROWS, _ROWS // steps))
-    seen, unseen = trajectories(denoiser, rows), trajectories(denoiser, rows // 2, start=rows)
-    # few steps leave the path early: the last evaluation stands for all that is left
-    end = min(max(low + 1.0, 2.8 * math.log(steps)), high)
-    base = equal_error(seen, sampler.order, steps, end)
-    bent = _search(denoiser, sampler, base, high, seen)
-    return _rounded(min((bent, base), key=lambda log_snrs: _error(denoiser, sampler, log_snrs, unseen)))
+    try:
+        if sampler.is_stochastic:
+            along = trajectories(denoiser, _LEAST_ROWS, clock=clock)
+            return _rounded(equal_error(along, sampler.order, steps, min(LOG_SNR_END, high)))
+        unseen = trajectories(denoiser, max(rows // 2, _LEAST_UNSEEN), start=rows, clock=clock)
+        seen = trajectories(denoiser, rows, clock=clock)
+    except OutOfTime:
+        return _rounded(plain)
+    base = equal_error(seen, sampler.order, steps, min(max(low + 1.0, default_end(DEFAULT_GRID, steps)), high))
+    bent = _search(denoiser, sampler, base, high, seen, clock)
+    return _rounded(min((plain, base, bent), key=lambda log_snrs: _error(denoiser, sampler, log_snrs, unseen)))
+
+
+def default_log_snrs(schedule: Schedule, steps: int) -> Tensor:
+    """Those of the grid that is taken when none is asked for, without the datum."""
+    return schedule.log_snr(time_grid(schedule, steps)[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:
@@ -177,7 +274,9 @@ def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tens
     return placed
 
 
-def _search(denoiser: Denoiser, sampler: Sampler, base: Tensor, high: float, along: Trajectories) -> Tensor:
+def _search(
+    denoiser: Denoiser, sampler: Sampler, base: Tensor, high: float, along: Trajectories, clock: Clock
+) -> Tensor:
     """Bend the steps of `base` and move its end, as long as that lowers the error."""
     steps = len(base)
     count = min(_KNOTS, steps - 1)
@@ -192,6 +291,7 @@ def _search(denoiser: Denoiser, sampler: Sampler, base: Tensor, high: float, alo
         return base[0] + lengths * ((end - base[0]) / lengths[-1])
 
     def objective(by: Tensor) -> float:
+        clock.spend(cost)
         return _error(denoiser, sampler, bent(by), along) + _PENALTY * float(by[1:].square().sum())
 
     assert sampler.evaluations_per_step is not None
@@ -200,7 +300,7 @@ def _search(denoiser: Denoiser, sampler: Sampler, base: Tensor, high: float, alo
     at = torch.zeros(len(knots) + 1, dtype=torch.float64)
     moves = torch.full_like(at, _FIRST_MOVE)
     best, turn = objective(at), 0
-    while left > 0 and bool((moves > _LAST_MOVE).any()):
+    while left > 0 and bool((moves > _LAST_MOVE).any()) and not clock.is_over:
         j = turn % len(at)
         turn += 1
         for sign in (1.0, -1.0):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import full_disk
@@ -74,7 +76,7 @@ def train(argv: Sequence[str]) -> int:
         print(f"continuing {run}", file=sys.stderr)
     start = time.perf_counter()
     with full_disk.told(full_disk.CONTINUE):
-        done = fit(config, run)
+        done = fit(config, run, told=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
@@ -84,29 +86,33 @@ def train(argv: Sequence[str]) -> int:
         return done.exit_code
     trained = time.perf_counter() - start
 
+    # The model is there: what fails from here on costs nothing but itself.
+    ending = Ending(done.run / runs.MODEL)
+    again, named = "The same command repeats it.", shlex.quote(str(done.run))
+    estimates, codes, found, codes_file = {}, {}, {}, None
     model = load(done.run, choose_device(config.device))
-    estimates = {}
     if config.evaluation.enabled:
         bar = ProgressBar()
-        with exits_on_sigterm(done.run):
+        with ending.part("evaluation", again), exits_on_sigterm(done.run):
             estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
-        bar.close()
-        with full_disk.told(full_disk.CONTINUE):
             evaluation.write(done.run, estimates, trained)
-    codes = model.code_reports(done.data)
-    with full_disk.told(f"The run is complete, and its model is {done.run / runs.MODEL}."):
-        found = report.write_pictures(done.run, model, done.data, config)
+        bar.close()
+    with ending.part("codes", f"train.py --resume {named} repeats it."):
+        codes = model.code_reports(done.data)
         codes_file = evaluation.write_codes(done.run, codes)
+    with ending.part("pictures", f"sample.py --run {named} draws."):
+        found = report.write_pictures(done.run, model, done.data, config)
     if done.mirror is not None:
-        for name, estimate in list(estimates.items())[:1]:
-            done.mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
-        for name, estimate in estimates.items():
-            key = name.lower().replace(" ", "-")
-            done.mirror.summarise(evaluation.summary(estimate, f"eval/{key}/"))
-        done.mirror.summarise(evaluation.summary_of_codes(codes))
-        for name, path in found.items():
-            done.mirror.log_image(name.replace(" ", "_"), [str(path)])
-        done.mirror.finish()
+        with ending.part("W&B", f"Its figures are in {done.run}."):
+            for name, estimate in list(estimates.items())[:1]:
+                done.mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
+            for name, estimate in estimates.items():
+                key = name.lower().replace(" ", "-")
+                done.mirror.summarise(evaluation.summary(estimate, f"eval/{key}/"))
+            done.mirror.summarise(evaluation.summary_of_codes(codes))
+            for name, path in found.items():
+                done.mirror.log_image(name.replace(" ", "_"), [str(path)])
+            done.mirror.finish()
 
     console = report.console()
     console.print()
@@ -126,10 +132,46 @@ def train(argv: Sequence[str]) -> int:
     places["parameters"] = f"{parameter_count(model.module):,}"
     places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
     option, value = next(iter(model.sampling_settings({}).items()))
-    places["next"] = f"python sample.py --{option} {value}"
+    places["next"] = f"python sample.py --run {named} --{option} {value}"
     console.print(report.places_table(places))
-    assert (done.run / runs.MODEL).is_file()
-    return 0
+    return ending.tell()
+
+
+class Ending:
+    """The parts of a command that come after its model is written: one that fails is told, and the others go on.
+
+    Args:
+        model: The model's file.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        self.failures: list[str] = []
+
+    @contextmanager
+    def part(self, name: str, way_out: str) -> Iterator[None]:
+        """A block that may fail; `way_out` says what the user can do then."""
+        try:
+            yield
+        except Exception as error:  # whatever it was, hours of training stand before it
+            reason = str(error).strip().partition("\n")[0].rstrip(".") or "no reason given"
+            if isinstance(error, OSError) and error.filename is not None:
+                reason = f"{error.filename}: cannot be written ({error.strerror})"
+            elif not isinstance(error, UserError):
+                reason = f"{type(error).__name__}: {reason}"
+            self.failures.append(f"{name}: {reason}. The run is complete, and its model is {self.model}. {way_out}")
+
+    def tell(self) -> int:
+        """Print what failed, a line each; returns the exit code."""
+        for failure in self.failures:
+            print(f"error: {failure}", file=sys.stderr)
+        return USER_ERROR if self.failures else 0
+
+
+def _print_lines(text: str) -> None:
+    """Print what there is, at once, also into a log file."""
+    if text:
+        print(text, flush=True)
 
 
 def sample(argv: Sequence[str]) -> int:

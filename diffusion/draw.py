@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from . import pictures, runs, samplers
 from .control import controlled, with_defaults
+from .data.class_names import names_of, number_of
 from .devices import choose_device, device_name
 from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .errors import UserError
 from .families import DiffusionModel
+from .families.kept_grids import told_tuning
 from .fit_sampler import FITTED
 from .model import TrainedModel, load
 from .processes import launched
@@ -64,6 +66,8 @@ def draw(options: argparse.Namespace) -> int:
     if options.option and "sampler" not in model.sampling_options:
         raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
     given |= dict(options.option or ())
+    if options.label is not None:
+        given["label"] = _class_number(model, options)
     settings = model.sampling_settings(with_defaults(given))
     model = _sized(model, settings)
     (shown, way), *_ = settings.items()
@@ -72,11 +76,14 @@ def draw(options: argparse.Namespace) -> int:
         print(
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
+    limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
     if settings.get("grid") == time_grids.AUTO:
-        print("note: --grid auto is tuned once for a model, a sampler and its steps", file=sys.stderr)
+        print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
     if way == FITTED:
-        _fit(model, settings)
-    record = _record(model, options.seed, settings, device, options.runs)
+        _check_fitted(settings)
+        print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
+    with told_tuning(options.tuning_seconds):
+        record = _record(model, options.seed, settings, device, options.runs)
     if options.encode:
         return encode_command(model, record, options)
     if options.interpolate:
@@ -117,6 +124,22 @@ def draw(options: argparse.Namespace) -> int:
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     return 0
+
+
+def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
+    """The number of the class that --label means, among those of the model, or of the classifier that steers it."""
+    facts, text = model.facts, options.label
+    # the classifier knows its own classes by number; the names are those of the model's data
+    count = facts.num_classes if options.classifier is not None or model.config.denoiser.conditional else 0
+    names = names_of(facts.provenance, count)
+    if text.isascii() and text.isdigit() and text not in names and (options.classifier is not None or not names):
+        return int(text)
+    if not names:
+        raise UserError(f"--label: found '{text}'; {model.source} was trained without labels")
+    number = number_of(text, names)
+    if names[number] != text:
+        print(f"class {number}: {names[number]}")
+    return number
 
 
 def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
@@ -223,19 +246,10 @@ def _record(
     )
 
 
-def _fit(model: TrainedModel, settings: Mapping[str, Any]) -> None:
-    """Fit the sampler while the user sees how far it is, where it is not kept beside the model."""
-    assert isinstance(model, DiffusionModel), "other families have no sampler"
+def _check_fitted(settings: Mapping[str, Any]) -> None:
     refused = [name for name in settings if name not in FITTED_TAKES]
     if refused:
         raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(FITTED_TAKES[1:])}")
-    print(f"note: --sampler {FITTED} is fitted once for a model and its steps", file=sys.stderr)
-    with tqdm(desc="fitting", unit="iteration", disable=not sys.stderr.isatty()) as bar:
-
-        def tell(done: int, most: int) -> None:
-            bar.update(done - bar.n)
-
-        model.fitted(settings["steps"], tell)
 
 
 def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:

@@ -130,6 +130,7 @@ def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
         f"{prefix}bits_per_dim_high": interval.high,
         f"{prefix}bits_per_dim_sem": interval.sem,
         f"{prefix}kind": estimate.kind,
+        f"{prefix}law": estimate.law,
         f"{prefix}nfe": estimate.nfe,
         f"{prefix}seconds": estimate.seconds,
         f"{prefix}images": len(estimate),
@@ -162,8 +163,8 @@ def _median(shapes: torch.Tensor) -> str:
 
 
 def describe(estimate: Estimate) -> str:
-    """A protocol in one line: short values only (the whole of it is in the JSON file)."""
-    skipped = ("schedule", "t_min", "t_max", "times", "log_snr", "curve_log_snr", "validation_bits_per_dim")
+    """A protocol in one line: short values only (the whole of it is in the JSON file; the law has a column)."""
+    skipped = ("law", "schedule", "t_min", "t_max", "times", "log_snr", "curve_log_snr", "validation_bits_per_dim")
     values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in estimate.protocol.items()}
     parts = [f"{key} {value}" for key, value in values.items() if key not in skipped and value is not None]
     return ", ".join(parts)

@@ -5,7 +5,8 @@ and Marquardt's method to the ends of accurate trajectories (after Bespoke solve
 solvers, arXiv 2403.01329). The start of the fit is Adams's method on equal shares of local error of one more step, with
 its first evaluation, of pure noise, left out. The cost of a sample is cap log(1 + e / cap), e its mean squared error:
 a few samples that a coarse solver leads to another mode must not decide. Samples that were not fitted on decide, by
-their plain error, whether the fit is kept, or Adams's method on equal shares. Everything is seeded.
+their plain error, between the fit, Adams's method on equal shares, and what is drawn with when nothing is said.
+Everything is seeded; time limits and progress are those of `auto_grid.tuning`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .auto_grid import Trajectories, equal_error, known_grids, trajectories
+from .auto_grid import (
+    _REFERENCE_STEPS,
+    Clock,
+    OutOfTime,
+    Progress,
+    Trajectories,
+    cut_short,
+    default_log_snrs,
+    equal_error,
+    known_grids,
+    trajectories,
+)
 from .denoisers.denoiser import Denoiser
 from .errors import UserError
 from .evaluations import evaluation_mode
-from .samplers import Adams, Fitted
-from .samplers.fitted import walk
+from .samplers import ABM, Adams, Fitted
+from .samplers.fitted import corrections_to, walk
+from .schedules import Schedule
 from .schedules.schedule import log_snr_ends
 
 FEWEST_STEPS = 2
@@ -42,18 +55,20 @@ _DECIMALS = 6
 
 FITTED = "fitted"  # on `--sampler`; no sampler of `samplers.build`, which knows no model
 FITTED_NOW = f"{FITTED} 2"  # counts the ways of fitting: what an earlier one found is not used for this one
-Progress = Callable[[int, int], None]
 
 
 def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
     """`fit_sampler`, made once for a model: its numbers are among the model's `known_grids`."""
     check_steps(steps)
     kept, key = known_grids(denoiser), f"{FITTED_NOW}, {steps} steps"
-    if key in kept:
-        with contextlib.suppress(UserError):  # of another version, or damaged: as good as none
-            return from_numbers(steps, kept[key])
-    sampler = fit_sampler(denoiser, steps, progress)
-    kept[key] = to_numbers(sampler)
+    for known in (key, cut_short(key)):
+        if known in kept:
+            with contextlib.suppress(UserError):  # of another version, or damaged: as good as none
+                return from_numbers(steps, kept[known])
+    clock = Clock(_evaluations(steps))
+    sampler = fit_sampler(denoiser, steps, progress, clock)
+    kept[cut_short(key) if clock.was_over else key] = to_numbers(sampler)
+    clock.finish()
     return sampler
 
 
@@ -79,7 +94,7 @@ def from_numbers(steps: int, numbers: Sequence[float]) -> Fitted:
 
 
 @torch.no_grad()
-def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
+def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None, clock: Clock | None = None) -> Fitted:
     """The solver of `steps` evaluations that suits this model.
 
     Args:
@@ -87,12 +102,19 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
             steps, some 800 times by the fit.
         steps: 2 to 10.
         progress: Called after each iteration with (iterations done, at most so many).
+        clock: Of a tuning that may be cut short.
 
     Raises:
         UserError: For other numbers of steps.
     """
     check_steps(steps)
-    seen, unseen = trajectories(denoiser, _ROWS), trajectories(denoiser, _UNSEEN, start=_ROWS)
+    clock = clock or Clock(_evaluations(steps))
+    default = _default(denoiser.schedule, steps)
+    try:
+        unseen = trajectories(denoiser, _UNSEEN, start=_ROWS, clock=clock)
+        seen = trajectories(denoiser, _ROWS, clock=clock)
+    except OutOfTime:
+        return default
     low, high = log_snr_ends(denoiser.schedule)
     order = Adams().order
     # a fitted ending leaves the path earlier than x_hat alone would
@@ -100,9 +122,18 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, plain_end).tolist()))
     family = Family(equal_error(seen, order, steps + 1, end)[1:], low, high)
     with evaluation_mode(denoiser):
-        fitted = family.solver(_fit(denoiser, family, seen, progress))
-        errors = [float(_residual(denoiser, sampler, unseen).square().mean()) for sampler in (fitted, plain)]
-    return fitted if errors[0] < errors[1] else plain
+        fitted = family.solver(_fit(denoiser, family, seen, progress, clock))
+        found = {s: float(_residual(denoiser, s, unseen).square().mean()) for s in (default, plain, fitted)}
+    return min(found, key=lambda sampler: found[sampler] if math.isfinite(found[sampler]) else math.inf)
+
+
+def _default(schedule: Schedule, steps: int) -> Fitted:
+    """What is drawn with when nothing is said, as one of these samplers."""
+    log_snrs = tuple(round(v, _DECIMALS) for v in default_log_snrs(schedule, steps).tolist())
+    rows = corrections_to(ABM(), schedule, Fitted(log_snrs).times(schedule))
+    corrections = tuple(tuple(round(w, _DECIMALS) for w in row) for row in rows)
+    *_, scales, ending = _parts(steps)
+    return Fitted(log_snrs, corrections, (0.0,) * scales, (0.0,) * ending)
 
 
 def check_steps(steps: int) -> None:
@@ -191,7 +222,13 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
     return residual, torch.stack(columns, -1)
 
 
-def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Progress | None) -> Tensor:
+def _evaluations(steps: int) -> int:
+    """About how many a fit takes: of trajectories, and of the derivatives by each number from where it acts."""
+    stages = Family(torch.arange(float(steps)), -math.inf, math.inf).stages
+    return 2 * _REFERENCE_STEPS + _ITERATIONS * (3 * steps + sum(steps - stage for stage in stages))
+
+
+def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Progress | None, clock: Clock) -> Tensor:
     """Levenberg and Marquardt's method from zero."""
     size = sum(family.parts)
     numbers, eye = torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)
@@ -200,6 +237,8 @@ def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Prog
         return numbers
     ridge, damping = _RIDGE * best, 1e-2
     for done in range(_ITERATIONS):
+        if clock.is_over:
+            break
         residual, jacobian = _jacobian(denoiser, family, numbers, along)
         weight = 1.0 / (1.0 + residual.square().mean(1) / _CAP) / residual.numel()
         weighted = (jacobian * weight[:, None, None]).flatten(0, 1)
@@ -215,6 +254,7 @@ def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Prog
                 numbers, best, damping = tried, value, max(damping / 5.0, 1e-6)
                 break
             damping *= 4.0
+        clock.spend((_evaluations(len(family.base)) - 2 * _REFERENCE_STEPS) // _ITERATIONS)
         if progress is not None:
             progress(done + 1, _ITERATIONS)
         if gain < _LEAST_GAIN:

@@ -12,7 +12,7 @@ from .preflight import IMAGE_SETS, SAMPLERS, check_device
 from .sample_record import SampleRecord
 
 FITTED, FITTED_STEPS = "fitted", range(2, 11)  # not of a configuration: weights in training change
-GRIDS = ("log-snr", "karras", "angle", "time", "quadratic", "auto")
+GRIDS = ("cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto")
 FEATURES = ("digits", "mnist", "inception")
 EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
 _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
@@ -100,7 +100,7 @@ def check_quality(options: argparse.Namespace) -> None:
         if not are_images(name, options.runs):
             check_models([name], options.runs)
         elif not Path(name).exists():
-            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar or .npz of images, or a run")
+            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar, .npz or .npy of images, or a run")
         elif options.data is None:
             raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
         else:
@@ -135,7 +135,7 @@ def _check_drawing(sampler: str | None, grid: str | None) -> None:
 def are_images(text: str, runs_dir: str) -> bool:
     """Whether a command line names images, and not a run or a model file."""
     path = Path(text)
-    if path.suffix.lower() in (".zip", ".tar", ".npz"):
+    if path.suffix.lower() in (".zip", ".tar", ".npz", ".npy"):
         return True
     is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
     return path.is_dir() and not is_run
@@ -166,7 +166,7 @@ def check_training(options: argparse.Namespace) -> None:
     """
     choose("DATA", options.data, (*IMAGE_SETS, "folder"))
     if options.path is not None and not Path(options.path).exists():
-        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar or .npz file")
+        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file")
     _check_out(options.out)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import pictures, runs
@@ -34,11 +35,12 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
 
 
 def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
-    """The likelihoods as a table: bits/dim (images) or nats (points) with interval, kind and protocol."""
+    """The likelihoods as a table: bits/dim (images) or nats (points) with interval, kind, law and protocol."""
     table = Table(title="Test likelihood", title_justify="left", header_style="bold")
     discrete = next(iter(estimates.values())).levels is not None
-    for column in ("", "bits/dim" if discrete else "bits/dim (density)", "95 % interval", "kind", "NFE", "seconds"):
-        table.add_column(column, justify="left" if column in ("", "kind") else "right")
+    unit = "bits/dim" if discrete else "bits/dim (density)"
+    for column in ("", unit, "95 % interval", "kind", "law", "NFE", "seconds"):
+        table.add_column(column, justify="left" if column in ("", "kind", "law") else "right")
     table.add_column("protocol", overflow="fold")
     for name, estimate in estimates.items():
         interval, ess = estimate.mean(), effective_samples(estimate)
@@ -48,6 +50,7 @@ def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
             f"{interval.low:.4f} to {interval.high:.4f}",
             # a lower bound of log p is an upper bound of bits/dim
             "upper bound" if estimate.kind == "lower bound" else estimate.kind,
+            estimate.law,
             f"{estimate.nfe:.0f}" if estimate.nfe else "-",
             f"{estimate.seconds:.1f}",
             describe(estimate) + ("" if ess is None else f", effective samples {ess:.3g} (median)"),
@@ -75,7 +78,7 @@ def places_table(places: Mapping[str, Path | str]) -> Table:
     """Where things are."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, place in places.items():
-        table.add_row(f"{name}:", str(place), style=None)
+        table.add_row(f"{name}:", escape(str(place)), style=None)
     return table
 
 

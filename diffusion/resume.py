@@ -1,12 +1,15 @@
 """Which run a command continues: the last unfinished one of its name, the one it names, or none; and how it stands.
 
-A run goes on with the configuration that it was begun with. Where it runs and how it is looked at may differ freely;
+A run goes on with the configuration, and on the data, that it was begun with: where those are now makes no difference
+(`training.same_data` compares what is in them). Where it runs and how it is looked at may differ freely;
 what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +60,10 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
         raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
     if (holder := _holder(run)) is not None:
         raise UserError(f"--resume: {run} is being trained by {holder}; wait for it or stop it")
-    differences = _differences(config, run)
+    differences = _differences(config, run, named=True)
+    done = _steps_done(run) if "trainer.steps" in differences else 0
+    if config.trainer.steps < done:
+        raise UserError(f"trainer.steps: found {config.trainer.steps}; {run} has done {done:.0f}, and takes no fewer")
     fixed = [text for key, text in differences.items() if not (changed and key.startswith(_CHANGEABLE))]
     if fixed:
         way_out = "" if changed or not all(key.startswith(_CHANGEABLE) for key in differences) else (
@@ -65,7 +71,7 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
         )  # fmt: skip
         raise UserError(
             f"--resume: {run} was trained with another configuration: {'; '.join(fixed)}. "
-            f"Use --config {run / _CONFIG}, {way_out}or start a new run with --resume never"
+            f"Use --config {shlex.quote(str(run / _CONFIG))}, {way_out}or start a new run with --resume never"
         )
     if differences:
         _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
@@ -74,6 +80,8 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
 
 def status(config: Config, resume: str = "auto") -> int:
     """Print how a run stands: the last that a command with this configuration worked on, or the one that is named.
+
+    The one that is named is held against its own configuration, whatever the rest of the command line.
 
     Returns:
         0: complete; 75 or 130: stopped by SIGTERM or SIGINT, and the same command continues it; 1: cut off by something
@@ -91,16 +99,20 @@ def status(config: Config, resume: str = "auto") -> int:
         run = max(found, key=lambda run: max(path.stat().st_mtime_ns for path in _written(run)))
     else:
         run = _named(folder, resume, "--status")
+        config = _saved(run) or config
     if _is_finished(run, config):
         print(f"{run}: complete")
         return 0
     if (holder := _holder(run)) is not None:
         print(f"{run}: is being trained by {holder}")
         return 1
+    saved = (run / _CHECKPOINT).is_file() and resume not in ("auto", "never")
+    command = f"train.py --resume {shlex.quote(str(run))}" if saved else "the same command"
     if code := stopped_runs.exit_code(run):
-        print(f"{run}: stopped by a signal; the same command continues it")
+        print(f"{run}: stopped by a signal; {command} continues it")
         return code
-    print(f"{run}: cut off, by a failure or a kill; the same command continues it")
+    trained = "trained, and not measured" if _is_trained(run, config) else "cut off, by a failure or a kill"
+    print(f"{run}: {trained}; {command} continues it")
     return 1
 
 
@@ -141,8 +153,10 @@ def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None
             if differences:
                 _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
             return run
-    if unfinished:
-        newest = unfinished[0]
+    # one that its own configuration has finished is not cut off
+    cut_off = [run for run in unfinished if not _is_finished(run, _saved(run) or config)]
+    if cut_off:
+        newest = cut_off[0]
         _tell(f"{newest} is unfinished, but of another configuration ({'; '.join(found[newest].values())}); a new run")
     return None
 
@@ -154,9 +168,23 @@ def _holder(run: Path) -> str | None:
 
 def _is_finished(run: Path, config: Config) -> bool:
     """Whether a run has been trained to the end, and measured where that is asked for."""
-    if not (run / _MODEL).exists() or _model_step(run / _MODEL) < config.trainer.steps:
-        return False
-    return not config.evaluation.enabled or (run / _EVALUATION).exists()
+    return _is_trained(run, config) and (not config.evaluation.enabled or (run / _EVALUATION).exists())
+
+
+def _is_trained(run: Path, config: Config) -> bool:
+    return (run / _MODEL).exists() and _model_step(run / _MODEL) >= config.trainer.steps
+
+
+def _steps_done(run: Path) -> float:
+    """The steps behind a run that can be continued."""
+    if (run / _MODEL).is_file() and math.isfinite(step := _model_step(run / _MODEL)):
+        return step
+    from .checkpoint_files import read_checkpoint  # takes torch
+
+    try:
+        return float(read_checkpoint(run / _CHECKPOINT)["global_step"])
+    except (UserError, KeyError, TypeError, ValueError):  # told where it is loaded
+        return 0.0
 
 
 def _model_step(path: Path) -> float:
@@ -169,15 +197,31 @@ def _model_step(path: Path) -> float:
         return float("inf")
 
 
-def _differences(config: Config, run: Path) -> dict[str, str]:
-    """Where a run's saved configuration differs, by key, as `key: saved -> given`."""
-    path = run / _CONFIG
-    try:
-        saved = configuration.parse_config(path.read_text(encoding="utf-8"), source=str(path))
-    except (OSError, UserError) as error:
-        return {"": f"{path} cannot be read ({error})"}
+def _differences(config: Config, run: Path, named: bool = False) -> dict[str, str]:
+    """Where a run's saved configuration differs, by key, as `key: saved -> given`.
+
+    Other data may lie at another path, or at the same: their content is compared where they are read. So a path is no
+    difference for a run that is `named`; one that is looked for is of this path, or of one where nothing is any more.
+    """
+    if (saved := _saved(run)) is None:
+        return {"": f"{run / _CONFIG} cannot be read"}
     ours, theirs = _flat(config), _flat(saved)
+    if named or _is_moved(saved, config):
+        theirs["data.path"] = ours["data.path"]
     return {key: f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in ours if ours.get(key) != theirs.get(key)}
+
+
+def _is_moved(saved: Config, given: Config) -> bool:
+    old, new = (configuration.with_places(config).data.path for config in (saved, given))
+    return None not in (old, new) and (old == new or not Path(str(old)).exists())
+
+
+def _saved(run: Path) -> Config | None:
+    """The configuration of a run, None where it cannot be read."""
+    try:
+        return configuration.parse_config((run / _CONFIG).read_text(encoding="utf-8"), source=str(run / _CONFIG))
+    except (OSError, ValueError):  # UserError, and what is no text, are
+        return None
 
 
 def _flat(config: Config) -> dict[str, object]:

@@ -17,6 +17,8 @@ SAMPLING_OPTIONS = (
     "observation_noise", "edit", "strength", "size", "classifier",
 )  # fmt: skip
 
+TUNING_SECONDS = 300.0
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of ours."""
@@ -103,6 +105,21 @@ def size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:
+    """The option that limits `--grid auto` and `--sampler fitted`."""
+    parser.add_argument("--tuning-seconds", type=seconds, default=TUNING_SECONDS, metavar="S",
+        help="what a grid auto or a sampler fitted may take to make; the best until then is used "
+        f"(default: {TUNING_SECONDS:g})")  # fmt: skip
+
+
+def seconds(text: str) -> float:
+    """A number above 0, or inf."""
+    value = bound(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be above 0, or inf")
+    return value
+
+
 def setting(text: str) -> tuple[str, int | float | str]:
     """KEY=VALUE, the value a whole number, a number, or else a word."""
     key, equals, value = text.partition("=")
@@ -133,20 +150,22 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama, predictor-corrector, dpm-solver++sde, "
         "sa-solver, adaptive-sde, euler, heun, dpm-solver-2, dpm-solver-3, dpm-solver++2m, "
-        "dpm-solver++3m, unipc, deis, adams, or fitted, to the model, for 2 to 10 steps "
-        "(default: the run's own)")  # fmt: skip
+        "dpm-solver++3m, unipc, deis, adams, abm, or fitted, to the model, for 2 to 10 steps "
+        "(default: the run's own, abm)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
-    add("--steps", type=positive, metavar="N", help="intervals of the grid (default: 50); an adaptive ode ignores it")
+    add("--steps", type=positive, metavar="N", help="intervals of the grid (default: the run's own, else 20 of abm "
+        "and 50 of others); an adaptive ode ignores it")  # fmt: skip
     add("--seed", type=seed, default=0, help="sample i depends on the seed and i alone (default: 0)")
     add("--eta", type=dial, help="fresh noise: 0 none, 1 the reverse SDE (ddim and the samplers of the SDE); 1@-3:5: "
         "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
     add("--variance", help="lower, upper or analytic (ancestral)")
-    add("--grid", help="where the steps are: log-snr, karras, angle, time, quadratic, or auto, tuned to the model "
-        "(default: log-snr)")  # fmt: skip
+    add("--grid", help="where the steps are: cauchy, log-snr, karras, angle, time, quadratic, or auto, tuned to the "
+        "model (default: the run's own, cauchy)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
-        "(default: 9.25); details narrower than exp(-L / 2) are lost")  # fmt: skip
-    add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels, or with "
-        "--classifier any)")  # fmt: skip
+        "(default: 3 log(steps) of cauchy, else 9.25); details narrower than exp(-L / 2) are lost")  # fmt: skip
+    add_tuning_seconds(parser)
+    add("--label", metavar="CLASS", help="draw this class, by its number or its name (a model trained with labels, or "
+        "with --classifier any)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
         "12x16 (height x width), with a unet or a dit")  # fmt: skip
     add("--classifier", type=path, metavar="FILE",

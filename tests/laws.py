@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, exact
+from diffusion.samplers.abm import ABM
 from diffusion.samplers.adams import Adams
 from diffusion.samplers.ancestral import Ancestral
 from diffusion.samplers.ddim import DDIM
@@ -73,6 +74,7 @@ FIXED_STEP: list[Sampler] = [
     Adams(),
     Adams(3),
     Adams(2, corrector=False, data_std=1.0),
+    ABM(),
 ]
 STOCHASTIC: list[Sampler] = [
     DDIM(0.5),

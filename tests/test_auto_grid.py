@@ -11,7 +11,7 @@ from tiny_configs import digits_config
 import diffusion
 from diffusion import auto_grid as module
 from diffusion import load, model_files, runs
-from diffusion.auto_grid import auto_grid, trajectories
+from diffusion.auto_grid import auto_grid, trajectories, tuning
 from diffusion.config import dump_config
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.evaluations import count_evaluations
@@ -42,8 +42,37 @@ def test_few_steps_are_better_spent_on_its_grid(steps, most):
     """8 modes of deviation 0.08: below the best known errors, 4.4e-2 and 1.9e-2, and half of any fixed grid's."""
     model, sampler = mixture(), Adams()
     found = error(model, sampler, auto_grid(model, sampler, steps))
-    fixed = [error(model, sampler, time_grid(SCHEDULE, steps, name)) for name in ("log-snr", "karras", "angle")]
-    assert found < min(most, 0.5 * min(fixed)), (found, fixed)
+    default, *fixed = [
+        error(model, sampler, time_grid(SCHEDULE, steps, name)) for name in ("cauchy", "log-snr", "karras", "angle")
+    ]
+    assert found < min(most, default, 0.5 * min(fixed)), (found, default, fixed)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_a_search_gone_wrong_is_worth_the_default(steps, quick, monkeypatch):
+    """What the search and the equal shares find is held against the default grid on samples that neither has seen."""
+    ill = torch.linspace(-9.9, -9.0, steps, dtype=F64)
+    monkeypatch.setattr(module, "_search", lambda *given: ill)
+    monkeypatch.setattr(module, "equal_error", lambda *given: ill)
+    model = mixture()
+    assert torch.allclose(auto_grid(model, Adams(), steps), time_grid(SCHEDULE, steps), rtol=0.0, atol=1e-4)
+
+
+def test_tuning_keeps_to_its_time_and_says_how_far_it_is(quick):
+    model, told = mixture(), []
+    with tuning(1e-9, lambda done, total: told.append((done, total))):
+        grid = auto_grid(model, Adams(), 6)
+        assert len(told) <= 3
+        assert told[-1][0] == told[-1][1] > 0
+        told.clear()
+        assert torch.equal(auto_grid(model, Adams(), 6), grid), "known"
+        assert not told
+    assert torch.allclose(grid, time_grid(SCHEDULE, 6), rtol=0.0, atol=1e-4), "nothing better was found"
+    assert list(module.known_grids(model)) == [f"{Adams()}, 6 steps, within 1e-09 s"]
+    with tuning(progress=lambda done, total: told.append((done, total))):
+        assert not torch.equal(auto_grid(model, Adams(), 6), grid), "with more time it is tuned again"
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) > 60
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), Heun(), Ancestral(), ODE()], ids=lambda s: type(s).__name__)
@@ -151,4 +180,4 @@ def test_a_file_of_other_weights_is_replaced(run, text):
 
 def test_weights_that_change_are_sampled_on_a_fixed_grid(run):
     assert load(run).sampling_settings({})["grid"] == "auto"
-    assert load(run).sampling_settings_in_training()["grid"] == "log-snr"
+    assert load(run).sampling_settings_in_training()["grid"] == "cauchy"

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from tiny_configs import digits_arguments, toy_arguments, toy_config
 
-from diffusion import runs
+from diffusion import evaluation, report, runs
 from diffusion.cli import command, train
 from diffusion.config import dump_config
 from diffusion.errors import UserError
 from diffusion.training.checkpoint_io import read_checkpoint
 from diffusion.training.denoiser_module import DenoiserModule
 from diffusion.training.metrics_log import read_metrics
+from diffusion.training.wandb_mode import WandbMirror
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -69,6 +70,61 @@ def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
     content = record.read_bytes()
     for word in (b"eval/bits_per_dim", b"eval/pf-ode/bits_per_dim", b"eval/protocol", b"validation/loss", b"half_life"):
         assert word in content, word
+
+
+FULL = OSError(28, "No space left", "x/e.json")
+FAILURES = [
+    ("evaluation", evaluation, "evaluate", UserError("evaluation.images: found 9"), "evaluation.images: found 9"),
+    ("evaluation", evaluation, "evaluate", RuntimeError("CUDA is full\nTried"), "RuntimeError: CUDA is full. The run"),
+    ("evaluation", evaluation, "write", FULL, "x/e.json: cannot be written (No space left)"),
+    ("pictures", report, "write_pictures", UserError("samples: not finite"), "samples: not finite"),
+    ("W&B", WandbMirror, "summarise", ConnectionError("no server"), "ConnectionError: no server"),
+]
+
+
+@pytest.mark.parametrize(("part", "owner", "name", "error", "told"), FAILURES, ids=lambda value: str(value)[:30])
+def test_a_part_at_the_end_that_fails_does_not_cost_the_model(
+    tmp_path, monkeypatch, capsys, part, owner, name, error, told
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    mode = "--wandb=offline" if part == "W&B" else "logging.wandb=off"
+    argv = toy_arguments(tmp_path, *QUICK, "trainer.steps=2", mode)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        code, out, err = run_train(capsys, argv)
+    run = tmp_path / "runs" / "toy-0001"
+    model = run / "model.safetensors"
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {part}: {told}")
+    assert f"The run is complete, and its model is {model}." in line
+    assert model.is_file()
+    assert "run folder:" in out
+    assert (run / "samples" / "samples.png").is_file() == (part != "pictures"), "the other parts are done"
+    before = model.read_bytes()
+    if part == "evaluation":
+        assert (run / "evaluation.json").exists() is False
+        code, _, err = run_train(capsys, argv)
+        assert (code, f"continuing {run}" in err) == (0, True), "the same command repeats it"
+        assert (run / "evaluation.json").is_file()
+        assert model.read_bytes() == before
+
+
+def test_images_that_are_too_few_for_what_is_fitted_at_the_end_are_refused_before_training(tmp_path, capsys):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for i in range(9):
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(folder / f"{i}.png")
+    argv = ["--config", "eae-digits", "data.name=folder", f"data.path={folder}", f"runs={tmp_path}/runs", "device=cpu"]
+    code, _, err = run_train(capsys, argv)
+    assert code == 2
+    assert re.search(
+        r"family: found 'eae', whose mixture of \d+ Gaussians takes as many training images; .* has 7", err
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatch, capsys):

@@ -22,8 +22,8 @@ from diffusion.evaluations import count_evaluations
 from diffusion.experiment import DataFacts, build_denoiser
 from diffusion.fit_sampler import Family, fit_sampler, from_numbers, to_numbers
 from diffusion.model import FACTS
-from diffusion.samplers import ODE, Adams, Fitted
-from diffusion.schedules import EDM, Cosine
+from diffusion.samplers import ABM, ODE, Adams, Fitted
+from diffusion.schedules import EDM, Cosine, time_grid
 
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
 LOG_SNRS = (-10.0, -3.0, 0.0, 2.0, 4.5)
@@ -131,6 +131,21 @@ def test_sample_takes_it_by_name_and_pays_once(quick):
     ]:
         with pytest.raises(UserError, match=message):
             diffusion.sample(model, 3, "fitted", **wrong)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_a_fit_gone_wrong_is_worth_the_default_and_so_is_one_without_time(steps, quick, monkeypatch):
+    """The default is `abm` on the grid `cauchy`, of order 3 in 5 steps and of order 4 in 10."""
+    default, model, x_1 = time_grid(SCHEDULE, steps), mixture(3), torch.ones(2, 2, dtype=F64)
+    x = ABM().sample(model, x_1, default)
+    with grid_module.tuning(1e-9):
+        hurried = fit_module.fitted_to(mixture(3), steps)
+    ill = torch.linspace(-9.9, -9.0, steps + 1, dtype=F64)
+    monkeypatch.setattr(fit_module, "equal_error", lambda along, order, steps, end: ill[:steps])
+    for found in (hurried, fit_module.fitted_to(mixture(3), steps)):
+        assert torch.allclose(found.own_grid(SCHEDULE), default, rtol=0.0, atol=1e-5)
+        assert torch.allclose(found.sample(model, x_1, found.own_grid(SCHEDULE)), x, atol=1e-4)
+        assert from_numbers(steps, to_numbers(found)) == found
 
 
 def make_run(folder):

@@ -72,7 +72,7 @@ ALLOWED = {
     "run_lock": Allowed("errors"),
     "user_cache": Allowed("storage"),
     "stopped_runs": Allowed("atomic"),
-    "resume": Allowed("errors config processes run_lock stopped_runs"),
+    "resume": Allowed("errors checkpoint_files config processes run_lock stopped_runs"),
     "preflight": Allowed("errors config processes storage"),
     "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
     "record_settings": Allowed(),
@@ -81,7 +81,8 @@ ALLOWED = {
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors atomic random config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
+        "errors atomic random config data denoisers evaluations experiment likelihood baselines samplers sampling "
+        "auto_grid "
         "fit_sampler schedules pictures runs user_cache",
         "torch einops jaxtyping PIL",
     ),
@@ -111,10 +112,10 @@ ALLOWED = {
         "tqdm",
     ),
     "commands": Allowed(
-        "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment "
-        "fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight preflight_commands "
-        "processes random report runs sample_arguments samplers sampling schedules storage tensor_files training "
-        "user_cache",
+        "errors atomic baselines checkpoint_files cli config data denoisers devices evaluation evaluations experiment "
+        "families fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight "
+        "preflight_commands processes random report runs sample_arguments samplers sampling schedules storage "
+        "tensor_files training user_cache",
         "torch rich PIL scipy matplotlib jaxtyping",
     ),
     "__main__": Allowed("cli commands"),

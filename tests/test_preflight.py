@@ -25,7 +25,7 @@ from diffusion.schedules import time_grids
 ROOT = Path(__file__).parents[1]
 CASES = {
     ("digits", "sampling.sampler=odee"): "sampling.sampler: 'odee' is not known; .*Did you mean 'ode'",
-    ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'ode' does not take it; ddim, ",
+    ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'abm' does not take it; ddim, ",
     ("digits", "data.name=moons"): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
     ("toy", "data.name=digits"): "network.name: found 'mlp'; images need unet or dit",
     ("toy", "denoiser.prediction=levels objective.dequantize=false"): "denoiser.prediction: .* points .* have none",

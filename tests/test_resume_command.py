@@ -3,11 +3,14 @@
 import os
 
 import pytest
+import torch
 from tiny_configs import toy_config
 
-from diffusion.config import dump_config
+from diffusion import stopped_runs
+from diffusion.cli import command, train
+from diffusion.config import dump_config, parse_train_arguments
 from diffusion.errors import UserError
-from diffusion.resume import run_to_continue
+from diffusion.resume import run_to_continue, status
 
 
 def make(folder, name, config, *, checkpoint=True, finished=False, age=0):
@@ -158,3 +161,92 @@ def test_a_finished_run_that_is_made_longer_is_unfinished_until_then(tmp_path):
     assert run_to_continue(config, "auto") == run
     (run / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.replace(b"6", b"9"))
     assert run_to_continue(config, "auto") is None
+
+
+def trained(run, step):
+    header = b'{"__metadata__": {"step": "%d"}}' % step
+    (run / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return run
+
+
+QUICK = "evaluation.enabled=false"
+
+
+@pytest.mark.parametrize("asked", [(), ("trainer.steps=90",), ("trainer.steps=2",), ("evaluation.enabled=true",)])
+@pytest.mark.parametrize("named", ["toy-0001", "folder"])
+def test_a_named_run_stands_as_its_own_configuration_says(tmp_path, capsys, monkeypatch, asked, named):
+    run = trained(make(tmp_path, "toy-0001", toy_config(tmp_path, "trainer.steps=9", QUICK)), 9)
+    name = str(run) if named == "folder" else named
+    assert status(toy_config(tmp_path, *asked), name) == 0
+    assert capsys.readouterr().out == f"{run}: complete\n"
+    monkeypatch.chdir(tmp_path)
+    assert command(train, ["--status", "--resume", name, *asked]) == 0, "by its name alone, of no default configuration"
+    trained(run, 6)
+    assert status(toy_config(tmp_path, *asked), name) == 1
+    assert f"cut off, by a failure or a kill; train.py --resume {run} continues it" in capsys.readouterr().out
+    stopped_runs.record(run, 75, 6)
+    assert status(toy_config(tmp_path, *asked), name) == 75
+
+
+def test_what_is_trained_and_not_measured_is_said(tmp_path, capsys):
+    run = trained(make(tmp_path, "toy-0001", toy_config(tmp_path, "trainer.steps=9")), 9)
+    assert status(toy_config(tmp_path), "toy-0001") == 1
+    assert "trained, and not measured" in capsys.readouterr().out
+    (run / "evaluation.json").write_bytes(b"")
+    assert status(toy_config(tmp_path), "toy-0001") == 0
+
+
+def test_a_finished_run_is_not_called_unfinished_by_a_longer_command(tmp_path, capsys):
+    trained(make(tmp_path, "toy-0001", toy_config(tmp_path, "trainer.steps=9", QUICK)), 9)
+    longer = toy_config(tmp_path, "trainer.steps=20", QUICK)
+    assert run_to_continue(longer, "auto") is None
+    assert capsys.readouterr().err == ""
+    assert run_to_continue(longer, "auto", changed=True).name == "toy-0001"
+    make(tmp_path, "toy-0002", toy_config(tmp_path, "trainer.steps=9", QUICK), age=1e9)  # cut off long ago
+    assert run_to_continue(longer, "auto") is None
+    assert "toy-0002 is unfinished, but of another configuration (trainer.steps: 9 -> 20)" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    trained(make(tmp_path, "toy-0001", toy_config(tmp_path, "trainer.steps=9", QUICK)), 9)
+    with pytest.raises(UserError, match=r"trainer\.steps: found 4; .*toy-0001 has done 9"):
+        run_to_continue(toy_config(tmp_path, "trainer.steps=4", QUICK), "toy-0001", changed=True)
+    checkpoint = make(tmp_path, "toy-0002", toy_config(tmp_path, "trainer.steps=9")) / "checkpoints" / "last.ckpt"
+    torch.save({"global_step": 6}, checkpoint)
+    for steps, refused in ((5, True), (6, False), (7, False)):
+        config = toy_config(tmp_path, f"trainer.steps={steps}")
+        if refused:
+            with pytest.raises(UserError, match=r"found 5; .*toy-0002 has done 6"):
+                run_to_continue(config, "toy-0002", changed=True)
+        else:
+            assert run_to_continue(config, "toy-0002", changed=True).name == "toy-0002"
+
+
+@pytest.mark.parametrize("where", ["name", "folder", "runs=", "a b"])
+def test_a_run_that_is_named_alone_goes_on_by_its_own_configuration(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    own = toy_config(tmp_path, "data.name=moons", "optimizer.lr=0.5", "runs=runs")
+    run = make(tmp_path, "toy-0001", own)
+    argv = ["--resume", "toy-0001"]
+    if where == "folder":
+        monkeypatch.chdir("/")
+        argv = [f"--resume={run}"]
+    if where in ("runs=", "a b"):
+        (tmp_path / "runs").rename(tmp_path / "a b")
+        argv += ["runs=a b"] if where == "runs=" else []
+        argv[1] = argv[1] if where == "runs=" else "a b/toy-0001/"
+    arguments = parse_train_arguments([*argv, "trainer.steps=77", "--resume-changed"])
+    assert arguments.config.data.name == "moons"
+    assert (arguments.config.optimizer.lr, arguments.config.trainer.steps) == (0.5, 77)
+    found = run_to_continue(arguments.config, arguments.resume, arguments.resume_changed)
+    assert found.resolve().name == "toy-0001"
+    given = parse_train_arguments([*argv, "--config", "toy"])
+    assert given.config.data.name == "gaussians", "a --config that is given is taken"
+
+
+def test_a_hint_can_be_typed_as_it_is_printed(tmp_path):
+    make(tmp_path / "my own", "toy-0001", toy_config(tmp_path))
+    config = toy_config(tmp_path, f"runs={tmp_path}/my own/runs", "data.name=moons")
+    with pytest.raises(UserError) as error:
+        run_to_continue(config, "toy-0001")
+    assert f"Use --config '{tmp_path}/my own/runs/toy-0001/config.yaml'" in str(error.value)

@@ -37,9 +37,10 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--images", type=positive, metavar="N", help="only N images, the same ones every time: the first in the order "
         "of the SHA-256 of their row (default: all)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
-        help="spend compute where the error budget is largest until the error is at most E bits/dim, and say what was "
-        "spent: as many of the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all "
-        "images taken, E is for the measurement of these. --draws, --probes, --tolerance are the least")  # fmt: skip
+        help="spend compute where the error budget is largest until one standard error, with the biases added, is at "
+        "most E bits/dim (a 95 %% interval then reaches about 2 E to either side), and say what was spent: as many of "
+        "the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all images taken, E is "
+        "for the measurement of these. --draws, --probes, --tolerance are the least")  # fmt: skip
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (ode)")
     add("--draws", type=positive, metavar="K", help="random draws an image: dequantised points (ode), noise "
         "levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
@@ -85,10 +86,14 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(argv))
 
 
+DATA_HELP = "where the images of the training are now, where they have moved: a path (default: the run's data.path)"
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--split", choices=SPLITS, default="test", help="the images (default: test)")
+    add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
 
 

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     ranked, left_out = {}, []
     if options.baselines:
-        data = load_images_of(subjects[0])
+        data = load_images_of(subjects[0], options.data)
         whole, rows = getattr(data, options.split), rows_of(identity)
         images = whole[rows[rows < len(whole)]]
         if identify(images, data.name, options.split, data.levels)["sha256"] != identity["sha256"]:

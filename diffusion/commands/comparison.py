@@ -3,7 +3,7 @@
 Two models' figures on the same images share the images' own spread (some digits are hard for every model), so the mean
 of the differences has a far narrower interval than the difference of the means:
 
-    mean(a - b) +- t_{n-1}(0.975) s(a - b) / sqrt(n)
+    mean(a - b) +- t_{n-1}(0.975) s(a - b) / sqrt(n)      wider for skew differences: `estimate.mean_interval`
 
 Between test and training images nothing can be paired: the interval is Welch's, from both spreads.
 """
@@ -18,12 +18,12 @@ import torch
 
 from ..errors import UserError
 from ..likelihood import Estimate, Interval
-from ..likelihood.estimate import student_interval
+from ..likelihood.estimate import mean_interval
 from .records import Evaluation
 
 
 def paired_difference(a: Estimate, b: Estimate) -> Interval:
-    """The mean of a - b in bits/dim over the same images, with Student's 95 % interval.
+    """The mean of a - b in bits/dim over the same images, with its 95 % interval.
 
     Raises:
         UserError: Where the images are not the same.
@@ -32,7 +32,7 @@ def paired_difference(a: Estimate, b: Estimate) -> Interval:
     assert b.indices is not None
     if not torch.equal(a.indices, b.indices):
         raise UserError("compare: figures of unlike images cannot be paired")
-    return student_interval(a.bits_per_dim - b.bits_per_dim)
+    return mean_interval(a.bits_per_dim - b.bits_per_dim)
 
 
 def welch_difference(a: Estimate, b: Estimate) -> Interval:

@@ -5,6 +5,8 @@
     adaptive          the same at the end of the path, at the sampler's own tolerance
     with noise        Gaussian data: mean and deviation of the law, read off exactly (`gaussian_laws`) at 64 and 128
                       steps; by drawing, where the sampler is not affine or chooses its own steps
+    fixed steps       Gaussian data of deviation 0.01, on the default grid to the datum: the deviation that is drawn,
+                      over the one that the end of the grid leaves; read off, where the sampler is affine
     all               a mixture, in float32 through `diffusion.sample`: each sample against a tight solve of the
                       probability flow, or the mean log-density of the samples against that of exact draws
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from ..denoisers.exact import Gaussian, GaussianMixture
 from ..samplers import ODE, Sampler, build, names
-from ..sampling import sample
+from ..sampling import grid_for, sample
 from ..schedules import EDM, VP, Schedule
 from .doctor_check import Check, attempt, below, within
 from .gaussian_laws import affine_law, law_at, probability_flow
@@ -32,6 +34,7 @@ _MEAN, _STD = 0.7, 0.4
 _SCHEDULES: tuple[Schedule, ...] = (VP(), EDM())
 _AFFINE = 1e-9
 _SLACK = 0.35  # of an order, as in the tests
+_NARROW = 0.01
 _DRAWN, _WIDTH = 64, 100
 _POINTS, _MIXTURE_STEPS = 256, 50
 _F64 = torch.float64
@@ -54,7 +57,24 @@ def check_sampler(name: str, sampler: Sampler, device: torch.device) -> list[Che
         made = [_adaptive(name, sampler, schedule, device) for schedule in _SCHEDULES]
     else:
         made = [_trajectory(name, sampler, schedule, device) for schedule in _SCHEDULES]
+    made.append(_end(name, sampler, device))
     return [*(check for checks in made for check in checks), *_mixture(name, sampler, device)]
+
+
+def _end(name: str, sampler: Sampler, device: torch.device) -> list[Check]:
+    """What is left of narrow data; nothing of a sampler that chooses its own steps or is not affine."""
+    if sampler.is_adaptive:
+        return []
+    schedule = _SCHEDULES[0]
+    model = Gaussian(torch.full((1,), _MEAN, dtype=_F64), _NARROW, schedule).to(device)
+    grid = grid_for(model, sampler, _STEPS[-1], None)
+    law = affine_law(sampler, model, grid)
+    if law.residual > _AFFINE:
+        return []
+    _, variance = law.push(*law_at(model, grid[0]))
+    floor = _NARROW**2 / math.hypot(_NARROW, math.exp(-0.5 * float(schedule.log_snr(grid[-2]))))
+    what = f"narrow data, {_STEPS[-1]} steps to the end, deviation / what that leaves"
+    return [within(GROUP, name, what, math.sqrt(variance) / floor, 1.0, 0.12 if sampler.order == 1 else 0.03)]
 
 
 def _gaussian(schedule: Schedule, device: torch.device, width: int = 1) -> Gaussian:

@@ -30,6 +30,7 @@ def figures(content: Content) -> list[dict[str, Any]]:
                 **{key: row.model.get(key) for key in ("run", "family", "parameters", *TRAINING)},
                 "method": row.protocol.method,
                 "kind": group.kind,
+                "law": group.law,
                 "dequantization": group.dequantization,
                 "bound": group.bound,
                 **_named("bits_per_dim", row.estimate.mean()),

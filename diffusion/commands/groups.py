@@ -1,7 +1,8 @@
 """Figures that answer one question in one sense, in a group of their own; what sets a group apart is said beside it.
 
-Rows of one group have one kind of figure, one dequantisation and one bound: then the lower figure is the better model.
-Between groups it need not be. Two bounds may differ because one of them is looser, by a gap that is not known; the
+Rows of one group have one kind of figure, of one law, with one dequantisation and one bound: then the lower figure is
+the better model. Between groups it need not be. The flow, the reverse SDE and a chain of steps are unlike laws of one
+network (`likelihood.law`). Two bounds may differ because one of them is looser, by a gap that is not known; the
 importance-weighted bound of 5,000 samples lies below that of 50 under one and the same model (Burda et al. 2016, arXiv
 1509.00519, theorem 1).
 """
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from ..likelihood import Estimate, Interval
+from ..likelihood.law import in_words
 from .comparison import is_classical, paired_difference
 from .records import Evaluation
 
 APART = (
-    "Figures of one group have one kind, one dequantisation and one bound: there the lower figure is the better model. "
-    "Those of two groups differ by gaps that are not known as well, so a lower one in another group need not be better."
+    "Figures of one group have one kind, one law, one dequantisation and one bound: there the lower figure is the "
+    "better model. Those of two groups differ by gaps that are not known as well, so a lower one in another group need "
+    "not be better. The probability flow, the reverse SDE and a chain of steps are unlike laws of one network, alike "
+    "only where it is the exact posterior mean: a bound on one is none on another."
 )
 _KINDS = {
     "exact": "The probability of {}, up to rounding and a solver's tolerance",
@@ -40,6 +44,7 @@ class Group:
     Args:
         letter: Its short name.
         kind: The kind of the estimates.
+        law: The law that they are of.
         dequantization: What is done to the levels before they are measured; `none` where nothing is.
         bound: What makes the figures bounds, beside the dequantisation; empty where nothing does.
         rows: The evaluations, the best first.
@@ -48,6 +53,7 @@ class Group:
 
     letter: str
     kind: str
+    law: str
     dequantization: str
     bound: str
     rows: Sequence[Evaluation]
@@ -55,9 +61,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The kind as bits/dim show it, the bound, and the dequantisation."""
+        """The kind as bits/dim show it, the bound, the law, and the dequantisation."""
         bound = f" ({self.bound})" if self.bound else ""
-        return f"{kind_text(self.kind)}{bound}; dequantisation: {self.dequantization}"
+        return f"{kind_text(self.kind)}{bound}; law: {self.law}; dequantisation: {self.dequantization}"
 
     @property
     def why(self) -> str:
@@ -69,7 +75,7 @@ class Group:
             gaps = [] if dequantized == "none" else [f"that of {dequantized} dequantisation (Jensen's)"]
             gaps += [f"that of the {self.bound}"] if self.bound else []
             text += f", by a gap that is not known: {' and '.join(gaps)}" if gaps else ""
-        parts = [f"{text}."]
+        parts = [f"{text}. The likelihood is of {in_words(self.law)}."]
         if "declared model" in self.dequantization:
             parts.append("The model is one declared after training, for the sake of the measurement.")
         if unlike := unlike_settings(self.rows):
@@ -125,14 +131,14 @@ def unlike_settings(rows: Sequence[Evaluation]) -> str:
 
 
 def group(evaluations: Sequence[Evaluation]) -> list[Group]:
-    """Figures of the same images in groups of one kind, dequantisation and bound, the best row first.
+    """Figures of the same images in groups of one kind, law, dequantisation and bound, the best row first.
 
     The group of the best trained model comes first, groups without a trained model last.
     """
-    found: dict[tuple[str, str, str], list[Evaluation]] = {}
+    found: dict[tuple[str, str, str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
         estimate = evaluation.estimate
-        key = (estimate.kind, dequantization_of(estimate), bound_of(estimate))
+        key = (estimate.kind, estimate.law, dequantization_of(estimate), bound_of(estimate))
         found.setdefault(key, []).append(evaluation)
     groups = []
     ranked = sorted(found.items(), key=lambda item: min(map(_rank, item[1])))

@@ -25,7 +25,7 @@ from .tables import (
     sentences,
 )
 
-_TEXT = ("model", "family", "method", "kind")
+_TEXT = ("model", "family", "method", "kind", "law")
 BUDGETS = (
     "Errors of the mean in bits/dim, by cause. 'test set' is the spread over images and holds the random causes "
     "(noise, probes, draws, samples) already; an end of the path or a solver shifts every image alike, on top of it. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, number, path, positive, seed, tolerance
+from ..sample_arguments import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
 from .arguments import WANDB
 
 # The options of drawing that a figure may depend on.
@@ -33,7 +33,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--data", type=path, metavar="DATA",
         help="what a folder of images is held against: a named data set, a run (its data), "
-        "or a path of images")  # fmt: skip
+        "or a path of images; with a run, where the images of its training are now")  # fmt: skip
     add("--reference", choices=("train", "test"), default="train", help="the split held against (default: train)")
     add("--flips", action="store_true", help="count the mirror image of each reference image too")
     add("--features", type=path, metavar="NAME|FILE",
@@ -48,6 +48,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")
     add("--grid", help="where the steps are")
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum")
+    add_tuning_seconds(parser)
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (adaptive ode)")
     add("--method", help="of an ode")
     add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import ImageData, load_images
 from ..data.image_files import load_files
 from ..errors import UserError
+from ..families.kept_grids import told_tuning
 from ..likelihood import Dequantizer
 from ..preflight import IMAGE_SETS
 from ..preflight_commands import are_images, check_reference
@@ -77,7 +78,8 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
         model.to(device)
-        drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
+        with told_tuning(options.tuning_seconds):
+            drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
             x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
         model.to("cpu")
@@ -85,7 +87,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
     folder = subject.home / FOLDER / "quality"
-    data, flip = load_images_of(subject), model.config.data.flip
+    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
     mirrored = data.flip if flip is None else flip
     return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
 
@@ -112,6 +114,12 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
     return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names)
+
+
+def moved(options: argparse.Namespace) -> str | None:
+    """Where the images of a run are now: what --data names, where that is a path of images."""
+    is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
+    return options.data if is_path else None
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:

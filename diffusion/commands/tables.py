@@ -17,7 +17,7 @@ from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
 COLUMNS: tuple[str, ...] = (
-    "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim",
+    "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim",
     "95 % interval", "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images",
     "trained on", "protocol",
 )  # fmt: skip
@@ -32,7 +32,7 @@ SPLITS = (
     "What is lost on images that the model was not trained on. The two splits hold different images, so nothing is "
     "paired here: intervals are Welch's, from both spreads, and wider than those of models on the same images."
 )
-_TEXT = ("group", "model", "family", "method", "kind")
+_TEXT = ("group", "model", "family", "method", "kind", "law")
 
 
 def interval_text(interval: Interval, sign: bool = False) -> str:
@@ -61,6 +61,7 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
         _count(seconds) + (f" ({_count(cpu)} CPU)" if cpu is not None else ""),
         UNKNOWN if is_classical(row) else row.protocol.method,
         kind_text(group.kind),
+        group.law,
         f"{interval.mean:.4f}",
         interval_text(interval),
         difference_text(difference) if len(group.rows) > 1 else UNKNOWN,
@@ -78,13 +79,16 @@ def _count(value: object) -> str:
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
-    """`mean ± half`, the same interval in less room."""
+    """`mean ± half`, or `mean +up -down` where the sides are unlike: the same interval in less room."""
     mean = f"{interval.mean:+.4f}" if sign else f"{interval.mean:.4f}"
-    return f"{mean} ± {interval.high - interval.mean:.4f}" if math.isfinite(interval.high) else mean
+    up, down = (f"{side:.4f}" for side in (interval.high - interval.mean, interval.mean - interval.low))
+    if not math.isfinite(interval.high):
+        return mean
+    return f"{mean} ± {up}" if up == down else f"{mean} +{up} -{down}"
 
 
 NARROW: tuple[str, ...] = (
-    "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "bits/dim ± 95 %",
+    "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim ± 95 %",
     "to the best, paired", "test - train, unpaired", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..evaluation import evaluate
 from ..experiment import build_data
 from ..likelihood import Estimate
-from ..likelihood.estimate import student_interval
+from ..likelihood.estimate import mean_interval
 from .subjects import Subject
 
 _OF_IMAGES = ("method", "draws", "probes", "target_error", "option", "ood", "ranked")
@@ -41,5 +41,5 @@ def measure_toy(
 def gap_sentence(found: dict[str, Estimate]) -> str:
     """The mean of truth - model in nats: an estimate of KL(truth || model), paired on the same points."""
     model, truth = found["PF-ODE"], found["true density"]
-    gap = student_interval(truth.log_prob - model.log_prob)
+    gap = mean_interval(truth.log_prob - model.log_prob)
     return f"KL(truth || model), on the same points: {gap.mean:.4f} nats ({gap.low:.4f} to {gap.high:.4f})"

@@ -26,7 +26,7 @@ from .tradeoff_report import Row, csv_text, in_rows, json_text, markdown, table,
 from .tradeoff_subjects import Subject, load
 
 # What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
-DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "ode", "ancestral", "sde")
+DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "abm", "ode", "ancestral", "sde")
 ALL = "all"
 
 

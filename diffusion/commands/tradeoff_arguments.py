@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..sample_arguments import Parser, number, path, positive, seed
-from .arguments import WANDB
+from ..sample_arguments import Parser, add_tuning_seconds, number, path, positive, seed
+from .arguments import DATA_HELP, WANDB
 
 BUDGETS = (5, 10, 20, 50)
 BY = ("fid", "kid", "distance")
@@ -31,14 +31,16 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="a run folder or its name, a model file, pretrained:NAME; or a model in "
         "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--samplers", nargs="+", metavar="NAME", help="names of sample.py's --sampler, or all (default: one or two of "
         "each sort; all is without fitted, which takes minutes to fit to a network)")  # fmt: skip
     add("--budgets", nargs="+", type=positive, default=list(BUDGETS), metavar="N", help="evaluations a sample, the "
         "last one included (default: 5 10 20 50); an adaptive sampler has tolerances instead")  # fmt: skip
     add("--n", type=positive, default=256, metavar="N", help="samples a cell (default: 256)")
-    add("--grid", default="log-snr", help="where the steps are, as sample.py (default: log-snr)")
+    add("--grid", default="cauchy", help="where the steps are, as sample.py (default: cauchy)")
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum, as "
-        "sample.py (default: 9.25)")  # fmt: skip
+        "sample.py")  # fmt: skip
+    add_tuning_seconds(parser)
     add("--by", choices=BY, default="fid", help="what the best is the best of (default: fid)")
     add("--features", type=path, metavar="NAME|FILE",
         help="of FID and KID, as quality (default: digits and mnist for these, else "

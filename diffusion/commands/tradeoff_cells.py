@@ -24,6 +24,7 @@ from ..denoisers import Denoiser
 from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
+from ..families.kept_grids import told_tuning
 from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
@@ -179,7 +180,7 @@ class Bench:
     def _measure(self, cell: Cell) -> Measured:
         tight, denoiser = self.tight(), self.subject.denoiser
         # before anything is counted: what is tuned to a model is made once for all samples
-        with self.subject.tuned():
+        with self.subject.tuned(), told_tuning(self.options.tuning_seconds):
             sampler = cell.build(denoiser)
             where = () if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
             grid = grid_for(denoiser, sampler, cell.steps, *(where or (None,)))

@@ -6,11 +6,12 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, did_you_mean
 from ..storage.paths import expanded
-from .files import KEYS, SECTIONS, available_configs, dump_config, load_config
+from .files import KEYS, SECTIONS, available_configs, dump_config, load_config, split_override
 from .run_sections import Config
 from .values import Section, describe, types_of
 
@@ -26,12 +27,12 @@ Train a model. Without arguments: the digits, on whatever device there is.
   key=value, --key VALUE     set a key listed below, over the file; the last one wins; lists as '[1, 2]'
   --print_config             print the resulting configuration and stop
   --wandb MODE               the same as logging.wandb=MODE
-  --resume auto|RUN|never    auto: go on with the last unfinished run of this name, if any; RUN: with that run;
-                             never: start anew (default: auto)
+  --resume auto|RUN|never    auto: go on with the last unfinished run of this name, if any; RUN: with that run, by its
+                             own configuration where no --config is given; never: start anew (default: auto)
   --resume-changed           let the run that goes on differ in seed, trainer, optimizer and objective
   --verify-resume            prove on this machine, in a few steps, that a killed run goes on bit by bit; keep nothing
-  --status                   say how the run of this command stands, and answer with an exit code: 0 complete, 75 or 130
-                             stopped by a signal, 1 failed, killed or still being trained
+  --status                   say how the run of this command, or of --resume, stands, and answer with an exit code:
+                             0 complete, 75 or 130 stopped by a signal, 1 failed, killed or still being trained
   -h, --help                 print this page and stop
 """
 FLAGS = (
@@ -111,11 +112,20 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             resume = value if value in ("auto", "never") else expanded(value, flag)
         else:
             overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
+    if config is None and resume not in ("auto", "never") and (run := _run_folder(resume, overrides)) is not None:
+        config, resume = run / "config.yaml", str(run)
     arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume, **switches)
     if prints:
         print(dump_config(arguments.config), end="")
         raise SystemExit(0)
     return arguments
+
+
+def _run_folder(resume: str, overrides: Sequence[str]) -> Path | None:
+    """The run that is to go on, where it says by what configuration; None where it does not, which is told later."""
+    given = [value for key, value in map(split_override, overrides) if key == "runs"]
+    folders = (Path(resume), Path(expanded(given[-1] if given else Config().runs, "runs")) / resume)
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def help_text() -> str:

@@ -76,13 +76,15 @@ class SamplingConfig(Section):
 
     section: ClassVar[str] = "sampling"
 
-    sampler: str = option("ode", "the method; sample.py --help lists them")
-    steps: int = option(50, "steps of the method, where it does not choose them itself", at_least=1)
-    grid: Literal["log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
-        "log-snr", "the times of the steps; auto: tuned to the model once it is trained"
+    sampler: str = option("abm", "the method; sample.py --help lists them")
+    steps: int | None = option(
+        None, "steps of the method, where it does not choose them itself; null: 20 of abm, 50 of others", at_least=1
+    )
+    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
+        "cauchy", "the times of the steps; auto: tuned to the model once it is trained"
     )
     log_snr_end: float | None = option(
-        None, "log-SNR at which the grid leaves the path for the datum; null: 9.25, or the path's end where nearer"
+        None, "log-SNR at which the grid leaves the path for the datum; null: 3 log(steps) of cauchy, else 9.25"
     )
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
     prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import pictures, samplers
 from ..config import Config, EvaluationConfig
+from ..data.class_names import check_number, names_of, number_of
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..evaluations import EvaluationCount, count_evaluations
@@ -23,8 +24,8 @@ from ..experiment import Data, DataFacts
 from ..fit_sampler import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Fitted, Moments
-from ..sampling import grid_for, labels_for, sample, sampler_for
-from ..schedules.time_grids import AUTO
+from ..sampling import DEFAULT_SAMPLER, OF_A_TOLERANCE, grid_for, labels_for, sample, sampler_for
+from ..schedules.time_grids import AUTO, DEFAULT_GRID
 from .analytic_moments import moments_of
 from .kept_grids import kept_grids
 from .trained_model import Tell, TrainedModel
@@ -93,6 +94,7 @@ class DiffusionModel(TrainedModel):
         """
         if (size := options.pop("size", None)) is not None:
             return self.at_size(size).sample(n, seed, **options)
+        options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
@@ -100,6 +102,22 @@ class DiffusionModel(TrainedModel):
         with self.tuned() if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def class_numbers(self, label: Any) -> Any:
+        """Labels with the names of classes in them as numbers; what has no names in it stays as it is.
+
+        Raises:
+            UserError: For a name or a number that no class of the model has; the line names those that there are.
+        """
+        if isinstance(label, list | tuple):
+            return [self.class_numbers(one) for one in label]
+        names = names_of(self.facts.provenance, self.denoiser.num_classes)
+        if isinstance(label, str) and not names:
+            raise UserError(f"label: found '{label}'; {self.source or 'the model'} was trained without labels")
+        if isinstance(label, str):
+            return number_of(label, names)
+        is_number = isinstance(label, int) and not isinstance(label, bool)
+        return check_number(label, names) if is_number and names else label
 
     @cached_property
     def moments(self) -> Moments:
@@ -140,17 +158,22 @@ class DiffusionModel(TrainedModel):
         Another sampler does not inherit the dial of the run's own, nor another grid its end.
         """
         own = self.config.sampling
+        if own.sampler == DEFAULT_SAMPLER and ("tolerance" in given or "method" in given):
+            given = {"sampler": OF_A_TOLERANCE, **given}
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         end = {} if own.log_snr_end is None or "grid" in given else {"log_snr_end": own.log_snr_end}
-        return {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        made = {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        if made["steps"] is None:
+            made["steps"] = samplers.build(made["sampler"], method=made.get("method")).default_steps
+        return made
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Also the sampler's own fields, the grid and where it ends, the label and the guidance."""
         sampler = self._sampler(settings)
         given = {key: value for key, value in settings.items() if value is not None}
-        defaults = {"eta": 0.0, "grid": "log-snr", "label": None, "guidance": 1.0}
+        defaults = {"eta": 0.0, "grid": DEFAULT_GRID, "label": None, "guidance": 1.0}
         if given.get("grid") != AUTO:
             where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
             times = grid_for(self.denoiser, sampler, *where)
@@ -172,7 +195,7 @@ class DiffusionModel(TrainedModel):
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """Those of the run; a grid is tuned only to weights that stay."""
         settings = self.sampling_settings({})
-        return {**settings, "grid": "log-snr"} if settings["grid"] == AUTO else settings
+        return {**settings, "grid": DEFAULT_GRID} if settings["grid"] == AUTO else settings
 
     def tuned(self) -> AbstractContextManager[None]:
         """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""
@@ -244,8 +267,8 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
-        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, **options)
-        label = options.get("label")
+        label = self.class_numbers(options.pop("label", None))
+        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
         with torch.no_grad():
             x_hats = [
                 x

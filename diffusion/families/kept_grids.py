@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Iterator
 
-from ..auto_grid import known_grids
+from ..auto_grid import known_grids, tuning
 from ..denoisers.denoiser import Denoiser
 from .tuned_files import read_tuned, write_tuned
 
+_TELL_EVERY = 5.0  # seconds
 _KIND, _KEY = "grids", "log_snrs"
 
 
@@ -29,6 +32,22 @@ def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
     if grids != kept:
         # another process may have written meanwhile
         write_tuned(denoiser, source, _KIND, {_KEY: {**_read(denoiser, source), **grids}})
+
+
+@contextlib.contextmanager
+def told_tuning(seconds: float) -> Iterator[None]:
+    """While open, what is tuned takes no longer than this, each, and stderr says every few seconds how far it is."""
+    start = told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal start, told
+        now = time.monotonic()
+        if now - told > _TELL_EVERY:
+            told = now
+            print(f"tuning: {done / total:.0%} of at most {total} evaluations, {now - start:.0f} s", file=sys.stderr)
+
+    with tuning(seconds, tell):
+        yield
 
 
 def _read(denoiser: Denoiser, source: str) -> dict[str, tuple[float, ...]]:

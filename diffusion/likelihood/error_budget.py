@@ -17,9 +17,19 @@ t_min, take the level. For that model neither end is an error. What an end costs
 ends, the limit lambda -> +-infinity, which cannot be had from a network that has seen nothing beyond. So the ends are
 moved inwards, where the network was trained. If the distance goes as the a-th power of the noise (or signal) at the
 end, a move by a factor of 2 changes the figure by 2^a - 1 times the distance: by the whole of it or more for a >= 1,
-and by 3 times it for a = 2, to which it tends for a density that is smooth on the scale of the noise. For data on
-points there is no limit but that of the levels, and the entry is what one halving of the noise is worth, up to a bit.
-More compute lowers neither end.
+and by 3 times it for a = 2, to which it tends for a density that is smooth on the scale of the noise. More compute
+lowers neither end.
+
+Where the data are narrower than the noise v that t_min leaves, a halving is worth up to a bit, and there are many below
+it. For a density (of continuous data) the end is then moved a second time. A share p of the dimensions of a width c,
+Gaussian, would change by p g(c^2 / v) and p g(c^2 / 4 v),
+
+    g(r) = 1/2 log2((r + 4) / (r + 1)) - (1 / (r + 1) - 1 / (r + 4)) r / (2 ln 2),
+
+whose ratio, taken a standard error high, tells c and then p; from c^2 < v on the entry is p / 2 log2(1 + v / c^2), all
+that is left to gain for data at their mean. For data on points that has no limit: the entry ends at
+p / 2 log2(1 + 10^4). A figure of levels is a bound of the probability for the path as it ends, and its entry what one
+halving of the noise is worth, up to a bit.
 
 A bound (ELBO) takes the ends into account by its own terms, the prior's and the decoder's: nothing is truncated.
 """
@@ -45,6 +55,8 @@ Measure = Callable[[Tensor, Mapping[str, Any]], Estimate]
 TIGHTER = 10.0
 # Inwards by a factor of two in noise or signal, as a step in log-SNR.
 _INWARDS = 2.0 * math.log(2.0)
+# From this change (bits/dim) on data may be narrower than the noise of t_min; and the least c^2 / v that is told.
+_NOTICED, _NARROWEST = 0.01, 1e-4
 # One image in 54 for each cause; all together cost at most about a fifth of the measurement of many images.
 _ONE_IN, _FEWEST, _MOST = 54, 4, 32
 
@@ -96,14 +108,40 @@ def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str,
     try:
         tight = measure(rows, tighter)
         data_end = measure(rows[::2], {**tighter, "log_snr_max": high - _INWARDS})
+        of_data_end = _bias(tight, data_end)
+        if estimate.levels is None and of_data_end > _NOTICED:
+            further = measure(rows[::2], {**tighter, "log_snr_max": high - 2.0 * _INWARDS})
+            of_data_end = max(of_data_end, _of_narrow_data(tight, data_end, further))
         noise_end = measure(rows[::2], {**tighter, "log_snr_min": low + _INWARDS})
     except SolverError:
         return dict.fromkeys((SOLVER, DATA_END, NOISE_END), math.nan)
     return {
         SOLVER: _bias(estimate, tight) / (1.0 - left),
-        DATA_END: _bias(tight, data_end),
+        DATA_END: of_data_end,
         NOISE_END: _bias(tight, noise_end),
     }
+
+
+def _of_narrow_data(at_end: Estimate, inwards: Estimate, further: Estimate) -> float:
+    """What the data end may be off in bits/dim where the data are narrower than its noise; 0 where they are not."""
+    changes = inwards.bits_per_dim - _at(at_end, inwards), further.bits_per_dim - inwards.bits_per_dim
+    first, second = (float(change.mean()) for change in changes)
+    if min(first, second) <= 0.0:
+        return 0.0
+    spread = changes[0] - first / second * changes[1]
+    sem = float(spread.std()) / math.sqrt(len(spread)) / second if len(spread) > 1 else 0.0
+    ratio = torch.logspace(math.log10(_NARROWEST), 0.0, 400, dtype=torch.float64)
+    unlike = _change(ratio) / _change(0.25 * ratio)  # falls from 1 to 0.57
+    if first / second + sem < float(unlike[-1]):
+        return 0.0
+    r = ratio[(unlike - first / second - sem).abs().argmin()]
+    return first / float(_change(r)) * 0.5 * math.log2(1.0 + 1.0 / float(r))
+
+
+def _change(r: Tensor) -> Tensor:
+    """g of the module's text."""
+    near, far = 1.0 / (r + 1.0), 1.0 / (r + 4.0)
+    return 0.5 * torch.log2(near / far) - (near - far) * r / (2.0 * math.log(2.0))
 
 
 def _numbers(pair: object) -> tuple[float, float]:

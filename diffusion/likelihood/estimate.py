@@ -4,10 +4,11 @@ A likelihood is of the discrete datum (or, for continuous data, of the density):
 
     bits/dim = -log P(x) / (D ln 2).
 
-The 95 % interval of the mean is Student's, from the spread of the values over images: mean +- t_{n-1} s / sqrt(n). The
-spread holds both the sampling of the test set and the estimator's own noise (each image's noise is independent), so the
-interval is right even where the noise of a single image is not known: it covers the figure of the population that the
-images were drawn from. It says nothing of systematic errors (a solver's, the ends of the path) nor of a bound's gap.
+The 95 % interval of the mean is Student's, from the spread of the values over images: mean +- t_{n-1} s / sqrt(n), and
+wider on the side of a long tail where the values are skew (`mean_interval`). The spread holds both the sampling of the
+test set and the estimator's own noise (each image's noise is independent), so the interval is right even where the
+noise of a single image is not known: it covers the figure of the population that the images were drawn from. It says
+nothing of systematic errors (a solver's, the ends of the path) nor of a bound's gap.
 
 The error budget holds errors of the mean by cause, in bits/dim, of two sorts. Random ones (probes, draws, noise, ...)
 are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are sizes of a bias, common to all images; no
@@ -32,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError, choose
+from .law import law_of
 
 KINDS = ("exact", "unbiased", "lower bound", "surrogate")
 
@@ -40,6 +42,8 @@ TEST_SET = "test set"
 # What shifts every image alike, so that more of them do not average it away.
 DATA_END, NOISE_END, SOLVER = "data end", "noise end", "solver"
 SYSTEMATIC = (SOLVER, DATA_END, NOISE_END)
+# The skewness, in its standard errors for normal values, from which on an interval takes it into account.
+_SKEW = 2.0
 # Terms that are no parts of log_prob: what tells whether importance weights are to be trusted (`importance_weights`).
 EFFECTIVE_SAMPLES, TAIL_SHAPE = "log_effective_samples", "tail_shape"
 DIAGNOSTICS = (EFFECTIVE_SAMPLES, TAIL_SHAPE)
@@ -68,6 +72,41 @@ def student_interval(values: Float[Tensor, " n"]) -> Interval:
     return Interval(mean, mean - half, mean + half, sem)
 
 
+def mean_interval(values: Float[Tensor, " n"]) -> Interval:
+    """The mean of `values` and a 95 % interval of it: Student's, widened where they are too skew for it.
+
+    Of skew values Student's misses the mean, nearly always on the side of the tail. Where the sample's skewness G is
+    beyond 2 of its standard errors for normal values, either end is moved out to that of Hall's transformation (1992,
+    J. R. Statist. Soc. B 54, 221-228) where that is wider: with T = (mean - mu) sqrt(n) / s, a = G / (3 sqrt(n)),
+
+        T + a T^2 + a^2 T^3 / 3 + G / (6 sqrt(n))    within +- t_{n-1}.
+
+    Coverage in per cent, Student's -> this (4,000 samples; with the ratio of the mean widths):
+
+        n                            8                   32                  360                 1,000
+        normal                95.2 -> 95.4 (1.06)  95.2 -> 95.3 (1.00)  95.3 -> 95.3 (1.00)  94.7 -> 94.7 (1.00)
+        exponential           89.1 -> 91.0 (1.41)  92.8 -> 96.0 (1.30)  95.0 -> 95.9 (1.04)  95.2 -> 95.5 (1.02)
+        log-normal            82.7 -> 85.9 (1.64)  88.8 -> 94.1 (1.77)  94.0 -> 96.0 (1.19)  94.6 -> 96.0 (1.09)
+        2 % outliers by 10    92.9 -> 93.1 (1.39)  90.4 -> 90.5 (1.91)  94.1 -> 95.7 (1.09)  94.8 -> 95.8 (1.05)
+        0.5 % outliers by 20  94.8 -> 95.0 (1.27)  92.2 -> 92.3 (1.47)  90.7 -> 91.2 (1.26)  93.5 -> 95.6 (1.12)
+
+    Where the outliers are so few that a sample may have none, no interval that is made of the sample can know of them.
+    """
+    student, n = student_interval(values), len(values)
+    if n < 3 or not student.sem > 0:
+        return student
+    gap = values.double() - student.mean
+    skewness = float(gap.pow(3).mean() / gap.square().mean().pow(1.5)) * math.sqrt(n * (n - 1)) / (n - 2)
+    if abs(skewness) <= _SKEW * math.sqrt(6.0 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))):
+        return student
+    a, b = skewness / (3.0 * math.sqrt(n)), skewness / (6.0 * math.sqrt(n))
+    quantile = (student.high - student.mean) / student.sem
+    low, high = (
+        student.mean - student.sem * (math.cbrt(1.0 + 3.0 * a * (t - b)) - 1.0) / a for t in (quantile, -quantile)
+    )
+    return Interval(student.mean, min(low, student.low), max(high, student.high), student.sem)
+
+
 def mean_error(std_error: Float[Tensor, " n"], dims: int) -> float:
     """The standard error in bits/dim of a mean over images, from the images' own in nats, independent of each other."""
     return float(std_error.double().square().sum().sqrt()) / (len(std_error) * dims * math.log(2.0))
@@ -84,15 +123,16 @@ class Estimate:
         std_error: Standard error of each log_prob in nats, from the estimator's own randomness: 0 where there is none,
             nan where one draw leaves it unknown.
         kind: `exact` (up to the solver's tolerance), `unbiased`, `lower bound` (in expectation), or `surrogate`.
-        protocol: All that is needed to repeat the figure, as plain values.
+        protocol: All that is needed to repeat the figure, as plain values; with `law`, which its estimator implies
+            where it is not given (`likelihood.law`).
         indices: The images' own indices, which key their noise; 0 .. B - 1 by default.
         nfe: Network evaluations an image.
         seconds: Wall time.
-        error_budget: Errors of the mean by cause, in bits/dim; "test set" (see `student_interval`) is always there.
+        error_budget: Errors of the mean by cause, in bits/dim; "test set" (see `mean_interval`) is always there.
         terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
-        UserError: For an unknown kind.
+        UserError: For an unknown kind or law.
     """
 
     log_prob: Float[Tensor, " b"] = field(repr=False)
@@ -109,6 +149,7 @@ class Estimate:
 
     def __post_init__(self):
         choose("kind", self.kind, KINDS)
+        object.__setattr__(self, "protocol", {**self.protocol, "law": law_of(self.protocol)})
         assert self.log_prob.shape == self.std_error.shape
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self)))
@@ -116,6 +157,11 @@ class Estimate:
 
     def __len__(self) -> int:
         return len(self.log_prob)
+
+    @property
+    def law(self) -> str:
+        """Whose likelihood it is: `flow`, `reverse SDE`, `chain of T steps` or `declared` (see `likelihood.law`)."""
+        return str(self.protocol["law"])
 
     @property
     def nats_per_bit_per_dim(self) -> float:
@@ -140,7 +186,7 @@ class Estimate:
 
     def mean(self) -> Interval:
         """The mean bits/dim over the images with its 95 % interval (see the module's text for what it covers)."""
-        return student_interval(self.bits_per_dim)
+        return mean_interval(self.bits_per_dim)
 
     def with_error(self, cause: str, bits_per_dim: float) -> Estimate:
         """This estimate with one more entry in its error budget."""
@@ -225,6 +271,7 @@ class Estimate:
         assert self.indices is not None
         return {
             "kind": self.kind,
+            "law": self.law,
             "images": len(self),
             "dims": self.dims,
             "levels": self.levels,

@@ -9,14 +9,17 @@ changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
 
 p is thus the density of the model's data with noise of standard deviation exp(-lambda / 2) at t_min still in them.
 The gap from phi_1 to pi/2, where alpha is 0 at last, is one step of DDIM, which is exact for x_hat constant along it:
-eps_hat = sin(phi_1) z + cos(phi_1) F is the standard normal, and log det = D log sin(phi_1) + cot(phi_1) div F up to
-O(cos(phi_1)^2). Without it the mean of the data would be missing from p_1, a per-image error of order cos(phi_1).
+eps_hat = sin(phi_1) z + cos(phi_1) F is the standard normal, and log det = D log(sin(phi_1) + cos(phi_1) div F / D)
+up to O(cos(phi_1)^2) times the variance of the eigenvalues of F's Jacobian: exactly, where F scales all dimensions
+alike, which for a network that is no posterior mean it may do by a factor far from 1. Without the step the mean of the
+data would be missing from p_1, a per-image error of order cos(phi_1).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -87,7 +90,7 @@ def flow_log_density(
     x: Float[Tensor, " b *dims"],
     solve: Solve,
     probes: Float[Tensor, " b p *dims"] | None = None,
-    cond: Tensor | None = None,
+    cond: Any = None,
 ) -> Float[Tensor, " b p"]:
     """log p(x) in nats of one batch, shape (B, P): a column a probe, or a single one for the exact trace.
 
@@ -134,6 +137,6 @@ def flow_log_density(
     z, log_det = state[:, :dims].reshape(shape), state[:, dims:] * dims
     value, divergence = drift(phi[-1].to(x.device), z)
     eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).reshape(len(x), -1)
-    log_det = log_det + dims * torch.log(torch.sin(phi[-1])) + divergence / torch.tan(phi[-1])
+    log_det = log_det + dims * torch.log(torch.sin(phi[-1]) + torch.cos(phi[-1]) * divergence / dims)
     log_prior = -0.5 * (eps.square().sum(1) + dims * math.log(2.0 * math.pi))
     return log_prior[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))

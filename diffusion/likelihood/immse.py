@@ -11,15 +11,12 @@ e = eps - eps_hat = sqrt(s) (x_hat - x) up to its sign:
     log p(x) = log p_ref(x) + 1/2 integral of E( ||e_ref||^2 - ||e||^2 ) dlambda,
     e_ref = (1 - k) sqrt(s) x - k eps (up to its sign),  k = c s / (c s + 1),  E||e_ref||^2 = (1-k)^2 s |x|^2 + k^2 D.
 
-(c = 1 and E||e_ref||^2 averaged over data N(0, I) is the formula above.) c is the datum's own mean square, shrunk to 1,
-so that a row depends on nothing but itself. ||e_ref||^2 is drawn with the same eps and is a control variate of known
-mean, with the coefficient ||e||^2 / ||e_ref||^2 of the neighbouring strata (best where e is a part of -eps, as it is at
-high SNR, and independent of the stratum's own noise, so that nothing is biased). Against the formula as it stands, with
-uniform noise levels, this and the density below divide the variance by 25, 10 and 3 on Gaussian mixtures of 192
-dimensions and deviation 0.2, 0.08 and 0.01 (measured, K = 64).
+(c = 1 and E||e_ref||^2 averaged over data N(0, I) is the formula above.) c, the density of the noise levels and the
+control variate are those of `gaussian_reference`. Against the formula as it stands, with uniform noise levels, they
+divide the variance by 25, 10 and 3 on Gaussian mixtures of 192 dimensions and deviation 0.2, 0.08 and 0.01 (measured,
+K = 64).
 
-The noise levels are stratified, by a density that is half uniform between the path's ends (no weight exceeds twice that
-of uniform draws) and half logistic. Beyond the ends, the integrand is taken to go as exp(lambda) and exp(-lambda), to
+Beyond the ends, the integrand is taken to go as exp(lambda) and exp(-lambda), to
 which it tends for data of finite variance and a smooth density: the tail is the integrand at the end, in closed form.
 Where that is not so (a path that starts with signal in it, data on points), the budget's "noise end" and "data end",
 the whole of either tail, say it.
@@ -33,14 +30,13 @@ model beyond its path, where it has no law to be a bound of: the kind is then `s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from .. import random
-from ..broadcasting import pad_dims_like
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.exact import Exact
 from ..errors import UserError
@@ -49,13 +45,8 @@ from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
 from .estimate import DATA_END, NOISE_END, Estimate, mean_error
-from .stratified import squares, stratified_error, stratified_positions
-
-# The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
-_CENTER, _SCALE = 2.0, 3.0
-_TABLE = 4096
-# Neighbours on either side that a stratum's coefficient is taken from.
-_NEIGHBOURS = 2
+from .gaussian_reference import GaussianReference
+from .stratified import squares, stratified_error
 
 
 def log_density_immse(
@@ -63,7 +54,7 @@ def log_density_immse(
     x: Float[Tensor, " b *dims"],
     evaluations: int = 128,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
@@ -98,7 +89,7 @@ def log_likelihood_immse(
     images: UInt8[Tensor, " b *dims"],
     evaluations: int = 128,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
@@ -130,7 +121,7 @@ def _immse(
     evaluations: int,
     kind: str,
     seed: int,
-    cond: Tensor | None,
+    cond: Any,
     batch_size: int | None,
     indices: Tensor | None,
     progress: Progress | None,
@@ -160,29 +151,22 @@ def _immse(
             square = squares(data[rows]).cpu()
         else:  # E|x + u|^2 over a bin
             square = squares(dequantizer.center(data[rows], torch.float64)).cpu() + dims * dequantizer.width**2 / 12.0
-        c = (square + 2.0) / (dims + 2.0)
-        log_snr, density = _noise_levels(low, high, stratified_positions(seed, indices[rows], evaluations))
-        k = torch.sigmoid(log_snr + c.log()[:, None])
-        x_share = (1.0 - k) * torch.exp(0.5 * log_snr)
-        times = schedule.inverse_log_snr(log_snr)
-        errors, references = [], []
-        for i in range(evaluations):
-            x = point(rows, i)
+        reference = GaussianReference(square, dims, low, high, seed, indices[rows], evaluations)
+
+        def evaluate(i: int, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x, t = point(rows, i), schedule.inverse_log_snr(log_snr)
             eps = random.normal(seed, indices[rows], i, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
-            t = times[:, i].to(x.device)
-            errors.append(squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, labels)).cpu())
-            by_x, by_eps = (pad_dims_like(share[:, i].to(x.device), x) for share in (x_share, k))
-            references.append(squares(by_x * x - by_eps * eps).cpu())
-        error, reference = torch.stack(errors, dim=1), torch.stack(references, dim=1)
-        expected = x_share.square() * square[:, None] + k.square() * dims
-        integrand = 0.5 * (expected - error + _coefficient(error, reference) * (reference - expected))
-        inside = integrand / (evaluations * density)
+            t = t.to(x.device)
+            return x, eps, squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, labels))
+
+        integrand, inside = reference.differences(evaluate)
         outside = torch.zeros_like(inside)
-        below = integrand[:, 0] * torch.exp(low - log_snr[:, 0])
-        above = integrand[:, -1] * torch.exp(log_snr[:, -1] - high)
+        below = integrand[:, 0] * torch.exp(low - reference.log_snr[:, 0])
+        above = integrand[:, -1] * torch.exp(reference.log_snr[:, -1] - high)
         outside[:, 0], outside[:, -1] = below, above
         tails[NOISE_END].append(below)
         tails[DATA_END].append(above)
+        c = reference.variance
         terms = {
             "reference": -0.5 * (square / c + dims * torch.log(2.0 * math.pi * c)) + jacobian,
             "integral": inside.sum(1),
@@ -204,25 +188,3 @@ def _immse(
     for end, parts in tails.items():
         result = result.with_error(end, abs(float(torch.cat(parts).mean())) / result.nats_per_bit_per_dim)
     return result
-
-
-def _noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Map positions in (0, 1) to log-SNRs by the inverse of a distribution function; and the density there.
-
-    The function is linear between the entries of a table: its density is then known exactly, and no bias comes in.
-    """
-    table = torch.linspace(low, high, _TABLE + 1, dtype=torch.float64)
-    logistic = torch.sigmoid((table - _CENTER) / _SCALE)
-    logistic = (logistic - logistic[0]) / (logistic[-1] - logistic[0])
-    below = 0.5 * (logistic + torch.linspace(0.0, 1.0, _TABLE + 1, dtype=torch.float64))
-    i = (torch.searchsorted(below, positions) - 1).clamp(0, _TABLE - 1)
-    density = below.diff()[i] * _TABLE / (high - low)
-    return table[i] + (positions - below[i]) / density, density
-
-
-def _coefficient(error: Tensor, reference: Tensor) -> Tensor:
-    """The ratio of `error` to `reference` in the strata around each, without itself; shape (B, K)."""
-    window = torch.ones(1, 1, 2 * _NEIGHBOURS + 1, dtype=error.dtype)
-    window[..., _NEIGHBOURS] = 0.0
-    near = [functional.conv1d(values[:, None], window, padding=_NEIGHBOURS)[:, 0] for values in (error, reference)]
-    return (near[0] / near[1]).clamp(max=1.0)

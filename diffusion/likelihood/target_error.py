@@ -8,6 +8,8 @@ probes, at a tolerance 10^k times tighter (or 2^k times the steps) than at first
     cost(n, d, p, k)        = n d (1 + 2 p) 10^(k / order)        (2^k for steps; a vector-Jacobian product costs about
                                                                    two evaluations, an estimator without probes n d)
 
+The target is for one standard error, with the biases added: a 95 % interval reaches about twice as far.
+
 A pilot of 32 images gives the variances and the solver's share, the cheapest (n, d, p, k) that is predicted to meet the
 target is measured, and its own budget, which is the better estimate, decides whether it is met or the next round is
 planned. Nothing here looks at a clock, so the same question takes the same path to the same figure.

@@ -6,8 +6,11 @@ Continuous (Kingma et al. 2021, arXiv 2107.00630, eq. 11-17), with the integral 
 
 x_0 and x_1 are x_t at t_min and t_max, p(x_1) = N(0, prior_std^2 I), and p(x | x_0) is the decoder over levels
 (`Dequantizer.level_log_prob`), or N(x_0 / alpha, (sigma / alpha)^2 I) for continuous data. The images stand at the
-centres of their bins: no dequantisation. The integral does not depend on the path between its ends (sec. 5.1), so it
-is taken uniformly in lambda, where it also tells which noise levels the nats go to (`terms["curve"]`).
+centres of their bins: no dequantisation. The integral does not depend on the path between its ends (sec. 5.1). It is
+taken in lambda, where it also tells which noise levels the nats go to (`terms["curve"]`), and against a Gaussian whose
+own integral is known (`gaussian_reference`, the density of noise levels and the control variate of I-MMSE): as
+unbiased as the plain integral. At 64 noise levels that divides the noise by 4.1, 3.4 and 1.6 on mixtures in 192
+dimensions of deviation 0.2, 0.08 and 0.01, by 5.4 in the plane, and by 2.3 for the shipped digits.
 
 Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 2006.11239, eq. 5): the integral becomes
 sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with
@@ -23,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -37,12 +41,15 @@ from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
+from .gaussian_reference import REFERENCES, GaussianReference
 from .latent_variable import check_at_least_one
 from .stratified import squares, stratified_error, stratified_positions
 
 VARIANCES = ("lower", "upper")
 # Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
+# The strata's terms as they are drawn, without what is known of them; their spread is the noise.
+_DRAWN = "drawn"
 # The datum of evaluation i of a batch.
 Points = Callable[[int], Tensor]
 
@@ -54,9 +61,10 @@ def elbo_continuous(
     evaluations: int = 64,
     bins: int = 24,
     log_snr_max: float | None = None,
+    reference: str = "gaussian",
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -74,6 +82,8 @@ def elbo_continuous(
             A model that does not know of levels pays half a nat a dimension for each unit of log-SNR beyond the width w
             of a bin: for it, 2 log(2.5 / w) is near the best (measured at 17 and 256 levels: within 0.03 bits/dim of
             the ODE's bound, where w / 6 costs 0.5). A model that knows its levels loses by an early end.
+        reference: `gaussian`, or `none` for uniform noise levels and the integral as it stands, which is how figures
+            were made whose protocol has no `reference`: of the same expectation, with more noise.
         dequantize: Ask about uniformly dequantised images, as a model trained on such has to be asked: the bound is
             that of their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian for decoder.
         seed: The seed; a row depends on (seed, index) only.
@@ -91,6 +101,7 @@ def elbo_continuous(
         UserError: For bad settings or images.
     """
     check_at_least_one(evaluations=evaluations, bins=bins)
+    choose("reference", reference, REFERENCES)
     schedule = denoiser.schedule
     low, high = log_snr_ends(schedule)
     t_min = schedule.t_min
@@ -98,24 +109,22 @@ def elbo_continuous(
         high, t_min = log_snr_max, float(schedule.inverse_log_snr(torch.tensor(log_snr_max, dtype=torch.float64)))
     if not low < high:
         raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
-    span = high - low
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
-    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        position = stratified_positions(seed, rows, evaluations)  # (B, K), of the span
-        times = schedule.inverse_log_snr(low + span * position)
-        values = []
-        for i in range(evaluations):
-            x = points(i)
-            t = times[:, i].to(x.device)
-            eps = _normal(seed, rows, i, x)
-            eps_hat = denoiser.eps(diffuse(schedule, x, t, eps), t, labels)
-            values.append(squares(eps - eps_hat) * (-0.5 * span / evaluations))
-        value = torch.stack(values, dim=1).cpu()
-        curve = torch.zeros(len(rows), bins, dtype=torch.float64)
-        curve.scatter_add_(1, (position * bins).long().clamp(max=bins - 1), value)
-        return {"steps": value, "curve": curve}
+    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
+        def evaluate(i: int, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x, t = points(i), schedule.inverse_log_snr(log_snr)
+            t, eps = t.to(x.device), _normal(seed, rows, i, x)
+            return x, eps, squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, labels))
+
+        against = GaussianReference(square.cpu(), images[0].numel(), low, high, seed, rows, evaluations, reference)
+        _, drawn = against.differences(evaluate)
+        curve = -against.integrals(edges)
+        curve.scatter_add_(1, (torch.searchsorted(edges, against.log_snr) - 1).clamp(0, bins - 1), drawn)
+        return {"steps": drawn - against.integrals(against.strata()), "curve": curve, _DRAWN: drawn}
 
     protocol = {"estimator": "ELBO, continuous time", "evaluations": evaluations, "curve_log_snr": [low, high]}
+    protocol["reference"] = reference
     options = (dequantize, seed, cond, batch_size, indices, progress)
     return _bound(denoiser, dequantizer, images, diffusion, (t_min, schedule.t_max), protocol, *options)
 
@@ -129,7 +138,7 @@ def elbo_discrete(
     evaluations: int | None = None,
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -168,7 +177,7 @@ def elbo_discrete(
     factor = 0.5 * q.from_x.square() / model_variance
     count = steps if evaluations is None else evaluations
 
-    def diffusion(points: Points, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
         step = torch.arange(steps).expand(len(rows), -1)
         if evaluations is not None:
             step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
@@ -179,7 +188,8 @@ def elbo_discrete(
             x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, rows, i, x)), t, labels)
             kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
             values.append(-kl * (steps / count))
-        return {"steps": torch.stack(values, dim=1)}
+        steps_of = torch.stack(values, dim=1)
+        return {"steps": steps_of, _DRAWN: steps_of}
 
     protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
     options = (dequantize, seed, cond, batch_size, indices, progress)
@@ -198,17 +208,17 @@ def _bound(
     denoiser: Denoiser,
     dequantizer: Dequantizer | None,
     images: Tensor,
-    diffusion: Callable[[Points, Tensor, Tensor | None], dict[str, Tensor]],
+    diffusion: Callable[[Points, Tensor, Tensor, Tensor | None], dict[str, Tensor]],
     ends: tuple[float, float],
     protocol: dict[str, object],
     dequantize: bool,
     seed: int,
-    cond: Tensor | None,
+    cond: Any,
     batch_size: int | None,
     indices: Tensor | None,
     progress: Progress | None,
 ) -> Estimate:
-    """The three terms together; `diffusion(points, indices, labels)` gives the strata's terms of a batch, and more."""
+    """The three terms together; `diffusion(points, E|x|^2, indices, labels)` gives a batch's strata, and more."""
     if dequantizer is None and not images.is_floating_point():
         raise UserError(f"images: found {images.dtype} for continuous data; pass a dequantizer for levels")
     indices = check_data(denoiser, images, indices, cond)
@@ -233,7 +243,7 @@ def _bound(
         u = random.uniform(seed, indices[rows], i, images.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
         return dequantizer.dequantize(images[rows], u.to(images.device))
 
-    def square(rows: slice) -> Tensor:
+    def mean_square(rows: slice) -> Tensor:
         """E|x|^2."""
         if dequantizer is None or not dequantize:
             return squares(point(rows, 0))
@@ -242,8 +252,10 @@ def _bound(
     decoder_errors = []
 
     def estimate(rows: slice) -> Estimate:
-        parts = diffusion(partial(point, rows), indices[rows], None if cond is None else cond[rows])
-        prior = -_prior_kl(schedule, square(rows), dims, ends[1]).cpu()
+        square = mean_square(rows)
+        parts = diffusion(partial(point, rows), square, indices[rows], None if cond is None else cond[rows])
+        noise = stratified_error(parts.pop(_DRAWN))
+        prior = -_prior_kl(schedule, square, dims, ends[1]).cpu()
         if of_levels is None:  # E over x_0 in closed form: the Gaussian's own entropy
             decoded = torch.full_like(
                 prior, -0.5 * dims * (math.log(2.0 * math.pi * _noise(schedule, ends[0]) ** 2) + 1)
@@ -265,7 +277,7 @@ def _bound(
             log_prob=terms["prior"] + terms["reconstruction"] + terms["diffusion"],
             dims=dims,
             levels=levels,
-            std_error=torch.hypot(stratified_error(parts["steps"]), error),
+            std_error=torch.hypot(noise, error),
             kind="lower bound",
             protocol=protocol,
             indices=indices[rows],

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 from ..errors import UserError, choose
+from .abm import ABM
 from .adams import Adams
 from .adaptive_sde import AdaptiveSDE
 from .analytic_variance import Moments, estimate_moments
@@ -49,6 +50,7 @@ _CLASSES: dict[str, type[Sampler]] = {
     "unipc": UniPC,
     "deis": DEIS,
     "adams": Adams,
+    "abm": ABM,
 }
 
 
@@ -81,6 +83,7 @@ def build(name: str, **options: object) -> Sampler:
 
 
 __all__ = [
+    "ABM",
     "ADAPTIVE",
     "DDIM",
     "DEIS",

@@ -17,7 +17,7 @@ from ..errors import UserError, choose
 from ..schedules import Schedule
 from ..schedules.forward_process import posterior, variance_for_unit_data
 from .analytic_variance import Moments
-from .sampler import Coefficients, LinearSampler
+from .sampler import Coefficients, LinearSampler, check_fields
 
 VARIANCES = ("lower", "upper", "analytic")
 
@@ -36,6 +36,7 @@ class Ancestral(LinearSampler):
     moments: Moments | None = None
 
     def __post_init__(self):
+        check_fields(self)
         choose("variance", self.variance, VARIANCES)
         if self.moments is not None and self.variance != "analytic":
             raise UserError(f"moments: given with variance '{self.variance}'; only 'analytic' takes them")

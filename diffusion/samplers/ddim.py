@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import posterior
-from .sampler import Coefficients, LinearSampler
+from .sampler import Coefficients, LinearSampler, check_fields
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class DDIM(LinearSampler):
     eta: float = 0.0
 
     def __post_init__(self):
+        check_fields(self)
         if not 0.0 <= self.eta <= 1.0:
             raise UserError(f"eta: found {self.eta}; DDIM takes 0 to 1 (sampler 'sde' takes any eta >= 0)")
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..schedules import Schedule
+from .sampler import check_fields
 from .staged import Row, Stage, StagedSampler
 from .variables import SIGMA, Nodes, Variables
 
@@ -43,6 +44,7 @@ class _Churned(StagedSampler):
     s_noise: float = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("s_churn", "s_min", "s_noise"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name}: found {getattr(self, name)}; must be 0 or more")

@@ -70,6 +70,10 @@ class SDEdit(Sampler):
     def starting_evaluations(self) -> int:
         return self.inner.starting_evaluations
 
+    @property
+    def default_steps(self) -> int:
+        return self.inner.default_steps
+
     def below(self, schedule: Schedule, grid: Tensor) -> Tensor:
         """The part of a grid that is walked: from the level on."""
         low, high = log_snr_ends(schedule)

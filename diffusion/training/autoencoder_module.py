@@ -20,6 +20,7 @@ from ..baselines.eae import EAE
 from ..baselines.entropy import knn_entropy
 from ..baselines.vae import VAE
 from ..config import Config
+from ..errors import UserError
 from ..experiment import Data
 from .model_module import ModelModule
 
@@ -143,6 +144,14 @@ class EAEModule(ModelModule):
         self.log_dict(
             {"validation/loss": loss, "validation/reconstruction": error, "validation/entropy": entropy},
         )
+
+    def check_data(self, data: Data) -> None:
+        components = len(self.autoencoder.mixture_weights)
+        if data.images is not None and len(data.images.train) < components:
+            raise UserError(
+                f"family: found 'eae', whose mixture of {components} Gaussians takes as many training images; "
+                f"'{data.facts.name}' has {len(data.images.train)}"
+            )
 
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit the statistics of the code, the mixture and the declared density to the training images."""

@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .. import atomic, model_files, run_lock, runs, stopped_runs
-from ..config import Config, dump_config, plain_values
+from ..config import Config, dump_config, plain_values, with_places
+from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
 from ..model import FACTS, STEP
 from ..preflight import process_count
-from ..processes import end_with_parent, is_child, launched
+from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
 from .callbacks import OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
@@ -34,6 +35,7 @@ from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
 from .record import TrainingRecord
+from .same_data import require_same_data
 from .stopping import GracefulStop, exits_on_sigterm
 from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
@@ -73,13 +75,19 @@ class Fit:
     is_main: bool
 
 
-def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] = ()) -> Fit:
+def fit(
+    config: Config,
+    run: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    told: Callable[[str], object] | None = None,
+) -> Fit:
     """Train, and write the averaged weights to the run folder.
 
     Args:
         config: The configuration.
         run: The folder of a run to continue; None starts a new one.
         callbacks: Further callbacks of the trainer.
+        told: Called, in the process that writes, with what was understood of the data.
 
     Raises:
         UserError: For data, devices or settings that do not fit, before anything is written; for a run that another
@@ -90,12 +98,18 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     device = choose_device(config.device)
     placement = process_options(config, device)
     meet(device)
+    config = with_places(config)
     with first_on_each_machine():
         data = build_data(config)
+    if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
+        require_same_data(run, data.facts)
+    if told is not None and not is_helper():
+        told("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
+    module.check_data(data)
     sharded = config.trainer.strategy == "sharded" and process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
@@ -105,6 +119,7 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     run, resuming = _run_folder(config, run)
     if rank_zero_only.rank == 0:
         _write_config(run, text)
+        atomic.write_text(run / runs.DATA, data.facts.to_json())
         stopped_runs.clear(run)
 
     metrics = MetricsLog(run)

@@ -52,6 +52,13 @@ class ModelModule(L.LightningModule):
         """The log-SNR of each datum of this process whose loss in this step is not finite; none for most families."""
         return []
 
+    def check_data(self, data: Data) -> None:
+        """Refuse data that `finish` could not be done with, before training.
+
+        Raises:
+            UserError: For such data.
+        """
+
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""
 

@@ -11,7 +11,7 @@ from diffusion.denoisers.exact import Empirical, Gaussian, GaussianMixture
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.likelihood.error_budget import subsample, subsample_size
-from diffusion.schedules import DDPM, EDM, VE, VP, Rectified
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, SubVP
 
 CAUSES = {"test set", "probes", "draws", "solver", "data end", "noise end"}
 
@@ -148,3 +148,23 @@ def test_ends_that_leave_no_path_are_refused():
         log_density(model, x, log_snr_min=3.0, log_snr_max=2.0)
     kept = log_density(model, x, log_snr_min=-1e9, log_snr_max=1e9)
     assert torch.equal(kept.log_prob, log_density(model, x).log_prob), "no end is moved outwards"
+
+
+SCHEDULES = [VP(), Cosine(), SubVP(), VE(), EDM(), Rectified(), DDPM()]
+
+
+@pytest.mark.parametrize("std", [1.0, 0.1, 1e-2, 1e-3, (1.0, 1e-3, 0.1)], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+def test_the_truth_lies_within_the_measurements_error(schedule, std):
+    """Data wider and far narrower than the noise of t_min, in all dimensions or in one: figure +- error holds log p."""
+    model = Gaussian(f64([0.1, -0.2, 0.0]), f64(std), schedule)
+    x = model.draw(32, seed=1)
+    estimate = log_density(model, x, error_budget=True, tolerance=1e-4)
+    assert (estimate.kind, estimate.law) == ("exact", "flow")
+    error = abs(mean_bits(estimate, model.log_prob(x)))
+    assert error <= estimate.measurement_error
+    assert estimate.measurement_error < max(1.0, 3.0 * error), "nor out of all proportion"
+    if schedule.log_snr(f64(schedule.t_min)) > 9.0 and std in (1.0, 0.1):
+        assert estimate.measurement_error < 0.05
+    if schedule == VE() and std == 1e-3:
+        assert error > 2.0, "a hundredth of the noise's variance"

@@ -272,3 +272,27 @@ def test_the_decoders_own_noise_is_in_the_budget():
     spread = float(estimate.terms["reconstruction"].std()) / math.sqrt(300) / estimate.nats_per_bit_per_dim
     assert estimate.error_budget["decoder"] == pytest.approx(spread, rel=0.15)
     assert estimate.random_error == pytest.approx(mean_error(estimate.std_error, 4), rel=1e-6)
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 5, 40])
+@pytest.mark.parametrize("schedule", [VP(), EDM()], ids=name)
+def test_the_reference_takes_noise_and_adds_no_bias(schedule, evaluations):
+    """Of few noise levels, too; its closed form and its strata add up to the integral however many there are."""
+    model = gaussian(schedule)
+    x = model.draw(400, seed=1)
+    expected = continuous_truth(schedule, x)
+    ours, plain = (elbo_continuous(model, None, x, evaluations, reference=r) for r in ("gaussian", "none"))
+    assert (ours.protocol["reference"], plain.protocol["reference"]) == ("gaussian", "none")
+    gaps = [estimate.terms["diffusion"] - expected for estimate in (ours, plain)]
+    for gap in gaps:
+        assert abs(float(gap.mean())) < 4 * float(gap.std()) / 20
+    # one noise level has no neighbour to take a coefficient from, and two have one
+    assert float(gaps[0].std()) < float(gaps[1].std()) / {1: 1.2, 2: 1.2, 5: 1.5, 40: 3.0}[evaluations]
+    for estimate in (ours, plain):
+        torch.testing.assert_close(estimate.terms["steps"].sum(1), estimate.terms["diffusion"])
+        torch.testing.assert_close(estimate.terms["curve"].sum(1), estimate.terms["diffusion"])
+
+
+def test_an_unknown_reference():
+    with pytest.raises(UserError, match=r"reference: 'gausian'.*Did you mean 'gaussian'"):
+        elbo_continuous(gaussian(VP()), None, torch.zeros(1, DIMS).double(), reference="gausian")

@@ -1,12 +1,14 @@
 """Grids: from t_max to the datum, decreasing, uniform in the variable that their name says."""
 
+import math
+
 import pytest
 import torch
 from laws import F64, SCHEDULES, name
 
 from diffusion.errors import UserError
 from diffusion.schedules import DDPM, EDM, VP, Cosine, time_grid
-from diffusion.schedules.time_grids import LOG_SNR_END, names
+from diffusion.schedules.time_grids import default_end, names
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 
@@ -22,7 +24,7 @@ def test_a_grid_falls_from_the_start_of_the_path_to_the_datum(schedule, grid, st
     assert float(t[-1]) == 0.0
     assert (t.diff() < 0).all()
     if steps > 1:
-        end = min(LOG_SNR_END, float(schedule.log_snr(torch.tensor(schedule.t_min, dtype=F64))))
+        end = min(default_end(grid, steps), float(schedule.log_snr(torch.tensor(schedule.t_min, dtype=F64))))
         assert float(schedule.log_snr(t[-2])) == pytest.approx(end, abs=1e-6)
 
 
@@ -40,6 +42,7 @@ def test_grids_are_uniform_in_their_variable(schedule):
         return sigma / alpha
 
     _assert_uniform(schedule.log_snr(inner("log-snr")))
+    _assert_uniform(torch.atan((schedule.log_snr(inner("cauchy")) - 1.0) / 4.0))
     _assert_uniform(ratio(inner("karras")) ** (1 / 7))
     _assert_uniform(torch.atan(ratio(inner("angle"))))
     _assert_uniform(inner("time"))
@@ -57,6 +60,13 @@ def test_grids_by_their_papers():
 def test_the_end_of_the_grid_can_be_moved():
     t = time_grid(VP(), 10, log_snr_end=4.0)
     assert float(VP().log_snr(t[-2])) == pytest.approx(4.0, abs=1e-9)
+
+
+def test_the_default_ends_later_with_more_steps_and_never_before_it_starts():
+    ends = [float(VP(log_snr_max=30.0).log_snr(time_grid(VP(log_snr_max=30.0), steps)[-2])) for steps in (2, 10, 100)]
+    assert ends == pytest.approx([3 * math.log(steps) for steps in (2, 10, 100)], abs=1e-6)
+    late = Cosine(log_snr_min=5.0)
+    assert float(late.log_snr(time_grid(late, 2)[-2])) == pytest.approx(6.0, abs=1e-6)
 
 
 def test_unknown_names_and_no_steps_are_refused():

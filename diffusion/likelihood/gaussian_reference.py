@@ -1,0 +1,138 @@
+"""Integrals of denoising errors over the log-SNR, against a Gaussian whose own errors are known.
+
+Both I-MMSE and the evidence lower bound in continuous time need, for a datum x,
+
+    1/2 integral of E||e||^2 dlambda,    e = eps - eps_hat.
+
+A reference N(0, c I) has the denoiser that answers with the error (up to its sign), for s = exp(lambda),
+
+    e_ref = (1 - k) sqrt(s) x - k eps,  k = c s / (c s + 1),  E||e_ref||^2 = (1 - k)^2 s |x|^2 + k^2 D,
+    1/2 integral of E||e_ref||^2 dlambda = [k |x|^2 / c + D (log(1 + c s) - k)] / 2    between the ends,
+
+so that only the difference is left to chance. c is the datum's own mean square, shrunk to 1, so that a row depends on
+nothing but itself. ||e_ref||^2 is drawn with the same eps and is a control variate of known mean, with the coefficient
+||e||^2 / ||e_ref||^2 of the neighbouring strata (best where e is a part of -eps, as it is at high SNR, and independent
+of the stratum's own noise, so that nothing is biased).
+
+The noise levels are stratified, by a density that is half uniform between the path's ends (no weight exceeds twice that
+of uniform draws) and half logistic. Without a reference (`none`) they are uniform, and the integral is drawn as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from ..broadcasting import pad_dims_like
+from ..errors import choose
+from .stratified import squares, stratified_positions
+
+# The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
+_CENTER, _SCALE = 2.0, 3.0
+_TABLE = 4096
+REFERENCES = ("gaussian", "none")
+# Neighbours on either side that a stratum's coefficient is taken from.
+_NEIGHBOURS = 2
+# The datum, eps, and ||eps - eps_hat||^2, shape (B,), of evaluation i at the log-SNRs (B,).
+Evaluate = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class GaussianReference:
+    """K noise levels an image between two log-SNRs, and the errors of N(0, c I) there.
+
+    Args:
+        square: E|x|^2 of each datum, over its dequantisation, float64 of shape (B,).
+        dims: Its number D of dimensions.
+        low, high: The ends in log-SNR.
+        seed, indices, evaluations: The seed, the data's keys (B,), and K.
+        reference: `gaussian`, or `none`.
+
+    Attributes:
+        variance: c, shape (B,).
+        log_snr: The noise levels, shape (B, K), one in each of K strata from the lowest on.
+    """
+
+    def __init__(
+        self,
+        square: Float[Tensor, " b"],
+        dims: int,
+        low: float,
+        high: float,
+        seed: int,
+        indices: Int[Tensor, " b"],
+        evaluations: int,
+        reference: str = "gaussian",
+    ):
+        self.square, self.dims, self.low, self.high = square, dims, low, high
+        self.reference = choose("reference", reference, REFERENCES)
+        self.variance = (square + 2.0) / (dims + 2.0)
+        self.log_snr, self._density = self._levels(stratified_positions(seed, indices, evaluations))
+
+    def differences(self, evaluate: Evaluate) -> tuple[Float[Tensor, " b k"], Float[Tensor, " b k"]]:
+        """1/2 E(||e_ref||^2 - ||e||^2) at each noise level, unbiased, and its share of the integral."""
+        k = torch.sigmoid(self.log_snr + self.variance.log()[:, None])
+        x_share = (1.0 - k) * torch.exp(0.5 * self.log_snr)
+        errors, references = [], []
+        for i in range(self.log_snr.shape[1]):
+            x, eps, error = evaluate(i, self.log_snr[:, i])
+            by_x, by_eps = (pad_dims_like(share[:, i].to(x.device), x) for share in (x_share, k))
+            errors.append(error.cpu())
+            references.append(squares(by_x * x - by_eps * eps).cpu())
+        error, reference = torch.stack(errors, dim=1), torch.stack(references, dim=1)
+        if self.reference == "none":
+            found = -0.5 * error
+            return found, found / (self.log_snr.shape[1] * self._density)
+        expected = x_share.square() * self.square[:, None] + k.square() * self.dims
+        found = 0.5 * (expected - error + coefficient(error, reference) * (reference - expected))
+        return found, found / (self.log_snr.shape[1] * self._density)
+
+    def integrals(self, edges: Float[Tensor, " n"]) -> Float[Tensor, " b m"]:
+        """1/2 of the integral of E||e_ref||^2 between neighbouring log-SNRs, shape (B, N - 1); 0 for `none`."""
+        if self.reference == "none":
+            return torch.zeros(len(self.square), len(edges) - 1, dtype=torch.float64)
+        exponent = edges + self.variance.log()[:, None]
+        k = torch.sigmoid(exponent)
+        by_eps = self.dims * (functional.softplus(exponent, threshold=50.0) - k)
+        return 0.5 * (k * (self.square / self.variance)[:, None] + by_eps).diff(dim=1)
+
+    def strata(self) -> Float[Tensor, " n"]:
+        """The K + 1 log-SNRs between which the noise levels are drawn."""
+        count = self.log_snr.shape[1]
+        inner, _ = self._levels(torch.arange(1, count, dtype=torch.float64) / count)
+        low, high = torch.tensor([[self.low], [self.high]], dtype=torch.float64)
+        return torch.cat((low, inner, high))
+
+    def _levels(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self.reference == "none":
+            span = self.high - self.low
+            return self.low + span * positions, torch.full_like(positions, 1.0 / span)
+        return noise_levels(self.low, self.high, positions)
+
+
+def noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Map positions in (0, 1) to log-SNRs by the inverse of a distribution function; and the density there.
+
+    The function is linear between the entries of a table: its density is then known exactly, and no bias comes in.
+    """
+    table = torch.linspace(low, high, _TABLE + 1, dtype=torch.float64)
+    logistic = torch.sigmoid((table - _CENTER) / _SCALE)
+    logistic = (logistic - logistic[0]) / (logistic[-1] - logistic[0])
+    below = 0.5 * (logistic + torch.linspace(0.0, 1.0, _TABLE + 1, dtype=torch.float64))
+    i = (torch.searchsorted(below, positions) - 1).clamp(0, _TABLE - 1)
+    density = below.diff()[i] * _TABLE / (high - low)
+    return table[i] + (positions - below[i]) / density, density
+
+
+def coefficient(error: Tensor, reference: Tensor) -> Tensor:
+    """The ratio of `error` to `reference` in the strata around each, without itself, at most 1; shape (B, K).
+
+    0 where there is none around.
+    """
+    window = torch.ones(1, 1, 2 * _NEIGHBOURS + 1, dtype=error.dtype)
+    window[..., _NEIGHBOURS] = 0.0
+    near = [functional.conv1d(values[:, None], window, padding=_NEIGHBOURS)[:, 0] for values in (error, reference)]
+    return torch.where(near[1] > 0.0, near[0] / near[1], 0.0).clamp(max=1.0)
