@@ -94,7 +94,9 @@ def test_the_figures_are_in_order(images, estimates):
     assert figures["independent pixels"].mean == pytest.approx(entropy, abs=0.25)
     for name in ("PF-ODE", "Gaussian mixture"):
         assert figures[name].mean == pytest.approx(entropy, abs=0.4), name
-    assert figures["ELBO"].mean > figures["PF-ODE"].mean
+    # of an exact model the bound is as good as the flow, up to the noise of four levels
+    noise = math.hypot(figures["ELBO"].sem, figures["PF-ODE"].sem)
+    assert abs(figures["ELBO"].mean - figures["PF-ODE"].mean) < 3 * noise
     assert {name: estimate.kind for name, estimate in found.items()} == {
         "PF-ODE": "lower bound",  # uniform dequantisation: Jensen
         "ELBO": "lower bound",
