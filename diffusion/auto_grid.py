@@ -36,6 +36,7 @@ from .denoisers.denoiser import Denoiser, device_of
 from .evaluations import evaluation_mode
 from .random import Noise
 from .samplers import Adams, Sampler
+from .samplers.sampler import is_value
 from .samplers.variables import Nodes, Velocity
 from .schedules import Schedule, time_grid
 from .schedules.schedule import log_snr_ends
@@ -120,7 +121,7 @@ def cut_short(key: str) -> str:
     return f"{key}, within {_TUNING.get().seconds:g} s"
 
 
-_GRIDS: WeakKeyDictionary[Denoiser, tuple[tuple[int, ...], dict[str, tuple[float, ...]]]] = WeakKeyDictionary()
+_GRIDS: WeakKeyDictionary[Denoiser, tuple[tuple[object, ...], dict[str, tuple[float, ...]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor,
             chooses its own steps the grid `log-snr` to the end of the path.
         steps: The number of intervals, at least 1; the last one goes to the datum itself.
     """
-    grids = known_grids(denoiser)
+    grids = known_grids(denoiser) if is_value(sampler) else {}  # one's own sampler may change
     key = f"{_kind(sampler)}, {steps} steps"
     if key not in grids and (short := cut_short(key)) in grids:
         key = short
@@ -222,7 +223,9 @@ def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor,
 
 def known_grids(denoiser: Denoiser) -> dict[str, tuple[float, ...]]:
     """The grids of a model that are known, as log-SNRs, by the sampler and its steps; `auto_grid` adds to them."""
-    state = tuple(value._version for value in denoiser.state_dict(keep_vars=True).values())
+    values = denoiser.state_dict(keep_vars=True).values()
+    # weights that were made in inference mode do not count their changes
+    state = tuple((value.data_ptr(), object() if value.is_inference() else value._version) for value in values)
     found = _GRIDS.get(denoiser)
     if found is None or found[0] != state:  # new, or its weights have been changed
         found = _GRIDS[denoiser] = (state, {})
@@ -258,7 +261,7 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
 
 def default_log_snrs(schedule: Schedule, steps: int) -> Tensor:
     """Those of the grid that is taken when none is asked for, without the datum."""
-    return schedule.log_snr(time_grid(schedule, steps)[:-1])
+    return schedule.log_snr(time_grid(schedule, steps, DEFAULT_GRID)[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:

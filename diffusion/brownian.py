@@ -140,12 +140,13 @@ def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]
 @lru_cache(maxsize=16)
 def _weights_along(clock: tuple[float, ...], device: torch.device | str | None) -> Weights:
     """Those of the steps of a grid, which batch after batch walks, on a device."""
-    at = torch.tensor(clock, dtype=torch.float64)
-    lengths = at.diff()
-    lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
-    points = lattice(at, torch.minimum(*(pad(lengths, sides, value=torch.inf) for sides in ((0, 1), (1, 0)))))
-    weights = Weights.between(points[:-1], points[1:])
-    return Weights(weights.nodes, weights.weights.to(device))
+    with torch.inference_mode(False):  # weights that may also be used where gradients are
+        at = torch.tensor(clock, dtype=torch.float64)
+        lengths = at.diff()
+        lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
+        points = lattice(at, torch.minimum(*(pad(lengths, sides, value=torch.inf) for sides in ((0, 1), (1, 0)))))
+        weights = Weights.between(points[:-1], points[1:])
+        return Weights(weights.nodes, weights.weights.to(device))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def train(argv: Sequence[str]) -> int:
         print(f"continuing {run}", file=sys.stderr)
     start = time.perf_counter()
     with full_disk.told(full_disk.CONTINUE):
-        done = fit(config, run)
+        done = fit(config, run, told=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
@@ -164,6 +164,12 @@ class Ending:
         for failure in self.failures:
             print(f"error: {failure}", file=sys.stderr)
         return USER_ERROR if self.failures else 0
+
+
+def _print_lines(text: str) -> None:
+    """Print what there is, at once, also into a log file."""
+    if text:
+        print(text, flush=True)
 
 
 def sample(argv: Sequence[str]) -> int:

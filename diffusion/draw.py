@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from . import pictures, runs, samplers
 from .control import controlled, with_defaults
+from .data.class_names import names_of, number_of
 from .devices import choose_device, device_name
 from .encode_images import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .errors import UserError
@@ -65,6 +66,8 @@ def draw(options: argparse.Namespace) -> int:
     if options.option and "sampler" not in model.sampling_options:
         raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
     given |= dict(options.option or ())
+    if options.label is not None:
+        given["label"] = _class_number(model, options)
     settings = model.sampling_settings(with_defaults(given))
     model = _sized(model, settings)
     (shown, way), *_ = settings.items()
@@ -121,6 +124,22 @@ def draw(options: argparse.Namespace) -> int:
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     return 0
+
+
+def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
+    """The number of the class that --label means, among those of the model, or of the classifier that steers it."""
+    facts, text = model.facts, options.label
+    # the classifier knows its own classes by number; the names are those of the model's data
+    count = facts.num_classes if options.classifier is not None or model.config.denoiser.conditional else 0
+    names = names_of(facts.provenance, count)
+    if text.isascii() and text.isdigit() and text not in names and (options.classifier is not None or not names):
+        return int(text)
+    if not names:
+        raise UserError(f"--label: found '{text}'; {model.source} was trained without labels")
+    number = number_of(text, names)
+    if names[number] != text:
+        print(f"class {number}: {names[number]}")
+    return number
 
 
 def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:

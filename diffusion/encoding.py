@@ -12,7 +12,7 @@ inverse to first order in sigma^2, by one evaluation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,7 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import samplers
+from .denoisers.condition import condition_for
 from .denoisers.denoiser import Denoiser, device_of
+from .denoisers.given import (
+    float_type,
+    outside_inference_mode,
+    real_data,
+    real_number,
+    tensor_of,
+    whole_number,
+)
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .families import DiffusionModel
@@ -34,18 +43,20 @@ from .schedules.time_grids import AUTO
 DEFAULT_SAMPLER = "ode"
 # What `edit` passes on to `diffusion.sample`; the rest are fields of the sampler.
 _OF_THE_DRAW = ("steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "batch_size",
-                "start", "callback", "progress")  # fmt: skip
+                "start", "callback", "progress", "cond", "cond_null")  # fmt: skip
 
 
+@outside_inference_mode
 def encode(
     model: Any,
-    x: Float[Tensor, " n *dims"],
+    x: Any,
     sampler: str | Sampler = DEFAULT_SAMPLER,
     steps: int | None = None,
-    grid: str | Sequence[float] | Tensor | None = None,
-    label: int | Sequence[int] | Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    batch_size: int | None = None,
+    grid: Any = None,
+    label: Any = None,
+    dtype: Any = None,
+    batch_size: Any = None,
+    cond: Any = None,
     log_snr_end: float | None = None,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
@@ -58,7 +69,7 @@ def encode(
         model: A denoiser, or a diffusion model.
         x: Data, shape (n, *shape); images in [-1, 1].
         sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
-        steps, grid, label, batch_size, log_snr_end: As `diffusion.sample`.
+        steps, grid, label, cond, batch_size, log_snr_end: As `diffusion.sample`.
         dtype: Of the solver's state, float32 or float64; that of `x` by default.
         options: Fields of the sampler, e.g. `tolerance=` (ode).
 
@@ -68,55 +79,99 @@ def encode(
     Raises:
         UserError: For a sampler that draws noise, data of another shape, or a model of another family.
     """
+    dtype = None if dtype is None else float_type(dtype)
+    size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
     denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
-    _check(denoiser, x)
-    labels = labels_for(denoiser, label, len(x))
+    x = real_data("x", x, denoiser.shape)
+    if label is not None and cond is not None:
+        raise UserError("label, cond: give one of them")
+    label = model.class_numbers(label) if isinstance(model, DiffusionModel) else label
+    labels = labels_for(denoiser, label, len(x)) if cond is None else condition_for("cond", cond, len(x))
     schedule, device = denoiser.schedule, device_of(denoiser)
     whole = _grid(model, sampler, steps, grid, log_snr_end)
     times = times_of(schedule, whole).flip(0)
     alpha = float(schedule(times[0])[0])
     encoded = []
     with torch.no_grad(), evaluation_mode(denoiser):
-        for rows in torch.arange(len(x)).split(batch_size or DEFAULT_BATCH):
+        for rows in torch.arange(len(x)).split(size):
             x_t = x[rows.to(x.device)].to(device=device, dtype=dtype or x.dtype)
             cond = None if labels is None else labels[rows].to(device)
             if float(whole[-1]) == 0.0:
                 x_t = alpha * (2.0 * x_t - denoiser(alpha * x_t, times[0], cond))
             encoded.append(sampler.integrate(denoiser, x_t, times, None, cond, None) if len(times) > 1 else x_t)
-    return torch.cat(encoded)
+    found = torch.cat(encoded)
+    if not bool(torch.isfinite(found).all()):
+        raise UserError(f"sampler: {type(sampler).__name__} led to noise that is not finite; take more steps")
+    return found
 
 
-def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float | Tensor) -> Float[Tensor, " n *dims"]:
-    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985).
+def slerp(a: Tensor, b: Tensor, u: float | Tensor) -> Float[Tensor, " n *dims"]:
+    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985), in float64 inside.
+
+    Its direction goes round by the angle u theta from a to b. Up to a right angle its length is that of Shoemake's
 
         (sin((1 - u) theta) a + sin(u theta) b) / sin theta,        cos theta = a b / (|a| |b|)
 
-    Independent normals are orthogonal but for 1 / sqrt(D), and cos^2 + sin^2 = 1: what lies between them has unit
-    variance too. Their mean (linear interpolation) has the variance 1/2.
+    which is between |a| and |b|. Beyond, ends of unlike lengths make that formula grow as 1 / sin theta; the length is
+    then that at a right angle, sqrt(cos(u pi/2)^2 |a|^2 + sin(u pi/2)^2 |b|^2), between |a| and |b| again.
+
+    Independent normals of many dimensions are orthogonal but for 1 / sqrt(D), so that what lies between them has unit
+    variance too (in the plane, at the worst, 0.96). Their mean (linear interpolation) has the variance 1/2.
+
+    Between exactly opposite ends lead many arcs; one towards the axis that a is furthest from is taken, and in one
+    dimension, where there is none, the way through 0. From a row of zeros the way is straight.
 
     Args:
-        a, b: Shape (N, *dims).
-        u: From 0 (a) to 1 (b): a number, or one a row, (N,).
+        a, b: Shape (N, *dims), floats.
+        u: From 0 (a, to the bit) to 1 (b, to the bit): a number, or one a row, (N,).
+
+    Raises:
+        UserError: For ends of unlike shapes, no floats, or shares that are neither one nor one a row.
     """
+    if a.shape != b.shape or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+        found = f"{a.dtype} of shape {tuple(a.shape)} and {b.dtype} of shape {tuple(b.shape)}"
+        raise UserError(f"a, b: found {found}; both need floats of one shape (n, *dims)")
+    share = torch.as_tensor(u, dtype=torch.float64, device=a.device)
+    if share.shape not in ((), (1,), (len(a),)):
+        raise UserError(f"u: found shape {tuple(share.shape)}; needs one number, or one for each of {len(a)} rows")
+    share = share.expand(len(a))[:, None]
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
-    cos = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1.0, 1.0)
-    theta = torch.acos(cos)[:, None]
-    share = torch.as_tensor(u, dtype=torch.float64, device=a.device).expand(len(a))[:, None]
-    sin = torch.sin(theta)
-    near = sin < 1e-6  # parallel: the arc is a straight line (and of opposite ones none is nearer than another)
-    sin = torch.where(near, 1.0, sin)
-    from_a = torch.where(near, 1.0 - share, torch.sin((1.0 - share) * theta) / sin)
-    from_b = torch.where(near, share, torch.sin(share * theta) / sin)
-    return (from_a * flat_a + from_b * flat_b).to(a.dtype).reshape(a.shape)
+    (from_a, length_a), (from_b, length_b) = _polar(flat_a), _polar(flat_b)
+    cos = (from_a * from_b).sum(1, keepdim=True)
+    across, sin = _polar(from_b - cos * from_a)
+    axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
+    side = torch.where(from_a[:, :1] < 0, -1.0, 1.0)  # another for a than for -a, so that the mean over normals is 0
+    across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
+    across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
+    theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
+    from_a = torch.where(length_a > 0, from_a, from_b)
+    theta = torch.where((length_a > 0) & (length_b > 0), theta, 0.0)
+    # sin(k theta) / sin(theta) = k sinc(k theta) / sinc(theta), which has no 0 / 0
+    up_to_right = theta.clamp(max=0.5 * math.pi)
+    of_a, of_b = (
+        k * torch.sinc(k * up_to_right / math.pi) / torch.sinc(up_to_right / math.pi) for k in (1 - share, share)
+    )
+    of_a, of_b = of_a * length_a, of_b * length_b
+    length = torch.sqrt(of_a**2 + of_b**2 + 2.0 * of_a * of_b * torch.cos(up_to_right))
+    between = length * (torch.cos(share * theta) * from_a + torch.sin(share * theta) * across)
+    between = torch.where(share == 0.0, flat_a, torch.where(share == 1.0, flat_b, between))
+    return between.to(a.dtype).reshape(a.shape)
 
 
+def _polar(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (N, D) and lengths (N, 1); a row of zeros has the direction 0."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(length > 0, length, 1.0), length
+
+
+@outside_inference_mode
 def interpolate(
     model: Any,
-    x_a: Float[Tensor, " *dims"],
-    x_b: Float[Tensor, " *dims"],
-    n: int = 8,
+    x_a: Any,
+    x_b: Any,
+    n: Any = 8,
     sampler: str | Sampler = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
@@ -132,22 +187,25 @@ def interpolate(
     Raises:
         UserError: As `encode`, and for n below 2.
     """
-    if n < 2:
+    if whole_number("n", n) < 2:
         raise UserError(f"n: found {n}; must be at least 2, the two ends")
-    ends = torch.stack((x_a, x_b))
+    shape = _denoiser_of(model, "interpolate").shape
+    x_a, x_b = (real_data(name, tensor_of(name, x)[None], shape) for name, x in (("x_a", x_a), ("x_b", x_b)))
+    ends = torch.cat((x_a, x_b.to(x_a)))
     x_1 = encode(model, ends, sampler, **options)
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=x_1.device)
     arc = slerp(x_1[:1].expand(n, *x_1.shape[1:]), x_1[1:].expand(n, *x_1.shape[1:]), u)
     return sample(model, n, sampler, x_1=arc, **options)
 
 
+@outside_inference_mode
 def edit(
     model: Any,
-    x: Float[Tensor, " *bdims"],
-    strength: float | None = None,
-    log_snr: float | None = None,
-    n: int | None = None,
-    seed: int = 0,
+    x: Any,
+    strength: Any = None,
+    log_snr: Any = None,
+    n: Any = None,
+    seed: Any = 0,
     sampler: str | Sampler = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
@@ -170,11 +228,14 @@ def edit(
     inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
     if strength is not None and log_snr is not None:
         raise UserError("strength, log_snr: give one of them")
+    x = tensor_of("x", x)
     one = x.ndim == len(denoiser.shape)
-    _check(denoiser, x[None] if one else x)
+    x = real_data("x", x[None] if one else x, denoiser.shape)
+    x, n = x[0] if one else x, None if n is None else whole_number("n", n, 1)
     if not one and n not in (None, len(x)):
         raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
-    level = log_snr_of_strength(0.5 if strength is None else strength) if log_snr is None else log_snr
+    strength = 0.5 if strength is None else real_number("strength", strength)
+    level = log_snr_of_strength(strength) if log_snr is None else real_number("log_snr", log_snr)
     n = (n or 1) if one else len(x)
     if not one:
         options["batch_size"] = n  # the data of a batch are those of its rows
@@ -203,15 +264,9 @@ def _grid(
     model: Any,
     sampler: Sampler,
     steps: int | None,
-    grid: str | Sequence[float] | Tensor | None,
+    grid: Any,
     log_snr_end: float | None,
 ) -> Tensor:
     keeps = isinstance(model, DiffusionModel) and isinstance(grid, str) and grid == AUTO
     with model.tuned() if keeps else nullcontext():
         return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid, log_snr_end)
-
-
-def _check(denoiser: Denoiser, x: Tensor) -> None:
-    if not x.is_floating_point() or tuple(x.shape[1:]) != denoiser.shape or not len(x):
-        wanted = ", ".join(map(str, ("n", *denoiser.shape)))
-        raise UserError(f"x: found {x.dtype} of shape {tuple(x.shape)}; needs floats of shape ({wanted})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,9 @@ from .baselines.latent_images import LatentImageModel
 from .baselines.observation import ObservationModel
 from .baselines.vae import VAE
 from .config import Config
-from .data import ImageData, Toy, load_images, load_toy, toy_names
+from .data import DataNote, ImageData, Toy, load_images, load_toy, toy_names
+from .data.class_names import names_of, numbered
+from .data.splits import SPLITS
 from .denoisers import LevelDenoiser, NetworkDenoiser
 from .errors import UserError
 from .likelihood.dequantization import Dequantizer
@@ -55,6 +58,30 @@ class DataFacts:
         """As text for a model file's metadata."""
         return json.dumps(asdict(self))
 
+    def differences(self, now: DataFacts) -> list[str]:
+        """How data that are there now differ from these: number, shape, levels, classes, and SHA-256 of each split."""
+        facts = (("name", self.name, now.name), ("classes", _classes(self), _classes(now)))
+        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
+        return [*found, *self.images_changed(now), *self._changed(now, "SHA-256 of the {} labels", "labels_sha256")]
+
+    def images_changed(self, now: DataFacts) -> list[str]:
+        """How images that are there now differ from these, whatever they and their classes are called."""
+        facts = (("shape", _by(self.shape), _by(now.shape)), ("levels", self.levels, now.levels))
+        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
+        found += self._changed(now, "number of {} images", "images")
+        return found + self._changed(now, "SHA-256 of the {} images", "sha256")
+
+    def _changed(self, now: DataFacts, what: str, key: str) -> list[str]:
+        """Where the provenance of both says something of a split, and not the same."""
+        values = [
+            (split, *(facts.provenance.get(f"{split}_{key}") for facts in (self, now))) for split in SPLITS
+        ]  # fmt: skip
+        return [
+            f"{what.format(split)} {_short(before)} -> {_short(after)}"
+            for split, before, after in values
+            if before is not None and after is not None and before != after
+        ]
+
     @classmethod
     def from_json(cls, text: str) -> DataFacts:
         """The inverse of `to_json`.
@@ -74,6 +101,18 @@ class DataFacts:
         if not sound:
             raise ValueError("not the facts of a data set")
         return facts
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _classes(facts: DataFacts) -> str:
+    return numbered(names_of(facts.provenance, facts.num_classes)) or "none"
+
+
+def _short(value: str | int | float) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) else f"{value:,}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +137,12 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     if options.name in toy_names():
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
-    images = load_images(
-        options.name, options.path, options.root, options.download, options.size, progress=progress,
-        unreadable=options.unreadable, cache=options.cache,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
+        images = load_images(
+            options.name, options.path, options.root, options.download, options.size, progress=progress,
+            unreadable=options.unreadable, cache=options.cache, bits=options.bits,
+        )  # fmt: skip
     facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")

@@ -12,6 +12,8 @@ mixtures (log-SNR, VP and sub-VP times, EDM's, ...) phi also needs the fewest ev
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,11 @@ def angle(schedule: Schedule, t: Tensor) -> Tensor:
     return torch.atan(torch.exp(-0.5 * schedule.log_snr(t)))
 
 
+def angle_from_noise(schedule: Schedule, t: Tensor) -> Tensor:
+    """phi - pi/2, which float32 tells apart near the noise, where phi itself rounds to pi/2."""
+    return -torch.atan(torch.exp(0.5 * schedule.log_snr(t)))
+
+
 def scale(schedule: Schedule, t: Tensor) -> Tensor:
     """sqrt(alpha_t^2 + sigma_t^2): one unit of z in units of x_t."""
     return torch.hypot(*schedule(t))
@@ -44,7 +51,7 @@ class ProbabilityFlow:
         max_evaluations: The evaluations after which the solve is given up.
     """
 
-    def __init__(self, denoiser: Denoiser, cond: Tensor | None = None, max_evaluations: int = 5000):
+    def __init__(self, denoiser: Denoiser, cond: Any = None, max_evaluations: int = 5000):
         self.denoiser = denoiser
         self.cond = cond
         self.max_evaluations = max_evaluations

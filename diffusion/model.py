@@ -53,14 +53,17 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
         facts, step = DataFacts.from_json(metadata[FACTS]), int(metadata.get(STEP, 0))
     except ValueError as error:
         raise UserError(f"{path}: what it says of its data is damaged ({error}); train it again") from error
-    module = build_model(config, facts)
-    check_state(state, module, str(path))
-    module.load_state_dict(state)
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # weights that gradients may pass
+        module = build_model(config, facts)
+        check_state(state, module, str(path))
+        module.load_state_dict(state)
+        module = module.to(device)
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
         config = replace(config, sampling=SamplingConfig())
-    return BY_FAMILY[config.family](module.to(device), config, facts, source, step)
+    return BY_FAMILY[config.family](module, config, facts, source, step)
 
 
 def _of_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -130,10 +130,11 @@ def _check_places(config: Config, makes_run: bool) -> None:
             _check_writable("data.cache", cache)
     path = Path(data.path)
     if not path.exists():
-        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
-    if path.is_file() and path.suffix.lower() not in (".npz", ".tar") and not zipfile.is_zipfile(path):
+        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+    if path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".tar") and not zipfile.is_zipfile(path):
         raise UserError(
-            f"data.path: {data.path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
+            f"data.path: {data.path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or "
+            ".npy file."
         )
 
 

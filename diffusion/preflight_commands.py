@@ -100,7 +100,7 @@ def check_quality(options: argparse.Namespace) -> None:
         if not are_images(name, options.runs):
             check_models([name], options.runs)
         elif not Path(name).exists():
-            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar or .npz of images, or a run")
+            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar, .npz or .npy of images, or a run")
         elif options.data is None:
             raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
         else:
@@ -135,7 +135,7 @@ def _check_drawing(sampler: str | None, grid: str | None) -> None:
 def are_images(text: str, runs_dir: str) -> bool:
     """Whether a command line names images, and not a run or a model file."""
     path = Path(text)
-    if path.suffix.lower() in (".zip", ".tar", ".npz"):
+    if path.suffix.lower() in (".zip", ".tar", ".npz", ".npy"):
         return True
     is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
     return path.is_dir() and not is_run
@@ -166,8 +166,20 @@ def check_training(options: argparse.Namespace) -> None:
     """
     choose("DATA", options.data, (*IMAGE_SETS, "folder"))
     if options.path is not None and not Path(options.path).exists():
-        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar or .npz file")
+        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file")
     _check_out(options.out)
+    if Path(options.out).suffix != ".safetensors":
+        raise UserError(f"--out: found '{options.out}'; a .safetensors file is written, x.safetensors")
+
+
+def check_comparison(options: argparse.Namespace) -> None:
+    """Refuse a comparison of models that are not there, or whose files could not be kept.
+
+    Raises:
+        UserError: For a model, and a folder that is a file or cannot be written to.
+    """
+    check_models(options.run, options.runs)
+    _check_out(str(Path(options.out) / "comparison.html"))
 
 
 def check_features(name: str | None) -> None:

@@ -1,6 +1,7 @@
 """Which run a command continues: the last unfinished one of its name, the one it names, or none; and how it stands.
 
-A run goes on with the configuration that it was begun with. Where it runs and how it is looked at may differ freely;
+A run goes on with the configuration, and on the data, that it was begun with: where those are now makes no difference
+(`training.same_data` compares what is in them). Where it runs and how it is looked at may differ freely;
 what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
 """
 
@@ -59,7 +60,7 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
         raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
     if (holder := _holder(run)) is not None:
         raise UserError(f"--resume: {run} is being trained by {holder}; wait for it or stop it")
-    differences = _differences(config, run)
+    differences = _differences(config, run, named=True)
     done = _steps_done(run) if "trainer.steps" in differences else 0
     if config.trainer.steps < done:
         raise UserError(f"trainer.steps: found {config.trainer.steps}; {run} has done {done:.0f}, and takes no fewer")
@@ -196,12 +197,23 @@ def _model_step(path: Path) -> float:
         return float("inf")
 
 
-def _differences(config: Config, run: Path) -> dict[str, str]:
-    """Where a run's saved configuration differs, by key, as `key: saved -> given`."""
+def _differences(config: Config, run: Path, named: bool = False) -> dict[str, str]:
+    """Where a run's saved configuration differs, by key, as `key: saved -> given`.
+
+    Other data may lie at another path, or at the same: their content is compared where they are read. So a path is no
+    difference for a run that is `named`; one that is looked for is of this path, or of one where nothing is any more.
+    """
     if (saved := _saved(run)) is None:
         return {"": f"{run / _CONFIG} cannot be read"}
     ours, theirs = _flat(config), _flat(saved)
+    if named or _is_moved(saved, config):
+        theirs["data.path"] = ours["data.path"]
     return {key: f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in ours if ours.get(key) != theirs.get(key)}
+
+
+def _is_moved(saved: Config, given: Config) -> bool:
+    old, new = (configuration.with_places(config).data.path for config in (saved, given))
+    return None not in (old, new) and (old == new or not Path(str(old)).exists())
 
 
 def _saved(run: Path) -> Config | None:

@@ -2,6 +2,7 @@
 
     runs/<name>-0001/   config.yaml        the complete configuration
                         model.safetensors  the averaged weights, with the configuration inside: all that sampling needs
+                        data.json          what was understood of the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
                         samples/  evaluation.json  wandb/
@@ -26,6 +27,7 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
     "samples",
     "evaluation.json",
 )
+DATA = "data.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 _PREFIX = "pretrained:"
 # Shipped beside the models: feature networks, and classifiers of noisy images.

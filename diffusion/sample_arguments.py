@@ -164,8 +164,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
         "(default: 3 log(steps) of cauchy, else 9.25); details narrower than exp(-L / 2) are lost")  # fmt: skip
     add_tuning_seconds(parser)
-    add("--label", type=whole, metavar="CLASS", help="draw this class (a model trained with labels, or with "
-        "--classifier any)")  # fmt: skip
+    add("--label", metavar="CLASS", help="draw this class, by its number or its name (a model trained with labels, or "
+        "with --classifier any)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
         "12x16 (height x width), with a unet or a dit")  # fmt: skip
     add("--classifier", type=path, metavar="FILE",

@@ -15,14 +15,24 @@ from torch import Tensor
 from . import fit_sampler, samplers
 from .auto_grid import auto_grid
 from .defaults import Default
+from .denoisers.condition import Condition, condition_for
 from .denoisers.denoiser import Denoiser, device_of
+from .denoisers.given import (
+    float_type,
+    outside_inference_mode,
+    real_data,
+    real_number,
+    whole_labels,
+    whole_number,
+)
 from .denoisers.guidance.classifier_free import ClassifierFree
 from .denoisers.guidance.guided import ALWAYS, Interval
 from .errors import UserError
 from .evaluations import evaluation_mode
 from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
-from .samplers.sampler import Callback, Sampler
+from .samplers.probability_flow import SolverError
+from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
 from .schedules.time_grids import AUTO, DEFAULT_GRID
 
@@ -32,7 +42,7 @@ DEFAULT_BATCH = 256
 Progress = Callable[[int, int], None]
 
 
-def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n: int) -> Tensor | None:
+def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
     """Class labels for n samples, shape (n,), or None where none are asked for.
 
     Args:
@@ -41,7 +51,8 @@ def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n
         n: The number of samples.
 
     Raises:
-        UserError: For a model without classes, a label that is not one of them, or a wrong number of labels.
+        UserError: For a model without classes, a label that is no whole number or not one of the classes, or a wrong
+            number of labels.
     """
     if label is None:
         return None
@@ -49,9 +60,10 @@ def labels_for(denoiser: Denoiser, label: int | Sequence[int] | Tensor | None, n
     if not classes:
         raise UserError(
             "label: given to a model that was trained without labels; leave it out, "
-            "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
+            "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier); "
+            "a network's own condition is given as cond="
         )
-    labels = torch.as_tensor(label, dtype=torch.long).reshape(-1)
+    labels = whole_labels(label)
     if len(labels) not in (1, n):
         raise UserError(f"label: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")
     wrong = labels[(labels < 0) | (labels >= classes)]
@@ -82,7 +94,7 @@ def grid_for(
     denoiser: Denoiser,
     sampler: Sampler,
     steps: int | None,
-    grid: str | Sequence[float] | Tensor | None,
+    grid: Any,
     log_snr_end: float | None = None,
 ) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
@@ -100,8 +112,8 @@ def grid_for(
             raise UserError(f"{name}: found {found}; a fitted sampler has its own {len(own) - 1} steps; leave it out")
         return own
     if grid is not None and not isinstance(grid, str):
-        return torch.as_tensor(grid, dtype=torch.float64)
-    steps = sampler.default_steps if steps is None else steps
+        return checked_grid(denoiser.schedule, grid)
+    steps = sampler.default_steps if steps is None else whole_number("steps", steps, 1)
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
     if log_snr_end is None and sampler.is_adaptive:
@@ -109,34 +121,37 @@ def grid_for(
     return time_grid(denoiser.schedule, steps, grid or DEFAULT_GRID, log_snr_end)
 
 
-def _check_end_is_free(is_fitted: bool, grid: str | Sequence[float] | Tensor | None, log_snr_end: float) -> None:
+def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
     """Refuse an end beside a grid that has its own."""
     if is_fitted or grid == AUTO or (grid is not None and not isinstance(grid, str)):
         whose = "a fitted sampler" if is_fitted else "the grid 'auto'" if isinstance(grid, str) else "a grid of times"
         raise UserError(f"log_snr_end: found {log_snr_end:g}; {whose} has its own end; leave it out")
 
 
+@outside_inference_mode
 def sample(
     model: Any,
-    n: int,
+    n: Any,
     sampler: str | Sampler = DEFAULT_SAMPLER,
-    steps: int | None = None,
-    seed: int = 0,
-    eta: float | str | None = None,
-    grid: str | Sequence[float] | Tensor | None = None,
-    label: int | Sequence[int] | Tensor | None = None,
-    guidance: float = 1.0,
+    steps: Any = None,
+    seed: Any = 0,
+    eta: Any = None,
+    grid: Any = None,
+    label: Any = None,
+    guidance: Any = 1.0,
     guidance_interval: Sequence[float] | None = None,
-    x_1: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    tolerance: float | None = None,
+    x_1: Any = None,
+    dtype: Any = None,
+    tolerance: Any = None,
     method: str | None = None,
-    batch_size: int | None = None,
-    start: int = 0,
+    batch_size: Any = None,
+    start: Any = 0,
     size: int | Sequence[int] | None = None,
     callback: Callback | None = None,
     progress: Progress | None = None,
-    log_snr_end: float | None = None,
+    cond: Any = None,
+    cond_null: Any = None,
+    log_snr_end: Any = None,
     **options: Any,
 ) -> Tensor:
     """Draw n samples.
@@ -151,12 +166,13 @@ def sample(
         eta: The noise dial (ddim, sde, euler-maruyama).
         grid: How the steps are placed (`cauchy`, the default, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
             `auto`, tuned to the model without guidance), or the times themselves.
-        label: One class label, or one a sample; None for any class.
+        label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
+            too.
         guidance: Classifier-free guidance; 1 is off.
         guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
         x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
             standard deviation of the path there).
-        dtype: Of the solver's state, float32 or float64; of `x_1` by default, or float32.
+        dtype: Of the solver's state, float32 or float64, also by name; of `x_1` by default, or float32.
         tolerance: Of an adaptive solver (ode).
         method: Of torchdiffeq (ode).
         batch_size: Samples drawn at once, 256 by default.
@@ -165,6 +181,9 @@ def sample(
             training (`Denoiser.at_size`).
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
+        cond: A network's own condition in place of a label: a tensor with one entry a sample, (n, ...), a tuple of
+            such, or one entry for all, (1, ...). The network gets it as its third argument, batch by batch.
+        cond_null: The condition that stands for none, likewise; needed where guidance is not 1.
         log_snr_end: The log-SNR at which a named grid leaves the path for the datum, by default 3 log(steps) of
             `cauchy`, 9.25 of the others (an adaptive sampler walks the path to its end): what is narrower than its
             noise is lost (docs/grids.md).
@@ -174,55 +193,99 @@ def sample(
         Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
 
     Raises:
-        UserError: For anything that the sampler or the model does not take.
+        UserError: For anything that the sampler or the model does not take; `SolverError` for samples that are not
+            finite.
     """
+    n, seed, start = whole_number("n", n, 1), whole_number("seed", seed), whole_number("start", start, 0)
+    guidance = real_number("guidance", guidance)
+    dtype = None if dtype is None else float_type(dtype)
+    log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
     if not isinstance(model, Denoiser):
+        if not callable(getattr(model, "sample", None)):
+            raise UserError(f"model: found a {type(model).__name__}; needs a denoiser, or a model (diffusion.load)")
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
             guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
             x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
-            progress=progress, **options,
+            progress=progress, cond=cond, cond_null=cond_null, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
         extra |= {"start": start} if start else {}
         return model.sample(n, seed=seed, **{k: v for k, v in given.items() if v is not None}, **extra)
     model = model if size is None else model.at_size(size)
-    if n < 1:
-        raise UserError(f"n: found {n}; must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+    steps = None if steps is None else whole_number("steps", steps, 1)
     if sampler is DEFAULT_SAMPLER and (tolerance is not None or method is not None):
         sampler = OF_A_TOLERANCE
     if isinstance(sampler, str):
         sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
     elif eta is not None or tolerance is not None or method is not None or options:
         raise UserError("eta, tolerance, method: are fields of the sampler; set them where it is made")
+    elif not isinstance(sampler, Sampler):
+        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
+    if x_1 is not None:
+        x_1 = real_data("x_1", x_1, model.shape)
+        if len(x_1) != n:
+            raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
     dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)
-    if dtype not in (torch.float32, torch.float64):
-        raise UserError(f"dtype: found {dtype}; the solver's state is float32 or float64")
-    if x_1 is not None and tuple(x_1.shape) != (n, *model.shape):
-        raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
 
+    if cond is None and isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label):
+        cond, label = label, None  # several numbers a sample are no label
     interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
-    denoiser = ClassifierFree(model, guidance, interval) if guidance != 1.0 else model
-    labels = labels_for(model, label, n)
-    if guidance != 1.0 and labels is None:
-        raise UserError("guidance: steers towards a class; give a label too")
+    if cond is None:
+        condition = labels_for(model, label, n)
+        if guidance != 1.0 and condition is None:
+            raise UserError("guidance: steers towards a class; give a label too")
+    elif label is not None:
+        raise UserError("label, cond: give one of them")
+    else:
+        condition = condition_for("cond", cond, n)
+    null = None if cond_null is None else condition_for("cond_null", cond_null, 1)
+    if guidance != 1.0 and cond is not None and null is None:
+        raise UserError("cond_null: guidance leads away from no condition; give the one that stands for none")
+    denoiser = ClassifierFree(model, guidance, interval, null) if guidance != 1.0 else model
     if guidance == 1.0 and guidance_interval is not None:
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
     times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
-    size = min(n, batch_size or DEFAULT_BATCH)
+    at_once = min(n, batch_size or DEFAULT_BATCH)
     prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
     drawn = []
     with torch.no_grad(), evaluation_mode(model):
-        for first in range(0, n, size):
-            rows = slice(first, min(first + size, n))
+        for first in range(0, n, at_once):
+            rows = slice(first, min(first + at_once, n))
             noise = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
             x = noise.initial() * prior_std if x_1 is None else x_1[rows].to(device=device, dtype=dtype)
-            cond = None if labels is None else labels[rows].to(device)
+            of_rows = None if condition is None else condition[rows].to(device)
             along = sampler.noise_along(noise, model.schedule, times)
-            drawn.append(sampler.sample(denoiser, x, times, along, cond, callback))
+            made = sampler.sample(denoiser, x, times, along, of_rows, callback)
+            if not bool(torch.isfinite(made).all()):
+                raise SolverError(_not_finite(sampler, denoiser, x, times, along, of_rows, guidance))
+            drawn.append(made)
             if progress is not None:
                 progress(rows.stop, n)
     return torch.cat(drawn)
+
+
+def _not_finite(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: NoiseFunction,
+    cond: Tensor | Condition | None,
+    guidance: float,
+) -> str:
+    """What to tell of samples that are not finite: the same draw again, to find the step where it began."""
+    found: list[str] = []
+
+    def watch(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
+        if not found and not bool(torch.isfinite(x).all()):
+            found.append(f", first in step {step + 1} of {len(times) - 1}")
+
+    sampler.sample(denoiser, x, times, noise, cond, watch)
+    guided = f" guidance {guidance:g}," if guidance != 1.0 else ""
+    return (
+        f"sampler: {type(sampler).__name__} made samples that are not finite{''.join(found)}; "
+        f"look at{guided} the model's weights and the range of its outputs"
+    )

@@ -40,7 +40,7 @@ ALLOWED = {
     "networks": Allowed("errors", THEORY),
     "schedules": Allowed("errors broadcasting", THEORY),
     "denoisers": Allowed("errors broadcasting random schedules", THEORY),
-    "evaluations": Allowed("denoisers", THEORY),
+    "evaluations": Allowed("errors denoisers", THEORY),
     "sde": Allowed("errors broadcasting schedules denoisers", THEORY),
     "own_steps": Allowed("flow", THEORY),
     "flow": Allowed("errors broadcasting schedules denoisers", THEORY),
@@ -66,7 +66,7 @@ ALLOWED = {
     "model_files": Allowed("tensor_files", "torch"),
     "checkpoint_files": Allowed("errors storage", "torch"),
     "devices": Allowed("errors processes", "torch"),
-    "pictures": Allowed("atomic data", "torch einops numpy PIL matplotlib"),
+    "pictures": Allowed("errors atomic data", "torch einops numpy PIL matplotlib"),
     "sample_arguments": Allowed("errors storage"),
     "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
@@ -81,7 +81,8 @@ ALLOWED = {
         "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
-        "errors atomic random config denoisers evaluations experiment likelihood baselines samplers sampling auto_grid "
+        "errors atomic random config data denoisers evaluations experiment likelihood baselines samplers sampling "
+        "auto_grid "
         "fit_sampler schedules pictures runs user_cache",
         "torch einops jaxtyping PIL",
     ),
@@ -111,7 +112,7 @@ ALLOWED = {
         "tqdm",
     ),
     "commands": Allowed(
-        "errors atomic baselines checkpoint_files cli data denoisers devices evaluation evaluations experiment "
+        "errors atomic baselines checkpoint_files cli config data denoisers devices evaluation evaluations experiment "
         "families fit_sampler flow likelihood metrics model networks noisy_classifier pictures preflight "
         "preflight_commands processes random report runs sample_arguments samplers sampling schedules storage "
         "tensor_files training user_cache",

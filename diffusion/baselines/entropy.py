@@ -17,6 +17,8 @@ piecewise constant.
 from __future__ import annotations
 
 import math
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +28,7 @@ from ..errors import UserError
 from ..nearest import nearest_others
 
 
-def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
+def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
     """The Kozachenko-Leonenko estimate of the entropy of the law that the rows of `z` were drawn from, in nats.
 
     Computed in the dtype of `z` (float32 for half precision) and differentiable in `z`. Distances below the spread of
@@ -34,7 +36,7 @@ def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
     minus infinity, give a low but finite value, and H(a z) = H(z) + d log |a| still holds. A nan in `z` gives nan.
 
     Args:
-        z: The points, shape (N, d), N > k, d >= 1.
+        z: The points, a tensor, an array or a list of shape (N, d), N > k, d >= 1.
         k: Which neighbour; more gives less variance and more bias.
 
     Returns:
@@ -43,12 +45,21 @@ def knn_entropy(z: Float[Tensor, " n d"], k: int = 3) -> Float[Tensor, ""]:
     Raises:
         UserError: If `z` is not a matrix of at least one column, or k is not between 1 and N - 1.
     """
+    try:
+        z = torch.as_tensor(z)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"z: found {str(z)[:60]}; accepted: numbers of shape (N, d)") from None
+    if z.is_complex() or z.dtype == torch.bool:
+        raise UserError(f"z: found {z.dtype}; accepted: real numbers of shape (N, d)")
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise UserError(f"k: found {k!r}; must be a whole number")
+    k = int(k)
     if z.ndim != 2 or z.shape[1] < 1:
         raise UserError(f"z: found shape {tuple(z.shape)}; accepted: (N, d) with d >= 1")
     n, d = z.shape
     if not 1 <= k < n:
         raise UserError(f"k: found {k} for {n} points; accepted: 1 to {n - 1}")
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = z.to(torch.promote_types(z.dtype, torch.float32) if z.is_floating_point() else torch.float32)
     neighbour = nearest_others(z.detach(), k)[1][:, -1]
     squares = (z - z[neighbour]).square().sum(1)
     with torch.no_grad():

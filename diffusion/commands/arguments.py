@@ -86,10 +86,14 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(argv))
 
 
+DATA_HELP = "where the images of the training are now, where they have moved: a path (default: the run's data.path)"
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--split", choices=SPLITS, default="test", help="the images (default: test)")
+    add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
 
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             continue
         family = subject.model.config.family
         method = options.method or default_method(family)
-        data = load_images_of(subject)
+        data = load_images_of(subject, options.data)
         images, identity = images_of(data, options.split, options.images)
         # before hours of work, too
         foreign = None if options.ood is None else ood.load(options.ood, data, options.split, options.images)

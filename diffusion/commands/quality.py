@@ -44,7 +44,7 @@ from ..report import console
 from . import mirror
 from .feature_choice import FeatureCache, choose_extractor
 from .quality_arguments import SAMPLING
-from .quality_subjects import Candidate, load_candidate
+from .quality_subjects import Candidate, load_candidate, moved
 from .quality_table import Row, remarks, table
 
 CLOSEST = 10
@@ -135,8 +135,11 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
         UserError: Naming one.
     """
     drawn = [candidate.subject is not None for candidate in candidates]
-    if options.data is not None and all(drawn):
-        raise UserError(f"--data: {candidates[0].name} is a model, held against its own data; --data is for images")
+    if options.data is not None and all(drawn) and moved(options) is None:
+        raise UserError(
+            f"--data: {candidates[0].name} is a model, held against its own data; --data names other data for images "
+            "alone, or the path where the images of the model's training are now"
+        )
     asked = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(options, name) is not None]
     if asked and not any(drawn):
         raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")

@@ -33,7 +33,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     add("--data", type=path, metavar="DATA",
         help="what a folder of images is held against: a named data set, a run (its data), "
-        "or a path of images")  # fmt: skip
+        "or a path of images; with a run, where the images of its training are now")  # fmt: skip
     add("--reference", choices=("train", "test"), default="train", help="the split held against (default: train)")
     add("--flips", action="store_true", help="count the mirror image of each reference image too")
     add("--features", type=path, metavar="NAME|FILE",

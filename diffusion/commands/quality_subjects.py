@@ -87,7 +87,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
     folder = subject.home / FOLDER / "quality"
-    data, flip = load_images_of(subject), model.config.data.flip
+    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
     mirrored = data.flip if flip is None else flip
     return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
 
@@ -114,6 +114,12 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
     return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names)
+
+
+def moved(options: argparse.Namespace) -> str | None:
+    """Where the images of a run are now: what --data names, where that is a path of images."""
+    is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
+    return options.data if is_path else None
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:

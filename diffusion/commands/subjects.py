@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import runs
+from ..config import with_places
 from ..data import ImageData
 from ..errors import UserError
 from ..experiment import build_data, parameter_count
@@ -73,22 +74,38 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
     return Subject(name, home, model, runs.file_digest(source))
 
 
-def load_images_of(subject: Subject) -> ImageData:
+def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
     """The images that a model was trained on, all splits.
+
+    Args:
+        subject: The model.
+        path: Where they are now, where that is not where the training found them.
 
     Raises:
         UserError: For images that are not there, or not those of the training any more.
     """
-    data = build_data(subject.model.config)
+    config, known = subject.model.config, subject.model.facts
+    if path is not None:
+        if config.data.name == "digits":
+            raise UserError(f"--data: the images of {subject.name} are scikit-learn's digits, no files; leave it out")
+        config = with_places(replace(config, data=replace(config.data, path=path)))
+    place = config.data.path
+    if place is not None and not Path(place).exists():
+        raise UserError(
+            f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the images "
+            f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
+        )
+    data = build_data(config)
     assert data.images is not None
-    known, found = subject.model.facts.provenance, data.facts.provenance
-    for split in ("train", "validation", "test"):
-        key = f"{split}_sha256"
-        if key in known and known[key] != found[key]:
-            raise UserError(
-                f"{subject.name}: the {split} images of '{data.facts.name}' have changed since its training, so that "
-                "it may have seen what it would be tested on; bring back the old ones, or train anew"
-            )
+    changed = known.images_changed(data.facts)
+    if changed and path is not None:
+        raise UserError(f"--data: {path} does not hold the images that {subject.name} was trained on: {changed[0]}")
+    if changed:
+        raise UserError(
+            f"{subject.name}: the images of '{data.facts.name}' have changed since its training ({changed[0]}), so "
+            "that it may have seen what it would be tested on; bring back the old ones (--data PATH, where they have "
+            "moved), or train anew"
+        )
     return data.images
 
 

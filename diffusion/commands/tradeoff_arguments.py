@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..sample_arguments import Parser, add_tuning_seconds, number, path, positive, seed
-from .arguments import WANDB
+from .arguments import DATA_HELP, WANDB
 
 BUDGETS = (5, 10, 20, 50)
 BY = ("fid", "kid", "distance")
@@ -31,6 +31,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="a run folder or its name, a model file, pretrained:NAME; or a model in "
         "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--samplers", nargs="+", metavar="NAME", help="names of sample.py's --sampler, or all (default: one or two of "
         "each sort; all is without fitted, which takes minutes to fit to a network)")  # fmt: skip
     add("--budgets", nargs="+", type=positive, default=list(BUDGETS), metavar="N", help="evaluations a sample, the "

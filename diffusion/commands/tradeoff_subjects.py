@@ -125,7 +125,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     model = subject.model
     if not isinstance(model, DiffusionModel):
         raise UserError(f"{options.run}: is of family '{model.config.family}', whose samples need no solver")
-    data = load_images_of(subject)
+    data = load_images_of(subject, options.data)
     extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
     assert dequantizer is not None  # `load_subject` refuses points
     provenance, cache = describe(data.train, extractor, data.name, "train", data.levels, False), FeatureCache()

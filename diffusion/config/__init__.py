@@ -5,7 +5,7 @@ assert parse_config(dump_config(config)) == config
 """
 
 from .arguments import TrainArguments, help_text, parse_train_arguments
-from .files import available_configs, dump_config, find_config, load_config, parse_config, plain_values
+from .files import available_configs, dump_config, find_config, load_config, parse_config, plain_values, with_places
 from .run_sections import (
     Config,
     EMAConfig,
@@ -40,4 +40,5 @@ __all__ = [
     "parse_config",
     "parse_train_arguments",
     "plain_values",
+    "with_places",
 ]

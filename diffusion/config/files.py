@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import UserError, did_you_mean
 from ..storage.paths import named_path
 from .run_sections import Config
+from .sections import Toys
 from .strict_yaml import read_yaml, write_yaml
 from .values import NULL, Plain, Section, read_section, show, types_of
 
@@ -78,6 +79,15 @@ def parse_config(
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML from which `parse_config` makes an equal one, without what other kinds take."""
     return write_yaml(plain_values(config))
+
+
+def with_places(config: Config) -> Config:
+    """The configuration with whole paths to its data, so that they are found from any working folder."""
+    data = config.data
+    fetched = data.path is None and data.name not in ("digits", *get_args(Toys))
+    places = {"path": data.path, "cache": data.cache, **({"root": data.root} if fetched else {})}
+    whole = {key: str(named_path(place).absolute()) for key, place in places.items() if place is not None}
+    return replace(config, data=replace(data, **whole))
 
 
 def plain_values(config: Config) -> dict[str, Any]:

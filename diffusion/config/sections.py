@@ -24,10 +24,15 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     name: Literal[Images, Toys] = option("digits", "the data set: images, images of your own (folder), or points")
-    path: str | None = option(None, "a folder or a .zip, .tar or .npz file of images, in place of the set's own", True)
+    path: str | None = option(
+        None, "a folder or a .zip, .tar, .npz or .npy file of images, in place of the set's own", True
+    )
     root: str = option("data", "folder that data sets are kept in", True)
     download: bool = option(True, "fetch a data set that is not in root")
     size: int | None = option(None, "height and width that images are brought to; null: as they are", at_least=1)
+    bits: int | None = option(
+        None, "bits that the values of 16-bit files use, e.g. 12; null: all 16", at_least=8, at_most=16
+    )
     unreadable: Literal["refuse", "skip"] = option("refuse", "files that cannot be read as images (folder, zip, tar)")
     cache: str | None = option(
         None, "folder that decoded images are kept in and mapped from, for large sets (folder, zip, tar)", True

@@ -28,9 +28,9 @@ from diffusion.errors import UserError
 _VERSION = 1
 
 
-def content_key(files: Sequence[ImageFile], size: int | None, skip: bool) -> str:
+def content_key(files: Sequence[ImageFile], size: int | None, skip: bool, bits: int | None = None) -> str:
     """The SHA-256 of names, bytes, and the way of decoding."""
-    found = hashlib.sha256(json.dumps([_VERSION, size, skip]).encode())
+    found = hashlib.sha256(json.dumps([_VERSION, size, skip, *([] if bits is None else [bits])]).encode())
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for file, digest in zip(files, pool.map(_digest, files), strict=True):
             found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
@@ -45,14 +45,19 @@ def _digest(file: ImageFile) -> bytes:
 
 
 def decode_cached(
-    folder: Path, files: Sequence[ImageFile], size: int | None, progress: Progress | None, skip: bool
+    folder: Path,
+    files: Sequence[ImageFile],
+    size: int | None,
+    progress: Progress | None,
+    skip: bool,
+    bits: int | None = None,
 ) -> Decoded:
     """As `decode_all`, mapped from `folder` where it was decoded before.
 
     Raises:
         UserError: As `decode_all`; for a folder that cannot be written.
     """
-    key = content_key(files, size, skip)
+    key = content_key(files, size, skip, bits)
     array, facts = folder / f"{key}.npy", folder / f"{key}.json"
     if (found := _find(array, facts, len(files))) is not None:
         return found
@@ -64,7 +69,7 @@ def decode_cached(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        decoded = decode_all(files, size, progress, skip, allocate)
+        decoded = decode_all(files, size, progress, skip, allocate, bits)
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)

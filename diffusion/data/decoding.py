@@ -1,9 +1,9 @@
 """Image files to uint8 tensors, in threads.
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
-YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps its high byte, as Pillow does for
-16-bit colour. Of several frames the first is read. The EXIF orientation is applied. A grey file among colour files
-becomes three equal channels.
+YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
+(`data.bits`), 16-bit colour its high byte, as Pillow does. Of several frames the first is read. The EXIF orientation is
+applied. A grey file among colour files becomes three equal channels.
 """
 
 from __future__ import annotations
@@ -60,18 +60,25 @@ def resize_arrays(images: UInt8[Tensor, " n c h w"], size: int | None, levels: i
     return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     """Return the image as L or RGB, 8 bits a channel, composited on white.
 
+    Args:
+        image: The image.
+        bits: Of 16-bit grey, how many its values use, 16 by default: the highest 8 of these are kept.
+
     Raises:
-        ValueError: For floating-point or 32-bit images, whose range is not known.
+        ValueError: For floating-point or 32-bit images, whose range is not known; values that need more bits.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError(f"mode {image.mode} (floating point or 32 bits) has no known range")
-        # The high byte; Pillow's own conversion to L clips at 255 instead.
-        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+        bits = 16 if bits is None else bits
+        if values.max() >> bits:
+            raise ValueError(f"the value {values.max()} needs more than the {bits} bits of data.bits")
+        # Not Pillow's own conversion to L, which clips at 255.
+        return Image.fromarray((values.astype(np.uint16) >> (bits - 8)).astype(np.uint8))
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     grey = image.mode in ("1", "L", "LA", "La")
@@ -82,7 +89,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def decode(file: ImageFile, size: int | None) -> np.ndarray:
+def decode(file: ImageFile, size: int | None, bits: int | None = None) -> np.ndarray:
     """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour.
 
     Raises:
@@ -94,7 +101,7 @@ def decode(file: ImageFile, size: int | None) -> np.ndarray:
         with Image.open(io.BytesIO(file.read())) as image:
             if image.width * image.height > limit:
                 raise too_large
-            eight_bits = to_eight_bits(ImageOps.exif_transpose(image))
+            eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
             return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
     except UserError:
         raise
@@ -130,6 +137,7 @@ def decode_all(
     progress: Progress | None = None,
     skip: bool = False,
     allocate: Callable[[tuple[int, ...]], Tensor] = _in_memory,
+    bits: int | None = None,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
@@ -139,6 +147,7 @@ def decode_all(
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, rather than refuse them all.
         allocate: Makes room for images of a shape.
+        bits: How many bits the values of 16-bit files use, 16 by default.
 
     Raises:
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
@@ -148,7 +157,7 @@ def decode_all(
     done, first = 0, ""
     kept: list[int] = []
     skipped: list[str] = []
-    one = partial(_decode_or_tell, size=size) if skip else partial(decode, size=size)
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits)
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -179,9 +188,30 @@ def decode_all(
     return Decoded(images[: len(kept)], kept, skipped)
 
 
-def _decode_or_tell(file: ImageFile, size: int | None) -> np.ndarray | str:
+def refuse_unused_bits(files: Sequence[ImageFile]) -> None:
+    """Refuse 16-bit files of which none uses the upper bits: cameras, CT and microscopes have 12, 10 or 8.
+
+    Raises:
+        UserError: For such files; the line says what is used, and how to read it.
+    """
+    top = max((_largest_of_sixteen(file) for file in files), default=-1)
+    if 0 <= top < 2**12:
+        bits = max(8, top.bit_length())
+        raise UserError(
+            f"data.path: 16-bit images, with no value above {top} of 65535: data.bits={bits} takes 0 to "
+            f"{2**bits - 1} as black to white (data.bits=16: as they are, nearly black)."
+        )
+
+
+def _largest_of_sixteen(file: ImageFile) -> int:
+    """The largest value of a 16-bit grey file; -1 for any other."""
+    with Image.open(io.BytesIO(file.read())) as image:
+        return int(np.asarray(image).max()) if image.mode.startswith("I") else -1
+
+
+def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None) -> np.ndarray | str:
     try:
-        return decode(file, size)
+        return decode(file, size, bits)
     except UserError as error:
         return str(error)
 

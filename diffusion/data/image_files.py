@@ -1,8 +1,8 @@
 """Images in a folder, a zip file, tar shards, or a .npz array; with or without splits, with or without classes.
 
-Splits: `train` and `test` (and `validation` or `val`), each a sub-folder or a zip file of that name, are the splits.
-Anything else is one pool. Classes: the first folder of each name, where there are at least two and every image is in
-one. Archives are read in memory and never unpacked.
+Splits: `train` and `test` (and `validation`, `val`, `dev` ...: `splits.split_of`), each a sub-folder or a zip file of
+that name, are the splits. Anything else is one pool. Classes: the first folder of each name, where there are at least
+two and every image is in one. Archives are read in memory, never unpacked. `notes` say what was guessed or left out.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import torch
 
+from diffusion.data.array_files import ENDINGS as ARRAYS
+from diffusion.data.array_files import load_arrays
+from diffusion.data.class_names import listed
 from diffusion.data.decoded_cache import decode_cached
-from diffusion.data.decoding import ImageFile, Progress, decode_all, resize_arrays
+from diffusion.data.decoding import ImageFile, Progress, decode_all, refuse_unused_bits
+from diffusion.data.passed_over import ENDINGS, PassedOver, is_hidden
 from diffusion.data.raw_images import RawImages
-from diffusion.data.splits import SPLITS
+from diffusion.data.splits import SPLITS, split_of
 from diffusion.data.tar_shards import list_shard
 from diffusion.errors import UserError
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MEMBER_BYTES = 2**28  # of one file in an archive, unpacked
-_MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
-SPLIT_NAMES = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 
 
 # Rows of each split by the files' names and the splits that the source gives, and the rule in words.
@@ -43,32 +43,36 @@ def load_files(
     skip: bool = False,
     cache: Path | None = None,
     split: Split | None = None,
+    bits: int | None = None,
 ) -> RawImages:
     """Read all images under `path`.
 
     Args:
-        path: A folder (of images, or of tar shards), a .zip or .tar file, or a .npz file with `images` (N, H, W) or
-            (N, H, W, C) and perhaps `labels` (N,).
+        path: A folder (of images, or of tar shards), a .zip or .tar file, or arrays in a .npz or .npy file
+            (`array_files`).
         size: Resize the shorter side to this and crop the centre.
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, with a warning that names the first.
         cache: Keep decoded images in this folder, and map them from there.
+        bits: How many bits the values of 16-bit files use; None for all, where they do.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
 
     Raises:
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
     """
     if not path.exists():
-        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar or .npz file.")
-    if path.suffix.lower() == ".npz":
-        return _load_npz(path, size)
+        raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+    if path.suffix.lower() in ARRAYS:
+        return load_arrays(path, size, MEMBER_BYTES)
+    passed = PassedOver()
     with ExitStack() as stack:
         try:
-            parts = _split_parts(path, _list_images(path, stack))
+            parts = _split_parts(path, _list_images(path, stack, passed))
         except PermissionError as error:
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
-        class_names = _class_names(files)
+        class_names, notes = _class_names(files)
+        notes = [*passed.notes(), *notes, *_untrained(parts, class_names)]
         counts = {name: len(part) for name, part in parts.items()}
         rule = None
         if split is not None:
@@ -76,9 +80,11 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip)
+            decoded = decode_all(files, size, progress, skip, bits=bits)
         else:
-            decoded = decode_cached(cache, files, size, progress, skip)
+            decoded = decode_cached(cache, files, size, progress, skip, bits)
+        if bits is None and int(decoded.images.max()) < 2**4:  # no value uses the upper bits of 16
+            refuse_unused_bits([files[row] for row in decoded.kept])
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)
@@ -97,6 +103,7 @@ def load_files(
         tuple(class_names),
         rule,
         len(decoded.skipped),
+        tuple(notes),
     )
 
 
@@ -109,24 +116,27 @@ def _ranges(counts: dict[str, int]) -> dict[str, range]:
     return found
 
 
-def _list_images(path: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_images(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     """All images of a folder or a zip file, sorted by name, without the folder that wraps them all, if there is one."""
     if path.is_dir():
-        files = _list_folder(path, stack)
+        files = _list_folder(path, stack, passed)
     elif path.suffix.lower() == ".tar":
-        files = _list_shards([path])
+        files = _list_shards([path], passed)
     elif zipfile.is_zipfile(path):
-        files = _list_zip(path, stack)
+        files = _list_zip(path, stack, passed)
     else:
         raise UserError(
-            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar or .npz file."
+            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or .npy "
+            "file."
         )
-    if not files and path.is_dir():
-        files = _list_shards(sorted(path.glob("*.tar")))
+    if not files and path.is_dir() and (shards := sorted(path.glob("*.tar"))):
+        passed.endings.pop(".tar", None)
+        files = _list_shards(shards, passed)
     if not files:
         zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
         hint = f" It holds {zips[0]}: give that as data.path." if zips else ""
-        raise UserError(f"data.path: no image found in {path}; accepted endings: {' '.join(ENDINGS)}.{hint}")
+        found = "".join(f"; {note}" for note in passed.notes()[:1])
+        raise UserError(f"data.path: no image found in {path}{found}; accepted endings: {' '.join(ENDINGS)}.{hint}")
     return _unwrap(sorted(files, key=lambda file: file.name))
 
 
@@ -137,41 +147,39 @@ def _unwrap(files: list[ImageFile]) -> list[ImageFile]:
     return files
 
 
-def _list_folder(root: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     files, seen = [], set()
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not _is_hidden(name))
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not is_hidden(name))
         if real in seen:  # a link that points up
             continue
         seen.add(real)
         for name in names:
             file = Path(folder, name)
-            if file.suffix.lower() in ENDINGS and not _is_hidden(name):
+            if passed.is_image(PurePosixPath(name)):
                 files.append(ImageFile(file.relative_to(root).as_posix(), str(file), file.read_bytes))
-    in_folders = {SPLIT_NAMES.get(_first(file.name).lower()) for file in files}
+    in_folders = {split_of(_first(file.name)) for file in files}
     for archive in sorted(root.glob("*.zip")):
-        split = SPLIT_NAMES.get(archive.stem.lower())
+        split = split_of(archive.stem)
         if split is not None:
+            passed.endings[".zip"] -= 1
             if split in in_folders:  # most likely the same images twice
                 raise UserError(
                     f"data.path: {root} holds {archive.name} and a folder of that split; accepted: one of them."
                 )
-            members = _list_zip(archive, stack)
-            if all(SPLIT_NAMES.get(_first(file.name).lower()) == split for file in members):
+            members = _list_zip(archive, stack, passed)
+            if all(split_of(_first(file.name)) == split for file in members):
                 members = [_drop_first(file) for file in members]  # train.zip with everything in train/
             files += [replace(file, name=f"{archive.stem}/{file.name}") for file in members]
     return files
 
 
-def _list_shards(paths: list[Path]) -> list[ImageFile]:
-    def is_image(name: PurePosixPath) -> bool:
-        return name.suffix.lower() in ENDINGS and not any(map(_is_hidden, name.parts))
-
-    return [file for path in paths for file in list_shard(path, is_image, SPLIT_NAMES, MEMBER_BYTES)]
+def _list_shards(paths: list[Path], passed: PassedOver) -> list[ImageFile]:
+    return [file for path in paths for file in list_shard(path, passed.is_image, MEMBER_BYTES)]
 
 
-def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
+def _list_zip(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -182,7 +190,7 @@ def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or PureWindowsPath(name).drive or ".." in name.parts:
             raise UserError(f"{described!r}: the zip file has a member with an absolute path or '..', and is refused.")
-        if member.is_dir() or name.suffix.lower() not in ENDINGS or any(map(_is_hidden, name.parts)):
+        if member.is_dir() or not passed.is_image(name):
             continue
         if member.file_size > MEMBER_BYTES:
             raise UserError(
@@ -195,72 +203,71 @@ def _list_zip(path: Path, stack: ExitStack) -> list[ImageFile]:
 
 def _split_parts(path: Path, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
     """Group the files by the splits that their first folders name; one pool, called "train", where these name none."""
-    folders = sorted({_first(file.name) for file in files})
-    splits = {folder: SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    if _are_splits({_first(_drop_first(file).name) for file in files}) and not _are_splits(map(_folder, files)):
+        files = [_swap_first_two(file) for file in files]  # cat/train/1.png, cat/test/2.png, dog/train/3.png ...
+    folders = sorted({_folder(file) for file in files})
+    splits = {folder: split for folder in folders if (split := split_of(folder)) is not None}
     # `train` or `test` alone, among other folders, is a class of that name.
-    if "train" not in splits.values() or len(set(splits.values())) < 2:
+    if len(set(splits.values())) < 2 or ("train" not in splits.values() and len(splits) < len(folders)):
         return {"train": files}
-    if len(splits) != len(folders) or len(set(splits.values())) != len(splits):
+    if len(splits) != len(folders) or len(set(splits.values())) != len(splits) or "train" not in splits.values():
         others = ", ".join(folder or "images beside the folders" for folder in folders)
         raise UserError(
-            f"data.path: {path} holds {others}; accepted: train and test, perhaps validation or val, and nothing else."
+            f"data.path: {path} holds {others}; accepted: train and test, perhaps validation (or val, valid, dev, "
+            "eval), each of them once, and nothing else."
         )
     groups: dict[str, list[ImageFile]] = {split: [] for split in SPLITS if split in splits.values()}
     for file in files:
-        groups[splits[_first(file.name)]].append(_drop_first(file))
+        groups[splits[_folder(file)]].append(_drop_first(file))
     return groups
 
 
-def _class_names(files: list[ImageFile]) -> list[str]:
-    """The classes in the order of their labels (by number where all are numbers); none unless every image is in one."""
+def _are_splits(folders: Iterable[str]) -> bool:
+    """Whether these are the names of splits, all of them, training and another among them."""
+    found = {split_of(folder) for folder in folders}
+    return None not in found and "train" in found and len(found) > 1
+
+
+def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:
+    """The classes in the order of their labels (by number where all are numbers); none unless every image is in one.
+
+    Returns:
+        The names, and what is to be told of them.
+    """
     names = {_first(file.name) for file in files}
-    if len(names) < 2 or "" in names:
-        return []
+    if "" in names and len(names) > 1:
+        stray = [file.name for file in files if not _first(file.name)]
+        folders = listed(sorted(names - {""}))
+        return [], [
+            f"no labels: {len(stray):,} of {len(files):,} images are in none of the folders {folders}, e.g. {stray[0]}"
+        ]
+    if len(names) < 2:
+        return [], []
     numbers = all(name.isascii() and name.isdigit() for name in names)
-    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    classes = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    notes = [f"the folder '{name}' is taken for a class, as no other split is beside it" for name in classes
+             if split_of(name) is not None]  # fmt: skip
+    return classes, notes
 
 
-def _load_npz(path: Path, size: int | None) -> RawImages:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.file_size > max(MEMBER_BYTES, _MOST_DEFLATED * member.compress_size):
-                    raise UserError(
-                        f"{path}: {member.filename} unpacks to {member.file_size:,} bytes from "
-                        f"{member.compress_size:,}; no images do that, and it is refused."
-                    )
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if "images" not in arrays:
-                found = ", ".join(arrays.files) or "nothing"
-                raise UserError(f"{path}: has no array 'images'; found: {found}.")
-            images, labels = arrays["images"], arrays.get("labels")
-    except UserError:
-        raise
-    except Exception as error:  # zip, header and pickle errors each have their own class
-        raise UserError(f"{path}: is not a readable .npz file of plain arrays ({error}).") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise UserError(
-            f"{path}: 'images' is {images.dtype} {images.shape}; accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3."
-        )
-    if images.size == 0:
-        raise UserError(f"{path}: no image found: 'images' has shape {images.shape}.")
-    n = len(images)
-    if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise UserError(f"{path}: 'labels' is {labels.dtype} {labels.shape}; accepted: integers from 0, shape ({n},).")
-    tensor = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
-    return RawImages(
-        images=resize_arrays(tensor, size, levels=256),
-        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
-        keys=[str(row) for row in range(n)],
-        parts={"train": range(n)},
-        source=str(path),
-        num_classes=0 if labels is None else int(labels.max()) + 1,
-    )
+def _untrained(parts: dict[str, list[ImageFile]], class_names: list[str]) -> list[str]:
+    """A line where the source gives classes no training image."""
+    missing = sorted(set(class_names) - {_first(file.name) for file in parts["train"]}) if class_names else []
+    return [f"no training image is of the class {listed(missing)}"] if missing else []
 
 
 def _first(name: str) -> str:
     folder, slash, _ = name.partition("/")
     return folder if slash else ""
+
+
+def _folder(file: ImageFile) -> str:
+    return _first(file.name)
+
+
+def _swap_first_two(file: ImageFile) -> ImageFile:
+    first, second, rest = file.name.split("/", 2)
+    return replace(file, name=f"{second}/{first}/{rest}")
 
 
 def _drop_first(file: ImageFile) -> ImageFile:
@@ -269,7 +276,3 @@ def _drop_first(file: ImageFile) -> ImageFile:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

@@ -7,10 +7,13 @@ An image is uint8 (C, H, W) with values 0 .. levels - 1. The split is part of th
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
@@ -22,6 +25,10 @@ from diffusion.data.splits import SPLITS, split_rows
 from diffusion.data.torchvision_sets import has_layout, load_torchvision
 from diffusion.errors import UserError, choose
 from diffusion.storage.paths import named_path
+
+
+class DataNote(UserWarning):
+    """Something in a source of images was guessed, or left out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class ImageData:
         levels: Number of values that a channel can take (17 for digits, else 256).
         num_classes: Number of classes, 0 without labels.
         flip: Whether horizontal flips are a valid augmentation of the training images.
-        provenance: Source, sizes, split rule and SHA-256 of each split's bytes, as plain text and numbers.
+        provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
+            was guessed or left out (`notes`), as plain text and numbers.
     """
 
     name: str
@@ -92,13 +100,14 @@ def load_images(
     progress: Progress | None = None,
     unreadable: str = "refuse",
     cache: str | Path | None = None,
+    bits: int | None = None,
 ) -> ImageData:
     """Load a data set of images into memory.
 
     Args:
         name: One of `image_names()`; `folder` reads any images from `path`.
-        path: A folder, .zip, .tar or .npz of images to read in place of the named set's own files; also a folder in
-            torchvision's layout (holding `MNIST/raw` or `cifar-10-batches-py`).
+        path: A folder, .zip, .tar, .npz or .npy of images to read in place of the named set's own files; also a
+            folder in torchvision's layout (holding `MNIST/raw` or `cifar-10-batches-py`).
         root: Folder of the sets that are downloaded.
         download: Whether to download what is absent.
         size: Resize the shorter side to this (bicubic, antialiased) and crop the centre.
@@ -109,6 +118,10 @@ def load_images(
         unreadable: What becomes of single files that are no images: `refuse` (the first one is named) or `skip` (with
             a warning that counts them).
         cache: Folder to keep the images decoded from single files in, from where they are mapped and not read.
+        bits: How many bits the values of 16-bit grey files use: 12 takes 0 to 4095 as black to white. None: 16; files
+            of which none uses the upper 4 are refused.
+
+    What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
 
     Raises:
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
@@ -126,7 +139,8 @@ def load_images(
     elif path is None:
         if name == "folder":
             raise UserError(
-                "data.path: found none; data.name=folder needs the path of images: a folder, a .zip, .tar or .npz file."
+                "data.path: found none; data.name=folder needs the path of images: a folder, a .zip, .tar, .npz or "
+                ".npy file."
             )
         raw = load_torchvision(name, named_path(root, "data.root"), download, size)
     elif has_layout(name, named_path(path, "data.path")):
@@ -138,8 +152,13 @@ def load_images(
 
         choose("data.unreadable", unreadable, UNREADABLE)
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files)
+        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits)
 
+    low, high = int(raw.images.min()), int(raw.images.max())
+    if path is not None:
+        raw = replace(raw, notes=(*raw.notes, *_poor(raw, low, high)))
+    for note in raw.notes:
+        warnings.warn(f"data.path: {note}", DataNote, stacklevel=2)
     rows, rule = _rows(raw, validation, facts, test_fraction)
     images = {split: raw.images[rows[split]] for split in SPLITS}
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
@@ -151,14 +170,19 @@ def load_images(
         "height": height,
         "width": width,
         "levels": raw.levels,
+        "used": f"{low} to {high}",
         "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
         "classes": ", ".join(raw.class_names) or raw.num_classes,
+        **({"class_names": json.dumps(raw.class_names)} if raw.class_names else {}),
         "split": rule,
         **({"skipped": raw.skipped} if raw.skipped else {}),
+        **({"notes": "\n".join(raw.notes)} if raw.notes else {}),
     }
     for split in SPLITS:
         provenance[f"{split}_images"] = len(images[split])
         provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().data).hexdigest()
+        if (of_split := labels[split]) is not None:
+            provenance[f"{split}_labels_sha256"] = hashlib.sha256(of_split.numpy().data).hexdigest()
     return ImageData(
         name=name,
         train=images["train"],
@@ -172,6 +196,24 @@ def load_images(
         flip=facts.flip,
         provenance=provenance,
     )
+
+
+def _poor(raw: RawImages, low: int, high: int) -> list[str]:
+    """What is to be told of images that may not be what they are taken for, a line each.
+
+    Raises:
+        UserError: Where all are of one value: there is nothing to learn.
+    """
+    if low == high:
+        raise UserError(f"data.path: all {len(raw.images):,} images are of the one value {low}; nothing can be learnt.")
+    flat = raw.images.flatten(1)
+    notes = []
+    if high < raw.levels // 2:
+        dark = "nearly black" if high < 16 else "dark"
+        notes.append(f"no value above {high} of {raw.levels - 1}: the images are {dark}")
+    if torch.equal(flat.amin(1), flat.amax(1)):
+        notes.append("every image is of one value: there is nothing in them but their brightness")
+    return notes
 
 
 def _rows(

@@ -24,6 +24,7 @@ class RawImages:
         class_names: Names of the classes, in the order of the labels; empty where they have none.
         rule: How the splits were made, where `parts` are all three of them already.
         skipped: The files that could not be read and were left out.
+        notes: What was guessed or left out, and why, a line each.
     """
 
     images: UInt8[Tensor, " n c h w"]
@@ -36,3 +37,4 @@ class RawImages:
     class_names: tuple[str, ...] = ()
     rule: str | None = None
     skipped: int = 0
+    notes: tuple[str, ...] = ()

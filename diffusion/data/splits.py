@@ -8,12 +8,34 @@ its old order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from diffusion.errors import UserError
 from diffusion.random import hashed_order
 
 SPLITS = ("train", "validation", "test")
+# What people call them, beside words that only say what is in them (`train_images`, `Test Set`).
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("validation", "validate", "valid", "val", "dev", "devel", "development", "eval", "evaluation"),
+                    "validation"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
+}  # fmt: skip
+_FILLERS = ("set", "data", "dataset", "split", "image", "img", "picture", "photo", "sample", "file", "folder")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder, an archive or an array is called after; None for any other name.
+
+    Case, numbers, punctuation, plurals and words like `set` and `images` make no difference.
+    """
+    words = [word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    found = "".join(word for word in words if word not in _FILLERS)
+    for filler in ("", *_FILLERS):
+        if (split := _WORDS.get(found.removesuffix(filler))) is not None:
+            return split
+    return None
 
 
 def validation_size(validation: int | float | None, n: int, available: int, default_fraction: float) -> int:

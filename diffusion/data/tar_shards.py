@@ -2,18 +2,19 @@
 
 A shard is read by place, member by member, and not as a stream: an image is found by (shard, member) at any time, so
 that the order of training stays a function of the seed and the step. Nothing is unpacked; links and devices are no
-images. A shard called `train-...`, `test-...`, `val-...` or `validation-...` belongs to that split.
+images. A shard called `train-...`, `test-...`, `val-...` or the like (`splits.split_of`) belongs to that split.
 """
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from diffusion.data.decoding import ImageFile
+from diffusion.data.splits import split_of
 from diffusion.errors import UserError
 
 _CLASS = ".cls"
@@ -26,15 +27,12 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def list_shard(
-    path: Path, is_image: Callable[[PurePosixPath], bool], splits: Mapping[str, str], most_bytes: int
-) -> list[ImageFile]:
+def list_shard(path: Path, is_image: Callable[[PurePosixPath], bool], most_bytes: int) -> list[ImageFile]:
     """The images of one shard, named `split/class/shard:member`, without what does not apply.
 
     Args:
         path: The tar file, not compressed.
         is_image: Whether a member's name is that of an image.
-        splits: The splits by the first words of shards.
         most_bytes: The size above which a member is refused.
 
     Raises:
@@ -69,8 +67,8 @@ def list_shard(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: is not a readable tar file without compression ({error}).") from error
-    first_word = re.split(r"[^a-z]", path.stem.lower(), maxsplit=1)[0]
-    split = [first_word] if first_word in splits else []
+    first_word = re.split(r"[^A-Za-z]", path.stem, maxsplit=1)[0]
+    split = [first_word] if split_of(first_word) else []
     files = []
     for name, described, read in images:
         label = classes.get(str(name.with_suffix("")))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,8 @@ from ..broadcasting import pad_dims_like
 from ..errors import UserError, choose
 from ..schedules import Schedule
 from . import predictions
+from .condition import Condition
+from .network_call import Takes, as_module, check_output, dtype_of, takes_of, tensor_of
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
@@ -32,6 +35,12 @@ def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter or buffer; the CPU where it has none."""
     first = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def check_schedule(schedule: object) -> None:
+    """Refuse what is no schedule, e.g. its name."""
+    if not isinstance(schedule, Schedule):
+        raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
 
 
 class Denoiser(nn.Module, ABC):
@@ -48,16 +57,27 @@ class Denoiser(nn.Module, ABC):
     shape: tuple[int, ...]
     num_classes: int = 0
 
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """`forward`, held to its contract: what has another shape would be broadcast against x_t.
+
+        Raises:
+            UserError: For an answer of another shape than x_t.
+        """
+        x_hat = super().__call__(x_t, t, cond)
+        if x_hat.shape != x_t.shape:
+            check_output(x_hat, x_t, tuple(x_t.shape), type(self).__name__)
+        return x_hat
+
     @abstractmethod
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat = E[x | x_t].
 
         Args:
             x_t: Noisy data, shape (B, *shape).
             t: Times, shape () or (B,).
-            cond: Class labels, shape (B,), or None.
+            cond: Class labels, shape (B,), None, or a network's own condition (`condition.Condition`).
         """
 
     def at_size(self, size: int | Sequence[int]) -> Denoiser:
@@ -86,23 +106,23 @@ class Denoiser(nn.Module, ABC):
             raise UserError(f"size: found {size}; accepted: height and width, or one number for both, from 1 on")
         return (self.shape[0], *sides)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
         return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
 
-    def eps(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def eps(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """E[eps | x_t]."""
         return self.prediction("eps", x_t, t, cond)
 
-    def score(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """grad log p(x_t)."""
         return self.prediction("score", x_t, t, cond)
 
-    def v(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def v(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """E[alpha eps - sigma x | x_t]."""
         return self.prediction("v", x_t, t, cond)
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """dx/dt of the probability-flow ODE: E[alpha' x + sigma' eps | x_t]."""
         return self.prediction("velocity", x_t, t, cond)
 
@@ -115,11 +135,13 @@ def _size_text(shape: tuple[int, ...]) -> str:
 class NetworkDenoiser(Denoiser):
     """A denoiser made of a network, a schedule and what the network predicts.
 
-    The network is called as network(c_in x_t, c_noise, labels) in the dtype of its parameters; the state around it
-    keeps its own (float32 at least, float64 on request).
+    The network is called as network(c_in x_t, c_noise, labels) in the dtype that most of its parameters have; the state
+    around it keeps its own (float32 at least, float64 on request).
 
     Args:
-        network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x.
+        network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x. A function will do, one of
+            (x, c_noise) alone, too, and one that returns a tuple or holds its tensor as `sample` (`network_call`). In
+            place of labels it may have a condition of its own (`condition`).
         schedule: The path; a learned one is a part of the denoiser, trained, averaged and saved with it.
         prediction: `eps`, `x`, `v`, `score`, `velocity`, or `edm` (the network within EDM's skip connection).
         shape: The shape of one datum.
@@ -129,12 +151,13 @@ class NetworkDenoiser(Denoiser):
             not (`at_size`).
 
     Raises:
-        UserError: For an unknown prediction, or labels given to an unconditional model.
+        UserError: For an unknown prediction, a shape that is none, or a network that cannot be called; at a call, for
+            labels given to an unconditional model, and an output of another shape than x.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Any],
         schedule: Schedule,
         prediction: str,
         shape: tuple[int, ...],
@@ -143,7 +166,15 @@ class NetworkDenoiser(Denoiser):
         size_multiple: int | None = None,
     ):
         super().__init__()
-        self.network = network
+        check_schedule(schedule)
+        if isinstance(shape, int) or not all(isinstance(side, int) and side >= 1 for side in shape):
+            raise UserError(f"shape: found {shape}; needs the sides of one datum, e.g. (3, 32, 32)")
+        if not 0.0 < sigma_data < float("inf"):
+            raise UserError(f"sigma_data: found {sigma_data}; must be positive")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise UserError(f"num_classes: found {num_classes}; must be a whole number, 0 for a model without classes")
+        self.network = as_module(network)
+        self._known: tuple[nn.Module, torch.dtype, Takes, torch.dtype] | None = None
         self.schedule = schedule
         self.parameterization = choose("denoiser.prediction", prediction, PREDICTIONS)
         self.shape = tuple(shape)
@@ -165,20 +196,38 @@ class NetworkDenoiser(Denoiser):
         other.shape = shape
         return other
 
-    def raw(self, x_t: Tensor, t: Tensor, cond: Tensor | None, at: PathPoint) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, cond: Any, at: PathPoint) -> Tensor:
         """The network's own output, in the dtype of x_t."""
-        if cond is not None and not self.num_classes:
+        own = isinstance(cond, Condition)
+        if cond is not None and not own and not self.num_classes and not cond.is_floating_point():
             raise UserError(
                 "label: given to a model that was trained without labels; leave it out, "
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
-        dtype = next(self.network.parameters(), x_t).dtype
+        takes, dtype = self._interface(x_t)
         level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
-        output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, cond)
+        more, named = takes.arguments(cond.given if own else cond)
+        output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)
+        if type(output) is not Tensor or not output.is_floating_point():
+            output = tensor_of(output)
+        needed = self._output_shape(x_t)
+        if output.shape != needed:
+            check_output(output, x_t, needed)
         return output.to(x_t.dtype)
 
+    def _output_shape(self, x_t: Tensor) -> tuple[int, ...]:
+        """What the network must return."""
+        return tuple(x_t.shape)
+
+    def _interface(self, x_t: Tensor) -> tuple[Takes, torch.dtype]:
+        """How the network is called, and the type of its input; found once for a network of these types."""
+        network, first = self.network, next(self.network.parameters(), x_t).dtype
+        if self._known is None or self._known[0] is not network or self._known[1] != first:
+            self._known = network, first, takes_of(network), dtype_of(network, x_t.dtype)
+        return self._known[2:]
+
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         at = PathPoint(self.schedule, t, x_t)
@@ -196,7 +245,7 @@ class NetworkDenoiser(Denoiser):
             return x_to_edm(x, x_t, at, self.sigma_data)
         return predictions.FROM_X[self.parameterization](x, x_t, at)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
         at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
@@ -224,7 +273,7 @@ class Retimed(Denoiser):
         self.num_classes = denoiser.num_classes
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         own = self.denoiser.schedule
@@ -251,7 +300,7 @@ class Clipped(Denoiser):
         self.low, self.high = low, high
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         return self.denoiser(x_t, t, cond).clamp(self.low, self.high)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from ..broadcasting import pad_dims_like
 from ..errors import UserError
 from ..random import STREAM_EXACT, normal, uniform
 from ..schedules import Schedule
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_schedule
 
 _BLOCK = 2**23  # entries of a (batch, components, dimensions) table of differences in memory at once
 _LOG_2_PI = math.log(2.0 * math.pi)
@@ -48,19 +49,22 @@ class Exact(Denoiser):
         """Draw `n` data, shape (n, *shape); row i depends on (seed, i) alone."""
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`; raises a `UserError` for labels."""
         if cond is not None:
-            raise UserError("label: given to an exact denoiser, which has no classes; leave it out")
+            raise UserError("label, cond: given to an exact denoiser, which has no classes; leave it out")
+        _check_shape("x_t", x_t, self.shape)
         return self.posterior_mean(x_t, *(value.to(x_t) for value in self.schedule(t)))
 
     def log_prob_at(self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"]) -> Float[Tensor, " b"]:
         """The log density of x_t at time t, nats: x_t (B, *shape), t () or (B,)."""
+        _check_shape("x_t", x_t, self.shape)
         return self.log_density(x_t, *(value.to(x_t) for value in self.schedule(t)))
 
     def log_prob(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
         """The log density of the data at `x` (B, *shape), nats."""
+        _check_shape("x", x, self.shape)
         one = torch.ones((), dtype=x.dtype, device=x.device)
         return self.log_density(x, one, 0.0 * one)
 
@@ -80,8 +84,9 @@ class Gaussian(Exact):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor | float, std: Tensor | float, schedule: Schedule):
+    def __init__(self, mean: Any, std: Any, schedule: Schedule):
         super().__init__()
+        check_schedule(schedule)
         dtypes = [value.dtype for value in (mean, std) if isinstance(value, Tensor) and value.is_floating_point()]
         dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
         mean, std = _floats("mean", mean), _positive("std", std)
@@ -129,8 +134,9 @@ class GaussianMixture(Exact):
     stds: Tensor
     weights: Tensor
 
-    def __init__(self, means: Tensor, stds: Tensor, schedule: Schedule, weights: Tensor | None = None):
+    def __init__(self, means: Any, stds: Any, schedule: Schedule, weights: Any = None):
         super().__init__()
+        check_schedule(schedule)
         means, stds = _rows("means", means), _positive("stds", stds)
         weights = torch.ones_like(stds) if weights is None else _floats("weights", weights)
         for name, value in (("stds", stds), ("weights", weights)):
@@ -180,8 +186,9 @@ class Empirical(Exact):
 
     data: Tensor
 
-    def __init__(self, data: Tensor, schedule: Schedule):
+    def __init__(self, data: Any, schedule: Schedule):
         super().__init__()
+        check_schedule(schedule)
         self.register_buffer("data", _rows("data", data))
         self.schedule = schedule
         self.shape = tuple(self.data.shape[1:])
@@ -207,6 +214,12 @@ class Empirical(Exact):
         return -0.5 * _squared_distances(_flat(x_t), alpha, data) / pad_dims_like(sigma.square(), data)
 
 
+def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse data that would be broadcast against the parameters."""
+    if tuple(x.shape[1:]) != shape or x.ndim == 0:
+        raise UserError(f"{name}: found shape {tuple(x.shape)}; needs (n, {', '.join(map(str, shape))})")
+
+
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # dims may be () and B may be 0
 
@@ -226,23 +239,26 @@ def _normals(seed: int, n: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return normal(seed, torch.arange(n), 1, shape, STREAM_EXACT, like.dtype).to(like.device)
 
 
-def _floats(name: str, value: Tensor | float) -> Tensor:
+def _floats(name: str, value: Any) -> Tensor:
     # A number is taken in float64: 0.1 beside float64 tensors is 0.1 to the last digit.
-    tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    try:
+        tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name}: found {str(value)[:60]}; needs numbers, a tensor or an array") from None
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name}: has values that are not finite")
     return tensor.detach().clone()
 
 
-def _positive(name: str, value: Tensor | float) -> Tensor:
+def _positive(name: str, value: Any) -> Tensor:
     tensor = _floats(name, value)
     if not bool((tensor > 0).all()):
         raise UserError(f"{name}: found {float(tensor.min())}; must be positive")
     return tensor
 
 
-def _rows(name: str, value: Tensor) -> Tensor:
+def _rows(name: str, value: Any) -> Tensor:
     tensor = _floats(name, value)
     if tensor.ndim == 0 or tensor.numel() == 0:
         raise UserError(f"{name}: found shape {tuple(tensor.shape)}; needs one row or more, (N, *shape)")

@@ -10,12 +10,14 @@ gives the classifier of noisy data and the denoiser without a label from the den
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .condition import labels_only
 from .denoiser import Denoiser
 from .exact import Exact
 
@@ -52,9 +54,10 @@ class Labelled(Denoiser):
         return joint.log_softmax(1)
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
+        cond = labels_only(cond)
         answers = torch.stack([one(x_t, t) for one in self._laws], 1)
         shares = self.log_class_prob(x_t, t).exp()
         if cond is not None:

@@ -65,6 +65,9 @@ class LevelDenoiser(NetworkDenoiser):
             raise UserError(f"places: found {len(places)}; at least two levels are needed")
         self.register_buffer("places", places.to(torch.float64), persistent=False)
 
+    def _output_shape(self, x_t: Tensor) -> tuple[int, ...]:
+        return (len(x_t), len(self.places) * x_t.shape[1], *x_t.shape[2:])
+
     def log_odds(self, raw: Float[Tensor, " b lc *spatial"], x_t: Tensor, at: PathPoint) -> Tensor:
         """log p(c_k | x_t) up to a constant of each pixel, shape (B, C, L, *spatial), from the network's output."""
         alpha, sigma = (value if isinstance(value, float) else value.unsqueeze(2) for value in (at.alpha, at.sigma))

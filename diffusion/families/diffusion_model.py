@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import pictures, samplers
 from ..config import Config, EvaluationConfig
+from ..data.class_names import check_number, names_of, number_of
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..evaluations import EvaluationCount, count_evaluations
@@ -93,6 +94,7 @@ class DiffusionModel(TrainedModel):
         """
         if (size := options.pop("size", None)) is not None:
             return self.at_size(size).sample(n, seed, **options)
+        options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
         if options.get("variance") == "analytic":
             options = {"moments": self.moments, **options}
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
@@ -100,6 +102,22 @@ class DiffusionModel(TrainedModel):
         with self.tuned() if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def class_numbers(self, label: Any) -> Any:
+        """Labels with the names of classes in them as numbers; what has no names in it stays as it is.
+
+        Raises:
+            UserError: For a name or a number that no class of the model has; the line names those that there are.
+        """
+        if isinstance(label, list | tuple):
+            return [self.class_numbers(one) for one in label]
+        names = names_of(self.facts.provenance, self.denoiser.num_classes)
+        if isinstance(label, str) and not names:
+            raise UserError(f"label: found '{label}'; {self.source or 'the model'} was trained without labels")
+        if isinstance(label, str):
+            return number_of(label, names)
+        is_number = isinstance(label, int) and not isinstance(label, bool)
+        return check_number(label, names) if is_number and names else label
 
     @cached_property
     def moments(self) -> Moments:
@@ -249,8 +267,8 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
-        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, **options)
-        label = options.get("label")
+        label = self.class_numbers(options.pop("label", None))
+        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
         with torch.no_grad():
             x_hats = [
                 x

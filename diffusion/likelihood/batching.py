@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +38,13 @@ def choose_batch_size(batch_size: int | None, dims: int) -> int:
     return batch_size
 
 
-def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Tensor | None) -> Tensor:
+def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Any) -> Tensor:
     """Return the indices of the images (0 .. N - 1 by default).
 
     Raises:
         UserError: For no image, images of another shape, or as many indices or labels as there are not images.
     """
-    if len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
+    if x.ndim == 0 or len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
         raise UserError(
             f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})"
         )
@@ -77,7 +78,15 @@ def in_batches(
     with torch.no_grad(), evaluation_mode(denoiser), count_evaluations(denoiser) as counter:
         for first in range(0, count, batch_size):
             rows = slice(first, min(first + batch_size, count))
-            parts.append(estimate(rows))
+            part = estimate(rows)
+            if not bool(torch.isfinite(part.log_prob).all()):
+                row = rows.start + int((~torch.isfinite(part.log_prob)).nonzero()[0, 0])
+                value = float(part.log_prob[row - rows.start])
+                raise UserError(
+                    f"{part.protocol.get('estimator', 'log_prob')}: the log-probability of datum {row} is {value}; "
+                    "look at the model's weights and the range of its outputs"
+                )
+            parts.append(part)
             if progress is not None:
                 progress(rows.stop, count)
     joined = Estimate.join(parts)

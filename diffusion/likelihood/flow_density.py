@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -89,7 +90,7 @@ def flow_log_density(
     x: Float[Tensor, " b *dims"],
     solve: Solve,
     probes: Float[Tensor, " b p *dims"] | None = None,
-    cond: Tensor | None = None,
+    cond: Any = None,
 ) -> Float[Tensor, " b p"]:
     """log p(x) in nats of one batch, shape (B, P): a column a probe, or a single one for the exact trace.
 

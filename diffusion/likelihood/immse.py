@@ -30,6 +30,7 @@ model beyond its path, where it has no law to be a bound of: the kind is then `s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -53,7 +54,7 @@ def log_density_immse(
     x: Float[Tensor, " b *dims"],
     evaluations: int = 128,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
@@ -88,7 +89,7 @@ def log_likelihood_immse(
     images: UInt8[Tensor, " b *dims"],
     evaluations: int = 128,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
@@ -120,7 +121,7 @@ def _immse(
     evaluations: int,
     kind: str,
     seed: int,
-    cond: Tensor | None,
+    cond: Any,
     batch_size: int | None,
     indices: Tensor | None,
     progress: Progress | None,

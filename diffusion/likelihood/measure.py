@@ -11,10 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..defaults import Default
+from ..denoisers.condition import Condition, condition_for
 from ..denoisers.denoiser import Denoiser, device_of
+from ..denoisers.given import (
+    level_data,
+    outside_inference_mode,
+    real_number,
+    tensor_of,
+    whole_labels,
+    whole_number,
+)
 from ..errors import UserError, choose
 from ..random import FIXED_ORDER, fixed_order
 from . import immse, probability_flow, variational_bound
@@ -25,14 +34,17 @@ from .target_error import reach, remembering
 
 METHODS = ("ode", "elbo", "elbo-discrete", "immse")
 DEFAULT_METHOD = Default("ode")
+_WHOLE = frozenset(("seed", "probes", "draws", "evaluations", "bins", "steps", "samples", "batch_size"))
+_REAL = frozenset(("tolerance", "log_snr_min", "log_snr_max"))
 DENSITY_METHODS = ("ode", "elbo", "immse")
 # A bare denoiser is asked one question by every method: about images dequantised uniformly within their levels.
 _OF_BARE = {"dequantize": True}
 
 
+@outside_inference_mode
 def log_likelihood(
     model: Any,
-    images_uint8: Tensor,
+    images_uint8: Any,
     method: str = DEFAULT_METHOD,
     levels: int | None = None,
     error_budget: bool = False,
@@ -43,7 +55,7 @@ def log_likelihood(
 
     Args:
         model: A model of any family, or a bare denoiser.
-        images_uint8: Level indices, uint8 of shape (B, *shape).
+        images_uint8: Level indices of shape (B, *shape): uint8, or whole numbers of another type that are levels.
         method: `ode` (probability flow: `likelihood.log_likelihood_ode`), `elbo` (continuous time:
             `likelihood.elbo_continuous`), `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000 by
             default: `likelihood.elbo_discrete`) or `immse` (denoising errors, no backward pass:
@@ -57,11 +69,16 @@ def log_likelihood(
             order (`random.fixed_order`), with more draws and probes, and a tighter solve; which ones is in `indices`,
             what was spent in `protocol["target"]`.
         options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
-            `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`.
+            `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`; `cond=`: labels,
+            or a network's own condition, one entry an image (as `diffusion.sample`).
 
     Raises:
         UserError: For an unknown method or option, or images that do not fit the model.
     """
+
+    known = getattr(getattr(model, "dequantizer", None), "levels", levels)
+    images_uint8 = level_data("images", images_uint8, known if levels is None else levels)
+    options = _checked(model, options, len(images_uint8) if images_uint8.ndim else 0)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_levels(model, x, method, levels, **options)
@@ -69,11 +86,23 @@ def log_likelihood(
     return _with_errors(of, images_uint8, error_budget, target_error, options)
 
 
+def _checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The options as numbers, and `cond` as labels, (n,), or as a condition of the network's own."""
+    options = dict(options)
+    for name in _WHOLE.intersection(key for key, value in options.items() if value is not None):
+        options[name] = whole_number(name, options[name])
+    for name in _REAL.intersection(key for key, value in options.items() if value is not None):
+        options[name] = real_number(name, options[name])
+    cond = options.get("cond")
+    if cond is None:
+        return options
+    device = device_of(model) if isinstance(model, nn.Module) else getattr(model, "device", None)
+    labels = getattr(getattr(model, "denoiser", model), "num_classes", 0) and not isinstance(cond, Condition | tuple)
+    found = whole_labels(cond) if labels else condition_for("cond", cond, n)
+    return {**options, "cond": found.to(device)}
+
+
 def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None, **options: Any) -> Estimate:
-    if images_uint8.dtype != torch.uint8:
-        raise UserError(
-            f"images: found {images_uint8.dtype}; a likelihood is of levels in uint8 (log_density takes real numbers)"
-        )
     if not isinstance(model, Denoiser):
         extra = {} if levels is None else {"levels": levels}
         extra |= {} if method is DEFAULT_METHOD else {"method": method}  # each family has a default of its own
@@ -93,9 +122,10 @@ def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None
     return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **{**_OF_BARE, **options})
 
 
+@outside_inference_mode
 def log_density(
     model: Any,
-    x: Tensor,
+    x: Any,
     method: str = "ode",
     error_budget: bool = False,
     target_error: float | None = None,
@@ -110,11 +140,18 @@ def log_density(
             errors, no backward pass: `likelihood.log_density_immse`).
         error_budget, target_error: As of `log_likelihood`.
         options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `solver=` (a
-            method of torchdiffeq), `seed=`, ...
+            method of torchdiffeq), `seed=`, `cond=` (labels, or a network's own condition), ...
 
     Raises:
         UserError: For an unknown method or option, or data that do not fit the model.
     """
+
+    x = tensor_of("x", x)
+    if not x.is_floating_point():
+        raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("x: has values that are not finite")
+    options = _checked(model, options, len(x) if x.ndim else 0)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_numbers(model, x, method, **options)
@@ -126,8 +163,6 @@ def _of_numbers(model: Any, x: Tensor, method: str, **options: Any) -> Estimate:
     if not isinstance(model, Denoiser):
         return model.log_density(x, method=method, **options)
     choose("method", method, DENSITY_METHODS)
-    if not x.is_floating_point():
-        raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
     x = x.to(device_of(model))
     if method == "ode":
         return _call(probability_flow.log_density, model, x, **_solver(options))

@@ -17,6 +17,7 @@ that of the mean below 1e-4, far less than the trace's noise, at 80 evaluations 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -36,7 +37,7 @@ from .latent_variable import check_at_least_one
 ESTIMATOR = "probability-flow ODE"
 
 
-def _repeat(rows: Tensor, times: int) -> Tensor:
+def _repeat(rows: Any, times: int) -> Any:
     return rows.repeat_interleave(times, dim=0)
 
 
@@ -67,7 +68,7 @@ def log_density(
     log_snr_min: float | None = None,
     log_snr_max: float | None = None,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
@@ -134,7 +135,7 @@ def log_likelihood_ode(
     log_snr_min: float | None = None,
     log_snr_max: float | None = None,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,

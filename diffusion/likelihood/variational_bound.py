@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -63,7 +64,7 @@ def elbo_continuous(
     reference: str = "gaussian",
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -110,7 +111,7 @@ def elbo_continuous(
         raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
-    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
         def evaluate(i: int, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x, t = points(i), schedule.inverse_log_snr(log_snr)
             t, eps = t.to(x.device), _normal(seed, rows, i, x)
@@ -137,7 +138,7 @@ def elbo_discrete(
     evaluations: int | None = None,
     dequantize: bool = False,
     seed: int = 0,
-    cond: Tensor | None = None,
+    cond: Any = None,
     batch_size: int | None = None,
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
@@ -176,7 +177,7 @@ def elbo_discrete(
     factor = 0.5 * q.from_x.square() / model_variance
     count = steps if evaluations is None else evaluations
 
-    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
         step = torch.arange(steps).expand(len(rows), -1)
         if evaluations is not None:
             step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
@@ -212,7 +213,7 @@ def _bound(
     protocol: dict[str, object],
     dequantize: bool,
     seed: int,
-    cond: Tensor | None,
+    cond: Any,
     batch_size: int | None,
     indices: Tensor | None,
     progress: Progress | None,

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .neighbours import nearest_in, smallest_in
@@ -50,7 +50,10 @@ class Copy:
 
 
 def find_copies(
-    samples: UInt8[Tensor, " n c h w"], training: UInt8[Tensor, " m c h w"], mirrored: bool = False
+    samples: UInt8[Tensor, " n c h w"],
+    training: UInt8[Tensor, " m c h w"],
+    mirrored: bool = False,
+    found: tuple[Tensor, Tensor] | None = None,
 ) -> list[Copy]:
     """The samples that are exact or near copies (the module's text), the nearest first.
 
@@ -58,30 +61,31 @@ def find_copies(
         samples: Level indices, shape (N, C, H, W).
         training: Those that the model was trained on, shape (M, C, H, W).
         mirrored: Whether mirror images of these count, too: where they are an augmentation.
+        found: What `nearest_in(samples, training)` gives, where it is known.
     """
-    distances, images = nearest_in(samples, training)
+    distances, images = found or nearest_in(samples, training)
     turned = torch.zeros_like(images, dtype=torch.bool)
     if mirrored:
         others, other_images = nearest_in(samples.flip(-1), training)
         turned = others < distances
         distances, images = torch.where(turned, others, distances), torch.where(turned, other_images, images)
     asked, place = images.unique(return_inverse=True)
-    own = _nearest_unlike(training, asked.to(training.device)).to(distances.device)[place]
+    own = _nearest_unlike(training[asked.to(training.device)].to(distances.device), training)[place]
     rows = (distances == 0.0) | (distances < NEAR * own)
     pixels = math.sqrt(training[0].numel())
-    found = [
+    copies = [
         Copy(row, int(images[row]), bool(turned[row]), float(distances[row]) / pixels, float(own[row]) / pixels)
         for row in rows.nonzero()[:, 0].tolist()
     ]
-    return sorted(found, key=lambda copy: (copy.distance, copy.sample))
+    return sorted(copies, key=lambda copy: (copy.distance, copy.sample))
 
 
-def _nearest_unlike(images: Tensor, rows: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """The distance of some images to the nearest of all that is not equal to it; 0 where all are."""
-    found = torch.full((len(rows),), math.inf, dtype=torch.float64, device=images.device)
-    asked, count = torch.arange(len(rows), device=images.device), 2
+def _nearest_unlike(some: Tensor, images: Tensor) -> Float[Tensor, " k"]:
+    """The distance of some of the images to the nearest of all that is not equal to it; 0 where all are."""
+    found = torch.full((len(some),), math.inf, dtype=torch.float64, device=some.device)
+    asked, count = torch.arange(len(some), device=some.device), 2
     while len(asked):  # seldom twice: an image that is there more than once has itself for a neighbour
-        distances = smallest_in(images[rows[asked]], images, min(count, len(images)))
+        distances = smallest_in(some[asked], images, min(count, len(images)))
         found[asked] = torch.where(distances > 0.0, distances, math.inf).amin(1)
         asked = asked[found[asked].isinf()] if count < len(images) else asked[:0]
         count *= 8

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from .statistics import check_features
 
 # Entries of a (chunk, N) table of kernel values in memory at once.
 _BLOCK = 2**22
@@ -48,6 +49,8 @@ def kernel_distance(features: Float[Tensor, " n d"], reference: Float[Tensor, " 
     Raises:
         UserError: For features of unlike dimension, or fewer than three in a set.
     """
+    check_features(features)
+    check_features(reference)
     if features.shape[1] != reference.shape[1]:
         raise UserError(
             f"features: found dimensions {features.shape[1]} and {reference.shape[1]}; must be of one extractor"

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..nearest import nearest, nearest_others, square_tables
+from .statistics import check_features
 
 # Numbers of the training set held as float64 at once.
 _BLOCK = 2**25
@@ -77,6 +78,8 @@ def _inside(queries: Tensor, points: Tensor, k: int) -> tuple[Int[Tensor, " n"],
 
 
 def _check(features: Tensor, reference: Tensor, k: int) -> None:
+    check_features(features)
+    check_features(reference)
     n = min(len(features), len(reference))
     if not 1 <= k < n:
         raise UserError(f"k: found {k} for {n} features; accepted: 1 to {n - 1}")

@@ -187,11 +187,14 @@ class QualityReference:
         device = self.features.device
         features = extract(self.extractor, samples, device, batch_size, progress)
         some = spread(self.features, NEIGHBOUR_IMAGES)
-        near_pixels = near_features = None
+        near_pixels = near_features = copies = known = None
         if self.held_out is not None:
             fresh, fresh_features = (spread(part, max(len(samples), 1000)) for part in self.held_out)
             near_pixels = memorisation(samples.to(device), self.images, fresh.to(device))
             near_features = memorisation(features, self.features, fresh_features)
+            known = None if self.provenance.flips else (near_pixels.distances, near_pixels.neighbours)
+        if self.training is not None:
+            copies = find_copies(samples.to(device), *self.training, known)
         return Quality(
             len(samples),
             frechet_estimate(features, self.statistics),
@@ -200,7 +203,7 @@ class QualityReference:
             *density_coverage(features, some),
             near_pixels,
             near_features,
-            None if self.training is None else find_copies(samples.to(device), *self.training),
+            copies,
             self.provenance,
         )
 

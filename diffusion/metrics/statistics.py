@@ -74,6 +74,19 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text  # a SHA-256
 
 
+def check_features(features: Tensor) -> None:
+    """Refuse what no distance between laws is of.
+
+    Raises:
+        UserError: For another shape than (N, d), and numbers that are not finite.
+    """
+    if features.ndim != 2 or not features.is_floating_point():
+        raise UserError(f"features: found {features.dtype} of shape {tuple(features.shape)}; needs floats of (N, d)")
+    bad = int((~torch.isfinite(features)).any(1).sum())
+    if bad:
+        raise UserError(f"features: {bad} of {len(features)} are not finite; no figure is of them")
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
     """Count, mean and scatter of features.
@@ -93,6 +106,7 @@ class FeatureStatistics:
     @classmethod
     def of(cls, features: Float[Tensor, " n d"], provenance: Provenance | None = None) -> FeatureStatistics:
         """Those of a chunk of features, shape (N, d), N >= 1."""
+        check_features(features)
         z = features.double()
         mean = z.mean(0)
         z = z - mean

@@ -18,12 +18,14 @@ same single backward pass, and with nothing that could mix with the network's ow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..errors import UserError
 from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution
 from .weightings import Weighting
@@ -65,7 +67,7 @@ class Objective:
         x: Float[Tensor, " b *dims"],
         u: Float[Tensor, " b"],
         eps: Float[Tensor, " b *dims"],
-        cond: Tensor | None = None,
+        cond: Any = None,
     ) -> Losses:
         """The losses of clean data x at the times of u with the noise eps.
 
@@ -76,6 +78,11 @@ class Objective:
             eps: Standard normals of the shape of x.
             cond: Class labels, shape (B,), or None.
         """
+        if eps.shape != x.shape or u.shape != x.shape[:1]:
+            raise UserError(
+                f"x, u, eps: found shapes {tuple(x.shape)}, {tuple(u.shape)} and {tuple(eps.shape)}; "
+                "the noise has the shape of x, and u is one number a sample"
+            )
         schedule = denoiser.schedule
         log_snr = self.times.log_snr(schedule, u)
         t = schedule.inverse_log_snr(log_snr)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, choose
 from ..schedules import Schedule
-from ..schedules.schedule import log_snr_ends
+from ..schedules.schedule import TRAINED_DATA_END, log_snr_ends
 
 NAMES = ("simple", "elbo", "likelihood", "min-snr", "edm")
 BOUND = ("elbo", "likelihood")  # the variational bound by two names
@@ -41,8 +41,8 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
         min_snr_gamma: The cap (min-snr).
 
     Raises:
-        UserError: For an unknown name; for a learned schedule and another weighting than the bound's, whose value does
-            not depend on the schedule.
+        UserError: For an unknown name; for a weight that cannot be scaled to integrate to one; for a learned schedule
+            and another weighting than the bound's, whose value does not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
     if schedule.is_learned and name not in BOUND:
@@ -60,8 +60,13 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
         return density
 
     low, high = log_snr_ends(schedule)
+    if high > TRAINED_DATA_END:
+        raise UserError(
+            f"schedule: the data end of {schedule} is at log-SNR {high:.4g}; float32, in which networks are trained, "
+            f"tells noise from none up to {TRAINED_DATA_END:.0f} (log_snr_max, sigma_min or beta_start)"
+        )
     grid = torch.linspace(low, high, 20001, dtype=torch.float64)
     total = float(torch.trapezoid(unnormalised(grid), grid))
-    assert math.isfinite(total)
-    assert total > 0
+    if not (math.isfinite(total) and total > 0.0):
+        raise UserError(f"objective.weighting: '{name}' has no integral over the path of {schedule}; accepted: elbo")
     return lambda log_snr: unnormalised(log_snr) / total

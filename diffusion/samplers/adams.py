@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UserError, choose
+from .sampler import check_fields
 from .staged import Multistep, check_predictor
 from .variables import DATA, NOISE, Variables, Velocity
 
@@ -47,6 +48,7 @@ class Adams(Multistep):
     data_std: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         check_predictor(self.predictor)
         choose("space", self.space, SPACES)
         if not 0.0 < self.data_std < float("inf"):

@@ -1,4 +1,8 @@
-"""DDIM (Song, Meng, Ermon 2021, arXiv 2010.02502): the same marginals without, or with less, fresh noise."""
+"""DDIM (Song, Meng, Ermon 2021, arXiv 2010.02502): a family of processes without, or with less, fresh noise.
+
+Given x all of them have the marginals of the path (lemma 1). With E[x | x_t] in place of x, as here, the law of the
+samples is right in the limit of short steps only.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import posterior
-from .sampler import Coefficients, LinearSampler
+from .sampler import Coefficients, LinearSampler, check_fields
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class DDIM(LinearSampler):
     eta: float = 0.0
 
     def __post_init__(self):
+        check_fields(self)
         if not 0.0 <= self.eta <= 1.0:
             raise UserError(f"eta: found {self.eta}; DDIM takes 0 to 1 (sampler 'sde' takes any eta >= 0)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .sampler import check_fields
 from .staged import Multistep, check_predictor
 from .variables import NOISE, Variables
 
@@ -24,6 +25,7 @@ class DEIS(Multistep):
     predictor: int = 3
 
     def __post_init__(self):
+        check_fields(self)
         check_predictor(self.predictor)
 
     @property

@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
 from ..schedules import Schedule
 from .adams import Adams
-from .sampler import Callback, Sampler
-from .staged import Multistep
+from .sampler import Callback, Sampler, check_fields
 from .variables import Nodes, step_weights
 
 
@@ -54,18 +54,6 @@ class Plan:
     alpha: float
 
 
-def corrections_to(method: Multistep, schedule: Schedule, times: Tensor) -> tuple[tuple[float, ...], ...]:
-    """The corrections that make another of these methods, in the same variables, of `Adams`."""
-    adams = Adams()
-    nodes, _ = adams.plan(schedule, times)
-    euler = step_weights(adams.variables, nodes[:-1], nodes[1:], nodes[:-1][:, None])[:, 0].tolist()
-    wanted, plain = (m.stage_weights(*m.plan(schedule, times)) for m in (method, adams))
-    return tuple(
-        tuple((a.get(i - d, 0.0) - b.get(i - d, 0.0)) / euler[i] for d in range(min(i + 1, 4)))
-        for i, (a, b) in enumerate(zip(wanted, plain, strict=True))
-    )
-
-
 @dataclass(frozen=True)
 class Fitted(Sampler):
     """One evaluation a step, on the grid `own_grid(schedule)` and no other.
@@ -85,6 +73,7 @@ class Fitted(Sampler):
     ending: tuple[float, ...] = ()
 
     def __post_init__(self):
+        check_fields(self)
         n = len(self.log_snrs)
         numbers = (*self.log_snrs, *self.scales, *self.ending, *(w for row in self.corrections for w in row))
         if n < 2 or not all(map(math.isfinite, numbers)) or any(b <= a for a, b in pairwise(self.log_snrs)):
@@ -154,7 +143,7 @@ def walk(
     plan: Plan,
     x: Tensor,
     outputs: Sequence[Tensor],
-    cond: Tensor | None = None,
+    cond: Any = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """From noise, or from anywhere on the way, to the datum.

@@ -26,7 +26,7 @@ from ..brownian import GridNoise
 from ..errors import UserError
 from ..random import Noise
 from ..schedules import Schedule
-from .sampler import NoiseFunction, Sampler, times_of
+from .sampler import NoiseFunction, Sampler, check_fields, times_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class NoiseDial(Sampler):
     eta: float | str | NoiseProfile = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         NoiseProfile.of(self.eta)  # raises for what is none
 
     @property
@@ -123,9 +124,10 @@ class NoiseDial(Sampler):
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
         """The noise along a Brownian path, cut into the steps of the grid."""
-        if not self.is_stochastic:
+        times = self.drawing_times(schedule, grid)
+        if not self.is_stochastic or len(times) < 2:  # one evaluation, x = E[x | x_t], draws nothing
             return noise
-        return GridNoise.along(noise, self.profile.clock(schedule.log_snr(self.drawing_times(schedule, grid))))
+        return GridNoise.along(noise, self.profile.clock(schedule.log_snr(times)))
 
     def drawing_times(self, schedule: Schedule, grid: Tensor) -> Tensor:
         """The times between which noise is drawn: those of the grid, unless a step draws more than once."""

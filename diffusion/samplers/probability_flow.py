@@ -7,14 +7,16 @@ grid's own intervals.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torchdiffeq import odeint
 
 from ..errors import UserError, choose
-from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle, scale
-from .sampler import Sampler
+from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle_from_noise, scale
+from .sampler import Sampler, check_fields
 
 # The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are left out: the first is inexact, the
 # second is silently wrong on uneven grids.
@@ -38,6 +40,7 @@ class ODE(Sampler):
     max_evaluations: int = 5000
 
     def __post_init__(self):
+        check_fields(self)
         choose("method", self.method, (*ADAPTIVE, *FIXED))
         if not 0 < self.tolerance < 1:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 1e-4")
@@ -60,7 +63,9 @@ class ODE(Sampler):
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
         schedule = denoiser.schedule
-        phi = angle(schedule, times).to(x.device)
+        # torchdiffeq rounds times to the dtype of the state
+        phi = angle_from_noise(schedule, times).to(x.device)
+        nearest = float(phi[-1].double()) + 0.5 * math.pi  # to the data
         r = scale(schedule, times).tolist()
         flow = ProbabilityFlow(denoiser, cond, self.max_evaluations)
         shape = x.shape
@@ -68,9 +73,16 @@ class ODE(Sampler):
         # An adaptive solver is asked for the ends only; the callback then sees the grid's times through dense output.
         asked = phi if callback is not None or not self.is_adaptive else phi[[0, -1]]
         options = adaptive_options(phi) if self.is_adaptive else {}
+
+        def field(phi: Tensor, z: Tensor) -> Tensor:
+            phi = (phi.double() + 0.5 * math.pi).clamp(min=nearest)
+            return flow(phi, z.reshape(shape)).reshape(z.shape)
+
         try:
             path = odeint(
-                lambda phi, z: flow(phi, z.reshape(shape)).reshape(z.shape),
+                lambda phi, z: flow((phi.double() + 0.5 * math.pi).clamp(min=nearest), z.reshape(shape)).reshape(
+                    z.shape
+                ),
                 z,
                 asked,
                 rtol=self.tolerance,

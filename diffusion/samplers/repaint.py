@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,7 @@ from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import transition
 from .ancestral import Ancestral
-from .sampler import LinearSampler, Sampler
+from .sampler import LinearSampler, Sampler, check_fields
 
 
 class _Known(Denoiser):
@@ -33,7 +34,7 @@ class _Known(Denoiser):
         self.schedule, self.shape, self.num_classes = denoiser.schedule, denoiser.shape, denoiser.num_classes
         self.known, self.kept = known, kept
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         return torch.where(self.kept, self.known, self.denoiser(x_t, t, cond))
 
 
@@ -62,6 +63,7 @@ class RePaint(Sampler):
     resamples: int = 10
 
     def __post_init__(self):
+        check_fields(self)
         for name, value in (("jump", self.jump), ("resamples", self.resamples)):
             if value < 1:
                 raise UserError(f"{name}: found {value}; must be at least 1")

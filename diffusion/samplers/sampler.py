@@ -9,10 +9,12 @@ Most solvers of one evaluation a step are linear: x_s = a x_t + b x_hat + c z. S
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,6 +38,46 @@ def times_of(schedule: Schedule, grid: Tensor) -> Tensor:
     grid = grid.detach().to(device="cpu", dtype=torch.float64)
     # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
     return (grid[:-1] if bool(grid[-1] == 0.0) else grid).clamp(max=schedule.t_max)
+
+
+def check_fields(sampler: Any) -> None:
+    """Refuse settings of a kind that their field does not hold: words for numbers, half numbers, values not finite.
+
+    Raises:
+        UserError: For the first such field.
+    """
+    for field in fields(sampler):
+        value = getattr(sampler, field.name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if field.type == "int" and not (isinstance(value, Integral) and is_number):
+            raise UserError(f"{field.name}: found {value!r}; must be a whole number")
+        if field.type == "float" and not (is_number and not math.isnan(float(value))):
+            raise UserError(f"{field.name}: found {value!r}; must be a number")
+        if field.type == "bool" and not isinstance(value, bool):
+            raise UserError(f"{field.name}: found {value!r}; must be true or false")
+
+
+def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
+    """A grid as float64 on the CPU.
+
+    Args:
+        schedule: The path.
+        grid: A tensor, an array or a list of times.
+
+    Raises:
+        UserError: For what is none: two or more numbers that decrease, within the path.
+    """
+    try:
+        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"grid: found {str(grid)[:60]}; needs two or more decreasing times, or a name") from None
+    found = f"found {times.flatten().tolist()[:8]}"
+    if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
+        raise UserError(f"grid: needs two or more strictly decreasing times; {found} of shape {tuple(times.shape)}")
+    t_max = schedule.t_max
+    if not (bool(times[-1] >= 0) and bool(times[0] <= 1)) or bool(times[1] >= t_max):
+        raise UserError(f"grid: needs times from 1 (or t_max = {t_max:.6g}) down to 0; {found}")
+    return times
 
 
 class Sampler(ABC):
@@ -93,7 +135,7 @@ class Sampler(ABC):
         x_1: Float[Tensor, " b *dims"],
         grid: Float[Tensor, " steps"],
         noise: NoiseFunction | None = None,
-        cond: Tensor | None = None,
+        cond: Any = None,
         callback: Callback | None = None,
     ) -> Float[Tensor, " b *dims"]:
         """Walk the grid from x_1.
@@ -112,12 +154,7 @@ class Sampler(ABC):
         Raises:
             UserError: For a grid that does not decrease, or a stochastic sampler without noise.
         """
-        grid = grid.detach().to(device="cpu", dtype=torch.float64)
-        if grid.ndim != 1 or len(grid) < 2 or not bool((grid[1:] < grid[:-1]).all()):
-            raise UserError(f"grid: needs two or more strictly decreasing times; found {grid.tolist()[:8]}")
-        t_max = denoiser.schedule.t_max
-        if not (bool(grid[-1] >= 0) and bool(grid[0] <= 1)) or bool(grid[1] >= t_max):
-            raise UserError(f"grid: needs times from 1 (or t_max = {t_max:.6g}) down to 0; found {grid.tolist()[:8]}")
+        grid = checked_grid(denoiser.schedule, grid)
         if self.is_stochastic and noise is None:
             raise UserError(f"noise: {type(self).__name__} draws noise; pass a function from the step to normals")
         to_datum = bool(grid[-1] == 0.0)
@@ -136,17 +173,39 @@ class Sampler(ABC):
         x: Tensor,
         times: Tensor,
         noise: NoiseFunction | None,
-        cond: Tensor | None,
+        cond: Any,
         callback: Callback | None,
     ) -> Tensor:
         """Walk two or more times, none of them the datum; arguments as `sample`."""
 
 
+def is_value(thing: object) -> bool:
+    """Whether a thing is equal to another only where both do the same, now and later.
+
+    That holds of plain values and of this package's frozen dataclasses of them. What is someone's own may change, or
+    keep a part of its settings where no comparison looks: nothing found for it is to be kept by its key.
+    """
+    if isinstance(thing, tuple):
+        return all(map(is_value, thing))
+    if is_dataclass(thing) and not isinstance(thing, type):
+        kind = type(thing)
+        ours = kind.__module__.split(".")[0] == __name__.split(".")[0]
+        settings: Any = kind.__dict__.get("__dataclass_params__")  # of the class itself: a subclass may be anything
+        return (
+            ours
+            and settings is not None
+            and settings.frozen
+            and settings.eq
+            and all(map(is_value, vars(thing).values()))
+        )
+    return thing is None or type(thing) in (bool, int, float, str)
+
+
 def remembered(sampler: RowSampler, schedule: Schedule, times: Tensor) -> list[Any]:
-    """The rows of a grid, which batch after batch walks: made once, unless the schedule may still learn."""
-    if schedule.is_learned:
-        return sampler.rows(schedule, times)
-    return _remembered(sampler, schedule, tuple(times.tolist()))
+    """The rows of a grid, which batch after batch walks: made once for a sampler and a schedule that are values."""
+    if is_value(sampler) and is_value(schedule):
+        return _remembered(sampler, schedule, tuple(times.tolist()))
+    return sampler.rows(schedule, times)
 
 
 @lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .sampler import check_fields
 from .staged import Multistep, check_predictor
 from .variables import DATA, Variables
 
@@ -30,6 +31,7 @@ class UniPC(Multistep):
     corrector: bool = True
 
     def __post_init__(self):
+        check_fields(self)
         check_predictor(self.predictor)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import UserError
-from .schedule import Schedule
+from .schedule import DATA_END, NOISE_END, Schedule, check_ends, check_numbers
 
 
 def _require(ok: bool, message: str) -> None:
@@ -35,10 +35,12 @@ class VP(Schedule):
     log_snr_max: float = 14.0
 
     def __post_init__(self):
+        check_numbers(beta_min=self.beta_min, beta_max=self.beta_max, log_snr_max=self.log_snr_max)
         _require(
             0 < self.beta_min <= self.beta_max,
             f"schedule.beta_min, beta_max: found {self.beta_min}, {self.beta_max}; needs 0 < beta_min <= beta_max",
         )
+        check_ends(self, "schedule.beta_min, beta_max, log_snr_max")
 
     def beta(self, t: Tensor) -> Tensor:
         """beta_t, the rate at which signal is lost: f = -beta / 2."""
@@ -59,7 +61,8 @@ class VP(Schedule):
         return -0.5 * self._integral(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        return -torch.log(torch.expm1(self._integral(t)))
+        b = self._integral(t)
+        return -b - torch.log(-torch.expm1(-b))  # log(expm1(b)), where exp(b) may overflow
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         return self._time_of_integral(softplus(-log_snr, threshold=50.0))
@@ -76,7 +79,7 @@ class VP(Schedule):
 
     @property
     def t_max(self) -> float:
-        return 1.0
+        return self._within_noise(1.0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class Cosine(Schedule):
 
     Args:
         log_snr_max: The log-SNR at which the path ends near the data.
-        log_snr_min: The log-SNR at which sampling starts.
+        log_snr_min: The log-SNR at which sampling starts; below -30, where nothing is left of the data, it starts
+            there.
     """
 
     log_snr_max: float = 14.0
@@ -144,7 +148,7 @@ class Cosine(Schedule):
 
     @property
     def t_max(self) -> float:
-        return self._time_at(self.log_snr_min)
+        return self._time_at(max(self.log_snr_min, NOISE_END))
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Rectified(Schedule):
 
     @property
     def t_max(self) -> float:
-        return self._time_at(self.log_snr_min)
+        return self._time_at(max(self.log_snr_min, NOISE_END))
 
 
 class _VarianceExploding(Schedule):
@@ -205,7 +209,7 @@ class _VarianceExploding(Schedule):
 
     @property
     def t_max(self) -> float:
-        return 1.0
+        return self._within_noise(1.0)
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,7 @@ class VE(_VarianceExploding):
 
     def __post_init__(self):
         _require_sigmas(self.sigma_min, self.sigma_max)
+        check_ends(self, "schedule.sigma_min, sigma_max")
 
     def log_snr(self, t: Tensor) -> Tensor:
         return -2.0 * (math.log(self.sigma_min) + math.log(self.sigma_max / self.sigma_min) * t)
@@ -250,8 +255,10 @@ class EDM(_VarianceExploding):
     rho: float = 7.0
 
     def __post_init__(self):
+        check_numbers(rho=self.rho)
         _require_sigmas(self.sigma_min, self.sigma_max)
-        _require(self.rho > 0, f"schedule.rho: found {self.rho}; must be positive")
+        _require(1.0 <= self.rho <= 100.0, f"schedule.rho: found {self.rho}; must be from 1 to 100")
+        check_ends(self, "schedule.sigma_min, sigma_max")
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -274,9 +281,15 @@ class EDM(_VarianceExploding):
 
 
 def _require_sigmas(low: float, high: float) -> None:
+    check_numbers(sigma_min=low, sigma_max=high)
     _require(0 < low < high, f"schedule.sigma_min, sigma_max: found {low}, {high}; needs 0 < sigma_min < sigma_max")
 
 
 def require_ends(low: float, high: float) -> None:
-    """Refuse ends in log-SNR that are not in order."""
-    _require(low < high, f"schedule.log_snr_min, log_snr_max: found {low}, {high}; needs log_snr_min < log_snr_max")
+    """Refuse ends in log-SNR that are not in order, or out of reach."""
+    check_numbers(log_snr_min=low, log_snr_max=high)
+    _require(
+        low < high and NOISE_END < high <= DATA_END,
+        f"schedule.log_snr_min, log_snr_max: found {low}, {high}; needs log_snr_min < log_snr_max, "
+        f"and this between {NOISE_END:.0f} and {DATA_END:.0f}",
+    )

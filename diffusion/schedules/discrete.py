@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, choose
-from .schedule import Schedule, log_sigmoid_alpha
+from .schedule import Schedule, check_ends, check_numbers, log_sigmoid_alpha
+
+_MOST_STEPS = 1_000_000
 
 
 @lru_cache(maxsize=16)
@@ -29,8 +31,10 @@ def _betas(kind: str, steps: int, beta_start: float, beta_end: float) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _log_snrs(kind: str, steps: int, beta_start: float, beta_end: float, device: torch.device) -> Tensor:
-    log_alphas_cumprod = torch.log1p(-_betas(kind, steps, beta_start, beta_end)).cumsum(0)
-    return -torch.log(torch.expm1(-log_alphas_cumprod)).to(device)
+    with torch.inference_mode(False):  # a table that may also be used where gradients are
+        log_alphas_cumprod = torch.log1p(-_betas(kind, steps, beta_start, beta_end)).cumsum(0)
+        # -log(expm1(-log_alphas_cumprod)), where the exponential may overflow
+        return (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))).to(device)
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,15 @@ class DDPM(Schedule):
 
     def __post_init__(self):
         choose("schedule.betas", self.betas, ("linear", "cosine"))
-        if self.steps < 2:
-            raise UserError(f"schedule.steps: found {self.steps}; must be at least 2")
+        check_numbers(beta_start=self.beta_start, beta_end=self.beta_end)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 2 <= self.steps <= _MOST_STEPS:
+            raise UserError(f"schedule.steps: found {self.steps}; must be a whole number from 2 to {_MOST_STEPS}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UserError(
                 f"schedule.beta_start, beta_end: found {self.beta_start}, {self.beta_end}; "
                 "needs 0 < beta_start <= beta_end < 1"
             )
+        check_ends(self, "schedule.steps, beta_start, beta_end")
 
     def alphas_cumprod(self) -> Tensor:
         """alpha_t^2 at the levels t = 1/T .. 1, float64 of shape (T,)."""
@@ -100,4 +106,4 @@ class DDPM(Schedule):
 
     @property
     def t_max(self) -> float:
-        return 1.0
+        return self._within_noise(1.0)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .continuous import require_ends
-from .schedule import Schedule, log_sigmoid_alpha
+from .schedule import NOISE_END, Schedule, log_sigmoid_alpha
 
 # The share of the times that stays uniform in log-SNR: no level is left out, no weight exceeds 1 / UNIFORM times that
 # of uniform levels, and the second moment is within 1 / (1 - UNIFORM) of the least (Hesterberg 1995).
@@ -44,7 +44,7 @@ class Learned(Schedule, nn.Module):
 
     Args:
         log_snr_max: The log-SNR at t_min, held.
-        log_snr_min: The log-SNR at t_max = 1, held.
+        log_snr_min: The log-SNR at t_max = 1, held; -30 at the least, where nothing is left of the data.
         segments: The number of pieces on which the density is linear.
 
     Raises:
@@ -56,9 +56,9 @@ class Learned(Schedule, nn.Module):
     def __init__(self, log_snr_max: float = 14.0, log_snr_min: float = -10.0, segments: int = 32):
         super().__init__()
         require_ends(log_snr_min, log_snr_max)
-        if segments < 1:
-            raise UserError(f"schedule.segments: found {segments}; must be at least 1")
-        self.log_snr_max, self.log_snr_min, self.segments = log_snr_max, log_snr_min, segments
+        if isinstance(segments, bool) or not isinstance(segments, int) or segments < 1:
+            raise UserError(f"schedule.segments: found {segments}; must be a whole number, at least 1")
+        self.log_snr_max, self.log_snr_min, self.segments = log_snr_max, max(log_snr_min, NOISE_END), segments
         self.log_density = nn.Parameter(torch.zeros(segments + 1))
         self._cache: dict[torch.device, tuple[object, tuple[Tensor, Tensor]]] = {}
 
@@ -76,8 +76,12 @@ class Learned(Schedule, nn.Module):
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The density of u and its distribution function at the knots, kept until the parameters change."""
         at = self.log_density
-        # weights that were made in inference mode do not count their changes
-        state = object() if at.is_inference() else (at.data_ptr(), at._version, at.dtype)
+        # Changes are not counted of weights made in inference mode, nor those made through `.data`. A few numbers are
+        # compared faster than tables are made, where that need not wait for a GPU.
+        if at.device.type == "cpu":
+            state: object = at.tolist()
+        else:
+            state = object() if at.is_inference() else (at.data_ptr(), at._version, at.dtype)
         if device not in self._cache or self._cache[device][0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 heights = self._heights()

@@ -12,11 +12,22 @@ sigma_t = alpha_t exp(-lambda_t / 2), f = d log alpha / dt and g^2 = -sigma^2 d 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from ..errors import UserError
+
+# Where every path begins at the latest. The data are then 3e-7 of x_t, which is less than the rounding of float32:
+# what lies beyond is the identity, and can neither be learned nor told from noise.
+NOISE_END = -30.0
+# Where every path ends at the latest: the noise left in the data is 1e-13 of them, at the rounding of float64.
+DATA_END = 60.0
+# Where training ends at the latest: float32 does not tell noise that is less than 3e-7 of the data from none.
+TRAINED_DATA_END = 30.0
 
 
 class Schedule(ABC):
@@ -87,6 +98,40 @@ class Schedule(ABC):
 
     def _time_at(self, log_snr: float) -> float:
         return float(self.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+
+    def _within_noise(self, t: float) -> float:
+        """The time `t`, or that of `NOISE_END` where the path is there before."""
+        beyond = float(self.log_snr(torch.tensor(t, dtype=torch.float64))) < NOISE_END
+        return self._time_at(NOISE_END) if beyond else t
+
+
+def check_numbers(**numbers: object) -> None:
+    """Refuse settings of a schedule that are no finite numbers.
+
+    Raises:
+        UserError: For the first that is none.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"schedule.{name}: found {value!r}; must be a finite number of Python's own")
+
+
+def check_ends(schedule: Schedule, keys: str) -> None:
+    """Refuse a path without a way from noise to data that numbers can hold.
+
+    Args:
+        schedule: The path.
+        keys: The settings that decide, as the message names them.
+
+    Raises:
+        UserError: For such a path.
+    """
+    low, high = log_snr_ends(schedule)
+    if not NOISE_END - 1e-3 <= low < high <= DATA_END:
+        raise UserError(
+            f"{keys}: make a path from log-SNR {low:.4g} to {high:.4g}; it must rise, "
+            f"and its data end lie between {NOISE_END:.0f} and {DATA_END:.0f}"
+        )
 
 
 def log_sigmoid_alpha(log_snr: Tensor) -> Tensor:

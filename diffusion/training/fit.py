@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .. import atomic, model_files, run_lock, runs, stopped_runs
-from ..config import Config, dump_config, plain_values
+from ..config import Config, dump_config, plain_values, with_places
+from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
-from ..model import FACTS, STEP
+from ..model import FACTS, STEP, TrainedModel
 from ..preflight import process_count
-from ..processes import end_with_parent, is_child, launched
+from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
 from .callbacks import OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
@@ -33,6 +34,7 @@ from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
+from .same_data import require_same_data
 from .stopping import GracefulStop, exits_on_sigterm
 from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
@@ -72,13 +74,19 @@ class Fit:
     is_main: bool
 
 
-def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] = ()) -> Fit:
+def fit(
+    config: Config,
+    run: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    told: Callable[[str], object] | None = None,
+) -> Fit:
     """Train, and write the averaged weights to the run folder.
 
     Args:
         config: The configuration.
         run: The folder of a run to continue; None starts a new one.
         callbacks: Further callbacks of the trainer.
+        told: Called, in the process that writes, with what was understood of the data.
 
     Raises:
         UserError: For data, devices or settings that do not fit, before anything is written; for a run that another
@@ -89,8 +97,13 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     device = choose_device(config.device)
     placement = process_options(config, device)
     meet(device)
+    config = with_places(config)
     with first_on_each_machine():
         data = build_data(config)
+    if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
+        require_same_data(run, data.facts)
+    if told is not None and not is_helper():
+        told("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
@@ -100,11 +113,13 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
     model = BY_FAMILY[config.family](shown, config, data.facts)
+    _check_drawing(model)
     module.train()  # Lightning leaves the mode as it finds it
     wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
     if rank_zero_only.rank == 0:
         _write_config(run, text)
+        atomic.write_text(run / runs.DATA, data.facts.to_json())
         stopped_runs.clear(run)
 
     metrics = MetricsLog(run)
@@ -168,6 +183,18 @@ def fit(config: Config, run: Path | None = None, callbacks: Sequence[Callback] =
     if exit_code and trainer.is_global_zero:
         stopped_runs.record(run, exit_code, trainer.global_step)
     return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
+
+
+def _check_drawing(model: TrainedModel) -> None:
+    """Refuse what the run could not draw with, before it is trained: `sampling.*` is otherwise first asked then.
+
+    Raises:
+        UserError: For such a setting.
+    """
+    settings = model.sampling_settings_in_training()
+    model.effective_settings(settings)
+    if settings.get("eta"):  # only on its path is a dial too large, or not
+        model.sample(1, **{**settings, "steps": min(settings["steps"], 2)})
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:

@@ -137,6 +137,7 @@ def test_imports_are_light_and_point_upwards() -> None:
     own = {
         "diffusion",
         "diffusion.errors",
+        "diffusion.storage.paths",
         "diffusion.random",
         "diffusion.broadcasting",
     }  # `from diffusion import atomic`

@@ -13,6 +13,9 @@ from diffusion.data import decoded_cache, load_images
 from diffusion.data.image_files import load_files
 from diffusion.errors import UserError
 
+# Images of one value each, and .json files in shards: told, and not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+
 
 def png(value: int, mode: str = "L", size: tuple[int, int] = (3, 2)) -> bytes:
     buffer = io.BytesIO()

@@ -16,6 +16,8 @@ from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.preconditioning import c_in
 from diffusion.denoisers.predictions import PathPoint
+from diffusion.errors import UserError
+from diffusion.evaluations import count_evaluations
 from diffusion.random import Noise
 from diffusion.samplers import (
     DDIM,
@@ -37,6 +39,7 @@ from diffusion.samplers import (
     SASolver,
     UniPC,
 )
+from diffusion.sampling import sample
 from diffusion.schedules import time_grid
 
 SIGMA_DATA = 0.8
@@ -133,3 +136,45 @@ def test_samplers_that_are_not_linear(schedule, prediction):
             assert float((x.mean() - MEAN) / STD) == pytest.approx(0.0, abs=0.1), sampler
             assert float(x.std() / STD) == pytest.approx(0.9, abs=0.2), sampler
             torch.testing.assert_close(x, closed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", KINDS, ids=name)
+def test_one_step_is_one_evaluation(schedule, prediction):
+    """x = E[x | x_t], whatever the sampler, from the start of the path and from anywhere on it."""
+    model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
+    middle = float(schedule.inverse_log_snr(torch.tensor(0.3, dtype=F64)))
+    for start in (schedule.t_max, middle):
+        t = torch.tensor(start, dtype=F64)
+        with torch.no_grad():
+            x_t = torch.linspace(-2, 2, 5, dtype=F64)[:, None] * float(torch.hypot(*schedule(t)))
+            expected = model(x_t, t)
+        for sampler in (*SAMPLERS, *NOT_LINEAR):
+            with count_evaluations(model) as counter:
+                x = sample(model, 5, sampler, grid=[start, 0.0], x_1=x_t)
+            assert counter.rows == 5, sampler
+            torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12, msg=lambda m, s=sampler: f"{s}: {m}")
+            if start == schedule.t_max:
+                assert torch.equal(sample(model, 5, sampler, steps=1, x_1=x_t), x), sampler
+
+
+@pytest.mark.parametrize("schedule", KINDS, ids=name)
+def test_one_step_that_stops_before_the_datum(schedule):
+    """A grid of two times, the last not 0: short enough, the law at its end is the path's."""
+    model = gaussian(schedule)
+    t, s = schedule.inverse_log_snr(torch.tensor([0.0, 0.02], dtype=F64))
+    mean, variance = gaussian_law(schedule, s)
+    for sampler in SAMPLERS:
+        got = affine_law(sampler, model, torch.stack((t, s))).push(*gaussian_law(schedule, t))
+        torch.testing.assert_close(got, (mean, variance), rtol=2e-3, atol=1e-4, msg=lambda m, s=sampler: f"{s}: {m}")
+    for sampler in NOT_LINEAR:
+        x = sample(model, 4, sampler, grid=[float(t), float(s)])
+        assert torch.isfinite(x).all(), sampler
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *NOT_LINEAR], ids=name)
+def test_grids_that_are_none(sampler):
+    model = gaussian(KINDS[0])
+    for grid in ([], [0.5], [0.0], [[1.0, 0.0]], [0.0, 1.0], [1.0, float("nan"), 0.0], ["a", "b"], [2.0, 0.0]):
+        with pytest.raises(UserError, match=r"^grid: "):
+            sample(model, 2, sampler, grid=grid)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ...errors import UserError
+from ..condition import Condition
 from ..denoiser import Denoiser, Retimed
 from .guided import ALWAYS, Guided, Interval
 
@@ -34,5 +37,6 @@ class Autoguidance(Guided):
             raise UserError(f"guide: has {guide.num_classes} classes; the model has {denoiser.num_classes}")
         self.guide = guide if guide.schedule == denoiser.schedule else Retimed(guide, denoiser.schedule)
 
-    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.denoiser(x_t, t, cond), self.guide(x_t, t, cond if self.guide.num_classes else None)
+    def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        of_guide = cond if self.guide.num_classes or isinstance(cond, Condition) else None
+        return self.denoiser(x_t, t, cond), self.guide(x_t, t, of_guide)

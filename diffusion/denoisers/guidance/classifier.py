@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +11,10 @@ from torch import Tensor, nn
 from ...broadcasting import pad_dims_like
 from ...errors import UserError
 from ...schedules import Schedule
+from ..condition import labels_only
 from ..denoiser import Denoiser
+from ..given import outside_inference_mode, real_number
+from ..network_call import dtype_of
 from ..preconditioning import c_noise
 from .guided import ALWAYS, Interval
 
@@ -31,7 +36,7 @@ class PathClassifier(nn.Module):
 
     def forward(self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"]) -> Float[Tensor, " b classes"]:
         """The logits; x_t (B, *shape), t () or (B,)."""
-        dtype = next(self.network.parameters(), x_t).dtype
+        dtype = dtype_of(self.network, x_t.dtype)
         scale = torch.hypot(*self.schedule(t)).reciprocal()
         level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(len(x_t))
         return self.network((pad_dims_like(scale, x_t).to(x_t) * x_t).to(dtype), level).to(x_t.dtype)
@@ -64,17 +69,19 @@ class ClassifierGuided(Denoiser):
         self.schedule = denoiser.schedule
         self.shape = denoiser.shape
         self.num_classes = num_classes
-        self.weight = weight
+        self.weight = real_number("weight", weight)
         self.interval = interval
 
+    @outside_inference_mode
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return the guided x_hat; `cond` are the labels to steer to, None for none. Arguments as `Denoiser.forward`.
 
         Raises:
             UserError: For a classifier whose answer is not of shape (B, num_classes).
         """
+        cond = labels_only(cond)
         x_hat = self.denoiser(x_t, t)
         within = self.interval.holds(self.schedule, t)
         if cond is None or self.weight == 0.0 or not bool(within.any()):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ..condition import Condition
 from ..denoiser import Denoiser
 from .guided import ALWAYS, Guided, Interval
 
@@ -20,28 +23,33 @@ class ClassifierFree(Guided):
         denoiser: A class-conditional denoiser whose labels were dropped in training.
         weight: The guidance weight w.
         interval: The noise levels at which it acts; elsewhere x_hat = x_hat(x_t | label), by one evaluation.
+        null: Of a network with a condition of its own: the one that stands for none, one entry.
 
     Raises:
         UserError: For a denoiser without classes, or a call without labels.
     """
 
-    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
-        if not denoiser.num_classes:
+    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS, null: Condition | None = None):
+        if not denoiser.num_classes and null is None:
             raise UserError(
                 "guidance: the model was trained without labels; leave it at 1, "
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
         super().__init__(denoiser, weight, interval)
+        self.null = null
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """Return the guided x_hat; `cond` are the labels to steer to. Arguments as `Denoiser.forward`."""
         if cond is None:
             raise UserError("guidance: steers towards a class; give a label too")
         return super().forward(x_t, t, cond)
 
-    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert cond is not None  # `forward` has seen to it
-        both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
+    def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(cond, Condition):
+            assert self.null is not None  # whoever gives a condition gives the null
+            both = cond.then(self.null[torch.zeros(len(cond), dtype=torch.long)])
+        else:
+            both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
         times = t if t.ndim == 0 else torch.cat((t, t))
         conditional, free = self.denoiser(torch.cat((x_t, x_t)), times, both).chunk(2)
         return conditional, free

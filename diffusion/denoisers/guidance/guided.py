@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...schedules import Schedule
 from ..denoiser import Denoiser
+from ..given import real_number
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Guided(Denoiser):
 
     def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
         super().__init__()
+        weight = real_number("weight", weight)
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.shape = denoiser.shape
@@ -68,11 +71,11 @@ class Guided(Denoiser):
         self.interval = interval
 
     @abstractmethod
-    def pair(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """The two answers, (towards, away). Arguments as `forward`."""
 
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return the guided x_hat. Arguments as `Denoiser.forward`."""
         within = self.interval.holds(self.schedule, t)
@@ -84,9 +87,9 @@ class Guided(Denoiser):
         x_hat = torch.empty_like(x_t)
         for part, answer in ((within, self._extrapolated), (~within, self.denoiser)):
             rows = part.nonzero()[:, 0].to(x_t.device)
-            x_hat[rows] = answer(x_t[rows], t[part], None if cond is None else cond[rows])
+            x_hat[rows] = answer(x_t[rows], t[part], None if cond is None else cond[rows.to(cond.device)])
         return x_hat
 
-    def _extrapolated(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    def _extrapolated(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         towards, away = self.pair(x_t, t, cond)
         return torch.lerp(away, towards, self.weight)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from torch import Tensor
 from ...broadcasting import pad_dims_like
 from ...errors import UserError
 from ..denoiser import Denoiser
+from ..given import outside_inference_mode, real_number, tensor_of
 from .operators import LinearOperator
 
 # v -> (sigma^2 / alpha) J^T v: the covariance of x given x_t, as a function of a vector (B, *shape).
@@ -49,7 +51,10 @@ class Observation:
     noise_std: float = 0.0
 
     def __post_init__(self):
-        if not 0.0 <= self.noise_std < float("inf"):
+        object.__setattr__(self, "y", tensor_of("y", self.y))
+        if not self.y.is_floating_point() or self.y.ndim == 0:
+            raise UserError(f"y: found {self.y.dtype} of shape {tuple(self.y.shape)}; needs floats, (B, *observed)")
+        if real_number("noise_std", self.noise_std) < 0.0:
             raise UserError(f"noise_std: found {self.noise_std}; must be 0 or more")
         if not bool(torch.isfinite(self.y).all()):
             raise UserError("y: has values that are not finite")
@@ -61,6 +66,8 @@ class Observation:
             UserError: For a y whose shape is not that of A x.
         """
         seen = self.operator(x)
+        if len(seen) != len(x):
+            raise UserError(f"operator: returned {tuple(seen.shape)} for {len(x)} data; must return one row each")
         if self.y.shape[1:] != seen.shape[1:] or len(self.y) not in (1, len(seen)):
             found, needed = tuple(self.y.shape), tuple(seen.shape)
             raise UserError(f"y: found shape {found}; these data are observed as {needed}, or (1, ...) for all alike")
@@ -96,8 +103,9 @@ class Posterior(Denoiser):
             sigma: sigma_t, shape () or (B,).
         """
 
+    @outside_inference_mode
     def forward(
-        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Tensor | None = None
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return E[x | x_t, y], approximately. Arguments as `Denoiser.forward`."""
         alpha, sigma = (value.to(x_t) for value in self.schedule(t))
@@ -111,4 +119,7 @@ class Posterior(Denoiser):
 
         mean = x_hat.detach()
         weighted = self.solve(self.observation.residual(mean), covariance, alpha, sigma)
-        return mean + covariance(self.observation.operator.adjoint(weighted))
+        back = self.observation.operator.adjoint(weighted)
+        if back.shape != x_t.shape:
+            raise UserError(f"operator: its adjoint returned {tuple(back.shape)}; the data are {tuple(x_t.shape)}")
+        return mean + covariance(back)

@@ -1,0 +1,52 @@
+"""The files of a source that are no images: counted, so that what was left out is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import PurePosixPath
+
+ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_LITTER = ("thumbs.db", "desktop.ini")  # that file managers leave
+_TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
+_OF_LABELS = ("annotation", "class", "label", "metadata", "target")
+_SHOWN = 8
+
+
+class PassedOver:
+    """Tells images from other files, and counts the others."""
+
+    def __init__(self) -> None:
+        self.endings: Counter[str] = Counter()
+        self.tables: list[str] = []
+
+    def is_image(self, name: PurePosixPath) -> bool:
+        """Whether a file is to be read, by its name; what is hidden is neither an image nor counted."""
+        if any(map(is_hidden, name.parts)) or name.name.lower() in _LITTER:
+            return False
+        ending = name.suffix.lower()
+        if ending in ENDINGS:
+            return True
+        self.endings[ending] += 1
+        stem = name.stem.lower()
+        if ending in _TABLES or (ending in (".txt", ".json") and any(word in stem for word in _OF_LABELS)):
+            self.tables.append(name.name)
+        return False
+
+    def notes(self) -> list[str]:
+        """What was left out, a line each."""
+        count = self.endings.total()
+        if not count:
+            return []
+        known = sorted(ending for ending, files in self.endings.items() if ending and files)
+        told = " ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+        told = ", ".join(filter(None, (told, "no ending" if self.endings[""] else "")))
+        found = [f"{count:,} {'file' if count == 1 else 'files'} passed over: {told} (not read)"]
+        if self.tables:
+            names = ", ".join(self.tables[:3]) + (", ..." if len(self.tables) > 3 else "")
+            found.append(f"not used: {names}; labels are taken from folders, .cls files in tar shards, and .npz files")
+        return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is of the system's, not of the user's."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -1,0 +1,35 @@
+"""What was understood of a data set, in a few lines, from what a model knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion.data.class_names import names_of, numbered
+from diffusion.data.splits import SPLITS
+
+
+def describe(provenance: Mapping[str, Any], num_classes: int) -> list[str]:
+    """Number, size, levels, splits, classes and what was left out, a line each; nothing for what is no image.
+
+    Args:
+        provenance: Of `ImageData`, or as a model file keeps it.
+        num_classes: The number of classes.
+    """
+    if "train_images" not in provenance:
+        return []
+    of = provenance
+    counts = {split: int(of[f"{split}_images"]) for split in SPLITS}
+    what = "grey" if of["channels"] == 1 else f"{of['channels']} channels"
+    used = f", of which {of['used']} are used" if "used" in of else ""
+    numbers = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    classes = (
+        f"{num_classes:,}: {numbered(names_of(of, num_classes))}" if num_classes else "none, images have no labels"
+    )
+    return [
+        f"data: {sum(counts.values()):,} images from {of['source']}: {of['width']} x {of['height']} (width x height), "
+        f"{what}, {of['levels']} levels{used}",
+        f"  splits: {numbers} ({of['split']})",
+        f"  classes: {classes}",
+        *(f"  note: {line}" for line in str(of.get("notes", "")).splitlines()),
+    ]

@@ -1,0 +1,169 @@
+"""Networks as people have them, asked as one: (x, c_noise, condition) to one tensor.
+
+Taken as meant: a module or a function, of two arguments or with the condition as the third or as a keyword of its own;
+what it returns may be a tensor, a tuple or list that begins with it, or hold it as `sample` (diffusers).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+# What networks call their condition where it is given by name alone.
+_KEYWORDS = ("labels", "class_labels", "label", "y", "cond", "condition", "context", "encoder_hidden_states")
+_WRAP = "wrap it: a module whose forward(x, c_noise, labels) returns one tensor (docs/extending.md)"
+
+
+class Function(nn.Module):
+    """A function as a module, so that it can be counted; the modules that it calls are moved with it."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+        while isinstance(function, partial):
+            function = function.func
+        found = [function, getattr(function, "__self__", None)]
+        if inspect.isfunction(function):
+            names = inspect.getclosurevars(function)
+            found += [*names.nonlocals.values(), *names.globals.values()]
+        self.owners = nn.ModuleList(thing for thing in found if isinstance(thing, nn.Module))
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.function(*arguments, **options)
+
+
+def as_module(network: Any) -> nn.Module:
+    """The network as a module.
+
+    Raises:
+        UserError: For what cannot be called.
+    """
+    if isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule):
+        return network
+    if isinstance(network, type) or not callable(network):
+        raise UserError(f"network: found {str(network)[:60]}; needs a module or a function of (x, c_noise, labels)")
+    return Function(network)
+
+
+@dataclass(frozen=True)
+class Takes:
+    """How a network takes its condition.
+
+    Args:
+        condition: `third`: as the third argument; `none`: not at all; else the keyword.
+        needed: Whether it must be given, as None where there is none.
+    """
+
+    condition: str
+    needed: bool
+
+    def arguments(self, cond: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What follows x and c_noise.
+
+        Raises:
+            UserError: For a condition that the network does not take.
+        """
+        if cond is None and not self.needed:
+            return (), {}
+        if self.condition == "third":
+            return (cond,), {}
+        if self.condition == "none":
+            raise UserError(
+                "network: takes (x, c_noise) alone, but a condition is given; let its forward take labels, too"
+            )
+        return (), {self.condition: cond}
+
+
+def takes_of(network: nn.Module) -> Takes:
+    """How a network takes its condition, by its signature.
+
+    Raises:
+        UserError: For one that cannot take x and c_noise.
+    """
+    parameters = _parameters(network)
+    if parameters is None:
+        return Takes("third", needed=True)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return Takes("third", needed=True)
+    if len(positional) > 2:
+        return Takes("third", needed=positional[2].default is inspect.Parameter.empty)
+    if len(positional) < 2:
+        names = ", ".join(p.name for p in parameters)
+        raise UserError(f"network: takes ({names}); it must take (x, c_noise), and labels where there are classes")
+    by_name = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name in _KEYWORDS]
+    if not by_name:
+        return Takes("none", needed=False)
+    return Takes(by_name[0].name, needed=by_name[0].default is inspect.Parameter.empty)
+
+
+def _parameters(network: nn.Module) -> list[inspect.Parameter] | None:
+    """Those of the forward, within what wraps it (torch.compile, DataParallel); None where it does not tell."""
+    inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+    if isinstance(inner, nn.Module):
+        return _parameters(inner)
+    forward = network.function if isinstance(network, Function) else network.forward
+    if isinstance(forward, nn.Module):
+        return _parameters(forward)
+    try:
+        return list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The type that most of the network's floating parameters have, by their numbers; `default` where it has none.
+
+    A counter, a table in double precision or a first layer in another precision does not decide for the whole; where
+    layers differ, their own casts, or torch.autocast, go between.
+    """
+    counts = Counter[torch.dtype]()
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else default
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The tensor in what a network returned.
+
+    Raises:
+        UserError: Where there is none.
+    """
+    found = output
+    if isinstance(output, Mapping) and "sample" in output:
+        found = output["sample"]
+    elif isinstance(output, tuple | list) and len(output):
+        found = output[0]
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "sample", None)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        what = f"numbers of type {found.dtype}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
+        raise UserError(f"network: returned {what}; needs a tensor of real numbers, or one as .sample; {_WRAP}")
+    return found
+
+
+def check_output(output: Tensor, x: Tensor, needed: tuple[int, ...], name: str = "network") -> None:
+    """Refuse an output of another shape, which would be broadcast against x.
+
+    Raises:
+        UserError: Tells both shapes.
+    """
+    if output.shape == needed:
+        return
+    same = "the shape of x" if needed == tuple(x.shape) else f"{needed}"
+    hint = ""
+    if len(output.shape) == len(needed) > 1 and output.shape[1] == 2 * needed[1]:
+        hint = "; twice the channels are a mean and a variance: wrap it and return the first half"
+    raise UserError(
+        f"{name}: returned {tuple(output.shape)} for x of shape {tuple(x.shape)}; it must return {same}{hint}"
+    )

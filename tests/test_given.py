@@ -1,0 +1,330 @@
+"""Inputs as people have them: taken as meant, or refused in one line that names the argument."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffusion import encode, log_density, log_likelihood, sample, samplers
+from diffusion.baselines.entropy import knn_entropy
+from diffusion.denoisers import Denoiser, NetworkDenoiser, exact
+from diffusion.denoisers.guidance import ClassifierGuided
+from diffusion.denoisers.inverse_problems import DPS, Downsample, MomentMatching, Observation, PseudoInverse
+from diffusion.denoisers.levels import LevelDenoiser
+from diffusion.errors import UserError
+from diffusion.objectives import Objective, draw_u, time_distribution, weighting
+from diffusion.schedules import VP, Cosine
+
+SHAPE = (1, 8, 8)
+draw = partial(sample, sampler="ddim", steps=2)
+
+
+class Net(nn.Module):
+    def __init__(self, wrap=lambda y: y, out=1):
+        super().__init__()
+        self.c, self.wrap = nn.Conv2d(1, out, 3, padding=1), wrap
+        with torch.no_grad():
+            for i, value in enumerate(self.parameters()):
+                value.copy_(torch.linspace(-0.2, 0.3 + i, value.numel()).reshape(value.shape))
+
+    def forward(self, x, t, labels=None):
+        return self.wrap(self.c(x))
+
+
+class Two(Net):
+    def forward(self, x, t):
+        return self.c(x)
+
+
+class ByName(Net):
+    def forward(self, x, t, *, class_labels=None):
+        return self.c(x)
+
+
+class LikeDiffusers(Net):
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        return SimpleNamespace(sample=self.c(sample)) if return_dict else (self.c(sample),)
+
+
+class WithOtherTypes(Net):
+    """A counter and a small table in double precision before the weights."""
+
+    def __init__(self):
+        super().__init__()
+        own = dict(self._parameters), dict(self._modules)
+        self._modules.clear()
+        self.count = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+        self.table = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self._modules.update(own[1])
+
+
+def denoiser(net, **options):
+    return NetworkDenoiser(net, Cosine(), prediction="v", shape=SHAPE, **options)
+
+
+def closure():
+    two = Two()
+    return lambda x, c: two(x, c)
+
+
+NETWORKS = {
+    "(x, t)": Two,
+    "a tuple": lambda: Net(lambda y: (y, None)),
+    "a list": lambda: Net(lambda y: [y]),
+    ".sample": lambda: Net(lambda y: SimpleNamespace(sample=y)),
+    "a dict": lambda: Net(lambda y: {"sample": y}),
+    "labels by name": ByName,
+    "diffusers": LikeDiffusers,
+    "a bound method": lambda: Two().forward,
+    "a function": closure,
+    "a partial": lambda: partial(LikeDiffusers(), return_dict=False),
+    "within another module": lambda: nn.DataParallel(Two()),
+    "compiled": lambda: torch.compile(Two(), backend="eager"),
+    "other types": WithOtherTypes,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", NETWORKS)
+def test_networks_as_people_have_them(what):
+    expected = draw(denoiser(Net()), 2)
+    model = denoiser(NETWORKS[what]())
+    assert torch.equal(draw(model, 2), expected)
+    x = torch.zeros(2, *SHAPE)
+    here = log_density(model, x, trace="hutchinson", tolerance=1e-2).log_prob
+    there = log_density(denoiser(Net()), x, trace="hutchinson", tolerance=1e-2).log_prob
+    torch.testing.assert_close(here, there)
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (Net(lambda y: None), "network: returned a NoneType"),
+        (Net(lambda y: {"out": y}), "network: returned a dict"),
+        (Net(lambda y: torch.distributions.Normal(0.0, 1.0)), "network: returned a Normal"),
+        (Net(lambda y: y.long()), r"network: returned numbers of type torch\.int64"),
+        (nn.Conv2d(1, 1, 1), r"network: takes \(input\)"),
+        (Net(lambda y: y[:, 0]), r"network: returned \(2, 8, 8\) for x of shape \(2, 1, 8, 8\)"),
+        (Net(lambda y: y.mean((2, 3), keepdim=True)), r"network: returned \(2, 1, 1, 1\)"),
+        (Net(lambda y: y[:1]), r"network: returned \(1, 1, 8, 8\)"),
+        (Net(out=2), "return the first half"),
+    ],
+)
+def test_networks_that_are_refused_at_their_first_call(net, told):
+    model = denoiser(net)
+    x = torch.zeros(2, *SHAPE)
+    loss = Objective(weighting("elbo", Cosine()), time_distribution("log-snr"))
+    calls = [
+        lambda: draw(model, 2),
+        lambda: loss(model, x, draw_u(0, 0, torch.arange(2), 2, stratified=True), x),
+        lambda: log_density(model, x),
+        lambda: model.v(x, torch.tensor(0.5)),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=told) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_an_own_denoiser_of_another_shape():
+    class Mean(Denoiser):
+        schedule, shape = VP(), (2,)
+
+        def forward(self, x_t, t, cond=None):
+            return x_t.mean(1, keepdim=True)
+
+    for call in (lambda: draw(Mean(), 3), lambda: log_density(Mean(), torch.zeros(3, 2))):
+        with pytest.raises(UserError, match=r"Mean: returned \(3, 1\) for x of shape \(3, 2\)"):
+            call()
+
+
+def test_levels_ask_for_their_own_shape():
+    places = torch.linspace(-1, 1, 4)
+    model = LevelDenoiser(Net(), Cosine(), places, SHAPE)
+    with pytest.raises(UserError, match=r"it must return \(2, 4, 8, 8\)"):
+        draw(model, 2)
+    assert draw(LevelDenoiser(Net(out=4), Cosine(), places, SHAPE), 2).shape == (2, *SHAPE)
+
+
+def test_a_condition_that_a_network_does_not_take():
+    with pytest.raises(UserError, match="network: takes"):
+        draw(denoiser(Two(), num_classes=3), 2, label=1)
+
+
+PLANE = exact.Gaussian([0.1, 0.2], np.array([0.5, 0.4]), VP())
+LEVELS = exact.Gaussian(torch.zeros(1, 4, 4), 0.5, VP())
+X = torch.linspace(-1, 1, 6).reshape(3, 2)
+IMAGES = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
+
+
+def test_arrays_lists_and_words_are_taken_as_meant():
+    assert torch.equal(draw(PLANE, np.int64(3)), draw(PLANE, 3))
+    for x_1 in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
+        torch.testing.assert_close(draw(PLANE, 3, x_1=x_1).float(), draw(PLANE, 3, x_1=X))
+    for word in ("float64", "torch.float64", "double", np.float64, torch.float64):
+        assert draw(PLANE, 1, dtype=word).dtype == torch.float64
+    times = np.linspace(1, 0, 5)
+    assert torch.equal(sample(PLANE, 2, "ddim", grid=times), sample(PLANE, 2, "ddim", grid=torch.tensor(times)))
+    torch.testing.assert_close(log_density(PLANE, X.numpy()).log_prob, log_density(PLANE, X).log_prob)
+    measured = log_likelihood(LEVELS, IMAGES, tolerance=1e-2).log_prob
+    for images in (IMAGES.long(), IMAGES.numpy(), IMAGES.to(torch.int16), IMAGES.tolist()):
+        assert torch.equal(log_likelihood(LEVELS, images, tolerance=1e-2).log_prob, measured)
+    torch.testing.assert_close(encode(PLANE, X.tolist(), "ddim", steps=4), encode(PLANE, X, "ddim", steps=4))
+    z = np.random.default_rng(0).normal(size=(30, 2))
+    assert float(knn_entropy(z)) == float(knn_entropy(torch.tensor(z)))
+    assert float(knn_entropy(z.tolist())) == pytest.approx(float(knn_entropy(torch.tensor(z))), abs=1e-5)
+    model = denoiser(Net(), num_classes=3)
+    for label in (1.0, np.int64(1), [1, 1], np.array([1, 1]), torch.tensor([1, 1], dtype=torch.int32)):
+        assert torch.equal(draw(model, 2, label=label), draw(model, 2, label=1))
+
+
+REFUSED = {
+    "n": lambda: sample(PLANE, 2.0),
+    "n ": lambda: sample(PLANE, True),
+    "seed": lambda: draw(PLANE, 1, seed=0.5),
+    "steps": lambda: sample(PLANE, 1, "ddim", steps="5"),
+    "batch_size": lambda: draw(PLANE, 1, batch_size=1.5),
+    "dtype": lambda: draw(PLANE, 1, dtype="float16"),
+    "x_1": lambda: draw(PLANE, 3, x_1=X * float("nan")),
+    "x_1 ": lambda: draw(PLANE, 3, x_1="noise"),
+    "guidance": lambda: draw(denoiser(Net(), num_classes=3), 1, label=1, guidance="2"),
+    "label": lambda: draw(denoiser(Net(), num_classes=3), 1, label=0.7),
+    "label ": lambda: draw(denoiser(Net(), num_classes=3), 1, label=True),
+    "label  ": lambda: draw(denoiser(Net(), num_classes=3), 2, label=torch.tensor([0.2, 0.9])),
+    "model": lambda: sample("pretrained:digits", 1),
+    "model ": lambda: sample(Net(), 1),
+    "images": lambda: log_likelihood(LEVELS, torch.rand(2, 1, 4, 4)),
+    "images ": lambda: log_likelihood(LEVELS, IMAGES.long() + 300),
+    "images  ": lambda: log_likelihood(LEVELS, -IMAGES.long() - 1),
+    "images   ": lambda: log_likelihood(LEVELS, IMAGES > 3),
+    "images    ": lambda: log_likelihood(LEVELS, IMAGES[:0]),
+    "x": lambda: log_density(PLANE, X * float("inf")),
+    "x ": lambda: log_density(PLANE, X.long()),
+    "x  ": lambda: encode(PLANE, X[:0]),
+    "probes": lambda: log_density(PLANE, X, trace="hutchinson", probes=1.5),
+    "z": lambda: knn_entropy("z"),
+    "k": lambda: knn_entropy(X, k=1.5),
+    "mean": lambda: exact.Gaussian("a", 1.0, VP()),
+    "data": lambda: exact.Empirical([[1, 2], [3]], VP()),
+    "cond": lambda: draw(denoiser(Net()), 4, cond=torch.zeros(3, 2)),
+    "x_t": lambda: PLANE(torch.zeros(4, 1), torch.tensor(0.5)),
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_the_argument_is_named(argument):
+    with pytest.raises(UserError, match=rf"^{argument.strip()}\b.*: ") as error:
+        REFUSED[argument]()
+    assert "\n" not in str(error.value)
+
+
+class Vector(nn.Module):
+    """Three numbers a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(5, 2)
+
+    def forward(self, x, c, y=None):
+        y = torch.zeros(len(x), 3) if y is None else torch.cat(y, 1) if isinstance(y, tuple) else y
+        return self.l(torch.cat([x, y.to(x)], 1))
+
+
+@pytest.fixture
+def vector():
+    torch.manual_seed(0)
+    return NetworkDenoiser(Vector(), Cosine(), prediction="v", shape=(2,)), torch.randn(4, 3)
+
+
+@pytest.mark.parametrize("name", samplers.names())
+def test_a_network_has_its_own_condition(vector, name):
+    model, y = vector
+    together = sample(model, 4, name, steps=3, cond=y)
+    one_by_one = [sample(model, 1, name, steps=3, cond=y[i : i + 1], start=i) for i in range(4)]
+    torch.testing.assert_close(together, torch.cat(one_by_one), rtol=1e-3, atol=1e-3)
+    in_parts = sample(model, 4, name, steps=3, cond=(y[:, :1], y[:, 1:]), batch_size=3)
+    torch.testing.assert_close(together, in_parts, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together, sample(model, 4, name, steps=3), atol=1e-2)
+
+
+def test_guidance_towards_a_condition(vector):
+    """x_hat is affine in the condition here: weight w is the condition w times as far from the null."""
+    model, y = vector
+    null = torch.randn(1, 3)
+    guided = draw(model, 4, cond=y, guidance=2.5, cond_null=null)
+    torch.testing.assert_close(guided, draw(model, 4, cond=null + 2.5 * (y - null)), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="cond_null"):
+        draw(model, 4, cond=y, guidance=2.0)
+
+
+@pytest.mark.parametrize("method", ["ode", "elbo", "immse"])
+def test_a_likelihood_given_a_condition(vector, method):
+    model, y = vector
+    x = torch.randn(4, 2)
+    whole = log_density(model, x, method=method, cond=y, batch_size=3)
+    part = log_density(model, x[2:], method=method, cond=(y[2:, :2], y[2:, 2:]), indices=torch.tensor([2, 3]))
+    torch.testing.assert_close(whole.log_prob[2:], part.log_prob, rtol=1e-4, atol=1e-3)
+
+
+def test_inference_mode_is_as_no_grad():
+    y = torch.zeros(1, 1, 4, 4)
+    images = exact.Gaussian(torch.zeros(SHAPE), 0.5, VP())
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    seen = Observation(Downsample(2), y)
+    calls = [
+        lambda: draw(images, 2),
+        lambda: draw(MomentMatching(images, seen), 2),
+        lambda: draw(DPS(images, seen), 2),
+        lambda: PseudoInverse(images, seen)(torch.zeros(2, *SHAPE), torch.tensor([0.5, 0.6])),
+        lambda: draw(ClassifierGuided(images, Classifier(), 2), 2, label=1),
+        lambda: log_density(PLANE, X + 0.0).log_prob,
+        lambda: log_likelihood(LEVELS, IMAGES + 0, tolerance=1e-2).log_prob,
+        lambda: sample(PLANE, 3, x_1=X * 1.0),
+    ]
+    for call in calls:
+        with torch.inference_mode():
+            inside = call()
+        with torch.no_grad():
+            torch.testing.assert_close(inside, call())
+        assert not inside.is_inference()
+    with torch.inference_mode():
+        x = X + 0.0
+    assert torch.isfinite(log_density(PLANE, x).log_prob).all(), "what was made in inference mode, outside of it"
+
+
+class Blown(nn.Module):
+    def forward(self, x, c):
+        return x * 1e30
+
+
+@pytest.mark.parametrize("name", samplers.names())
+def test_samples_that_are_not_finite_are_told(name):
+    model = NetworkDenoiser(Blown(), Cosine(), prediction="v", shape=(2,))
+    with pytest.raises(UserError, match=r"not finite|could not go on|gave up") as error:
+        sample(model, 2, name, steps=8)
+    assert "\n" not in str(error.value)
+
+
+def test_the_step_is_named():
+    model = NetworkDenoiser(Blown(), Cosine(), prediction="v", shape=(2,))
+    with pytest.raises(UserError, match=r"DDIM made samples that are not finite, first in step 2 of 8"):
+        sample(model, 2, "ddim", steps=8)
+
+
+@pytest.mark.parametrize("method", ["ode", "elbo", "immse"])
+def test_a_figure_that_is_not_finite_is_none(method):
+    model = NetworkDenoiser(lambda x, c: x * float("nan"), Cosine(), prediction="v", shape=(2,))
+    with pytest.raises(UserError, match=r"not finite|is nan"):
+        log_density(model, X, method=method)
