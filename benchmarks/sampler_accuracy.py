@@ -32,6 +32,7 @@ from diffusion.fit_sampler import MOST_STEPS, fit_sampler
 from diffusion.samplers import ODE, Adams, Sampler, build, names
 from diffusion.sampling import DEFAULT_SAMPLER
 from diffusion.schedules import Cosine, time_grid
+from diffusion.schedules.time_grids import DEFAULT_GRID
 
 F64 = torch.float64
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
@@ -135,7 +136,13 @@ def geometric_mean(errors: list[float]) -> float:
 def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     """(error, sampler, grid) of the default as it is, and of every sampler on the best of the fixed grids."""
     default = build(DEFAULT_SAMPLER)
-    rows = [(geometric_mean([rms(default, time_grid(SCHEDULE, budget), case) for case in cases]), "the default", "")]
+    rows = [
+        (
+            geometric_mean([rms(default, time_grid(SCHEDULE, budget, DEFAULT_GRID), case) for case in cases]),
+            "the default",
+            "",
+        )
+    ]
     for name, sampler in samplers().items():
         steps = steps_within(sampler, budget)
         if steps < 2:
@@ -155,7 +162,7 @@ def tuned(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     """(error, sampler, its spread) of what is tuned to each mixture by itself."""
     adams, default = Adams(), build(DEFAULT_SAMPLER)
     errors = {
-        "the default": [rms(default, time_grid(SCHEDULE, budget), case) for case in cases],
+        "the default": [rms(default, time_grid(SCHEDULE, budget, DEFAULT_GRID), case) for case in cases],
         "adams, auto": [rms(adams, auto_grid(case.model, adams, budget), case) for case in cases],
     }
     if budget <= MOST_STEPS:

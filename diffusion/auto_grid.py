@@ -261,7 +261,7 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
 
 def default_log_snrs(schedule: Schedule, steps: int) -> Tensor:
     """Those of the grid that is taken when none is asked for, without the datum."""
-    return schedule.log_snr(time_grid(schedule, steps)[:-1])
+    return schedule.log_snr(time_grid(schedule, steps, DEFAULT_GRID)[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:

@@ -12,6 +12,7 @@ inverse to first order in sigma^2, by one evaluation:
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -106,28 +107,63 @@ def encode(
     return found
 
 
-def slerp(a: Float[Tensor, " n *dims"], b: Float[Tensor, " n *dims"], u: float | Tensor) -> Float[Tensor, " n *dims"]:
-    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985).
+def slerp(a: Tensor, b: Tensor, u: float | Tensor) -> Float[Tensor, " n *dims"]:
+    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985), in float64 inside.
+
+    Its direction goes round by the angle u theta from a to b. Up to a right angle its length is that of Shoemake's
 
         (sin((1 - u) theta) a + sin(u theta) b) / sin theta,        cos theta = a b / (|a| |b|)
 
-    Independent normals are orthogonal but for 1 / sqrt(D), and cos^2 + sin^2 = 1: what lies between them has unit
-    variance too. Their mean (linear interpolation) has the variance 1/2.
+    which is between |a| and |b|. Beyond, ends of unlike lengths make that formula grow as 1 / sin theta; the length is
+    then that at a right angle, sqrt(cos(u pi/2)^2 |a|^2 + sin(u pi/2)^2 |b|^2), between |a| and |b| again.
+
+    Independent normals of many dimensions are orthogonal but for 1 / sqrt(D), so that what lies between them has unit
+    variance too (in the plane, at the worst, 0.96). Their mean (linear interpolation) has the variance 1/2.
+
+    Between exactly opposite ends lead many arcs; one towards the axis that a is furthest from is taken, and in one
+    dimension, where there is none, the way through 0. From a row of zeros the way is straight.
 
     Args:
-        a, b: Shape (N, *dims).
-        u: From 0 (a) to 1 (b): a number, or one a row, (N,).
+        a, b: Shape (N, *dims), floats.
+        u: From 0 (a, to the bit) to 1 (b, to the bit): a number, or one a row, (N,).
+
+    Raises:
+        UserError: For ends of unlike shapes, no floats, or shares that are neither one nor one a row.
     """
+    if a.shape != b.shape or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+        found = f"{a.dtype} of shape {tuple(a.shape)} and {b.dtype} of shape {tuple(b.shape)}"
+        raise UserError(f"a, b: found {found}; both need floats of one shape (n, *dims)")
+    share = torch.as_tensor(u, dtype=torch.float64, device=a.device)
+    if share.shape not in ((), (1,), (len(a),)):
+        raise UserError(f"u: found shape {tuple(share.shape)}; needs one number, or one for each of {len(a)} rows")
+    share = share.expand(len(a))[:, None]
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
-    cos = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1.0, 1.0)
-    theta = torch.acos(cos)[:, None]
-    share = torch.as_tensor(u, dtype=torch.float64, device=a.device).expand(len(a))[:, None]
-    sin = torch.sin(theta)
-    near = sin < 1e-6  # parallel: the arc is a straight line (and of opposite ones none is nearer than another)
-    sin = torch.where(near, 1.0, sin)
-    from_a = torch.where(near, 1.0 - share, torch.sin((1.0 - share) * theta) / sin)
-    from_b = torch.where(near, share, torch.sin(share * theta) / sin)
-    return (from_a * flat_a + from_b * flat_b).to(a.dtype).reshape(a.shape)
+    (from_a, length_a), (from_b, length_b) = _polar(flat_a), _polar(flat_b)
+    cos = (from_a * from_b).sum(1, keepdim=True)
+    across, sin = _polar(from_b - cos * from_a)
+    axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
+    side = torch.where(from_a[:, :1] < 0, -1.0, 1.0)  # another for a than for -a, so that the mean over normals is 0
+    across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
+    across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
+    theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
+    from_a = torch.where(length_a > 0, from_a, from_b)
+    theta = torch.where((length_a > 0) & (length_b > 0), theta, 0.0)
+    # sin(k theta) / sin(theta) = k sinc(k theta) / sinc(theta), which has no 0 / 0
+    up_to_right = theta.clamp(max=0.5 * math.pi)
+    of_a, of_b = (
+        k * torch.sinc(k * up_to_right / math.pi) / torch.sinc(up_to_right / math.pi) for k in (1 - share, share)
+    )
+    of_a, of_b = of_a * length_a, of_b * length_b
+    length = torch.sqrt(of_a**2 + of_b**2 + 2.0 * of_a * of_b * torch.cos(up_to_right))
+    between = length * (torch.cos(share * theta) * from_a + torch.sin(share * theta) * across)
+    between = torch.where(share == 0.0, flat_a, torch.where(share == 1.0, flat_b, between))
+    return between.to(a.dtype).reshape(a.shape)
+
+
+def _polar(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (N, D) and lengths (N, 1); a row of zeros has the direction 0."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(length > 0, length, 1.0), length
 
 
 @outside_inference_mode

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .denoisers.denoiser import Denoiser
+from .errors import UserError
 
 
 @dataclass
@@ -25,13 +26,18 @@ class EvaluationCount:
 
 @contextmanager
 def count_evaluations(model: nn.Module) -> Iterator[EvaluationCount]:
-    """Count the evaluations of the innermost denoisers of `model` while the context is open."""
+    """Count the evaluations of the innermost denoisers of `model` while the context is open.
+
+    Raises:
+        UserError: For a model without a denoiser.
+    """
     leaves = [
         module
         for module in model.modules()
         if isinstance(module, Denoiser) and not any(isinstance(m, Denoiser) for m in list(module.modules())[1:])
     ]
-    assert leaves, "a model without a denoiser has no evaluations to count"
+    if not leaves:
+        raise UserError(f"model: found a {type(model).__name__} without a denoiser, which has no evaluations to count")
     # A network denoiser's eps() reaches its network without going through forward(): the hook sits on the network.
     with count_rows(*(getattr(leaf, "network", leaf) for leaf in leaves)) as count:
         yield count

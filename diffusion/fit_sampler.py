@@ -35,9 +35,8 @@ from .auto_grid import (
 from .denoisers.denoiser import Denoiser
 from .errors import UserError
 from .evaluations import evaluation_mode
-from .samplers import ABM, Adams, Fitted
-from .samplers.fitted import corrections_to, walk
-from .schedules import Schedule
+from .samplers import Adams, Fitted
+from .samplers.fitted import walk
 from .schedules.schedule import log_snr_ends
 
 FEWEST_STEPS = 2
@@ -109,7 +108,8 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     """
     check_steps(steps)
     clock = clock or Clock(_evaluations(steps))
-    default = _default(denoiser.schedule, steps)
+    # what is drawn with when nothing is said: in so few steps `abm` is `Adams`
+    default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser.schedule, steps).tolist()))
     try:
         unseen = trajectories(denoiser, _UNSEEN, start=_ROWS, clock=clock)
         seen = trajectories(denoiser, _ROWS, clock=clock)
@@ -125,15 +125,6 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
         fitted = family.solver(_fit(denoiser, family, seen, progress, clock))
         found = {s: float(_residual(denoiser, s, unseen).square().mean()) for s in (default, plain, fitted)}
     return min(found, key=lambda sampler: found[sampler] if math.isfinite(found[sampler]) else math.inf)
-
-
-def _default(schedule: Schedule, steps: int) -> Fitted:
-    """What is drawn with when nothing is said, as one of these samplers."""
-    log_snrs = tuple(round(v, _DECIMALS) for v in default_log_snrs(schedule, steps).tolist())
-    rows = corrections_to(ABM(), schedule, Fitted(log_snrs).times(schedule))
-    corrections = tuple(tuple(round(w, _DECIMALS) for w in row) for row in rows)
-    *_, scales, ending = _parts(steps)
-    return Fitted(log_snrs, corrections, (0.0,) * scales, (0.0,) * ending)
 
 
 def check_steps(steps: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import atomic
 from .data import Toy
+from .errors import UserError
 
 # Small images are enlarged, pixel by pixel, until a cell of a grid is about this large.
 _CELL = 64
@@ -78,8 +79,14 @@ def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Seque
         states: x_t at some times, each (N, C, H, W).
         times: Those times.
         x_hats: E[x | x_t] at the same times.
+
+    Raises:
+        UserError: For unlike numbers of them.
     """
-    assert len(states) == len(times) == len(x_hats)
+    if not len(states) == len(times) == len(x_hats):
+        raise UserError(
+            f"states, times, x_hats: found {len(states)}, {len(times)} and {len(x_hats)}; one of each a time"
+        )
     rows = [torch.stack([_at_own_contrast(x) for x in states], 1), torch.stack(list(x_hats), 1)]  # (N, T, C, H, W) each
     cells = rearrange(torch.stack(rows, 1), "n k t c h w -> (n k t) c h w")
     return grid(cells, columns=len(states))

@@ -168,6 +168,18 @@ def check_training(options: argparse.Namespace) -> None:
     if options.path is not None and not Path(options.path).exists():
         raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file")
     _check_out(options.out)
+    if Path(options.out).suffix != ".safetensors":
+        raise UserError(f"--out: found '{options.out}'; a .safetensors file is written, x.safetensors")
+
+
+def check_comparison(options: argparse.Namespace) -> None:
+    """Refuse a comparison of models that are not there, or whose files could not be kept.
+
+    Raises:
+        UserError: For a model, and a folder that is a file or cannot be written to.
+    """
+    check_models(options.run, options.runs)
+    _check_out(str(Path(options.out) / "comparison.html"))
 
 
 def check_features(name: str | None) -> None:

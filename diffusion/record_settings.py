@@ -18,7 +18,8 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number that torch can hold, 0 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -41,13 +42,13 @@ def _any_of(*checks: _Check) -> _Check:
 _MANY = range(1, 100_000)
 _CHECKS: Mapping[str, _Check] = {
     "dtype": lambda value: value in ("float32", "float64"),
-    **dict.fromkeys(("steps", "label"), _whole),
+    **dict.fromkeys(("steps", "label"), is_whole),
     **dict.fromkeys(("guidance", "log_snr_end", "observation_noise", "strength", "tolerance"), _number),
     "eta": _any_of(_number, _text),
     "grid": _any_of(_text, _several(_number, *_MANY)),
     "numbers": _several(_number, *_MANY),
     "guidance_interval": _several(_bound, 2),
-    "size": _any_of(_whole, _several(_whole, 2)),
+    "size": _any_of(is_whole, _several(is_whole, 2)),
     "interpolate": _several(_text, 2),
     "encode": _several(_text, *_MANY),
     **dict.fromkeys(
@@ -72,6 +73,8 @@ def are_settings(settings: Any) -> bool:
 
 def are_batches(batches: tuple[tuple[int, int], ...], count: int, index: int | None) -> bool:
     """Whether these are the batches of a picture of so many samples, or of the one of that index."""
+    if not is_whole(count) or not (index is None or is_whole(index)):
+        return False
     rows = sum(stop - first for first, stop in batches)
     in_order = all(0 <= first < stop for first, stop in batches)
     has_index = index is None or bool(batches and batches[0][0] <= index < batches[-1][1])

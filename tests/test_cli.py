@@ -215,6 +215,8 @@ BAD = [
     (["sampling.steps=0"], r"sampling\.steps: found 0"),
     (["sampling.sampler=odee"], r"sampling\.sampler: 'odee' is not known.*Did you mean 'ode'"),
     (["sampling.sampler=ode", "sampling.eta=0.5"], r"sampling\.eta: found 0\.5; sampler 'ode' does not take it"),
+    (["sampling.sampler=sde", "sampling.eta=1000"], r"eta: too large for this path"),
+    (["sampling.sampler=ddim", "sampling.eta=2"], r"eta: found 2\.0; DDIM takes 0 to 1"),
     (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be above 0"),
     (["evaluation.tolerance=2"], r"evaluation\.tolerance: found 2.*below 1"),
     (["optimizer.lr=-1"], r"optimizer\.lr: found -1"),

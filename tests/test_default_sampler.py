@@ -81,7 +81,7 @@ def test_it_is_nearer_to_the_flow_than_other_solvers_on_their_grids(budget, unse
         logs = [math.log(rms(sampler, grid, model, case)) for model, case in unseen]
         return math.exp(sum(logs) / len(logs))
 
-    mine = mean(ABM(), time_grid(schedule, budget))
+    mine = mean(ABM(), time_grid(schedule, budget, "cauchy"))
     for name, options in [
         ("unipc", {}), ("unipc", {"predictor": 3}), ("dpm-solver++2m", {}), ("deis", {}), ("deis", {"predictor": 2}),
     ]:  # fmt: skip
@@ -97,7 +97,7 @@ def test_it_is_never_bad(schedule):
     far = exact.GaussianMixture(laws.seeded(5, 32).sign(), torch.full((5,), 0.03, dtype=F64), schedule)
     for model in (mixture(1, schedule, 0.01), mixture(1, schedule, 0.5), laws.gaussian(schedule), far):
         case = flow(model, 128)
-        few, some, many = (rms(ABM(), time_grid(schedule, steps), model, case) for steps in (5, 10, 50))
+        few, some, many = (rms(ABM(), time_grid(schedule, steps, "cauchy"), model, case) for steps in (5, 10, 50))
         assert few < 0.35
         assert some < 0.15
         assert many < 0.01

@@ -97,7 +97,9 @@ def test_the_figures_are_in_order(images, estimates):
     assert figures["independent pixels"].mean == pytest.approx(entropy, abs=0.25)
     for name in ("PF-ODE", "Gaussian mixture", "mixture of categoricals", "autoregressive forest"):
         assert figures[name].mean == pytest.approx(entropy, abs=0.4), name
-    assert figures["ELBO"].mean > figures["PF-ODE"].mean
+    # of an exact model the bound is as good as the flow, up to the noise of four levels
+    noise = math.hypot(figures["ELBO"].sem, figures["PF-ODE"].sem)
+    assert abs(figures["ELBO"].mean - figures["PF-ODE"].mean) < 3 * noise
     assert {name: estimate.kind for name, estimate in found.items()} == {
         "PF-ODE": "lower bound",  # uniform dequantisation: Jensen
         "ELBO": "lower bound",
@@ -188,10 +190,11 @@ def test_the_same_figures_are_in_the_json_the_csv_and_the_summary(tmp_path, esti
         assert torch.allclose(torch.tensor(entry["log_prob"], dtype=torch.float64), estimate.log_prob)
         assert float(rows[name]["bits_per_dim"]) == pytest.approx(interval.mean)
         assert rows[name]["kind"] == entry["kind"] == estimate.kind
+        assert rows[name]["law"] == entry["law"] == entry["protocol"]["law"] == estimate.law
         values = summary(estimate)
         assert values["eval/bits_per_dim"] == interval.mean
         assert (values["eval/bits_per_dim_low"], values["eval/bits_per_dim_high"]) == (interval.low, interval.high)
-        assert (values["eval/images"], values["eval/kind"]) == (40, estimate.kind)
+        assert (values["eval/images"], values["eval/kind"], values["eval/law"]) == (40, estimate.kind, estimate.law)
         assert values["eval/protocol"] == describe(estimate)
         assert all(isinstance(value, int | float | str) for value in values.values())
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diffusion.denoisers import Clipped, NetworkDenoiser, Retimed, exact
+from diffusion.errors import UserError
 from diffusion.evaluations import count_evaluations
 from diffusion.schedules import EDM, VE, VP
 
@@ -46,6 +47,11 @@ def test_two_denoisers_in_one_model_are_both_counted():
     with count_evaluations(model) as count:
         model(torch.zeros(5, 2), torch.tensor(0.5))
     assert count.rows == 10
+
+
+def test_a_model_without_a_denoiser_has_none():
+    with pytest.raises(UserError, match="model: found a Linear without a denoiser"), count_evaluations(nn.Linear(1, 1)):
+        pass
 
 
 def test_counting_stops_after_an_error():

@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffusion import pictures
 from diffusion.data import load_toy
+from diffusion.errors import UserError
 
 
 def test_the_range_of_images_becomes_that_of_bytes():
@@ -70,6 +71,11 @@ def test_the_path_has_a_pair_of_rows_for_each_image():
         values = [255, 191, 0] if row % 2 == 0 else [128, 153, 0]
         found = pixels[row * cell + 10, 10::cell].astype(int)
         assert np.abs(found - values).max() <= 1, row
+
+
+def test_a_path_needs_one_of_each_a_time():
+    with pytest.raises(UserError, match="states, times, x_hats: found 2, 1 and 2"):
+        pictures.path_picture([torch.zeros(1, 1, 4, 4)] * 2, [1.0], [torch.zeros(1, 1, 4, 4)] * 2)
 
 
 def test_points_are_shown_beside_their_density(tmp_path):

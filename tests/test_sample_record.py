@@ -210,7 +210,8 @@ def test_the_states_of_a_trajectory_end_in_the_samples(here):  # noqa: F811
 # What a record from elsewhere may hold in place of what sample.py writes: (key, of it or of its settings, and value).
 HOSTILE = [
     ("classifier", "0" * 64), ("guide", "0" * 64), ("images", {"edit": ["0"]}), ("images", 3), ("seed", "x"),
-    ("seed", -1), ("index", -4), ("index", 10**6), ("batches", [[0, 10**9]]), ("batches", [[4, 2]]), ("batches", 3),
+    ("seed", -1), ("seed", True), ("seed", 2**70), ("torch", 2), ("index", -4), ("index", 0.5), ("count", 0.5),
+    ("index", 10**6), ("batches", [[0, 10**9]]), ("batches", [[4, 2]]), ("batches", 3),
     ("count", 10**6), ("model", 7), ("settings", [1]), ("shown", None),
     *((f"settings.{name}", value) for name, value in (
         ("classifier", 3), ("guide", ["a"]), ("edit", 3), ("steps", "x"), ("steps", -1), ("steps", 1e99),
@@ -222,19 +223,43 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), HOSTILE, ids=str)
-def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noqa: F811
-    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
-    record = json.loads(text("images/000000.png")["diffusion"])
+def craft(source, target, key, value):
+    """A picture whose record is another's but for one value."""
+    record = json.loads(text(source)["diffusion"])
     part, _, name = key.rpartition(".")
     (record[part] if part else record)[name] = value
     info = PngImagePlugin.PngInfo()
     info.add_text("diffusion", json.dumps(record))
-    with Image.open("images/000000.png") as image:
-        image.save("crafted.png", pnginfo=info)
+    with Image.open(source) as image:
+        image.save(target, pnginfo=info)
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE, ids=str)
+def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noqa: F811
+    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
+    craft("images/000000.png", "crafted.png", key, value)
     before = files(here)
     code, _, err = run_sample(capsys, "--from", "crafted.png")
     assert (code, err.count("\n")) == (2, 1), err
+    assert files(here) == before
+
+
+def test_records_from_elsewhere_are_refused_without_assertions_too(here, capsys):  # noqa: F811
+    """`python -O` takes every `assert` away: what holds off a crafted record must be none."""
+    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
+    for number, (key, value) in enumerate(HOSTILE):
+        craft("images/000000.png", f"crafted-{number:02d}.png", key, value)
+    before = files(here)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom diffusion.cli import command, sample\nassert False\n"
+        "for path in sorted(Path().glob('crafted-*.png')):\n"
+        "    print(path, command(sample, ['--from', str(path), '--device', 'cpu']))\n"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if line.startswith("crafted")]
+    assert codes == [f"crafted-{number:02d}.png 2" for number in range(len(HOSTILE))]
+    assert [line[:6] for line in done.stderr.splitlines()] == ["error:"] * len(HOSTILE), done.stderr
     assert files(here) == before
 
 

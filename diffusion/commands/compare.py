@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
         "comparison.csv": exports.csv_text(content),
         "comparison.json": exports.json_text(content),
     }
+    if (former := _replaced(out / "comparison.json", content)) is not None:
+        print(f"note: {out} held a comparison of {former}, which this one replaces", file=sys.stderr)
     for name, text in written.items():
         atomic.write_text(out / name, text)
     for name, image in charts.items():
@@ -79,6 +83,17 @@ def run(options: argparse.Namespace) -> int:
     mirrored = mirror.mirror_comparison(out, subjects[0], content, {**charts, **_prefixed(samples)}, options.wandb)
     _print(content, [*written, *(f"{file_name(name)}.png" for name in charts)], out, mirrored)
     return 0
+
+
+def _replaced(path: Path, content: Content) -> str | None:
+    """The runs of a comparison that is there, of others or on other images; None where nothing is lost."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        former = list(dict.fromkeys(str(row["run"]) for row in kept["rows"] if row["family"] != "classical"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    now = {str(row.model["run"]) for row in content.rows}
+    return None if set(former) <= now and kept["images"] == content.title else ", ".join(former)
 
 
 def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation]]) -> Content:

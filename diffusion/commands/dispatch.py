@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ..cli import sample, train
 from ..errors import choose
 from ..preflight import check_device
-from ..preflight_commands import check_models, check_quality, check_tradeoff, check_training
+from ..preflight_commands import check_comparison, check_models, check_quality, check_tradeoff, check_training
 from .arguments import parse_compare_arguments, parse_evaluate_arguments
 from .doctor_arguments import parse_doctor_arguments
 from .quality_arguments import parse_quality_arguments
@@ -86,7 +86,7 @@ def doctor(argv: Sequence[str]) -> int:
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
-    check_models(options.run, options.runs)
+    check_comparison(options)
 
     from .compare import run
 

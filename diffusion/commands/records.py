@@ -155,10 +155,9 @@ def read_parts(folder: Path, known: set[int]) -> list[Estimate]:
         try:
             found = read_checkpoint(path)
             part = Estimate(**json.loads(found["summary"]), **found["tensors"], terms=found["terms"])
-            assert part.indices is not None
-            rows = set(part.indices.tolist())
+            rows = set(() if part.indices is None else part.indices.tolist())
             usable = len(rows) == len(part) and not rows & seen and rows <= known
-        except (UserError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
+        except (UserError, KeyError, TypeError, ValueError, AttributeError):
             usable, part, rows = False, None, set()
         if not usable or part is None:
             path.unlink(missing_ok=True)  # it is measured again

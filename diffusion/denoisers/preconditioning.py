@@ -6,6 +6,9 @@ Karras et al. 2022 (arXiv 2206.00364, sec. 5 and table 1), written for any path:
     c_skip = sigma_data^2 / (s^2 + sigma_data^2)      c_out = s sigma_data / sqrt(s^2 + sigma_data^2)
     c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)   c_noise = lambda / 4 = -log(s) / 2
 
+The first three are the paper's. Its c_noise is ln(s) / 4, which is -1/2 of ours: a network of the paper's needs
+-c_noise / 2. Ours is at home on every path.
+
 c_in and c_noise serve every prediction: on a variance-preserving path with sigma_data = 1, c_in = 1 as in DDPM. The
 network hears the noise level as log-SNR, not as time, so that it means the same on every path.
 """
@@ -28,7 +31,7 @@ def c_in(at: PathPoint, sigma_data: float) -> Any:
 
 
 def c_noise(log_snr: Tensor) -> Tensor:
-    """The noise level as the network hears it: log-SNR / 4, within [-5, 5]."""
+    """The noise level as the network hears it: log-SNR / 4, within [-5, 5]; -2 times Karras et al.'s, table 1."""
     return (0.25 * log_snr).clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)
 
 

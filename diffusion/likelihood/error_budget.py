@@ -43,6 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..flow import SolverError
 from ..random import fixed_order
 from ..samplers.probability_flow import ADAPTIVE, FIXED
@@ -145,7 +146,8 @@ def _change(r: Tensor) -> Tensor:
 
 
 def _numbers(pair: object) -> tuple[float, float]:
-    assert isinstance(pair, list)
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise UserError(f"protocol: found log_snr = {pair}; needs the two ends of the solve")
     return float(pair[0]), float(pair[1])
 
 

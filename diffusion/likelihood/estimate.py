@@ -132,7 +132,7 @@ class Estimate:
         terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
-        UserError: For an unknown kind or law.
+        UserError: For an unknown kind or law, or values that are not one a datum.
     """
 
     log_prob: Float[Tensor, " b"] = field(repr=False)
@@ -149,8 +149,10 @@ class Estimate:
 
     def __post_init__(self):
         choose("kind", self.kind, KINDS)
+        if self.log_prob.ndim != 1 or self.log_prob.shape != self.std_error.shape:
+            found = f"{tuple(self.log_prob.shape)} and {tuple(self.std_error.shape)}"
+            raise UserError(f"log_prob, std_error: found shapes {found}; both need one value a datum, (B,)")
         object.__setattr__(self, "protocol", {**self.protocol, "law": law_of(self.protocol)})
-        assert self.log_prob.shape == self.std_error.shape
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self)))
         object.__setattr__(self, "error_budget", {**self.error_budget, TEST_SET: self.mean().sem})

@@ -41,8 +41,8 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
         min_snr_gamma: The cap (min-snr).
 
     Raises:
-        UserError: For an unknown name; for a learned schedule and another weighting than the bound's, whose value does
-            not depend on the schedule.
+        UserError: For an unknown name; for a weight that cannot be scaled to integrate to one; for a learned schedule
+            and another weighting than the bound's, whose value does not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
     if schedule.is_learned and name not in BOUND:

@@ -6,7 +6,7 @@ Among the Gaussians p(x_s | x_t) = N(mean by x_hat, v I) the one nearest to the 
 
 where from_x is the weight of x in the mean of q(x_s | x_t, x), and the moment, E||eps_hat||^2 / D, is one number a
 noise level: estimated once from data, or from a model's own samples. It grows from 0 at the data to 1 in the noise; its
-logit is interpolated over log-SNR, which is exact for Gaussian data.
+logit is interpolated over log-SNR, which is exact for data N(m, c^2 I): there it is a line.
 """
 
 from __future__ import annotations

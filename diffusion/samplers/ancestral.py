@@ -1,9 +1,10 @@
 """Ancestral sampling: DDPM read as Bayes' rule on the path (Ho et al. 2020, arXiv 2006.11239).
 
 A step draws from q(x_s | x_t, x) with x_hat = E[x | x_t] in place of x. The variance of p(x_s | x_t) is not known
-exactly; it lies between the posterior variance (`lower`: right where the datum is known) and its value for data N(0, I)
-(`upper`: beta_t on a variance-preserving path). Sec. 3.2 of the paper. The best single number between them follows from
-the mean square of the denoiser's answers (`analytic`: see `analytic_variance`).
+exactly. It is at least the posterior variance (`lower`: right where the datum is known). Its value for data N(0, I)
+(`upper`: beta_t on a variance-preserving path) bounds its mean over x_t and coordinates for data whose coordinates
+have a variance of at most 1 (sec. 3.2 of the paper); at a single x_t, and for wider data, it can be larger. The best
+single number follows from the mean square of the denoiser's answers (`analytic`: see `analytic_variance`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Ancestral(LinearSampler):
 
     Args:
         variance: `lower` (the posterior variance), `upper` (the variance for data N(0, I)) or `analytic` (the optimal
-            one; exact for Gaussian data, at any number of steps).
+            one; exact, at any number of steps, for data N(m, c^2 I), but not where directions have unlike variances).
         moments: What `analytic` needs (`estimate_moments`); a trained model estimates its own.
     """
 

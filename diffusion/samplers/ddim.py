@@ -1,4 +1,8 @@
-"""DDIM (Song, Meng, Ermon 2021, arXiv 2010.02502): the same marginals without, or with less, fresh noise."""
+"""DDIM (Song, Meng, Ermon 2021, arXiv 2010.02502): a family of processes without, or with less, fresh noise.
+
+Given x all of them have the marginals of the path (lemma 1). With E[x | x_t] in place of x, as here, the law of the
+samples is right in the limit of short steps only.
+"""
 
 from __future__ import annotations
 

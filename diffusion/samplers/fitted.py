@@ -30,7 +30,6 @@ from ..errors import UserError
 from ..schedules import Schedule
 from .adams import Adams
 from .sampler import Callback, Sampler, check_fields
-from .staged import Multistep
 from .variables import Nodes, step_weights
 
 
@@ -53,18 +52,6 @@ class Plan:
     weights: list[list[float]]
     ending: list[float]
     alpha: float
-
-
-def corrections_to(method: Multistep, schedule: Schedule, times: Tensor) -> tuple[tuple[float, ...], ...]:
-    """The corrections that make another of these methods, in the same variables, of `Adams`."""
-    adams = Adams()
-    nodes, _ = adams.plan(schedule, times)
-    euler = step_weights(adams.variables, nodes[:-1], nodes[1:], nodes[:-1][:, None])[:, 0].tolist()
-    wanted, plain = (m.stage_weights(*m.plan(schedule, times)) for m in (method, adams))
-    return tuple(
-        tuple((a.get(i - d, 0.0) - b.get(i - d, 0.0)) / euler[i] for d in range(min(i + 1, 4)))
-        for i, (a, b) in enumerate(zip(wanted, plain, strict=True))
-    )
 
 
 @dataclass(frozen=True)

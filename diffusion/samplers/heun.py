@@ -8,8 +8,8 @@ Churn (Algorithm 2) is noise added before a step, which then starts from a highe
     rho^ = (1 + gamma) rho,    y^ = y + sqrt(rho^^2 - rho^2) S_noise z
     gamma = min(S_churn / N, sqrt(2) - 1) where S_min <= rho <= S_max, else 0
 
-N counts the evaluated times of the grid: the intervals, when the grid ends in the datum. The level stays within the
-path: a step from its noisy end is not churned.
+N counts the evaluated times of the grid: the intervals, when the grid ends in the datum. Two steps that Algorithm 2
+churns are not: one from the noisy end of the path, above which is no level; and the last, to the datum.
 
 Heun's method asks at the end of the step, at a state that Euler's method made, and divides by the noise level there.
 With few steps that state is far off, and on data with modes narrower than a step the samples diverge: take
@@ -123,7 +123,9 @@ class Heun(_Churned):
     Two evaluations a step; the last step, to the datum, is Euler's.
 
     Args:
-        s_churn: The noise added, in all; 0 for none.
+        s_churn: S_churn, the sum of gamma over the steps of a grid, if all were churned and none capped: about how far
+            log(sigma / alpha) is raised in all. 0 for none, which is Algorithm 1. The most that N steps take is
+            (sqrt(2) - 1) N; a larger value changes nothing.
         s_min: The least sigma / alpha at which noise is added.
         s_max: The largest.
         s_noise: Multiplies the deviation of the added noise.

@@ -19,7 +19,7 @@ from .schedule import Schedule
 # The name of the grid that depends on the model, and is therefore made elsewhere: `diffusion.auto_grid`.
 AUTO = "auto"
 
-# What is taken when none is asked for: the steps' density over the log-SNR is Cauchy's, of this centre and scale, and
+# What is drawn on when no grid is asked for: the steps' density over the log-SNR is Cauchy's, of this centre and scale;
 # they end where the log-SNR is so many times the logarithm of their number. Chosen on mixtures of Gaussians of five
 # kinds at 5 to 50 evaluations (docs/grids.md): log-SNRs between the distance of the modes and their width, where x_hat
 # changes, get most of the steps, and the tails are long enough for modes that are far apart or narrow.
@@ -73,7 +73,7 @@ def default_end(name: str, steps: int) -> float:
     return _END * math.log(steps) if name == "cauchy" else LOG_SNR_END
 
 
-def time_grid(schedule: Schedule, steps: int, name: str = DEFAULT_GRID, log_snr_end: float | None = None) -> Tensor:
+def time_grid(schedule: Schedule, steps: int, name: str = "log-snr", log_snr_end: float | None = None) -> Tensor:
     """A grid of `steps` intervals from t_max to the datum.
 
     Args:

@@ -22,7 +22,7 @@ from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
-from ..model import FACTS, STEP
+from ..model import FACTS, STEP, TrainedModel
 from ..preflight import process_count
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
@@ -114,6 +114,7 @@ def fit(
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
     model = BY_FAMILY[config.family](shown, config, data.facts)
+    _check_drawing(model)
     module.train()  # Lightning leaves the mode as it finds it
     wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
@@ -186,6 +187,18 @@ def fit(
     if exit_code and trainer.is_global_zero:
         stopped_runs.record(run, exit_code, trainer.global_step)
     return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
+
+
+def _check_drawing(model: TrainedModel) -> None:
+    """Refuse what the run could not draw with, before it is trained: `sampling.*` is otherwise first asked then.
+
+    Raises:
+        UserError: For such a setting.
+    """
+    settings = model.sampling_settings_in_training()
+    model.effective_settings(settings)
+    if settings.get("eta"):  # only on its path is a dial too large, or not
+        model.sample(1, **{**settings, "steps": min(settings["steps"], 2)})
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:

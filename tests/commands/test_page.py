@@ -3,6 +3,7 @@
 import io
 import math
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffusion.commands import exports, figures, tables
+from diffusion.commands.compare import _replaced
 from diffusion.commands.comparison import gaps
 from diffusion.commands.content import Content, name_of
 from diffusion.commands.curves import curve_of, overfit, pair_curves, parts_of
@@ -55,6 +57,19 @@ def content(tmp_path):
     rows = [row for each in groups for row in each.rows]
     both = gaps(rows, {"a": [a, few, trained], "b": [b], "v": [vae]})
     return Content("title", "about", groups, both, pair_curves(rows, both))
+
+
+def test_a_comparison_that_would_be_replaced_is_named(content, tmp_path):
+    assert _replaced(tmp_path / "comparison.json", content) is None
+    path = tmp_path / "comparison.json"
+    path.write_text(exports.json_text(content))
+    assert _replaced(path, content) is None, "the same again"
+    for other in (replace(content, groups=()), replace(content, title="Likelihood of other images")):
+        assert _replaced(path, other) == ", ".join(
+            dict.fromkeys(row.model["run"] for row in content.rows if row.model["family"] != "classical")
+        )
+    path.write_text("damaged")
+    assert _replaced(path, content) is None
 
 
 def test_a_curve_is_the_mean_over_images_with_its_error(tmp_path):

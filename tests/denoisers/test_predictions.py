@@ -63,6 +63,8 @@ def test_edm_is_karras_et_al_table_1(sigma_data):
     c_out = sigma * sigma_data / torch.sqrt(sigma_data**2 + sigma**2)
     torch.testing.assert_close(edm_to_x(raw, x_t, at, sigma_data), c_skip * x_t + c_out * raw, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(c_in(at, sigma_data), 1 / torch.sqrt(sigma**2 + sigma_data**2))
+    # the one that differs, as the docstring says: the network hears lambda / 4 on every path
+    torch.testing.assert_close(c_noise(EDM().log_snr(t)), -2 * torch.log(sigma[:, 0]) / 4)
 
 
 @every_schedule

@@ -113,6 +113,12 @@ def test_an_unknown_weighting_is_refused():
         weighting("elbw", laws.SCHEDULES[0])
 
 
+def test_a_weight_that_integrates_to_nothing_finite_is_refused():
+    for options in ({"name": "edm", "sigma_data": 1e-200}, {"name": "min-snr", "min_snr_gamma": 0.0}):
+        with pytest.raises(UserError, match=r"objective.weighting: '.*' has no integral over the path"):
+            weighting(schedule=laws.SCHEDULES[0], **options)
+
+
 @pytest.mark.parametrize("name", ["simple", "min-snr", "edm"])
 def test_a_learned_schedule_takes_the_bound_only(name):
     with pytest.raises(UserError, match=rf"objective\.weighting: found '{name}'; a learned schedule takes elbo or"):

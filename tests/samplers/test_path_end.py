@@ -28,13 +28,14 @@ FIXED = [name for name in names() if not build(name).is_adaptive]
 DRAWN, DIMENSIONS = "predictor-corrector", 64
 
 
-def kept(name, schedule, steps, end, std=NARROW):
+def kept(name, schedule, steps, end, std=NARROW, grid="log-snr"):
     """The deviation that is drawn, over that of the data: read off, where all is affine."""
     if name == DRAWN:
         model = exact.Gaussian(torch.full((DIMENSIONS,), laws.MEAN, dtype=F64), laws.f64(std), schedule)
-        return float((diffusion.sample(model, 64, name, steps, log_snr_end=end, dtype=F64) - laws.MEAN).std()) / std
+        x = diffusion.sample(model, 64, name, steps, grid=grid, log_snr_end=end, dtype=F64)
+        return float((x - laws.MEAN).std()) / std
     model, sampler = exact.Gaussian(laws.f64([laws.MEAN]), laws.f64([std]), schedule), build(name)
-    grid = grid_for(model, sampler, steps, "log-snr", end)
+    grid = grid_for(model, sampler, steps, grid, end)
     alpha, sigma = schedule(grid[0])
     law = laws.affine_law(sampler, model, grid)
     mean, variance = law.push(alpha * laws.MEAN, (alpha * std) ** 2 + sigma**2)
@@ -54,6 +55,15 @@ def test_of_a_narrow_gaussian_that_is_kept_which_the_end_leaves(name, end):
     chance = 4.0 / math.sqrt(2 * 64 * DIMENSIONS) if name == DRAWN else 0.0
     assert abs(found[1] - 1.0) < 0.02 + chance, (found, expected)
     assert abs(found[1] - 1.0) < max(0.5 * abs(found[0] - 1.0), 1e-4) + chance, found
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_on_the_default_grid_more_steps_remove_that_error_too(name):
+    """Its end goes with the number of steps: 0.01 is drawn as 0.01."""
+    found = [abs(kept(name, EDM(sigma_min=1e-4), steps, None, grid=None) - 1.0) for steps in (100, 400)]
+    chance = 4.0 / math.sqrt(2 * 64 * DIMENSIONS) if name == DRAWN else 0.0
+    assert found[1] < 0.05 + chance, found
+    assert found[1] < max(0.6 * found[0], 1e-3) + chance, found
 
 
 @pytest.mark.parametrize("name", FIXED)

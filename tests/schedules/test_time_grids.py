@@ -63,10 +63,11 @@ def test_the_end_of_the_grid_can_be_moved():
 
 
 def test_the_default_ends_later_with_more_steps_and_never_before_it_starts():
-    ends = [float(VP(log_snr_max=30.0).log_snr(time_grid(VP(log_snr_max=30.0), steps)[-2])) for steps in (2, 10, 100)]
+    path = VP(log_snr_max=30.0)
+    ends = [float(path.log_snr(time_grid(path, steps, "cauchy")[-2])) for steps in (2, 10, 100)]
     assert ends == pytest.approx([3 * math.log(steps) for steps in (2, 10, 100)], abs=1e-6)
     late = Cosine(log_snr_min=5.0)
-    assert float(late.log_snr(time_grid(late, 2)[-2])) == pytest.approx(6.0, abs=1e-6)
+    assert float(late.log_snr(time_grid(late, 2, "cauchy")[-2])) == pytest.approx(6.0, abs=1e-6)
 
 
 def test_unknown_names_and_no_steps_are_refused():
