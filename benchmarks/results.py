@@ -1,11 +1,15 @@
-"""The table of docs/results.md from nothing: trains every family's shipped configuration, measures all, compares.
+"""The table of docs/results.md from nothing: trains every family's recipe with several seeds, measures all, compares.
 
-    uv run python benchmarks/results.py [digits|mnist|cifar] [--minutes M] [--runs DIR] [--out DIR] [key=value ...]
+    uv run python benchmarks/results.py [digits|mnist|cifar] [--minutes M] [--seeds N] [--only ROW ...] [--runs DIR]
+        [--out DIR] [key=value ...]
 
 Each step is a command of the product and is printed before it runs. What is complete is not done again, and what was
 cut off goes on where it was, so that the same command may be given until it says that all is done. With `--minutes` the
 step at work is stopped by SIGTERM when the time is up, and the exit code is 75: for machines with a time limit.
 Settings (`trainer.steps=2000`, `data.root=/images`, `device=cpu`) are given to every training.
+
+Seed 0 of every row comes first, then seed 1, ...; after each the table is written to DIR/seeds.md, of what there is:
+means over seeds with their spread, and differences paired on the same images.
 """
 
 from __future__ import annotations
@@ -19,9 +23,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from diffusion import atomic
+from diffusion.commands import records
+from diffusion.commands.arguments import estimator_options, parse_evaluate_arguments
+from diffusion.commands.groups import kind_text
+from diffusion.commands.measuring import question
+from diffusion.commands.records import Evaluation
+from diffusion.commands.subjects import images_of, load_images_of, load_subject
+from diffusion.commands.tables import markdown_table
+from diffusion.likelihood import Interval
+from diffusion.likelihood.estimate import student_interval
+
 TRAIN = (sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"))
 DIFFUSION = (sys.executable, "-m", "diffusion")
 STOPPED = 75
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe: a configuration with settings, and the options of `evaluate`, one figure each."""
+
+    config: str
+    methods: tuple[str, ...]
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,33 +55,52 @@ class Plan:
     """What stands in a table.
 
     Args:
-        measured_by: For each configuration the options of `evaluate`, one figure each.
-        shipped: Models that come with the package, and the options of theirs.
+        rows: The recipes by name.
+        shipped: Models that come with the package, and the options of their figures.
         common: Options of every `evaluate`.
     """
 
-    measured_by: dict[str, tuple[str, ...]]
+    rows: dict[str, Row]
     shipped: dict[str, tuple[str, ...]]
     common: str = ""
 
 
 FLOW, BOUND, WEIGHTED = "--method ode --tolerance 3e-4", "--method elbo --draws 64", "--method iwae --draws 1000"
+# Tighter, and dear: of 40 images, beside what importance weighting says of the same ones.
+ANNEALED = ("--method ais --images 40 --draws 4 --option steps=200", "--method iwae --images 40 --draws 1000")
+# A U-Net of as many weights as the VAE has: 65,000 or so.
+SMALL = "network.base_channels=8"
 PLANS = {
     "digits": Plan(
         {
-            "digits": (FLOW, BOUND),
-            "vdm-digits": (BOUND,),
-            "vae-digits": (WEIGHTED,),
-            "eae-digits": (WEIGHTED,),
+            "vdm-digits": Row("vdm-digits", (BOUND,)),
+            "vae-digits": Row("vae-digits", (WEIGHTED, *ANNEALED)),
+            "digits": Row("digits", (FLOW, BOUND)),
+            "eae-digits": Row("eae-digits", (WEIGHTED,)),
+            "vdm-equal-parameters": Row("vdm-digits", (BOUND,), (SMALL,)),
+            "vdm-equal-time": Row("vdm-digits", (BOUND,), ("trainer.steps=250",)),
         },
         {"pretrained:digits": (FLOW, BOUND)},
     ),
     "mnist": Plan(
-        {"mnist": (FLOW, BOUND), "vdm-mnist": (BOUND,), "vae-mnist": (WEIGHTED,), "eae-mnist": (WEIGHTED,)},
+        {
+            "mnist": Row("mnist", (FLOW, BOUND)),
+            "vdm-mnist": Row("vdm-mnist", (BOUND,)),
+            "vae-mnist": Row("vae-mnist", (WEIGHTED,)),
+            "eae-mnist": Row("eae-mnist", (WEIGHTED,)),
+        },
         {},
         "--images 1000",
     ),
-    "cifar": Plan({"cifar": (FLOW, BOUND), "vae-cifar": (WEIGHTED,), "eae-cifar": (WEIGHTED,)}, {}, "--images 1000"),
+    "cifar": Plan(
+        {
+            "cifar": Row("cifar", (FLOW, BOUND)),
+            "vae-cifar": Row("vae-cifar", (WEIGHTED,)),
+            "eae-cifar": Row("eae-cifar", (WEIGHTED,)),
+        },
+        {},
+        "--images 1000",
+    ),
 }
 
 
@@ -93,29 +138,145 @@ def finished(training: Sequence[str]) -> str | None:
     return found.stdout.rpartition(": ")[0] if found.returncode == 0 else None
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: a recipe's figure by one method, of every seed that is measured.
+
+    Args:
+        name: The recipe, or the classical model.
+        evaluations: One a seed, of the same images.
+        training: What each seed's training cost, as `Subject.training`.
+    """
+
+    name: str
+    evaluations: Sequence[Evaluation]
+    training: Sequence[dict[str, object]]
+
+    @property
+    def seeds(self) -> torch.Tensor:
+        """The mean bits/dim of each seed, shape (S,)."""
+        return torch.tensor([e.estimate.mean().mean for e in self.evaluations], dtype=torch.float64)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Bits/dim of each image, the mean over seeds, shape (B,)."""
+        return torch.stack([e.estimate.bits_per_dim for e in self.evaluations]).mean(0)
+
+    @property
+    def of(self) -> str:
+        """What identifies its images."""
+        return str(self.evaluations[0].protocol.data["sha256"])
+
+    def cells(self, best: Figure) -> list[str]:
+        """The texts of its line, in the order of HEAD; `best` is what it is compared with, on the same images."""
+        first, seeds = self.evaluations[0], self.seeds
+        trained = first.model["family"] != "classical"
+        parameters = first.model.get("parameters")
+        means = [_mean([training[key] for training in self.training]) for key in COSTS] if trained else ["—"] * 3
+        difference = student_interval(self.images - best.images)
+        return [
+            self.name,
+            first.protocol.method if trained else "its probability",
+            str(first.estimate.protocol.get("law", "—")),
+            kind_text(first.estimate.kind),
+            f"{parameters:,}" if isinstance(parameters, int) else "—",
+            *means,
+            str(len(seeds)) if trained else "—",
+            str(len(self.images)),
+            f"{float(seeds.mean()):.3f}",
+            f"{float(seeds.std()):.3f}" if len(seeds) > 1 else "—",
+            _between(student_interval(self.images)),
+            "best" if self is best else f"{difference.mean:+.3f} ({_between(difference, '+')})",
+        ]
+
+
+COSTS = ("images_seen", "training_seconds", "training_cpu_seconds")
+HEAD = (
+    "model", "figure", "law", "kind", "parameters", "images seen", "seconds", "CPU seconds", "seeds", "images",
+    "bits/dim, mean", "spread over seeds", "95 % interval over images", "difference to the best, paired",
+)  # fmt: skip
+
+
+def _mean(values: Sequence[object]) -> str:
+    known = [float(value) for value in values if isinstance(value, int | float)]
+    return f"{sum(known) / len(known):,.0f}" if known and len(known) == len(values) else "—"
+
+
+def _between(interval: Interval, sign: str = "") -> str:
+    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
+
+
+def measured(model: str, method: str, common: str, runs: str) -> tuple[Evaluation, dict[str, object]]:
+    """What `evaluate` has kept of a model, and what its training cost."""
+    options = parse_evaluate_arguments([model, *method.split(), *common.split()])
+    subject = load_subject(model, runs)
+    _, identity = images_of(load_images_of(subject), options.split, options.images)
+    asked = estimator_options(options, options.method, subject.model.config.family)
+    protocol = question(subject, identity, options.method, asked)
+    return records.read(subject.home / records.FOLDER / f"{protocol.name}.json"), subject.training
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The lines as Markdown, the best first; each against the best trained model of the same images."""
+    ordered = sorted(figures, key=lambda figure: (-len(figure.images), float(figure.seeds.mean())))
+    best: dict[str, Figure] = {}
+    for figure in ordered:
+        if figure.evaluations[0].model["family"] != "classical":
+            best.setdefault(figure.of, figure)
+    hardware = {str(training["trained_on"]) for figure in ordered for training in figure.training} - {"None"}
+    lines = [
+        "Means over seeds; the interval is Student's over images, of each image's mean over seeds; differences are "
+        "paired on the same images. All but the exact figures are bounds: a model may be better than its figure.",
+        f"Trained on: {' | '.join(sorted(hardware)) or 'not recorded'}.",
+        markdown_table(HEAD, [figure.cells(best.get(figure.of, figure)) for figure in ordered]),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str]) -> int:
-    """Train, evaluate, compare."""
+    """Train, evaluate, compare: seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", choices=list(PLANS), default="digits")
     parser.add_argument("--minutes", type=float, help="stop after so long")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default: 3)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="only these recipes")
     parser.add_argument("--runs", default="runs", help="the folder of the runs (default: runs)")
     parser.add_argument("--out", help="the folder of the comparison (default: comparison-<data>)")
     options, settings = parser.parse_known_args(argv)
     if wrong := [text for text in settings if "=" not in text]:
         parser.error(f"found {wrong[0]}; settings are key=value")
     plan, clock = PLANS[options.data], Clock(options.minutes)
-    measured = dict(plan.shipped)
-    for config, methods in plan.measured_by.items():
-        training = (*TRAIN, "--config", config, f"runs={options.runs}", *settings)
-        if finished(training) is None:
-            clock.run(training)
-        run = finished(training)
-        assert run is not None, "train.py answered 0 for a run that is not complete"
-        measured[run] = methods
-    for model, methods in measured.items():
-        for method in methods:
-            clock.run((*DIFFUSION, "evaluate", model, *method.split(), *plan.common.split()))
-    clock.run((*DIFFUSION, "compare", *measured, "--out", options.out or f"comparison-{options.data}"))
+    if unknown := set(options.only or ()) - set(plan.rows):
+        parser.error(f"--only: found {', '.join(sorted(unknown))}; accepted: {', '.join(plan.rows)}")
+    rows = {name: row for name, row in plan.rows.items() if options.only is None or name in options.only}
+    out = Path(options.out or f"comparison-{options.data}")
+    models: dict[str, list[str]] = {name: [name] for name in plan.shipped}
+    methods = {**plan.shipped, **{name: row.methods for name, row in rows.items()}}
+    for seed in range(options.seeds):
+        for name, row in rows.items():
+            named = (f"name={name}-seed{seed}", f"seed={seed}", f"runs={options.runs}", "evaluation.enabled=false")
+            training = (*TRAIN, "--config", row.config, *named, *row.settings, *settings)
+            if finished(training) is None:
+                clock.run(training)
+            run = finished(training)
+            assert run is not None, "train.py answered 0 for a run that is not complete"
+            models.setdefault(name, []).append(run)
+            for method in row.methods:
+                clock.run((*DIFFUSION, "evaluate", run, *method.split(), *plan.common.split()))
+        for name, shipped in plan.shipped.items():
+            for method in shipped:
+                clock.run((*DIFFUSION, "evaluate", name, *method.split(), *plan.common.split()))
+        clock.run((*DIFFUSION, "compare", *(run for found in models.values() for run in found), "--out", str(out)))
+        figures = [
+            Figure(e.model["run"], [e], []) for e in map(records.read, sorted((out / "classical").glob("*.json")))
+        ]
+        for name, runs_of in models.items():
+            for method in methods[name]:
+                found = [measured(run, method, plan.common, options.runs) for run in runs_of]
+                figures.append(Figure(name, [e for e, _ in found], [training for _, training in found]))
+        text = table(figures)
+        atomic.write_text(out / "seeds.md", text)
+        print(text, flush=True)
     return 0
 
 

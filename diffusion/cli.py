@@ -121,6 +121,8 @@ def train(argv: Sequence[str]) -> int:
         for name, estimate in estimates.items():
             if (warning := evaluation.weights_warning(estimate)) is not None:
                 console.print(f"{name}: {warning}", soft_wrap=True)
+        for line in evaluation.left_out(done.data, config.evaluation):
+            console.print(line, soft_wrap=True)
     places: dict[str, Path | str] = {"run folder": done.run, **found}
     if codes_file:
         console.print(report.codes_table(codes))
@@ -202,7 +204,7 @@ class ProgressBar:
             return
         if self._bar is None or self._task != task:
             self.close()
-            self._bar, self._task = tqdm(total=count, desc=task, unit="image"), task
+            self._bar, self._task = tqdm(total=count, desc=task, unit=""), task
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

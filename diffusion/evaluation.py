@@ -6,7 +6,9 @@ summary under names that are the same for every family of model.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -19,18 +21,19 @@ from typing import Any
 import torch
 
 from . import atomic, runs
+from .baselines.classical_set import ClassicalModel, classical_models
 from .baselines.gaussianity import Gaussianity
 from .config import EvaluationConfig
+from .errors import UserError
 from .experiment import Data
-from .likelihood import Estimate, classical
+from .likelihood import Estimate
 from .likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from .likelihood.importance_weights import unreliable
 from .model import TrainedModel
 from .random import FIXED_ORDER, fixed_subset
+from .user_cache import user_cache
 
 CODES = "codes.json"
-# Beyond this many dimensions a full-covariance mixture takes longer than the model.
-_MIXTURE_DIMS = 128
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,18 +70,55 @@ def evaluate(
     total = len(images.test)
     rows = fixed_subset(total, options.images)
     test = images.test if len(rows) == total else images.test[rows]
-    pixels = classical.IndependentPixels.fit(images.train, images.levels).log_likelihood(test)
-    found = {**model.estimates(test, options, tell, rows), "independent pixels": replace(pixels, indices=rows)}
-    dequantizer = model.dequantizer
-    assert dequantizer is not None
-    if math.prod(images.shape) <= _MIXTURE_DIMS and len(images.validation):
-        found["Gaussian mixture"] = classical.gaussian_mixture(
-            images.train, images.validation, test, dequantizer, indices=rows
-        )
+    found = model.estimates(test, options, tell, rows)
+    if options.baselines:
+        for classical in classical_models(images.train, images.validation, images.levels):
+            if not classical.left_out:
+                found[classical.name] = measure_classical(classical, images.train, images.validation, test, rows, tell)
     if len(rows) == total:
         return found
     chosen = {"of": total, "order": FIXED_ORDER}
     return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}
+
+
+def left_out(data: Data, options: EvaluationConfig) -> list[str]:
+    """The classical models that `evaluate` does not measure, each with the reason."""
+    if data.images is None or not options.baselines:
+        return []
+    models = classical_models(data.images.train, data.images.validation, data.images.levels)
+    return [f"{model.name}: left out, {model.left_out}" for model in models if model.left_out]
+
+
+def measure_classical(
+    model: ClassicalModel,
+    train: torch.Tensor,
+    validation: torch.Tensor,
+    test: torch.Tensor,
+    rows: torch.Tensor,
+    tell: Callable[[str], Callable[[int, int], None] | None] = lambda _: None,
+) -> Estimate:
+    """Fit and measure a classical model, or find what is kept of it in the user's cache.
+
+    Args:
+        model: The model.
+        train, validation: The images that it is fitted to and chosen on; with those measured they are what is kept by.
+        test: The images to measure.
+        rows: Their rows in their split, which key their noise.
+        tell: Gives, for a name, what to call with (done, of how many).
+    """
+    digest = hashlib.sha256(f"{model.name} {model.version} {tuple(train.shape[1:])}".encode())
+    for images in (train, validation, test, rows):
+        digest.update(f"{len(images)} ".encode() + images.contiguous().cpu().numpy().tobytes())
+    name = model.name.lower().replace(" ", "-")
+    path = user_cache("classical") / f"{name}-{digest.hexdigest()[:16]}.json"
+    try:
+        return Estimate.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        pass  # not there, or damaged
+    text = json.dumps(replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict())
+    with contextlib.suppress(OSError):  # what cannot be kept is fitted again
+        atomic.write_text(path, text)
+    return Estimate.from_dict(json.loads(text))  # the same whether it was fitted just now or found
 
 
 def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:

@@ -5,6 +5,7 @@
                         data.json          what was understood of the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        training.json      images seen, seconds, and on what
                         samples/  evaluation.json  wandb/
                         stopped.json       while a signal has stopped the run: its exit code and step
 
@@ -20,12 +21,13 @@ from pathlib import Path
 from diffusion.errors import UserError, did_you_mean
 from diffusion.storage.paths import named_path
 
-CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION = (
+CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
     "config.yaml",
     "model.safetensors",
     "checkpoints",
     "samples",
     "evaluation.json",
+    "training.json",
 )
 DATA = "data.json"
 PRETRAINED = Path(__file__).parent / "pretrained"

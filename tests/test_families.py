@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model
 from diffusion.families import BY_FAMILY, DiffusionModel
 from diffusion.likelihood import Dequantizer
+from diffusion.likelihood.level_models import AutoregressiveForest
 from diffusion.model import FACTS, GenerativeModel, load
 from diffusion.schedules import Cosine
 from diffusion.training import modules
@@ -143,13 +145,18 @@ def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
-    argv = autoencoder_arguments(family, tmp_path, *QUICK, "trainer.validate_every=3", "--wandb", "offline")
+    fit_forest = AutoregressiveForest.fit
+    monkeypatch.setattr(AutoregressiveForest, "fit", partial(fit_forest, trees=1, leaves=(50,)))
+    more = ("trainer.validate_every=3", "evaluation.baselines=true", "--wandb", "offline")
+    argv = autoencoder_arguments(family, tmp_path, *QUICK, *more)
     code, out, err = run_command(capsys, train, argv)
     assert code == 0
     assert "step 6/6" in err
     run = tmp_path / "runs" / f"{family}-digits-0001"
     written = json.loads((run / "evaluation.json").read_text())["estimates"]
-    assert list(written) == ["IWAE", "ELBO", "independent pixels", "Gaussian mixture"]
+    assert list(written) == [
+        "IWAE", "ELBO", "independent pixels", "Gaussian mixture", "mixture of categoricals", "autoregressive forest",
+    ]  # fmt: skip
     for name in ("IWAE", "ELBO"):
         entry = written[name]
         assert (entry["kind"], entry["images"]) == ("lower bound", 20)

@@ -15,6 +15,7 @@ _ALL = (
     "optimizer.lr=1e-3",
     "optimizer.warmup=2",
     "sampling.n=4",
+    "evaluation.baselines=false",
     "sampling.steps=3",
 )
 TOY = (*_ALL, "network.width=8", "network.depth=1")

@@ -82,7 +82,7 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     _common(parser)
     add("--out", type=path, metavar="DIR", default="comparison", help="where the files go (default: comparison)")
     add("--no-baselines", dest="baselines", action="store_false",
-        help="leave out the classical models (histogram a pixel, Gaussian mixture, PNG)")  # fmt: skip
+        help="leave out the classical models (histogram a pixel, mixtures, forest, PNG)")  # fmt: skip
     return parser.parse_args(list(argv))
 
 

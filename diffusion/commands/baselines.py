@@ -1,53 +1,60 @@
-"""Classical models as rows for scale, kept beside a comparison so that they are fitted once."""
+"""Classical models as rows of a comparison, kept beside it."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from ..baselines.classical_set import classical_models
 from ..data import ImageData
 from ..errors import UserError
-from ..likelihood import Dequantizer, Estimate, classical
+from ..evaluation import measure_classical
+from ..likelihood import Estimate, classical
 from . import records
 from .records import Evaluation, Protocol
 from .subjects import rows_of
 
-# Beyond this many dimensions a full-covariance mixture takes longer than the model.
-_MIXTURE_DIMS = 128
+Tell = Callable[[str], Callable[[int, int], None] | None]
 
 
-def classical_rows(folder: Path, data: ImageData, images: Tensor, identity: dict[str, object]) -> list[Evaluation]:
-    """An independent histogram a pixel, the best Gaussian mixture (small images) and PNG (1 or 3 channels).
+def classical_rows(
+    folder: Path, data: ImageData, images: Tensor, identity: dict[str, object], tell: Tell = lambda _: None
+) -> tuple[list[Evaluation], list[str]]:
+    """The classical models that fit the data, and PNG (1 or 3 channels); and those left out, a line each.
 
     Args:
         folder: Where they are kept.
         data: The data set, whose training images they are fitted to.
         images: The images to measure, in the order of their rows in the split.
         identity: What identifies these.
+        tell: Gives, for a model's name, what to call with (done, of how many).
     """
-    indices = rows_of(identity)
-    fits: dict[str, Callable[[], Estimate]] = {
-        "independent pixels": lambda: classical.IndependentPixels.fit(data.train, data.levels).log_likelihood(images)
-    }
-    if math.prod(data.shape) <= _MIXTURE_DIMS and len(data.validation):
-        fits["Gaussian mixture"] = lambda: classical.gaussian_mixture(
-            data.train, data.validation, images, Dequantizer(data.levels), indices=indices
-        )
-    if data.shape[0] in (1, 3):
-        fits["PNG"] = lambda: classical.png(images, data.levels)
+    rows, left_out, indices = [], [], rows_of(identity)
     fitted_on = hashlib.sha256(data.train.numpy().tobytes() + data.validation.numpy().tobytes()).hexdigest()
-    rows = []
-    for name, fit in fits.items():
-        protocol = Protocol(identity, fitted_on, name.lower().replace(" ", "-"), {})
+
+    def add(name: str, options: dict[str, object], measure: Callable[[], Estimate]) -> None:
+        protocol = Protocol(identity, fitted_on, name.lower().replace(" ", "-"), options)
         try:
             row = records.read(folder / f"{protocol.name}.json")
         except UserError:  # not there, or damaged
             model = {"run": name, "family": "classical", "parameters": None, "data": data.name}
-            row = records.write(folder, protocol, model, replace(fit(), indices=indices))
+            row = records.write(folder, protocol, model, replace(measure(), indices=indices))
         rows.append(row)
-    return rows
+
+    for model in classical_models(data.train, data.validation, data.levels):
+        if model.left_out:
+            left_out.append(f"{model.name}: left out, {model.left_out}")
+            continue
+        options: dict[str, object] = {"version": model.version}
+        add(
+            model.name,
+            options,
+            lambda m=model: measure_classical(m, data.train, data.validation, images, indices, tell),
+        )
+    if data.shape[0] in (1, 3):
+        add("PNG", {}, lambda: classical.png(images, data.levels))
+    return rows, left_out

@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from rich.markup import escape
 
 from .. import atomic, pictures, runs
+from ..cli import ProgressBar
 from ..data import ImageData
 from ..errors import UserError
 from ..report import console
@@ -40,13 +43,14 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"compare: {subject.name} is named twice")
         kept = records.read_all(subject.home)
         # those of former weights are of another model
-        found[subject.name] = [e for e in kept if e.protocol.weights == subject.weights]
+        own = [e for e in kept if e.protocol.weights == subject.weights]
+        found[subject.name] = [replace(e, model={**e.model, **subject.training}) for e in own]
         sizes = subject.model.facts.provenance
         old |= {e.protocol.name for e in found[subject.name] if is_of_first_images(e, sizes)}
     evaluations = common_images(found, options.split, lambda e: e.protocol.name in old)
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
-    ranked = {}
+    ranked, left_out = {}, []
     if options.baselines:
         data = load_images_of(subjects[0], options.data)
         whole, rows = getattr(data, options.split), rows_of(identity)
@@ -54,8 +58,14 @@ def run(options: argparse.Namespace) -> int:
         if identify(images, data.name, options.split, data.levels)["sha256"] != identity["sha256"]:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")
         ranked = _ranked(evaluations, data, options.split)
-        evaluations = evaluations + classical_rows(out / "classical", data, images, identity)
-    content = _content(evaluations, {n: [e for e in kept if e.protocol.name not in old] for n, kept in found.items()})
+        bar = ProgressBar()
+        classical, left_out = classical_rows(
+            out / "classical", data, images, identity, lambda name: partial(bar.named, f"fitting: {name}")
+        )
+        bar.close()
+        evaluations = evaluations + classical
+    new = {n: [e for e in kept if e.protocol.name not in old] for n, kept in found.items()}
+    content = replace(_content(evaluations, new), left_out=left_out)
     charts = _charts(content, found)
     samples = {subject.name: _samples(subject) for subject in subjects}
     written = {
@@ -168,7 +178,7 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     if content.gaps:
         printer.print()
         printer.print(tables.gap_table(content.gaps))
-    for line in content.data_sets:
+    for line in [*content.data_sets, *content.left_out]:
         printer.print(f"- {escape(line)}")
     printer.print(f"\nwrote {escape(str(out))}: {escape(', '.join(files))}")
     if mirrored is not None:

@@ -23,6 +23,7 @@ class Content:
         gaps: Test against train, wherever both were measured.
         curves: Bits/dim by log-SNR, of the models that have it.
         data_sets: Other data sets under the models, a line each.
+        left_out: Classical models that were not fitted, and why, a line each.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Content:
     gaps: Sequence[Gap] = ()
     curves: Sequence[CurvePair] = ()
     data_sets: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     @property
     def rows(self) -> list[Evaluation]:

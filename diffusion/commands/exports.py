@@ -15,6 +15,7 @@ from ..likelihood import Interval
 from .content import Content, name_of
 from .curves import CurvePair, overfit, parts_of
 from .groups import between
+from .tables import TRAINING
 
 
 def figures(content: Content) -> list[dict[str, Any]]:
@@ -26,7 +27,7 @@ def figures(content: Content) -> list[dict[str, Any]]:
             {
                 "group": group.letter,
                 "group_title": group.title,
-                **{key: row.model.get(key) for key in ("run", "family", "parameters")},
+                **{key: row.model.get(key) for key in ("run", "family", "parameters", *TRAINING)},
                 "method": row.protocol.method,
                 "kind": group.kind,
                 "law": group.law,

@@ -91,6 +91,7 @@ def page(
     title = escape(content.title)
     parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>', _text(APART)]
     parts.append(_main_table(content))
+    parts += [_list(content.left_out)] if content.left_out else []
     parts += _charts(charts, "bits_per_dim", "All rows; a panel a group")
     if len(content.groups) > 1:
         parts += ["<h2>Between the groups</h2>", _text(BETWEEN), _list(sentences(content.groups))]

@@ -115,32 +115,10 @@ def _parse(plain: Mapping[str, Any], name: str) -> Evaluation:
         raise ValueError(f"its protocol is that of {protocol.name}.json")
     found = plain["estimate"]
 
-    def numbers(values: list[float | None]) -> torch.Tensor:
-        return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
-
-    indices = torch.tensor(found["indices"], dtype=torch.long)
-    log_prob, std_error = numbers(found["log_prob"]), numbers(found["std_error"])
-    terms = {str(name): numbers(values) for name, values in found["terms"].items()}
-    shape = (int(protocol.data["images"]),)
-    shapes = {tensor.shape for tensor in (log_prob, std_error, indices, *terms.values())}
-    if shapes != {shape} or len(indices.unique()) < len(indices):
-        raise ValueError(f"{shape[0]} images are announced, {len(log_prob)} values found")
-    estimate = Estimate(
-        log_prob=log_prob,
-        dims=int(found["dims"]),
-        levels=int(found["levels"]),
-        std_error=std_error,
-        kind=str(found["kind"]),
-        protocol=dict(found["protocol"]),
-        indices=indices,
-        nfe=float(found["nfe"]),
-        seconds=float(found["seconds"]),
-        error_budget={str(k): math.nan if v is None else float(v) for k, v in found["error_budget"].items()},
-        terms=terms,
-    )
-    mean = estimate.mean().mean
-    if found["bits_per_dim"] is not None and not math.isclose(mean, found["bits_per_dim"], rel_tol=1e-12):
-        raise ValueError(f"says {found['bits_per_dim']} bits/dim, and its values have the mean {mean}")
+    count = int(protocol.data["images"])
+    if len(found["log_prob"]) != count:
+        raise ValueError(f"{count} images are announced, {len(found['log_prob'])} values found")
+    estimate = Estimate.from_dict(found)
     means, spread = dict(found["terms_bits_per_dim"]), dict(found.get("terms_sem", {}))
     return Evaluation(protocol, dict(plain["model"]), estimate, means, spread)
 

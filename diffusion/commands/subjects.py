@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,22 @@ class Subject:
             "parameters": parameter_count(self.model.module),
             "data": self.model.facts.name,
         }
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What its training cost, as the run's training.json has it; None for what is not known.
+
+        Images seen (steps x batch), seconds of the steps, CPU seconds of the process, and on what.
+        """
+        unknown = {"images_seen": None, "training_seconds": None, "training_cpu_seconds": None, "trained_on": None}
+        try:
+            found = json.loads((self.home / runs.TRAINING).read_text(encoding="utf-8"))
+            numbers = [found[name] for name in ("images", "seconds", "cpu_seconds")]
+            if not all(n is None or (isinstance(n, int | float) and math.isfinite(n) and n >= 0) for n in numbers):
+                return unknown
+            return dict(zip(unknown, [*numbers, "; ".join(map(str, found["hardware"])) or None], strict=True))
+        except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or no run at all
+            return unknown
 
 
 def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:

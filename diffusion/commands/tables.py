@@ -16,10 +16,13 @@ from .curves import parts_of
 from .groups import APART, Group, between, kind_text
 from .records import Evaluation
 
-COLUMNS = (
-    "group", "model", "family", "parameters", "method", "kind", "law", "bits/dim", "95 % interval",
-    "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images", "protocol",
+COLUMNS: tuple[str, ...] = (
+    "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim",
+    "95 % interval", "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images",
+    "trained on", "protocol",
 )  # fmt: skip
+# What training cost, as `Subject.training` has it.
+TRAINING = ("images_seen", "training_seconds", "training_cpu_seconds", "trained_on")
 UNKNOWN = "—"
 BETWEEN = (
     "The best model of each group against the best of all, paired on the same images. These are differences of "
@@ -48,12 +51,14 @@ def difference_text(interval: Interval | None) -> str:
 def cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row, in the order of COLUMNS."""
     estimate, interval, gap = row.estimate, row.estimate.mean(), content.gap(row)
-    parameters = row.model.get("parameters")
+    images, seconds, cpu, hardware = (row.model.get(key) for key in TRAINING)
     return [
         group.letter,
         str(row.model["run"]),
         str(row.model["family"]),
-        f"{parameters:,}" if isinstance(parameters, int) else UNKNOWN,
+        _count(row.model.get("parameters")),
+        _count(images),
+        _count(seconds) + (f" ({_count(cpu)} CPU)" if cpu is not None else ""),
         UNKNOWN if is_classical(row) else row.protocol.method,
         kind_text(group.kind),
         group.law,
@@ -64,8 +69,13 @@ def cells(content: Content, group: Group, row: Evaluation, difference: Interval 
         f"{estimate.nfe:.0f}" if estimate.nfe else UNKNOWN,
         f"{estimate.seconds:.1f}",
         str(len(estimate)),
+        UNKNOWN if hardware is None else str(hardware),
         describe(estimate),
     ]
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else UNKNOWN
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
@@ -77,33 +87,39 @@ def half_width(interval: Interval, sign: bool = True) -> str:
     return f"{mean} ± {up}" if up == down else f"{mean} +{up} -{down}"
 
 
-NARROW = (
-    "model", "family", "parameters", "method", "kind", "law", "bits/dim ± 95 %", "to the best, paired",
-    "test - train, unpaired", "NFE", "seconds", "images", "protocol",
+NARROW: tuple[str, ...] = (
+    "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim ± 95 %",
+    "to the best, paired", "test - train, unpaired", "NFE", "seconds", "images", "protocol",
 )  # fmt: skip
 
 
 def narrow_cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
     """The texts of a row where there is less room, in the order of NARROW."""
-    full, gap = cells(content, group, row, difference), content.gap(row)
-    lost = UNKNOWN if gap is None else half_width(gap.difference)
-    return [
-        *full[1:7],
-        half_width(row.estimate.mean(), sign=False),
-        full[9] if difference is None else half_width(difference),
-        lost,
-        *full[11:],
-    ]
+    full = dict(zip(COLUMNS, cells(content, group, row, difference), strict=True))
+    gap = content.gap(row)
+    hardware = "" if full["trained on"] == UNKNOWN else f"; trained on {full['trained on']}"
+    paired = full["difference to the best (paired)"]
+    short = {
+        "training seconds": _count(row.model.get("training_seconds")),
+        "bits/dim ± 95 %": half_width(row.estimate.mean(), sign=False),
+        "to the best, paired": paired if difference is None else half_width(difference),
+        "test - train, unpaired": UNKNOWN if gap is None else half_width(gap.difference),
+        "protocol": full["protocol"] + hardware,
+    }
+    return [{**full, **short}[column] for column in NARROW]
 
 
 def rich_table(content: Content) -> Table:
     """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
     table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("", *NARROW[:8], *NARROW[9:12]):
-        table.add_column(column, justify="left" if column in ("", *_TEXT) else "right", overflow="fold")
+    shown = [column for column in NARROW if column not in ("test - train, unpaired", "protocol")]
+    for column in ("", *shown):
+        whole = column in ("bits/dim ± 95 %", "to the best, paired")  # where there is no room, others fold
+        side = "left" if column in ("", *_TEXT) else "right"
+        table.add_column(column, justify=side, overflow="fold", no_wrap=whole)
     for group, row, difference in content.lines():
-        narrow = narrow_cells(content, group, row, difference)
-        texts = [group.letter, *narrow[:8], *narrow[9:12]]
+        narrow = dict(zip(NARROW, narrow_cells(content, group, row, difference), strict=True))
+        texts = [group.letter, *(narrow[column] for column in shown)]
         table.add_row(*map(escape, texts), end_section=row is group.rows[-1])
     return table
 
@@ -156,15 +172,18 @@ def sentences(groups: Sequence[Group]) -> list[str]:
 def markdown(content: Content) -> str:
     """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
     rows = [cells(content, *line) for line in content.lines()]
-    parts = [f"# {content.title}", content.about, _markdown_table(COLUMNS, rows), "## Why the groups are apart", APART]
+    parts = [f"# {content.title}", content.about, markdown_table(COLUMNS, rows)]
+    if content.left_out:
+        parts.append("\n".join(f"- {_safe(text)}" for text in content.left_out))
+    parts += ["## Why the groups are apart", APART]
     parts.append("\n".join(f"- **{g.letter}**, {_safe(g.title)}. {_safe(g.why)}" for g in content.groups))
     if len(content.groups) > 1:
         parts += ["## Between the groups", BETWEEN, "\n".join(f"- {_safe(text)}" for text in sentences(content.groups))]
     if content.gaps:
-        parts += ["## Test against train", SPLITS, _markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
+        parts += ["## Test against train", SPLITS, markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
     if parted := part_rows(content):
-        parts += ["## Where the bits go", _markdown_table(PART_COLUMNS, parted)]
-    parts += ["## Error budgets", _markdown_table(*budgets(content.rows))]
+        parts += ["## Where the bits go", markdown_table(PART_COLUMNS, parted)]
+    parts += ["## Error budgets", markdown_table(*budgets(content.rows))]
     if content.data_sets:
         parts += ["## Other data sets", "\n".join(f"- {_safe(text)}" for text in content.data_sets)]
     return "\n\n".join(parts) + "\n"
@@ -174,7 +193,8 @@ def _safe(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; bars and angle brackets in its texts break nothing."""
     lines = (head, ["---"] * len(head), *rows)
     return "\n".join(f"| {' | '.join(map(_safe, texts))} |" for texts in lines)
 

@@ -120,6 +120,6 @@ def verdict(spent: dict[str, Any]) -> list[str]:
     """Whether the target was met, and what could not be made less: a line each."""
     met = "met" if spent["met"] else "not met"
     return [
-        f"target error {spent['target_error']:g} bits/dim (one standard error, biases added): {met}",
+        f"target error {spent['target_error']:g} bits/dim: {met} (one standard error, biases added)",
         *(escape(f"- {note}") for note in spent["notes"]),
     ]

@@ -107,6 +107,7 @@ class EvaluationConfig(Section):
     probes: int = option(1, "random vectors of the trace estimator, an image", at_least=1)
     elbo_draws: int = option(32, "draws (of times, of codes) of the variational bound, an image", at_least=1)
     iwae_samples: int = option(1000, "draws K of the importance-weighted bound, an image (vae, eae)", at_least=1)
+    baselines: bool = option(True, "measure classical models beside it: fitted once for a data set, and kept")
     batch_size: int = option(256, "images, or codes of images, measured at once", at_least=1)
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -294,3 +295,36 @@ class Estimate:
             "log_prob": [plain(value) for value in self.log_prob.tolist()],
             "std_error": [plain(value) for value in self.std_error.tolist()],
         }
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Estimate:
+        """What `to_dict` made plain; terms, of which that has the means alone, where they are under `terms`.
+
+        Raises:
+            ValueError, KeyError, TypeError, ...: For values that are none of `to_dict`, or not of each other.
+        """
+
+        def numbers(values: Sequence[float | None]) -> Tensor:
+            return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+        listed, terms = plain["indices"], plain.get("terms", {})
+        lengths = {len(values) for values in (plain["log_prob"], plain["std_error"], listed, *terms.values())}
+        if lengths != {plain["images"]} or len(set(listed)) < len(listed):
+            raise ValueError(f"{plain['images']} images are announced, {len(plain['log_prob'])} values found")
+        estimate = Estimate(
+            log_prob=numbers(plain["log_prob"]),
+            dims=int(plain["dims"]),
+            levels=None if plain["levels"] is None else int(plain["levels"]),
+            std_error=numbers(plain["std_error"]),
+            kind=str(plain["kind"]),
+            protocol=dict(plain["protocol"]),
+            indices=torch.tensor(plain["indices"], dtype=torch.long),
+            nfe=float(plain["nfe"]),
+            seconds=float(plain["seconds"]),
+            error_budget={str(k): math.nan if v is None else float(v) for k, v in plain["error_budget"].items()},
+            terms={str(name): numbers(values) for name, values in terms.items()},
+        )
+        mean = estimate.mean().mean
+        if plain["bits_per_dim"] is not None and not math.isclose(mean, plain["bits_per_dim"], rel_tol=1e-12):
+            raise ValueError(f"says {plain['bits_per_dim']} bits/dim, and its values have the mean {mean}")
+        return estimate

@@ -20,6 +20,7 @@ of uniform draws) and half logistic. Without a reference (`none`) they are unifo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,14 +30,14 @@ from torch.nn import functional
 
 from ..broadcasting import pad_dims_like
 from ..errors import choose
-from .stratified import squares, stratified_positions
+from .stratified import squares, stratified_error, stratified_positions
 
 # The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
 _CENTER, _SCALE = 2.0, 3.0
 _TABLE = 4096
 REFERENCES = ("gaussian", "none")
 # Neighbours on either side that a stratum's coefficient is taken from.
-_NEIGHBOURS = 2
+_NEIGHBOURS = 3
 # The datum, eps, and ||eps - eps_hat||^2, shape (B,), of evaluation i at the log-SNRs (B,).
 Evaluate = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -89,6 +90,17 @@ class GaussianReference:
         expected = x_share.square() * self.square[:, None] + k.square() * self.dims
         found = 0.5 * (expected - error + coefficient(error, reference) * (reference - expected))
         return found, found / (self.log_snr.shape[1] * self._density)
+
+    def error(self, drawn: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
+        """The standard error of the sum over the noise levels (`stratified_error`).
+
+        Neighbours share what their coefficients are made of, of which their differences see nothing: the variance is
+        taken K / (K - 2) times as large (without it the error of 32 levels is 1 to 2 % too small, with it at most 3 %
+        too large).
+        """
+        count = drawn.shape[1]
+        shared = 1.0 if self.reference == "none" or count < 3 else math.sqrt(count / (count - 2))
+        return shared * stratified_error(drawn)
 
     def integrals(self, edges: Float[Tensor, " n"]) -> Float[Tensor, " b m"]:
         """1/2 of the integral of E||e_ref||^2 between neighbouring log-SNRs, shape (B, N - 1); 0 for `none`."""

@@ -46,7 +46,7 @@ from .batching import Progress, check_data, choose_batch_size, in_batches, proto
 from .dequantization import Dequantizer
 from .estimate import DATA_END, NOISE_END, Estimate, mean_error
 from .gaussian_reference import GaussianReference
-from .stratified import squares, stratified_error
+from .stratified import squares
 
 
 def log_density_immse(
@@ -176,7 +176,7 @@ def _immse(
             log_prob=terms["reference"] + terms["integral"] + terms["ends"],
             dims=dims,
             levels=levels,
-            std_error=stratified_error(inside + outside),
+            std_error=reference.error(inside + outside),
             kind=kind,
             protocol=protocol,
             indices=indices[rows],

@@ -48,8 +48,8 @@ from .stratified import squares, stratified_error, stratified_positions
 VARIANCES = ("lower", "upper")
 # Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
-# The strata's terms as they are drawn, without what is known of them; their spread is the noise.
-_DRAWN = "drawn"
+# The standard error of a batch's images, among its terms.
+_NOISE = "noise"
 # The datum of evaluation i of a batch.
 Points = Callable[[int], Tensor]
 
@@ -121,7 +121,7 @@ def elbo_continuous(
         _, drawn = against.differences(evaluate)
         curve = -against.integrals(edges)
         curve.scatter_add_(1, (torch.searchsorted(edges, against.log_snr) - 1).clamp(0, bins - 1), drawn)
-        return {"steps": drawn - against.integrals(against.strata()), "curve": curve, _DRAWN: drawn}
+        return {"steps": drawn - against.integrals(against.strata()), "curve": curve, _NOISE: against.error(drawn)}
 
     protocol = {"estimator": "ELBO, continuous time", "evaluations": evaluations, "curve_log_snr": [low, high]}
     protocol["reference"] = reference
@@ -189,7 +189,7 @@ def elbo_discrete(
             kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
             values.append(-kl * (steps / count))
         steps_of = torch.stack(values, dim=1)
-        return {"steps": steps_of, _DRAWN: steps_of}
+        return {"steps": steps_of, _NOISE: stratified_error(steps_of)}
 
     protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
     options = (dequantize, seed, cond, batch_size, indices, progress)
@@ -254,7 +254,7 @@ def _bound(
     def estimate(rows: slice) -> Estimate:
         square = mean_square(rows)
         parts = diffusion(partial(point, rows), square, indices[rows], None if cond is None else cond[rows])
-        noise = stratified_error(parts.pop(_DRAWN))
+        noise = parts.pop(_NOISE)
         prior = -_prior_kl(schedule, square, dims, ends[1]).cpu()
         if of_levels is None:  # E over x_0 in closed form: the Gaussian's own entropy
             decoded = torch.full_like(

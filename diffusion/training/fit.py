@@ -34,6 +34,7 @@ from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
 from .modules import build_module
+from .record import TrainingRecord
 from .same_data import require_same_data
 from .stopping import GracefulStop, exits_on_sigterm
 from .waiting import Waiting
@@ -133,6 +134,7 @@ def fit(
     average = EMACallback(
         [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
     )
+    record = TrainingRecord(trainer_options.batch_size, device, process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
     if compiled:
@@ -154,6 +156,7 @@ def fit(
             log_every_n_steps=trainer_options.log_every,
             logger=[metrics] if mirror is None else [metrics, mirror],
             callbacks=[
+                record,
                 ContinueMetrics(metrics),
                 GradientGuard(
                     config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
@@ -177,6 +180,7 @@ def fit(
     if trainer.is_global_zero and not stop.exit_code:
         with exits_on_sigterm(run), average.applied(module):
             module.finish(data, device)
+            record.write(run)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
             model_files.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
     exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 from tiny_configs import _ALL
 
@@ -207,13 +209,50 @@ def test_classical_rows_are_fitted_once(tmp_path, monkeypatch):
     pixels = (torch.rand(60, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 5).to(torch.uint8)
     data = ImageData("tiny", pixels[:40], None, pixels[40:50], None, pixels[50:], None, 5, 0, False, {})
     identity = identify(data.test, "tiny", "test", 5)
-    rows = classical_rows(tmp_path, data, data.test, identity)
-    assert [row.model["run"] for row in rows] == ["independent pixels", "Gaussian mixture", "PNG"]
+    rows, left_out = classical_rows(tmp_path, data, data.test, identity)
+    names = ["independent pixels", "Gaussian mixture", "mixture of categoricals", "autoregressive forest", "PNG"]
+    assert ([row.model["run"] for row in rows], left_out) == (names, [])
     assert {len(row.estimate) for row in rows} == {10}
     monkeypatch.setattr("diffusion.likelihood.classical.gaussian_mixture", lambda *_: pytest.fail("fitted again"))
-    again = classical_rows(tmp_path, data, data.test, identity)
+    again, _ = classical_rows(tmp_path, data, data.test, identity)
     assert [row.estimate.log_prob.tolist() for row in again] == [row.estimate.log_prob.tolist() for row in rows]
     assert len(group(rows)) == 3
+    # without validation images nothing can be chosen, and the table says what it leaves out
+    none = replace(data, validation=data.validation[:0])
+    rows, left_out = classical_rows(tmp_path, none, data.test, identity)
+    assert [row.model["run"] for row in rows] == ["independent pixels", "PNG"]
+    assert [line.partition(":")[0] for line in left_out] == names[1:4]
+    content = Content("t", "a", group(rows), left_out=left_out)
+    assert all(line in tables.markdown(content) and line in page(content, {}, {}, {}) for line in left_out)
+
+
+def test_what_training_cost_is_in_every_table():
+    """Of one row it is known, of the other, as of runs of earlier versions, it is not."""
+    known = {"images_seen": 115200, "training_seconds": 201.4, "training_cpu_seconds": 388.2, "trained_on": "cpu, 2"}
+    rows = [evaluation("a", normal(0)), evaluation("b", normal(1))]
+    rows[0] = replace(rows[0], model={**rows[0].model, **known})
+    content = Content("t", "a", group(rows))
+    found = {row["run"]: row for row in exports.figures(content)}
+    assert {key: found["a"][key] for key in known} == known
+    assert {found["b"][key] for key in known} == {None}
+    cells = {}
+    for line in content.lines():
+        cells[line[1].model["run"]] = dict(zip(tables.COLUMNS, tables.cells(content, *line), strict=True))
+        narrow = dict(zip(tables.NARROW, tables.narrow_cells(content, *line), strict=True))
+        assert narrow["training seconds"] == cells[line[1].model["run"]]["training seconds"].partition(" (")[0]
+    columns = ("images seen", "training seconds", "trained on")
+    assert [cells["a"][column] for column in columns] == ["115,200", "201 (388 CPU)", "cpu, 2"]
+    assert [cells["b"][column] for column in columns] == ["—"] * 3
+    html = page(content, {}, {}, {})
+    assert "115,200" in html
+    assert "trained on cpu, 2" in html
+    table = tables.rich_table(content)
+    assert {"parameters", "images seen", "training seconds", "kind"} <= {str(column.header) for column in table.columns}
+    console = Console(width=100)  # too little: names fold, figures do not
+    with console.capture() as capture:
+        console.print(table)
+    for row in rows:
+        assert tables.half_width(row.estimate.mean(), sign=False) in capture.get()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Which law a figure is of: for a network that is no posterior mean the flow and the reverse SDE are two models."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from laws import f64
 
 import diffusion
+from diffusion.commands import records
 from diffusion.commands.groups import group
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.denoisers import Denoiser
@@ -169,3 +171,29 @@ def test_figures_of_unlike_laws_stand_apart_with_the_reason():
         assert {r.estimate.law for r in g.rows} == {g.law}
         assert f"law: {g.law}" in g.title
     assert len({g.why for g in groups}) == len(groups)
+
+
+def test_a_record_and_a_part_of_an_earlier_release_have_their_law(tmp_path):
+    """Neither has the field; the part is of the same measurement as one that is made now."""
+    question = Protocol({"name": "d", "split": "test", "images": 2, "levels": 17, "sha256": "a"}, "w", "ode", {})
+    now = made([-1.0, -2.0], estimator="probability-flow ODE")
+    records.write(tmp_path, question, {"run": "r"}, now)
+    path = tmp_path / f"{question.name}.json"
+    old = json.loads(path.read_text())
+    del old["estimate"]["law"], old["estimate"]["protocol"]["law"]
+    path.write_text(json.dumps(old))
+    assert records.read(path).estimate.law == "flow"
+    old["estimate"]["protocol"]["law"] = "flaw"
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"damaged .*law: found 'flaw'"):
+        records.read(path)
+
+    first = Estimate(**{**vars(now), "log_prob": f64([-1.0]), "std_error": f64([0.0]), "indices": torch.tensor([0])})
+    records.write_part(tmp_path, first)
+    (part,) = tmp_path.glob("*.part")
+    kept = torch.load(part, weights_only=True)
+    summary = json.loads(kept["summary"])
+    del summary["protocol"]["law"]
+    torch.save({**kept, "summary": json.dumps(summary)}, part)
+    second = Estimate(**{**vars(now), "log_prob": f64([-2.0]), "std_error": f64([0.0]), "indices": torch.tensor([1])})
+    assert Estimate.join([*records.read_parts(tmp_path, {0, 1}), second]).law == "flow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,35 +18,53 @@ class MomentMatching(Posterior):
 
         x_hat' = x_hat + V A^T (s^2 I + A V A^T)^-1 (y - A x_hat)
 
-    is exact wherever p(x | x_t) is Gaussian. The inverse is applied by iterations, each one vector-Jacobian
-    product, so that V is never formed (the J of a perfect denoiser is symmetric). Few iterations
-    do: those left out are of the directions that x_t has settled already.
+    is exact wherever p(x | x_t) is Gaussian, if the inverse is. That is applied by iterations, each one vector-Jacobian
+    product, so that V is never formed (the J of a perfect denoiser is symmetric). Ending at a residual r puts x_hat'
+    off by |r| / s at most, in the metric of the covariance of x given x_t and y: so they go on until that is small,
+    or until they meet a direction in which V is negative, as that of a trained network can be and no covariance is.
+    Fewer `iterations` cost less and are further off (docs/control.md has figures).
 
     Args:
         denoiser, observation: As `Posterior`.
         iterations: Of the linear solver (`least_residual`), at most.
-        tolerance: The residual, relative to the first, at which a sample's iterations end.
+        tolerance: The root mean square of the residual at which a sample's iterations end, in units of y's noise s, or
+            of a hundredth of the first residual's where that is larger.
 
     Raises:
-        UserError: For fewer than 1 iteration.
+        UserError: For fewer than 1 iteration, or a tolerance that is negative or not finite.
     """
 
-    def __init__(self, denoiser: Denoiser, observation: Observation, iterations: int = 5, tolerance: float = 1e-4):
+    def __init__(self, denoiser: Denoiser, observation: Observation, iterations: int = 50, tolerance: float = 1e-2):
         super().__init__(denoiser, observation)
         if iterations < 1:
             raise UserError(f"iterations: found {iterations}; must be at least 1")
+        if not 0.0 <= tolerance < float("inf"):
+            raise UserError(f"tolerance: found {tolerance}; must be 0 or more, e.g. 1e-2")
         self.iterations, self.tolerance = iterations, tolerance
 
     def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
         operator, noise = self.observation.operator, self.observation.noise_std**2
+        of_unit_data = sigma.square() / (alpha.square() + sigma.square())  # as in `PseudoInverse`
 
         def matrix(u: Tensor) -> Tensor:
             return noise * u + operator(covariance(operator.adjoint(u)))
 
-        return least_residual(matrix, residual, self.iterations, self.tolerance)
+        def near_inverse(u: Tensor) -> Tensor:
+            return operator.solve(u, of_unit_data, of_unit_data.new_tensor(noise))
+
+        size = _dot(residual, residual).sqrt() / math.sqrt(residual[0].numel())
+        relative = (self.observation.noise_std / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=1e-2)
+        return least_residual(matrix, residual, self.iterations, self.tolerance * relative, near_inverse, 0.5 * noise)
 
 
-def least_residual(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 0.0) -> Tensor:
+def least_residual(
+    matrix: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    tolerance: float | Tensor = 0.0,
+    near_inverse: Callable[[Tensor], Tensor] | None = None,
+    least: float | None = None,
+) -> Tensor:
     """The u of the Krylov space of b with the least |b - matrix(u)|, row by row: generalised conjugate residuals.
 
     (Eisenstat, Elman, Schultz 1983, SIAM J. Numer. Anal. 20, 2.) Conjugate gradients, which the paper
@@ -56,19 +75,25 @@ def least_residual(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: in
         matrix: A linear map of (B, *dims), each row for itself.
         b: Shape (B, *dims).
         iterations: At most, each one application of the matrix; so many directions are kept in memory.
-        tolerance: A row stops at this residual relative to |b|.
+        tolerance: A row stops at this residual relative to |b|; a number, or one a row, (B, 1, ..., 1).
+        near_inverse: Something like the matrix' inverse, which makes the iterations fewer.
+        least: A row stops before a direction d with d matrix(d) below `least` d d; by default none does.
     """
     u, residual = torch.zeros_like(b), b
     enough = tolerance**2 * _dot(b, b)
+    going = torch.ones_like(enough, dtype=torch.bool)
     directions: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(iterations):
-        going = _dot(residual, residual) > enough
+        going &= _dot(residual, residual) > enough
         if not bool(going.any()):
             break
-        direction, image = residual, matrix(residual)
+        direction = residual if near_inverse is None else near_inverse(residual)
+        image = matrix(direction)
         for old, old_image, square in directions:
             share = _ratio(_dot(image, old_image), square)
             direction, image = direction - share * old, image - share * old_image
+        if least is not None:
+            going &= _dot(direction, image) >= least * _dot(direction, direction)
         square = _dot(image, image)
         length = torch.where(going, _ratio(_dot(residual, image), square), 0.0)
         u, residual = u + length * direction, residual - length * image
