@@ -215,7 +215,7 @@ def test_what_a_trade_off_replaces_is_told(tradeoff):
     assert tradeoff(*both)[::2] == (0, "")
     assert tradeoff(*both)[::2] == (0, ""), "the same figures"
     assert tradeoff(*both, "--budgets", "3", "4")[::2] == (0, ""), "these and others"
-    cells = "ddim at 2 steps, ddim at 3 steps, deis at 2 steps, deis at 3 steps"
+    cells = "ddim at 3 steps, ddim at 4 steps, deis at 2 steps, deis at 3 steps"
     assert tradeoff(*quick, "--samplers", "deis")[::2] == (0, note.format(cells))
     other_noise = tradeoff(*quick, "--samplers", "deis", "--seed", "1")
     assert other_noise[::2] == (0, note.format("deis at 2 steps"))
