@@ -99,9 +99,7 @@ def _read(path: Path, most_bytes: int) -> Arrays:
             found = {name: arrays[name] for name in arrays.files}
         for name, array in found.items():
             if not isinstance(array, np.ndarray):  # the bytes of a file of another kind
-                raise UserError(
-                    f"{path}: '{name}' in it is no array; accepted: arrays, as numpy.savez writes"
-                )
+                raise UserError(f"{path}: '{name}' in it is no array; accepted: arrays, as numpy.savez writes")
         return found
     except UserError:
         raise
