@@ -34,7 +34,7 @@ from diffusion.commands.records import Evaluation
 from diffusion.commands.subjects import images_of, load_images_of, load_subject
 from diffusion.commands.tables import markdown_table
 from diffusion.likelihood import Interval
-from diffusion.likelihood.estimate import student_interval
+from diffusion.likelihood.estimate import mean_interval
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"))
 DIFFUSION = (sys.executable, "-m", "diffusion")
@@ -176,7 +176,7 @@ class Figure:
         trained = first.model["family"] != "classical"
         parameters = first.model.get("parameters")
         means = [_mean([training[key] for training in self.training]) for key in COSTS] if trained else ["—"] * 3
-        difference = student_interval(self.images - best.images)
+        difference = mean_interval(self.images - best.images)
         return [
             self.name,
             first.protocol.method if trained else "its probability",
@@ -188,7 +188,7 @@ class Figure:
             str(len(self.images)),
             f"{float(seeds.mean()):.3f}",
             f"{float(seeds.std()):.3f}" if len(seeds) > 1 else "—",
-            _between(student_interval(self.images)),
+            _between(mean_interval(self.images)),
             "best" if self is best else f"{difference.mean:+.3f} ({_between(difference, '+')})",
         ]
 
@@ -228,8 +228,9 @@ def table(figures: Sequence[Figure]) -> str:
             best.setdefault(figure.of, figure)
     hardware = {str(training["trained_on"]) for figure in ordered for training in figure.training} - {"None"}
     lines = [
-        "Means over seeds; the interval is Student's over images, of each image's mean over seeds; differences are "
-        "paired on the same images. All but the exact figures are bounds: a model may be better than its figure.",
+        "Means over seeds; the interval is over images (Student's, wider where they are skew), of each image's "
+        "mean over seeds; differences are paired on the same images. "
+        "All but the exact figures are bounds: a model may be better than its figure.",
         f"Trained on: {' | '.join(sorted(hardware)) or 'not recorded'}.",
         markdown_table(HEAD, [figure.cells(best.get(figure.of, figure)) for figure in ordered]),
     ]

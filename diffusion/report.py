@@ -15,8 +15,10 @@ from .baselines.gaussianity import Gaussianity
 from .config import Config
 from .evaluation import describe, effective_samples
 from .experiment import Data
+from .families.kept_grids import told_tuning
 from .likelihood import Estimate
 from .model import TrainedModel
+from .sample_arguments import TUNING_SECONDS
 
 
 def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -> dict[str, Path]:
@@ -25,13 +27,14 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
     Returns:
         The files by what they show.
     """
-    drawn = model.sample(config.sampling.n, seed=config.seed, **model.sampling_settings({}))
     folder = run / runs.SAMPLES
     found = {"samples": folder / "samples.png"}
-    pictures.save_samples(found["samples"], drawn, data.toy)
-    for name, (file, image) in model.pictures(data, config.seed).items():
-        found[name] = folder / file
-        pictures.save(found[name], image)
+    with told_tuning(TUNING_SECONDS):
+        drawn = model.sample(config.sampling.n, seed=config.seed, **model.sampling_settings({}))
+        pictures.save_samples(found["samples"], drawn, data.toy)
+        for name, (file, image) in model.pictures(data, config.seed).items():
+            found[name] = folder / file
+            pictures.save(found[name], image)
     return found
 
 

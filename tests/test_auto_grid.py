@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +12,15 @@ from tiny_configs import digits_config
 
 import diffusion
 from diffusion import auto_grid as module
-from diffusion import load, model_files, runs
+from diffusion import load, model_files, report, runs
 from diffusion.auto_grid import auto_grid, trajectories, tuning
+from diffusion.commands import compare
 from diffusion.config import dump_config
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.evaluations import count_evaluations
 from diffusion.experiment import DataFacts, build_denoiser
 from diffusion.model import FACTS
+from diffusion.sample_arguments import TUNING_SECONDS
 from diffusion.samplers import DDIM, ODE, Adams, Ancestral, ExponentialSDE, Heun
 from diffusion.schedules import EDM, Cosine, time_grid
 
@@ -168,6 +172,18 @@ def test_a_run_keeps_its_grids_beside_its_model(run):
     settled = again.settled({"sampler": "ddim", "steps": 4, "grid": "auto"})
     assert len(settled["grid"]) == 5
     assert torch.equal(again.sample(2, **settled), x)
+
+
+def test_pictures_that_nobody_limits_have_a_limit_and_tell(run, tmp_path, monkeypatch):
+    seen, original = [], module._tuned
+    monkeypatch.setattr(module, "_tuned", lambda *args: seen.append(module._TUNING.get()) or original(*args))
+    model = load(run)
+    report.write_pictures(run, model, SimpleNamespace(toy=None, facts=model.facts), model.config)
+    shutil.rmtree(run / runs.SAMPLES)
+    (run / "model.grids.json").unlink()
+    compare._samples(SimpleNamespace(home=run, model=load(run)))
+    assert [tuning.seconds for tuning in seen] == [TUNING_SECONDS] * 2
+    assert all(tuning.progress is not None for tuning in seen)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"weights": "other", "log_snrs": {}}', "[]"])

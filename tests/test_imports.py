@@ -89,7 +89,9 @@ ALLOWED = {
     "encoding": Allowed("errors denoisers evaluations families samplers sampling schedules", "torch jaxtyping"),
     "model": Allowed("errors storage runs model_files checkpoint_files config experiment families", "torch"),
     "evaluation": Allowed("errors atomic random runs config experiment likelihood model baselines user_cache", "torch"),
-    "report": Allowed("runs config evaluation experiment likelihood model pictures baselines", "rich"),
+    "report": Allowed(
+        "runs config evaluation experiment families likelihood model pictures baselines sample_arguments", "rich"
+    ),
     "sample_record": Allowed("errors runs record_settings storage", "numpy PIL"),
     "sample_files": Allowed("errors atomic data pictures processes run_lock sample_record", "torch numpy"),
     "control": Allowed("errors data denoisers families model noisy_classifier runs sample_record samplers", "torch"),

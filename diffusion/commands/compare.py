@@ -16,7 +16,9 @@ from .. import atomic, pictures, runs
 from ..cli import ProgressBar
 from ..data import ImageData
 from ..errors import UserError
+from ..families.kept_grids import told_tuning
 from ..report import console
+from ..sample_arguments import TUNING_SECONDS
 from ..storage.paths import file_name
 from . import exports, figures, html_page, mirror, ood, records, tables
 from .baselines import classical_rows
@@ -104,8 +106,8 @@ def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation
         title=f"Likelihood of {identity['images']} {identity['split']} images of {identity['name']}",
         about=f"Levels: {identity['levels']}. {_chosen(identity)}SHA-256 of the images: {identity['sha256']}. "
         "Every figure is of each of "
-        "these images once; lower is better. Intervals are 95 %, Student's, over images; differences to the best of a "
-        "group are paired on the same images.",
+        "these images once; lower is better. Intervals are 95 % over images, Student's and wider where these are skew; "
+        "differences to the best of a group are paired on the same images.",
         groups=groups,
         gaps=both,
         curves=pair_curves(rows, both),
@@ -151,7 +153,8 @@ def _samples(subject: Subject) -> Image.Image:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
         pass  # not there, or no picture
     model = subject.model
-    return pictures.grid(model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu())
+    with told_tuning(TUNING_SECONDS):
+        return pictures.grid(model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu())
 
 
 def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:

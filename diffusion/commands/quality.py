@@ -60,7 +60,6 @@ class Reference:
         extractor: The feature network.
         options: Of the command line.
         device: Where features are computed.
-        mirrored: Whether mirror images of training images count as copies of these.
     """
 
     def __init__(
@@ -69,16 +68,19 @@ class Reference:
         extractor: FeatureExtractor,
         options: argparse.Namespace,
         device: torch.device,
-        mirrored: bool = False,
     ):
         self.data, self.extractor, self.options, self.device = data, extractor, options, device
-        self.mirrored = mirrored
         self.images: Tensor = getattr(data, options.reference)
         self.provenance = describe(self.images, extractor, data.name, options.reference, data.levels, options.flips)
         self._made: QualityReference | None = None
 
-    def get(self, bar: ProgressBar) -> QualityReference:
-        """The reference with its features, found in the cache or computed."""
+    def get(self, bar: ProgressBar, mirrored: bool) -> QualityReference:
+        """The reference with its features, found in the cache or computed.
+
+        Args:
+            bar: Shows how far it is.
+            mirrored: Whether mirror images of training images count as copies of these.
+        """
         if self._made is None:
             cache, trained_on = FeatureCache(), self.options.reference == "train"
             known = cache.read(self.provenance)
@@ -90,7 +92,6 @@ class Reference:
                 self.data.levels,
                 held_out=self.data.test if trained_on else None,
                 flips=self.options.flips,
-                mirrored=self.mirrored,
                 features=known,
                 device=self.device,
                 batch_size=self.options.batch_size,
@@ -98,7 +99,7 @@ class Reference:
             )
             if known is None:
                 cache.write(self.provenance, self._made.features)
-        return self._made
+        return self._made.counting(mirrored)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,8 +109,7 @@ def run(options: argparse.Namespace) -> int:
     _require_used(candidates, options)
     first = candidates[0].data
     extractor = choose_extractor(options.features, first, options.download)
-    mirrored = any(candidate.mirrored for candidate in candidates)
-    reference = Reference(first, extractor, options, device, mirrored)
+    reference = Reference(first, extractor, options, device)
     if not len(reference.images):
         raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
     _require_alike(candidates, reference, options)
@@ -125,11 +125,12 @@ def run(options: argparse.Namespace) -> int:
         rows.append(row)
         places += written
     if options.scale:
-        rows += _scale(reference, candidates[0].count, bar)
+        mirrored = any(candidate.mirrored for candidate in candidates)
+        rows += _scale(reference.get(bar, mirrored), candidates[0].count, bar)
     bar.close()
     out = console()
     out.print(table(rows, reference.provenance))
-    for line in remarks(rows, reference.get(bar).features.shape[1]):
+    for line in remarks(rows):
         out.print(f"- {escape(line)}", soft_wrap=True)
     for what, place in places:
         out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
@@ -169,7 +170,7 @@ def _require_alike(candidates: Sequence[Candidate], reference: Reference, option
 
 def _question(candidate: Candidate, reference: Reference) -> tuple[dict[str, Any], Path]:
     """The question that a figure answers, and its file."""
-    how = {"order": FIXED_ORDER, "mirrored_copies": reference.mirrored}
+    how = {"order": FIXED_ORDER, "mirrored_copies": candidate.mirrored}
     question = {"reference": asdict(reference.provenance), "samples": candidate.count, **how, **candidate.question}
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
     return question, candidate.folder / f"{digest}.json"
@@ -183,13 +184,13 @@ def _measured(
     places = [("kept in", path)]
     if not path.is_file() or options.again:
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
-        made = reference.get(bar)
+        made = reference.get(bar, candidate.mirrored)
         quality = made.measure(samples, options.batch_size, partial(bar.named, f"{candidate.name}: features"))
         copies = [_plain(copy, candidate) for copy in quality.copies or ()]
         if (picture := closest_pairs(samples, made, quality)) is not None:
             pictures.save(closest, picture, {"copies": json.dumps(copies)})
-        figures = {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
-        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": figures, "copies": copies}
+        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": _known(quality), "copies": copies,
+                 "features": made.features.shape[1]}  # fmt: skip
         atomic.write_text(path, json.dumps(plain, indent=1))
     row = _read(path, question)
     if closest.is_file():
@@ -206,43 +207,55 @@ def _read(path: Path, question: dict[str, Any]) -> Row:
             raise ValueError("it answers another question")
         figures = {str(name): None if value is None else float(value) for name, value in found["figures"].items()}
         copies = [{str(key): value for key, value in copy.items()} for copy in found["copies"]]
-        return Row(str(found["name"]), int(found["question"]["samples"]), figures, float(found["nfe"]), copies)
+        return Row(
+            str(found["name"]),
+            int(found["question"]["samples"]),
+            figures,
+            float(found["nfe"]),
+            copies,
+            found.get("features"),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
 
 
-def _scale(reference: Reference, count: int, bar: ProgressBar) -> list[Row]:
+def _known(quality: Quality) -> dict[str, float | None]:
+    """The figures; None for one that is not known."""
+    return {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
+
+
+def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
     """What the best and the worst of models would reach: fresh images of the data, and uniform noise."""
-    made, rows = reference.get(bar), []
+    rows, features = [], made.features.shape[1]
     if made.held_out is not None:
         fresh = spread(made.held_out[0], count)
         quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
-        rows.append(Row("test set", len(fresh), quality.figures()))
-    levels, shape = reference.data.levels, reference.data.shape
+        rows.append(Row("test set", len(fresh), _known(quality), features=features))
+    levels, shape = made.provenance.levels, made.provenance.shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(levels, (count, *shape), generator=generator).to(torch.uint8)
     quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
-    return [*rows, Row("noise", count, quality.figures())]
+    return [*rows, Row("noise", count, _known(quality), features=features)]
 
 
 def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:
     """The samples nearest to training images, these below them: two rows of copies, two by pixels, two by features."""
-    rows = []
+    rows, columns = [], min(CLOSEST, len(samples))
     if quality.copies:
-        shown = quality.copies[:CLOSEST]
+        shown = quality.copies[:columns]
         assert reference.training is not None
         images = [reference.training[0][copy.image] for copy in shown]
         images = [image.flip(-1) if copy.mirrored else image for image, copy in zip(images, shown, strict=True)]
-        missing = [torch.full_like(images[0], reference.provenance.levels - 1)] * (CLOSEST - len(shown))
+        missing = [torch.full_like(images[0], reference.provenance.levels - 1)] * (columns - len(shown))
         rows += [torch.stack([*(samples[copy.sample] for copy in shown), *missing]), torch.stack([*images, *missing])]
     for copies in (quality.pixel_copies, quality.feature_copies):
         if copies is not None:
-            chosen = copies.distances.argsort()[:CLOSEST].cpu()
+            chosen = copies.distances.argsort()[:columns].cpu()
             rows += [samples[chosen], reference.images[copies.neighbours[chosen.to(copies.neighbours.device)].cpu()]]
     if not rows:
         return None
     x = Dequantizer(quality.reference.levels).center(torch.cat(rows))
-    return pictures.grid(x, columns=CLOSEST if quality.copies else len(rows[0]))
+    return pictures.grid(x, columns=columns)
 
 
 def _plain(copy: Copy, candidate: Candidate) -> dict[str, Any]:

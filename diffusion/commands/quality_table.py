@@ -28,6 +28,7 @@ class Row:
         figures: By name (`Quality.figures`); None for one that is not known.
         nfe: Network evaluations a sample, 0 without a network.
         copies: The samples that are training images, or nearly so, as plain values.
+        features: The number of features; None where the record does not say.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     figures: Mapping[str, float | None]
     nfe: float = 0.0
     copies: Sequence[Mapping[str, Any]] = ()
+    features: int | None = None
 
 
 def table(rows: Sequence[Row], provenance: Provenance) -> Table:
@@ -85,7 +87,7 @@ def _cell(figures: Mapping[str, float | None], name: str, error: str | None = No
     return f"{value:.{digits}f} ± {sem:.{digits}f}"
 
 
-def remarks(rows: Sequence[Row], features: int) -> list[str]:
+def remarks(rows: Sequence[Row]) -> list[str]:
     """What the table cannot say: which samples are copies, and why there is no corrected figure; a line each."""
     told = []
     for row in rows:
@@ -98,10 +100,11 @@ def remarks(rows: Sequence[Row], features: int) -> list[str]:
             if found:
                 more = f", ... ({len(found) - NAMED} more in its record)" if len(found) > NAMED else ""
                 told.append(f"{row.name}: {len(found)} of {row.samples} samples are {what}: {listed}{more}")
-    few = [f"{row.name} ({row.samples})" for row in rows if row.samples < ENOUGH * features]
+    few = [f"{row.name} ({row.samples})" for row in rows if row.figures.get("fid_corrected", 0.0) is None]
     if few:
+        features = next((f"{row.features} " for row in rows if row.features), "")
         told.append(
-            f"corrected: withheld for {', '.join(few)}: fewer than {ENOUGH} times the {features} features, where the "
+            f"corrected: withheld for {', '.join(few)}: fewer than {ENOUGH} times the {features}features, where the "
             "correction takes too much"
         )
     return told

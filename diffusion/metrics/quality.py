@@ -169,6 +169,12 @@ class QualityReference:
         """The same without the nearest-training-image check, which says nothing of the held-out images themselves."""
         return replace(self, held_out=None)
 
+    def counting(self, mirrored: bool) -> QualityReference:
+        """The same, with or without mirror images of training images as copies; with `flips` they always are."""
+        if self.training is None:
+            return self
+        return replace(self, training=(self.training[0], mirrored or self.provenance.flips))
+
     @torch.no_grad()
     def measure(
         self, samples: UInt8[Tensor, " n c h w"], batch_size: int = BATCH, progress: Progress | None = None

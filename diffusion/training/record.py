@@ -43,20 +43,26 @@ class TrainingRecord(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._since = (time.perf_counter(), time.process_time())
+        self._since = self._now()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (where := self._where()) not in self.hardware:
             self.hardware.append(where)
-        wall, cpu = self._since
+        (since_wall, since_cpu), (wall, cpu) = self._since, self._now()
         if self.seconds is not None:
-            self.seconds += time.perf_counter() - wall
+            self.seconds += wall - since_wall
         if self.cpu_seconds is not None:
-            self.cpu_seconds += time.process_time() - cpu
+            self.cpu_seconds += cpu - since_cpu
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.images += self.images_per_step
+
+    def _now(self) -> tuple[float, float]:
+        """Wall and CPU seconds, when all that the device was given to do is done."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter(), time.process_time()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[_KEY] = self.to_dict()

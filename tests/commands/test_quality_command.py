@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from diffusion import pictures
 from diffusion.commands import records
 from diffusion.commands.feature_choice import FeatureCache, choose_extractor
+from diffusion.commands.quality import Reference, _question
 from diffusion.commands.quality_arguments import parse_quality_arguments
 from diffusion.commands.quality_subjects import load_candidate
 from diffusion.data import load_images
@@ -244,3 +246,33 @@ def test_images_that_are_not_there_or_too_few_are_told_by_what_was_written(diffu
     code, out, err = diffusion_command("quality", *argv, "--wandb", "off")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith(f"error: {told}"), err
+
+
+def test_a_table_that_is_kept_needs_no_features(place, diffusion_command, monkeypatch):
+    save_digits("copies.npz", load_images("digits").train[:8])
+    argv = ("quality", "copies.npz", "--data", "digits", "--no-scale")
+    out = diffusion_command(*argv)[1]
+    monkeypatch.setattr(Reference, "get", None)
+    assert diffusion_command(*argv)[1] == out
+    assert "corrected: withheld for copies.npz (8): fewer than 4 times the 64 features" in out
+    (path,) = kept(Path("evaluations/copies/evaluations/quality"))
+    with Image.open(path.with_name(f"{path.stem}-closest.png")) as picture:
+        assert picture.size == (8 * 66 - 2, 6 * 66 - 2), "each sample above its pair, however few"
+    record = json.loads(path.read_text())
+    del record["features"]  # of earlier versions
+    path.write_text(json.dumps(record))
+    assert "fewer than 4 times the features" in diffusion_command(*argv)[1]
+
+
+def test_which_copies_count_depends_on_the_model_alone(place):
+    data = load_images("digits")
+    save_digits("a.npz", data.test[:8])
+    options = parse_quality_arguments(["a.npz", "--data", "digits"])
+    plain = load_candidate("a.npz", options)
+    reference = Reference(data, choose_extractor("digits", data, False), options, torch.device("cpu"))
+    asked = [_question(replace(plain, mirrored=mirrored), reference)[0] for mirrored in (False, True)]
+    assert [question["mirrored_copies"] for question in asked] == [False, True]
+    made = QualityReference.of(data.train, reference.extractor, "digits", "train", 17)
+    turned = data.train[:8].flip(-1)
+    assert [len(made.counting(mirrored).measure(turned).copies) for mirrored in (False, True, False)][1] == 8
+    assert len(made.counting(True).counting(False).measure(turned).copies) < 8

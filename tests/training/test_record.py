@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusion.checkpoint_files import read_checkpoint
 from diffusion.commands.subjects import load_subject
 from diffusion.training.denoiser_module import DenoiserModule
 from diffusion.training.fit import fit
+from diffusion.training.record import TrainingRecord
 
 pytestmark = LIGHTNING_WARNINGS
 
@@ -115,3 +117,18 @@ def test_a_subject_says_what_its_training_cost_and_nothing_where_that_is_not_kno
         assert set(subject.training.values()) == {None}
     (run / runs.TRAINING).unlink()
     assert set(subject.training.values()) == {None}
+
+
+def test_what_a_device_still_does_is_of_the_step(monkeypatch):
+    """Kernels are queued: the step ends when the device does."""
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: time.sleep(PAUSE))
+    monkeypatch.setattr(TrainingRecord, "_where", lambda self: "a device")
+    trainer = SimpleNamespace(accumulate_grad_batches=1)
+    found = {}
+    for device in ("cpu", "cuda"):
+        counted = TrainingRecord(8, torch.device(device))
+        for step in range(2):
+            counted.on_train_batch_start(trainer, None, None, step)
+            counted.on_train_batch_end(trainer, None, None, None, step)
+        found[device] = counted.seconds
+    assert found["cpu"] < PAUSE <= found["cuda"] / 2 < 1.9 * PAUSE, "once before the step, once in it"
