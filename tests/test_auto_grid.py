@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +14,11 @@ from diffusion import auto_grid as module
 from diffusion import load, model_files, report, runs
 from diffusion.auto_grid import auto_grid, trajectories, tuning
 from diffusion.commands import compare
+from diffusion.commands.subjects import load_subject
 from diffusion.config import dump_config
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.evaluations import count_evaluations
-from diffusion.experiment import DataFacts, build_denoiser
+from diffusion.experiment import DataFacts, build_data, build_denoiser
 from diffusion.model import FACTS
 from diffusion.sample_arguments import TUNING_SECONDS
 from diffusion.samplers import DDIM, ODE, Adams, Ancestral, ExponentialSDE, Heun
@@ -178,10 +178,10 @@ def test_pictures_that_nobody_limits_have_a_limit_and_tell(run, tmp_path, monkey
     seen, original = [], module._tuned
     monkeypatch.setattr(module, "_tuned", lambda *args: seen.append(module._TUNING.get()) or original(*args))
     model = load(run)
-    report.write_pictures(run, model, SimpleNamespace(toy=None, facts=model.facts), model.config)
+    report.write_pictures(run, model, build_data(model.config), model.config)
     shutil.rmtree(run / runs.SAMPLES)
     (run / "model.grids.json").unlink()
-    compare._samples(SimpleNamespace(home=run, model=load(run)))
+    compare._samples(load_subject(str(run), str(tmp_path)))
     assert [tuning.seconds for tuning in seen] == [TUNING_SECONDS] * 2
     assert all(tuning.progress is not None for tuning in seen)
 

@@ -26,6 +26,7 @@ _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "arr_1")
 _MOST_CHANNELS = 4  # a last axis of 2 or 4 is of channels that nothing here takes
 _ACCEPTED = "accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3"
+_CLASS_NAMES = ("classes", "class_names", "label_names")
 Arrays = dict[str, np.ndarray]
 
 
@@ -64,6 +65,9 @@ def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
                for split, x in zip(splits, images, strict=True)]  # fmt: skip
         labels, class_names, count = _classes(path, found["labels", splits[0]], raw, notes)
     used = {found[role, split] for role, split in found if role == "images" or labels is not None}
+    if labels is not None and not class_names and (naming := _names_of_classes(arrays, count)) is not None:
+        class_names = tuple(arrays[naming].tolist())
+        used.add(naming)
     for name, array in arrays.items():
         if name not in used:
             each = ", one entry an image" if array.shape[:1] == (len(images[0]),) else ""
@@ -108,26 +112,56 @@ def _read(path: Path, most_bytes: int) -> Arrays:
 
 
 def _roles(path: Path, arrays: Arrays) -> dict[tuple[str, str], str]:
-    """The names of arrays by what they are, (`images` or `labels`, split or none)."""
-    found: dict[tuple[str, str], str] = {}
+    """The names of arrays by what they are, (`images` or `labels`, split or none).
+
+    Where several may be, `images` or `labels` itself is meant; else those that are no images, or no labels of these
+    images (masks, numbers to regress on, names of classes), are passed over.
+    """
+    named: dict[tuple[str, str], dict[str, str]] = {}
     for name in arrays:
-        whole = name.lower()
-        role = "images" if whole in _IMAGES else "labels" if whole in _LABELS else None
-        split = ""
-        if role is None:
-            words = re.findall(r"[a-z]+", whole)
+        word, split = name.lower(), ""
+        if word not in _IMAGES + _LABELS:
+            words = re.findall(r"[a-z]+", word)
             split = next(filter(None, map(split_of, words)), "")
             rest = [word for word in words if split_of(word) is None]
             if not split or len(rest) != 1:
                 continue
-            role = "images" if rest[0] in _IMAGES else "labels" if rest[0] in _LABELS else None
-        if role is None:
-            continue
-        if (role, split) in found:
-            other = found[role, split]
-            raise UserError(f"{path}: '{other}' and '{name}' may both be the {split} {role}".replace("  ", " "))
-        found[role, split] = name
+            word = rest[0]
+        if word in _IMAGES + _LABELS:
+            named.setdefault(("images" if word in _IMAGES else "labels", split), {})[name] = word
+    found: dict[tuple[str, str], str] = {}
+    for role, split in sorted(named):  # images first
+        of_role = named[role, split]
+        images = found.get(("images", split))
+        chosen = [name for name, word in of_role.items() if word == role] or list(of_role)
+        if of_role[chosen[0]] != role and role == "labels" and images is not None:
+            chosen = [name for name in chosen if _are_labels(path, name, arrays[name], len(arrays[images]))]
+        elif len(chosen) > 1 and role == "images":
+            chosen = [name for name in chosen if arrays[name].ndim in (3, 4)] or chosen
+        if len(chosen) > 1:
+            raise UserError(
+                f"{path}: '{chosen[0]}' and '{chosen[1]}' may both be the {split} {role}".replace("  ", " ")
+            )
+        if chosen:
+            found[role, split] = chosen[0]
     return found
+
+
+def _are_labels(path: Path, name: str, array: np.ndarray, n: int) -> bool:
+    try:
+        _flat(path, name, array, n, [])
+    except UserError:
+        return False
+    return True
+
+
+def _names_of_classes(arrays: Arrays, count: int) -> str | None:
+    """The array that holds the names of so many classes, all different, in the order of their numbers."""
+    for name, array in arrays.items():
+        is_of_all = name.lower() in _CLASS_NAMES and array.dtype.kind == "U" and array.shape == (count,)
+        if is_of_all and len(set(array.tolist()) - {""}) == count:
+            return name
+    return None
 
 
 def _images(path: Path, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:

@@ -73,7 +73,7 @@ def decode_cached(
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)
-        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped}))
+        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped, "tops": decoded.tops}))
     except OSError as error:
         raise UserError(f"data.cache: {folder} cannot be written ({error.strerror or error}).") from error
     finally:
@@ -91,6 +91,7 @@ def _find(array: Path, facts: Path, count: int) -> Decoded | None:
         kept = [int(row) for row in told["kept"]]
         # rows at the end are those of files that were skipped
         whole = images.dtype == torch.uint8 and images.ndim == 4 and len(kept) <= len(images) == count
-        return Decoded(images[: len(kept)], kept, [str(name) for name in told["skipped"]]) if whole else None
+        skipped, tops = [str(name) for name in told["skipped"]], [int(top) for top in told["tops"]]
+        return Decoded(images[: len(kept)], kept, skipped, tops) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -89,8 +89,8 @@ def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def decode(file: ImageFile, size: int | None, bits: int | None = None) -> np.ndarray:
-    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour.
+def decode(file: ImageFile, size: int | None, bits: int | None = None, tops: list[int] | None = None) -> np.ndarray:
+    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour; add the largest value of 16-bit grey to `tops`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -102,6 +102,8 @@ def decode(file: ImageFile, size: int | None, bits: int | None = None) -> np.nda
             if image.width * image.height > limit:
                 raise too_large
             eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
+            if tops is not None and image.mode.startswith("I"):
+                tops.append(int(np.asarray(image).max()))
             return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
     except UserError:
         raise
@@ -124,11 +126,13 @@ class Decoded:
         images: Those that could be read, shape (N, C, H, W).
         kept: Which of the files they are of.
         skipped: What was wrong with the others, one line each.
+        tops: The largest value of each file of 16-bit grey.
     """
 
     images: UInt8[Tensor, " n c h w"]
     kept: list[int]
     skipped: list[str]
+    tops: Sequence[int] = ()
 
 
 def decode_all(
@@ -157,7 +161,8 @@ def decode_all(
     done, first = 0, ""
     kept: list[int] = []
     skipped: list[str] = []
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits)
+    tops: list[int] = []
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, tops=tops)
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -185,33 +190,30 @@ def decode_all(
                 progress(done, len(files))
     if images is None:
         raise UserError(f"data.path: none of the {len(files)} images can be read; the first: {skipped[0]}")
-    return Decoded(images[: len(kept)], kept, skipped)
+    return Decoded(images[: len(kept)], kept, skipped, sorted(tops))
 
 
-def refuse_unused_bits(files: Sequence[ImageFile]) -> None:
-    """Refuse 16-bit files of which none uses the upper bits: cameras, CT and microscopes have 12, 10 or 8.
+def refuse_unused_bits(tops: Sequence[int]) -> None:
+    """Refuse 16-bit files of which none uses the upper bits: cameras, CT and microscopes have 14, 12, 10 or 8.
+
+    Args:
+        tops: The largest value of each 16-bit file, whatever other files there are.
 
     Raises:
         UserError: For such files; the line says what is used, and how to read it.
     """
-    top = max((_largest_of_sixteen(file) for file in files), default=-1)
-    if 0 <= top < 2**12:
+    top = max(tops, default=2**16)
+    if top < 2**15:
         bits = max(8, top.bit_length())
         raise UserError(
             f"data.path: 16-bit images, with no value above {top} of 65535: data.bits={bits} takes 0 to "
-            f"{2**bits - 1} as black to white (data.bits=16: as they are, nearly black)."
+            f"{2**bits - 1} as black to white (data.bits=16: as they are, {'nearly black' if bits <= 12 else 'dark'})."
         )
 
 
-def _largest_of_sixteen(file: ImageFile) -> int:
-    """The largest value of a 16-bit grey file; -1 for any other."""
-    with Image.open(io.BytesIO(file.read())) as image:
-        return int(np.asarray(image).max()) if image.mode.startswith("I") else -1
-
-
-def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None) -> np.ndarray | str:
+def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, tops: list[int]) -> np.ndarray | str:
     try:
-        return decode(file, size, bits)
+        return decode(file, size, bits, tops)
     except UserError as error:
         return str(error)
 

@@ -83,8 +83,13 @@ def load_files(
             decoded = decode_all(files, size, progress, skip, bits=bits)
         else:
             decoded = decode_cached(cache, files, size, progress, skip, bits)
-        if bits is None and int(decoded.images.max()) < 2**4:  # no value uses the upper bits of 16
-            refuse_unused_bits([files[row] for row in decoded.kept])
+        if bits is None:
+            refuse_unused_bits(decoded.tops)
+        if 0 < (sixteen := len(decoded.tops)) < len(decoded.kept):
+            notes.append(
+                f"{sixteen:,} of {len(decoded.kept):,} files are grey of 16 bits; black and white of these are those "
+                "of the others, of 8"
+            )
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)

@@ -3,7 +3,7 @@
 from .classifier import ClassifierFeatures, accuracy, descend, shifted_batch, train_classifier
 from .copies import Copy, find_copies
 from .extractor import FeatureExtractor, GivenFeatures, extract
-from .frechet import ENOUGH, FrechetEstimate, frechet_distance, frechet_estimate, matrix_sqrt
+from .frechet import ENOUGH, FrechetEstimate, frechet_distance, frechet_estimate, image_keys, matrix_sqrt
 from .inception import InceptionFeatures, load_inception, torchvision_inception
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
@@ -32,6 +32,7 @@ __all__ = [
     "find_copies",
     "frechet_distance",
     "frechet_estimate",
+    "image_keys",
     "kernel_distance",
     "load_inception",
     "matrix_sqrt",

@@ -16,8 +16,9 @@ where the correction takes the term of 1 / n away. What it leaves of the bias of
 much taken away: it is given from n = 4 d on. Both take the reference as given.
 
 The groups are of a pseudo-random order of the samples: in groups of one class each a folder would have an error and a
-correction several times too large. The order is that of the hashes of the features themselves, not of their rows, so
-that no figure depends on the order of the files.
+correction several times too large. The order is that of the SHA-256 of the images' bytes (`image_keys`), so that no
+figure depends on the order of the files; features cannot take their place, since a batch's shape and the device round
+them differently. Where no images are given it is a fixed permutation of the rows.
 """
 
 from __future__ import annotations
@@ -25,22 +26,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
-from ..random import hashed_order
+from ..random import fixed_order, hashed_order
 from .statistics import SPACE, FeatureStatistics
 
 GROUPS = 20
 # The fewest samples a feature from which the correction is worth having (the module's text).
 ENOUGH = 4
-# Features are told apart by so many parts of the largest: rounding, which depends on a batch's shape, is far below it.
-_PARTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,29 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def frechet_estimate(
-    features: Float[Tensor, " n d"], reference: FeatureStatistics, groups: int = GROUPS
+    features: Float[Tensor, " n d"],
+    reference: FeatureStatistics,
+    groups: int = GROUPS,
+    keys: Sequence[str] | None = None,
 ) -> FrechetEstimate:
     """The distance of samples from a reference, with its standard error and the value less its bias.
 
     Args:
-        features: Of the samples, shape (N, d), N >= 2; in any order, which changes nothing.
+        features: Of the samples, shape (N, d), N >= 2.
         reference: The statistics that they are held against.
         groups: How many groups the jackknife leaves out in turn; at most N / 2 are made.
+        keys: Of the samples, all different, as `image_keys` makes them: the groups go by these. None: they go by a
+            fixed permutation of the rows, whose order then matters to the error and the correction.
+
+    Raises:
+        UserError: For another number of keys than of features.
     """
+    if keys is not None and len(keys) != len(features):
+        raise UserError(f"keys: found {len(keys)} for {len(features)} features; needs one each")
     root = matrix_sqrt(reference.covariance)
     n, d = features.shape
-    mixed = features[_order_of_contents(features).to(features.device)]
+    order = fixed_order(n) if keys is None else torch.tensor(hashed_order(keys))
+    mixed = features[order.to(features.device)]
     chunks = torch.tensor_split(mixed, max(1, min(groups, n // 2)))
     parts = [FeatureStatistics.of(chunk) for chunk in chunks]
     value = _distance(reduce(FeatureStatistics.merge, parts), reference, root)
@@ -101,17 +112,15 @@ def frechet_estimate(
     return FrechetEstimate(value, std_error, count * value - (count - 1) * mean if n >= ENOUGH * d else math.nan)
 
 
-def _order_of_contents(features: Tensor) -> Tensor:
-    """A pseudo-random order of rows by what they hold; equal ones (a collapsed model) are told apart by their count."""
-    largest = features.abs().max().clamp(min=torch.finfo(features.dtype).tiny)
-    parts = (features / largest * _PARTS).round().to(torch.int32).cpu().numpy()
-    seen: Counter[bytes] = Counter()
+def image_keys(images: UInt8[Tensor, " n c h w"]) -> list[str]:
+    """The SHA-256 of each image's bytes; equal ones (of a collapsed model) are told apart by their count."""
+    seen: Counter[str] = Counter()
     keys = []
-    for row in parts:
-        content = hashlib.sha256(row.tobytes()).digest()
-        keys.append(f"{content.hex()} {seen[content]}")
+    for image in images.cpu().contiguous().numpy():
+        content = hashlib.sha256(image.tobytes()).hexdigest()
+        keys.append(f"{content} {seen[content]}")
         seen[content] += 1
-    return torch.tensor(hashed_order(keys))
+    return keys
 
 
 def require_space(a: FeatureStatistics, b: FeatureStatistics) -> None:

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..random import fixed_subset
 from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
-from .frechet import FrechetEstimate, frechet_estimate
+from .frechet import FrechetEstimate, frechet_estimate, image_keys
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .statistics import FeatureStatistics, Provenance
@@ -204,7 +204,7 @@ class QualityReference:
             copies = find_copies(samples.to(device), *self.training, known)
         return Quality(
             len(samples),
-            frechet_estimate(features, self.statistics),
+            frechet_estimate(features, self.statistics, keys=image_keys(samples)),
             kernel_distance(features, some),
             *precision_recall(features, some),
             *density_coverage(features, some),

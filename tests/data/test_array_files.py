@@ -63,6 +63,33 @@ def test_a_plain_array_and_what_is_not_used(tmp_path: Path) -> None:
     assert raw.notes == ("the array 'train_labels' (int64 (12,), one entry an image) is not used",)
 
 
+def test_images_and_labels_themselves_win_over_other_names(tmp_path: Path) -> None:
+    masks, names = X[..., 0] > 99, np.array(["cat", "dog", "eel", "fox"])
+    for other in ({"x": X[:3]}, {"target": masks}, {"y": Y[:3]}, {"y": Y + 1}, {"data": np.arange(3)}):
+        raw = read(tmp_path, images=X, labels=Y, **other)
+        assert (raw.images.numpy() == X.transpose(0, 3, 1, 2)).all()
+        assert raw.labels is not None
+        assert raw.labels.tolist() == Y.tolist()
+        (note,) = raw.notes
+        assert note.startswith(f"the array '{next(iter(other))}' (")
+    for labels in ("labels", "y", "train_labels"):
+        split = "train_" if labels.startswith("train") else ""
+        raw = read(tmp_path, **{f"{split}images": X, labels: Y, "classes": names})
+        assert (raw.class_names, raw.num_classes, raw.notes) == (tuple(names), 4, ())
+    assert read(tmp_path, images=X, labels=Y, classes=names[:3]).class_names == ()
+    for none in (masks, Y[:3], Y + 0.5):
+        raw = read(tmp_path, x=X, target=none)
+        assert raw.labels is None
+        assert len(raw.notes) == 1
+    raw = read(tmp_path, x=X, y=Y, target=masks, data=Y)
+    assert raw.labels is not None
+    assert len(raw.notes) == 2
+    with pytest.raises(UserError, match="'labels' is int64 \\(3,\\); accepted"):
+        read(tmp_path, images=X, labels=Y[:3])
+    with pytest.raises(UserError, match="'y' and 'target' may both be the labels"):
+        read(tmp_path, images=X, y=Y, target=Y)
+
+
 def test_numbers_that_are_exactly_levels(tmp_path: Path) -> None:
     unit = X / 255
     for array in (
@@ -91,7 +118,7 @@ def test_numbers_that_are_exactly_levels(tmp_path: Path) -> None:
         ({"images": X.astype(np.uint16) * 16}, "0 to 4080; accepted"),
         ({"images": np.sqrt(X / 255)}, "exactly 8-bit levels"),
         ({"images": np.full((3, 4, 4), np.nan)}, "'images' is float64"),
-        ({"images": X, "x": X}, "'images' and 'x' may both be the images"),
+        ({"data": X, "x": X}, "'data' and 'x' may both be the images"),
         ({"val_images": X, "test_images": X}, "found the images val_images, test_images; .* train among them"),
         ({"images": X, "train_images": X}, "found the images images, train_images"),
         ({"train_x": X, "test_x": X[:, :4]}, r"the splits differ in shape: train_x \(6, 5, 3\), test_x \(4, 5, 3\)"),
@@ -151,7 +178,9 @@ def sixteen(folder: Path, top: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("top", "bits"), [(4095, 12), (1023, 10), (255, 8), (200, 8)])
+@pytest.mark.parametrize(
+    ("top", "bits"), [(32767, 15), (16383, 14), (8191, 13), (4095, 12), (1023, 10), (255, 8), (200, 8)]
+)
 def test_sixteen_bits_that_use_fewer(tmp_path: Path, top: int, bits: int) -> None:
     folder = sixteen(tmp_path / "d", top)
     with pytest.raises(UserError, match=f"with no value above {top} of 65535: data.bits={bits} takes 0 to"):
@@ -165,6 +194,17 @@ def test_sixteen_bits_that_use_fewer(tmp_path: Path, top: int, bits: int) -> Non
         load_files(folder, cache=tmp_path / "cache")
     with pytest.warns(DataNote, match="nearly black"):
         load_images("folder", sixteen(tmp_path / "e", 999), bits=16)
+
+
+def test_eight_bits_among_sixteen_are_told_and_hide_nothing(tmp_path: Path) -> None:
+    folder = sixteen(tmp_path / "d", 4095)
+    Image.fromarray(X[0, ..., 0]).save(folder / "eight.png")
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        with pytest.raises(UserError, match=r"no value above 4095 of 65535: data\.bits=12 takes"):
+            load_files(folder, cache=cache)
+        (note,) = load_files(folder, cache=cache, bits=12).notes
+        assert note.startswith("12 of 13 files are grey of 16 bits")
+    assert load_files(sixteen(tmp_path / "dark", 2**15)).notes == ()
 
 
 def test_images_that_hold_next_to_nothing_are_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from scipy import linalg
 
 from diffusion.errors import UserError
-from diffusion.metrics import FeatureStatistics, frechet_distance, frechet_estimate, matrix_sqrt
+from diffusion.metrics import FeatureStatistics, frechet_distance, frechet_estimate, image_keys, matrix_sqrt
 
 
 def normals(n, d, seed=0):
@@ -125,14 +125,36 @@ def in_groups(n, seed=0):
     return features, features[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
 
 
-def test_the_order_of_the_files_changes_nothing():
+KEYS = ("value", "std_error", "corrected")
+
+
+def test_neither_the_order_of_the_files_nor_rounding_changes_anything():
+    reference, features = FeatureStatistics.of(in_groups(500, 1)[0]), in_groups(360)[0]
+    images = torch.randint(256, (360, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images[:90] = images[0]  # a model that repeats itself
+    features[:90] = features[0]
+    ordered = frechet_estimate(features, reference, keys=image_keys(images))
+    mixed = torch.randperm(360, generator=torch.Generator().manual_seed(1))
+    shuffled = frechet_estimate(features[mixed], reference, keys=image_keys(images[mixed]))
+    jitter = 1 + 1e-7 * torch.randn(features.shape, generator=torch.Generator().manual_seed(2)).double()
+    rounded = frechet_estimate(features * jitter, reference, keys=image_keys(images))
+    for key in KEYS:
+        assert getattr(shuffled, key) == pytest.approx(getattr(ordered, key), rel=1e-6), key
+        assert getattr(rounded, key) == pytest.approx(getattr(ordered, key), rel=1e-4), key
+    with pytest.raises(UserError, match="keys: found 3 for 360 features"):
+        frechet_estimate(features, reference, keys=["a", "b", "c"])
+
+
+def test_without_images_the_groups_go_by_a_fixed_permutation():
     reference = FeatureStatistics.of(in_groups(500, 1)[0])
-    ordered, mixed = (frechet_estimate(features, reference) for features in in_groups(360))
-    for key in ("value", "std_error", "corrected"):
-        assert getattr(ordered, key) == pytest.approx(getattr(mixed, key), rel=1e-9), key
-    assert abs(ordered.corrected) < 3 * ordered.std_error < 6, "groups of one class each would have -6.7 and 4.4"
-    rounded = frechet_estimate(in_groups(360)[0] * (1 + 1e-7), reference)
-    assert rounded.std_error == pytest.approx(ordered.std_error, rel=0.05), "nor does rounding"
+    features = in_groups(360)[0]
+    found = frechet_estimate(features, reference)
+    assert abs(found.corrected) < 3 * found.std_error < 6, "groups of one class each would have -6.7 and 4.4"
+    jitter = 1 + 1e-7 * torch.randn(features.shape, generator=torch.Generator().manual_seed(2)).double()
+    for key in KEYS:
+        assert getattr(frechet_estimate(features * jitter, reference), key) == pytest.approx(
+            getattr(found, key), rel=1e-4
+        ), key
 
 
 def test_the_error_of_a_collapsed_model_is_that_of_repeats():

@@ -11,6 +11,7 @@ from diffusion.metrics import (
     QualityReference,
     density_coverage,
     frechet_estimate,
+    image_keys,
     kernel_distance,
     precision_recall,
     quality,
@@ -39,7 +40,7 @@ def flat(x):
 def test_the_figures_are_those_of_the_functions():
     found = reference().measure(SAMPLES)
     x, y = flat(SAMPLES), flat(TRAIN)
-    assert found.frechet == frechet_estimate(x, FeatureStatistics.of(y))
+    assert found.frechet == frechet_estimate(x, FeatureStatistics.of(y), keys=image_keys(SAMPLES))
     assert found.kernel == kernel_distance(x, y)
     assert (found.precision, found.recall) == precision_recall(x, y)
     assert (found.density, found.coverage) == density_coverage(x, y)
@@ -83,7 +84,8 @@ def test_of_large_references_rows_are_taken_in_the_fixed_order(monkeypatch):
     monkeypatch.setattr(quality, "NEIGHBOUR_IMAGES", 30)
     found = reference().measure(SAMPLES)
     assert found.kernel == kernel_distance(flat(SAMPLES), flat(TRAIN[fixed_subset(120, 30)]))
-    assert found.frechet == frechet_estimate(flat(SAMPLES), FeatureStatistics.of(flat(TRAIN))), "of all of them"
+    whole = FeatureStatistics.of(flat(TRAIN))
+    assert found.frechet == frechet_estimate(flat(SAMPLES), whole, keys=image_keys(SAMPLES)), "of all of them"
     assert torch.equal(quality.spread(torch.arange(10), 4), fixed_subset(10, 4))
 
 
