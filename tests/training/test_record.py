@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import time
-from types import SimpleNamespace
 
+import lightning.pytorch as L
 import pytest
 import torch
 from tiny_configs import autoencoder_config, digits_config, toy_config
@@ -123,12 +123,13 @@ def test_what_a_device_still_does_is_of_the_step(monkeypatch):
     """Kernels are queued: the step ends when the device does."""
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: time.sleep(PAUSE))
     monkeypatch.setattr(TrainingRecord, "_where", lambda self: "a device")
-    trainer = SimpleNamespace(accumulate_grad_batches=1)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module = L.LightningModule()
     found = {}
     for device in ("cpu", "cuda"):
         counted = TrainingRecord(8, torch.device(device))
         for step in range(2):
-            counted.on_train_batch_start(trainer, None, None, step)
-            counted.on_train_batch_end(trainer, None, None, None, step)
+            counted.on_train_batch_start(trainer, module, None, step)
+            counted.on_train_batch_end(trainer, module, None, None, step)
         found[device] = counted.seconds
     assert found["cpu"] < PAUSE <= found["cuda"] / 2 < 1.9 * PAUSE, "once before the step, once in it"
