@@ -89,7 +89,7 @@ def train(argv: Sequence[str]) -> int:
     # The model is there: what fails from here on costs nothing but itself.
     ending = Ending(done.run / runs.MODEL)
     again, named = "The same command repeats it.", shlex.quote(str(done.run))
-    estimates, codes, found, codes_file = {}, {}, {}, None
+    estimates, codes, without_codes, found, codes_file = {}, {}, [], {}, None
     model = load(done.run, choose_device(config.device))
     if config.evaluation.enabled:
         bar = ProgressBar()
@@ -98,7 +98,7 @@ def train(argv: Sequence[str]) -> int:
             evaluation.write(done.run, estimates, trained)
         bar.close()
     with ending.part("codes", f"train.py --resume {named} repeats it."):
-        codes = model.code_reports(done.data)
+        codes, without_codes = model.code_reports(done.data)
         codes_file = evaluation.write_codes(done.run, codes)
     with ending.part("pictures", f"sample.py --run {named} draws."):
         found = report.write_pictures(done.run, model, done.data, config)
@@ -123,6 +123,8 @@ def train(argv: Sequence[str]) -> int:
                 console.print(f"{name}: {warning}", soft_wrap=True)
         for line in evaluation.left_out(done.data, config.evaluation):
             console.print(line, soft_wrap=True)
+    for line in without_codes:
+        console.print(line, soft_wrap=True)
     places: dict[str, Path | str] = {"run folder": done.run, **found}
     if codes_file:
         console.print(report.codes_table(codes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -31,3 +32,19 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
     if word not in options:
         raise UserError(f"{key}: '{word}' is not known; accepted: {', '.join(options)}.{did_you_mean(word, options)}")
     return word
+
+
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors in the block that begin with a key of a configuration begin with what the user wrote in its place.
+
+    Args:
+        names: From keys to what stands for them, {"data.path": "--path"}.
+    """
+    try:
+        yield
+    except UserError as error:
+        key, separator, rest = str(error).partition(":")
+        if not separator or key not in names:
+            raise
+        raise UserError(f"{names[key]}:{rest}") from error

@@ -18,6 +18,7 @@ from typing import get_args
 
 from .config import Config, DataConfig
 from .config.sections import Toys
+from .config.values import show
 from .errors import UserError, choose
 from .processes import launched
 from .storage.paths import expanded
@@ -31,6 +32,9 @@ SAMPLERS = (
 TAKE_ETA = (
     "ddim", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver", "adaptive-sde",
 )  # fmt: skip
+# Keys of `data` that have no use for data that are in no files, and for points.
+_OF_FILES = ("bits", "unreadable", "cache")
+_OF_IMAGES = ("size", *_OF_FILES, "place", "flip")
 SMALLEST_CODED = 8  # pixels a side that an autoencoder takes
 
 
@@ -49,11 +53,12 @@ class KnownData:
     classes: int | None = None
 
 
+_POINTS = KnownData(0, None, 0)
 _SETS = {
     "digits": KnownData(8, 17, 10),
     **dict.fromkeys(("mnist", "fashion-mnist", "kmnist"), KnownData(28, 256, 10)),
     "cifar10": KnownData(32, 256, 10),
-    **dict.fromkeys(get_args(Toys), KnownData(0, None, 0)),
+    **dict.fromkeys(get_args(Toys), _POINTS),
 }
 IMAGE_SETS = tuple(name for name, known in _SETS.items() if known.side)
 
@@ -80,10 +85,19 @@ def check(config: Config, makes_run: bool = True) -> None:
     check_device(config.device)
     process_count(config)
     data = known_data(config.data)
+    _check_used(config.data)
     if config.family == "diffusion":
         _check_diffusion(config, data)
     else:
         _check_autoencoder(config, data)
+
+
+def _check_used(options: DataConfig) -> None:
+    keys = _OF_IMAGES if _SETS.get(options.name) == _POINTS else _OF_FILES if options.name == "digits" else ()
+    for key in keys:
+        found, default = getattr(options, key), getattr(DataConfig(), key)
+        if found not in (default, False):
+            raise UserError(f"data.{key}: found {show(found)}; '{options.name}' does not take it")
 
 
 def process_count(config: Config) -> int:

@@ -87,6 +87,18 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
             runs.resolve_model(name, runs_dir)
 
 
+def check_takes_figures(folder: str | Path) -> None:
+    """Refuse, before anything is measured, a folder that its figures could not be written to.
+
+    Raises:
+        UserError: For such a folder.
+    """
+    try:
+        atomic.check_writable(Path(folder) / "x.json")
+    except OSError as error:
+        raise UserError(f"{folder}: figures cannot be kept there ({error.strerror})") from error
+
+
 def check_quality(options: argparse.Namespace) -> None:
     """Refuse a measurement of quality that cannot begin.
 
@@ -120,6 +132,8 @@ def check_tradeoff(options: argparse.Namespace) -> None:
     _check_drawing(None, options.grid)
     if options.run.startswith(EXACT):
         choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)
+        if options.data is not None:
+            raise UserError(f"--data: {options.run} was trained on no images; leave it out")
     else:
         check_models([options.run], options.runs)
     check_features(options.features)

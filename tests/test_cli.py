@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_configs import digits_arguments, toy_arguments, toy_config
+from tiny_configs import autoencoder_arguments, digits_arguments, toy_arguments, toy_config
 
 from diffusion import evaluation, report, runs
 from diffusion.cli import command, train
@@ -125,6 +125,24 @@ def test_images_that_are_too_few_for_what_is_fitted_at_the_end_are_refused_befor
         r"family: found 'eae', whose mixture of \d+ Gaussians takes as many training images; .* has 7", err
     )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_codes_that_have_no_report_are_a_line_and_no_failure(tmp_path, monkeypatch, capsys, alike):
+    """Of test images that are too few for their neighbours, or that are all one image, nothing can be said."""
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 24), ("test", 6 if alike else 2)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(0 if alike and split == "test" else i).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{i}.png")
+    quick = ("data.name=folder", f"data.path={tmp_path / 'images'}", "evaluation.enabled=false", "logging.wandb=off")
+    code, out, err = run_train(capsys, autoencoder_arguments("eae", tmp_path, *quick))
+    assert code == 0, err
+    reason = "dimension 0 has no variance" if alike else "found 2; needs more than 3"
+    assert re.search(rf"codes of test images: no report \(codes: {reason}.*\)", out), out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert list(json.loads((run / "codes.json").read_text())) == ["training images"]
 
 
 def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatch, capsys):

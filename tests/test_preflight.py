@@ -64,6 +64,18 @@ def test_what_cannot_begin_is_refused(case):
         check(load_config(name, overrides.split()))
 
 
+@pytest.mark.parametrize("key", ["size=8", "bits=12", "unreadable=skip", "cache=kept", "place=device", "flip=true"])
+def test_what_is_of_images_or_files_is_not_taken_for_others(key):
+    name, _, value = key.partition("=")
+    told = rf"data\.{name}: found '?{value}'?; 'gaussians' does not take it"
+    with pytest.raises(UserError, match=told):
+        check(load_config("toy", [f"data.{key}"]))
+    if name in ("bits", "unreadable", "cache"):
+        with pytest.raises(UserError, match=told.replace("gaussians", "digits")):
+            check(load_config("digits", [f"data.{key}"]))
+    check(load_config("toy", ["data.flip=false"]))
+
+
 # Settings that the parts themselves refuse too: there they stand without the name of the section.
 OF_THE_PARTS = [
     case

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from rich.markup import escape
@@ -26,6 +25,7 @@ from .content import Content, name_of
 from .curves import pair_curves
 from .groups import APART, group
 from .records import Evaluation
+from .replaced import note_replaced
 from .subjects import Subject, identify, load_images_of, load_subject, rows_of
 
 SAMPLES = 36
@@ -74,8 +74,7 @@ def run(options: argparse.Namespace) -> int:
         "comparison.csv": exports.csv_text(content),
         "comparison.json": exports.json_text(content),
     }
-    if (former := _replaced(out / "comparison.json", content)) is not None:
-        print(f"note: {out} held a comparison of {former}, which this one replaces", file=sys.stderr)
+    note_replaced(out / "comparison.json", written["comparison.json"], "a comparison", _about)
     for name, text in written.items():
         atomic.write_text(out / name, text)
     for name, image in charts.items():
@@ -85,15 +84,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _replaced(path: Path, content: Content) -> str | None:
-    """The runs of a comparison that is there, of others or on other images; None where nothing is lost."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        former = list(dict.fromkeys(str(row["run"]) for row in kept["rows"] if row["family"] != "classical"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    now = {str(row.model["run"]) for row in content.rows}
-    return None if set(former) <= now and kept["images"] == content.title else ", ".join(former)
+def _about(kept: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The runs of a comparison, and the images that they are measured on."""
+    return [str(row["run"]) for row in kept["rows"] if row["family"] != "classical"], kept["images"]
 
 
 def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation]]) -> Content:

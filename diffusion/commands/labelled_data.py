@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageData, image_names, load_images
-from ..errors import UserError, choose
+from ..errors import UserError, choose, told_as
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -24,7 +24,8 @@ def labelled(options: argparse.Namespace) -> tuple[ImageData, tuple[Tensor, Tens
         UserError: For data that are not known or have no labels, or what `load_images` refuses.
     """
     choose("DATA", options.data, image_names())
-    data = load_images(options.data, path=options.path, root=options.root, size=options.size)
+    with told_as({"data.path": "--path", "data.root": "--root", "data.size": "--size", "data.name": "DATA"}):
+        data = load_images(options.data, path=options.path, root=options.root, size=options.size)
     if data.train_labels is None or data.test_labels is None:
         raise UserError(f"DATA: '{options.data}' has no labels; a classifier cannot be trained on it")
     return data, (data.train, data.train_labels), (data.test, data.test_labels)

@@ -23,6 +23,7 @@ from ..likelihood import Estimate
 from ..likelihood.error_budget import complete
 from ..likelihood.gaussian_reference import REFERENCES
 from ..model import TrainedModel
+from ..preflight_commands import check_takes_figures
 from ..processes import ALONE, Processes
 from . import records
 from .records import Evaluation, Protocol
@@ -95,6 +96,9 @@ class Bench:
         parts: The folder of the parts; those under changed options are in folders of their own within.
         device, batch_size, processes: As of `measure`.
         answer: The file that the main process writes in the end.
+
+    Raises:
+        UserError: For a folder that figures cannot be kept in.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Bench:
         processes: Processes = ALONE,
         answer: Path | None = None,
     ):
+        check_takes_figures(parts.parent)
         self.model, self.images, self.protocol = model, images, protocol
         self.rows = rows_of(protocol.data)
         self.parts, self.device, self.batch_size = parts, device, batch_size

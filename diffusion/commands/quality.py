@@ -39,6 +39,8 @@ from ..metrics import (
     require_comparable,
     spread,
 )
+from ..metrics.quality import FEWEST
+from ..preflight_commands import check_takes_figures
 from ..random import FIXED_ORDER
 from ..report import console
 from . import mirror
@@ -111,6 +113,12 @@ def run(options: argparse.Namespace) -> int:
     if not len(reference.images):
         raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
     _require_alike(candidates, reference, options)
+    for candidate in candidates:  # before any of them is drawn
+        if candidate.count < FEWEST:
+            what = candidate.name if options.samples is None else "--samples"
+            raise UserError(f"{what}: found {candidate.count}; at least {FEWEST} are needed, and 1,000 or more advised")
+        if options.again or not _question(candidate, reference)[1].is_file():
+            check_takes_figures(candidate.folder)
     bar, rows, places = ProgressBar(), [], []
     for candidate in candidates:
         row, written = _measured(candidate, reference, options, bar)
@@ -159,14 +167,19 @@ def _require_alike(candidates: Sequence[Candidate], reference: Reference, option
         require_comparable(reference.provenance, candidates[0].count, found, other.count)
 
 
-def _measured(
-    candidate: Candidate, reference: Reference, options: argparse.Namespace, bar: ProgressBar
-) -> tuple[Row, list[tuple[str, Path]]]:
+def _question(candidate: Candidate, reference: Reference) -> tuple[dict[str, Any], Path]:
+    """The question that a figure answers, and its file."""
     how = {"order": FIXED_ORDER, "mirrored_copies": reference.mirrored}
     question = {"reference": asdict(reference.provenance), "samples": candidate.count, **how, **candidate.question}
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
-    path = candidate.folder / f"{digest}.json"
-    closest = path.with_name(f"{digest}-closest.png")
+    return question, candidate.folder / f"{digest}.json"
+
+
+def _measured(
+    candidate: Candidate, reference: Reference, options: argparse.Namespace, bar: ProgressBar
+) -> tuple[Row, list[tuple[str, Path]]]:
+    question, path = _question(candidate, reference)
+    closest = path.with_name(f"{path.stem}-closest.png")
     places = [("kept in", path)]
     if not path.is_file() or options.again:
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))

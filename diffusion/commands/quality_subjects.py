@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import ImageData, load_images
 from ..data.image_files import load_files
-from ..errors import UserError
+from ..errors import UserError, told_as
 from ..families.kept_grids import told_tuning
 from ..likelihood import Dequantizer
 from ..preflight import IMAGE_SETS
@@ -100,7 +100,8 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
         raise UserError(f"--data: {text} holds images, which say not what they are samples of; name the data set")
     data = _reference_data(options.data, options.runs, options.download)
-    raw = load_files(Path(text))
+    with told_as({"data.path": text}):
+        raw = load_files(Path(text))
     pixels = raw.images
     if tuple(pixels.shape[1:]) != data.shape:
         raise UserError(f"{text}: holds images of {tuple(pixels.shape[1:])}; those of '{data.name}' are {data.shape}")
@@ -124,8 +125,9 @@ def moved(options: argparse.Namespace) -> str | None:
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:
     check_reference(text, runs_dir)
-    if text in IMAGE_SETS:
-        return load_images(text, download=download)
-    if Path(text).exists() and are_images(text, runs_dir):
-        return load_images("folder", path=text)
+    with told_as({"data.path": "--data", "data.name": "--data"}):
+        if text in IMAGE_SETS:
+            return load_images(text, download=download)
+        if Path(text).exists() and are_images(text, runs_dir):
+            return load_images("folder", path=text)
     return load_images_of(load_subject(text, runs_dir))

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import runs
 from ..config import with_places
 from ..data import ImageData
-from ..errors import UserError
+from ..errors import UserError, told_as
 from ..experiment import build_data, parameter_count
 from ..model import TrainedModel, load
 from ..random import FIXED_ORDER, fixed_order, fixed_subset
@@ -113,7 +113,8 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
             f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the images "
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
         )
-    data = build_data(config)
+    with told_as({} if path is None else {"data.path": "--data"}):
+        data = build_data(config)
     assert data.images is not None
     changed = known.images_changed(data.facts)
     if changed and path is not None:

@@ -9,7 +9,7 @@ A model in closed form (`exact:NAME`) needs no training and is kept in evaluatio
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -18,8 +18,10 @@ from .. import atomic, pictures, samplers
 from ..cli import ProgressBar
 from ..devices import choose_device, device_name
 from ..errors import UserError
+from ..preflight_commands import check_takes_figures
 from ..report import console
 from . import mirror
+from .replaced import note_replaced
 from .tradeoff_cells import Bench, Cell, Measured, plan
 from .tradeoff_picture import picture
 from .tradeoff_report import Row, csv_text, in_rows, json_text, markdown, table, verdict
@@ -40,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         )
     device, bar = choose_device(options.device), ProgressBar()
     subject = load(options, device, bar)
+    check_takes_figures(subject.folder)
     bench = Bench(subject, options, device)
     rows = _measure(bench, cells, max(options.budgets), bar)
     bar.close()
@@ -59,19 +62,27 @@ def run(options: argparse.Namespace) -> int:
     out = console()
     out.print(table(rows, title, caption))
     out.print(escape(line), soft_wrap=True)
-    folder = subject.folder
+    folder, plain = subject.folder, json_text(rows, protocol, line)
+    note_replaced(folder / "tradeoff.json", plain, "a trade-off", _about)
     chart = picture(rows, title)
     if chart is not None:
         pictures.save(folder / "tradeoff.png", chart)
     atomic.write_text(folder / "tradeoff.md", markdown(rows, title, caption, line))
     atomic.write_text(folder / "tradeoff.csv", csv_text(rows))
-    atomic.write_text(folder / "tradeoff.json", json_text(rows, protocol, line))
+    atomic.write_text(folder / "tradeoff.json", plain)
     out.print(f"kept in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
     if bench.fresh or not (folder / "wandb").exists():
         logged = _mirror(subject, rows, protocol, line, {} if chart is None else {"tradeoff": chart}, options.wandb)
         if logged is not None:
             out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
     return 0
+
+
+def _about(kept: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """The cells of a trade-off, and the protocol that they were measured by."""
+    rows = kept["rows"]
+    cells = [f"{r['sampler']} at " + (f"{r['steps']} steps" if r["steps"] else f"{r['tolerance']:g}") for r in rows]
+    return cells, kept["protocol"]
 
 
 def _samplers(asked: Sequence[str] | None) -> list[str]:

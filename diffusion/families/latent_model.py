@@ -157,17 +157,24 @@ class EAEModel(LatentModel):
         return found
 
     def _codes(self, data: Data) -> dict[str, Tensor]:
-        """The codes of training and of test images, where there are enough for a report."""
+        """The codes of training and of test images."""
         assert data.images is not None
         splits = {"training images": data.images.train, "test images": data.images.test}
-        enough = max(self.config.autoencoder.neighbours, 2)
         return {
             name: self.entropic.codes(images[fixed_subset(len(images), _MOST_CODES)].to(self.device)).cpu()
             for name, images in splits.items()
-            if len(images) > enough
+            if len(images)
         }
 
-    def code_reports(self, data: Data) -> dict[str, Gaussianity]:
-        """Of the codes of training images, whose means and variances are held at 0 and 1, and of test images."""
-        k = self.config.autoencoder.neighbours
-        return {name: gaussianity(codes, k) for name, codes in self._codes(data).items()}
+    def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
+        """Of the codes of training images, whose means and variances are held at 0 and 1, and of test images.
+
+        Those that are too few, or all alike in a dimension, have none.
+        """
+        reports, left_out = {}, []
+        for name, codes in self._codes(data).items():
+            try:
+                reports[name] = gaussianity(codes, self.config.autoencoder.neighbours)
+            except UserError as error:
+                left_out.append(f"codes of {name}: no report ({error})")
+        return reports, left_out

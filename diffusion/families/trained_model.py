@@ -131,6 +131,9 @@ class TrainedModel(ABC):
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Pictures beside that of the samples: by what they show, the name of the file and the picture."""
 
-    def code_reports(self, data: Data) -> dict[str, Gaussianity]:
-        """How near codes are to the prior N(0, I), by what they are the codes of; nothing where there is no claim."""
-        return {}
+    def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
+        """How near codes are to the prior N(0, I), by what they are the codes of, and what has no report, a line each.
+
+        Nothing where there is no claim.
+        """
+        return {}, []

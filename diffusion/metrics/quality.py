@@ -28,6 +28,7 @@ from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .statistics import FeatureStatistics, Provenance
 
+FEWEST = 6  # samples that can be measured
 # Pairs of images are compared for all but the Frechet distance: of more reference images this many are taken.
 NEIGHBOUR_IMAGES = 10_000
 
@@ -180,8 +181,8 @@ class QualityReference:
         shape = self.provenance.shape
         if tuple(samples.shape[1:]) != shape:
             raise UserError(f"samples: found images of {tuple(samples.shape[1:])}; the reference's are {shape}")
-        if len(samples) < 6:
-            raise UserError(f"samples: found {len(samples)}; at least 6 are needed, and 1,000 or more advised")
+        if len(samples) < FEWEST:
+            raise UserError(f"samples: found {len(samples)}; at least {FEWEST} are needed, and 1,000 or more advised")
         if int(samples.max()) >= self.provenance.levels:
             raise UserError(f"samples: found level {int(samples.max())}; must be below {self.provenance.levels}")
         device = self.features.device

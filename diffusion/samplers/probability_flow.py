@@ -65,7 +65,7 @@ class ODE(Sampler):
         schedule = denoiser.schedule
         # torchdiffeq rounds times to the dtype of the state
         phi = angle_from_noise(schedule, times).to(x.device)
-        nearest = float(phi[-1].double()) + 0.5 * math.pi  # to the data
+        nearest = float(phi.double().min()) + 0.5 * math.pi  # to the data, whichever way the path is walked
         r = scale(schedule, times).tolist()
         flow = ProbabilityFlow(denoiser, cond, self.max_evaluations)
         shape = x.shape

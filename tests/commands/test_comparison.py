@@ -13,13 +13,14 @@ from rich.console import Console
 from scipy import stats
 from tiny_configs import _ALL
 
-from diffusion.commands import exports, records, tables
+from diffusion.commands import compare, exports, records, tables
 from diffusion.commands.baselines import classical_rows
 from diffusion.commands.comparison import common_images, gaps, paired_difference, welch_difference
 from diffusion.commands.content import Content
 from diffusion.commands.groups import between, group, leader
 from diffusion.commands.html_page import page
 from diffusion.commands.records import Evaluation, Protocol
+from diffusion.commands.replaced import note_replaced
 from diffusion.commands.subjects import identify
 from diffusion.data import ImageData
 from diffusion.errors import UserError
@@ -364,3 +365,23 @@ def test_a_picture_that_is_none_is_drawn_anew(measured):
     code, _, _ = measured("compare", "digits-0001", "--no-baselines", "--wandb", "off", "--out", "elsewhere")
     assert code == 0
     assert "<svg" not in Path("elsewhere/comparison.html").read_text()
+
+
+def test_what_a_comparison_replaces_is_told(tmp_path, capsys):
+    def text(*names, images="20 test images of digits"):
+        rows = [{"run": name, "family": "diffusion"} for name in names]
+        return json.dumps({"images": images, "rows": [*rows, {"run": "histogram", "family": "classical"}]})
+
+    path, told = tmp_path / "comparison.json", "a comparison of {}, which this one replaces\n"
+    for kept, new, expected in [
+        (None, text("a"), ""),
+        ("[1]", text("a"), ""),
+        (text("a"), text("a", "b"), ""),
+        (text("a", "b", "a"), text("b"), told.format("a, b")),
+        (text("a"), text("a", images="30 test images of digits"), told.format("a")),
+        (text(*"abcdefgh"), text("b"), told.format("a, b, c, d, e, f and 2 more")),
+    ]:
+        if kept is not None:
+            path.write_text(kept)
+        note_replaced(path, new, "a comparison", compare._about)
+        assert capsys.readouterr().err == (f"note: {tmp_path} held {expected}" if expected else "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from diffusion.commands import measuring, records
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.errors import UserError
+from diffusion.model import DiffusionModel
 from diffusion.random import fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
@@ -184,6 +186,15 @@ def test_a_damaged_record_is_one_line_and_again_replaces_it(diffusion_command):
         assert (code, err.count("\n")) == (2, 1)
     assert diffusion_command(*ELBO, *OFF, "--again")[0] == 0
     assert records.read(kept())
+
+
+@pytest.mark.parametrize("more", [(), ("--target-error", "0.5")])
+def test_a_run_that_takes_no_figures_is_told_before_it_is_measured(diffusion_command, monkeypatch, more):
+    (RUN / "evaluations").write_text("")  # in the way of the folder
+    monkeypatch.setattr(DiffusionModel, "log_likelihood", None)
+    code, out, err = diffusion_command(*ELBO, *more, *OFF)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert re.search(r"digits-0001/evaluations: figures cannot be kept there \(.*\)$", err.strip()), err
 
 
 @pytest.mark.parametrize(

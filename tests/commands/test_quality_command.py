@@ -19,6 +19,7 @@ from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.metrics import ClassifierFeatures, QualityReference
+from diffusion.model import DiffusionModel
 from diffusion.random import FIXED_ORDER, fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
@@ -216,3 +217,30 @@ def test_a_folder_in_class_order_has_the_figures_of_a_shuffled_one(place, diffus
         assert value == pytest.approx(shuffled[name], rel=1e-3, abs=1e-6), name
     assert ordered["fid_sem"] < 0.6
     assert abs(ordered["fid_corrected"]) < 1.5
+
+
+def test_a_place_that_takes_no_figures_is_told_before_anything_is_drawn(diffusion_command, monkeypatch):
+    (RUN / "evaluations").write_text("")  # in the way of the folder
+    monkeypatch.setattr(DiffusionModel, "sample", None)
+    code, out, err = diffusion_command("quality", "digits-0002", "digits-0001", *QUICK)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "digits-0001/evaluations/quality: figures cannot be kept there (Not a directory)" in err
+    assert not Path("runs/digits-0002/evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("empty", "--data", "digits"), "empty: no image found in empty; "),
+        (("digits.npz", "--data", "empty"), "--data: no image found in empty; "),
+        (("digits-0001", "--data", "empty"), "--data: "),
+        (("digits-0001", "--samples", "5"), "--samples: found 5; at least 6 are needed"),
+        (("digits.npz", "--data", "digits"), "digits.npz: found 4; at least 6 are needed"),
+    ],
+)
+def test_images_that_are_not_there_or_too_few_are_told_by_what_was_written(diffusion_command, argv, told):
+    Path("empty").mkdir()
+    save_digits("digits.npz", load_images("digits").test[:4])
+    code, out, err = diffusion_command("quality", *argv, "--wandb", "off")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"error: {told}"), err

@@ -195,6 +195,7 @@ def test_states_that_are_not_finite_are_said_to_be(bench, monkeypatch):
         ([EXACT, "--budgets", "1", "--samplers", "ddim"], ["--budgets", "two steps"]),
         ([EXACT, "--n", "4"], ["--n: found 4"]),
         ([EXACT, "--grid", "log-srn", "--samplers", "ddim"], ["log-srn", "Did you mean 'log-snr'?"]),
+        ([EXACT, "--data", "images"], ["--data", "exact:mixture-2d", "leave it out"]),
         (["no-such-run"], ["no-such-run"]),
     ],
     ids=lambda value: " ".join(value),
@@ -205,3 +206,26 @@ def test_mistakes_are_one_line(argv, words, tradeoff):
     assert err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+def test_what_a_trade_off_replaces_is_told(tradeoff):
+    quick = (EXACT, "--n", "8", "--budgets", "3")
+    note = "note: evaluations/mixture-2d/tradeoff held a trade-off of {}, which this one replaces\n"
+    both = (*quick, "--samplers", "ddim", "deis")
+    assert tradeoff(*both)[::2] == (0, "")
+    assert tradeoff(*both)[::2] == (0, ""), "the same figures"
+    assert tradeoff(*both, "--budgets", "3", "4")[::2] == (0, ""), "these and others"
+    cells = "ddim at 3 steps, ddim at 4 steps, deis at 2 steps, deis at 3 steps"
+    assert tradeoff(*quick, "--samplers", "deis")[::2] == (0, note.format(cells))
+    other_noise = tradeoff(*quick, "--samplers", "deis", "--seed", "1")
+    assert other_noise[::2] == (0, note.format("deis at 2 steps"))
+    Path("evaluations/mixture-2d/tradeoff/tradeoff.json").write_text("[1]")
+    assert tradeoff(*quick, "--samplers", "deis")[::2] == (0, "")
+
+
+def test_a_place_that_takes_no_figures_is_told_before_anything_is_drawn(tradeoff, monkeypatch):
+    Path("evaluations").write_text("")  # in the way of the folder
+    monkeypatch.setattr(Bench, "measured", None)
+    code, out, err = tradeoff(EXACT, "--n", "8")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "evaluations/mixture-2d/tradeoff: figures cannot be kept there (Not a directory)" in err

@@ -1,7 +1,9 @@
 """`train-classifier` and `train-features`: what they write is read back, and is what they have trained."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion import noisy_classifier, tensor_files
 from diffusion.cli import command
@@ -47,3 +49,38 @@ def test_a_network_is_trained_written_and_read_back(tmp_path, monkeypatch, capsy
 def test_the_classifier_of_noisy_images_takes_even_channels():
     with pytest.raises(UserError, match="base_channels: 5 does not work; accepted: even whole numbers from 2 on"):
         NoisyImageClassifier((1, 8, 8), 10, base_channels=5)
+
+
+def write_images(folder, count):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["folder"], "--path: found none; "),
+        (["folder", "--path", "empty"], "--path: no image found in empty; "),
+        (["folder", "--path", "one"], "--path: 1 image"),
+        (["folder", "--path", "unlabelled"], "DATA: 'folder' has no labels"),
+        (["folder", "--path", "absent"], "--path: absent does not exist"),
+        (["digits", "--path", "unlabelled"], "--path: digits come with scikit-learn"),
+        (["mnist", "--root", "unlabelled"], "--root: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_data_that_cannot_be_learnt_are_told_by_the_option_that_names_them(
+    tmp_path, monkeypatch, capsys, name, argv, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_images(tmp_path / "one", 1)
+    write_images(tmp_path / "unlabelled", 12)
+    code = command(main, [name, *argv, "--out", "x.safetensors", "--steps", "2"])
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"error: {told}"), err
+    assert not list(tmp_path.glob("*.safetensors"))

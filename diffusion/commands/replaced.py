@@ -1,0 +1,33 @@
+"""What is lost where a command's figures take the place of another's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_NAMED = 6
+
+
+def note_replaced(path: Path, text: str, what: str, about: Callable[[Any], tuple[Sequence[str], Any]]) -> None:
+    """Print one line where a JSON file that is about to be replaced holds what the new one does not.
+
+    Args:
+        path: The file.
+        text: What it will hold.
+        what: What it holds, in words.
+        about: From the values of such a file to the names of its rows, and to what all of them are figures of.
+    """
+    now, question = about(json.loads(text))
+    try:
+        names, former = about(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # not there, or none of ours
+    if set(names) <= set(now) and former == question:
+        return
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    listed = ", ".join(names[:_NAMED])
+    print(f"note: {path.parent} held {what} of {listed}{more}, which this one replaces", file=sys.stderr)
