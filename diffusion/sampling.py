@@ -241,6 +241,8 @@ def sample(
     interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
+        if guidance != 1.0 and condition is None and not model.num_classes:
+            raise UserError("guidance: the model was trained without labels; leave it out, or give a condition, cond=")
         if guidance != 1.0 and condition is None:
             raise UserError("guidance: steers towards a class; give a label too")
     elif label is not None:
