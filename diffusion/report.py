@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
     return found
 
 
+def known(text: str, *values: float) -> str:
+    """A text of figures, or `unknown` where one is: one image says nothing of how much images differ."""
+    return text.format(*values) if all(map(math.isfinite, values)) else "unknown"
+
+
 def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
     """The likelihoods as a table: bits/dim (images) or nats (points) with interval, kind, law and protocol."""
     table = Table(title="Test likelihood", title_justify="left", header_style="bold")
@@ -47,7 +53,7 @@ def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
         table.add_row(
             name,
             f"{interval.mean:.4f}",
-            f"{interval.low:.4f} to {interval.high:.4f}",
+            known("{:.4f} to {:.4f}", interval.low, interval.high),
             # a lower bound of log p is an upper bound of bits/dim
             "upper bound" if estimate.kind == "lower bound" else estimate.kind,
             estimate.law,

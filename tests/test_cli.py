@@ -158,7 +158,8 @@ def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatc
     argv = digits_arguments(tmp_path, "evaluation.enabled=false")
     run = tmp_path / "runs" / "digits-0001"
     code, out, err = run_train(capsys, argv)
-    assert (code, out) == (75, "")
+    assert code == 75
+    assert out.startswith("data: 1,797 images")
     assert f"stopped early; the same command continues {run}" in err
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 3
     assert not (run / runs.MODEL).exists()
@@ -242,7 +243,7 @@ BAD = [
     (["trainer.batch_size=9", "trainer.accumulate=2"], r"trainer\.batch_size: found 9; must be a multiple"),
     (["network.attention=[5]"], r"network\.attention: no feature map has height 5; "),
     (["data.name=moons"], r"network\.name: found 'unet'; data of shape \(2,\) need mlp"),
-    ([*FOLDER, "data.path=empty"], r"data\.path: no image found in empty"),
+    ([*FOLDER, "data.path=empty"], r"data\.path: no image found in .*empty"),
     ([*FOLDER, "data.path=absent"], r".*absent"),
     ([*FOLDER, "data.path=corrupt"], r".*bad\.png"),
     ([*FOLDER], r"data\.path: "),

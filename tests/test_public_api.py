@@ -24,7 +24,7 @@ SIGNATURES = {
     "load": ({"path_or_name"}, {}),
     "sample": (
         {"model", "n", "steps", "grid", "label", "guidance", "x_1"},
-        {"sampler": "ode", "seed": 0, "eta": None, "dtype": None},
+        {"sampler": "abm", "seed": 0, "eta": None, "dtype": None},
     ),
     "log_likelihood": ({"model", "images_uint8"}, {"method": "ode"}),
     "log_density": ({"model", "x"}, {"method": "ode"}),

@@ -18,7 +18,7 @@ from ..evaluation import summary, weights_warning
 from ..likelihood import Estimate
 from ..likelihood.estimate import SYSTEMATIC
 from ..processes import launched
-from ..report import console, likelihood_table
+from ..report import console, known, likelihood_table
 from . import ood, records
 from .arguments import estimator_options
 from .figures import ranked_picture
@@ -137,7 +137,7 @@ def _budget(estimate: Estimate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"
-        table.add_row(f"{sort}, {cause}:", f"{error:.4f} bits/dim")
-    table.add_row("error of the measurement of these images:", f"{estimate.measurement_error:.4f} bits/dim")
-    table.add_row("total error, with their choice:", f"{estimate.total_error:.4f} bits/dim")
+        table.add_row(f"{sort}, {cause}:", known("{:.4f} bits/dim", error))
+    table.add_row("error of the measurement of these images:", known("{:.4f} bits/dim", estimate.measurement_error))
+    table.add_row("total error, with their choice:", known("{:.4f} bits/dim", estimate.total_error))
     return table

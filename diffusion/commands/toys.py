@@ -11,6 +11,7 @@ from ..evaluation import evaluate
 from ..experiment import build_data
 from ..likelihood import Estimate
 from ..likelihood.estimate import mean_interval
+from ..report import known
 from .subjects import Subject
 
 _OF_IMAGES = ("method", "draws", "probes", "target_error", "option", "ood", "ranked")
@@ -42,4 +43,5 @@ def gap_sentence(found: dict[str, Estimate]) -> str:
     """The mean of truth - model in nats: an estimate of KL(truth || model), paired on the same points."""
     model, truth = found["PF-ODE"], found["true density"]
     gap = mean_interval(truth.log_prob - model.log_prob)
-    return f"KL(truth || model), on the same points: {gap.mean:.4f} nats ({gap.low:.4f} to {gap.high:.4f})"
+    interval = known("{:.4f} to {:.4f}", gap.low, gap.high)
+    return f"KL(truth || model), on the same points: {gap.mean:.4f} nats ({interval})"

@@ -96,7 +96,11 @@ def _read(path: Path, most_bytes: int) -> Arrays:
                         f"{member.compress_size:,}; no images do that, and it is refused."
                     )
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray):  # the bytes of a file of another kind
+                raise UserError(f"{path}: '{name}' in it is no array; accepted: arrays, as numpy.savez writes")
+        return found
     except UserError:
         raise
     except Exception as error:  # zip, header and pickle errors each have their own class

@@ -215,8 +215,8 @@ class Empirical(Exact):
 
 
 def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse data that would be broadcast against the parameters."""
-    if tuple(x.shape[1:]) != shape or x.ndim == 0:
+    """Refuse data that would be broadcast against the parameters; one number may stand for all dimensions."""
+    if x.ndim == 0 or (tuple(x.shape[1:]) != shape and math.prod(shape) > 1):
         raise UserError(f"{name}: found shape {tuple(x.shape)}; needs (n, {', '.join(map(str, shape))})")
 
 

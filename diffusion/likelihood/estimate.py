@@ -135,10 +135,10 @@ class Estimate:
         UserError: For an unknown kind or law, or values that are not one a datum.
     """
 
-    log_prob: Float[Tensor, " b"] = field(repr=False)
+    log_prob: Tensor = field(repr=False)
     dims: int
     levels: int | None
-    std_error: Float[Tensor, " b"] = field(repr=False)
+    std_error: Tensor = field(repr=False)
     kind: str
     protocol: Mapping[str, object]
     indices: Int[Tensor, " b"] | None = field(default=None, repr=False)

@@ -188,6 +188,13 @@ def test_a_damaged_record_is_one_line_and_again_replaces_it(diffusion_command):
     assert records.read(kept())
 
 
+def test_the_interval_of_one_image_is_unknown_and_no_number(diffusion_command):
+    code, out, err = diffusion_command(*ELBO, "--images", "1", *OFF)
+    assert (code, err) == (0, "")
+    assert "nan" not in out.lower()
+    assert re.search(r"total error, with their choice: +unknown", out), out
+
+
 @pytest.mark.parametrize("more", [(), ("--target-error", "0.5")])
 def test_a_run_that_takes_no_figures_is_told_before_it_is_measured(diffusion_command, monkeypatch, more):
     (RUN / "evaluations").write_text("")  # in the way of the folder

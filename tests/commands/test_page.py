@@ -157,9 +157,9 @@ def test_the_page_shows_the_estimates_and_stands_by_itself(content):
     assert len(named) == len(content.rows)
     for line, (_, row, _) in zip(named, content.lines(), strict=True):
         interval = row.estimate.mean()
-        half = interval.high - interval.mean
-        assert line[5] == f"{interval.mean:.4f} ± {half:.4f}"
-        assert (line[0], line[3]) == (row.model["run"], row.protocol.method)
+        shown = dict(zip(tables.NARROW, line, strict=False))
+        assert shown["bits/dim ± 95 %"] == tables.half_width(interval, sign=False)
+        assert (shown["model"], shown["method"]) == (row.model["run"], row.protocol.method)
     for each in content.groups:
         assert any(each.why in cell for line in main for cell in line), "the page says why groups are apart"
     # every cause, whatever it is called, of the row that has it

@@ -153,7 +153,7 @@ def test_noise_levels_have_the_density_that_they_say():
     assert float((1 / density).max()) < 2 * (high - low)
 
 
-def test_a_stratum_does_not_choose_its_owncoefficient():
+def test_a_stratum_does_not_choose_its_own_coefficient():
     error, reference = seeded(2, 9).square(), seeded(2, 9, seed=1).square()
     before = coefficient(error, reference)
     error[:, 4] *= 100.0

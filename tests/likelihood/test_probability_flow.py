@@ -11,7 +11,7 @@ from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer, Estimate, log_density, log_likelihood_ode
-from diffusion.likelihood.estimate import student_interval
+from diffusion.likelihood.estimate import mean_interval
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, SubVP
 
 
@@ -151,7 +151,7 @@ def test_results_do_not_depend_on_batches_and_each_image_counts_once():
     assert float(bits_off(whole, log_likelihood_ode(model, dequantizer, images, seed=1).log_prob).abs().max()) > 0.02
     assert bool(whole.std_error.isnan().all())  # one draw says nothing of its own spread, the mean's interval does
     assert math.isfinite(whole.mean().low)
-    assert whole.mean() == student_interval(whole.bits_per_dim)
+    assert whole.mean() == mean_interval(whole.bits_per_dim)
     again = log_likelihood_ode(model, dequantizer, images, batch_size=16)
     assert torch.equal(again.log_prob, whole.log_prob)
     assert again.protocol == whole.protocol

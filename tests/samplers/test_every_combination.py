@@ -20,6 +20,7 @@ from diffusion.errors import UserError
 from diffusion.evaluations import count_evaluations
 from diffusion.random import Noise
 from diffusion.samplers import (
+    ABM,
     DDIM,
     DEIS,
     ODE,
@@ -66,6 +67,7 @@ SAMPLERS = [
     UniPC(),
     DEIS(),
     Adams(),
+    ABM(),
 ]
 
 # Those whose steps depend on the state in other ways: their law is measured.
@@ -78,7 +80,7 @@ class Oracle(nn.Module):
     def __init__(self, schedule, prediction):
         super().__init__()
         self.exact = gaussian(schedule)
-        self.anchor = nn.Parameter(torch.zeros((), dtype=F64))  # a network's dtype is that of its parameters
+        self.anchor = nn.Parameter(torch.zeros(1000, dtype=F64))  # a network's dtype is that of most of its parameters
         self.outer = [NetworkDenoiser(nn.Identity(), schedule, prediction, (1,), sigma_data=SIGMA_DATA)]
 
     def forward(self, x, c_noise, labels):

@@ -44,6 +44,8 @@ def test_a_stored_run_is_read_says_what_it_said_and_goes_on(tmp_path, monkeypatc
     monkeypatch.setattr(EAE, "fit_after_training", MAKER.quickly)
     expected = json.loads((stored / "expected.json").read_text())
     last = expected.pop("final_loss")
+    # an EAE's density is fitted in the fixed order now, in that of the files when it was stored
+    continued = expected.pop("continued", expected)
     model = load(MAKER.unpack(stored / "model.safetensors.gz", tmp_path / "model.safetensors"))
     assert model.step == 6
     close(MAKER.expected(model), expected)
@@ -56,7 +58,7 @@ def test_a_stored_run_is_read_says_what_it_said_and_goes_on(tmp_path, monkeypatc
     fit(model.config, run)
     assert load(run).step == 6
     assert MAKER.final_loss(run) == pytest.approx(last, rel=1e-3)
-    close(MAKER.expected(load(run)), expected)
+    close(MAKER.expected(load(run)), continued)
 
 
 def test_every_family_is_stored():
