@@ -32,7 +32,6 @@ from diffusion.fit_sampler import MOST_STEPS, fit_sampler
 from diffusion.samplers import ODE, Adams, Sampler, build, names
 from diffusion.sampling import DEFAULT_SAMPLER
 from diffusion.schedules import Cosine, time_grid
-from diffusion.schedules.time_grids import DEFAULT_GRID
 
 F64 = torch.float64
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
@@ -138,7 +137,7 @@ def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     default = build(DEFAULT_SAMPLER)
     rows = [
         (
-            geometric_mean([rms(default, time_grid(SCHEDULE, budget, DEFAULT_GRID), case) for case in cases]),
+            geometric_mean([rms(default, time_grid(SCHEDULE, budget, default.default_grid), case) for case in cases]),
             "the default",
             "",
         )
@@ -162,7 +161,7 @@ def tuned(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     """(error, sampler, its spread) of what is tuned to each mixture by itself."""
     adams, default = Adams(), build(DEFAULT_SAMPLER)
     errors = {
-        "the default": [rms(default, time_grid(SCHEDULE, budget, DEFAULT_GRID), case) for case in cases],
+        "the default": [rms(default, time_grid(SCHEDULE, budget, default.default_grid), case) for case in cases],
         "adams, auto": [rms(adams, auto_grid(case.model, adams, budget), case) for case in cases],
     }
     if budget <= MOST_STEPS:

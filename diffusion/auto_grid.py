@@ -40,7 +40,7 @@ from .samplers.sampler import is_value
 from .samplers.variables import Nodes, Velocity
 from .schedules import Schedule, time_grid
 from .schedules.schedule import log_snr_ends
-from .schedules.time_grids import DEFAULT_GRID, LOG_SNR_END, default_end
+from .schedules.time_grids import LOG_SNR_END, default_end, later_end
 
 SEED = 2**31 + 1
 _REFERENCE_STEPS = 240
@@ -244,7 +244,7 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
     low, high = log_snr_ends(schedule)
     if sampler.is_adaptive or steps < 2:
         return _rounded(schedule.log_snr(time_grid(schedule, max(steps, 1), "log-snr", math.inf)[:-1]))
-    plain = default_log_snrs(schedule, steps)
+    plain = default_log_snrs(schedule, sampler, steps)
     rows = min(_MOST_ROWS, max(_LEAST_ROWS, _ROWS // steps))
     try:
         if sampler.is_stochastic:
@@ -254,14 +254,15 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
         seen = trajectories(denoiser, rows, clock=clock)
     except OutOfTime:
         return _rounded(plain)
-    base = equal_error(seen, sampler.order, steps, min(max(low + 1.0, default_end(DEFAULT_GRID, steps)), high))
+    base = equal_error(seen, sampler.order, steps, min(max(low + 1.0, default_end("cauchy", steps)), high))
     bent = _search(denoiser, sampler, base, high, seen, clock)
     return _rounded(min((plain, base, bent), key=lambda log_snrs: _error(denoiser, sampler, log_snrs, unseen)))
 
 
-def default_log_snrs(schedule: Schedule, steps: int) -> Tensor:
-    """Those of the grid that is taken when none is asked for, without the datum."""
-    return schedule.log_snr(time_grid(schedule, steps, DEFAULT_GRID)[:-1])
+def default_log_snrs(schedule: Schedule, sampler: Sampler, steps: int) -> Tensor:
+    """Those of the grid that the sampler walks when none is asked for, without the datum."""
+    grid = sampler.default_grid
+    return schedule.log_snr(time_grid(schedule, steps, grid, later_end(grid, steps))[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:

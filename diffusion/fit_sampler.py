@@ -109,7 +109,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     check_steps(steps)
     clock = clock or Clock(_evaluations(steps))
     # what is drawn with when nothing is said: in so few steps `abm` is `Adams`
-    default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser.schedule, steps).tolist()))
+    default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser.schedule, Adams(), steps).tolist()))
     try:
         unseen = trajectories(denoiser, _UNSEEN, start=_ROWS, clock=clock)
         seen = trajectories(denoiser, _ROWS, clock=clock)

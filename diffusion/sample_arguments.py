@@ -160,9 +160,10 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
     add("--variance", help="lower, upper or analytic (ancestral)")
     add("--grid", help="where the steps are: cauchy, log-snr, karras, angle, time, quadratic, or auto, tuned to the "
-        "model (default: the run's own, cauchy)")  # fmt: skip
+        "model (default: the run's own, else as suits the sampler)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
-        "(default: 3 log(steps) of cauchy, else 9.25); details narrower than exp(-L / 2) are lost")  # fmt: skip
+        "(default: 3 log(steps) of cauchy, else 9.25, or later of a grid not asked for); details narrower than "
+        "exp(-L / 2) are lost")  # fmt: skip
     add_tuning_seconds(parser)
     add("--label", metavar="CLASS", help="draw this class, by its number or its name (a model trained with labels, or "
         "with --classifier any)")  # fmt: skip

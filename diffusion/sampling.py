@@ -6,6 +6,7 @@ devices change its noise by nothing and its pixels by no more than the network's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from .random import Noise
 from .samplers.probability_flow import SolverError
 from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
-from .schedules.time_grids import AUTO, DEFAULT_GRID
+from .schedules.time_grids import AUTO, later_end
 
 DEFAULT_SAMPLER = Default("abm")
 OF_A_TOLERANCE = "ode"  # what is meant by a tolerance or a method without a sampler
@@ -99,6 +100,8 @@ def grid_for(
 ) -> Tensor:
     """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
+    Where none is given it is the sampler's own (`Sampler.default_grid`), whose end goes with the steps.
+
     `auto` is tuned to the model and the sampler (`auto_grid`); guidance around the model is then better left off it.
 
     A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
@@ -117,8 +120,11 @@ def grid_for(
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
     if log_snr_end is None and sampler.is_adaptive:
-        log_snr_end = float("inf")
-    return time_grid(denoiser.schedule, steps, grid or DEFAULT_GRID, log_snr_end)
+        log_snr_end = math.inf
+    if grid is None:
+        grid = sampler.default_grid
+        log_snr_end = later_end(grid, steps) if log_snr_end is None else log_snr_end
+    return time_grid(denoiser.schedule, steps, grid, log_snr_end)
 
 
 def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
@@ -164,8 +170,9 @@ def sample(
         steps: Intervals of the grid; by default 20 of `abm`, 50 of others; an adaptive solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The noise dial (ddim, sde, euler-maruyama).
-        grid: How the steps are placed (`cauchy`, the default, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
-            `auto`, tuned to the model without guidance), or the times themselves.
+        grid: How the steps are placed (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
+            `auto`, tuned to the model without guidance), or the times themselves; by default as suits the sampler,
+            `Sampler.default_grid`.
         label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
             too.
         guidance: Classifier-free guidance; 1 is off.
@@ -185,8 +192,8 @@ def sample(
             such, or one entry for all, (1, ...). The network gets it as its third argument, batch by batch.
         cond_null: The condition that stands for none, likewise; needed where guidance is not 1.
         log_snr_end: The log-SNR at which a named grid leaves the path for the datum, by default 3 log(steps) of
-            `cauchy`, 9.25 of the others (an adaptive sampler walks the path to its end): what is narrower than its
-            noise is lost (docs/grids.md).
+            `cauchy`, 9.25 of the others, or 2.25 log(steps) where that is later and no grid is asked for (an adaptive
+            sampler walks the path to its end): what is narrower than its noise is lost (docs/grids.md).
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:

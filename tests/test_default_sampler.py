@@ -53,7 +53,7 @@ def test_so_it_is_for_a_run_and_for_the_shipped_model(tmp_path):
     facts = DataFacts("digits", (1, 8, 8), 17, 10)
     for *settings, sampler, steps, grid in [
         ("sampling.sampler=abm", "sampling.steps=null", "abm", 20, "cauchy"),
-        ("sampling.sampler=unipc", "sampling.steps=null", "unipc", 50, "cauchy"),
+        ("sampling.sampler=unipc", "sampling.steps=null", "unipc", 50, "log-snr"),
         ("sampling.sampler=unipc", "sampling.steps=7", "sampling.grid=karras", "unipc", 7, "karras"),
     ]:
         config = digits_config(tmp_path, *settings)

@@ -38,7 +38,7 @@ def test_a_picture_says_how_it_was_drawn(here, capsys):  # noqa: F811
     assert found["weights"] == runs.file_digest(here / "runs/digits-0001" / runs.MODEL)
     expected = {"seed": "9", "index": "3", "sampler": "sde", "steps": "3", "eta": "1.5", "guidance": "2.0"}
     assert {key: found[key] for key in expected} == expected
-    assert (found["grid"], found["label"], found["data"]) == ("cauchy", "4", "digits")
+    assert (found["grid"], found["label"], found["data"]) == ("log-snr", "4", "digits")
     assert SampleRecord.read("images/000003.png").batches == ((2, 4),)
 
 

@@ -30,6 +30,7 @@ from .tradeoff_subjects import Subject, load
 # What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
 DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "abm", "ode", "ancestral", "sde")
 ALL = "all"
+OF_EACH = "as suits each sampler"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,16 +47,16 @@ def run(options: argparse.Namespace) -> int:
     rows = _measure(bench, cells, max(options.budgets), bar)
     bar.close()
     protocol = {
-        "n": options.n, "seed": options.seed, "grid": options.grid,
+        "n": options.n, "seed": options.seed, "grid": options.grid or OF_EACH,
         "log_snr_end": options.log_snr_end, "device": device_name(device),
         "tight_tolerance": subject.tolerance, "reference": subject.reference, **subject.identity,
     }  # fmt: skip
     title = f"Quality against cost: {subject.name}"
     caption = (
-        f"{options.n} samples, seed {options.seed}, grid {options.grid}, {device_name(device)}. Distance (rms over "
-        f"samples, and their median) from a solve of the probability flow at a tolerance of {subject.tolerance:g} from "
-        f"the same noise; order: of the median, from the row above. FID and KID against {subject.reference}; FID falls "
-        "with n even for a perfect model."
+        f"{options.n} samples, seed {options.seed}, grid {options.grid or OF_EACH}, {device_name(device)}. Distance "
+        "(rms over samples, and their median) from a solve of the probability flow at a tolerance of "
+        f"{subject.tolerance:g} from the same noise; order: of the median, from the row above. FID and KID "
+        f"against {subject.reference}; FID falls with n even for a perfect model."
     )
     line = verdict(rows, options.by)
     out = console()

@@ -37,7 +37,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--budgets", nargs="+", type=positive, default=list(BUDGETS), metavar="N", help="evaluations a sample, the "
         "last one included (default: 5 10 20 50); an adaptive sampler has tolerances instead")  # fmt: skip
     add("--n", type=positive, default=256, metavar="N", help="samples a cell (default: 256)")
-    add("--grid", default="cauchy", help="where the steps are, as sample.py (default: cauchy)")
+    add("--grid", help="where the steps are, as sample.py (default: as suits each sampler)")
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum, as "
         "sample.py")  # fmt: skip
     add_tuning_seconds(parser)

@@ -31,6 +31,7 @@ from ..metrics import frechet_estimate, kernel_distance
 from ..random import FIXED_ORDER
 from ..samplers import ODE, Sampler, build
 from ..sampling import grid_for, sample, sampler_for
+from ..schedules.time_grids import later_end
 from .tradeoff_subjects import Subject
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
@@ -54,6 +55,14 @@ class Cell:
     def build(self, denoiser: Denoiser) -> Sampler:
         """The sampler; `fitted` is fitted to the denoiser, unless that is known."""
         return sampler_for(denoiser, self.sampler, self.steps, tolerance=self.tolerance)
+
+    def grid(self, asked: str | None, end: float | None) -> tuple[str, float | None]:
+        """The name of the grid and its end, where that is not the name's own: as asked, or else the sampler's."""
+        if asked is not None or self.sampler == FITTED:
+            return asked or FITTED, end
+        sampler = build(self.sampler, tolerance=self.tolerance)
+        later = None if self.steps is None or sampler.is_adaptive else later_end(sampler.default_grid, self.steps)
+        return sampler.default_grid, later if end is None else end
 
     def fields(self) -> dict[str, str]:
         """What the sampler is by default, in words; `fitted` is what the model and the way of fitting make it."""
@@ -150,9 +159,10 @@ class Bench:
         return {"n": options.n, "seed": options.seed, "batch_size": options.batch_size, **self.subject.identity}
 
     def _question(self, cell: Cell) -> dict[str, Any]:
-        where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": self.options.grid}
-        if self.options.log_snr_end is not None:  # cells of earlier versions have none
-            where["log_snr_end"] = self.options.log_snr_end
+        grid, end = cell.grid(self.options.grid, self.options.log_snr_end)
+        where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": grid}
+        if end is not None:  # cells of earlier versions have none
+            where["log_snr_end"] = end
         return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
 
     def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -182,8 +192,8 @@ class Bench:
         # before anything is counted: what is tuned to a model is made once for all samples
         with self.subject.tuned(), told_tuning(self.options.tuning_seconds):
             sampler = cell.build(denoiser)
-            where = () if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
-            grid = grid_for(denoiser, sampler, cell.steps, *(where or (None,)))
+            where = (None,) if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
+            grid = grid_for(denoiser, sampler, cell.steps, *where)
         with count_evaluations(self.subject.denoiser) as count:
             start = time.perf_counter()
             try:

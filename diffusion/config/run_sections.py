@@ -80,11 +80,12 @@ class SamplingConfig(Section):
     steps: int | None = option(
         None, "steps of the method, where it does not choose them itself; null: 20 of abm, 50 of others", at_least=1
     )
-    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto"] = option(
-        "cauchy", "the times of the steps; auto: tuned to the model once it is trained"
+    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto"] | None = option(
+        None, "the times of the steps; null: as suits the sampler; auto: tuned to the model once it is trained"
     )
     log_snr_end: float | None = option(
-        None, "log-SNR at which the grid leaves the path for the datum; null: 3 log(steps) of cauchy, else 9.25"
+        None,
+        "log-SNR at which the grid leaves the path; null: 3 log(steps) of cauchy, else 9.25 (later with grid null)",
     )
     eta: float | None = option(None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", at_least=0)
     prior: Literal["normal", "mixture"] = option("normal", "eae: where codes are drawn; mixture: fitted to the codes")

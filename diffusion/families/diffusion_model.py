@@ -25,7 +25,7 @@ from ..fit_sampler import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Fitted, Moments
 from ..sampling import DEFAULT_SAMPLER, OF_A_TOLERANCE, grid_for, labels_for, sample, sampler_for
-from ..schedules.time_grids import AUTO, DEFAULT_GRID
+from ..schedules.time_grids import AUTO, later_end
 from .analytic_moments import moments_of
 from .kept_grids import kept_grids
 from .trained_model import Tell, TrainedModel
@@ -155,7 +155,8 @@ class DiffusionModel(TrainedModel):
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.
 
-        Another sampler does not inherit the dial of the run's own, nor another grid its end.
+        Another sampler does not inherit the dial of the run's own, nor another grid its end. Where neither names a
+        grid it is the sampler's, and its end is a setting where it is not that of the grid's name.
         """
         own = self.config.sampling
         if own.sampler == DEFAULT_SAMPLER and ("tolerance" in given or "method" in given):
@@ -165,15 +166,22 @@ class DiffusionModel(TrainedModel):
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
         end = {} if own.log_snr_end is None or "grid" in given else {"log_snr_end": own.log_snr_end}
         made = {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        if None not in (made["steps"], made["grid"]):
+            return made
+        sampler = self._sampler(made)
         if made["steps"] is None:
-            made["steps"] = samplers.build(made["sampler"], method=made.get("method")).default_steps
+            made["steps"] = sampler.default_steps
+        if made["grid"] is None:
+            made["grid"] = sampler.default_grid
+            if not sampler.is_adaptive and (later := later_end(made["grid"], made["steps"])) is not None:
+                made.setdefault("log_snr_end", later)
         return made
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Also the sampler's own fields, the grid and where it ends, the label and the guidance."""
         sampler = self._sampler(settings)
         given = {key: value for key, value in settings.items() if value is not None}
-        defaults = {"eta": 0.0, "grid": DEFAULT_GRID, "label": None, "guidance": 1.0}
+        defaults = {"eta": 0.0, "grid": sampler.default_grid, "label": None, "guidance": 1.0}
         if given.get("grid") != AUTO:
             where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
             times = grid_for(self.denoiser, sampler, *where)
@@ -194,8 +202,8 @@ class DiffusionModel(TrainedModel):
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """Those of the run; a grid is tuned only to weights that stay."""
-        settings = self.sampling_settings({})
-        return {**settings, "grid": DEFAULT_GRID} if settings["grid"] == AUTO else settings
+        tuned = self.config.sampling.grid == AUTO
+        return self.sampling_settings({"grid": None} if tuned else {})
 
     def tuned(self) -> AbstractContextManager[None]:
         """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""

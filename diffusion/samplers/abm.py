@@ -43,6 +43,10 @@ class ABM(Multistep):
         return 20
 
     @property
+    def default_grid(self) -> str:
+        return "cauchy"
+
+    @property
     def variables(self) -> Variables:
         return Adams(data_std=self.data_std).variables
 

@@ -55,5 +55,9 @@ class Adams(Multistep):
             raise UserError(f"data_std: found {self.data_std}; must be positive")
 
     @property
+    def default_grid(self) -> str:
+        return "cauchy" if self.space == "velocity" else super().default_grid
+
+    @property
     def variables(self) -> Variables:
         return {"velocity": Velocity(self.data_std), "data": DATA, "noise": NOISE}[self.space]

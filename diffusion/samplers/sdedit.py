@@ -74,6 +74,10 @@ class SDEdit(Sampler):
     def default_steps(self) -> int:
         return self.inner.default_steps
 
+    @property
+    def default_grid(self) -> str:
+        return self.inner.default_grid
+
     def below(self, schedule: Schedule, grid: Tensor) -> Tensor:
         """The part of a grid that is walked: from the level on."""
         low, high = log_snr_ends(schedule)
