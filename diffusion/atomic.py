@@ -66,7 +66,7 @@ def check_writable(path: str | os.PathLike[str], may_be_folder: bool = False) ->
         OSError: What would keep it from being written.
     """
     path = Path(os.path.abspath(path))
-    if path.is_dir() and not may_be_folder:
+    if not path.name or (path.is_dir() and not may_be_folder):  # the root has no name
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     folder = path.parent
     while not folder.exists():

@@ -297,7 +297,7 @@ def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str
     """Where a picture goes by default; its name has the plain settings that were asked for."""
     size = None if options.size is None else "x".join(map(str, options.size))
     asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
-    words = [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{value}"
+    words = [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
              for name, value in asked.items() if value is not None]  # fmt: skip
     return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
 

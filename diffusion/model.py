@@ -24,6 +24,7 @@ __all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel",
 
 FACTS = "data"
 STEP = "step"
+NOT_FITTED = "not_fitted"  # marks a model that is trained, but lacks what is fitted after training
 
 
 def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:

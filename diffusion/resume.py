@@ -188,11 +188,15 @@ def _steps_done(run: Path) -> float:
 
 
 def _model_step(path: Path) -> float:
-    """The step that a model file was written at, from its header; infinity where it does not say."""
+    """The step that a model file was written at, from its header; infinity where it does not say.
+
+    Of a model that is trained, but lacks what is fitted after training, minus infinity: its run is to go on.
+    """
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return float(header["__metadata__"]["step"])
+        written = header["__metadata__"]
+        return float("-inf") if "not_fitted" in written else float(written["step"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 

@@ -7,7 +7,7 @@ devices change its noise by nothing and its pixels by no more than the network's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ from .defaults import Default
 from .denoisers.condition import Condition, condition_for
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.given import (
+    class_labels,
+    cond_for,
     float_type,
     outside_inference_mode,
     real_data,
     real_number,
-    whole_labels,
     whole_number,
 )
 from .denoisers.guidance.classifier_free import ClassifierFree
@@ -38,7 +39,6 @@ from .schedules import time_grid
 from .schedules.time_grids import AUTO, later_end
 
 DEFAULT_SAMPLER = Default("abm")
-OF_A_TOLERANCE = "ode"  # what is meant by a tolerance or a method without a sampler
 DEFAULT_BATCH = 256
 Progress = Callable[[int, int], None]
 
@@ -64,13 +64,18 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
             "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier); "
             "a network's own condition is given as cond="
         )
-    labels = whole_labels(label)
-    if len(labels) not in (1, n):
-        raise UserError(f"label: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise UserError(f"label: found {int(wrong[0])}; the model has the classes 0 to {classes - 1}")
-    return labels.expand(n)
+    return class_labels("label", label, classes, n)
+
+
+def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
+    """The sampler of a call that names none: the model's `own`, or `ode` for what only that takes.
+
+    Args:
+        own: The model's own, of its run's configuration where it has one: only a name in the call itself is held to.
+        given: The options of the call; a `tolerance` or a `method` that `own` does not take means `ode`.
+    """
+    asked = [name for name in ("tolerance", "method") if given.get(name) is not None]
+    return "ode" if any(name not in samplers.takes(own) for name in asked) else own
 
 
 def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any) -> Sampler:
@@ -222,8 +227,8 @@ def sample(
     model = model if size is None else model.at_size(size)
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     steps = None if steps is None else whole_number("steps", steps, 1)
-    if sampler is DEFAULT_SAMPLER and (tolerance is not None or method is not None):
-        sampler = OF_A_TOLERANCE
+    if sampler is DEFAULT_SAMPLER:
+        sampler = unnamed_sampler(DEFAULT_SAMPLER, {"tolerance": tolerance, "method": method})
     if isinstance(sampler, str):
         sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
     elif eta is not None or tolerance is not None or method is not None or options:
@@ -236,7 +241,8 @@ def sample(
             raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
     dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)
 
-    if cond is None and isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label):
+    several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
+    if cond is None and several and not model.num_classes:
         cond, label = label, None  # several numbers a sample are no label
     interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
     if cond is None:
@@ -248,11 +254,19 @@ def sample(
     elif label is not None:
         raise UserError("label, cond: give one of them")
     else:
-        condition = condition_for("cond", cond, n)
-    null = None if cond_null is None else condition_for("cond_null", cond_null, 1)
-    if guidance != 1.0 and cond is not None and null is None:
-        raise UserError("cond_null: guidance leads away from no condition; give the one that stands for none")
-    denoiser = ClassifierFree(model, guidance, interval, null) if guidance != 1.0 else model
+        condition = cond_for(cond, model.num_classes, n)
+    denoiser, null = model, None
+    if cond_null is not None:
+        if guidance == 1.0:
+            raise UserError("cond_null: is given, but guidance is 1 (off)")
+        if not isinstance(condition, Condition):
+            raise UserError("cond_null: goes with a network's own condition (cond=); labels have a null of their own")
+        null = condition_for("cond_null", cond_null, n)
+        condition = condition.led_from(null)
+    if guidance != 1.0:
+        if isinstance(condition, Condition) and condition.null is None:
+            raise UserError("cond_null: guidance leads away from no condition; give the one that stands for none")
+        denoiser = ClassifierFree(model, guidance, interval, null)
     if guidance == 1.0 and guidance_interval is not None:
         raise UserError("guidance_interval: is given, but guidance is 1 (off)")
     times = grid_for(model, sampler, steps, grid, log_snr_end)

@@ -129,3 +129,9 @@ def test_no_torn_file_after_kill_9_while_writing(tmp_path, kills):
         assert os.listdir(tmp_path) == ["file"]
     if kills >= 30:
         assert left_behind > 0, "no kill hit a write in progress: the test shows nothing"
+
+
+def test_the_root_is_no_file():
+    for may_be_folder in (False, True):
+        with pytest.raises(IsADirectoryError):
+            atomic.check_writable("/", may_be_folder)

@@ -101,3 +101,12 @@ def test_it_is_never_bad(schedule):
         assert few < 0.35
         assert some < 0.15
         assert many < 0.01
+
+
+def test_a_tolerance_without_a_sampler_in_the_call_is_the_flow_whatever_the_run_draws_with(tmp_path):
+    facts = DataFacts("digits", (1, 8, 8), 17, 10)
+    for own in ("abm", "unipc", "adaptive-sde"):
+        config = digits_config(tmp_path, f"sampling.sampler={own}")
+        model = DiffusionModel(build_denoiser(config, facts), config, facts)
+        expected = own if own == "adaptive-sde" else "ode"
+        assert model.sampling_settings({"tolerance": 1e-3})["sampler"] == expected

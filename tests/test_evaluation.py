@@ -225,3 +225,13 @@ def test_one_image_has_no_interval_and_the_files_say_so(tmp_path):
     entry = json.loads((tmp_path / runs.EVALUATION).read_text())["estimates"]["PF-ODE"]
     assert entry["bits_per_dim"] == pytest.approx(3 / (2 * math.log(2)))
     assert entry["interval_95"] == [None, None]
+
+
+def test_a_baseline_that_fails_leaves_the_figures_of_the_model(images, model, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(evaluation, "measure_classical", fails)
+    found = evaluate(model, images, EvaluationConfig(images=9, tolerance=1e-2, elbo_draws=2))
+    assert list(found) == ["PF-ODE", "ELBO"]
+    assert "independent pixels: not measured (RuntimeError: no room)" in capsys.readouterr().err

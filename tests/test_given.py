@@ -328,3 +328,34 @@ def test_a_figure_that_is_not_finite_is_none(method):
     model = NetworkDenoiser(lambda x, c: x * float("nan"), Cosine(), prediction="v", shape=(2,))
     with pytest.raises(UserError, match=r"not finite|is nan"):
         log_density(model, X, method=method)
+
+
+def test_labels_given_as_a_condition_are_held_against_the_classes():
+    model = NetworkDenoiser(Net(), Cosine(), prediction="v", shape=SHAPE, num_classes=4)
+    for label in ([9, 9, 9], [4, 4, 4], [0, 1], torch.eye(3)):
+        with pytest.raises(UserError, match=r"^cond: "):
+            log_density(model, torch.zeros(3, *SHAPE), cond=label)
+        with pytest.raises(UserError, match=r"^cond: "):
+            draw(model, 3, cond=label)
+    with pytest.raises(UserError, match=r"^label: found shape \(4, 4\)"):
+        draw(model, 4, label=torch.eye(4))
+
+
+def test_a_null_condition_is_of_the_kind_of_the_condition(vector):
+    model, y = vector
+    for null, guidance in ((torch.zeros(1, 2), 2.0), ((y[:, :1], y[:, 1:]), 2.0), (torch.zeros(2, 3), 2.0), (y, 1.0)):
+        with pytest.raises(UserError, match=r"^cond_null: "):
+            draw(model, 4, cond=y, guidance=guidance, cond_null=null)
+    null = torch.randn(4, 3)
+    guided = draw(model, 4, cond=y, guidance=2.5, cond_null=null, batch_size=3)
+    torch.testing.assert_close(guided, draw(model, 4, cond=null + 2.5 * (y - null)), rtol=1e-4, atol=1e-4)
+    needs = NetworkDenoiser(lambda x, c, cond: x + cond, Cosine(), prediction="v", shape=(2,))
+    with pytest.raises(UserError, match=r"^cond: the network failed without a condition"):
+        draw(needs, 4)
+
+
+def test_conditions_made_in_inference_mode(vector):
+    model, y = vector
+    with torch.inference_mode():
+        parts = (y[:, :1] + 0, y[:, 1:] + 0)
+    assert torch.isfinite(log_density(model, torch.zeros(4, 2), cond=parts).log_prob).all()

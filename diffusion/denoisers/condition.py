@@ -7,7 +7,7 @@ given, the tensor or the tuple of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,16 @@ class Condition:
 
     Args:
         parts: The tensors.
+        null: The condition that stands for none, of the same samples, where guidance leads away from it.
     """
 
-    def __init__(self, parts: Sequence[Tensor]):
+    def __init__(self, parts: Sequence[Tensor], null: Condition | None = None):
         self.parts = tuple(parts)
+        self.null = null
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """What is made of each tensor."""
+        return Condition([change(part) for part in self.parts], self.null and self.null.each(change))
 
     @property
     def given(self) -> Tensor | tuple[Tensor, ...]:
@@ -40,15 +46,29 @@ class Condition:
         return len(self.parts[0])
 
     def __getitem__(self, rows: Any) -> Condition:
-        return Condition([part[rows] for part in self.parts])
+        return self.each(lambda part: part[rows])
 
     def to(self, device: torch.device | str | None) -> Condition:
         """The same on another device; kinds of numbers stay."""
-        return Condition([part.to(device) for part in self.parts])
+        return self.each(lambda part: part.to(device))
 
     def repeat_interleave(self, times: int, dim: int = 0) -> Condition:
         """As torch's, of the samples."""
-        return Condition([part.repeat_interleave(times, dim) for part in self.parts])
+        return self.each(lambda part: part.repeat_interleave(times, dim))
+
+    def led_from(self, null: Condition) -> Condition:
+        """The same with the condition that stands for none, one entry a sample or one for all.
+
+        Raises:
+            UserError: For one of another kind.
+        """
+        shapes = [[tuple(part.shape[1:]) for part in one.parts] for one in (self, null)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"cond_null: found entries of shape {', '.join(map(str, shapes[1]))}; "
+                f"needs those of cond, {', '.join(map(str, shapes[0]))}"
+            )
+        return Condition(self.parts, condition_for("cond_null", null, len(self)))
 
     def then(self, other: Condition) -> Condition:
         """These samples, then the others."""
@@ -66,8 +86,9 @@ def condition_for(name: str, cond: object, n: int) -> Condition:
     Raises:
         UserError: For what has no such entries.
     """
+    null = None
     if isinstance(cond, Condition):
-        parts = cond.parts
+        parts, null = cond.parts, cond.null
     else:
         several = isinstance(cond, tuple) or (isinstance(cond, list) and any(isinstance(v, Tensor) for v in cond))
         try:
@@ -81,7 +102,7 @@ def condition_for(name: str, cond: object, n: int) -> Condition:
         )
     if any(part.is_floating_point() and not bool(torch.isfinite(part).all()) for part in parts):
         raise UserError(f"{name}: has values that are not finite")
-    return Condition([part.detach().expand(n, *part.shape[1:]) for part in parts])
+    return Condition(parts, null).each(lambda part: part.detach().expand(n, *part.shape[1:]))
 
 
 def labels_only(cond: Any) -> Tensor | None:

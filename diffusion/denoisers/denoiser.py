@@ -24,7 +24,7 @@ from ..errors import UserError, choose
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition
-from .network_call import Takes, as_module, check_output, dtype_of, takes_of, tensor_of
+from .network_call import Takes, as_module, check_output, dtype_of, output_tensor, takes_of
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
@@ -207,9 +207,17 @@ class NetworkDenoiser(Denoiser):
         takes, dtype = self._interface(x_t)
         level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
         more, named = takes.arguments(cond.given if own else cond)
-        output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)
+        try:
+            output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)
+        except (TypeError, AttributeError) as error:
+            if cond is not None or not takes.needed:
+                raise
+            raise UserError(
+                f"cond: the network failed without a condition ({str(error).splitlines()[0][:80]}); "
+                "give cond=, or let its forward take None"
+            ) from error
         if type(output) is not Tensor or not output.is_floating_point():
-            output = tensor_of(output)
+            output = output_tensor(output)
         needed = self._output_shape(x_t)
         if output.shape != needed:
             check_output(output, x_t, needed)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .condition import Condition, condition_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +113,39 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
     return x.to(torch.uint8)
 
 
-def whole_labels(label: Any) -> Tensor:
+def class_labels(name: str, label: Any, classes: int, n: int) -> Tensor:
+    """Class labels for n samples, int64 of shape (n,), of one label or one a sample.
+
+    Args:
+        name: The argument, for messages.
+        label: The labels.
+        classes: The number of classes.
+        n: The number of samples.
+
+    Raises:
+        UserError: For a label that is no whole number or not one of the classes, or a wrong number of labels.
+    """
+    labels = whole_labels(label, name)
+    if len(labels) not in (1, n):
+        raise UserError(f"{name}: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(f"{name}: found {int(wrong[0])}; the model has the classes 0 to {classes - 1}")
+    return labels.expand(n)
+
+
+def cond_for(cond: Any, classes: int, n: int) -> Tensor | Condition:
+    """What is given as `cond=` for n samples: of a model with classes labels, else a network's own condition.
+
+    Raises:
+        UserError: As `class_labels`, `condition_for`.
+    """
+    if classes and not isinstance(cond, Condition | tuple):
+        return class_labels("cond", cond, classes, n)
+    return condition_for("cond", cond, n)
+
+
+def whole_labels(label: Any, name: str = "label") -> Tensor:
     """Class labels as int64 of shape (n,).
 
     Raises:
@@ -121,23 +154,36 @@ def whole_labels(label: Any) -> Tensor:
     try:
         found = torch.as_tensor(label).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"label: found {str(label)[:60]!r}; must be a whole number, or one a sample") from None
+        raise UserError(f"{name}: found {str(label)[:60]!r}; must be a whole number, or one a sample") from None
     if found.ndim > 1 and found.numel() != len(found):
         raise UserError(
-            f"label: found shape {tuple(found.shape)}; a label is one whole number a sample "
-            "(a network's own condition is given as cond=)"
+            f"{name}: found shape {tuple(found.shape)}; a label is one whole number a sample "
+            "(cond= of a model without classes takes a network's own condition)"
         )
     whole = found.is_floating_point() and bool((found == found.round()).all())
     if found.dtype == torch.bool or found.is_complex() or (found.is_floating_point() and not whole):
-        raise UserError(f"label: found {str(label)[:60]}; must be a whole number, or one a sample")
+        raise UserError(f"{name}: found {str(label)[:60]}; must be a whole number, or one a sample")
     return found.reshape(-1).to(torch.long)
 
 
 def normal(value: Any) -> Any:
-    """A copy of a tensor that was made in inference mode, which may take part in gradients; else the thing itself."""
-    if isinstance(value, Tensor) and value.is_inference():
+    """A copy of what was made in inference mode, which may take part in gradients; else the thing itself.
+
+    Also within tuples, lists, dictionaries and conditions.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_inference():
+            return value
         with torch.inference_mode(False):
             return value.clone()
+    if isinstance(value, Condition):
+        return value if normal(value.parts) is value.parts and normal(value.null) is value.null else value.each(normal)
+    if type(value) is dict:
+        made = {key: normal(one) for key, one in value.items()}
+        return value if all(made[key] is one for key, one in value.items()) else made
+    if type(value) in (tuple, list):
+        made = [normal(one) for one in value]
+        return value if all(a is b for a, b in zip(made, value, strict=True)) else type(value)(made)
     return value
 
 
@@ -148,12 +194,10 @@ def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*arguments: Any, **options: Any) -> R:
-        inference = any(isinstance(v, Tensor) and v.is_inference() for v in (*arguments, *options.values()))
-        if not inference and not torch.is_inference_mode_enabled():
+        if not torch.is_inference_mode_enabled() and normal(arguments) is arguments and normal(options) is options:
             return anything(*arguments, **options)
         gradients = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            named = {key: normal(value) for key, value in options.items()}
-            return anything(*map(normal, arguments), **named)
+            return anything(*normal(arguments), **normal(options))
 
     return cast("Callable[P, R]", call)

@@ -133,7 +133,7 @@ def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else default
 
 
-def tensor_of(output: Any) -> Tensor:
+def output_tensor(output: Any) -> Tensor:
     """The tensor in what a network returned.
 
     Raises:

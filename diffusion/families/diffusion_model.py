@@ -24,7 +24,7 @@ from ..experiment import Data, DataFacts
 from ..fit_sampler import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Fitted, Moments
-from ..sampling import DEFAULT_SAMPLER, OF_A_TOLERANCE, grid_for, labels_for, sample, sampler_for
+from ..sampling import grid_for, labels_for, sample, sampler_for, unnamed_sampler
 from ..schedules.time_grids import AUTO, later_end
 from .analytic_moments import moments_of
 from .kept_grids import kept_grids
@@ -156,11 +156,11 @@ class DiffusionModel(TrainedModel):
         """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.
 
         Another sampler does not inherit the dial of the run's own, nor another grid its end. Where neither names a
-        grid it is the sampler's, and its end is a setting where it is not that of the grid's name.
+        grid it is the sampler's, and its end is a setting where it is not that of the grid's name. A tolerance or a
+        method that the run's own does not take means `ode` (`sampling.unnamed_sampler`).
         """
         own = self.config.sampling
-        if own.sampler == DEFAULT_SAMPLER and ("tolerance" in given or "method" in given):
-            given = {"sampler": OF_A_TOLERANCE, **given}
+        given = {"sampler": unnamed_sampler(own.sampler, given), **given}
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..defaults import Default
-from ..denoisers.condition import Condition, condition_for
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.given import (
+    cond_for,
     level_data,
     outside_inference_mode,
     real_number,
     tensor_of,
-    whole_labels,
     whole_number,
 )
 from ..errors import UserError, choose
@@ -97,9 +96,8 @@ def _checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
     if cond is None:
         return options
     device = device_of(model) if isinstance(model, nn.Module) else getattr(model, "device", None)
-    labels = getattr(getattr(model, "denoiser", model), "num_classes", 0) and not isinstance(cond, Condition | tuple)
-    found = whole_labels(cond) if labels else condition_for("cond", cond, n)
-    return {**options, "cond": found.to(device)}
+    classes = getattr(getattr(model, "denoiser", model), "num_classes", 0)
+    return {**options, "cond": cond_for(cond, classes, n).to(device)}
 
 
 def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None, **options: Any) -> Estimate:

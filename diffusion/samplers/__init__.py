@@ -59,6 +59,11 @@ def names() -> list[str]:
     return list(_CLASSES)
 
 
+def takes(name: str) -> list[str]:
+    """The options of a sampler, by its name."""
+    return list(signature(_CLASSES[choose("sampler", name, names())]).parameters)
+
+
 def build(name: str, **options: object) -> Sampler:
     """Make a sampler from its name and those of its options that are not None.
 
@@ -71,12 +76,13 @@ def build(name: str, **options: object) -> Sampler:
     Raises:
         UserError: For an unknown name, an option that the sampler does not take, or a value it does not accept.
     """
-    cls = _CLASSES[choose("sampler", name, names())]
+    accepted = takes(name)
+    cls = _CLASSES[name]
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    takes = list(signature(cls).parameters)
     for key in given:
-        if key not in takes:
-            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(takes) or 'no options'}")
+        if key not in accepted:
+            options_of = ", ".join(accepted) or "no options"
+            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {options_of}")
     if isinstance(given.get("eta"), str) and not issubclass(cls, NoiseDial):
         raise UserError(f"eta: found '{given['eta']}'; sampler '{name}' takes a number")
     return cls(**given)
@@ -116,4 +122,5 @@ __all__ = [
     "build",
     "estimate_moments",
     "names",
+    "takes",
 ]

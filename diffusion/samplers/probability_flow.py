@@ -80,9 +80,7 @@ class ODE(Sampler):
 
         try:
             path = odeint(
-                lambda phi, z: flow((phi.double() + 0.5 * math.pi).clamp(min=nearest), z.reshape(shape)).reshape(
-                    z.shape
-                ),
+                field,
                 z,
                 asked,
                 rtol=self.tolerance,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -46,15 +46,22 @@ def check_fields(sampler: Any) -> None:
     Raises:
         UserError: For the first such field.
     """
-    for field in fields(sampler):
-        value = getattr(sampler, field.name)
+    for name, kind in _kinds(type(sampler)).items():
+        value = getattr(sampler, name)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if field.type == "int" and not (isinstance(value, Integral) and is_number):
-            raise UserError(f"{field.name}: found {value!r}; must be a whole number")
-        if field.type == "float" and not (is_number and not math.isnan(float(value))):
-            raise UserError(f"{field.name}: found {value!r}; must be a number")
-        if field.type == "bool" and not isinstance(value, bool):
-            raise UserError(f"{field.name}: found {value!r}; must be true or false")
+        if kind is int and not (isinstance(value, Integral) and is_number):
+            raise UserError(f"{name}: found {value!r}; must be a whole number")
+        if kind is float and not (is_number and not math.isnan(float(value))):
+            raise UserError(f"{name}: found {value!r}; must be a number")
+        if kind is bool and not isinstance(value, bool):
+            raise UserError(f"{name}: found {value!r}; must be true or false")
+
+
+@lru_cache
+def _kinds(sampler: type) -> dict[str, Any]:
+    """The kinds of a sampler's fields, whether its module keeps annotations as text or not."""
+    hints = get_type_hints(sampler)
+    return {field.name: hints[field.name] for field in fields(sampler)}
 
 
 def checked_grid(schedule: Schedule, grid: Any) -> Tensor:

@@ -257,7 +257,8 @@ class EDM(_VarianceExploding):
     def __post_init__(self):
         check_numbers(rho=self.rho)
         _require_sigmas(self.sigma_min, self.sigma_max)
-        _require(1.0 <= self.rho <= 100.0, f"schedule.rho: found {self.rho}; must be from 1 to 100")
+        # Below, nearly all of the path is in times that float32 does not tell from 0; above, the roots are all one.
+        _require(0.5 <= self.rho <= 1e9, f"schedule.rho: found {self.rho:g}; must be from 0.5 to 1e9")
         check_ends(self, "schedule.sigma_min, sigma_max")
 
     @property

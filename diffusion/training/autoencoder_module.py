@@ -153,6 +153,8 @@ class EAEModule(ModelModule):
                 f"'{data.facts.name}' has {len(data.images.train)}"
             )
 
+    fits_after_training = True
+
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit the statistics of the code, the mixture and the declared density to the training images."""
         assert data.images is not None

@@ -20,9 +20,10 @@ from .. import atomic, model_files, run_lock, runs, stopped_runs
 from ..config import Config, dump_config, plain_values, with_places
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
+from ..errors import UserError
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
-from ..model import FACTS, STEP, TrainedModel
+from ..model import FACTS, NOT_FITTED, STEP, TrainedModel
 from ..preflight import process_count
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
@@ -33,6 +34,7 @@ from .ema import EMACallback
 from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
+from .model_module import ModelModule
 from .modules import build_module
 from .record import TrainingRecord
 from .same_data import require_same_data
@@ -179,14 +181,39 @@ def fit(
     averaged = average.whole() if sharded and not stop.exit_code else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
         with exits_on_sigterm(run), average.applied(module):
-            module.finish(data, device)
-            record.write(run)
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
-            model_files.save_model(run / runs.MODEL, averaged or module.model.state_dict(), text, entries)
+
+            def write(**more: str) -> None:
+                weights = averaged or module.model.state_dict()
+                model_files.save_model(run / runs.MODEL, weights, text, {**entries, **more})
+
+            if module.fits_after_training:  # whatever becomes of the fit, what was trained is there
+                write(**{NOT_FITTED: "true"})
+                _finish(module, data, device, run)
+            write()
+            record.write(run)
     exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)
     if exit_code and trainer.is_global_zero:
         stopped_runs.record(run, exit_code, trainer.global_step)
     return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
+
+
+def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) -> None:
+    """What is fitted after training; a failure of it is told in a line, for the model is there.
+
+    Raises:
+        UserError: For such a failure.
+    """
+    try:
+        module.finish(data, device)
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"the fit after training failed ({type(error).__name__}: {reason}). "
+            f"The model as trained is {run / runs.MODEL}; the same command repeats the fit alone"
+        ) from error
 
 
 def _check_drawing(model: TrainedModel) -> None:

@@ -59,6 +59,8 @@ class ModelModule(L.LightningModule):
             UserError: For such data.
         """
 
+    fits_after_training = False  # whether `finish` does anything
+
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""
 

@@ -99,7 +99,7 @@ def test_the_state_at_the_start_is_the_flow_s_own():
         (lambda: VP(beta_max=math.inf), "schedule.beta_max"),
         (lambda: VP(log_snr_max=90.0), "schedule.beta_min"),
         (lambda: VE(sigma_min=1e-30), "schedule.sigma_min"),
-        (lambda: EDM(rho=0.5), "schedule.rho"),
+        (lambda: EDM(rho=0.1), "schedule.rho"),
         (lambda: EDM(rho=math.nan), "schedule.rho"),
         (lambda: Cosine(log_snr_max=100.0), "schedule.log_snr_min, log_snr_max"),
         (lambda: Cosine(log_snr_min=-50.0, log_snr_max=-40.0), "schedule.log_snr_min, log_snr_max"),

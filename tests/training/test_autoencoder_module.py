@@ -242,3 +242,22 @@ def test_what_does_not_fit_leaves_no_run_folder(tmp_path, case):
     with pytest.raises(UserError, match=message):
         fit(autoencoder_config(family, tmp_path, *overrides))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_fit_that_fails_after_training_leaves_the_model_and_is_repeated(tmp_path, monkeypatch, quick_fit):
+    from diffusion.baselines.eae import EAE
+    from diffusion.resume import run_to_continue
+
+    def fails(*_, **__):
+        raise RuntimeError("no room")
+
+    config = autoencoder_config("eae", tmp_path, *CHECKS, "evaluation.enabled=false")
+    with monkeypatch.context() as patch:
+        patch.setattr(EAE, "fit_after_training", fails)
+        with pytest.raises(UserError, match="no room"):
+            fit(config)
+    run = run_to_continue(config, "auto")
+    assert run is not None
+    assert load(run).step == config.trainer.steps
+    fit(config, run)
+    assert run_to_continue(config, "auto") is None

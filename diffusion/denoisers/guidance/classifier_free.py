@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..condition import Condition
+from ..condition import Condition, condition_for
 from ..denoiser import Denoiser
 from .guided import ALWAYS, Guided, Interval
 
@@ -23,7 +23,8 @@ class ClassifierFree(Guided):
         denoiser: A class-conditional denoiser whose labels were dropped in training.
         weight: The guidance weight w.
         interval: The noise levels at which it acts; elsewhere x_hat = x_hat(x_t | label), by one evaluation.
-        null: Of a network with a condition of its own: the one that stands for none, one entry.
+        null: Of a network with a condition of its own: the one that stands for none, one entry; a
+            `cond` that has its own (`Condition.null`) is led away from that.
 
     Raises:
         UserError: For a denoiser without classes, or a call without labels.
@@ -36,7 +37,7 @@ class ClassifierFree(Guided):
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
         super().__init__(denoiser, weight, interval)
-        self.null = null
+        self.null = null if null is None or isinstance(null, Condition) else condition_for("null", null, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """Return the guided x_hat; `cond` are the labels to steer to. Arguments as `Denoiser.forward`."""
@@ -46,8 +47,11 @@ class ClassifierFree(Guided):
 
     def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         if isinstance(cond, Condition):
-            assert self.null is not None  # whoever gives a condition gives the null
-            both = cond.then(self.null[torch.zeros(len(cond), dtype=torch.long)])
+            if cond.null is None and self.null is None:
+                raise UserError("null: guidance leads away from no condition; ClassifierFree takes one as null=")
+            own = cond if cond.null is not None or self.null is None else cond.led_from(self.null)
+            assert own.null is not None
+            both = own.then(own.null)
         else:
             both = torch.cat((cond, torch.full_like(cond, self.num_classes)))
         times = t if t.ndim == 0 else torch.cat((t, t))
