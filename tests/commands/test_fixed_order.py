@@ -132,8 +132,8 @@ def test_figures_of_the_first_images_of_a_file_are_read_and_answer_no_new_questi
         in Path("comparison/comparison.md").read_text()
     )
     rows = compared()
-    assert [row["images"] for row in rows] == [30] * 4, "the run, a histogram, a mixture and PNG"
-    assert [row["question"]["data"].get("of") for row in rows] == [COUNT] * 4
+    assert [row["images"] for row in rows] == [30] * 6, "the run, and what is there for scale"
+    assert [row["question"]["data"].get("of") for row in rows] == [COUNT] * 6
     assert [row["train_images"] for row in rows if row["run"] == "classes"] == [30]
     for path in (RUN / records.FOLDER).glob("*.json"):
         if "of" in records.read(path).protocol.data:
@@ -141,7 +141,7 @@ def test_figures_of_the_first_images_of_a_file_are_read_and_answer_no_new_questi
     code, out, err = classes(*compare)
     assert (code, err) == (0, ""), "where there is nothing else they are compared among themselves"
     assert "independent pixels" in out
-    assert [row["train_images"] for row in compared()] == [None] * 4, "they say nothing of a split"
+    assert [row["train_images"] for row in compared()] == [None] * 6, "they say nothing of a split"
 
 
 def test_a_part_of_a_part_is_that_of_the_whole(classes):

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from diffusion.commands import exports, figures, tables
-from diffusion.commands.compare import _replaced
+from diffusion.commands.compare import _about
 from diffusion.commands.comparison import gaps
 from diffusion.commands.content import Content, name_of
 from diffusion.commands.curves import curve_of, overfit, pair_curves, parts_of
 from diffusion.commands.groups import group
 from diffusion.commands.html_page import page, without_curve
 from diffusion.commands.records import Protocol, read, write
+from diffusion.commands.replaced import note_replaced
 from diffusion.likelihood import Estimate
 
 BINS, ENDS = 6, [-3.0, 9.0]
@@ -59,17 +60,21 @@ def content(tmp_path):
     return Content("title", "about", groups, both, pair_curves(rows, both))
 
 
-def test_a_comparison_that_would_be_replaced_is_named(content, tmp_path):
-    assert _replaced(tmp_path / "comparison.json", content) is None
+def test_a_comparison_that_would_be_replaced_is_named(content, tmp_path, capsys):
     path = tmp_path / "comparison.json"
+
+    def told(new) -> str:
+        note_replaced(path, exports.json_text(new), "a comparison", _about)
+        return capsys.readouterr().err
+
+    assert told(content) == ""
     path.write_text(exports.json_text(content))
-    assert _replaced(path, content) is None, "the same again"
-    for other in (replace(content, groups=()), replace(content, title="Likelihood of other images")):
-        assert _replaced(path, other) == ", ".join(
-            dict.fromkeys(row.model["run"] for row in content.rows if row.model["family"] != "classical")
-        )
+    assert told(content) == "", "the same again"
+    names = ", ".join(dict.fromkeys(row.model["run"] for row in content.rows if row.model["family"] != "classical"))
+    for other in (replace(content, groups=content.groups[1:]), replace(content, title="Likelihood of other images")):
+        assert f"held a comparison of {names}, which this one replaces" in told(other)
     path.write_text("damaged")
-    assert _replaced(path, content) is None
+    assert told(content) == ""
 
 
 def test_a_curve_is_the_mean_over_images_with_its_error(tmp_path):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import diffusion
 from diffusion.likelihood import Dequantizer, Estimate
-from diffusion.likelihood.estimate import mean_error, student_interval
+from diffusion.likelihood.estimate import mean_error, mean_interval
 from diffusion.likelihood.variational_bound import discrete_times
 from diffusion.schedules import EDM, VP, Cosine, Rectified, Schedule
 
@@ -184,7 +184,7 @@ def count(estimate: Estimate, truth: Tensor, expected: float, images: int, freed
     error, values = estimate.std_error.reshape(gap.shape), estimate.log_prob.reshape(gap.shape)
     bias = estimate.systematic_error * estimate.nats_per_bit_per_dim
     alone, together = (1.96, 1.96) if freedom is None else stdtrit([freedom, freedom * images], 0.975).tolist()
-    intervals = [student_interval(row) for row in values] if images >= 20 else []
+    intervals = [mean_interval(row) for row in values] if images >= 20 else []
     held = [one.low - bias <= expected <= one.high + bias for one in intervals]
     population = 100.0 * sum(held) / len(held) if held else math.nan
     if bool(error.isnan().any()):
@@ -277,7 +277,7 @@ def test_density_by_the_exact_trace(trace, kind):
     truth = density.log_density(x, 1.0 / end(schedule))
     if trace == "exact" or kind == "gaussian":
         assert float((estimate.log_prob - truth).abs().max()) < 1e-3
-    interval = student_interval(estimate.log_prob)
+    interval = mean_interval(estimate.log_prob)
     assert interval.low <= density.negative_entropy() <= interval.high
 
 
