@@ -1,4 +1,4 @@
-"""What a fixed seed gives stays what it was, within what another processor rounds (`golden.py` tells exact differences)."""
+"""What a fixed seed gives stays what it was, within what another processor rounds (`golden.py` tells the bits)."""
 
 import json
 
