@@ -118,9 +118,11 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
 
 
 def moved(options: argparse.Namespace) -> str | None:
-    """Where the images of a run are now: what --data names, where that is a path of images."""
+    """Where the images of runs are now: what --data names, where that is a path of images, and all that is measured are
+    runs; beside images to measure it is what these are held against."""
+    runs_alone = not any(are_images(text, options.runs) for text in options.run)
     is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
-    return options.data if is_path else None
+    return options.data if is_path and runs_alone else None
 
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:

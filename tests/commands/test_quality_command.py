@@ -138,7 +138,7 @@ def test_unlike_figures_are_refused_before_anything_is_drawn(place, diffusion_co
         (["a.npz", "--data", "mnist-like.zip"], "--data: found 'mnist-like.zip'"),
         (["a.npz", "--data", "other.npz"], "Inception weights are not at"),
         (["digits-0001", "a.npz", "--data", "digits"], "unlike numbers of samples (1000, 20)"),
-        (["digits-0001", "a.npz", "--data", "other.npz", "--samples", "20"], "scikit-learn's digits, no files"),
+        (["digits-0001", "a.npz", "--data", "other.npz", "--samples", "20"], "unlike data (digits, folder)"),
         (["a.npz", "--data", "digits", "--features", "mnst"], "Did you mean 'mnist'"),
         (["a.npz", "--data", "digits", "--features", "mnist"], r"'mnist' is of images (1, 28, 28)"),
         (["digits-0001", "--prior", "normal"], "--prior: digits-0001 is of family 'diffusion'"),
