@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from wandb_files import written
 
 from diffusion.commands import measuring, records
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
@@ -267,7 +266,7 @@ def test_pictures_and_the_summary_in_wandb(diffusion_command):
     with Image.open(kept().with_name(f"{kept().stem}-ranked.png")) as picture:
         assert picture.size[0] == 10 * 64 + 9 * 2
     assert "standard error, test set" in out
-    (record,) = written(RUN / "evaluations", "*/wandb/offline-run-*/*.wandb")
+    (record,) = (RUN / "evaluations").glob("*/wandb/offline-run-*/*.wandb")
     content = record.read_bytes()
     for word in (
         b"eval/bits_per_dim",
@@ -277,7 +276,7 @@ def test_pictures_and_the_summary_in_wandb(diffusion_command):
         b"likelihood/digits-test",
     ):
         assert word in content, word
-    (table,) = written(record.parent, "files/media/table/likelihood/digits-test*.json")
+    (table,) = record.parent.glob("files/media/table/likelihood/digits-test*.json")
     rows = json.loads(table.read_text())
     assert rows["columns"] == ["index", "bits_per_dim"]
     assert [row[0] for row in rows["data"]] == ROWS.tolist()
