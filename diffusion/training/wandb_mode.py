@@ -235,6 +235,8 @@ def _start(run_dir: Path, mode: str, options: Mapping[str, Any]) -> Any:
         disable_git=True,
         disable_code=True,
         x_disable_stats=True,
+        # a run of the user's that is open in this process is left as it is: else W&B would give it back for ours
+        reinit="create_new",
     )
     with _no_word_of_its_own_log():
         run = wandb.init(**options, id=identity.read_text().strip(), mode=mode, settings=settings)  # type: ignore[arg-type]

@@ -105,6 +105,22 @@ def test_an_offline_run_needs_no_key_no_terminal_and_no_network(tmp_path, monkey
     os.environ.pop("WANDB_SERVICE", None)  # an earlier test's service, brought back, is gone with the teardown
 
 
+def test_a_run_that_is_open_in_the_process_is_not_written_to(tmp_path):
+    open_run = wandb.init(mode="offline", dir=tmp_path, project="theirs", settings=wandb.Settings(silent=True))
+    try:
+        folder = tmp_path / "digits-0001"
+        logger = make_wandb_logger(folder, "offline")
+        assert logger is not None
+        assert logger.experiment.id != open_run.id
+        logger.log_table("ours", columns=["a"], data=[[1]])
+        logger.finish()
+        assert len(list(folder.glob("wandb/offline-run-*/files/media/table/ours_*.json"))) == 1
+        open_run.log({"still": 1})  # an error of W&B's where it was closed
+        assert wandb.run is open_run
+    finally:
+        open_run.finish()
+
+
 class FaultyRun:
     """A W&B run whose backend has gone."""
 
