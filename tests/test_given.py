@@ -162,8 +162,8 @@ IMAGES = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
 
 def test_arrays_lists_and_words_are_taken_as_meant():
     assert torch.equal(draw(PLANE, np.int64(3)), draw(PLANE, 3))
-    for x_1 in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
-        torch.testing.assert_close(draw(PLANE, 3, x_1=x_1).float(), draw(PLANE, 3, x_1=X))
+    for noise in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
+        torch.testing.assert_close(draw(PLANE, 3, noise=noise).float(), draw(PLANE, 3, noise=X))
     for word in ("float64", "torch.float64", "double", np.float64, torch.float64):
         assert draw(PLANE, 1, dtype=word).dtype == torch.float64
     times = np.linspace(1, 0, 5)
@@ -188,8 +188,8 @@ REFUSED = {
     "steps": lambda: sample(PLANE, 1, "ddim", steps="5"),
     "batch_size": lambda: draw(PLANE, 1, batch_size=1.5),
     "dtype": lambda: draw(PLANE, 1, dtype="float16"),
-    "x_1": lambda: draw(PLANE, 3, x_1=X * float("nan")),
-    "x_1 ": lambda: draw(PLANE, 3, x_1="noise"),
+    "noise": lambda: draw(PLANE, 3, noise=X * float("nan")),
+    "noise ": lambda: draw(PLANE, 3, noise="noise"),
     "guidance": lambda: draw(denoiser(Net(), num_classes=3), 1, label=1, guidance="2"),
     "label": lambda: draw(denoiser(Net(), num_classes=3), 1, label=0.7),
     "label ": lambda: draw(denoiser(Net(), num_classes=3), 1, label=True),
@@ -291,7 +291,7 @@ def test_inference_mode_is_as_no_grad():
         lambda: draw(ClassifierGuided(images, Classifier(), 2), 2, label=1),
         lambda: log_density(PLANE, X + 0.0).log_prob,
         lambda: log_likelihood(LEVELS, IMAGES + 0, tolerance=1e-2).log_prob,
-        lambda: sample(PLANE, 3, x_1=X * 1.0),
+        lambda: sample(PLANE, 3, noise=X * 1.0),
     ]
     for call in calls:
         with torch.inference_mode():
