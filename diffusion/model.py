@@ -6,7 +6,6 @@ reads no data, imports no Lightning and runs no code from the file.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,7 +62,7 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
-        config = replace(config, sampling=SamplingConfig())
+        config = config.replace(sampling=SamplingConfig())
     return BY_FAMILY[config.family](module, config, facts, source, step)
 
 

@@ -18,7 +18,7 @@ from typing import get_args
 
 from .config import Config, DataConfig
 from .config.sections import Toys
-from .config.values import show
+from .config.strict_yaml import show
 from .errors import UserError, choose
 from .processes import launched
 from .storage.paths import expanded

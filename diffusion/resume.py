@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from . import config as configuration
@@ -230,7 +229,7 @@ def _saved(run: Path) -> Config | None:
 
 def _flat(config: Config) -> dict[str, object]:
     flat: dict[str, object] = {}
-    for name, value in asdict(config).items():
+    for name, value in config.model_dump().items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": entry for key, entry in value.items()}
         else:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +100,14 @@ def compare(a: Path, b: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def _short(config: Config, steps: int, middle: int) -> Config:
-    trainer = replace(
-        config.trainer, steps=steps, log_every=1, checkpoint_every=middle, sample_every=0,
+    trainer = config.trainer.replace(
+        steps=steps, log_every=1, checkpoint_every=middle, sample_every=0,
         validate_every=middle + 2 if config.trainer.validate_every else 0,
     )  # fmt: skip
-    return replace(
-        config,
+    return config.replace(
         trainer=trainer,
-        evaluation=replace(config.evaluation, enabled=False),
-        logging=replace(config.logging, wandb="off"),
+        evaluation=config.evaluation.replace(enabled=False),
+        logging=config.logging.replace(wandb="off"),
     )
 
 

@@ -7,9 +7,8 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,12 +26,12 @@ from diffusion.config import (
     parse_train_arguments,
 )
 from diffusion.config.files import KEYS, SECTIONS
-from diffusion.config.run_sections import takers_of
-from diffusion.config.values import Section, types_of, within
+from diffusion.config.options import Section, choices, declared
 from diffusion.networks import MLP, DiT, UNet
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, SubVP, time_grids
 
 ROOT = Path(__file__).parents[1]
+FAMILIES = tuple(choices(Config.accepts("family")))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TRICKY = st.sampled_from(
     [
@@ -64,39 +63,44 @@ def test_shipped_config_survives_text_and_differs_from_the_defaults(name):
     config = load_config(name)
     assert parse_config(dump_config(config)) == config
     assert config.name == name
-    assert replace(config, name=None) != Config()
+    assert config.replace(name=None) != Config()
 
 
-def values(kind: Any, bounds: dict[str, float]) -> st.SearchStrategy:
-    """Valid values of an option."""
-    if get_origin(kind) is Literal:
-        return st.sampled_from(get_args(kind))
-    if get_origin(kind) is tuple:
-        item, *others = get_args(kind)
-        size = (0, 4) if others[-1] is ... else (2, 2)
-        return st.lists(values(item, bounds), min_size=size[0], max_size=size[1]).map(tuple)
-    if get_args(kind):
-        return st.one_of([values(member, bounds) for member in get_args(kind)])
-    numbers = {
-        int: st.integers(-3, 10**12),
-        float: st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 1),
-    }
-    if kind in numbers:
-        return numbers[kind].filter(lambda number: within(number, bounds))
-    return {bool: st.booleans(), str: TEXT | TRICKY, type(None): st.none()}[kind]
+def values(schema: dict[str, Any]) -> st.SearchStrategy:
+    """Valid values of an option, by its JSON schema."""
+    if "anyOf" in schema:
+        return st.one_of([values(member) for member in schema["anyOf"]])
+    if words := choices(schema):
+        return st.sampled_from(words)
+    if schema["type"] == "array":
+        pair = schema.get("prefixItems")
+        return st.tuples(*map(values, pair)) if pair else st.lists(values(schema["items"]), max_size=4).map(tuple)
+    low, high = schema.get("minimum", -1e12), schema.get("maximum", 1e12)
+    low, high = max(low, schema.get("exclusiveMinimum", low)), min(high, schema.get("exclusiveMaximum", high))
+    outer = {"exclude_min": "exclusiveMinimum" in schema, "exclude_max": "exclusiveMaximum" in schema}
+    return {
+        "integer": st.integers(int(low), int(high)),
+        "number": st.floats(low, high, **outer) | st.floats(max(low, 0), min(high, 1), **outer),
+        "boolean": st.booleans(),
+        "string": TEXT | TRICKY,
+        "null": st.none(),
+    }[schema["type"]]
 
 
-@st.composite
-def arguments_of(draw: st.DrawFn, section: type[Section], fixed: dict[str, Any]) -> dict[str, Any]:
+def takers(section: type[Section], name: str) -> tuple[str, ...]:
+    return declared(section.model_fields[name], "families") or section.families or FAMILIES
+
+
+def arguments_of(draw: Any, section: type[Section], fixed: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a section with some options given at random, of the kinds that were drawn."""
-    kinds, given_options = types_of(section), dict(fixed)
-    options = {f.name: f for f in fields(section) if f.metadata and f.name not in fixed}
-    for selector, variants in section.variants.items():
-        given_options[selector] = chosen = draw(values(kinds[selector], {}))
+    given_options = dict(fixed)
+    options = {name for name in section.model_fields if name not in SECTIONS and name not in fixed}
+    for selector, variants in section.variants().items():
+        given_options[selector] = chosen = draw(values(section.accepts(selector)))
         foreign = {name for taken in variants.values() for name in taken} - variants.get(chosen, {}).keys()
-        options = {name: f for name, f in options.items() if name not in foreign | {selector}}
+        options -= foreign | {selector}
     for name in draw(st.lists(st.sampled_from(sorted(options)), unique=True)) if options else ():
-        given_options[name] = draw(values(kinds[name], options[name].metadata["bounds"]))
+        given_options[name] = draw(values(section.accepts(name)))
     return given_options
 
 
@@ -114,17 +118,17 @@ FIXED: dict[str, dict[str, Any]] = {
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_config_survives_text(data):
-    # made here, not in the strategy: the shape checker draws random numbers of its own
-    family = data.draw(st.sampled_from(get_args(types_of(Config)["family"])))
+    # made here, not in a strategy: the shape checker draws random numbers of its own
+    family = data.draw(st.sampled_from(FAMILIES))
     drawn = {}
     for name, section in SECTIONS.items():
-        arguments = data.draw(arguments_of(section, FIXED.get(name, {})))
+        arguments = arguments_of(data.draw, section, FIXED.get(name, {}))
         if arguments.get("grid") == "auto":
             arguments["log_snr_end"] = None  # it chooses its own
-        drawn[name] = section(**{key: v for key, v in arguments.items() if family in takers_of(f"{name}.{key}")})
+        drawn[name] = section(**{key: v for key, v in arguments.items() if family in takers(section, key)})
     if drawn["denoiser"].prediction == "levels":
-        drawn["objective"] = replace(drawn["objective"], dequantize=False)
-    root = data.draw(arguments_of(Config, {"name": data.draw(st.none() | st.just("a run")), "family": family}))
+        drawn["objective"] = drawn["objective"].replace(dequantize=False)
+    root = arguments_of(data.draw, Config, {"name": data.draw(st.none() | st.just("a run")), "family": family})
     config = Config(**(root | drawn))
     text = dump_config(config)
     assert parse_config(text, name="other") == config, text
@@ -177,9 +181,8 @@ def test_names_are_those_of_the_library():
     from diffusion.data.images import image_names
     from diffusion.data.toy import toy_names
 
-    assert sorted(get_args(types_of(SECTIONS["data"])["name"])) == sorted(image_names() + toy_names())
-    grids, _ = get_args(types_of(SECTIONS["sampling"])["grid"])  # or None
-    assert sorted(get_args(grids)) == sorted([*time_grids.names(), time_grids.AUTO])
+    assert sorted(choices(SECTIONS["data"].accepts("name"))) == sorted(image_names() + toy_names())
+    assert sorted(choices(SECTIONS["sampling"].accepts("grid"))) == sorted([*time_grids.names(), time_grids.AUTO])
 
 
 def test_cifar_average_is_that_of_ddpm():
@@ -233,11 +236,13 @@ def test_help_explains_every_key(capsys):
     for section in (Config, *SECTIONS.values()):
         assert section.__doc__
         assert section.__doc__ in page
-        for f in (f for f in fields(section) if f.metadata):
-            entry = page[page.index(f"\n  {section.key(f.name)} ") :]
+        for name, field in section.model_fields.items():
+            if name in SECTIONS:
+                continue
+            entry = page[page.index(f"\n  {section.key(name)} ") :]
             words = " ".join(entry.split())
-            assert f.metadata["help"]
-            assert f"{section.key(f.name)} {f.metadata['help']} (" in words
+            assert field.description
+            assert f"{section.key(name)} {field.description} (" in words
     assert len(KEYS) == len(set(KEYS)) > 70
 
 

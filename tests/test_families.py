@@ -2,9 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ import diffusion
 from diffusion import model_files, runs
 from diffusion.cli import command, sample, train
 from diffusion.config import Config, dump_config, load_config, parse_config
-from diffusion.config.values import types_of
+from diffusion.config.options import choices
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model
@@ -32,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 DIGITS = DataFacts("digits", (1, 8, 8), 17, 10)
 QUICK = ("evaluation.images=20", "evaluation.elbo_draws=4", "evaluation.iwae_samples=60", "evaluation.batch_size=100")
-FAMILIES = get_args(types_of(Config)["family"])
+FAMILIES = choices(Config.accepts("family"))
 
 
 @pytest.fixture
@@ -106,7 +104,7 @@ def test_a_model_of_bin_centres_is_asked_about_them():
     def model(dequantize):
         config = Config()
         return DiffusionModel(
-            denoiser, replace(config, objective=replace(config.objective, dequantize=dequantize)), facts
+            denoiser, config.replace(objective=config.objective.replace(dequantize=dequantize)), facts
         )
 
     estimate = model(False).log_likelihood(images, trace="exact")

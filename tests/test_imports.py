@@ -61,7 +61,7 @@ ALLOWED = {
         "errors defaults random schedules denoisers samplers evaluations auto_grid fit_sampler", THEORY
     ),
     # running
-    "config": Allowed("errors storage", "yaml"),
+    "config": Allowed("errors storage", "yaml pydantic"),
     "runs": Allowed("errors storage"),
     "model_files": Allowed("tensor_files", "torch"),
     "checkpoint_files": Allowed("errors storage", "torch"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
     if path is not None:
         if config.data.name == "digits":
             raise UserError(f"--data: the images of {subject.name} are scikit-learn's digits, no files; leave it out")
-        config = with_places(replace(config, data=replace(config.data, path=path)))
+        config = with_places(config.replace(data=config.data.replace(path=path)))
     place = config.data.path
     if place is not None and not Path(place).exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, strict YAML, and the command line of train.py, without torch.
+"""The configuration of a run: pydantic models, strict YAML, and the command line of train.py, without torch.
 
 config = load_config("cifar", ["trainer.steps=1000", "optimizer.lr=1e-4"])
 assert parse_config(dump_config(config)) == config

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, did_you_mean
 from ..storage.paths import expanded
 from .files import KEYS, SECTIONS, available_configs, dump_config, load_config, split_override
+from .options import Section, declared, describe
 from .run_sections import Config
-from .values import Section, describe, types_of
 
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
@@ -136,7 +136,7 @@ def help_text() -> str:
         )
     ]
     for section in (Config, *SECTIONS.values()):
-        lines = [_describe(section, f) for f in fields(section) if f.metadata]
+        lines = [_describe(section, name) for name in section.model_fields if name not in SECTIONS]
         parts.append("\n".join([_title(section), *lines]) + "\n")
     return "\n".join(parts)
 
@@ -146,23 +146,17 @@ def _title(section: type[Section]) -> str:
     return f"{section.section}: {summary}" if section.section else summary
 
 
-def _describe(section: type[Section], f: Field[Any]) -> str:
+def _describe(section: type[Section], name: str) -> str:
     """One key: its help, what it accepts, and its default or the defaults of the kinds that take it."""
-    kind = types_of(section)[f.name]
-    accepted = describe(kind, f.metadata["bounds"])
-    defaults = {
-        name: options[f.name]
-        for kinds in section.variants.values()
-        for name, options in kinds.items()
-        if f.name in options
-    }
-    if defaults:
+    field = section.model_fields[name]
+    accepted = describe(section.accepts(name))
+    if kinds := declared(field, "kinds"):
         accepted = accepted.removesuffix(" or null")
-        default = ", ".join(f"{name}: {_text(value)}" for name, value in defaults.items())
+        default = ", ".join(f"{kind}: {_text(value)}" for kind, value in kinds.items())
     else:
-        default = f"default: {_text(f.default)}"
-    key = f"  {section.key(f.name)}"
-    body = textwrap.wrap(f"{f.metadata['help']} ({accepted}; {default})", width=90, break_on_hyphens=False)
+        default = f"default: {_text(field.default)}"
+    key = f"  {section.key(name)}"
+    body = textwrap.wrap(f"{field.description} ({accepted}; {default})", width=90, break_on_hyphens=False)
     return "\n".join(f"{head:<29}{line}" for head, line in zip([key, *[""] * len(body)], body, strict=False))
 
 

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError, did_you_mean
 from ..storage.paths import named_path
+from .options import Section
 from .run_sections import Config
 from .sections import Toys
-from .strict_yaml import read_yaml, write_yaml
-from .values import NULL, Plain, Section, read_section, show, types_of
+from .strict_yaml import NULL, Plain, read_yaml, show, write_yaml
 
-SECTIONS: dict[str, type[Section]] = {f.name: types_of(Config)[f.name] for f in fields(Config) if not f.metadata}
-KEYS: list[str] = [f.name for f in fields(Config) if f.metadata] + [
-    section.key(f.name) for section in SECTIONS.values() for f in fields(section)
+SECTIONS: dict[str, type[Section]] = {section.section: type(section) for section in Config().sections()}
+KEYS: list[str] = [name for name in Config.model_fields if name not in SECTIONS] + [
+    section.key(name) for section in SECTIONS.values() for name in section.model_fields
 ]
 COMMAND_LINE = "on the command line"
 
@@ -70,10 +69,10 @@ def parse_config(
         raise UserError(" ".join(unknown))
     values.setdefault("name", name)
     arguments = {key: value for key, value in values.items() if "." not in key}
-    for name, section in SECTIONS.items():
-        given = {f.name: section.key(f.name) for f in fields(section) if section.key(f.name) in values}
-        arguments[name] = read_section(section, {option: values[key] for option, key in given.items()})
-    return read_section(Config, arguments)
+    for section_name, section in SECTIONS.items():
+        keys = {option: section.key(option) for option in section.model_fields}
+        arguments[section_name] = section(**{option: values[key] for option, key in keys.items() if key in values})
+    return Config(**arguments)
 
 
 def dump_config(config: Config) -> str:
@@ -87,20 +86,18 @@ def with_places(config: Config) -> Config:
     fetched = data.path is None and data.name not in ("digits", *get_args(Toys))
     places = {"path": data.path, "cache": data.cache, **({"root": data.root} if fetched else {})}
     whole = {key: str(named_path(place).absolute()) for key, place in places.items() if place is not None}
-    return replace(config, data=replace(data, **whole))
+    return config.replace(data=data.replace(**whole))
 
 
 def plain_values(config: Config) -> dict[str, Any]:
     """A configuration as nested dicts, without the options that other kinds and families take."""
-    tree = asdict(config)
-    for name in SECTIONS:
-        section: Section = getattr(config, name)
-        foreign = {option for kinds in section.variants.values() for options in kinds.values() for option in options}
-        for option in foreign - section.options().keys():
-            del tree[name][option]
-    for key in config.foreign_keys():
-        name, _, option = key.partition(".")
-        tree[name].pop(option, None)
+    tree = config.model_dump()
+    for section in config.sections():
+        kinds = [options for kinds in section.variants().values() for options in kinds.values()]
+        for option in {option for options in kinds for option in options} - section.options().keys():
+            del tree[section.section][option]
+    for section, option, _ in config.foreign():
+        tree[section.section].pop(option, None)
     return {name: value for name, value in tree.items() if value != {}}
 
 
@@ -188,7 +185,9 @@ def _value(text: str, key: str) -> Any:
 
 def _unknown_key(key: str, where: str) -> str:
     if key in SECTIONS:
-        return f"'{key}' {where} is a section; give one of its keys, e.g. {key}.{fields(SECTIONS[key])[0].name}."
+        return (
+            f"'{key}' {where} is a section; give one of its keys, e.g. {key}.{next(iter(SECTIONS[key].model_fields))}."
+        )
     same = [known for known in KEYS if known.rpartition(".")[2] == key.rpartition(".")[2]]
     options = KEYS if "." in key else [*SECTIONS, *KEYS]
     # the right option of the wrong section, or of none, before one that only looks alike

@@ -12,7 +12,53 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from .values import BOOL, FLOAT, INT, NULL, Plain, show
+
+NULL = re.compile(r"|~|null|Null|NULL")
+BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30}(_[0-9]{1,30}){0,9})")
+FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+class Plain(str):
+    """Text without quotes, as YAML and the command line give it: its type is that of the key that it is given to.
+
+    Hence `1e-4` is a number, `name: 2024` is text and `wandb: off` is the word, all of which YAML 1.1 reads otherwise.
+    """
+
+
+def readings(value: Any) -> list[Any]:
+    """The values that what was read may stand for, in the order in which a key tries them.
+
+    Plain text is first of all text, then a number or a truth value; null and ~ are nothing but null. What comes from
+    Python stands for itself.
+    """
+    if isinstance(value, (list, tuple)):
+        first, last = zip(*((of[0], of[-1]) for of in map(readings, value)), strict=True) if value else ((), ())
+        return [first, last]
+    if not isinstance(value, Plain):
+        return [value]
+    if NULL.fullmatch(value):
+        return [None]
+    if BOOL.fullmatch(value):
+        return [str(value), value.lower() == "true"]
+    if FLOAT.fullmatch(value):
+        return [str(value), int(value) if INT.fullmatch(value) else float(value)]
+    return [str(value)]
+
+
+def show(value: Any) -> str:
+    """Write a value that was found, in one line."""
+    if isinstance(value, Plain) and (NULL.fullmatch(value) or BOOL.fullmatch(value) or FLOAT.fullmatch(value)):
+        text = value or "null"
+    elif isinstance(value, str):
+        text = f"'{value}'" if value.isprintable() else repr(str(value))
+    elif isinstance(value, dict):
+        text = "a mapping"
+    elif isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(show, value))}]"
+    else:
+        text = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_yaml(text: str, source: str) -> Any:
