@@ -69,8 +69,8 @@ def build(name: str, **options: object) -> Sampler:
 
     Args:
         name: One of `names()`.
-        options: Fields of the sampler: `steps=`, and e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and `tolerance=` (ode),
-            `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
+        options: Fields of the sampler: `steps=`, and e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and
+            `tolerance=` (ode), `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
             None stands for the sampler's own default.
 
     Raises:
