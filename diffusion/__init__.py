@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .likelihood.measure import log_density, log_likelihood
     from .model import load
     from .sampling import sample
+    from .training import ema
 
 _HOME = {
     "edit": "encoding",
@@ -30,13 +31,19 @@ _HOME = {
     "log_density": "likelihood.measure",
     "log_likelihood": "likelihood.measure",
 }
-_ROOMS = ("baselines", "data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules")
+_MODULES = {
+    name: name
+    for name in (
+        "baselines", "data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules",
+    )
+} | {"ema": "training.ema"}  # fmt: skip
 
 __all__ = [
     "baselines",
     "data",
     "denoisers",
     "edit",
+    "ema",
     "encode",
     "interpolate",
     "likelihood",
@@ -55,8 +62,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"module 'diffusion' has no attribute '{name}'")
 
 

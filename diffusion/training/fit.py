@@ -27,10 +27,9 @@ from ..model import FACTS, NOT_FITTED, STEP, TrainedModel
 from ..preflight import process_count
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
-from .callbacks import OptimizerOptions, Progress, SampleGrid
+from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
-from .ema import EMACallback
 from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
@@ -133,9 +132,7 @@ def fit(
     )  # fmt: skip
     trainer_options = config.trainer
     checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
-    average = EMACallback(
-        [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
-    )
+    ema = EMACallback(config.ema.half_life, trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged)
     record = TrainingRecord(trainer_options.batch_size, device, process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
@@ -163,9 +160,9 @@ def fit(
                 GradientGuard(
                     config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
                 ),
-                average,
+                ema,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, average, Waiting(stop.requested), mirror, compiled),
+                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, compiled),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,
@@ -178,9 +175,9 @@ def fit(
         )
         with stop.caught():
             trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
-    averaged = average.whole() if sharded and not stop.exit_code else {}  # by all processes together
+    averaged = ema.average.whole() if sharded and not stop.exit_code else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
-        with exits_on_sigterm(run), average.applied(module):
+        with exits_on_sigterm(run), ema.average.applied():
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
 
             def write(**more: str) -> None:
