@@ -47,8 +47,10 @@ def check_fields(sampler: Any) -> None:
         UserError: For the first such field.
     """
     for name, kind in _kinds(type(sampler)).items():
-        value: Any = getattr(sampler, name)
-        if kind == int | None and value is not None:
+        value = getattr(sampler, name)
+        if kind == int | None:
+            if value is None:
+                continue
             kind = int
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if kind is int and not (isinstance(value, Integral) and is_number):
