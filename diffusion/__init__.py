@@ -2,7 +2,7 @@
 
     import diffusion
 
-    model = diffusion.load("pretrained:digits")
+    model = diffusion.train("digits")                                        # or diffusion.load("pretrained:digits")
     images = diffusion.sample(model, 16, sampler="ode", seed=0)              # (16, 1, 8, 8) in [-1, 1]
     estimate = diffusion.log_likelihood(model, images_uint8, method="ode")   # bits/dim with interval, kind, protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .model import load
     from .sampling import sample
     from .training import ema
+    from .training.fit import train
 
 _HOME = {
     "edit": "encoding",
@@ -30,6 +31,7 @@ _HOME = {
     "sample": "sampling",
     "log_density": "likelihood.measure",
     "log_likelihood": "likelihood.measure",
+    "train": "training.fit",
 }
 _MODULES = {
     name: name
@@ -56,6 +58,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "train",
 ]
 
 
