@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..denoisers.given import reals
 from ..errors import UserError
 from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution, evenly_spaced
@@ -75,9 +75,9 @@ class Objective:
     def __call__(
         self,
         denoiser: Denoiser,
-        x: Float[Tensor, " b *dims"],
-        u: Float[Tensor, " b"] | None = None,
-        eps: Float[Tensor, " b *dims"] | None = None,
+        x: Any,
+        u: Any = None,
+        eps: Any = None,
         cond: Any = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
@@ -85,7 +85,7 @@ class Objective:
 
         Args:
             denoiser: The denoiser in training.
-            x: Clean data, shape (B, *shape), floating point; images in [-1, 1].
+            x: Clean data, shape (B, *shape); images in [-1, 1].
             u: Uniforms in (0, 1) that choose the times, float64 (B,); by default drawn, evenly spaced over the batch
                 with one common shift (`draw_u`).
             eps: Standard normals of the shape of x; by default drawn.
@@ -93,22 +93,23 @@ class Objective:
             generator: What draws; torch's own, of x's device, by default.
 
         Raises:
-            UserError: For data that are not floating point, and draws of another shape.
+            UserError: For levels in place of real numbers, shapes that do not agree, and a u that is not in (0, 1).
         """
-        if not x.is_floating_point():
-            raise UserError(f"x: found {x.dtype}; floating-point data are accepted, images in [-1, 1]")
-        if u is None or eps is None:
-            where = x.device if generator is None else generator.device
-            if u is None:
-                shift = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
-                u = evenly_spaced(shift, torch.arange(len(x), device=where), len(x)).to(x.device)
-            if eps is None:
-                eps = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
+        x = reals("x", x)
+        where = x.device if generator is None else generator.device
+        if u is None:
+            shift = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
+            u = evenly_spaced(shift, torch.arange(len(x), device=where), len(x)).to(x.device)
+        if eps is None:
+            eps = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
+        eps = reals("eps", eps)
         if eps.shape != x.shape or u.shape != x.shape[:1]:
             raise UserError(
                 f"x, u, eps: found shapes {tuple(x.shape)}, {tuple(u.shape)} and {tuple(eps.shape)}; "
                 "the noise has the shape of x, and u is one number a sample"
             )
+        if u.device.type == "cpu" and not bool(((u >= 0.0) & (u <= 1.0)).all()):
+            raise UserError(f"u: found {float(u.min()):g} to {float(u.max()):g}; needs uniforms in (0, 1)")
         schedule = denoiser.schedule
         log_snr = self.times.log_snr(schedule, u)
         t = schedule.inverse_log_snr(log_snr)

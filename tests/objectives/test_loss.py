@@ -182,7 +182,7 @@ def test_data_that_are_no_floats_and_draws_of_another_shape_are_refused():
     schedule = laws.SCHEDULES[0]
     objective = Objective(weighting("elbo", schedule), time_distribution("uniform"))
     denoiser = exact.Gaussian(laws.f64([0.0]), laws.f64(1.0), schedule)
-    with pytest.raises(UserError, match=r"x: found torch\.uint8; floating-point data are accepted"):
+    with pytest.raises(UserError, match=r"x: found torch\.uint8; needs real numbers"):
         objective(denoiser, torch.zeros(4, 1, dtype=torch.uint8))
     with pytest.raises(UserError, match="x, u, eps: found shapes"):
         objective(denoiser, torch.zeros(4, 1), eps=torch.zeros(3, 1))
