@@ -122,7 +122,8 @@ def _of_files(decoded: Decoded, bits: int | None) -> list[str]:
         notes.append(f"data.bits={bits} changes nothing: no file is grey of 16 bits")
     if seen.deep:
         notes.append(
-            f"{len(seen.deep):,} {of} are of 16 bits, in colour or with transparency; the upper 8 of these are kept, e.g. {seen.deep[0]}"
+            f"{len(seen.deep):,} {of} are of 16 bits, in colour or with transparency; the upper 8 of these are kept, "
+            f"e.g. {seen.deep[0]}"
         )
     if seen.several:
         notes.append(
