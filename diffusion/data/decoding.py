@@ -104,12 +104,13 @@ class Seen:
     several: list[str] = field(default_factory=list)
 
 
-def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether the channels of a file that Pillow opens in 8 bits have 16."""
-    given = [arg for tile in image.tile for arg in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
-    return any(isinstance(arg, str) and ";16" in arg for arg in given) or (
-        image.format == "PPM" and any(isinstance(arg, int) and arg > 255 for arg in given)
-    )
+def _sixteen_bits(image: Image.Image) -> str:
+    """How a file's channels of 16 bits are stored, as Pillow calls it (`RGB;16B`); empty where they have fewer."""
+    tiles = getattr(image, "tile", ())  # an ImageFile's
+    for arg in (arg for tile in tiles for arg in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))):
+        if (isinstance(arg, str) and ";16" in arg) or (image.format == "PPM" and isinstance(arg, int) and arg > 255):
+            return str(arg)
+    return ""
 
 
 def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None) -> np.ndarray:
@@ -124,10 +125,10 @@ def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: See
         with Image.open(io.BytesIO(file.read())) as image:
             if image.width * image.height > limit:
                 raise too_large
-            sixteen, several = _has_sixteen_bits(image), getattr(image, "is_animated", False)
-            grey = image.format == "PNG" and sixteen and str(image.tile[0][3]).startswith("LA")  # opened as colour
+            sixteen, several = _sixteen_bits(image), getattr(image, "is_animated", False)
             eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
-            eight_bits = eight_bits.convert("L") if grey else eight_bits
+            if sixteen.startswith("LA"):  # opened as colour
+                eight_bits = eight_bits.convert("L")
             if seen is not None and image.mode.startswith("I"):
                 seen.tops.append(int(np.asarray(image).max()))
             elif seen is not None and sixteen:
@@ -220,7 +221,7 @@ def decode_all(
                 progress(done, len(files))
     if images is None:
         raise UserError(f"data.path: none of the {len(files)} images can be read; the first: {skipped[0]}")
-    return Decoded(images[: len(kept)], kept, skipped, Seen(*map(sorted, (seen.tops, seen.deep, seen.several))))
+    return Decoded(images[: len(kept)], kept, skipped, Seen(sorted(seen.tops), sorted(seen.deep), sorted(seen.several)))
 
 
 def refuse_unused_bits(tops: Sequence[int]) -> None:
