@@ -128,7 +128,7 @@ def test_images_that_are_too_few_for_what_is_fitted_at_the_end_are_refused_befor
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_codes_that_have_no_report_are_a_line_and_no_failure(tmp_path, monkeypatch, capsys, alike):
+def test_codes_that_have_no_report_are_a_line_and_no_failure(tmp_path, monkeypatch, capsys, quick_fit, alike):
     """Of test images that are too few for their neighbours, or that are all one image, nothing can be said."""
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 24), ("test", 6 if alike else 2)):

@@ -197,31 +197,39 @@ WITHOUT_TORCH = {
 }
 
 
-def told(place, arguments, ends="sys.exit(1 if 'torch' in sys.modules else code)"):
-    """What a command says, without torch, in a process of its own, and how long it takes; nothing is left behind."""
-    code = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
+def told(place, code, *arguments):
+    """What a program says in a process of its own, and how long it takes; nothing is left behind."""
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}code = command(main, sys.argv[1:]); {ends}", *arguments],
+        [sys.executable, "-c", code, *arguments],
         cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert not list(place.iterdir())
     return done, time.perf_counter() - begin
 
 
-@pytest.mark.parametrize("case", WITHOUT_TORCH)
-def test_what_is_wrong_is_told_without_torch(tmp_path, case):
-    done, _ = told(tmp_path, WITHOUT_TORCH[case])
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+COMMAND = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
+
+
+def test_what_is_wrong_is_told_without_torch(tmp_path):
+    """One process meets all of it, one after another; what loads torch is named."""
+    cases = (
+        f"for case, words in {WITHOUT_TORCH!r}.items():\n"
+        "    print(command(main, words), 'torch' in sys.modules, case, flush=True)\n"
+        "    print('-', file=sys.stderr, flush=True)"
+    )
+    done, _ = told(tmp_path, f"{COMMAND}\n{cases}")
+    assert done.stdout.splitlines() == [f"2 False {case}" for case in WITHOUT_TORCH], done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines[::2]), lines
+    assert lines[1::2] == ["-"] * len(WITHOUT_TORCH), "one line each"
 
 
 def time_of(place, arguments, code):
     """The shortest of three times: what else the machine does is not the command's."""
     found = []
     for _ in range(3):
-        done, seconds = told(place, arguments, "sys.exit(code)")
+        done, seconds = told(place, f"{COMMAND}sys.exit(command(main, sys.argv[1:]))", *arguments)
         assert done.returncode == code, (arguments, done.stderr)
         found.append(seconds)
         if seconds < LIMIT / 2:
