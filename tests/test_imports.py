@@ -51,7 +51,7 @@ ALLOWED = {
         "errors defaults broadcasting random schedules denoisers sde flow own_steps evaluations samplers",
         THEORY + " scipy sklearn PIL",
     ),
-    "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
+    "baselines": Allowed("errors broadcasting random nearest denoisers likelihood networks", THEORY + " scipy sklearn"),
     "metrics": Allowed("errors nearest random tensor_files storage", "torch jaxtyping torchvision"),
     "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
@@ -104,8 +104,8 @@ ALLOWED = {
     ),
     "training": Allowed(
         "errors storage atomic full_disk random run_lock runs model_files checkpoint_files config data devices "
-        "denoisers experiment families likelihood model objectives pictures preflight processes samplers sampling "
-        "stopped_runs baselines evaluations",
+        "denoisers experiment families likelihood model objectives pictures preflight processes resume samplers "
+        "sampling stopped_runs baselines evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(
