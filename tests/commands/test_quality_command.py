@@ -99,10 +99,14 @@ def test_copies_are_called_by_their_files(place, diffusion_command):
         for folder in ([f"set/{'odd' if i % 2 else 'even'}"] if i < 32 else []) + (["drawn"] if i >= 24 else []):
             Path(folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(f"{folder}/{i}.png")
-    code, out, _ = diffusion_command("quality", "drawn", "--data", "set", "--no-scale")
+    ClassifierFeatures((1, 8, 8), 256, 2, "mine").save("mine.safetensors", {})
+    code, out, _ = diffusion_command(
+        "quality", "drawn", "--data", "set", "--features", "mine.safetensors", "--no-scale"
+    )
     assert code == 0
     data = load_images("folder", "set")
     expected = {name for name in data.train_names if int(Path(name).stem) >= 24}
+    assert expected
     (path,) = kept(Path("evaluations/drawn/evaluations/quality"))
     copies = json.loads(path.read_text())["copies"]
     assert {copy["file"] for copy in copies if copy["exact"]} == expected
