@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.estimate import mean_interval
 from ...models.build import build_data
-from ..evaluation import evaluate
+from ..evaluation import evaluate_points
 from ..report import known
 from ..subjects import Subject
 
@@ -31,12 +30,13 @@ def measure_toy(
             f"{', '.join(given)}: for images; {subject.name} is a model of points ('--images', '--tolerance')"
         )
     config = subject.model.config
-    settings = replace(
-        config.evaluation,
+    settings = config.evaluation.replace(
         images=options.images or config.evaluation.images,
         tolerance=options.tolerance or config.evaluation.tolerance,
     )
-    return evaluate(subject.model, build_data(config), settings, progress)
+    toy = build_data(config).toy
+    assert toy is not None
+    return evaluate_points(subject.model, toy, settings, progress)
 
 
 def gap_sentence(found: dict[str, Estimate]) -> str:
