@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..config import LoggingConfig
 from ..errors import UserError
 from ..sample_arguments import Parser, number, path, positive, seed, tolerance
 
 SPLITS = ("test", "validation", "train")
-WANDB = ("auto", "online", "offline", "off")
+WANDB = LoggingConfig.words("wandb")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import IMAGE_SETS
 from ..data import ImageData, load_images
 from ..data.image_files import load_files
 from ..errors import UserError, told_as
 from ..families.kept_grids import told_tuning
 from ..likelihood import Dequantizer
-from ..preflight import IMAGE_SETS
 from ..preflight_commands import are_images, check_reference
 from ..random import fixed_subset
 from .quality_arguments import SAMPLING

@@ -25,7 +25,7 @@ from ..devices import device_name
 from ..errors import UserError
 from ..evaluations import count_evaluations
 from ..families.kept_grids import told_tuning
-from ..fit_sampler import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
+from ..fit_sampler import FITTED, FITTED_NOW, FITTED_STEPS
 from ..flow import SolverError
 from ..metrics import frechet_estimate, kernel_distance
 from ..random import FIXED_ORDER
@@ -112,7 +112,7 @@ def plan(samplers: Sequence[str], budgets: Sequence[int]) -> list[list[Cell]]:
 
 def _cells_of(name: str, budgets: Sequence[int]) -> list[Cell]:
     if name == FITTED:
-        return [Cell(name, count, None) for count in budgets if FEWEST_STEPS <= count <= MOST_STEPS]
+        return [Cell(name, count, None) for count in budgets if count in FITTED_STEPS]
     sampler = build(name)
     if sampler.is_adaptive:
         return [Cell(name, None, tolerance) for tolerance in TOLERANCES]
