@@ -56,7 +56,7 @@ ALLOWED = {
     "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
-    "fit_sampler": Allowed("errors schedules denoisers samplers evaluations auto_grid", "torch"),
+    "fit_sampler": Allowed("errors config schedules denoisers samplers evaluations auto_grid", "torch"),
     "sampling": Allowed(
         "errors defaults random schedules denoisers samplers evaluations auto_grid fit_sampler", THEORY
     ),
@@ -74,11 +74,11 @@ ALLOWED = {
     "stopped_runs": Allowed("atomic"),
     "resume": Allowed("errors checkpoint_files config processes run_lock stopped_runs"),
     "preflight": Allowed("errors config processes storage"),
-    "preflight_commands": Allowed("errors atomic preflight runs sample_record"),
+    "preflight_commands": Allowed("errors atomic config preflight runs sample_record"),
     "record_settings": Allowed(),
     "verify_resume": Allowed("errors checkpoint_files config runs training", "torch"),
     "experiment": Allowed(
-        "errors config data schedules denoisers networks objectives likelihood baselines", "torch jaxtyping"
+        "errors config data schedules denoisers networks objectives samplers likelihood baselines", "torch jaxtyping"
     ),
     "families": Allowed(
         "errors atomic random config data denoisers evaluations experiment likelihood baselines samplers sampling "
