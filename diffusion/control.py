@@ -68,7 +68,9 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
             raise UserError("--guidance-interval: needs --guidance, which is 1 (off); try --guidance 2")
     if not any(name in given for name in CONTROLS):
         return model, record
-    assert isinstance(model, DiffusionModel), "other families do not take these options"
+    if not isinstance(model, DiffusionModel):  # only a picture's record can ask it: the command line is checked before
+        asked = ", ".join(name for name in CONTROLS if name in given)
+        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not take it")
     left = {name: value for name, value in given.items() if name not in CONTROLS}
     if "guide" in given and "classifier" in given:
         raise UserError("--guide, --classifier: take one of them")

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import samplers
-from .denoisers.condition import condition_for
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.given import (
+    cond_for,
     float_type,
     outside_inference_mode,
     real_data,
@@ -50,14 +50,14 @@ _OF_THE_DRAW = ("steps", "grid", "log_snr_end", "label", "guidance", "guidance_i
 def encode(
     model: Any,
     x: Any,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: Any = DEFAULT_SAMPLER,
     steps: int | None = None,
     grid: Any = None,
     label: Any = None,
     dtype: Any = None,
     batch_size: Any = None,
     cond: Any = None,
-    log_snr_end: float | None = None,
+    log_snr_end: Any = None,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
     """The noise x_1 from which a deterministic sampler draws `x`.
@@ -80,6 +80,7 @@ def encode(
         UserError: For a sampler that draws noise, data of another shape, or a model of another family.
     """
     dtype = None if dtype is None else float_type(dtype)
+    log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
     size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
     denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
@@ -88,7 +89,7 @@ def encode(
     if label is not None and cond is not None:
         raise UserError("label, cond: give one of them")
     label = model.class_numbers(label) if isinstance(model, DiffusionModel) else label
-    labels = labels_for(denoiser, label, len(x)) if cond is None else condition_for("cond", cond, len(x))
+    labels = labels_for(denoiser, label, len(x)) if cond is None else cond_for(cond, denoiser.num_classes, len(x))
     schedule, device = denoiser.schedule, device_of(denoiser)
     whole = _grid(model, sampler, steps, grid, log_snr_end)
     times = times_of(schedule, whole).flip(0)
@@ -172,7 +173,7 @@ def interpolate(
     x_a: Any,
     x_b: Any,
     n: Any = 8,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: Any = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
     """n data on the way from x_a to x_b: both encoded, the arc between their noises, each point of it decoded.
@@ -206,7 +207,7 @@ def edit(
     log_snr: Any = None,
     n: Any = None,
     seed: Any = 0,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: Any = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
     """Variations of data: noise is added up to a level, and taken away again (`samplers.sdedit`).
@@ -252,9 +253,11 @@ def _denoiser_of(model: Any, name: str) -> Denoiser:
     return model
 
 
-def _built(sampler: str | Sampler, options: dict[str, Any]) -> Sampler:
+def _built(sampler: Any, options: dict[str, Any]) -> Sampler:
     if isinstance(sampler, str):
         return samplers.build(sampler, **options)
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
     if options:
         raise UserError(f"{', '.join(options)}: are fields of the sampler; set them where it is made")
     return sampler

@@ -82,7 +82,7 @@ def philox4x32(
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    whole, spare = torch.broadcast_shapes(*(c.shape for c in counter)), None
+    whole, spare = torch.broadcast_tensors(*counter)[0].shape, None  # `broadcast_shapes` imports sympy: 0.4 s
     for _ in range(_ROUNDS):
         # Products wrap modulo 2^64 in int64: their halves are read off by shifts and masks. What c1 and c3 hold above
         # their 32 bits is masked where it is met next, in c0 and c2.

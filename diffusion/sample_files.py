@@ -228,7 +228,8 @@ class SampleFiles:
         if self.target is not None:
             self._begin()
             self._finishing = True
-            assert not self._holes()
+            if self._holes():  # someone has removed parts
+                raise UserError(f"{self._parts}: parts are missing; the same command draws them again")
             for (first, stop), values in self._read():
                 if first < SHOWN or self.points:
                     x = torch.from_numpy(values)

@@ -7,7 +7,7 @@ devices change its noise by nothing and its pixels by no more than the network's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from .defaults import Default
 from .denoisers.condition import Condition, condition_for
 from .denoisers.denoiser import Denoiser, device_of
 from .denoisers.given import (
+    check_callable,
+    check_rows,
     class_labels,
     cond_for,
     float_type,
     outside_inference_mode,
     real_data,
     real_number,
+    seed_number,
     whole_number,
 )
 from .denoisers.guidance.classifier_free import ClassifierFree
@@ -34,7 +37,7 @@ from .evaluations import evaluation_mode
 from .fit_sampler import FITTED, fitted_to, from_numbers
 from .random import Noise
 from .samplers.probability_flow import SolverError
-from .samplers.sampler import Callback, NoiseFunction, Sampler, checked_grid
+from .samplers.sampler import NoiseFunction, Sampler, checked_grid
 from .schedules import time_grid
 from .schedules.time_grids import AUTO, later_end
 
@@ -143,23 +146,23 @@ def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
 def sample(
     model: Any,
     n: Any,
-    sampler: str | Sampler = DEFAULT_SAMPLER,
+    sampler: Any = DEFAULT_SAMPLER,
     steps: Any = None,
     seed: Any = 0,
     eta: Any = None,
     grid: Any = None,
     label: Any = None,
     guidance: Any = 1.0,
-    guidance_interval: Sequence[float] | None = None,
+    guidance_interval: Any = None,
     x_1: Any = None,
     dtype: Any = None,
     tolerance: Any = None,
     method: str | None = None,
     batch_size: Any = None,
     start: Any = 0,
-    size: int | Sequence[int] | None = None,
-    callback: Callback | None = None,
-    progress: Progress | None = None,
+    size: Any = None,
+    callback: Any = None,
+    progress: Any = None,
     cond: Any = None,
     cond_null: Any = None,
     log_snr_end: Any = None,
@@ -208,7 +211,10 @@ def sample(
         UserError: For anything that the sampler or the model does not take; `SolverError` for samples that are not
             finite.
     """
-    n, seed, start = whole_number("n", n, 1), whole_number("seed", seed), whole_number("start", start, 0)
+    n, seed, start = whole_number("n", n, 1), seed_number(seed), whole_number("start", start, 0)
+    check_rows(start, n)
+    check_callable("callback", callback)
+    check_callable("progress", progress)
     guidance = real_number("guidance", guidance)
     dtype = None if dtype is None else float_type(dtype)
     log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
@@ -244,7 +250,7 @@ def sample(
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
     if cond is None and several and not model.num_classes:
         cond, label = label, None  # several numbers a sample are no label
-    interval = ALWAYS if guidance_interval is None else Interval(*guidance_interval)
+    interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
         if guidance != 1.0 and condition is None and not model.num_classes:

@@ -1,9 +1,19 @@
 """Shared by all tests: `laws.py` can be imported from any folder; one thread, which is fastest for small tensors."""
 
 import os
+import re
 import sys
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 
+# Before the first large import. Without bytecode, as many containers have it, each of the processes that tests start
+# would spend ten seconds on compiling torch.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+
+import beartype
+import jaxtyping
 import pytest
 import torch
 
@@ -11,6 +21,32 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.
 torch.set_num_threads(1)
+
+
+_ARRAY = re.compile(r"\b(Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Integer)\d*\[")
+_made = set()
+
+
+def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
+    """`jaxtyping.jaxtyped`, in a third of the time of the tests.
+
+    Of a function without arrays it comes to the type checker alone, which is fast. A function within another would be
+    compiled anew at each call of that: it is checked the first time that it is made.
+    """
+    if fn is None:
+        return partial(_jaxtyped, typechecker=typechecker)
+    if not isinstance(fn, FunctionType):
+        return original(fn, typechecker=typechecker)
+    if "<locals>" in fn.__qualname__:
+        if fn.__code__ in _made:
+            return fn
+        _made.add(fn.__code__)
+    if any(_ARRAY.search(str(kind)) for kind in fn.__annotations__.values()):
+        return original(fn, typechecker=typechecker)
+    return beartype.beartype(fn)
+
+
+jaxtyping.jaxtyped = _jaxtyped
 
 
 @pytest.fixture(autouse=True, scope="session")

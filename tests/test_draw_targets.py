@@ -172,6 +172,21 @@ with run_lock.held(Path(sys.argv[1])):
 """
 
 
+def test_a_part_that_vanishes_is_told(here, capsys, monkeypatch):  # noqa: F811
+    finish = sample_files.SampleFiles.finish
+
+    def finish_without(self):
+        next(self._parts.glob("*.npy")).unlink()
+        return finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_files.SampleFiles, "finish", finish_without)
+        code, _, err = run_sample(capsys, *DRAW, "--out", "x.npz")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "parts are missing; the same command draws them again" in err
+    assert run_sample(capsys, *DRAW, "--out", "x.npz")[0] == 0
+
+
 def test_a_second_draw_into_a_target_says_that_the_first_is_drawing_it(here, capsys, monkeypatch):  # noqa: F811
     cut_off(capsys, monkeypatch, "--out", "x.npz")
     parts = here / ".x.npz.parts"

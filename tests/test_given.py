@@ -49,6 +49,19 @@ class LikeDiffusers(Net):
         return SimpleNamespace(sample=self.c(sample)) if return_dict else (self.c(sample),)
 
 
+class Embedded(nn.Module):
+    """Three classes and none, for data in the plane."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(4, 2)
+        with torch.no_grad():
+            self.e.weight.copy_(torch.arange(8.0).reshape(4, 2))
+
+    def forward(self, x, c, labels=None):
+        return x + self.e(labels)
+
+
 class WithOtherTypes(Net):
     """A counter and a small table in double precision before the weights."""
 
@@ -160,6 +173,46 @@ X = torch.linspace(-1, 1, 6).reshape(3, 2)
 IMAGES = torch.arange(32, dtype=torch.uint8).reshape(2, 1, 4, 4)
 
 
+LABELLED = NetworkDenoiser(Net(), Cosine(), prediction="v", shape=SHAPE, num_classes=3)
+
+
+def test_a_denoiser_takes_numbers_arrays_and_lists():
+    """A call of the denoiser itself: times as numbers, data of other libraries, labels of any whole type."""
+    x, half = X[:2], torch.tensor(0.5)
+    torch.testing.assert_close(PLANE(x.double().numpy(), 0.5), PLANE(x.double(), half))
+    assert torch.equal(PLANE(x, 1), PLANE(x, torch.ones(2)))
+    torch.testing.assert_close(PLANE.score(x, 0.5), PLANE.score(x, half))
+    torch.testing.assert_close(PLANE.log_prob(x.half()), PLANE.log_prob(x.half().float()))
+    inside = x.clone().requires_grad_()
+    assert PLANE.log_prob(inside).requires_grad
+    embedded = NetworkDenoiser(Embedded(), Cosine(), prediction="v", shape=(2,), num_classes=3)
+    wanted = embedded(x, half, torch.tensor([1, 3]))
+    kinds = (
+        [1, 3],
+        np.array([1, 3]),
+        torch.tensor([[1], [3]]),
+        torch.tensor([1.0, 3.0]),
+        torch.tensor([1, 3]).to(torch.uint8),
+    )
+    for cond in kinds:
+        torch.testing.assert_close(embedded(x, 0.5, cond), wanted)
+    torch.testing.assert_close(embedded(x, 0.5, 1)[0], wanted[0])
+
+
+def test_the_loss_of_half_precision_is_computed_in_single():
+    x = torch.full((4, 2), 0.3).half()
+    assert torch.equal(losses(x=x).weighted, losses(x=x.float()).weighted)
+
+
+def test_rows_are_numbered_by_any_library():
+    of = partial(log_likelihood, LEVELS, IMAGES, "elbo", evaluations=2)
+    wanted = of(indices=torch.tensor([3, 5])).log_prob
+    for indices in ([3, 5], np.array([3, 5]), torch.tensor([3.0, 5.0])):
+        assert torch.equal(of(indices=indices).log_prob, wanted)
+    assert torch.equal(of(seed=None, dequantize=None).log_prob, of().log_prob)
+    assert torch.equal(of(levels=np.int64(256)).log_prob, of().log_prob)
+
+
 def test_arrays_lists_and_words_are_taken_as_meant():
     assert torch.equal(draw(PLANE, np.int64(3)), draw(PLANE, 3))
     for x_1 in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
@@ -181,43 +234,89 @@ def test_arrays_lists_and_words_are_taken_as_meant():
         assert torch.equal(draw(model, 2, label=label), draw(model, 2, label=1))
 
 
-REFUSED = {
-    "n": lambda: sample(PLANE, 2.0),
-    "n ": lambda: sample(PLANE, True),
-    "seed": lambda: draw(PLANE, 1, seed=0.5),
-    "steps": lambda: sample(PLANE, 1, "ddim", steps="5"),
-    "batch_size": lambda: draw(PLANE, 1, batch_size=1.5),
-    "dtype": lambda: draw(PLANE, 1, dtype="float16"),
-    "x_1": lambda: draw(PLANE, 3, x_1=X * float("nan")),
-    "x_1 ": lambda: draw(PLANE, 3, x_1="noise"),
-    "guidance": lambda: draw(denoiser(Net(), num_classes=3), 1, label=1, guidance="2"),
-    "label": lambda: draw(denoiser(Net(), num_classes=3), 1, label=0.7),
-    "label ": lambda: draw(denoiser(Net(), num_classes=3), 1, label=True),
-    "label  ": lambda: draw(denoiser(Net(), num_classes=3), 2, label=torch.tensor([0.2, 0.9])),
-    "model": lambda: sample("pretrained:digits", 1),
-    "model ": lambda: sample(Net(), 1),
-    "images": lambda: log_likelihood(LEVELS, torch.rand(2, 1, 4, 4)),
-    "images ": lambda: log_likelihood(LEVELS, IMAGES.long() + 300),
-    "images  ": lambda: log_likelihood(LEVELS, -IMAGES.long() - 1),
-    "images   ": lambda: log_likelihood(LEVELS, IMAGES > 3),
-    "images    ": lambda: log_likelihood(LEVELS, IMAGES[:0]),
-    "x": lambda: log_density(PLANE, X * float("inf")),
-    "x ": lambda: log_density(PLANE, X.long()),
-    "x  ": lambda: encode(PLANE, X[:0]),
-    "probes": lambda: log_density(PLANE, X, trace="hutchinson", probes=1.5),
-    "z": lambda: knn_entropy("z"),
-    "k": lambda: knn_entropy(X, k=1.5),
-    "mean": lambda: exact.Gaussian("a", 1.0, VP()),
-    "data": lambda: exact.Empirical([[1, 2], [3]], VP()),
-    "cond": lambda: draw(denoiser(Net()), 4, cond=torch.zeros(3, 2)),
-    "x_t": lambda: PLANE(torch.zeros(4, 1), torch.tensor(0.5)),
-}
+REFUSED = [
+    ("n", lambda: sample(PLANE, 2.0)),
+    ("n", lambda: sample(PLANE, True)),
+    ("seed", lambda: draw(PLANE, 1, seed=0.5)),
+    ("steps", lambda: sample(PLANE, 1, "ddim", steps="5")),
+    ("batch_size", lambda: draw(PLANE, 1, batch_size=1.5)),
+    ("dtype", lambda: draw(PLANE, 1, dtype="float16")),
+    ("x_1", lambda: draw(PLANE, 3, x_1=X * float("nan"))),
+    ("x_1", lambda: draw(PLANE, 3, x_1="noise")),
+    ("guidance", lambda: draw(denoiser(Net(), num_classes=3), 1, label=1, guidance="2")),
+    ("label", lambda: draw(denoiser(Net(), num_classes=3), 1, label=0.7)),
+    ("label", lambda: draw(denoiser(Net(), num_classes=3), 1, label=True)),
+    ("label", lambda: draw(denoiser(Net(), num_classes=3), 2, label=torch.tensor([0.2, 0.9]))),
+    ("model", lambda: sample("pretrained:digits", 1)),
+    ("model", lambda: sample(Net(), 1)),
+    ("images", lambda: log_likelihood(LEVELS, torch.rand(2, 1, 4, 4))),
+    ("images", lambda: log_likelihood(LEVELS, IMAGES.long() + 300)),
+    ("images", lambda: log_likelihood(LEVELS, -IMAGES.long() - 1)),
+    ("images", lambda: log_likelihood(LEVELS, IMAGES > 3)),
+    ("images", lambda: log_likelihood(LEVELS, IMAGES[:0])),
+    ("x", lambda: log_density(PLANE, X * float("inf"))),
+    ("x", lambda: log_density(PLANE, X.long())),
+    ("x", lambda: encode(PLANE, X[:0])),
+    ("probes", lambda: log_density(PLANE, X, trace="hutchinson", probes=1.5)),
+    ("z", lambda: knn_entropy("z")),
+    ("k", lambda: knn_entropy(X, k=1.5)),
+    ("mean", lambda: exact.Gaussian("a", 1.0, VP())),
+    ("data", lambda: exact.Empirical([[1, 2], [3]], VP())),
+    ("cond", lambda: draw(denoiser(Net()), 4, cond=torch.zeros(3, 2))),
+    ("x_t", lambda: PLANE(torch.zeros(4, 1), torch.tensor(0.5))),
+    ("seed", lambda: draw(PLANE, 1, seed=2**64)),
+    ("start", lambda: draw(PLANE, 1, start=2**48)),
+    ("guidance_interval", lambda: draw(LABELLED, 1, label=1, guidance=2, guidance_interval=3)),
+    ("guidance_interval", lambda: draw(LABELLED, 1, label=1, guidance=2, guidance_interval=("low", "high"))),
+    ("size", lambda: draw(LABELLED, 1, size=8.5)),
+    ("callback", lambda: draw(PLANE, 1, callback="print")),
+    ("progress", lambda: log_density(PLANE, X, progress=3)),
+    ("x_1", lambda: draw(PLANE, 3, x_1=torch.zeros(3, 2, device="meta"))),
+    ("x_1", lambda: draw(PLANE, 3, x_1=torch.zeros(3, 2).to_sparse())),
+    ("label", lambda: draw(LABELLED, 1, label=float("inf"))),
+    ("indices", lambda: log_likelihood(LEVELS, IMAGES, indices=[0, -1])),
+    ("indices", lambda: log_likelihood(LEVELS, IMAGES, indices=[0.5, 1])),
+    ("levels", lambda: log_likelihood(LEVELS, IMAGES, levels="256")),
+    ("dequantize", lambda: log_likelihood(LEVELS, IMAGES, method="elbo", dequantize="no")),
+    ("error_budget", lambda: log_likelihood(LEVELS, IMAGES, error_budget="yes")),
+    ("target_error", lambda: log_likelihood(LEVELS, IMAGES, target_error=True)),
+    ("times", lambda: log_likelihood(LEVELS, IMAGES, method="elbo-discrete", times="all")),
+    ("cond", lambda: encode(LABELLED, torch.zeros(1, *SHAPE), "ddim", steps=2, cond=7)),
+    ("sampler", lambda: encode(PLANE, X, 3)),
+    ("log_snr_end", lambda: encode(PLANE, X, "ddim", steps=2, log_snr_end="9")),
+    ("n", lambda: PLANE.draw(2.5)),
+    ("x", lambda: PLANE.log_prob(X.long())),
+    ("x_t", lambda: PLANE(X.long(), torch.tensor(0.5))),
+    ("x_t", lambda: LABELLED(torch.zeros(2, 3, 8, 8), 0.5)),
+    ("t", lambda: PLANE(X, 500)),
+    ("t", lambda: PLANE(X, torch.tensor([500.0, 20.0, 0.0]))),
+    ("t", lambda: PLANE(X, torch.tensor([0.5, 0.5]))),
+    ("t", lambda: PLANE(X, torch.full((3, 1), 0.5))),
+    ("t", lambda: PLANE.log_prob_at(X, 1.5)),
+    ("cond", lambda: LABELLED(torch.zeros(2, *SHAPE), 0.5, torch.tensor([0, 4]))),
+    ("cond", lambda: LABELLED(torch.zeros(2, *SHAPE), 0.5, torch.tensor([0, -1]))),
+    ("cond", lambda: LABELLED(torch.zeros(2, *SHAPE), 0.5, [0, 1, 2])),
+    ("cond", lambda: LABELLED(torch.zeros(2, *SHAPE), 0.5, [True, False])),
+    ("x", lambda: losses(x=torch.zeros(4, 2, dtype=torch.uint8))),
+    ("u", lambda: losses(u=torch.full((4,), 2.0))),
+    ("schedule", lambda: weighting("elbo", "cosine")),
+    ("objective.time_std", lambda: time_distribution("log-normal", std=float("nan"))),
+    ("objective.time_mean", lambda: losses(times=time_distribution("log-normal", mean=1e3))),
+    ("sigma_data", lambda: denoiser(Net(), sigma_data="1")),
+    ("num_classes", lambda: denoiser(Net(), num_classes=2.5)),
+]
 
 
-@pytest.mark.parametrize("argument", REFUSED)
-def test_the_argument_is_named(argument):
-    with pytest.raises(UserError, match=rf"^{argument.strip()}\b.*: ") as error:
-        REFUSED[argument]()
+def losses(x=None, u=None, times=None):
+    objective = Objective(weighting("elbo", VP()), times or time_distribution("log-snr"))
+    u = torch.linspace(0.1, 0.9, 4) if u is None else u
+    return objective(PLANE, torch.zeros(4, 2) if x is None else x, u, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize(("argument", "call"), REFUSED)
+def test_the_argument_is_named(argument, call):
+    with pytest.raises(UserError, match=rf"^{argument}\b.*: ") as error:
+        call()
     assert "\n" not in str(error.value)
 
 

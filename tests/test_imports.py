@@ -51,7 +51,7 @@ ALLOWED = {
         "errors defaults broadcasting random schedules denoisers sde flow own_steps evaluations samplers",
         THEORY + " scipy sklearn PIL",
     ),
-    "baselines": Allowed("errors broadcasting random nearest likelihood networks", THEORY + " scipy sklearn"),
+    "baselines": Allowed("errors broadcasting random nearest denoisers likelihood networks", THEORY + " scipy sklearn"),
     "metrics": Allowed("errors nearest random tensor_files storage", "torch jaxtyping torchvision"),
     "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from test_draw import files, here, make_run, run_sample  # noqa: F401
-from tiny_configs import toy_config
+from test_families import make_run as make_family_run
+from tiny_configs import autoencoder_config, toy_config
 
 from diffusion import load, model_files, runs
 from diffusion.experiment import DataFacts
@@ -244,23 +245,16 @@ def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noq
     assert files(here) == before
 
 
-def test_records_from_elsewhere_are_refused_without_assertions_too(here, capsys):  # noqa: F811
-    """`python -O` takes every `assert` away: what holds off a crafted record must be none."""
-    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
-    for number, (key, value) in enumerate(HOSTILE):
-        craft("images/000000.png", f"crafted-{number:02d}.png", key, value)
-    before = files(here)
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom diffusion.cli import command, sample\nassert False\n"
-        "for path in sorted(Path().glob('crafted-*.png')):\n"
-        "    print(path, command(sample, ['--from', str(path), '--device', 'cpu']))\n"
-    )
-    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    codes = [line for line in done.stdout.splitlines() if line.startswith("crafted")]
-    assert codes == [f"crafted-{number:02d}.png 2" for number in range(len(HOSTILE))]
-    assert [line[:6] for line in done.stderr.splitlines()] == ["error:"] * len(HOSTILE), done.stderr
-    assert files(here) == before
+def test_a_record_that_asks_a_family_for_what_it_does_not_take_gets_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_family_run(tmp_path / "runs", autoencoder_config("vae", tmp_path))
+    assert run_sample(capsys, "--n", "1", "--out", "x.png")[0] == 0
+    asked = {"edit": "x.png", "restore": "x.png", "inpaint": "x.png", "guidance_interval": [0.0, 1.0], "steps": 3}
+    for name, value in asked.items():
+        craft("x.png", "crafted.png", f"settings.{name}", value)
+        code, _, err = run_sample(capsys, "--from", "crafted.png")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert name.replace("_", "-") in err.replace("_", "-")
 
 
 def test_an_image_that_was_changed_since_is_told(here, capsys):  # noqa: F811

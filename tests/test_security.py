@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -117,6 +119,28 @@ def test_parts_of_an_evaluation_run_no_code(tmp_path):
     (tmp_path / "00000000-00000001.part").write_bytes(saved({"summary": Hostile(tmp_path / "executed")}))
     assert records.read_parts(tmp_path, {0, 1}) == []
     assert not (tmp_path / "executed").exists()
+
+
+def test_all_of_it_holds_without_assertions():
+    """`python -O` takes every `assert` of the product away; those of tests stay, as pytest rewrites them."""
+    files = [f"test_{name}.py" for name in ("security", "hostile_readers", "sample_record")]
+    which = "elsewhere or family or pickle or bombs or json or random_bytes or says_anything or leave or members"
+    options = [
+        "-o",
+        "addopts=",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestConfigWarning",
+        "-k",
+        which,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "pytest", *options, "-k", which, *files], cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_package_loads_by_nothing_that_could():

@@ -14,12 +14,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from .. import random
+from ..denoisers.given import check_callable, check_rows, seed_number, whole_number
 from ..errors import UserError, choose
 from ..likelihood.annealed import annealed_importance_sampling
 from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
 from ..likelihood.importance_weighted import evidence_lower_bound, importance_weighted
-from ..likelihood.latent_variable import LatentVariableModel, check_at_least_one
+from ..likelihood.latent_variable import LatentVariableModel
 from .observation import ObservationModel
 
 METHODS = {
@@ -98,7 +99,10 @@ class LatentImageModel(LatentVariableModel):
         Raises:
             UserError: For bad options.
         """
-        check_at_least_one(n=n)
+        n, seed, start = whole_number("n", n, 1), seed_number(seed), whole_number("start", start, 0)
+        batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
+        check_rows(start, n)
+        check_callable("progress", progress)
         choose("output", output, OUTPUTS)
         batch_size = choose_batch_size(batch_size, self.observation.parameters * torch.Size(self.shape).numel())
         device, parts = next(self.parameters()).device, []

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.error_budget import complete
 from ..likelihood.gaussian_reference import REFERENCES
@@ -146,7 +147,8 @@ class Bench:
         return [part for part in records.read_parts(parts, set(self.rows.tolist())) if asked & set(_indices(part))]
 
     def _wait(self) -> None:
-        assert self.processes.count > 1, "one process alone has written all parts"
+        if self.processes.count == 1:  # it has written all of them
+            raise UserError(f"{self.parts}: parts are missing or damaged; the same command measures them again")
         if not self.processes.is_main and self.answer is not None and self.answer.is_file():
             raise AnsweredError
         time.sleep(_POLL_SECONDS)

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import atomic
+from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.target_error import reach
 from ..processes import ALONE, Processes
@@ -75,7 +76,8 @@ def measure_to(
         bench.leave_to_main()
     except AnsweredError:
         answer = _find(place, folder)
-        assert answer is not None, "it has just been written, whole"
+        if answer is None:  # the main process has just written it, whole
+            raise UserError(f"{place}: cannot be read; --again measures anew") from None
         return *answer, False
     _, taken = first_of(images, protocol.data, len(reached.estimate))
     figure = replace(protocol, data=taken, options=reached.options)

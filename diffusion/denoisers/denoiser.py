@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..errors import UserError, choose
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition
+from .given import cond_of_batch, path_times, positive_number, reals, whole_number
 from .network_call import Takes, as_module, check_output, dtype_of, output_tensor, takes_of
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
@@ -57,12 +58,19 @@ class Denoiser(nn.Module, ABC):
     shape: tuple[int, ...]
     num_classes: int = 0
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """`forward`, held to its contract: what has another shape would be broadcast against x_t.
 
+        A time may be a number, and labels a number or a list.
+
         Raises:
-            UserError: For an answer of another shape than x_t.
+            UserError: For levels in place of real numbers, times that are not on the path, labels of no class, and an
+                answer of another shape than x_t.
         """
+        if not (isinstance(x_t, Tensor) and x_t.is_floating_point()):
+            x_t = reals("x_t", x_t)
+        n = len(x_t) if x_t.ndim else 1
+        t, cond = path_times(t, n), cond_of_batch(cond, self.num_classes, n)
         x_hat = super().__call__(x_t, t, cond)
         if x_hat.shape != x_t.shape:
             check_output(x_hat, x_t, tuple(x_t.shape), type(self).__name__)
@@ -80,7 +88,7 @@ class Denoiser(nn.Module, ABC):
             cond: Class labels, shape (B,), None, or a network's own condition (`condition.Condition`).
         """
 
-    def at_size(self, size: int | Sequence[int]) -> Denoiser:
+    def at_size(self, size: Any) -> Denoiser:
         """The same denoiser, with the same weights, for images of another size; itself for those of its own.
 
         Args:
@@ -97,32 +105,39 @@ class Denoiser(nn.Module, ABC):
             f"{_size_text(self.shape)}"
         )
 
-    def _shape_at(self, size: int | Sequence[int]) -> tuple[int, ...]:
+    def _shape_at(self, size: Any) -> tuple[int, ...]:
         """The shape of images of a size."""
-        sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(self.shape) != 3:
             raise UserError(f"size: found {size}; data of shape {self.shape} have no height and width")
-        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        try:
+            sides = tuple(
+                whole_number("size", side, 1) for side in (size if isinstance(size, Iterable) else (size, size))
+            )
+        except (UserError, TypeError):
+            sides = ()
+        if len(sides) != 2:
             raise UserError(f"size: found {size}; accepted: height and width, or one number for both, from 1 on")
         return (self.shape[0], *sides)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
+        x_t = reals("x_t", x_t)
+        t = path_times(t, len(x_t))
         return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
 
-    def eps(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def eps(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """E[eps | x_t]."""
         return self.prediction("eps", x_t, t, cond)
 
-    def score(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def score(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """grad log p(x_t)."""
         return self.prediction("score", x_t, t, cond)
 
-    def v(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def v(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """E[alpha eps - sigma x | x_t]."""
         return self.prediction("v", x_t, t, cond)
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def velocity(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """dx/dt of the probability-flow ODE: E[alpha' x + sigma' eps | x_t]."""
         return self.prediction("velocity", x_t, t, cond)
 
@@ -160,29 +175,27 @@ class NetworkDenoiser(Denoiser):
         network: nn.Module | Callable[..., Any],
         schedule: Schedule,
         prediction: str,
-        shape: tuple[int, ...],
-        sigma_data: float = 1.0,
-        num_classes: int = 0,
+        shape: Any,
+        sigma_data: Any = 1.0,
+        num_classes: Any = 0,
         size_multiple: int | None = None,
     ):
         super().__init__()
         check_schedule(schedule)
-        if isinstance(shape, int) or not all(isinstance(side, int) and side >= 1 for side in shape):
-            raise UserError(f"shape: found {shape}; needs the sides of one datum, e.g. (3, 32, 32)")
-        if not 0.0 < sigma_data < float("inf"):
-            raise UserError(f"sigma_data: found {sigma_data}; must be positive")
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            raise UserError(f"num_classes: found {num_classes}; must be a whole number, 0 for a model without classes")
+        try:
+            sides = tuple(whole_number("shape", side, 1) for side in shape)
+        except (UserError, TypeError):
+            raise UserError(f"shape: found {shape}; needs the sides of one datum, e.g. (3, 32, 32)") from None
         self.network = as_module(network)
         self._known: tuple[nn.Module, torch.dtype, Takes, torch.dtype] | None = None
         self.schedule = schedule
         self.parameterization = choose("denoiser.prediction", prediction, PREDICTIONS)
-        self.shape = tuple(shape)
-        self.sigma_data = sigma_data
-        self.num_classes = num_classes
+        self.shape = sides
+        self.sigma_data = positive_number("sigma_data", sigma_data)
+        self.num_classes = whole_number("num_classes", num_classes, 0)
         self.size_multiple = size_multiple
 
-    def at_size(self, size: int | Sequence[int]) -> Denoiser:
+    def at_size(self, size: Any) -> Denoiser:
         """As `Denoiser.at_size`; also refuses sizes that the network would have to enlarge to divide them."""
         shape = self._shape_at(size)
         if shape == self.shape or self.size_multiple is None:
@@ -209,8 +222,11 @@ class NetworkDenoiser(Denoiser):
         more, named = takes.arguments(cond.given if own else cond)
         try:
             output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)
-        except (TypeError, AttributeError) as error:
-            if cond is not None or not takes.needed:
+        except (TypeError, AttributeError, RuntimeError) as error:
+            if tuple(x_t.shape[1:]) != self.shape:
+                needed = ", ".join(map(str, ("n", *self.shape)))
+                raise UserError(f"x_t: found shape {tuple(x_t.shape)}; needs ({needed})") from error
+            if isinstance(error, RuntimeError) or cond is not None or not takes.needed:
                 raise
             raise UserError(
                 f"cond: the network failed without a condition ({str(error).splitlines()[0][:80]}); "
@@ -253,8 +269,10 @@ class NetworkDenoiser(Denoiser):
             return x_to_edm(x, x_t, at, self.sigma_data)
         return predictions.FROM_X[self.parameterization](x, x_t, at)
 
-    def prediction(self, kind: str, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
+        x_t = reals("x_t", x_t)
+        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t))
         at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
         if kind == self.parameterization:

@@ -28,6 +28,7 @@ from ..errors import UserError
 from ..random import STREAM_EXACT, normal, uniform
 from ..schedules import Schedule
 from .denoiser import Denoiser, check_schedule
+from .given import path_times, reals, seed_number, whole_number
 
 _BLOCK = 2**23  # entries of a (batch, components, dimensions) table of differences in memory at once
 _LOG_2_PI = math.log(2.0 * math.pi)
@@ -45,7 +46,7 @@ class Exact(Denoiser):
         """log p(alpha x + sigma eps = x_t) in nats, with alpha and sigma of shape () or (B,) in the dtype of x_t."""
 
     @abstractmethod
-    def draw(self, n: int, seed: int = 0) -> Float[Tensor, " n *dims"]:
+    def draw(self, n: Any, seed: Any = 0) -> Float[Tensor, " n *dims"]:
         """Draw `n` data, shape (n, *shape); row i depends on (seed, i) alone."""
 
     def forward(
@@ -54,17 +55,17 @@ class Exact(Denoiser):
         """Return x_hat. Arguments as `Denoiser.forward`; raises a `UserError` for labels."""
         if cond is not None:
             raise UserError("label, cond: given to an exact denoiser, which has no classes; leave it out")
-        _check_shape("x_t", x_t, self.shape)
+        x_t = _checked("x_t", x_t, self.shape)
         return self.posterior_mean(x_t, *(value.to(x_t) for value in self.schedule(t)))
 
-    def log_prob_at(self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"]) -> Float[Tensor, " b"]:
+    def log_prob_at(self, x_t: Any, t: Any) -> Float[Tensor, " b"]:
         """The log density of x_t at time t, nats: x_t (B, *shape), t () or (B,)."""
-        _check_shape("x_t", x_t, self.shape)
-        return self.log_density(x_t, *(value.to(x_t) for value in self.schedule(t)))
+        x_t = _checked("x_t", x_t, self.shape)
+        return self.log_density(x_t, *(value.to(x_t) for value in self.schedule(path_times(t, len(x_t)))))
 
-    def log_prob(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
+    def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """The log density of the data at `x` (B, *shape), nats."""
-        _check_shape("x", x, self.shape)
+        x = _checked("x", x, self.shape)
         one = torch.ones((), dtype=x.dtype, device=x.device)
         return self.log_density(x, one, 0.0 * one)
 
@@ -107,7 +108,8 @@ class Gaussian(Exact):
         terms = (x_t - alpha * mean).square() / total + total.log() + _LOG_2_PI
         return -0.5 * _flat(terms).sum(1)
 
-    def draw(self, n: int, seed: int = 0) -> Float[Tensor, " n *dims"]:
+    def draw(self, n: Any, seed: Any = 0) -> Float[Tensor, " n *dims"]:
+        n, seed = whole_number("n", n, 0), seed_number(seed)
         return self.mean + self.std * _normals(seed, n, self.shape, self.mean)
 
     def _moments(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,7 +162,8 @@ class GaussianMixture(Exact):
     def log_density(self, x_t, alpha, sigma):
         return self._log_joint(_flat(x_t), self.means.to(x_t).flatten(1), alpha, sigma)[0].logsumexp(1)
 
-    def draw(self, n: int, seed: int = 0) -> Float[Tensor, " n *dims"]:
+    def draw(self, n: Any, seed: Any = 0) -> Float[Tensor, " n *dims"]:
+        n, seed = whole_number("n", n, 0), seed_number(seed)
         u = uniform(seed, torch.arange(n), 0, (), STREAM_EXACT, torch.float64).to(self.weights.device)
         edges = self.weights.double().cumsum(0)
         # u times the last edge, which rounding leaves beside 1, falls below that edge, in a component of weight > 0
@@ -202,11 +205,12 @@ class Empirical(Exact):
         log_scale = math.log(len(data)) + data.shape[1] * (sigma.log() + 0.5 * _LOG_2_PI)
         return self._log_weights(x_t, data, alpha, sigma).logsumexp(1) - log_scale
 
-    def log_prob(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
+    def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """Raise a `UserError`: a finite data set has no density."""
         raise UserError("log_prob: a finite data set has no density; log_prob_at(x_t, t) has one at any time t > 0")
 
-    def draw(self, n: int, seed: int = 0) -> Float[Tensor, " n *dims"]:
+    def draw(self, n: Any, seed: Any = 0) -> Float[Tensor, " n *dims"]:
+        n, seed = whole_number("n", n, 0), seed_number(seed)
         u = uniform(seed, torch.arange(n), 0, (), STREAM_EXACT, torch.float64).to(self.data.device)
         return self.data[(u * len(self.data)).long()]
 
@@ -214,10 +218,12 @@ class Empirical(Exact):
         return -0.5 * _squared_distances(_flat(x_t), alpha, data) / pad_dims_like(sigma.square(), data)
 
 
-def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse data that would be broadcast against the parameters; one number may stand for all dimensions."""
+def _checked(name: str, x: Any, shape: tuple[int, ...]) -> Tensor:
+    """Data as a tensor, not of a shape that would be broadcast; parameters that are one number serve any dimensions."""
+    x = reals(name, x)
     if x.ndim == 0 or (tuple(x.shape[1:]) != shape and math.prod(shape) > 1):
         raise UserError(f"{name}: found shape {tuple(x.shape)}; needs (n, {', '.join(map(str, shape))})")
+    return x
 
 
 def _flat(x: Tensor) -> Tensor:

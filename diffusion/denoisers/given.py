@@ -20,6 +20,8 @@ from .condition import Condition, condition_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_BEYOND = 9.0  # a computed time may be this far beyond an end of the path
+MOST_ROWS = 2**48  # samples with noise of their own (`random`)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "single": torch.float32, "double": torch.float64}
 
 
@@ -51,6 +53,76 @@ def real_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive_number(name: str, value: Any) -> float:
+    """A finite number above 0.
+
+    Raises:
+        UserError: For what is none.
+    """
+    number = real_number(name, value)
+    if number <= 0.0:
+        raise UserError(f"{name}: found {number:g}; must be positive")
+    return number
+
+
+def seed_number(value: Any) -> int:
+    """A seed: a whole number of 64 bits, with or without a sign. More would be cut off, and be another one's.
+
+    Raises:
+        UserError: For any other.
+    """
+    seed = whole_number("seed", value)
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed: found {seed}; must be a whole number of 64 bits, below 2^64")
+    return seed
+
+
+def check_rows(first: int, n: int) -> None:
+    """Refuse samples beyond those that have noise of their own (`random`).
+
+    Raises:
+        UserError: For numbers of samples from 2^48 on.
+    """
+    if first + n > MOST_ROWS:
+        raise UserError(f"start: found {first}; samples are numbered from 0 to 2^48 - 1")
+
+
+def row_numbers(name: str, value: Any, n: int) -> Tensor:
+    """The numbers of n samples, which key their noise: int64 (n,).
+
+    Raises:
+        UserError: For any other shape, and numbers that are not whole or not from 0 to 2^48 - 1.
+    """
+    rows = whole_labels(value, name)
+    if len(rows) != n:
+        raise UserError(f"{name}: found {len(rows)} for {n} images; accepted: one each, or none at all")
+    if n and not 0 <= int(rows.min()) <= int(rows.max()) < MOST_ROWS:
+        raise UserError(f"{name}: found {int(rows.min())} to {int(rows.max())}; accepted: 0 to 2^48 - 1")
+    return rows
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or false, from Python or numpy.
+
+    Raises:
+        UserError: For anything else.
+    """
+    number = isinstance(value, Tensor | Integral) or type(value).__name__ == "bool"  # numpy's is no number
+    if number and value in (True, False):
+        return bool(value)
+    raise UserError(f"{name}: found {value!r}; accepted: True or False")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what is to be called and cannot be; None is nothing to call.
+
+    Raises:
+        UserError: For any other.
+    """
+    if value is not None and not callable(value):
+        raise UserError(f"{name}: found {value!r}; needs a function")
+
+
 def float_type(value: Any) -> torch.dtype:
     """float32 or float64: of torch, of numpy, or by name.
 
@@ -74,7 +146,22 @@ def tensor_of(name: str, value: Any) -> Tensor:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{name}: found {str(value)[:60]}; needs a tensor or an array of numbers") from None
+    if found.is_meta or found.layout != torch.strided:
+        kind = "no values (device meta)" if found.is_meta else f"layout {found.layout}"
+        raise UserError(f"{name}: found a tensor of {kind}; needs a dense one, with values")
     return normal(found.detach())
+
+
+def reals(name: str, value: Any) -> Tensor:
+    """Real numbers in float32 or float64, with the graph of a tensor that has one.
+
+    Raises:
+        UserError: For what holds none, levels among them.
+    """
+    x = value if isinstance(value, Tensor) else tensor_of(name, value)
+    if not x.is_floating_point():
+        raise UserError(f"{name}: found {x.dtype}; needs real numbers")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def real_data(name: str, value: Any, shape: Sequence[int], least: int = 1) -> Tensor:
@@ -113,7 +200,7 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
     return x.to(torch.uint8)
 
 
-def class_labels(name: str, label: Any, classes: int, n: int) -> Tensor:
+def class_labels(name: str, label: Any, classes: int, n: int, null: bool = False) -> Tensor:
     """Class labels for n samples, int64 of shape (n,), of one label or one a sample.
 
     Args:
@@ -121,6 +208,7 @@ def class_labels(name: str, label: Any, classes: int, n: int) -> Tensor:
         label: The labels.
         classes: The number of classes.
         n: The number of samples.
+        null: Whether `classes` itself, which stands for no label, is one, too.
 
     Raises:
         UserError: For a label that is no whole number or not one of the classes, or a wrong number of labels.
@@ -128,7 +216,7 @@ def class_labels(name: str, label: Any, classes: int, n: int) -> Tensor:
     labels = whole_labels(label, name)
     if len(labels) not in (1, n):
         raise UserError(f"{name}: found {len(labels)} labels for {n} samples; accepted: one label, or one a sample")
-    wrong = labels[(labels < 0) | (labels >= classes)]
+    wrong = labels[(labels < 0) | (labels >= classes + null)]
     if len(wrong):
         raise UserError(f"{name}: found {int(wrong[0])}; the model has the classes 0 to {classes - 1}")
     return labels.expand(n)
@@ -143,6 +231,51 @@ def cond_for(cond: Any, classes: int, n: int) -> Tensor | Condition:
     if classes and not isinstance(cond, Condition | tuple):
         return class_labels("cond", cond, classes, n)
     return condition_for("cond", cond, n)
+
+
+def path_times(t: Any, n: int) -> Tensor:
+    """Times of n samples as a tensor of shape () or (n,).
+
+    They are from 0 to 1, and computed ones (`Retimed`) may lie beyond an end, where the path's formula goes on. Those
+    of no path, such as the steps of a chain, are refused; a tensor on another device than the CPU is not waited for.
+
+    Raises:
+        UserError: For another shape, and what is no time.
+    """
+    beyond = _BEYOND
+    if not (isinstance(t, Tensor) and t.is_floating_point()):
+        t, beyond = tensor_of("t", t), 0.0
+        if t.is_complex() or t.dtype == torch.bool:
+            raise UserError(f"t: found {t.dtype}; needs times from 0 (data) to 1 (noise)")
+        t = t.double()
+    if t.ndim and t.shape != (n,):
+        raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
+    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+        for found in map(float, t.aminmax() if t.ndim else (t,)):
+            if found < -beyond or found > 1.0 + beyond:
+                raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
+    return t
+
+
+def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
+    """What a denoiser is given as `cond` for n samples: labels as int64 (n,), `classes` standing for none.
+
+    Of a model without classes, a network's own condition, one entry a sample.
+
+    Raises:
+        UserError: As `class_labels`, `condition_for`.
+    """
+    if cond is None or isinstance(cond, Condition):
+        if cond is not None and len(cond) != n:
+            raise UserError(f"cond: found {len(cond)} entries for {n} samples; needs one each")
+        return cond
+    if not classes:
+        if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
+            return cond
+        return condition_for("cond", cond, n)
+    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and cond.device.type != "cpu":
+        return cond  # not waited for
+    return class_labels("cond", cond, classes, n, null=True)
 
 
 def whole_labels(label: Any, name: str = "label") -> Tensor:
@@ -160,7 +293,7 @@ def whole_labels(label: Any, name: str = "label") -> Tensor:
             f"{name}: found shape {tuple(found.shape)}; a label is one whole number a sample "
             "(cond= of a model without classes takes a network's own condition)"
         )
-    whole = found.is_floating_point() and bool((found == found.round()).all())
+    whole = found.is_floating_point() and bool((found.abs() < 2**53).all()) and bool((found == found.round()).all())
     if found.dtype == torch.bool or found.is_complex() or (found.is_floating_point() and not whole):
         raise UserError(f"{name}: found {str(label)[:60]}; must be a whole number, or one a sample")
     return found.reshape(-1).to(torch.long)

@@ -17,10 +17,11 @@ from ..baselines.eae import EAE
 from ..baselines.gaussianity import Gaussianity, gaussianity
 from ..baselines.latent_images import LatentImageModel
 from ..config import Config, EvaluationConfig
+from ..denoisers.given import level_data
 from ..errors import UserError
 from ..evaluations import EvaluationCount, count_rows, evaluation_mode
 from ..experiment import Data, DataFacts
-from ..likelihood import Estimate
+from ..likelihood import Estimate, measure
 from ..likelihood.importance_weighted import SAMPLES_AT_ONCE
 from ..random import fixed_subset
 from .trained_model import Tell, TrainedModel
@@ -81,7 +82,9 @@ class LatentModel(TrainedModel):
         Raises:
             UserError: For an unknown method or option, or images that do not fit the model.
         """
-        return self.autoencoder.log_likelihood(images_uint8.to(self.device), **options)
+        images = level_data("images", images_uint8, self.autoencoder.levels)
+        options = measure.checked(self, options, len(images) if images.ndim else 0)
+        return self.autoencoder.log_likelihood(images.to(self.device), **options)
 
     @torch.no_grad()
     def reconstruct(self, images_uint8: UInt8[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from ..defaults import Default
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.given import (
+    check_callable,
     cond_for,
     level_data,
     outside_inference_mode,
     real_number,
+    row_numbers,
+    seed_number,
+    switch,
     tensor_of,
     whole_number,
 )
@@ -35,6 +39,7 @@ METHODS = ("ode", "elbo", "elbo-discrete", "immse")
 DEFAULT_METHOD = Default("ode")
 _WHOLE = frozenset(("seed", "probes", "draws", "evaluations", "bins", "steps", "samples", "batch_size"))
 _REAL = frozenset(("tolerance", "log_snr_min", "log_snr_max"))
+_SWITCHES = frozenset(("dequantize", "importance_weighted"))
 DENSITY_METHODS = ("ode", "elbo", "immse")
 # A bare denoiser is asked one question by every method: about images dequantised uniformly within their levels.
 _OF_BARE = {"dequantize": True}
@@ -45,9 +50,9 @@ def log_likelihood(
     model: Any,
     images_uint8: Any,
     method: str = DEFAULT_METHOD,
-    levels: int | None = None,
-    error_budget: bool = False,
-    target_error: float | None = None,
+    levels: Any = None,
+    error_budget: Any = False,
+    target_error: Any = None,
     **options: Any,
 ) -> Estimate:
     """The log-probability of images of levels under a model.
@@ -75,9 +80,15 @@ def log_likelihood(
         UserError: For an unknown method or option, or images that do not fit the model.
     """
 
-    known = getattr(getattr(model, "dequantizer", None), "levels", levels)
-    images_uint8 = level_data("images", images_uint8, known if levels is None else levels)
-    options = _checked(model, options, len(images_uint8) if images_uint8.ndim else 0)
+    known = getattr(getattr(model, "dequantizer", None), "levels", None)
+    levels = None if levels is None else whole_number("levels", levels, 2)
+    if known is not None and levels not in (None, known):
+        raise UserError(f"levels: found {levels}; the model's images have {known}; leave it out")
+    levels = None if known is not None else levels  # a model of its own knows them
+    images_uint8 = level_data("images", images_uint8, known or levels)
+    options = checked(model, options, len(images_uint8) if images_uint8.ndim else 0)
+    error_budget = switch("error_budget", error_budget)
+    target_error = None if target_error is None else real_number("target_error", target_error)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_levels(model, x, method, levels, **options)
@@ -85,13 +96,24 @@ def log_likelihood(
     return _with_errors(of, images_uint8, error_budget, target_error, options)
 
 
-def _checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The options as numbers, and `cond` as labels, (n,), or as a condition of the network's own."""
-    options = dict(options)
-    for name in _WHOLE.intersection(key for key, value in options.items() if value is not None):
-        options[name] = whole_number(name, options[name])
-    for name in _REAL.intersection(key for key, value in options.items() if value is not None):
-        options[name] = real_number(name, options[name])
+def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The options of an estimator of n data in the kinds that they are of; what is None is not given.
+
+    `cond` are labels, (n,), or a condition of the network's own.
+
+    Raises:
+        UserError: For an option of another kind.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    check_callable("progress", options.get("progress"))
+    kinds = ((_WHOLE, whole_number), (_REAL, real_number), (_SWITCHES, switch))
+    options |= {name: kind(name, options[name]) for names, kind in kinds for name in names.intersection(options)}
+    if "seed" in options:
+        options["seed"] = seed_number(options["seed"])
+    if "times" in options:
+        options["times"] = tensor_of("times", options["times"]).double()
+    if "indices" in options:
+        options["indices"] = row_numbers("indices", options["indices"], n)
     cond = options.get("cond")
     if cond is None:
         return options
@@ -125,8 +147,8 @@ def log_density(
     model: Any,
     x: Any,
     method: str = "ode",
-    error_budget: bool = False,
-    target_error: float | None = None,
+    error_budget: Any = False,
+    target_error: Any = None,
     **options: Any,
 ) -> Estimate:
     """The log-density of continuous data under a model, in nats.
@@ -149,7 +171,9 @@ def log_density(
         raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
     if not bool(torch.isfinite(x).all()):
         raise UserError("x: has values that are not finite")
-    options = _checked(model, options, len(x) if x.ndim else 0)
+    options = checked(model, options, len(x) if x.ndim else 0)
+    error_budget = switch("error_budget", error_budget)
+    target_error = None if target_error is None else real_number("target_error", target_error)
 
     def of(x: Tensor, **options: Any) -> Estimate:
         return _of_numbers(model, x, method, **options)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..denoisers.given import reals
 from ..errors import UserError
 from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution
@@ -64,9 +64,9 @@ class Objective:
     def __call__(
         self,
         denoiser: Denoiser,
-        x: Float[Tensor, " b *dims"],
-        u: Float[Tensor, " b"],
-        eps: Float[Tensor, " b *dims"],
+        x: Any,
+        u: Any,
+        eps: Any,
         cond: Any = None,
     ) -> Losses:
         """The losses of clean data x at the times of u with the noise eps.
@@ -77,12 +77,18 @@ class Objective:
             u: Uniforms in (0, 1) that choose the times, float64 (B,).
             eps: Standard normals of the shape of x.
             cond: Class labels, shape (B,), or None.
+
+        Raises:
+            UserError: For levels in place of real numbers, shapes that do not agree, and a u that is not in (0, 1).
         """
+        x, eps = reals("x", x), reals("eps", eps)
         if eps.shape != x.shape or u.shape != x.shape[:1]:
             raise UserError(
                 f"x, u, eps: found shapes {tuple(x.shape)}, {tuple(u.shape)} and {tuple(eps.shape)}; "
                 "the noise has the shape of x, and u is one number a sample"
             )
+        if u.device.type == "cpu" and not bool(((u >= 0.0) & (u <= 1.0)).all()):
+            raise UserError(f"u: found {float(u.min()):g} to {float(u.max()):g}; needs uniforms in (0, 1)")
         schedule = denoiser.schedule
         log_snr = self.times.log_snr(schedule, u)
         t = schedule.inverse_log_snr(log_snr)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..denoisers.given import positive_number, real_number
 from ..errors import UserError, choose
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
@@ -70,14 +71,18 @@ class NormalLogSNR(TimeDistribution):
     std: float
 
     def __post_init__(self):
-        if self.std <= 0:
-            raise UserError(f"objective.time_std: found {self.std}; must be positive")
+        real_number("objective.time_mean", self.mean)
+        positive_number("objective.time_std", self.std)
 
     def _standard(self, log_snr: Tensor) -> Tensor:
         return (log_snr + 2.0 * self.mean) / (2.0 * self.std)
 
     def _cut(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
         low, high = torch.special.ndtr(self._standard(torch.tensor(log_snr_ends(schedule), dtype=torch.float64)))
+        if not low < high:
+            raise UserError(
+                f"objective.time_mean: found {self.mean:g} (time_std {self.std:g}); no time of the path is there"
+            )
         return low, high
 
     def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
@@ -127,6 +132,8 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
         batch_size: The size of the global batch.
         stratified: Evenly spaced with a common random shift, rather than independent.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}; must be at least 1")
     if not stratified:
         return random.uniform(seed, positions, step, (), random.STREAM_TRAIN_TIME, torch.float64)
     shift = random.uniform(seed, torch.zeros_like(positions[:1]), step, (), random.STREAM_TRAIN_TIME, torch.float64)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..denoisers.denoiser import check_schedule
+from ..denoisers.given import positive_number
 from ..errors import UserError, choose
-from ..schedules import Schedule
 from ..schedules.schedule import TRAINED_DATA_END, log_snr_ends
 
 BOUND = ("elbo", "likelihood")  # the variational bound by two names
@@ -26,7 +28,7 @@ NAMES = (*BOUND, "simple", "min-snr", "edm")
 Weighting = Callable[[Tensor], Tensor]
 
 
-def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_gamma: float = 5.0) -> Weighting:
+def weighting(name: str, schedule: Any, sigma_data: Any = 1.0, min_snr_gamma: Any = 5.0) -> Weighting:
     """Make a weighting, w(lambda), that integrates to one over the path.
 
     Args:
@@ -45,6 +47,9 @@ def weighting(name: str, schedule: Schedule, sigma_data: float = 1.0, min_snr_ga
             and another weighting than the bound's, whose value does not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
+    check_schedule(schedule)
+    sigma_data = positive_number("denoiser.sigma_data", sigma_data)
+    min_snr_gamma = positive_number("objective.min_snr_gamma", min_snr_gamma)
     if schedule.is_learned and name not in BOUND:
         raise UserError(f"objective.weighting: found '{name}'; a learned schedule takes {' or '.join(BOUND)}")
 

@@ -97,6 +97,13 @@ def test_what_one_began_two_finish(place, monkeypatch):
         same(alone, evaluation)
 
 
+def test_parts_that_vanish_are_told_and_not_waited_for(diffusion_command, monkeypatch):
+    monkeypatch.setattr(records, "write_part", lambda *_: None)
+    code, _, err = diffusion_command("evaluate", "digits-0001", "--method", "elbo", "--images", "4")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "parts are missing" in err
+
+
 def test_again_is_for_one(diffusion_command, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

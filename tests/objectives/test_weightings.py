@@ -114,9 +114,16 @@ def test_an_unknown_weighting_is_refused():
 
 
 def test_a_weight_that_integrates_to_nothing_finite_is_refused():
-    for options in ({"name": "edm", "sigma_data": 1e-200}, {"name": "min-snr", "min_snr_gamma": 0.0}):
-        with pytest.raises(UserError, match=r"objective.weighting: '.*' has no integral over the path"):
-            weighting(schedule=laws.SCHEDULES[0], **options)
+    with pytest.raises(UserError, match=r"objective.weighting: 'edm' has no integral over the path"):
+        weighting("edm", laws.SCHEDULES[0], sigma_data=1e-200)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), "a"])
+def test_a_scale_that_is_no_positive_number_is_refused(value):
+    with pytest.raises(UserError, match="min_snr_gamma"):
+        weighting("min-snr", laws.SCHEDULES[0], min_snr_gamma=value)
+    with pytest.raises(UserError, match="sigma_data"):
+        weighting("edm", laws.SCHEDULES[0], sigma_data=value)
 
 
 @pytest.mark.parametrize("name", ["simple", "min-snr", "edm"])

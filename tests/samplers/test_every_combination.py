@@ -71,7 +71,7 @@ SAMPLERS = [
 ]
 
 # Those whose steps depend on the state in other ways: their law is measured.
-NOT_LINEAR = [PredictorCorrector(), AdaptiveSDE(tolerance=0.1)]
+NOT_LINEAR = [PredictorCorrector(), AdaptiveSDE(tolerance=0.5)]
 
 
 class Oracle(nn.Module):
@@ -90,16 +90,16 @@ class Oracle(nn.Module):
         return self.outer[0].x_to_raw(self.exact(x_t, t), x_t, at)
 
 
-def _law(sampler, model):
+def _law(sampler, model, steps):
     """Mean and variance of the samples, from the exact law at the start of the path."""
-    # Fewer steps than the default; the end of the path has a noise of 1/36 of the data's deviation.
-    grid = time_grid(model.schedule, 36 if sampler.order == 1 else 26, log_snr_end=9.0)
+    # The end of the path has a noise of 1/36 of the data's deviation.
+    grid = time_grid(model.schedule, steps, log_snr_end=9.0)
     return affine_law(sampler, model, grid).push(*gaussian_law(model.schedule, grid[0]))
 
 
 @lru_cache
-def _law_of_the_exact_denoiser(sampler, schedule):
-    return _law(sampler, gaussian(schedule))
+def _law_of_the_exact_denoiser(sampler, schedule, steps):
+    return _law(sampler, gaussian(schedule), steps)
 
 
 def test_the_table_holds_every_sampler():
@@ -107,36 +107,51 @@ def test_the_table_holds_every_sampler():
     assert {type(sampler) for sampler in (*SAMPLERS, *NOT_LINEAR)} == named
 
 
+@pytest.mark.parametrize("schedule", KINDS, ids=name)
+def test_every_sampler_draws_the_data(schedule):
+    for sampler in SAMPLERS:
+        mean, variance = _law(sampler, gaussian(schedule), 36 if sampler.order == 1 else 26)
+        off = 0.2 if sampler.order == 1 else 0.08 if sampler.is_stochastic else 0.04
+        off = 0.02 if isinstance(sampler, ODE) and sampler.order > 1 else off
+        assert float((mean - MEAN) / STD) == pytest.approx(0.0, abs=off), sampler
+        assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_every_sampler_draws_the_data(schedule, prediction):
+def test_of_every_prediction_they_draw_the_same(schedule, prediction):
+    """To the last digits, on a grid of few times over the whole path, as long as any sampler's memory."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     with torch.no_grad():
         for sampler in SAMPLERS:
-            mean, variance = _law(sampler, model)
-            off = 0.2 if sampler.order == 1 else 0.08 if sampler.is_stochastic else 0.04
-            off = 0.02 if isinstance(sampler, ODE) and sampler.order > 1 else off
-            assert float((mean - MEAN) / STD) == pytest.approx(0.0, abs=off), sampler
-            assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
-            # and it is the law that the exact denoiser itself gives, to the last digits
-            closed = _law_of_the_exact_denoiser(sampler, schedule)
-            torch.testing.assert_close((mean, variance), closed, rtol=1e-6, atol=1e-7)
+            closed = _law_of_the_exact_denoiser(sampler, schedule, 7)
+            torch.testing.assert_close(_law(sampler, model, 7), closed, rtol=1e-6, atol=1e-7)
+
+
+def _start_and_noise(schedule, steps, rows):
+    """A grid, and a start in the law of the path there: 128 independent numbers a row."""
+    grid, noise = time_grid(schedule, steps, log_snr_end=9.0), Noise(0, torch.arange(rows), (128,), F64)
+    mean, variance = gaussian_law(schedule, grid[0])
+    return mean + variance.sqrt() * noise.initial(), grid, noise
+
+
+@pytest.mark.parametrize("schedule", KINDS, ids=name)
+def test_samplers_that_are_not_linear_draw_the_data(schedule):
+    """2560 numbers: the standard errors of the mean and of the deviation are 2 % and 1.4 %; three of them, and 1 %."""
+    for sampler in (PredictorCorrector(), AdaptiveSDE(tolerance=0.02)):
+        x = sampler.sample(gaussian(schedule), *_start_and_noise(schedule, 96, 20))
+        assert float((x.mean() - MEAN) / STD) == pytest.approx(0.0, abs=0.07), sampler
+        assert float(x.std() / STD) == pytest.approx(1.0, abs=0.05), sampler
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_samplers_that_are_not_linear(schedule, prediction):
-    """As many independent numbers as make the mean and the deviation of the samples sure to 2 %."""
+def test_of_every_prediction_samplers_that_are_not_linear_draw_the_same(schedule, prediction):
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
-    grid = time_grid(schedule, 12, log_snr_end=9.0)
-    noise = Noise(0, torch.arange(20), (128,), F64)
-    mean, variance = gaussian_law(schedule, grid[0])
-    x_1 = mean + variance.sqrt() * noise.initial()
+    given = _start_and_noise(schedule, 7, 2)
     with torch.no_grad():
         for sampler in NOT_LINEAR:
-            x, closed = (sampler.sample(denoiser, x_1, grid, noise) for denoiser in (model, gaussian(schedule)))
-            assert float((x.mean() - MEAN) / STD) == pytest.approx(0.0, abs=0.1), sampler
-            assert float(x.std() / STD) == pytest.approx(0.9, abs=0.2), sampler
+            x, closed = (sampler.sample(denoiser, *given) for denoiser in (model, gaussian(schedule)))
             torch.testing.assert_close(x, closed, rtol=1e-5, atol=1e-5)
 
 

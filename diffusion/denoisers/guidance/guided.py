@@ -39,6 +39,21 @@ class Interval:
                 f"guidance interval: found {self.low} to {self.high}; needs 0 <= low < high (sigma / alpha)"
             )
 
+    @classmethod
+    def of(cls, ends: Any) -> Interval:
+        """The interval of two ends, numbers of any library.
+
+        Raises:
+            UserError: For anything else.
+        """
+        try:
+            low, high = (float(end) for end in ends)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"guidance_interval: found {ends!r}; needs two numbers, low and high (sigma / alpha)"
+            ) from None
+        return cls(low, high)
+
     def holds(self, schedule: Schedule, t: Float[Tensor, " *b"]) -> Bool[Tensor, " *b"]:
         """Whether each time is within."""
         level = torch.exp(-0.5 * schedule.log_snr(t))
