@@ -2,7 +2,7 @@
 
     import diffusion
 
-    model = diffusion.load("pretrained:digits")
+    model = diffusion.train("digits")                                        # or diffusion.load("pretrained:digits")
     images = diffusion.sample(model, 16, sampler="ode", seed=0)              # (16, 1, 8, 8) in [-1, 1]
     estimate = diffusion.log_likelihood(model, images_uint8, method="ode")   # bits/dim with interval, kind, protocol
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .likelihood.measure import log_density, log_likelihood
     from .model import load
     from .sampling import sample
+    from .training import ema
+    from .training.fit import train
 
 _HOME = {
     "edit": "encoding",
@@ -29,14 +31,21 @@ _HOME = {
     "sample": "sampling",
     "log_density": "likelihood.measure",
     "log_likelihood": "likelihood.measure",
+    "train": "training.fit",
 }
-_ROOMS = ("baselines", "data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules")
+_MODULES = {
+    name: name
+    for name in (
+        "baselines", "data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules",
+    )
+} | {"ema": "training.ema"}  # fmt: skip
 
 __all__ = [
     "baselines",
     "data",
     "denoisers",
     "edit",
+    "ema",
     "encode",
     "interpolate",
     "likelihood",
@@ -49,14 +58,15 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     raise AttributeError(f"module 'diffusion' has no attribute '{name}'")
 
 

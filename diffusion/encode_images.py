@@ -26,7 +26,7 @@ _STRIP = 8
 def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
     """Write the noise of images as an npz, and tell how near they come back; returns the exit code.
 
-    The file has `noise` (n, *shape), what `diffusion.sample` takes as `x_1`, and `record`, how it was made, as JSON.
+    The file has `noise` (n, *shape), what `diffusion.sample` takes as `noise`, and `record`, how it was made, as JSON.
     """
     model = _of_images(model, record, "--encode")
     if options.interpolate:
@@ -39,7 +39,7 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
     x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
     settings = _plain(record)
     noise = encode(model, x, **settings)
-    back = model.sample(len(x), x_1=noise, **settings).cpu()
+    back = model.sample(len(x), noise=noise, **settings).cpu()
     with atomic.writer(path) as file:
         text = json.dumps(asdict(made))
         np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))

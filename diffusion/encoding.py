@@ -60,10 +60,10 @@ def encode(
     log_snr_end: Any = None,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
-    """The noise x_1 from which a deterministic sampler draws `x`.
+    """The noise from which a deterministic sampler draws `x`.
 
-    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, x_1=encode(...))` is x again, but for the
-    error of the solver.
+    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, noise=encode(...))` is x again, but for
+    the error of the solver.
 
     Args:
         model: A denoiser, or a diffusion model.
@@ -193,10 +193,10 @@ def interpolate(
     shape = _denoiser_of(model, "interpolate").shape
     x_a, x_b = (real_data(name, tensor_of(name, x)[None], shape) for name, x in (("x_a", x_a), ("x_b", x_b)))
     ends = torch.cat((x_a, x_b.to(x_a)))
-    x_1 = encode(model, ends, sampler, **options)
-    u = torch.linspace(0, 1, n, dtype=torch.float64, device=x_1.device)
-    arc = slerp(x_1[:1].expand(n, *x_1.shape[1:]), x_1[1:].expand(n, *x_1.shape[1:]), u)
-    return sample(model, n, sampler, x_1=arc, **options)
+    noise = encode(model, ends, sampler, **options)
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=noise.device)
+    arc = slerp(noise[:1].expand(n, *noise.shape[1:]), noise[1:].expand(n, *noise.shape[1:]), u)
+    return sample(model, n, sampler, noise=arc, **options)
 
 
 @outside_inference_mode

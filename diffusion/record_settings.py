@@ -60,7 +60,7 @@ _CHECKS: Mapping[str, _Check] = {
     ),
 }  # fmt: skip
 # What `sample` takes besides, which no command line sets.
-_NEVER = ("n", "seed", "start", "batch_size", "x_1", "callback", "progress", "moments", "model")
+_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
 _FIELD = _any_of(_number, _text, lambda value: isinstance(value, bool))  # of a sampler, by --option
 
 

@@ -124,7 +124,7 @@ def grid_for(
         return own
     if grid is not None and not isinstance(grid, str):
         return checked_grid(denoiser.schedule, grid)
-    steps = sampler.default_steps if steps is None else whole_number("steps", steps, 1)
+    steps = whole_number("steps", _steps_for(sampler, steps), 1)
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)
     if log_snr_end is None and sampler.is_adaptive:
@@ -133,6 +133,14 @@ def grid_for(
         grid = sampler.default_grid
         log_snr_end = later_end(grid, steps) if log_snr_end is None else log_snr_end
     return time_grid(denoiser.schedule, steps, grid, log_snr_end)
+
+
+def _steps_for(sampler: Sampler, steps: int | None) -> int:
+    """The steps of a call, of its sampler, or by default."""
+    if None not in (steps, sampler.steps) and steps != sampler.steps:
+        raise UserError(f"steps: found {steps}, and {sampler.steps} in the sampler; give one of them")
+    given = sampler.steps if steps is None else steps
+    return sampler.default_steps if given is None else given
 
 
 def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
@@ -154,7 +162,7 @@ def sample(
     label: Any = None,
     guidance: Any = 1.0,
     guidance_interval: Any = None,
-    x_1: Any = None,
+    noise: Any = None,
     dtype: Any = None,
     tolerance: Any = None,
     method: str | None = None,
@@ -173,9 +181,11 @@ def sample(
     Args:
         model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
         n: The number of samples.
-        sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler;
-            by default `abm` for diffusion models, or `ode` where a tolerance or a method is given.
-        steps: Intervals of the grid; by default 20 of `abm`, 50 of others; an adaptive solver chooses its own.
+        sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler
+            with its settings, `samplers.DDIM(steps=50, eta=0.0)`; by default `abm` for diffusion models, or `ode` where
+            a tolerance or a method is given.
+        steps: Intervals of the grid; by default those of the sampler, or 20 of `abm`, 50 of others; an adaptive solver
+            chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The noise dial (ddim, sde, euler-maruyama).
         grid: How the steps are placed (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
@@ -185,9 +195,9 @@ def sample(
             too.
         guidance: Classifier-free guidance; 1 is off.
         guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
-        x_1: Starting states at the grid's first time, shape (n, *shape), in place of drawn ones (normals times the
-            standard deviation of the path there).
-        dtype: Of the solver's state, float32 or float64, also by name; of `x_1` by default, or float32.
+        noise: The starting noise, shape (n, *shape), at the grid's first time, in place of drawn noise (normals times
+            the standard deviation of the path there).
+        dtype: Of the solver's state, float32 or float64, also by name; of `noise` by default, or float32.
         tolerance: Of an adaptive solver (ode).
         method: Of torchdiffeq (ode).
         batch_size: Samples drawn at once, 256 by default.
@@ -211,6 +221,8 @@ def sample(
         UserError: For anything that the sampler or the model does not take; `SolverError` for samples that are not
             finite.
     """
+    if "x_1" in options:
+        raise UserError("x_1: is not known; the starting noise is given as noise=")
     n, seed, start = whole_number("n", n, 1), seed_number(seed), whole_number("start", start, 0)
     check_rows(start, n)
     check_callable("callback", callback)
@@ -224,7 +236,7 @@ def sample(
         given = dict(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
             guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
-            x_1=x_1, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
+            noise=noise, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
             progress=progress, cond=cond, cond_null=cond_null, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
@@ -237,15 +249,18 @@ def sample(
         sampler = unnamed_sampler(DEFAULT_SAMPLER, {"tolerance": tolerance, "method": method})
     if isinstance(sampler, str):
         sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
-    elif eta is not None or tolerance is not None or method is not None or options:
-        raise UserError("eta, tolerance, method: are fields of the sampler; set them where it is made")
     elif not isinstance(sampler, Sampler):
-        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
-    if x_1 is not None:
-        x_1 = real_data("x_1", x_1, model.shape)
-        if len(x_1) != n:
-            raise UserError(f"x_1: found shape {tuple(x_1.shape)}; must be {(n, *model.shape)}")
-    dtype = dtype or (x_1.dtype if x_1 is not None else torch.float32)
+        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else f"a {type(sampler).__name__}"
+        raise UserError(f"sampler: found {found}; needs a name or a sampler, e.g. samplers.DDIM(steps=50)")
+    else:
+        options = {"eta": eta, "tolerance": tolerance, "method": method, **options}
+        if beside := [name for name, value in options.items() if value is not None]:
+            raise UserError(f"{', '.join(beside)}: fields of the sampler; set them where it is made")
+    if noise is not None:
+        noise = real_data("noise", noise, model.shape)
+        if len(noise) != n:
+            raise UserError(f"noise: found shape {tuple(noise.shape)}; must be {(n, *model.shape)}")
+    dtype = dtype or (noise.dtype if noise is not None else torch.float32)
 
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
     if cond is None and several and not model.num_classes:
@@ -283,10 +298,10 @@ def sample(
     with torch.no_grad(), evaluation_mode(model):
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
-            noise = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
-            x = noise.initial() * prior_std if x_1 is None else x_1[rows].to(device=device, dtype=dtype)
+            draws = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
+            x = draws.initial() * prior_std if noise is None else noise[rows].to(device=device, dtype=dtype)
             of_rows = None if condition is None else condition[rows].to(device)
-            along = sampler.noise_along(noise, model.schedule, times)
+            along = sampler.noise_along(draws, model.schedule, times)
             made = sampler.sample(denoiser, x, times, along, of_rows, callback)
             if not bool(torch.isfinite(made).all()):
                 raise SolverError(_not_finite(sampler, denoiser, x, times, along, of_rows, guidance))

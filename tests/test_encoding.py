@@ -38,7 +38,7 @@ def test_gaussian_data_have_the_noise_of_the_closed_form_and_come_back(sampler):
     truth = alpha * MODEL.mean + torch.sqrt((alpha * MODEL.std) ** 2 + sigma**2) / MODEL.std * (x - MODEL.mean)
     allowed = 0.06 if sampler.order == 1 else 0.004
     assert rms(x_1 - truth) < allowed
-    assert rms(diffusion.sample(MODEL, 16, sampler, steps=60, x_1=x_1) - x) < allowed
+    assert rms(diffusion.sample(MODEL, 16, sampler, steps=60, noise=x_1) - x) < allowed
 
 
 @pytest.mark.parametrize("schedule", [EDM(), Rectified()], ids=lambda s: type(s).__name__)
@@ -48,7 +48,7 @@ def test_any_grid_is_walked_back(schedule, grid):
     model = Gaussian(torch.zeros(2, dtype=F64), 0.7, schedule)
     options = {"sampler": ODE("rk4"), "steps": 20, "grid": grid}
     x = model.draw(8, seed=2)
-    back = diffusion.sample(model, 8, x_1=diffusion.encode(model, x, **options), **options)
+    back = diffusion.sample(model, 8, noise=diffusion.encode(model, x, **options), **options)
     assert rms(back - x) < 5e-3
 
 
@@ -58,7 +58,7 @@ def test_a_mixture_comes_back():
     x = model.draw(64, seed=3)
     for sampler, allowed in ((ODE(tolerance=1e-5), 3e-3), (Adams(), 2e-2)):
         x_1 = diffusion.encode(model, x, sampler, steps=50, batch_size=40)
-        assert rms(diffusion.sample(model, 64, sampler, steps=50, x_1=x_1) - x) < allowed
+        assert rms(diffusion.sample(model, 64, sampler, steps=50, noise=x_1) - x) < allowed
         assert abs(float(x_1.std()) - 1) < 0.15
 
 

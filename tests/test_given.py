@@ -215,8 +215,8 @@ def test_rows_are_numbered_by_any_library():
 
 def test_arrays_lists_and_words_are_taken_as_meant():
     assert torch.equal(draw(PLANE, np.int64(3)), draw(PLANE, 3))
-    for x_1 in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
-        torch.testing.assert_close(draw(PLANE, 3, x_1=x_1).float(), draw(PLANE, 3, x_1=X))
+    for noise in (X.numpy(), X.tolist(), X.clone().requires_grad_(), X.T.contiguous().T, X.double()):
+        torch.testing.assert_close(draw(PLANE, 3, noise=noise).float(), draw(PLANE, 3, noise=X))
     for word in ("float64", "torch.float64", "double", np.float64, torch.float64):
         assert draw(PLANE, 1, dtype=word).dtype == torch.float64
     times = np.linspace(1, 0, 5)
@@ -241,8 +241,8 @@ REFUSED = [
     ("steps", lambda: sample(PLANE, 1, "ddim", steps="5")),
     ("batch_size", lambda: draw(PLANE, 1, batch_size=1.5)),
     ("dtype", lambda: draw(PLANE, 1, dtype="float16")),
-    ("x_1", lambda: draw(PLANE, 3, x_1=X * float("nan"))),
-    ("x_1", lambda: draw(PLANE, 3, x_1="noise")),
+    ("noise", lambda: draw(PLANE, 3, noise=X * float("nan"))),
+    ("noise", lambda: draw(PLANE, 3, noise="noise")),
     ("guidance", lambda: draw(denoiser(Net(), num_classes=3), 1, label=1, guidance="2")),
     ("label", lambda: draw(denoiser(Net(), num_classes=3), 1, label=0.7)),
     ("label", lambda: draw(denoiser(Net(), num_classes=3), 1, label=True)),
@@ -271,8 +271,8 @@ REFUSED = [
     ("size", lambda: draw(LABELLED, 1, size=8.5)),
     ("callback", lambda: draw(PLANE, 1, callback="print")),
     ("progress", lambda: log_density(PLANE, X, progress=3)),
-    ("x_1", lambda: draw(PLANE, 3, x_1=torch.zeros(3, 2, device="meta"))),
-    ("x_1", lambda: draw(PLANE, 3, x_1=torch.zeros(3, 2).to_sparse())),
+    ("noise", lambda: draw(PLANE, 3, noise=torch.zeros(3, 2, device="meta"))),
+    ("noise", lambda: draw(PLANE, 3, noise=torch.zeros(3, 2).to_sparse())),
     ("label", lambda: draw(LABELLED, 1, label=float("inf"))),
     ("indices", lambda: log_likelihood(LEVELS, IMAGES, indices=[0, -1])),
     ("indices", lambda: log_likelihood(LEVELS, IMAGES, indices=[0.5, 1])),
@@ -390,7 +390,7 @@ def test_inference_mode_is_as_no_grad():
         lambda: draw(ClassifierGuided(images, Classifier(), 2), 2, label=1),
         lambda: log_density(PLANE, X + 0.0).log_prob,
         lambda: log_likelihood(LEVELS, IMAGES + 0, tolerance=1e-2).log_prob,
-        lambda: sample(PLANE, 3, x_1=X * 1.0),
+        lambda: sample(PLANE, 3, noise=X * 1.0),
     ]
     for call in calls:
         with torch.inference_mode():

@@ -104,8 +104,8 @@ ALLOWED = {
     ),
     "training": Allowed(
         "errors storage atomic full_disk random run_lock runs model_files checkpoint_files config data devices "
-        "denoisers experiment families likelihood model objectives pictures preflight processes samplers sampling "
-        "stopped_runs baselines evaluations",
+        "denoisers experiment families likelihood model objectives pictures preflight processes resume samplers "
+        "sampling stopped_runs baselines evaluations",
         "torch lightning wandb tqdm",
     ),
     "cli": Allowed(

@@ -23,7 +23,7 @@ from diffusion.schedules import VP
 SIGNATURES = {
     "load": ({"path_or_name"}, {}),
     "sample": (
-        {"model", "n", "steps", "grid", "label", "guidance", "x_1"},
+        {"model", "n", "steps", "grid", "label", "guidance", "noise"},
         {"sampler": "abm", "seed": 0, "eta": None, "dtype": None},
     ),
     "log_likelihood": ({"model", "images_uint8"}, {"method": "ode"}),

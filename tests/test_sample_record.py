@@ -219,7 +219,7 @@ HOSTILE = [
         ("grid", [1, 2, "a"]), ("grid", 5), ("eta", [1]), ("eta", float("nan")), ("interpolate", 3),
         ("interpolate", ["a"]), ("guidance", float("nan")), ("guidance_interval", [1]), ("dtype", "nn"),
         ("size", [1, 2, 3]), ("numbers", [float("inf")]), ("label", True), ("label", [1]), ("order", {}),
-        ("sampler", "dimm"), ("__class__", "x"), ("callback", "x"), ("x_1", [1]),
+        ("sampler", "dimm"), ("__class__", "x"), ("callback", "x"), ("noise", [1]),
     )),
 ]  # fmt: skip
 

@@ -113,7 +113,7 @@ def test_the_ode_of_a_gaussian_is_its_affine_map(schedule):
     denoiser = laws.gaussian(schedule)
     grid = time_grid(schedule, 50, log_snr_end=float("inf"))
     x_1 = schedule.prior_std * laws.seeded(20, 1)
-    x = diffusion.sample(denoiser, 20, x_1=x_1, tolerance=1e-7)
+    x = diffusion.sample(denoiser, 20, noise=x_1, tolerance=1e-7)
     assert x.dtype == torch.float64, "of the starting noise"
     at_end = laws.probability_flow(schedule, x_1, grid[0], grid[-2])
     expected = denoiser(at_end, grid[-2])
@@ -122,12 +122,15 @@ def test_the_ode_of_a_gaussian_is_its_affine_map(schedule):
 
 def test_given_noise_takes_the_place_of_drawn(network):
     x_1 = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    first = diffusion.sample(network, 5, "ddim", steps=3, x_1=x_1, seed=0)
-    assert torch.equal(diffusion.sample(network, 5, "ddim", steps=3, x_1=x_1, seed=1), first)
-    parts = diffusion.sample(network, 5, "ddim", steps=3, x_1=x_1, batch_size=2)
+    first = diffusion.sample(network, 5, "ddim", steps=3, noise=x_1, seed=0)
+    assert torch.equal(diffusion.sample(network, 5, "ddim", steps=3, noise=x_1, seed=1), first)
+    parts = diffusion.sample(network, 5, "ddim", steps=3, noise=x_1, batch_size=2)
     assert torch.allclose(parts, first, atol=1e-4)
-    with pytest.raises(UserError, match=r"x_1: found shape \(5, 1, 8, 8\); must be \(4, 1, 8, 8\)"):
-        diffusion.sample(network, 4, "ddim", x_1=x_1)
+    with pytest.raises(UserError, match=r"noise: found shape \(5, 1, 8, 8\); must be \(4, 1, 8, 8\)"):
+        diffusion.sample(network, 4, "ddim", noise=x_1)
+    for model in (network, network.denoiser):
+        with pytest.raises(UserError, match="x_1: is not known; the starting noise is given as noise="):
+            diffusion.sample(model, 5, "ddim", x_1=x_1)
 
 
 @pytest.mark.parametrize("schedule", [VP(), EDM()], ids=laws.name)
@@ -223,10 +226,10 @@ def test_guided_samples_of_gaussians_are_affine_in_the_noise(weight):
     schedule = VP()
     denoiser = ClassGaussians((0.9, -0.3), (0.4, 0.4), schedule)
     x_1 = laws.seeded(30, 1)
-    guided = diffusion.sample(denoiser, 30, label=0, guidance=weight, x_1=x_1, tolerance=1e-7)
+    guided = diffusion.sample(denoiser, 30, label=0, guidance=weight, noise=x_1, tolerance=1e-7)
     mean = -0.3 + weight * (0.9 + 0.3)
     expected = diffusion.sample(
-        exact.Gaussian(laws.f64([mean]), laws.f64([0.4]), schedule), 30, x_1=x_1, tolerance=1e-7
+        exact.Gaussian(laws.f64([mean]), laws.f64([0.4]), schedule), 30, noise=x_1, tolerance=1e-7
     )
     assert torch.allclose(guided, expected, atol=1e-4)
 
@@ -253,3 +256,58 @@ def test_drawing_leaves_the_model_as_it_was(network):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in denoiser.parameters())
     network.denoiser.eval()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "options"),
+    [
+        (samplers.DDIM(steps=7, eta=0.5), "ddim", {"steps": 7, "eta": 0.5}),
+        (samplers.Heun(steps=4), "heun", {"steps": 4}),
+        (samplers.ExponentialSDE(eta=0.5, steps=6), "sde", {"steps": 6, "eta": 0.5}),
+        (samplers.ODE("rk4", steps=5), "ode", {"steps": 5, "method": "rk4"}),
+        (samplers.Ancestral(variance="upper", steps=5), "ancestral", {"steps": 5, "variance": "upper"}),
+        (samplers.DPMSolver2(), "dpm-solver-2", {}),
+    ],
+)
+def test_a_sampler_with_its_settings_draws_what_its_name_and_options_draw(network, sampler, name, options):
+    for model in (network.denoiser, laws.gaussian(VP())):
+        drawn = diffusion.sample(model, 2, sampler=sampler, seed=3)
+        assert torch.equal(drawn, diffusion.sample(model, 2, sampler=name, seed=3, **options))
+    assert torch.equal(diffusion.sample(network, 2, sampler=sampler), diffusion.sample(network, 2, name, **options))
+
+
+def test_every_sampler_takes_its_steps_and_is_kept_by_its_settings_alone():
+    for name in samplers.names():
+        sampler = samplers.build(name, steps=4)
+        assert sampler.steps == 4
+        assert repr(sampler) == repr(samplers.build(name)), "by which tuned grids are kept"
+        assert sampler.settings == samplers.build(name).settings
+        assert "steps" not in sampler.settings
+    for around in (
+        samplers.SDEdit(torch.zeros(1), 0.0, samplers.Heun(steps=4)),
+        samplers.RePaint(torch.zeros(1), torch.ones(1, dtype=torch.bool), samplers.Ancestral(steps=4)),
+    ):
+        assert around.default_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sampler": samplers.DDIM(steps=5), "steps": 6}, "steps: found 6, and 5 in the sampler"),
+        ({"sampler": samplers.DDIM(steps=0)}, "steps: found 0; must be at least 1"),
+        ({"sampler": samplers.DDIM}, "sampler: found the class DDIM; needs a name or a sampler"),
+        ({"sampler": 3}, "sampler: found a int; needs a name or a sampler"),
+        ({"sampler": None}, "sampler: found a NoneType; needs a name or a sampler"),
+        ({"sampler": samplers.DDIM(), "eta": 0.5}, "eta: fields of the sampler; set them where it is made"),
+        ({"sampler": samplers.DDIM(), "etta": 0.5}, "etta: fields of the sampler"),
+    ],
+)
+def test_samplers_that_are_none_or_are_told_twice_are_refused(options, told):
+    with pytest.raises(UserError, match=told) as error:
+        diffusion.sample(laws.gaussian(VP()), 2, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_steps_of_a_sampler_are_a_whole_number():
+    with pytest.raises(UserError, match=r"steps: found True; must be a whole number"):
+        samplers.DDIM(steps=True)

@@ -68,7 +68,7 @@ class Cell:
         """What the sampler is by default, in words; `fitted` is what the model and the way of fitting make it."""
         if self.sampler == FITTED:
             return {"fit": FITTED_NOW}
-        return {key: str(value) for key, value in vars(build(self.sampler, tolerance=self.tolerance)).items()}
+        return {key: str(value) for key, value in build(self.sampler, tolerance=self.tolerance).settings.items()}
 
 
 @dataclass(frozen=True)

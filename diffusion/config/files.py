@@ -6,7 +6,7 @@ In files a key is written `steps` below `trainer`, or in full, `trainer.steps`, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ SECTIONS: dict[str, type[Section]] = {section.section: type(section) for section
 KEYS: list[str] = [name for name in Config.model_fields if name not in SECTIONS] + [
     section.key(name) for section in SECTIONS.values() for name in section.model_fields
 ]
-COMMAND_LINE = "on the command line"
+COMMAND_LINE, CALL = "on the command line", "in the call"
 
 
-def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(config: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Read a configuration file.
 
     Args:
         config: Its path, or its bare name in ./configs or in the configs folder of the repository or of the installed
             package. It names the run, where the file does not.
-        overrides: `key=value` each, the last one of a key wins, e.g. `trainer.steps=1000`.
+        overrides: `key=value` each, the last one of a key wins, e.g. `trainer.steps=1000`; or values as in a file,
+            `{"trainer": {"steps": 1000}}` or `{"trainer.steps": 1000}`.
 
     Raises:
         UserError: For a file that is missing or not YAML, for unknown keys (all of them at once) and for wrong values.
@@ -45,7 +46,10 @@ def load_config(config: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_config(
-    text: str, overrides: Iterable[str] = (), source: str = "the configuration", name: str | None = None
+    text: str,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    source: str = "the configuration",
+    name: str | None = None,
 ) -> Config:
     """Read a configuration from YAML text.
 
@@ -60,11 +64,12 @@ def parse_config(
     """
     values = _flatten(_read(text, source), source)
     unknown = [_unknown_key(key, f"in {source}") for key in values if key not in KEYS]
-    for override in overrides:
-        key, value = split_override(override)
-        if key not in KEYS:
-            unknown.append(_unknown_key(key, COMMAND_LINE))
-        values[key] = _value(value, key)
+    if isinstance(overrides, Mapping):
+        where, given = CALL, _flatten(dict(overrides), CALL.removeprefix("in "))
+    else:
+        where, given = COMMAND_LINE, {key: _value(value, key) for key, value in map(split_override, overrides)}
+    unknown += [_unknown_key(key, where) for key in given if key not in KEYS]
+    values |= given
     if unknown:
         raise UserError(" ".join(unknown))
     values.setdefault("name", name)

@@ -186,7 +186,7 @@ class DiffusionModel(TrainedModel):
             where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
             times = grid_for(self.denoiser, sampler, *where)
             given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
-        return {**defaults, **vars(sampler), **given}
+        return {**defaults, **sampler.settings, **given}
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What is tuned, a grid or a sampler, as numbers: a picture's record does not depend on what is cached."""

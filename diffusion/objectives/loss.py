@@ -27,8 +27,12 @@ from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import reals
 from ..errors import UserError
 from ..schedules.forward_process import diffuse
-from .time_sampling import TimeDistribution
+from .time_sampling import TimeDistribution, evenly_spaced
 from .weightings import Weighting
+
+# Of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the whole
+# gradient, which is clipped, is the network's.
+SCHEDULE_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Losses:
         weighted: The training loss, w / p ||eps - eps_hat||^2 / D.
         eps_error: ||eps - eps_hat||^2 / D, unweighted.
         log_snr: The log-SNR at which each was measured.
-        schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2; to be added to
-            `weighted` in training. Without gradient where the schedule is fixed.
+        schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2. Without gradient
+            where the schedule is fixed.
     """
 
     weighted: Tensor
@@ -48,10 +52,17 @@ class Losses:
     log_snr: Tensor
     schedule: Tensor
 
+    def mean(self) -> Tensor:
+        """The loss to minimise, a scalar: the mean of `weighted`, with the gradient of a learned schedule."""
+        return self.weighted.mean() + SCHEDULE_SCALE * self.schedule.mean()
+
 
 @dataclass(frozen=True)
 class Objective:
     """A weighting and a distribution of times.
+
+        loss = Objective(weighting("elbo", schedule), time_distribution("log-snr"))
+        loss(denoiser, x).mean().backward()
 
     Args:
         weighting: w(lambda), see `weightings.weighting`.
@@ -65,23 +76,33 @@ class Objective:
         self,
         denoiser: Denoiser,
         x: Any,
-        u: Any,
-        eps: Any,
+        u: Any = None,
+        eps: Any = None,
         cond: Any = None,
+        generator: torch.Generator | None = None,
     ) -> Losses:
-        """The losses of clean data x at the times of u with the noise eps.
+        """The losses of clean data x at random times, with random noise; both can be given.
 
         Args:
             denoiser: The denoiser in training.
-            x: Clean data, shape (B, *shape).
-            u: Uniforms in (0, 1) that choose the times, float64 (B,).
-            eps: Standard normals of the shape of x.
-            cond: Class labels, shape (B,), or None.
+            x: Clean data, shape (B, *shape); images in [-1, 1].
+            u: Uniforms in (0, 1) that choose the times, float64 (B,); by default drawn, evenly spaced over the batch
+                with one common shift (`draw_u`).
+            eps: Standard normals of the shape of x; by default drawn.
+            cond: Class labels, shape (B,), a network's own condition, or None.
+            generator: What draws; torch's own, of x's device, by default.
 
         Raises:
             UserError: For levels in place of real numbers, shapes that do not agree, and a u that is not in (0, 1).
         """
-        x, eps = reals("x", x), reals("eps", eps)
+        x = reals("x", x)
+        where = x.device if generator is None else generator.device
+        if u is None:
+            shift = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
+            u = evenly_spaced(shift, torch.arange(len(x), device=where), len(x)).to(x.device)
+        if eps is None:
+            eps = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
+        eps = reals("eps", eps)
         if eps.shape != x.shape or u.shape != x.shape[:1]:
             raise UserError(
                 f"x, u, eps: found shapes {tuple(x.shape)}, {tuple(u.shape)} and {tuple(eps.shape)}; "

@@ -137,4 +137,9 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
     if not stratified:
         return random.uniform(seed, positions, step, (), random.STREAM_TRAIN_TIME, torch.float64)
     shift = random.uniform(seed, torch.zeros_like(positions[:1]), step, (), random.STREAM_TRAIN_TIME, torch.float64)
+    return evenly_spaced(shift, positions, batch_size)
+
+
+def evenly_spaced(shift: Tensor, positions: Tensor, batch_size: int) -> Tensor:
+    """Uniforms of a batch, 1 / batch_size apart, that one uniform shifts (VDM, arXiv 2107.00630, app. I.1)."""
     return (shift + positions.to(torch.float64) / batch_size) % 1.0

@@ -69,8 +69,8 @@ def build(name: str, **options: object) -> Sampler:
 
     Args:
         name: One of `names()`.
-        options: Fields of the sampler, e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and `tolerance=` (ode),
-            `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
+        options: Fields of the sampler: `steps=`, and e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and
+            `tolerance=` (ode), `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
             None stands for the sampler's own default.
 
     Raises:
@@ -81,8 +81,7 @@ def build(name: str, **options: object) -> Sampler:
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in accepted:
-            options_of = ", ".join(accepted) or "no options"
-            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {options_of}")
+            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(accepted)}")
     if isinstance(given.get("eta"), str) and not issubclass(cls, NoiseDial):
         raise UserError(f"eta: found '{given['eta']}'; sampler '{name}' takes a number")
     return cls(**given)

@@ -124,7 +124,7 @@ class _Walk:
         end = torch.where(whole, torch.full_like(left, stop), start + self.h[rows])
         middle = 0.5 * (start + end)
         t, m, s = (schedule.inverse_log_snr(log_snr) for log_snr in (start, middle, end))
-        half, full = self.sampler.steps(schedule, t, m), self.sampler.steps(schedule, t, s)
+        half, full = self.sampler.linear_part(schedule, t, m), self.sampler.linear_part(schedule, t, s)
         (alpha, sigma), (alpha_m, _) = schedule(s), schedule(m)
         x, x_hat = self.x[there], self.x_hat[there]
         point_m, point_s = (torch.maximum(self._point(log_snr), self.point[rows]) for log_snr in (middle, end))

@@ -18,13 +18,13 @@ from ..errors import UserError, choose
 from ..schedules import Schedule
 from ..schedules.forward_process import posterior, variance_for_unit_data
 from .analytic_variance import Moments
-from .sampler import Coefficients, LinearSampler, check_fields
+from .sampler import Coefficients, LinearSampler, WithSteps, check_fields
 
 VARIANCES = ("lower", "upper", "analytic")
 
 
 @dataclass(frozen=True)
-class Ancestral(LinearSampler):
+class Ancestral(WithSteps, LinearSampler):
     """x_s ~ q(x_s | x_t, x_hat).
 
     Args:

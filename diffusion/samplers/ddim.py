@@ -14,11 +14,11 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import posterior
-from .sampler import Coefficients, LinearSampler, check_fields
+from .sampler import Coefficients, LinearSampler, WithSteps, check_fields
 
 
 @dataclass(frozen=True)
-class DDIM(LinearSampler):
+class DDIM(WithSteps, LinearSampler):
     """x_s = alpha_s x_hat + sqrt(sigma_s^2 - c^2) eps_hat + c z,  c = eta times the posterior deviation (eq. 12, 16).
 
     eta = 0 is Euler's method for the probability-flow ODE in the variables x / alpha and sigma / alpha; eta = 1 is

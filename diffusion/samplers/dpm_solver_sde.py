@@ -58,7 +58,7 @@ class DPMSolverSDE(NoiseDial, RowSampler):
     def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Any, ...]]:
         """(t, m, s), then the factors (x_t, x_hat, noise) to m, then those (x_t, x_hat, that at m, noises) to s."""
         t, m, s = times[:-1], self._middles(schedule, times), times[1:]
-        first, second, whole = (self.steps(schedule, *ends) for ends in ((t, m), (m, s), (t, s)))
+        first, second, whole = (self.linear_part(schedule, *ends) for ends in ((t, m), (m, s), (t, s)))
         weight_m = -schedule(m)[0] * torch.expm1(-first.decay)
         weight_s = -schedule(s)[0] * torch.expm1(-whole.decay)
         carried = schedule(s)[1] * second.rho * first.fresh / schedule(m)[1]  # the first half's noise, at s

@@ -26,7 +26,7 @@ from ..brownian import GridNoise
 from ..errors import UserError
 from ..random import Noise
 from ..schedules import Schedule
-from .sampler import NoiseFunction, Sampler, check_fields, times_of
+from .sampler import NoiseFunction, Sampler, WithSteps, check_fields, times_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class DialSteps:
 
 
 @dataclass(frozen=True)
-class NoiseDial(Sampler):
+class NoiseDial(WithSteps, Sampler):
     """A sampler of the reverse SDE; its noise follows a Brownian path that is the same for every grid.
 
     Args:
@@ -133,7 +133,7 @@ class NoiseDial(Sampler):
         """The times between which noise is drawn: those of the grid, unless a step draws more than once."""
         return times_of(schedule, grid)
 
-    def steps(self, schedule: Schedule, t: Tensor, s: Tensor) -> DialSteps:
+    def linear_part(self, schedule: Schedule, t: Tensor, s: Tensor) -> DialSteps:
         """The linear part and the noise of the steps from `t` to `s`, which no solver approximates."""
         log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
         u = self.profile.clock(log_snr_s) - self.profile.clock(log_snr_t)

@@ -65,7 +65,7 @@ class PredictorCorrector(NoiseDial, RowSampler):
     def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor, float, float, float, float, float]]:
         """(t, s), s again as a number, the factors of x_t, x_hat and the noise, and sigma at s, of each step."""
         t, s = times[:-1], times[1:]
-        steps, (alpha, sigma) = self.steps(schedule, t, s), schedule(s)
+        steps, (alpha, sigma) = self.linear_part(schedule, t, s), schedule(s)
         numbers = (v.tolist() for v in (s, steps.keep, -alpha * torch.expm1(-steps.decay), steps.fresh, sigma))
         return list(zip(t.unbind(), s.unbind(), *numbers, strict=True))
 

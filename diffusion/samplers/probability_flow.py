@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 
 from ..errors import UserError, choose
 from ..flow import ProbabilityFlow, SolverError, adaptive_options, angle_from_noise, scale
-from .sampler import Sampler, check_fields
+from .sampler import Sampler, WithSteps, check_fields
 
 # The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are left out: the first is inexact, the
 # second is silently wrong on uneven grids.
@@ -25,7 +25,7 @@ FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}  # also th
 
 
 @dataclass(frozen=True)
-class ODE(Sampler):
+class ODE(WithSteps, Sampler):
     """The probability-flow ODE, solved by torchdiffeq.
 
     Args:

@@ -77,6 +77,10 @@ class RePaint(Sampler):
         return True
 
     @property
+    def default_steps(self) -> int:
+        return self.step.steps or super().default_steps
+
+    @property
     def evaluations_per_step(self) -> int:
         return self.resamples
 

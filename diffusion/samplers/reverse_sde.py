@@ -47,7 +47,7 @@ class ExponentialSDE(NoiseDial, RowSampler):
     def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, float, float, float]]:
         """(t, s, factor of x_t, of x_hat, of minus the last one, of the noise) of each step."""
         t, s = times[:-1], times[1:]
-        steps = self.steps(schedule, t, s)
+        steps = self.linear_part(schedule, t, s)
         weight = -schedule(s)[0] * torch.expm1(-steps.decay)
         share = torch.zeros_like(weight)  # of the difference between the last two x_hat
         if self.order == 2:

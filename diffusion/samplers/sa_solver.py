@@ -78,7 +78,7 @@ class SASolver(NoiseDial, RowSampler):
         sum_j (q_j - p_j) m_j alone, p: the weights that predicted, q: those that correct. Corrected states are never
         needed as tensors (as in `staged.Multistep`).
         """
-        steps = self.steps(schedule, times[:-1], times[1:])
+        steps = self.linear_part(schedule, times[:-1], times[1:])
         weights = self._weights(schedule, times, steps, self.predictor)
         keep = steps.keep.tolist()
         if self.corrector:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
@@ -48,6 +48,10 @@ def check_fields(sampler: Any) -> None:
     """
     for name, kind in _kinds(type(sampler)).items():
         value = getattr(sampler, name)
+        if kind == int | None:
+            if value is None:
+                continue
+            kind = int
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if kind is int and not (isinstance(value, Integral) and is_number):
             raise UserError(f"{name}: found {value!r}; must be a whole number")
@@ -93,7 +97,18 @@ class Sampler(ABC):
     Declared facts, measured by tests: `order`, the order of convergence in the largest step (of the trajectory for a
     deterministic sampler, of the law for a stochastic one), `is_stochastic`, and the evaluations of the denoiser: a
     grid of N intervals that ends in the datum costs (N - 1) evaluations_per_step + starting_evaluations + 1.
+
+    Attributes:
+        steps: The intervals of the grid that `diffusion.sample` makes for it; None for those of the call, or
+            `default_steps`.
     """
+
+    steps: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the solver by name; its steps, which belong to the grid, are not among them."""
+        return {name: value for name, value in vars(self).items() if name != "steps"}
 
     @property
     @abstractmethod
@@ -122,7 +137,7 @@ class Sampler(ABC):
 
     @property
     def default_steps(self) -> int:
-        """The steps that are taken when none are asked for."""
+        """The steps that are taken when neither the sampler nor the call says how many."""
         return 50
 
     @property
@@ -193,6 +208,20 @@ class Sampler(ABC):
         callback: Callback | None,
     ) -> Tensor:
         """Walk two or more times, none of them the datum; arguments as `sample`."""
+
+
+@dataclass(frozen=True)
+class WithSteps:
+    """The setting that the samplers of this package have beside their own: `DDIM(steps=50)`.
+
+    Args:
+        steps: As `Sampler.steps`. No part of the solver, and so not of its `repr`, by which grids are kept.
+    """
+
+    steps: int | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def is_value(thing: object) -> bool:

@@ -72,7 +72,7 @@ class SDEdit(Sampler):
 
     @property
     def default_steps(self) -> int:
-        return self.inner.default_steps
+        return self.inner.steps or self.inner.default_steps
 
     @property
     def default_grid(self) -> str:

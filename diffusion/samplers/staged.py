@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from .linear import linear, linear_
-from .sampler import RowSampler, remembered
+from .sampler import RowSampler, WithSteps, remembered
 from .variables import Nodes, Variables, step_weights
 
 
@@ -74,7 +74,7 @@ class Row:
     renoise: tuple[float, float] | None = None
 
 
-class StagedSampler(RowSampler):
+class StagedSampler(WithSteps, RowSampler):
     """A sampler that is a plan: a subclass names its variables and its stages."""
 
     @property

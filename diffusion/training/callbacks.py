@@ -1,28 +1,102 @@
-"""What a user sees of a run while it trains: progress, speed, learning rate, and grids of samples."""
+"""What happens beside the steps of a run: the average of the weights, and what a user sees of it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from .. import pictures
 from ..config import OptimizerConfig
+from ..errors import UserError
 from ..evaluations import EvaluationCount
 from ..experiment import Data
 from ..families import TrainedModel
-from .ema import EMACallback
+from .ema import Average
 from .optimization import apply_options
 from .shards import is_sharded
 from .waiting import Waiting
 from .wandb_mode import WandbMirror
+
+AVERAGE_KEY = "weight_average"  # of checkpoints
+
+
+class EMACallback(Callback):
+    """Averages the weights once per optimiser step and keeps the average under its own key of the checkpoint.
+
+    The checkpoint's `state_dict` always holds the raw weights. Validation runs on the average.
+
+    Args:
+        half_life, ramp_up: As `ema.Average`.
+        images_per_step: Images per optimiser step: batch x accumulation x processes.
+        submodule: Dotted path of the submodule to average; "" for the whole LightningModule.
+    """
+
+    def __init__(
+        self, half_life: float | int, images_per_step: int, ramp_up: float | int | None = 0.05, submodule: str = ""
+    ) -> None:
+        self.half_life = half_life
+        self.images_per_step = images_per_step
+        self.ramp_up = ramp_up
+        self.submodule = submodule
+        self._average: Average | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._step = 0
+        self._swap = ExitStack()
+
+    @property
+    def average(self) -> Average:
+        """The average, which exists from `on_fit_start` on."""
+        assert self._average is not None
+        return self._average
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here, and not in `setup`: the module has reached its device, and a checkpoint, if any, has been read.
+        self._average = Average(pl_module.get_submodule(self.submodule), self.half_life, self.ramp_up)
+        if self._restored is not None:
+            self._average.load_state_dict(self._restored)
+            self._restored = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        self.average.update(self.images_per_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._average is not None:
+            self._swap.enter_context(self._average.applied())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap.close()  # checkpoint callbacks come after every other, so what they write is raw again
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._swap.close()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._average is not None:
+            checkpoint[AVERAGE_KEY] = self._average.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if AVERAGE_KEY not in checkpoint:
+            raise UserError("the checkpoint holds no averaged weights, so this run cannot continue from it.")
+        self._restored = checkpoint[AVERAGE_KEY]
+        if self._average is not None:  # sharded weights are read after `on_fit_start`
+            self._average.load_state_dict(checkpoint[AVERAGE_KEY])
+            self._restored = None
 
 
 class Progress(Callback):
@@ -38,18 +112,16 @@ class Progress(Callback):
         self._mark = (0, 0.0)
         self._lr = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = (trainer.global_step, time.perf_counter())
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the step it is the next one's
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if self._bar is not None and step != self._bar.n:
@@ -64,15 +136,15 @@ class Progress(Callback):
             if self._bar is not None:
                 self._bar.set_postfix(self._figures(trainer), refresh=False)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._bar is None and not trainer.sanity_checking:
             figures = ", ".join(f"{name} {value}" for name, value in self._figures(trainer).items())
             print(f"step {trainer.global_step}/{trainer.max_steps}: {figures}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -81,7 +153,7 @@ class Progress(Callback):
             self._bar = None
 
     @staticmethod
-    def _figures(trainer: L.Trainer) -> dict[str, str]:
+    def _figures(trainer: Trainer) -> dict[str, str]:
         found = {"loss": "train/loss", "validation": "validation/loss"}
         metrics = trainer.callback_metrics
         return {name: f"{float(metrics[key]):.4f}" for name, key in found.items() if key in metrics}
@@ -97,7 +169,7 @@ class OptimizerOptions(Callback):
     def __init__(self, options: OptimizerConfig):
         self.options = options
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer, scheduler in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
             assert isinstance(scheduler.scheduler, torch.optim.lr_scheduler.LambdaLR)
             apply_options(optimizer, scheduler.scheduler, self.options)
@@ -116,7 +188,7 @@ class SampleGrid(Callback):
         folder: Where the pictures go, as step-<step>.png.
         model: The model in training, with its configuration.
         data: The data of the run (for the true density of a toy).
-        average: The callback that holds the averaged weights.
+        ema: The callback that holds the averaged weights.
         waiting: How the other processes wait for the main one, and how it hears of signals.
         mirror: The W&B logger, if there is one.
         compiled: Whether the network is compiled.
@@ -127,7 +199,7 @@ class SampleGrid(Callback):
         folder: Path,
         model: TrainedModel,
         data: Data,
-        average: EMACallback,
+        ema: EMACallback,
         waiting: Waiting,
         mirror: WandbMirror | None = None,
         compiled: bool = False,
@@ -135,44 +207,42 @@ class SampleGrid(Callback):
         self.folder = folder
         self.model = model
         self.data = data
-        self.average = average
+        self.ema = ema
         self.waiting = waiting
         self.mirror = mirror
         self.compiled = compiled
         self._drawn = -1
         self._starting = False
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._starting = True
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._starting:  # and not in `on_train_start`, when signals are not heard yet
             self._starting = False
             if trainer.global_step and not trainer.strategy.broadcast(self._path(trainer.global_step).exists()):
                 self._draw_if_due(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._draw_if_due(trainer, pl_module)
 
-    def _draw_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _draw_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = self.model.config
         step, every = trainer.global_step, config.trainer.sample_every
         if not every or step % every or step == self._drawn:
             return
         self._drawn = step
         if is_sharded(pl_module):
-            self.model.module.load_state_dict(self.average.whole())  # by all processes together
+            self.model.module.load_state_dict(self.ema.average.whole())  # by all processes together
             self.model.module.to(pl_module.device)
         # The main process draws by itself: an adaptive solver takes as many steps as it likes, and nobody waits there.
         with self.waiting.main_alone(f"grid {step}", trainer.is_global_zero) as is_main:
             if is_main:
-                self._draw(step, pl_module)
+                self._draw(step)
 
-    def _draw(self, step: int, pl_module: L.LightningModule) -> None:
+    def _draw(self, step: int) -> None:
         config = self.model.config
         settings = self.model.sampling_settings_in_training()
         if "sampler" in settings:  # an autoencoder decodes at once
@@ -180,7 +250,7 @@ class SampleGrid(Callback):
         # A solver of torchdiffeq calls back at its end only, a compiled network does not say when it is called.
         watched = nullcontext(EvaluationCount()) if self.compiled else self.model.counted()
         try:
-            with self.average.applied(pl_module), torch.random.fork_rng(devices=[]), watched as count:
+            with self.ema.average.applied(), torch.random.fork_rng(devices=[]), watched as count:
                 count.watch = self._leave_if_over
                 drawn = self.model.sample(config.sampling.n, seed=config.seed, **settings)
         except _Stopped:

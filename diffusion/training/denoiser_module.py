@@ -25,9 +25,6 @@ from .model_module import ModelModule
 VALIDATION_DRAWS = 8
 VALIDATION_BINS = 12
 _VALIDATION_SEED = 0x5EED
-# Of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the whole
-# gradient, which is clipped, is the network's.
-SCHEDULE_SCALE = 1e-3
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -91,9 +88,8 @@ class DenoiserModule(ModelModule):
         if self._step_losses[0] != step:
             self._step_losses = (step, [])
         self._step_losses[1].append((losses.weighted.detach(), losses.log_snr.detach()))
-        loss = losses.weighted.mean()
-        self.log("train/loss", loss, sync_dist=True, batch_size=len(x))
-        return loss + SCHEDULE_SCALE * losses.schedule.mean()
+        self.log("train/loss", losses.weighted.mean(), sync_dist=True, batch_size=len(x))
+        return losses.mean()
 
     def failed_log_snr(self) -> list[float]:
         return [level for loss, log_snr in self._step_losses[1] for level in log_snr[~loss.isfinite()].tolist()]

@@ -5,32 +5,34 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .. import atomic, model_files, run_lock, runs, stopped_runs
-from ..config import Config, dump_config, plain_values, with_places
+from .. import atomic, full_disk, model_files, preflight, run_lock, runs, stopped_runs
+from ..config import Config, dump_config, load_config, parse_config, plain_values, with_places
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..errors import UserError
 from ..experiment import Data, build_data
 from ..families import BY_FAMILY
-from ..model import FACTS, NOT_FITTED, STEP, TrainedModel
-from ..preflight import process_count
+from ..model import FACTS, NOT_FITTED, STEP, TrainedModel, load
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..random import state_seed
-from .callbacks import OptimizerOptions, Progress, SampleGrid
+from ..resume import run_to_continue
+from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
-from .ema import EMACallback
 from .gradient_guard import GradientGuard
 from .launch import agree, first_on_each_machine, meet, process_options
 from .metrics_log import ContinueMetrics, MetricsLog
@@ -38,7 +40,7 @@ from .model_module import ModelModule
 from .modules import build_module
 from .record import TrainingRecord
 from .same_data import require_same_data
-from .stopping import GracefulStop, exits_on_sigterm
+from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
 from .waiting import Waiting
 from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
 
@@ -55,6 +57,52 @@ SUMMARIES = {
     "eval/bits_per_dim_sem": "last",
     "eval/nfe": "last",
 }
+
+
+def train(config: Any = "digits", /, *, resume: str = "auto", **overrides: Any) -> TrainedModel:
+    """Train a model as `train.py` does, in a run folder, and return it as `diffusion.load` does.
+
+        model = diffusion.train("digits", name="mine", trainer={"steps": 2000}, optimizer={"lr": 1e-3})
+
+    The same call continues a run that was cut off. Nothing is measured: that is a call of its own
+    (`diffusion.log_likelihood`, or `python -m diffusion evaluate RUN`), so that `evaluation.*` does not count here.
+
+    Args:
+        config: The name of a configuration, its path, or a configuration.
+        resume: `auto`: go on with the last unfinished run of this name and configuration, if any; `never`: start anew;
+            or the run to go on with.
+        overrides: Keys of the configuration, by section as in its file (`train.py --help` explains them).
+
+    Returns:
+        The model with its averaged weights, on the device that it was trained on; its `source` is in the run folder.
+
+    Raises:
+        UserError: For a configuration, data, devices or a run that cannot be trained, in one line; for several
+            processes, which `train.py` starts; for divergence, a full disk, and a SIGTERM that stopped training.
+        KeyboardInterrupt: For a SIGINT that stopped training. The same call continues it.
+    """
+    if isinstance(config, Config):
+        settings = parse_config(dump_config(config), overrides)
+    elif isinstance(config, str | Path):
+        settings = load_config(config, overrides)
+    else:
+        raise UserError(f"config: found a {type(config).__name__}; a name, a path or a Config is accepted")
+    settings = settings.replace(evaluation=settings.evaluation.replace(enabled=False))
+    preflight.check(settings, makes_run=resume in ("auto", "never"))
+    if (count := preflight.process_count(settings)) > 1:
+        raise UserError(f"trainer.devices: found {count} processes; diffusion.train is one, train.py takes several")
+    run = run_to_continue(settings, resume)
+    if run is not None:
+        print(f"continuing {run}", file=sys.stderr)
+    with torch.random.fork_rng(devices=[]):
+        with full_disk.told("Make room; the same call continues the run."):
+            done = fit(settings, run)
+        if done.mirror is not None:
+            done.mirror.finish(done.exit_code)
+        if done.exit_code:
+            stopped = f"stopped early; the same call continues {done.run}"
+            raise KeyboardInterrupt(stopped) if done.exit_code == EXIT_CODES[signal.SIGINT] else UserError(stopped)
+        return load(done.run, choose_device(settings.device))
 
 
 @dataclass(frozen=True)
@@ -112,7 +160,7 @@ def fit(
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
     module.check_data(data)
-    sharded = config.trainer.strategy == "sharded" and process_count(config) > 1
+    sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
     model = BY_FAMILY[config.family](shown, config, data.facts)
@@ -133,10 +181,8 @@ def fit(
     )  # fmt: skip
     trainer_options = config.trainer
     checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
-    average = EMACallback(
-        [config.ema.half_life], trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged
-    )
-    record = TrainingRecord(trainer_options.batch_size, device, process_count(config))
+    ema = EMACallback(config.ema.half_life, trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged)
+    record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
     if compiled:
@@ -163,9 +209,9 @@ def fit(
                 GradientGuard(
                     config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
                 ),
-                average,
+                ema,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, average, Waiting(stop.requested), mirror, compiled),
+                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, compiled),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,
@@ -178,9 +224,9 @@ def fit(
         )
         with stop.caught():
             trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
-    averaged = average.whole() if sharded and not stop.exit_code else {}  # by all processes together
+    averaged = ema.average.whole() if sharded and not stop.exit_code else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
-        with exits_on_sigterm(run), average.applied(module):
+        with exits_on_sigterm(run), ema.average.applied():
             entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
 
             def write(**more: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 from diffusion.denoisers import NetworkDenoiser, exact
 from diffusion.networks import MLP
 from diffusion.objectives import Objective, draw_u, time_distribution, weighting
+from diffusion.objectives.loss import SCHEDULE_SCALE
 from diffusion.schedules import Learned
 
 NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
@@ -97,6 +98,12 @@ def test_the_networks_gradient_is_that_with_a_fixed_schedule(prediction):
     fixed.weighted.mean().backward()
     for ours, theirs in zip(denoiser.network.parameters(), frozen.network.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+    alone = denoiser.schedule.log_density.grad.clone()
+    denoiser.zero_grad()
+    objective_on(schedule)(denoiser, *arguments).mean().backward()  # both at once, the schedule's scaled
+    torch.testing.assert_close(denoiser.schedule.log_density.grad, SCHEDULE_SCALE * alone)
+    for ours, theirs in zip(denoiser.network.parameters(), frozen.network.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_training_the_schedule_alone_brings_the_variance_to_its_least_and_the_loss_to_one_level():

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from diffusion.denoisers import NetworkDenoiser, exact
 from diffusion.denoisers.denoiser import PREDICTIONS
+from diffusion.errors import UserError
 from diffusion.objectives import Losses, Objective, time_distribution, weighting
 from diffusion.objectives.time_sampling import NAMES as TIMES
 from diffusion.objectives.weightings import NAMES as WEIGHTINGS
@@ -139,3 +140,49 @@ def test_only_the_weighted_loss_carries_a_gradient():
     assert not losses.eps_error.requires_grad
     losses.weighted.mean().backward()
     assert float(network.weight.grad.abs().sum()) > 0
+
+
+def _one(**options):
+    schedule = laws.SCHEDULES[0]
+    objective = Objective(weighting("elbo", schedule), time_distribution("uniform"))
+    denoiser = exact.Gaussian(laws.f64([WRONG_MEAN]), laws.f64(WRONG_STD), schedule)
+    return objective(denoiser, laws.seeded(64, 1).float(), **options)
+
+
+def test_draws_of_its_own_are_torch_s_and_those_that_are_given_are_taken():
+    torch.manual_seed(5)
+    first = _one()
+    assert not torch.equal(_one().log_snr, first.log_snr)
+    torch.manual_seed(5)
+    assert torch.equal(_one().weighted, first.weighted)
+    seeded = _one(generator=torch.Generator().manual_seed(5))
+    assert torch.equal(seeded.weighted, first.weighted)
+    generator = torch.Generator().manual_seed(5)
+    u = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(64) / 64) % 1.0
+    eps = torch.randn(64, 1, generator=generator)
+    assert torch.equal(_one(u=u, eps=eps).weighted, first.weighted)
+    mixed = _one(u=u)
+    assert torch.equal(mixed.log_snr, first.log_snr)
+    assert not torch.equal(mixed.eps_error, first.eps_error)
+
+
+def test_the_mean_over_draws_of_its_own_is_the_expected_loss():
+    schedule = laws.SCHEDULES[0]
+    objective = Objective(weighting("elbo", schedule), time_distribution("log-snr"))
+    denoiser = exact.Gaussian(laws.f64([WRONG_MEAN]), laws.f64(WRONG_STD), schedule)
+    generator = torch.Generator().manual_seed(0)
+    x = laws.MEAN + laws.STD * torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
+    losses = objective(denoiser, x, generator=generator)
+    expected = expected_loss(objective, denoiser, laws.MEAN, laws.STD)
+    error = float(losses.weighted.std()) / len(x) ** 0.5  # of independent times: stratified ones do not do worse
+    assert abs(float(losses.mean()) - expected) < 4 * error < 0.02 * expected
+
+
+def test_data_that_are_no_floats_and_draws_of_another_shape_are_refused():
+    schedule = laws.SCHEDULES[0]
+    objective = Objective(weighting("elbo", schedule), time_distribution("uniform"))
+    denoiser = exact.Gaussian(laws.f64([0.0]), laws.f64(1.0), schedule)
+    with pytest.raises(UserError, match=r"x: found torch\.uint8; needs real numbers"):
+        objective(denoiser, torch.zeros(4, 1, dtype=torch.uint8))
+    with pytest.raises(UserError, match="x, u, eps: found shapes"):
+        objective(denoiser, torch.zeros(4, 1), eps=torch.zeros(3, 1))

@@ -48,7 +48,7 @@ def errors(sampler, grid, case):
     """Of each sample: from the flow, the square; of samplers with noise the nats that are missing or too many."""
     model, x_1, truth = case
     if sampler.is_stochastic:
-        x = diffusion.sample(model, len(x_1), sampler, grid=grid, x_1=x_1)
+        x = diffusion.sample(model, len(x_1), sampler, grid=grid, noise=x_1)
         return model.log_prob(truth) - model.log_prob(x)
     return (sampler.sample(model, x_1, grid) - truth).square().flatten(1).mean(1)
 

@@ -168,11 +168,11 @@ def test_one_step_is_one_evaluation(schedule, prediction):
             expected = model(x_t, t)
         for sampler in (*SAMPLERS, *NOT_LINEAR):
             with count_evaluations(model) as counter:
-                x = sample(model, 5, sampler, grid=[start, 0.0], x_1=x_t)
+                x = sample(model, 5, sampler, grid=[start, 0.0], noise=x_t)
             assert counter.rows == 5, sampler
             torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12, msg=lambda m, s=sampler: f"{s}: {m}")
             if start == schedule.t_max:
-                assert torch.equal(sample(model, 5, sampler, steps=1, x_1=x_t), x), sampler
+                assert torch.equal(sample(model, 5, sampler, steps=1, noise=x_t), x), sampler
 
 
 @pytest.mark.parametrize("schedule", KINDS, ids=name)

@@ -101,7 +101,7 @@ def test_an_adaptive_solver_walks_to_the_path_s_end_or_to_the_one_given():
     model = exact.Gaussian(laws.f64([laws.MEAN]), laws.f64([NARROW]), VP())
     x_1 = torch.tensor([[-1.0], [1.0]], dtype=F64)
     for end, expected in ((None, floor(14.0)), (9.0, floor(9.0))):
-        x = diffusion.sample(model, 2, "ode", x_1=x_1, tolerance=1e-7, log_snr_end=end)
+        x = diffusion.sample(model, 2, "ode", noise=x_1, tolerance=1e-7, log_snr_end=end)
         assert float(x.diff(dim=0)) / 2 / NARROW == pytest.approx(expected, rel=1e-3)
 
 

@@ -85,8 +85,8 @@ def test_the_state_at_the_start_is_the_flow_s_own():
     """Float32 follows float64 along the whole flow, from the noise on."""
     model = gaussian(DDPM(4000))
     x_1 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    double = sample(model, 9, "ode", x_1=x_1, tolerance=1e-6)
-    single = sample(model, 9, "ode", x_1=x_1.float(), tolerance=1e-6)
+    double = sample(model, 9, "ode", noise=x_1, tolerance=1e-6)
+    single = sample(model, 9, "ode", noise=x_1.float(), tolerance=1e-6)
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_configs import digits_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
+import diffusion
 from diffusion import load, model_files, runs, sample
 from diffusion.errors import UserError
 from diffusion.training.checkpoint_io import read_checkpoint
@@ -228,4 +229,66 @@ def test_what_does_not_fit_leaves_no_run_folder(tmp_path, case):
     make, overrides, message = BAD[case]
     with pytest.raises(UserError, match=message):
         fit(make(tmp_path, *overrides))
+    assert not (tmp_path / "runs").exists()
+
+
+def toy_settings(folder, **trainer):
+    """Those of `toy_config`, as `diffusion.train` takes them."""
+    return {
+        "runs": str(folder / "runs"),
+        "device": "cpu",
+        "logging": {"wandb": "off"},
+        "network": {"width": 8, "depth": 1},
+        "optimizer": {"lr": 1e-3, "warmup": 2},
+        "sampling.n": 4,
+        "trainer": {"batch_size": 8, "log_every": 1, "validate_every": 0, "sample_every": 0, "steps": 6} | trainer,
+    }
+
+
+def test_train_returns_the_model_that_the_same_run_leaves(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    model = diffusion.train("toy", **toy_settings(tmp_path / "call"))
+    assert torch.equal(torch.rand(2), expected), "the caller's own random numbers go on"
+    run = fit(toy_config(tmp_path / "command")).run
+    assert_same_run(tmp_path / "call" / "runs" / "toy-0001", run)
+    theirs = load(run).module.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.module.state_dict().items())
+    assert (model.step, model.config.optimizer.lr, model.module.training) == (6, 1e-3, False)
+    assert diffusion.sample(model, 3, steps=2).shape == (3, 2)
+    again = diffusion.train(model.config, trainer={"steps": 2}, name="short")
+    assert (again.step, again.source) == (2, str(tmp_path / "call" / "runs" / "short-0001" / runs.MODEL))
+
+
+def test_train_goes_on_where_a_signal_stopped_it(tmp_path, interrupt):
+    whole = diffusion.train("toy", **toy_settings(tmp_path / "whole"))
+    for step, number, told in ((2, signal.SIGINT, KeyboardInterrupt), (4, signal.SIGTERM, UserError)):
+        interrupt(step, lambda number=number: os.kill(os.getpid(), number))
+        with pytest.raises(told, match=r"stopped early; the same call continues .*toy-0001"):
+            diffusion.train("toy", **toy_settings(tmp_path / "cut"))
+    ended = diffusion.train("toy", **toy_settings(tmp_path / "cut"))
+    for name, tensor in ended.module.state_dict().items():
+        assert torch.equal(tensor, whole.module.state_dict()[name]), name
+    assert [run.name for run in (tmp_path / "cut" / "runs").iterdir()] == ["toy-0001"]
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "told"),
+    [
+        ("toyy", {}, "configuration 'toyy': not found.*Did you mean 'toy'"),
+        (3, {}, "config: found a int; a name, a path or a Config is accepted"),
+        ("toy", {"trainer__steps": 3}, "unknown key 'trainer__steps' in the call.*Did you mean 'trainer.steps'"),
+        ("toy", {"trainer": {"stps": 3}}, "unknown key 'trainer.stps' in the call.*Did you mean 'trainer.steps'"),
+        ("toy", {"trainer": 3}, "trainer: found 3 in the call; must be a mapping"),
+        ("toy", {"trainer": {"steps": 3}, "trainer.steps": 4}, "the call: key 'trainer.steps' is given twice"),
+        ("toy", {"trainer": {"steps": "many"}}, "trainer.steps: found 'many'"),
+        ("toy", {"trainer": {"devices": 2}}, "trainer.devices: found 2 processes"),
+        ("toy", {"resume": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_train_does_not_take_is_one_line(tmp_path, config, overrides, told):
+    with pytest.raises(UserError, match=told) as error:
+        diffusion.train(config, **{"runs": str(tmp_path / "runs"), **overrides})
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from diffusion.training.callbacks import EMACallback
 from diffusion.training.checkpoint_io import AtomicCheckpointIO, Checkpoints
-from diffusion.training.ema import EMACallback
 from diffusion.training.gradient_guard import GradientGuard
 from diffusion.training.metrics_log import ContinueMetrics, MetricsLog
 from diffusion.training.stopping import GracefulStop
@@ -70,7 +70,7 @@ class Run:
     def __init__(self, folder, steps, *, every=5, validate_every=None, accumulate=1, keep_last=1, patience=2):
         folder = Path(folder)
         self.log = MetricsLog(folder)
-        self.ema = EMACallback([20.0, 100.0], images_per_step=8 * accumulate, ramp_up=0.5, submodule="network")
+        self.ema = EMACallback(20.0, images_per_step=8 * accumulate, ramp_up=0.5, submodule="network")
         self.checkpoints = Checkpoints(folder / "checkpoints", every=every, keep_last=keep_last)
         self.guard = GradientGuard(clip=0.5, patience=patience, last_checkpoint=self.checkpoints.last)
         self.stop = GracefulStop()
