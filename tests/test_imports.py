@@ -67,7 +67,7 @@ ALLOWED = {
     "checkpoint_files": Allowed("errors storage", "torch"),
     "devices": Allowed("errors processes", "torch"),
     "pictures": Allowed("errors atomic data", "torch einops numpy PIL matplotlib"),
-    "sample_arguments": Allowed("errors storage"),
+    "sample_arguments": Allowed("config errors storage"),
     "full_disk": Allowed("errors"),
     "run_lock": Allowed("errors"),
     "user_cache": Allowed("storage"),
