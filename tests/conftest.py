@@ -49,6 +49,27 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
 jaxtyping.jaxtyped = _jaxtyped
 
 
+@pytest.fixture
+def quick_tuning(monkeypatch):
+    """A short search for a grid, from a coarse reference: for tests that do not look at what it finds."""
+    from diffusion import auto_grid
+
+    few = {"_EVALUATIONS": 12, "_REFERENCE_STEPS": 20, "_ROWS": 8, "_LEAST_ROWS": 4, "_LEAST_UNSEEN": 4}
+    for name, value in few.items():
+        monkeypatch.setattr(auto_grid, name, value)
+
+
+@pytest.fixture
+def quick_fit(monkeypatch):
+    """The declared density of an EAE is fitted in few steps: for tests that do not look at how well."""
+    from diffusion.baselines.eae import EAE
+
+    original = EAE.fit_after_training
+    monkeypatch.setattr(
+        EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more)
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_cache_of_the_user(tmp_path_factory):
     """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are."""

@@ -128,7 +128,7 @@ def test_images_that_are_too_few_for_what_is_fitted_at_the_end_are_refused_befor
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_codes_that_have_no_report_are_a_line_and_no_failure(tmp_path, monkeypatch, capsys, alike):
+def test_codes_that_have_no_report_are_a_line_and_no_failure(tmp_path, monkeypatch, capsys, quick_fit, alike):
     """Of test images that are too few for their neighbours, or that are all one image, nothing can be said."""
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 24), ("test", 6 if alike else 2)):
@@ -229,14 +229,14 @@ FOLDER = ("data.name=folder", "network.name=unet")
 BAD = [
     (["trainer.step=3"], r"unknown key 'trainer\.step' on the command line\. Did you mean 'trainer\.steps'"),
     (["schedule.name=cosin"], r"schedule\.name: found '?cosin'?.*Did you mean 'cosine'"),
-    (["trainer.steps=0"], r"trainer\.steps: found 0; must be at least 1"),
+    (["trainer.steps=0"], r"trainer\.steps: found 0; must be .*at least 1"),
     (["trainer.steps=many"], r"trainer\.steps: found '?many'?"),
     (["sampling.steps=0"], r"sampling\.steps: found 0"),
     (["sampling.sampler=odee"], r"sampling\.sampler: 'odee' is not known.*Did you mean 'ode'"),
     (["sampling.sampler=ode", "sampling.eta=0.5"], r"sampling\.eta: found 0\.5; sampler 'ode' does not take it"),
     (["sampling.sampler=sde", "sampling.eta=1000"], r"eta: too large for this path"),
     (["sampling.sampler=ddim", "sampling.eta=2"], r"eta: found 2\.0; DDIM takes 0 to 1"),
-    (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be above 0"),
+    (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be .*above 0"),
     (["evaluation.tolerance=2"], r"evaluation\.tolerance: found 2.*below 1"),
     (["optimizer.lr=-1"], r"optimizer\.lr: found -1"),
     (["device=cuda"], r"device: 'cuda' is not there: 0 GPU\(s\) found"),

@@ -179,7 +179,7 @@ def test_a_picture_under_a_guide_is_drawn_again_by_that_one_alone(here, capsys):
     assert "was drawn with another guide than digits-0002 is now" in capsys.readouterr().err
 
 
-def test_what_is_tuned_under_a_guide_leaves_that_of_the_model_alone(here):
+def test_what_is_tuned_under_a_guide_leaves_that_of_the_model_alone(here, quick_tuning):
     model, kept = load("runs/digits-0001"), Path("runs/digits-0001/model.grids.json")
     draw = {"sampler": "ddim", "steps": 3, "grid": "auto"}
     model.sample(1, **draw)

@@ -33,17 +33,6 @@ QUICK = ("evaluation.images=20", "evaluation.elbo_draws=4", "evaluation.iwae_sam
 FAMILIES = choices(Config.accepts("family"))
 
 
-@pytest.fixture
-def quick_fit(monkeypatch):
-    """The declared density is fitted in few steps, where how well does not matter."""
-    from diffusion.baselines.eae import EAE
-
-    original = EAE.fit_after_training
-    monkeypatch.setattr(
-        EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more)
-    )
-
-
 def make_run(folder, config):
     """A run folder with random weights."""
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -125,8 +124,35 @@ def test_a_gpu_is_asked_of_its_driver(monkeypatch):
             check_device(device)
 
 
+class Driver:
+    """NVIDIA's, of so many GPUs; or one that does not start."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def cuInit(self, flags):
+        return 0 if self.count else 100
+
+    def cuDeviceGetCount(self, found):
+        found._obj.value = self.count
+        return 0
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, 3), (0, 0), (None, 0)])
+def test_the_driver_counts_the_gpus(monkeypatch, count, expected):
+    def load(name):
+        if count is None:
+            raise OSError(name)
+        return Driver(count)
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert preflight._gpu_count() == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_the_driver_and_torch_count_the_same_gpus():
-    assert preflight._gpu_count() in (None, torch.cuda.device_count())
+    assert preflight._gpu_count() == torch.cuda.device_count()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -199,30 +225,38 @@ WITHOUT_TORCH = {
 }
 
 
-def told(place, arguments, ends="sys.exit(1 if 'torch' in sys.modules else code)"):
-    """What a command says, without torch, in a process of its own, and its seconds of CPU; nothing is left behind."""
-    code = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def told(place, code, *arguments):
+    """What a program says in a process of its own, and the seconds of computing it takes; nothing is left behind."""
+    before = os.times()
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}code = command(main, sys.argv[1:]); {ends}", *arguments],
+        [sys.executable, "-c", code, *arguments],
         cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+    after = os.times()
     assert not list(place.iterdir())
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
 
 
-@pytest.mark.parametrize("case", WITHOUT_TORCH)
-def test_what_is_wrong_is_told_without_torch(tmp_path, case):
-    done, _ = told(tmp_path, WITHOUT_TORCH[case])
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+COMMAND = "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main; "
+
+
+def test_what_is_wrong_is_told_without_torch(tmp_path):
+    """One process meets all of it, one after another; what loads torch is named."""
+    cases = (
+        f"for case, words in {WITHOUT_TORCH!r}.items():\n"
+        "    print(command(main, words), 'torch' in sys.modules, case, flush=True)\n"
+        "    print('-', file=sys.stderr, flush=True)"
+    )
+    done, _ = told(tmp_path, f"{COMMAND}\n{cases}")
+    assert done.stdout.splitlines() == [f"2 False {case}" for case in WITHOUT_TORCH], done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines[::2]), lines
+    assert lines[1::2] == ["-"] * len(WITHOUT_TORCH), "one line each"
 
 
 def time_of(place, arguments, code):
-    """Seconds of CPU: what else the machine does is not the command's."""
-    done, seconds = told(place, arguments, "sys.exit(code)")
+    """Of computing: what else the machine does is not the command's."""
+    done, seconds = told(place, f"{COMMAND}sys.exit(command(main, sys.argv[1:]))", *arguments)
     assert done.returncode == code, (arguments, done.stderr)
     return seconds
 

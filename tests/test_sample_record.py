@@ -162,7 +162,7 @@ def test_another_draw_does_not_go_on_in_its_place(here, capsys, monkeypatch):  #
     assert "holds the beginning of another draw (settings.steps 3 there, 2 here)" in err
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_share_a_draw(here, capsys, count):  # noqa: F811
     draw = ("--n", "9", "--batch-size", "2", "--sampler", "ddim", "--steps", "2", "--device", "cpu", "--out")
     run_sample(capsys, *draw[:-3], "--out", "one.npz")

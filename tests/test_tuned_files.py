@@ -3,18 +3,16 @@
 import pytest
 
 import diffusion
-from diffusion import auto_grid, runs
+from diffusion import runs
 from diffusion.families.tuned_files import read_tuned, write_tuned
 
 DRAW = {"sampler": "ddim", "steps": 2, "grid": "auto"}
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch, quick_tuning):
     """The cache of a user who has tuned nothing, and a short search."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, few in (("_EVALUATIONS", 4), ("_REFERENCE_STEPS", 20), ("_ROWS", 8), ("_LEAST_ROWS", 4)):
-        monkeypatch.setattr(auto_grid, name, few)
     return tmp_path / "diffusion" / "tuned"
 
 
