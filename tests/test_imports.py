@@ -53,7 +53,7 @@ ALLOWED = {
     ),
     "baselines": Allowed("errors broadcasting random nearest denoisers likelihood networks", THEORY + " scipy sklearn"),
     "metrics": Allowed("errors nearest random tensor_files storage", "torch jaxtyping torchvision"),
-    "data": Allowed("errors atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
+    "data": Allowed("errors config atomic random storage", THEORY + " numpy PIL sklearn torchvision"),
     "auto_grid": Allowed("random schedules denoisers samplers evaluations", THEORY),
     "noisy_classifier": Allowed("errors tensor_files networks denoisers likelihood metrics", "torch jaxtyping"),
     "fit_sampler": Allowed("errors config schedules denoisers samplers evaluations auto_grid", "torch"),

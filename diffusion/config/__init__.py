@@ -20,6 +20,7 @@ from .run_sections import (
 from .sections import (
     IMAGE_SETS,
     POINT_SETS,
+    SPLITS,
     AutoencoderConfig,
     DataConfig,
     DenoiserConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "FITTED_STEPS",
     "IMAGE_SETS",
     "POINT_SETS",
+    "SPLITS",
     "AutoencoderConfig",
     "Config",
     "DataConfig",

@@ -16,6 +16,7 @@ from .strict_yaml import show
 _Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
 _Points = Literal["gaussians", "moons", "rings", "spiral", "checkerboard"]
 IMAGE_SETS, POINT_SETS = get_args(_Images), get_args(_Points)
+SPLITS = ("train", "validation", "test")
 
 
 class DataConfig(Section):
