@@ -10,7 +10,7 @@ import hashlib
 import json
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class ImageData:
         flip: Whether horizontal flips are a valid augmentation of the training images.
         provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
             was guessed or left out (`notes`), as plain text and numbers.
+        train_names: The files of the training images, or their numbers in the source where they are no files.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ImageData:
     num_classes: int
     flip: bool
     provenance: dict[str, str | int | float] = field(repr=False)
+    train_names: Sequence[str] = field(default=(), repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -198,6 +200,9 @@ def load_images(
         num_classes=raw.num_classes,
         flip=facts.flip,
         provenance=provenance,
+        train_names=raw.keys[rows["train"]]
+        if isinstance(rows["train"], slice)
+        else [raw.keys[i] for i in rows["train"]],
     )
 
 
