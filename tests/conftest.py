@@ -52,7 +52,7 @@ jaxtyping.jaxtyped = _jaxtyped
 @pytest.fixture
 def quick_tuning(monkeypatch):
     """A short search for a grid, from a coarse reference: for tests that do not look at what it finds."""
-    from diffusion import auto_grid
+    from diffusion.sampling import auto_grid
 
     few = {"_EVALUATIONS": 12, "_REFERENCE_STEPS": 20, "_ROWS": 8, "_LEAST_ROWS": 4, "_LEAST_UNSEEN": 4}
     for name, value in few.items():

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from diffusion.config import SPLITS
-from diffusion.errors import UserError
-from diffusion.random import hashed_order
+from ..config import SPLITS
+from ..errors import UserError
+from ..numerics.random import hashed_order
 
 # What people call the splits, beside words that only say what is in them (`train_images`, `Test Set`).
 _WORDS = {

@@ -1,0 +1,125 @@
+"""What of a run can be known to be wrong before torch is loaded, which takes seconds: places, devices, processes.
+
+Keys, types and ranges are checked where a configuration is read. Whether parts fit each other and the data, the parts
+say, before a run folder is made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+from ..errors import UserError
+from ..processes import launched
+from ..storage.paths import expanded
+from . import Config
+
+
+def check(config: Config, makes_run: bool = True) -> None:
+    """Refuse a run that cannot begin.
+
+    Args:
+        config: The configuration.
+        makes_run: Whether a run folder may be made in `runs`.
+
+    Raises:
+        UserError: For the first of what is found to be wrong.
+    """
+    _check_places(config, makes_run)
+    check_device(config.device)
+    process_count(config)
+
+
+def process_count(config: Config) -> int:
+    """The processes of this run.
+
+    Raises:
+        UserError: Where torchrun and `trainer.devices` disagree, or they cannot share a batch.
+    """
+    options, count = config.trainer, launched().count
+    if count > 1 and options.devices not in (1, count):
+        raise UserError(f"trainer.devices: found {options.devices}; the launcher has started {count} processes")
+    count = max(count, options.devices)
+    parts = options.accumulate * count
+    if options.batch_size % parts:
+        raise UserError(
+            f"trainer.batch_size: found {options.batch_size}; must be a multiple of accumulate x processes, {parts}"
+        )
+    if config.data.place == "device" and options.workers:
+        raise UserError(f"trainer.workers: found {options.workers}; data.place 'device' takes 0")
+    if options.strategy == "sharded" and config.family != "diffusion":
+        raise UserError(f"trainer.strategy: found 'sharded'; family '{config.family}' takes ddp")
+    if options.strategy == "sharded" and count > 1 and config.schedule.name == "learned":
+        raise UserError("trainer.strategy: found 'sharded'; schedule.name 'learned' takes ddp")
+    part, neighbours = options.batch_size // parts, config.autoencoder.neighbours
+    if config.family == "eae" and part <= neighbours:
+        raise UserError(f"autoencoder.neighbours: found {neighbours}; must be below the images taken together, {part}")
+    return count
+
+
+def _check_places(config: Config, makes_run: bool) -> None:
+    data = config.data
+    for key, named in (("runs", config.runs), ("data.root", data.root), ("data.path", data.path),
+                       ("data.cache", data.cache)):  # fmt: skip
+        if named is not None:
+            expanded(named, key)
+    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", config.name):
+        raise UserError(f"name: found '{config.name}'; letters, digits and . _ - + = are accepted in a run's name")
+    if makes_run:
+        _check_writable("runs", Path(config.runs))
+    if data.path is None:
+        return
+    if data.cache is not None:
+        cache = Path(data.cache)
+        if not any(
+            cache.glob("*.npy")
+        ):  # what is filled may be read-only; only its key, of all files, tells whose it is
+            _check_writable("data.cache", cache)
+    path = Path(data.path)
+    if not path.exists():
+        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+    if path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".tar") and not zipfile.is_zipfile(path):
+        raise UserError(
+            f"data.path: {data.path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or "
+            ".npy file."
+        )
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}: {folder} cannot be made; {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {folder} cannot be written; {there} belongs to another user, or is read-only")
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device, and a GPU that is not there.
+
+    Raises:
+        UserError: For such a device.
+    """
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...")
+    if name.startswith("cuda"):
+        count = _gpu_count()
+        if count is not None and int(found[1] or 0) >= count:
+            raise UserError(f"device: '{name}' is not there: {count} GPU(s) found; accepted: auto, cpu")
+
+
+def _gpu_count() -> int | None:
+    """The GPUs that NVIDIA's driver tells of, to which CUDA_VISIBLE_DEVICES applies; None where nobody can tell."""
+    if sys.platform != "linux" or Path("/dev/kfd").exists():  # an AMD driver, whose GPUs torch calls cuda too
+        return None
+    try:
+        driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return 0
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
