@@ -7,6 +7,7 @@ reads no data, imports no Lightning and runs no code from the file.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ STEP = "step"
 NOT_FITTED = "not_fitted"  # marks a model that is trained, but lacks what is fitted after training
 
 
-def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
+def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
     """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
 
     Args:
@@ -40,6 +41,8 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
     Raises:
         UserError: For a file that is missing, damaged, of another kind, or whose weights do not fit its configuration.
     """
+    if not isinstance(path_or_name, str | Path):
+        raise UserError(f"model: found a {type(path_or_name).__name__}; needs a run, a file, or a pretrained: name")
     path = named_path(path_or_name, "model")
     if path.suffix == ".ckpt":
         state, metadata = _of_checkpoint(path)
@@ -58,7 +61,11 @@ def load(path_or_name: str | Path, device: torch.device | str = "cpu", runs_dir:
         module = build_model(config, facts)
         check_state(state, module, str(path))
         module.load_state_dict(state)
-        module = module.to(device)
+        try:
+            module = module.to(device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0][:80]
+            raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ...") from error
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said

@@ -8,15 +8,26 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion import encode, log_density, log_likelihood, sample, samplers
+from diffusion import encode, load, log_density, log_likelihood, sample, samplers
 from diffusion.baselines.entropy import knn_entropy
+from diffusion.baselines.gaussianity import gaussianity
 from diffusion.denoisers import Denoiser, NetworkDenoiser, exact
-from diffusion.denoisers.guidance import ClassifierGuided
-from diffusion.denoisers.inverse_problems import DPS, Downsample, MomentMatching, Observation, PseudoInverse
+from diffusion.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval
+from diffusion.denoisers.inverse_problems import (
+    DPS,
+    Blur,
+    Downsample,
+    Grey,
+    Mask,
+    MomentMatching,
+    Observation,
+    PseudoInverse,
+)
 from diffusion.denoisers.levels import LevelDenoiser
 from diffusion.errors import UserError
+from diffusion.metrics import density_coverage, find_copies, memorisation, precision_recall
 from diffusion.objectives import Objective, draw_u, time_distribution, weighting
-from diffusion.schedules import VP, Cosine
+from diffusion.schedules import VP, Cosine, time_grid
 
 SHAPE = (1, 8, 8)
 draw = partial(sample, sampler="ddim", steps=2)
@@ -199,6 +210,32 @@ def test_a_denoiser_takes_numbers_arrays_and_lists():
     torch.testing.assert_close(embedded(x, 0.5, 1)[0], wanted[0])
 
 
+def test_masks_of_pictures_and_of_other_libraries():
+    kept = torch.arange(64).reshape(SHAPE) % 3 == 0
+    x = torch.randn(2, *SHAPE)
+    for mask in (kept.numpy(), kept.tolist(), kept.float(), kept.int(), kept.to(torch.uint8) * 255):
+        assert torch.equal(Mask(mask)(x), Mask(kept)(x))
+    assert torch.equal(Downsample(np.int64(2))(x), Downsample(2)(x))
+    assert torch.equal(Grey(np.array([0.5]))(x), 0.5 * x)
+
+
+def test_guidance_and_observations_take_trained_models_and_two_numbers():
+    model = SimpleNamespace(denoiser=LABELLED)
+    guided = ClassifierFree(model, np.float32(2.0), (0.1, 1.0))
+    assert torch.equal(draw(guided, 2, label=1), draw(ClassifierFree(LABELLED, 2.0, Interval(0.1, 1.0)), 2, label=1))
+    assert torch.equal(draw(DPS(SimpleNamespace(denoiser=PLANE), SEEN), 2), draw(DPS(PLANE, SEEN), 2))
+
+
+def test_a_classifier_steers_samples_of_no_class_nowhere():
+    """The label that stands for none, sample by sample: E[x | x_t] there, and the guided one elsewhere."""
+    guided = ClassifierGuided(PLANE, lambda x, t: torch.stack([x.sum(1), -x.sum(1)], 1), 2)
+    x, t = X[:2], torch.tensor(0.5)
+    found = guided(x, t, torch.tensor([2, 0]))
+    torch.testing.assert_close(found[0], PLANE(x, t)[0])
+    torch.testing.assert_close(found[1], guided(x, t, torch.tensor([0, 0]))[1])
+    assert float((found[1] - PLANE(x, t)[1]).abs().min()) > 1e-3
+
+
 def test_the_loss_of_half_precision_is_computed_in_single():
     x = torch.full((4, 2), 0.3).half()
     assert torch.equal(losses(x=x).weighted, losses(x=x.float()).weighted)
@@ -304,7 +341,43 @@ REFUSED = [
     ("objective.time_mean", lambda: losses(times=time_distribution("log-normal", mean=1e3))),
     ("sigma_data", lambda: denoiser(Net(), sigma_data="1")),
     ("num_classes", lambda: denoiser(Net(), num_classes=2.5)),
+    ("mask", lambda: Mask(torch.full(SHAPE, 0.5))),
+    ("mask", lambda: Mask(torch.full(SHAPE, float("nan")))),
+    ("mask", lambda: Mask("mask.png")),
+    ("factor", lambda: Downsample(2.5)),
+    ("factor", lambda: Downsample(True)),
+    ("weights", lambda: Grey((0.3, float("nan")))),
+    ("floor", lambda: Blur(1.0, floor=2.0)),
+    ("std", lambda: Blur("1")),
+    ("operator", lambda: Observation("blur", torch.zeros(1, 2))),
+    ("operator", lambda: Observation(lambda x: x, torch.zeros(1, 2))),
+    ("observation", lambda: DPS(PLANE, torch.zeros(1, 2))),
+    ("scale", lambda: DPS(PLANE, SEEN, scale=float("nan"))),
+    ("scale", lambda: DPS(PLANE, SEEN, scale=-1)),
+    ("iterations", lambda: MomentMatching(PLANE, SEEN, iterations=1.5)),
+    ("tolerance", lambda: MomentMatching(PLANE, SEEN, tolerance="0.1")),
+    ("data_std", lambda: PseudoInverse(PLANE, SEEN, data_std="1")),
+    ("denoiser", lambda: DPS("pretrained:digits", SEEN)),
+    ("denoiser", lambda: ClassifierFree(Net(), 2.0)),
+    ("guidance_interval", lambda: ClassifierFree(LABELLED, 2.0, "all")),
+    ("guide", lambda: Autoguidance(PLANE, "runs/small-0001", 2.0)),
+    ("classifier", lambda: ClassifierGuided(PLANE, "digits", 3)),
+    ("num_classes", lambda: ClassifierGuided(PLANE, lambda x, t: x, -1)),
+    ("steps", lambda: time_grid(VP(), 2.5)),
+    ("schedule", lambda: time_grid("vp", 5)),
+    ("model", lambda: load(None)),
+    ("device", lambda: load("pretrained:digits", device="tpu")),
+    ("codes", lambda: gaussianity(torch.full((9, 2), float("nan")))),
+    ("features", lambda: precision_recall(X.numpy(), X)),
+    ("features", lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 3))),
+    ("k", lambda: density_coverage(torch.rand(9, 2), torch.rand(9, 2), k=2.5)),
+    ("memorisation", lambda: memorisation(X * float("nan"), X, X)),
+    ("memorisation", lambda: memorisation(X[:, :1], X, X)),
+    ("quantile", lambda: memorisation(X, X, X, quantile=2.0)),
+    ("samples", lambda: find_copies(IMAGES / 255, IMAGES)),
+    ("samples", lambda: find_copies(IMAGES[:, :, :2], IMAGES)),
 ]
+SEEN = Observation(Mask(torch.tensor([True, False])), torch.zeros(1, 1))
 
 
 def losses(x=None, u=None, times=None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,7 +81,7 @@ class Gaussianity:
         return {**values, "negentropy": self.negentropy}
 
 
-def gaussianity(codes: Float[Tensor, " n d"], k: int = 3, seed: int = 0) -> Gaussianity:
+def gaussianity(codes: Any, k: int = 3, seed: int = 0) -> Gaussianity:
     """Measure how near `codes` are to N(0, I).
 
     Args:
@@ -93,6 +94,9 @@ def gaussianity(codes: Float[Tensor, " n d"], k: int = 3, seed: int = 0) -> Gaus
     """
     from scipy.special import kolmogorov  # comes with scikit-learn; imported where needed, as it is slow to load
 
+    codes = torch.as_tensor(codes)
+    if codes.ndim != 2 or not bool(torch.isfinite(codes).all()):
+        raise UserError(f"codes: found shape {tuple(codes.shape)}; needs finite numbers of shape (N, d)")
     n, d = codes.shape
     if n <= max(k, 2):
         raise UserError(f"codes: found {n}; needs more than {max(k, 2)}")

@@ -259,9 +259,12 @@ def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality
 
 
 def _plain(copy: Copy, candidate: Candidate) -> dict[str, Any]:
-    """A copy for a record, with the name of the sample's file where it has one."""
+    """A copy for a record, with the names of the sample's file and of the training image's where they have one."""
     name = str(copy.sample) if candidate.names is None else candidate.names[copy.sample]
-    return {"name": f"sample {name}" if name.isdecimal() else name, "exact": copy.exact, **asdict(copy)}
+    known = candidate.data.train_names
+    file = known[copy.image] if copy.image < len(known) and not known[copy.image].isdecimal() else None
+    named = {} if file is None else {"file": file}
+    return {"name": f"sample {name}" if name.isdecimal() else name, "exact": copy.exact, **asdict(copy), **named}
 
 
 def _mirror(

@@ -94,7 +94,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         for exact, what in ((True, "training images to the bit"), (False, "training images but for a little")):
             found = [copy for copy in row.copies if copy["exact"] == exact]
             listed = ", ".join(
-                f"{copy['name']} = {'the mirrored ' if copy['mirrored'] else ''}train image {copy['image']}"
+                f"{copy['name']} = {'the mirrored ' if copy['mirrored'] else ''}"
+                f"{copy['file'] if 'file' in copy else 'train image ' + str(copy['image'])}"
                 for copy in found[:NAMED]
             )
             if found:

@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusion import atomic
-from diffusion.data.decoding import Decoded, ImageFile, Progress, decode_all
+from diffusion.data.decoding import Decoded, ImageFile, Progress, Seen, decode_all
 from diffusion.errors import UserError
 
 _VERSION = 1
@@ -73,7 +74,7 @@ def decode_cached(
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)
-        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped, "tops": decoded.tops}))
+        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped, **asdict(decoded.seen)}))
     except OSError as error:
         raise UserError(f"data.cache: {folder} cannot be written ({error.strerror or error}).") from error
     finally:
@@ -91,7 +92,8 @@ def _find(array: Path, facts: Path, count: int) -> Decoded | None:
         kept = [int(row) for row in told["kept"]]
         # rows at the end are those of files that were skipped
         whole = images.dtype == torch.uint8 and images.ndim == 4 and len(kept) <= len(images) == count
-        skipped, tops = [str(name) for name in told["skipped"]], [int(top) for top in told["tops"]]
-        return Decoded(images[: len(kept)], kept, skipped, tops) if whole else None
+        skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
+        seen = Seen([int(top) for top in told["tops"]], deep, several)
+        return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

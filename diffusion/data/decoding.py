@@ -2,8 +2,8 @@
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
-(`data.bits`), 16-bit colour its high byte, as Pillow does. Of several frames the first is read. The EXIF orientation is
-applied. A grey file among colour files becomes three equal channels.
+(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
+EXIF orientation is applied. A grey file among colour files becomes three equal channels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -89,8 +89,32 @@ def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def decode(file: ImageFile, size: int | None, bits: int | None = None, tops: list[int] | None = None) -> np.ndarray:
-    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour; add the largest value of 16-bit grey to `tops`.
+@dataclass
+class Seen:
+    """What is to be told of files that were read.
+
+    Attributes:
+        tops: The largest value of each file of 16-bit grey.
+        deep: The files of 16-bit colour, of which the high bytes are kept.
+        several: The files of several frames or pages, of which the first is taken.
+    """
+
+    tops: list[int] = field(default_factory=list)
+    deep: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+
+
+def _sixteen_bits(image: Image.Image) -> str:
+    """How a file's channels of 16 bits are stored, as Pillow calls it (`RGB;16B`); empty where they have fewer."""
+    tiles = getattr(image, "tile", ())  # an ImageFile's
+    for arg in (arg for tile in tiles for arg in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))):
+        if (isinstance(arg, str) and ";16" in arg) or (image.format == "PPM" and isinstance(arg, int) and arg > 255):
+            return str(arg)
+    return ""
+
+
+def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None) -> np.ndarray:
+    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour; what is to be told of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -101,9 +125,16 @@ def decode(file: ImageFile, size: int | None, bits: int | None = None, tops: lis
         with Image.open(io.BytesIO(file.read())) as image:
             if image.width * image.height > limit:
                 raise too_large
+            sixteen, several = _sixteen_bits(image), getattr(image, "is_animated", False)
             eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
-            if tops is not None and image.mode.startswith("I"):
-                tops.append(int(np.asarray(image).max()))
+            if sixteen.startswith("LA"):  # opened as colour
+                eight_bits = eight_bits.convert("L")
+            if seen is not None and image.mode.startswith("I"):
+                seen.tops.append(int(np.asarray(image).max()))
+            elif seen is not None and sixteen:
+                seen.deep.append(file.name)
+            if seen is not None and several:
+                seen.several.append(file.name)
             return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
     except UserError:
         raise
@@ -126,13 +157,13 @@ class Decoded:
         images: Those that could be read, shape (N, C, H, W).
         kept: Which of the files they are of.
         skipped: What was wrong with the others, one line each.
-        tops: The largest value of each file of 16-bit grey.
+        seen: What is to be told of those that could be read.
     """
 
     images: UInt8[Tensor, " n c h w"]
     kept: list[int]
     skipped: list[str]
-    tops: Sequence[int] = ()
+    seen: Seen = field(default_factory=Seen)
 
 
 def decode_all(
@@ -161,8 +192,8 @@ def decode_all(
     done, first = 0, ""
     kept: list[int] = []
     skipped: list[str] = []
-    tops: list[int] = []
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, tops=tops)
+    seen = Seen()
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen)
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -190,7 +221,7 @@ def decode_all(
                 progress(done, len(files))
     if images is None:
         raise UserError(f"data.path: none of the {len(files)} images can be read; the first: {skipped[0]}")
-    return Decoded(images[: len(kept)], kept, skipped, sorted(tops))
+    return Decoded(images[: len(kept)], kept, skipped, Seen(sorted(seen.tops), sorted(seen.deep), sorted(seen.several)))
 
 
 def refuse_unused_bits(tops: Sequence[int]) -> None:
@@ -211,9 +242,9 @@ def refuse_unused_bits(tops: Sequence[int]) -> None:
         )
 
 
-def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, tops: list[int]) -> np.ndarray | str:
+def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, seen: Seen) -> np.ndarray | str:
     try:
-        return decode(file, size, bits, tops)
+        return decode(file, size, bits, seen)
     except UserError as error:
         return str(error)
 

@@ -22,10 +22,10 @@ from diffusion.data.array_files import ENDINGS as ARRAYS
 from diffusion.data.array_files import load_arrays
 from diffusion.data.class_names import listed
 from diffusion.data.decoded_cache import decode_cached
-from diffusion.data.decoding import ImageFile, Progress, decode_all, refuse_unused_bits
+from diffusion.data.decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from diffusion.data.passed_over import ENDINGS, PassedOver, is_hidden
 from diffusion.data.raw_images import RawImages
-from diffusion.data.splits import SPLITS, split_of
+from diffusion.data.splits import SPLITS, split_of, splits_of
 from diffusion.data.tar_shards import list_shard
 from diffusion.errors import UserError
 
@@ -83,13 +83,7 @@ def load_files(
             decoded = decode_all(files, size, progress, skip, bits=bits)
         else:
             decoded = decode_cached(cache, files, size, progress, skip, bits)
-        if bits is None:
-            refuse_unused_bits(decoded.tops)
-        if 0 < (sixteen := len(decoded.tops)) < len(decoded.kept):
-            notes.append(
-                f"{sixteen:,} of {len(decoded.kept):,} files are grey of 16 bits; black and white of these are those "
-                "of the others, of 8"
-            )
+        notes += _of_files(decoded, bits)
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)
@@ -110,6 +104,33 @@ def load_files(
         len(decoded.skipped),
         tuple(notes),
     )
+
+
+def _of_files(decoded: Decoded, bits: int | None) -> list[str]:
+    """What is to be told of the files' kinds, a line each.
+
+    Raises:
+        UserError: For 16-bit files whose upper bits none uses, where it is not said how many they use.
+    """
+    seen, of = decoded.seen, f"of {len(decoded.kept):,} files"
+    if bits is None:
+        refuse_unused_bits(seen.tops)
+    notes = []
+    if 0 < (sixteen := len(seen.tops)) < len(decoded.kept):
+        notes.append(f"{sixteen:,} {of} are grey of 16 bits; black and white of these are those of the others, of 8")
+    if bits is not None and not seen.tops:
+        notes.append(f"data.bits={bits} changes nothing: no file is grey of 16 bits")
+    if seen.deep:
+        notes.append(
+            f"{len(seen.deep):,} {of} are of 16 bits, in colour or with transparency; the upper 8 of these are kept, "
+            f"e.g. {seen.deep[0]}"
+        )
+    if seen.several:
+        notes.append(
+            f"{len(seen.several):,} {of} hold several pictures (an animation, pages); the first of each is taken, "
+            f"e.g. {seen.several[0]}"
+        )
+    return notes
 
 
 def _ranges(counts: dict[str, int]) -> dict[str, range]:
@@ -157,7 +178,8 @@ def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[Image
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not is_hidden(name))
-        if real in seen:  # a link that points up
+        if real in seen:  # a link that points up, or to a folder that was read
+            passed.links.append(Path(folder).relative_to(root).as_posix())
             continue
         seen.add(real)
         for name in names:
@@ -211,7 +233,7 @@ def _split_parts(path: Path, files: list[ImageFile]) -> dict[str, list[ImageFile
     if _are_splits({_first(_drop_first(file).name) for file in files}) and not _are_splits(map(_folder, files)):
         files = [_swap_first_two(file) for file in files]  # cat/train/1.png, cat/test/2.png, dog/train/3.png ...
     folders = sorted({_folder(file) for file in files})
-    splits = {folder: split for folder in folders if (split := split_of(folder)) is not None}
+    splits = splits_of(folders)
     # `train` or `test` alone, among other folders, is a class of that name.
     if len(set(splits.values())) < 2 or ("train" not in splits.values() and len(splits) < len(folders)):
         return {"train": files}
@@ -224,13 +246,17 @@ def _split_parts(path: Path, files: list[ImageFile]) -> dict[str, list[ImageFile
     groups: dict[str, list[ImageFile]] = {split: [] for split in SPLITS if split in splits.values()}
     for file in files:
         groups[splits[_folder(file)]].append(_drop_first(file))
+    for folder, split in splits.items():  # train/train/..., as archives are unpacked
+        while all(_folder(file) == folder for file in groups[split]):
+            groups[split] = [_drop_first(file) for file in groups[split]]
     return groups
 
 
 def _are_splits(folders: Iterable[str]) -> bool:
     """Whether these are the names of splits, all of them, training and another among them."""
-    found = {split_of(folder) for folder in folders}
-    return None not in found and "train" in found and len(found) > 1
+    names = set(folders)
+    splits = splits_of(names)
+    return len(splits) == len(names) and "train" in splits.values() and len(set(splits.values())) > 1
 
 
 def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:

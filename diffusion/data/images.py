@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -64,6 +66,7 @@ class ImageData:
         flip: Whether horizontal flips are a valid augmentation of the training images.
         provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
             was guessed or left out (`notes`), as plain text and numbers.
+        train_names: The files of the training images, or their numbers in the source where they are no files.
     """
 
     name: str
@@ -77,6 +80,7 @@ class ImageData:
     num_classes: int
     flip: bool
     provenance: dict[str, str | int | float] = field(repr=False)
+    train_names: Sequence[str] = field(default=(), repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,12 +99,12 @@ def load_images(
     path: str | Path | None = None,
     root: str | Path = "data",
     download: bool = True,
-    size: int | None = None,
-    validation: int | float | None = None,
+    size: Any = None,
+    validation: Any = None,
     progress: Progress | None = None,
     unreadable: str = "refuse",
     cache: str | Path | None = None,
-    bits: int | None = None,
+    bits: Any = None,
 ) -> ImageData:
     """Load a data set of images into memory.
 
@@ -127,8 +131,9 @@ def load_images(
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
     """
     choose("data.name", name, IMAGE_SETS)
-    if size is not None and size < 1:
-        raise UserError(f"data.size: {size} is not a positive number of pixels.")
+    size, bits = _whole("data.size", size, 1), _whole("data.bits", bits, 8)
+    if not isinstance(validation, float):
+        validation = _whole("data.validation", validation)
     test_fraction, facts = 0.1, IMAGE_SETS[name]
     if name == "digits":
         if path is not None:
@@ -155,12 +160,12 @@ def load_images(
         raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits)
 
     low, high = int(raw.images.min()), int(raw.images.max())
-    if path is not None:
-        raw = replace(raw, notes=(*raw.notes, *_poor(raw, low, high)))
-    for note in raw.notes:
-        warnings.warn(f"data.path: {note}", DataNote, stacklevel=2)
     rows, rule = _rows(raw, validation, facts, test_fraction)
     images = {split: raw.images[rows[split]] for split in SPLITS}
+    if path is not None:
+        raw = replace(raw, notes=(*raw.notes, *_poor(raw, low, high), *_trained_on(images)))
+    for note in raw.notes:
+        warnings.warn(f"data.path: {note}", DataNote, stacklevel=2)
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
     channels, height, width = raw.images.shape[1:]
     provenance: dict[str, str | int | float] = {
@@ -195,6 +200,9 @@ def load_images(
         num_classes=raw.num_classes,
         flip=facts.flip,
         provenance=provenance,
+        train_names=raw.keys[rows["train"]]
+        if isinstance(rows["train"], slice)
+        else [raw.keys[i] for i in rows["train"]],
     )
 
 
@@ -214,6 +222,33 @@ def _poor(raw: RawImages, low: int, high: int) -> list[str]:
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")
     return notes
+
+
+def _trained_on(images: Mapping[str, Tensor]) -> list[str]:
+    """A line for each split that holds images of the training set, to the bit: its figures flatter the model."""
+    held_out = {split: [hash(x.numpy().tobytes()) for x in images[split]] for split in SPLITS[1:]}
+    wanted = {key for keys in held_out.values() for key in keys}
+    known = {key for x in images["train"] if (key := hash(x.numpy().tobytes())) in wanted} if wanted else set()
+    counts = {split: sum(key in known for key in keys) for split, keys in held_out.items()}
+    return [
+        f"{count:,} of {len(held_out[split]):,} {split} images are training images, too, to the bit"
+        for split, count in counts.items()
+        if count
+    ]
+
+
+def _whole(key: str, value: Any, least: int | None = None) -> int | None:
+    """A whole number of any library, or None."""
+    if value is None:
+        return None
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        wanted = "" if least is None else f" from {least} on"
+        raise UserError(f"{key}: found {value!r}; must be a whole number{wanted}")
+    return number
 
 
 def _rows(

@@ -7,8 +7,10 @@ from pathlib import PurePosixPath
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _LITTER = ("thumbs.db", "desktop.ini")  # that file managers leave
-_TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
-_OF_LABELS = ("annotation", "class", "label", "metadata", "target")
+# Of the system, of storage servers and of Windows, beside names that begin with a dot.
+_SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information")
+_TABLES = (".arrow", ".csv", ".feather", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xls", ".xlsx")
+_OF_LABELS = ("annotation", "attr", "caption", "class", "dataset", "label", "metadata", "target")
 _SHOWN = 8
 
 
@@ -18,6 +20,7 @@ class PassedOver:
     def __init__(self) -> None:
         self.endings: Counter[str] = Counter()
         self.tables: list[str] = []
+        self.links: list[str] = []  # folders that were met a second time
 
     def is_image(self, name: PurePosixPath) -> bool:
         """Whether a file is to be read, by its name; what is hidden is neither an image nor counted."""
@@ -28,15 +31,16 @@ class PassedOver:
             return True
         self.endings[ending] += 1
         stem = name.stem.lower()
-        if ending in _TABLES or (ending in (".txt", ".json") and any(word in stem for word in _OF_LABELS)):
+        if ending in _TABLES or any(word in stem for word in _OF_LABELS):
             self.tables.append(name.name)
         return False
 
     def notes(self) -> list[str]:
         """What was left out, a line each."""
+        again = [f"{', '.join(self.links[:3])}: links to folders that are read already, left out"] if self.links else []
         count = self.endings.total()
         if not count:
-            return []
+            return again
         known = sorted(ending for ending, files in self.endings.items() if ending and files)
         told = " ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
         told = ", ".join(filter(None, (told, "no ending" if self.endings[""] else "")))
@@ -44,9 +48,9 @@ class PassedOver:
         if self.tables:
             names = ", ".join(self.tables[:3]) + (", ..." if len(self.tables) > 3 else "")
             found.append(f"not used: {names}; labels are taken from folders, .cls files in tar shards, and .npz files")
-        return found
+        return found + again
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is of the system's, not of the user's."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.lower() in _SYSTEM

@@ -9,7 +9,7 @@ its old order.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from diffusion.errors import UserError
 from diffusion.random import hashed_order
@@ -30,12 +30,35 @@ def split_of(name: str) -> str | None:
 
     Case, numbers, punctuation, plurals and words like `set` and `images` make no difference.
     """
-    words = [word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
-    found = "".join(word for word in words if word not in _FILLERS)
+    found = "".join(word for word in _words_of(name) if word not in _FILLERS)
     for filler in ("", *_FILLERS):
         if (split := _WORDS.get(found.removesuffix(filler))) is not None:
             return split
     return None
+
+
+def splits_of(names: Collection[str]) -> dict[str, str]:
+    """The splits that names stand for; names of no split are left out.
+
+    Where each is a split but for words that all share (`seg_train` and `seg_test`), these make no difference.
+    """
+    found = {name: split for name in names if (split := split_of(name)) is not None}
+    if found:
+        return found
+    shared: dict[str, tuple[str, list[str]]] = {}
+    for name in names:
+        words = _words_of(name)
+        of_split = [word for word in words if word in _WORDS]
+        if len(of_split) != 1:
+            return {}
+        shared[name] = _WORDS[of_split[0]], [word for word in words if word not in _WORDS]
+    alike = len({tuple(rest) for _, rest in shared.values()}) == 1
+    return {name: split for name, (split, _) in shared.items()} if alike and len(shared) > 1 else {}
+
+
+def _words_of(name: str) -> list[str]:
+    """The words of a name in small letters, without the s of a plural."""
+    return [word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
 
 
 def validation_size(validation: int | float | None, n: int, available: int, default_fraction: float) -> int:

@@ -147,6 +147,18 @@ def _size_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape[1:]))
 
 
+def denoiser_of(name: str, value: Any) -> Denoiser:
+    """A denoiser, or that of a trained diffusion model.
+
+    Raises:
+        UserError: For anything else.
+    """
+    found = value if isinstance(value, Denoiser) else getattr(value, "denoiser", None)
+    if not isinstance(found, Denoiser):
+        raise UserError(f"{name}: found a {type(value).__name__}; needs a denoiser or a diffusion model")
+    return found
+
+
 class NetworkDenoiser(Denoiser):
     """A denoiser made of a network, a schedule and what the network predicts.
 
@@ -291,12 +303,13 @@ class Retimed(Denoiser):
         schedule: The new path.
     """
 
-    def __init__(self, denoiser: Denoiser, schedule: Schedule):
+    def __init__(self, denoiser: Any, schedule: Schedule):
         super().__init__()
-        self.denoiser = denoiser
+        check_schedule(schedule)
+        self.denoiser = denoiser_of("denoiser", denoiser)
         self.schedule = schedule
-        self.shape = denoiser.shape
-        self.num_classes = denoiser.num_classes
+        self.shape = self.denoiser.shape
+        self.num_classes = self.denoiser.num_classes
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
@@ -317,12 +330,12 @@ class Clipped(Denoiser):
         high: The greatest.
     """
 
-    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0):
+    def __init__(self, denoiser: Any, low: float = -1.0, high: float = 1.0):
         super().__init__()
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.shape = denoiser.shape
-        self.num_classes = denoiser.num_classes
+        self.denoiser = denoiser_of("denoiser", denoiser)
+        self.schedule = self.denoiser.schedule
+        self.shape = self.denoiser.shape
+        self.num_classes = self.denoiser.num_classes
         self.low, self.high = low, high
 
     def forward(

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import UserError
 from .neighbours import nearest_in, smallest_in
+from .statistics import check_levels
 
 NEAR = 1.0 / 3.0
 
@@ -50,8 +53,8 @@ class Copy:
 
 
 def find_copies(
-    samples: UInt8[Tensor, " n c h w"],
-    training: UInt8[Tensor, " m c h w"],
+    samples: Any,
+    training: Any,
     mirrored: bool = False,
     found: tuple[Tensor, Tensor] | None = None,
 ) -> list[Copy]:
@@ -62,7 +65,15 @@ def find_copies(
         training: Those that the model was trained on, shape (M, C, H, W).
         mirrored: Whether mirror images of these count, too: where they are an augmentation.
         found: What `nearest_in(samples, training)` gives, where it is known.
+
+    Raises:
+        UserError: For images that are no levels, of unlike shapes, or no training images.
     """
+    check_levels("samples", samples)
+    check_levels("training", training)
+    if samples.shape[1:] != training.shape[1:] or not len(training):
+        shapes = f"{tuple(samples.shape)} and {tuple(training.shape)}"
+        raise UserError(f"samples, training: found shapes {shapes}; needs images of one shape, and some to look among")
     distances, images = found or nearest_in(samples, training)
     turned = torch.zeros_like(images, dtype=torch.bool)
     if mirrored:

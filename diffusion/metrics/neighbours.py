@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,9 +40,7 @@ _ROUNDING = 1e-13
 QUANTILE = 0.01
 
 
-def precision_recall(
-    features: Float[Tensor, " n d"], reference: Float[Tensor, " m d"], k: int = 3
-) -> tuple[float, float]:
+def precision_recall(features: Any, reference: Any, k: Any = 3) -> tuple[float, float]:
     """Improved precision and recall of samples, from their features and those of a reference.
 
     Raises:
@@ -53,9 +52,7 @@ def precision_recall(
     return precision, recall
 
 
-def density_coverage(
-    features: Float[Tensor, " n d"], reference: Float[Tensor, " m d"], k: int = 5
-) -> tuple[float, float]:
+def density_coverage(features: Any, reference: Any, k: Any = 5) -> tuple[float, float]:
     """Density and coverage of samples, from their features and those of a reference.
 
     Raises:
@@ -77,10 +74,15 @@ def _inside(queries: Tensor, points: Tensor, k: int) -> tuple[Int[Tensor, " n"],
     return torch.cat(holding), filled
 
 
-def _check(features: Tensor, reference: Tensor, k: int) -> None:
+def _check(features: Any, reference: Any, k: Any) -> None:
     check_features(features)
     check_features(reference)
     n = min(len(features), len(reference))
+    if features.shape[1] != reference.shape[1]:
+        dimensions = f"{features.shape[1]} and {reference.shape[1]}"
+        raise UserError(f"features: found dimensions {dimensions}; must be of one extractor")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise UserError(f"k: found {k!r}; must be a whole number")
     if not 1 <= k < n:
         raise UserError(f"k: found {k} for {n} features; accepted: 1 to {n - 1}")
 
@@ -116,10 +118,19 @@ def memorisation(samples: Tensor, training: Tensor, held_out: Tensor, quantile: 
         quantile: Of the held-out images' distances: what counts as near.
 
     Raises:
-        UserError: For a set without images.
+        UserError: For a set without images, sets of unlike shapes, values that are not finite, and a quantile that is
+            not from 0 to 1.
     """
     if not min(len(samples), len(training), len(held_out)):
         raise UserError("memorisation: found a set without images; samples, training and held-out images are needed")
+    shapes = [tuple(x.shape[1:]) for x in (samples, training, held_out)]
+    if len(set(shapes)) > 1:
+        raise UserError(f"memorisation: found samples, training and held-out images of {shapes}; must be of one shape")
+    for x in (samples, training, held_out):
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise UserError("memorisation: found values that are not finite; no distance is of them")
+    if not 0.0 <= quantile <= 1.0:
+        raise UserError(f"quantile: found {quantile}; must be from 0 to 1")
     distances, neighbours = nearest_in(samples, training)
     fresh = nearest_in(held_out, training)[0]
     threshold = fresh.sort().values[max(0, math.ceil(quantile * len(fresh)) - 1)]

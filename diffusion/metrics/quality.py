@@ -26,7 +26,7 @@ from .extractor import BATCH, FeatureExtractor, Progress, extract
 from .frechet import FrechetEstimate, frechet_estimate, image_keys
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
-from .statistics import FeatureStatistics, Provenance
+from .statistics import FeatureStatistics, Provenance, check_levels
 
 FEWEST = 6  # samples that can be measured
 # Pairs of images are compared for all but the Frechet distance: of more reference images this many are taken.
@@ -117,7 +117,7 @@ class QualityReference:
     @classmethod
     def of(
         cls,
-        images: UInt8[Tensor, " n c h w"],
+        images: Any,
         extractor: FeatureExtractor,
         data: str,
         split: str,
@@ -144,7 +144,13 @@ class QualityReference:
             device: Where to compute.
             batch_size: Images the extractor takes at once.
             progress: Called with (images done, images in all).
+
+        Raises:
+            UserError: For images that are no levels, or not of so many.
         """
+        check_levels("images", images)
+        if len(images) and int(images.max()) >= levels:
+            raise UserError(f"images: found level {int(images.max())}; must be below {levels}")
         provenance = describe(images, extractor, data, split, levels, flips)
         training = (images, mirrored or flips) if split == "train" else None
         images = with_flips(images, flips)
@@ -176,14 +182,13 @@ class QualityReference:
         return replace(self, training=(self.training[0], mirrored or self.provenance.flips))
 
     @torch.no_grad()
-    def measure(
-        self, samples: UInt8[Tensor, " n c h w"], batch_size: int = BATCH, progress: Progress | None = None
-    ) -> Quality:
+    def measure(self, samples: Any, batch_size: int = BATCH, progress: Progress | None = None) -> Quality:
         """All figures of samples: level indices, uint8, of the reference's shape and levels.
 
         Raises:
             UserError: For samples of another shape or too few of them (6 at least), or levels beyond the reference's.
         """
+        check_levels("samples", samples)
         shape = self.provenance.shape
         if tuple(samples.shape[1:]) != shape:
             raise UserError(f"samples: found images of {tuple(samples.shape[1:])}; the reference's are {shape}")

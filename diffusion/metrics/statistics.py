@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,12 +75,27 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text  # a SHA-256
 
 
-def check_features(features: Tensor) -> None:
+def check_levels(name: str, images: Any) -> None:
+    """Refuse images of real numbers, as a model draws them, where levels are meant.
+
+    Raises:
+        UserError: For anything but whole numbers, (N, C, H, W).
+    """
+    if not isinstance(images, Tensor):
+        raise UserError(f"{name}: found a {type(images).__name__}; needs a tensor of levels, (N, C, H, W)")
+    if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool or images.ndim != 4:
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(f"{name}: found {found}; needs levels in uint8, (N, C, H, W)")
+
+
+def check_features(features: Any) -> None:
     """Refuse what no distance between laws is of.
 
     Raises:
         UserError: For another shape than (N, d), and numbers that are not finite.
     """
+    if not isinstance(features, Tensor):
+        raise UserError(f"features: found a {type(features).__name__}; needs a tensor of (N, d)")
     if features.ndim != 2 or not features.is_floating_point():
         raise UserError(f"features: found {features.dtype} of shape {tuple(features.shape)}; needs floats of (N, d)")
     bad = int((~torch.isfinite(features)).any(1).sum())

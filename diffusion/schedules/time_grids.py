@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +84,7 @@ def later_end(name: str, steps: int) -> float | None:
     return end if end > default_end(name, steps) else None
 
 
-def time_grid(schedule: Schedule, steps: int, name: str = "log-snr", log_snr_end: float | None = None) -> Tensor:
+def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: float | None = None) -> Tensor:
     """A grid of `steps` intervals from t_max to the datum.
 
     Args:
@@ -102,6 +104,11 @@ def time_grid(schedule: Schedule, steps: int, name: str = "log-snr", log_snr_end
         UserError: For an unknown name, less than one step, or an end that is not above the path's start.
     """
     choose("grid", name, names())
+    if not isinstance(schedule, Schedule):
+        raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
+    if isinstance(steps, bool) or not isinstance(steps, Integral):
+        raise UserError(f"steps: found {steps!r}; must be a whole number")
+    steps = int(steps)
     if steps < 1:
         raise UserError(f"steps: found {steps}; must be at least 1")
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)

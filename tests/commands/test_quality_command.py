@@ -92,6 +92,28 @@ def test_runs_stand_in_one_table(diffusion_command):
     assert "noise" not in out
 
 
+def test_copies_are_called_by_their_files(place, diffusion_command):
+    """The sample and the training image, where they are files: with the split's and without the wrapping folders."""
+    images = pictures.to_bytes(Dequantizer(17).center(load_images("digits").train[:40]))[:, 0].numpy()
+    for i, pixels in enumerate(images):
+        for folder in ([f"set/{'odd' if i % 2 else 'even'}"] if i < 32 else []) + (["drawn"] if i >= 24 else []):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(f"{folder}/{i}.png")
+    ClassifierFeatures((1, 8, 8), 256, 2, "mine").save("mine.safetensors", {})
+    code, out, _ = diffusion_command(
+        "quality", "drawn", "--data", "set", "--features", "mine.safetensors", "--no-scale"
+    )
+    assert code == 0
+    data = load_images("folder", "set")
+    expected = {name for name in data.train_names if int(Path(name).stem) >= 24}
+    assert expected
+    (path,) = kept(Path("evaluations/drawn/evaluations/quality"))
+    copies = json.loads(path.read_text())["copies"]
+    assert {copy["file"] for copy in copies if copy["exact"]} == expected
+    assert all(Path(copy["file"]).name == copy["name"] for copy in copies if copy["exact"])
+    assert any(f"{Path(name).name} = {name}" in out for name in expected)
+
+
 def test_copies_of_training_images_in_a_file_are_caught(place, diffusion_command):
     data = load_images("digits")
     save_digits("copies.npz", data.train[:50])

@@ -1,8 +1,10 @@
 """What a source of images is taken for, and that what was guessed or left out is told."""
 
 import io
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -153,3 +155,110 @@ def test_what_was_understood_is_a_short_block(tmp_path: Path) -> None:
     digits = load_images("digits")
     assert describe(digits.provenance, 10)[2] == "  classes: 10: 0, 1, 2, 3, 4, 5, ..., 9"
     assert describe({"name": "moons", "source": "drawn"}, 0) == []
+
+
+PAIRS = [("seg_train", "seg_test"), ("pets-training", "pets-val"), ("fold1_train", "fold1_valid")]
+
+
+@pytest.mark.parametrize(("train", "held"), PAIRS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_words_that_all_splits_share_make_no_difference(tmp_path: Path, train: str, held: str, nested: bool) -> None:
+    """Also where an archive's folder lies in a folder of its name."""
+    inside = {split: f"{split}/{split}" if nested else split for split in (train, held)}
+    raw = load_files(as_folder(tmp_path, [f"{inside[split]}/{name}" for split in (train, held) for name in INSIDE]))
+    assert raw.class_names == ("cat", "dog")
+    assert {"train": range(8), split_of(held.split("_")[-1].split("-")[-1]): range(8, 16)} == raw.parts
+
+
+def test_names_with_different_words_beside_a_split_are_classes(tmp_path: Path) -> None:
+    raw = load_files(as_folder(tmp_path, [f"{name}/{i}.png" for name in ("cat_train", "dog_test") for i in range(4)]))
+    assert raw.class_names == ("cat_train", "dog_test")
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "__MACOSX", "#recycle", "lost+found", "$RECYCLE.BIN"])
+def test_folders_of_the_system_are_no_classes(tmp_path: Path, folder: str) -> None:
+    raw = load_files(as_folder(tmp_path, [*INSIDE, f"{folder}/thumbnail.png"]))
+    assert raw.class_names == ("cat", "dog")
+    assert len(raw.images) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["_annotations.coco.json", "dataset.json", "list_attr.txt", "imagelabels.mat", "y.xlsx"]
+)
+def test_files_that_may_hold_labels_are_named(tmp_path: Path, name: str) -> None:
+    path = as_folder(tmp_path, INSIDE)
+    (path / name).write_text("{}")
+    assert any(note.startswith(f"not used: {name}; labels are taken from folders") for note in load_files(path).notes)
+
+
+def test_a_folder_that_is_linked_to_again_is_told(tmp_path: Path) -> None:
+    path = as_folder(tmp_path, INSIDE)
+    (path / "pets").symlink_to(path / "cat", target_is_directory=True)
+    raw = load_files(path)
+    assert raw.class_names == ("cat", "dog")
+    assert raw.notes == ("pets: links to folders that are read already, left out",)
+
+
+def test_frames_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = as_folder(tmp_path, [f"{i}.png" for i in range(3)])
+    frames = [Image.open(io.BytesIO(png(value))) for value in range(10, 13)]
+    frames[0].save(path / "moving.gif", save_all=True, append_images=frames[1:])
+    (told,) = load_files(path).notes
+    assert told.startswith("1 of 4 files hold several pictures (an animation, pages); the first of each is taken")
+    assert told.endswith("e.g. moving.gif")
+
+
+def sixteen_bits(values: np.ndarray, kind: int) -> bytes:
+    """A PNG of 16 bits a channel; kind 2 is RGB, 4 is grey with alpha (PNG specification, 11.2.2)."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_colour_of_sixteen_bits_is_told(tmp_path: Path, cached: bool) -> None:
+    """The high byte is kept; what is kept in a cache says so, too."""
+    levels = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3))
+    path = tmp_path / "images"
+    path.mkdir()
+    for i, x in enumerate(levels):
+        (path / f"{i}.png").write_bytes(sixteen_bits(x * 256 + 200, 2))
+    for _ in range(2):
+        raw = load_files(path, cache=tmp_path / "cache" if cached else None)
+        assert torch.equal(raw.images, torch.tensor(levels.transpose(0, 3, 1, 2), dtype=torch.uint8))
+        assert raw.notes == (
+            "4 of 4 files are of 16 bits, in colour or with transparency; the upper 8 of these are kept, e.g. 0.png",
+        )
+    assert load_files(path, bits=12).notes[0] == "data.bits=12 changes nothing: no file is grey of 16 bits"
+
+
+def test_grey_of_sixteen_bits_with_alpha_stays_grey(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (4, 4))
+    opaque = np.stack([grey * 257, np.full_like(grey, 65535)], -1)
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(sixteen_bits(opaque, 4))
+    assert torch.equal(load_files(tmp_path).images[0, 0], torch.tensor(grey, dtype=torch.uint8))
+    assert load_files(tmp_path).images.shape == (3, 1, 4, 4)
+
+
+def test_held_out_images_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    names = [*(f"train/{i}.png" for i in range(6)), *(f"test/{i}.png" for i in range(4))]
+    path = as_folder(tmp_path, names)
+    for i in range(3):
+        (path / f"test/{i}.png").write_bytes((path / "train/0.png").read_bytes())
+    with pytest.warns(DataNote, match="3 of 4 test images are training images, too, to the bit"):
+        data = load_images("folder", path, validation=0)
+    assert "3 of 4 test images" in str(data.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("size", 8.5), ("size", True), ("size", 0), ("bits", "12"), ("validation", "5")]
+)
+def test_numbers_of_images_are_whole(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"^data\.{key}: found .*; must be a whole number"):
+        load_images("folder", as_folder(tmp_path, INSIDE), **{key: value})

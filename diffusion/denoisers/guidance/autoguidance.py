@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..condition import Condition
-from ..denoiser import Denoiser, Retimed
-from .guided import ALWAYS, Guided, Interval
+from ..denoiser import Retimed, denoiser_of
+from .guided import ALWAYS, Guided
 
 
 class Autoguidance(Guided):
@@ -29,13 +29,14 @@ class Autoguidance(Guided):
         UserError: For a guide of data of another shape, or with other classes.
     """
 
-    def __init__(self, denoiser: Denoiser, guide: Denoiser, weight: float, interval: Interval = ALWAYS):
+    def __init__(self, denoiser: Any, guide: Any, weight: Any, interval: Any = ALWAYS):
         super().__init__(denoiser, weight, interval)
-        if guide.shape != denoiser.shape:
-            raise UserError(f"guide: is for data of shape {guide.shape}; the model's are {denoiser.shape}")
-        if guide.num_classes not in (0, denoiser.num_classes):
-            raise UserError(f"guide: has {guide.num_classes} classes; the model has {denoiser.num_classes}")
-        self.guide = guide if guide.schedule == denoiser.schedule else Retimed(guide, denoiser.schedule)
+        guide = denoiser_of("guide", guide)
+        if guide.shape != self.shape:
+            raise UserError(f"guide: is for data of shape {guide.shape}; the model's are {self.shape}")
+        if guide.num_classes not in (0, self.num_classes):
+            raise UserError(f"guide: has {guide.num_classes} classes; the model has {self.num_classes}")
+        self.guide = guide if guide.schedule == self.schedule else Retimed(guide, self.schedule)
 
     def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         of_guide = cond if self.guide.num_classes or isinstance(cond, Condition) else None

@@ -12,8 +12,8 @@ from ...broadcasting import pad_dims_like
 from ...errors import UserError
 from ...schedules import Schedule
 from ..condition import labels_only
-from ..denoiser import Denoiser
-from ..given import outside_inference_mode, real_number
+from ..denoiser import Denoiser, denoiser_of
+from ..given import outside_inference_mode, real_number, whole_number
 from ..network_call import dtype_of
 from ..preconditioning import c_noise
 from .guided import ALWAYS, Interval
@@ -57,26 +57,31 @@ class ClassifierGuided(Denoiser):
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        classifier: nn.Module,
-        num_classes: int,
-        weight: float = 1.0,
-        interval: Interval = ALWAYS,
+        denoiser: Any,
+        classifier: Any,
+        num_classes: Any,
+        weight: Any = 1.0,
+        interval: Any = ALWAYS,
     ):
         super().__init__()
-        self.denoiser = denoiser
-        self.classifier = classifier
-        self.schedule = denoiser.schedule
-        self.shape = denoiser.shape
-        self.num_classes = num_classes
+        found: Any = classifier
+        if not callable(found):
+            raise UserError(f"classifier: found {found!r}; needs a module or a function of (x_t, t)")
+        self.denoiser = denoiser_of("denoiser", denoiser)
+        self.classifier: Any = classifier
+        self.schedule = self.denoiser.schedule
+        self.shape = self.denoiser.shape
+        self.num_classes = whole_number("num_classes", num_classes, 1)
         self.weight = real_number("weight", weight)
-        self.interval = interval
+        self.interval = Interval.of(interval)
 
     @outside_inference_mode
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
-        """Return the guided x_hat; `cond` are the labels to steer to, None for none. Arguments as `Denoiser.forward`.
+        """Return the guided x_hat; `cond` are the labels to steer to, None or `num_classes` for none.
+
+        Arguments as `Denoiser.forward`.
 
         Raises:
             UserError: For a classifier whose answer is not of shape (B, num_classes).
@@ -98,5 +103,6 @@ class ClassifierGuided(Denoiser):
             logits = self.classifier(x, t)
             if logits.shape != (len(x), self.num_classes):
                 raise UserError(f"classifier: answers {tuple(logits.shape)}; needs {(len(x), self.num_classes)}")
-            log_prob = logits.log_softmax(1).gather(1, cond[:, None]).sum()
+            of_label = logits.log_softmax(1).gather(1, cond[:, None].clamp(max=self.num_classes - 1))[:, 0]
+            log_prob = torch.where(cond < self.num_classes, of_label, 0.0).sum()
             return torch.autograd.grad(log_prob, x, create_graph=followed)[0]

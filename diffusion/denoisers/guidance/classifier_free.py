@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..condition import Condition, condition_for
-from ..denoiser import Denoiser
-from .guided import ALWAYS, Guided, Interval
+from .guided import ALWAYS, Guided
 
 
 class ClassifierFree(Guided):
@@ -30,13 +29,13 @@ class ClassifierFree(Guided):
         UserError: For a denoiser without classes, or a call without labels.
     """
 
-    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS, null: Condition | None = None):
-        if not denoiser.num_classes and null is None:
+    def __init__(self, denoiser: Any, weight: Any, interval: Any = ALWAYS, null: Any = None):
+        super().__init__(denoiser, weight, interval)
+        if not self.num_classes and null is None:
             raise UserError(
                 "guidance: the model was trained without labels; leave it at 1, "
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
-        super().__init__(denoiser, weight, interval)
         self.null = null if null is None or isinstance(null, Condition) else condition_for("null", null, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...schedules import Schedule
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, denoiser_of
 from ..given import real_number
 
 
@@ -41,11 +41,13 @@ class Interval:
 
     @classmethod
     def of(cls, ends: Any) -> Interval:
-        """The interval of two ends, numbers of any library.
+        """The interval itself, or that of two ends, numbers of any library.
 
         Raises:
             UserError: For anything else.
         """
+        if isinstance(ends, cls):
+            return ends
         try:
             low, high = (float(end) for end in ends)
         except (TypeError, ValueError):
@@ -75,15 +77,14 @@ class Guided(Denoiser):
         interval: Where it acts.
     """
 
-    def __init__(self, denoiser: Denoiser, weight: float, interval: Interval = ALWAYS):
+    def __init__(self, denoiser: Any, weight: Any, interval: Any = ALWAYS):
         super().__init__()
-        weight = real_number("weight", weight)
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.shape = denoiser.shape
-        self.num_classes = denoiser.num_classes
-        self.weight = weight
-        self.interval = interval
+        self.denoiser = denoiser_of("denoiser", denoiser)
+        self.schedule = self.denoiser.schedule
+        self.shape = self.denoiser.shape
+        self.num_classes = self.denoiser.num_classes
+        self.weight = real_number("weight", weight)
+        self.interval = Interval.of(interval)
 
     @abstractmethod
     def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:

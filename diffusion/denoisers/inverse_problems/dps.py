@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from .posterior import Covariance, Observation, Posterior
+from ..given import positive_number
+from .posterior import Covariance, Posterior
 
 
 class DPS(Posterior):
@@ -23,12 +25,15 @@ class DPS(Posterior):
 
     Args:
         denoiser, observation: As `Posterior`.
-        scale: The strength zeta.
+        scale: The strength zeta, positive.
+
+    Raises:
+        UserError: For a scale that is not positive.
     """
 
-    def __init__(self, denoiser: Denoiser, observation: Observation, scale: float = 1.0):
+    def __init__(self, denoiser: Any, observation: Any, scale: Any = 1.0):
         super().__init__(denoiser, observation)
-        self.scale = scale
+        self.scale = positive_number("scale", scale)
 
     def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
         square = residual.flatten(1).square().mean(1).clamp(min=self.observation.noise_std**2)

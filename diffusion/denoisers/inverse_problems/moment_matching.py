@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..denoiser import Denoiser
-from .posterior import Covariance, Observation, Posterior
+from ..given import real_number, whole_number
+from .posterior import Covariance, Posterior
 
 
 class MomentMatching(Posterior):
@@ -34,13 +35,12 @@ class MomentMatching(Posterior):
         UserError: For fewer than 1 iteration, or a tolerance that is negative or not finite.
     """
 
-    def __init__(self, denoiser: Denoiser, observation: Observation, iterations: int = 50, tolerance: float = 1e-2):
+    def __init__(self, denoiser: Any, observation: Any, iterations: Any = 50, tolerance: Any = 1e-2):
         super().__init__(denoiser, observation)
-        if iterations < 1:
-            raise UserError(f"iterations: found {iterations}; must be at least 1")
-        if not 0.0 <= tolerance < float("inf"):
+        self.iterations = whole_number("iterations", iterations, 1)
+        self.tolerance = real_number("tolerance", tolerance)
+        if self.tolerance < 0.0:
             raise UserError(f"tolerance: found {tolerance}; must be 0 or more, e.g. 1e-2")
-        self.iterations, self.tolerance = iterations, tolerance
 
     def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
         operator, noise = self.observation.operator, self.observation.noise_std**2

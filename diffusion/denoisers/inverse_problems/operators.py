@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ...broadcasting import pad_dims_like
 from ...errors import UserError
+from ..given import positive_number, real_number, tensor_of, whole_number
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601
 
@@ -60,16 +62,22 @@ class Mask(LinearOperator):
     """A x = the entries of x where `kept` is true, in a row: y is (B, M).
 
     Args:
-        kept: Of the shape of a datum, at least one entry true.
+        kept: Of the shape of a datum, at least one entry true; true and false, 0 and 1, or 0 and 255 as in a picture.
 
     Raises:
-        UserError: For a mask that keeps nothing.
+        UserError: For a mask that keeps nothing, and one of other numbers: of these it is not said what is kept.
     """
 
-    kept: Bool[Tensor, " *dims"]
+    kept: Any
     _at: Tensor = field(init=False, repr=False)
 
     def __post_init__(self):
+        kept = tensor_of("mask", self.kept)
+        if kept.dtype != torch.bool:
+            values = kept.unique().tolist()
+            if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
+                raise UserError(f"mask: found {values[:4]}; accepted: true and false, 0 and 1, or 0 and 255")
+        object.__setattr__(self, "kept", kept.bool())
         if not bool(self.kept.any()):
             raise UserError("mask: keeps nothing; draw without an observation then")
         object.__setattr__(self, "_at", self.kept.flatten().nonzero()[:, 0])
@@ -98,11 +106,10 @@ class Downsample(LinearOperator):
         UserError: For a factor below 1, or an image that it does not divide.
     """
 
-    factor: int
+    factor: Any
 
     def __post_init__(self):
-        if self.factor < 1:
-            raise UserError(f"factor: found {self.factor}; must be at least 1")
+        object.__setattr__(self, "factor", whole_number("factor", self.factor, 1))
 
     def __call__(self, x):
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
@@ -124,7 +131,10 @@ class Grey(LinearOperator):
         weights: One a channel; the luma of red, green and blue by default.
     """
 
-    weights: tuple[float, ...] = LUMA
+    weights: Any = LUMA
+
+    def __post_init__(self):
+        object.__setattr__(self, "weights", tuple(real_number("weights", weight) for weight in self.weights))
 
     def _weights(self, like: Tensor) -> Tensor:
         return torch.tensor(self.weights, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
@@ -153,15 +163,17 @@ class Blur(LinearOperator):
         floor: From 0 to 1.
 
     Raises:
-        UserError: For a std that is not positive.
+        UserError: For a std that is not positive, or a floor that is not from 0 to 1.
     """
 
-    std: float
-    floor: float = 1e-3
+    std: Any
+    floor: Any = 1e-3
 
     def __post_init__(self):
-        if not 0 < self.std < math.inf:
-            raise UserError(f"std: found {self.std}; must be positive")
+        object.__setattr__(self, "std", positive_number("std", self.std))
+        object.__setattr__(self, "floor", real_number("floor", self.floor))
+        if not 0.0 <= self.floor <= 1.0:
+            raise UserError(f"floor: found {self.floor:g}; must be from 0 to 1")
 
     def _transfer(self, like: Tensor) -> Tensor:
         height, width = like.shape[-2:]

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from ...broadcasting import pad_dims_like
 from ...errors import UserError
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, denoiser_of
 from ..given import outside_inference_mode, real_number, tensor_of
-from .operators import LinearOperator
 
 # v -> (sigma^2 / alpha) J^T v: the covariance of x given x_t, as a function of a vector (B, *shape).
 Covariance = Callable[[Tensor], Tensor]
@@ -46,15 +45,18 @@ class Observation:
         UserError: For a negative deviation, or values of y that are not finite.
     """
 
-    operator: LinearOperator
-    y: Float[Tensor, " b *observed"]
-    noise_std: float = 0.0
+    operator: Any
+    y: Any
+    noise_std: Any = 0.0
 
     def __post_init__(self):
+        if not callable(self.operator) or not callable(getattr(self.operator, "adjoint", None)):
+            raise UserError(f"operator: found {str(self.operator)[:60]}; needs a linear one, with its adjoint")
         object.__setattr__(self, "y", tensor_of("y", self.y))
         if not self.y.is_floating_point() or self.y.ndim == 0:
             raise UserError(f"y: found {self.y.dtype} of shape {tuple(self.y.shape)}; needs floats, (B, *observed)")
-        if real_number("noise_std", self.noise_std) < 0.0:
+        object.__setattr__(self, "noise_std", real_number("noise_std", self.noise_std))
+        if self.noise_std < 0.0:
             raise UserError(f"noise_std: found {self.noise_std}; must be 0 or more")
         if not bool(torch.isfinite(self.y).all()):
             raise UserError("y: has values that are not finite")
@@ -84,12 +86,14 @@ class Posterior(Denoiser):
         observation: What is known of x.
     """
 
-    def __init__(self, denoiser: Denoiser, observation: Observation):
+    def __init__(self, denoiser: Any, observation: Any):
         super().__init__()
-        self.denoiser = denoiser
-        self.schedule = denoiser.schedule
-        self.shape = denoiser.shape
-        self.num_classes = denoiser.num_classes
+        if not isinstance(observation, Observation):
+            raise UserError(f"observation: found a {type(observation).__name__}; needs Observation(operator, y)")
+        self.denoiser = denoiser_of("denoiser", denoiser)
+        self.schedule = self.denoiser.schedule
+        self.shape = self.denoiser.shape
+        self.num_classes = self.denoiser.num_classes
         self.observation = observation
 
     @abstractmethod

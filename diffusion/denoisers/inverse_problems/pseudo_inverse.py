@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ...errors import UserError
-from ..denoiser import Denoiser
-from .posterior import Covariance, Observation, Posterior
+from ..given import positive_number
+from .posterior import Covariance, Posterior
 
 
 class PseudoInverse(Posterior):
@@ -26,11 +27,9 @@ class PseudoInverse(Posterior):
         UserError: For a deviation that is not positive.
     """
 
-    def __init__(self, denoiser: Denoiser, observation: Observation, data_std: float = 1.0):
+    def __init__(self, denoiser: Any, observation: Any, data_std: Any = 1.0):
         super().__init__(denoiser, observation)
-        if not 0.0 < data_std < float("inf"):
-            raise UserError(f"data_std: found {data_std}; must be positive")
-        self.data_std = data_std
+        self.data_std = positive_number("data_std", data_std)
 
     def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
         c = self.data_std
