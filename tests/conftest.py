@@ -83,6 +83,14 @@ def quick_fit(monkeypatch):
     )
 
 
+@pytest.fixture
+def small_forest(monkeypatch):
+    """The forest that stands for scale has one small tree a pixel."""
+    from diffusion.likelihood.level_models import AutoregressiveForest
+
+    monkeypatch.setattr(AutoregressiveForest, "fit", partial(AutoregressiveForest.fit, trees=1, leaves=(50,)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_cache_of_the_user(tmp_path_factory):
     """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from diffusion.errors import UserError
 from diffusion.experiment import DataFacts, build_model
 from diffusion.families import BY_FAMILY, DiffusionModel
 from diffusion.likelihood import Dequantizer
-from diffusion.likelihood.level_models import AutoregressiveForest
 from diffusion.model import FACTS, GenerativeModel, load
 from diffusion.schedules import Cosine
 from diffusion.training import modules
@@ -128,12 +126,10 @@ def run_command(capsys, body, argv):
 
 
 @pytest.mark.parametrize("family", ["vae", "eae"])
-def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, family):
+def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, small_forest, family):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
-    fit_forest = AutoregressiveForest.fit
-    monkeypatch.setattr(AutoregressiveForest, "fit", partial(fit_forest, trees=1, leaves=(50,)))
     more = ("trainer.validate_every=3", "evaluation.baselines=true", "--wandb", "offline")
     argv = autoencoder_arguments(family, tmp_path, *QUICK, *more)
     code, out, err = run_command(capsys, train, argv)
