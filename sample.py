@@ -2,7 +2,7 @@
 
 import sys
 
-from diffusion.cli import command, sample
+from diffusion.commands.app import command, sample
 
 if __name__ == "__main__":
     sys.exit(command(sample))

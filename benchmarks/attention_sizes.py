@@ -34,18 +34,19 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion import load, runs
-from diffusion.cli import command
+from diffusion import load
+from diffusion.commands.app import command
 from diffusion.data import load_images
-from diffusion.data.decoding import resize_arrays
+from diffusion.data.files.decoding import resize_arrays
+from diffusion.data.pictures import grid, save
 from diffusion.errors import UserError
-from diffusion.families import DiffusionModel
 from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.metrics import ClassifierFeatures, FeatureStatistics, extract, frechet_estimate, kernel_distance
 from diffusion.metrics.quality import spread
+from diffusion.models import DiffusionModel
 from diffusion.networks.attention import TokenAttention
-from diffusion.pictures import grid, save
 from diffusion.schedules.forward_process import diffuse
+from diffusion.storage import runs
 
 TRAINED, SIZES, FULL = 14, (14, 20, 28), 28
 STEPS = 1200

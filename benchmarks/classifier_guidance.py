@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from diffusion import load, noisy_classifier, runs
+from diffusion import load
 from diffusion.denoisers.guidance import ClassifierGuided, PathClassifier
 from diffusion.metrics import ClassifierFeatures
+from diffusion.models import noisy_classifier
+from diffusion.storage import runs
 
 EACH = 8
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)

@@ -27,12 +27,12 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import diffusion
-from diffusion import random
 from diffusion.data import load_images
 from diffusion.denoisers.denoiser import Denoiser
-from diffusion.evaluations import count_evaluations
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.likelihood.flow_density import Solve, flow_log_density
+from diffusion.numerics import random
 
 RECIPE_TOLERANCE = 1e-5
 TRUTH = Solve(trace="exact", tolerance=1e-5)

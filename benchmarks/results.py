@@ -25,16 +25,16 @@ from pathlib import Path
 
 import torch
 
-from diffusion import atomic
 from diffusion.commands import records
-from diffusion.commands.arguments import estimator_options, parse_evaluate_arguments
-from diffusion.commands.groups import kind_text
-from diffusion.commands.measuring import question
+from diffusion.commands.compare.groups import kind_text
+from diffusion.commands.compare.tables import markdown_table
+from diffusion.commands.evaluate.arguments import estimator_options, parse_evaluate_arguments
+from diffusion.commands.evaluate.measuring import question
 from diffusion.commands.records import Evaluation
 from diffusion.commands.subjects import images_of, load_images_of, load_subject
-from diffusion.commands.tables import markdown_table
 from diffusion.likelihood import Interval
 from diffusion.likelihood.estimate import mean_interval
+from diffusion.storage import atomic
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"))
 DIFFUSION = (sys.executable, "-m", "diffusion")

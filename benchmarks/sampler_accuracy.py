@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.auto_grid import auto_grid
 from diffusion.denoisers.exact import GaussianMixture
-from diffusion.fit_sampler import MOST_STEPS, fit_sampler
 from diffusion.samplers import ODE, Adams, Sampler, build, names
-from diffusion.sampling import DEFAULT_SAMPLER
+from diffusion.sampling.auto_grid import auto_grid
+from diffusion.sampling.fit import MOST_STEPS, fit_sampler
+from diffusion.sampling.sample import DEFAULT_SAMPLER
 from diffusion.schedules import Cosine, time_grid
 
 F64 = torch.float64

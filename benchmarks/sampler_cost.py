@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from diffusion import samplers, schedules
 from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.denoiser import Denoiser
-from diffusion.random import Noise
+from diffusion.numerics.random import Noise
 from diffusion.schedules import time_grid
 
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from diffusion.config import Config, load_config
 from diffusion.devices import choose_device, device_name
-from diffusion.experiment import Data, build_data
+from diffusion.models.build import Data, build_data
 from diffusion.training.fit import fit
-from diffusion.training.modules import build_module
+from diffusion.training.modules.build import build_module
 
 WARM_UP = 5
 

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import baselines, data, denoisers, likelihood, metrics, networks, objectives, samplers, schedules
-    from .encoding import edit, encode, interpolate
     from .likelihood.measure import log_density, log_likelihood
-    from .model import load
-    from .sampling import sample
+    from .models.load import load
+    from .sampling.encode import edit, encode, interpolate
+    from .sampling.sample import sample
     from .training import ema
     from .training.fit import train
 
 _HOME = {
-    "edit": "encoding",
-    "encode": "encoding",
-    "interpolate": "encoding",
-    "load": "model",
-    "sample": "sampling",
+    "edit": "sampling.encode",
+    "encode": "sampling.encode",
+    "interpolate": "sampling.encode",
+    "load": "models.load",
+    "sample": "sampling.sample",
     "log_density": "likelihood.measure",
     "log_likelihood": "likelihood.measure",
     "train": "training.fit",

@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli import command
+from .commands.app import command
 from .commands.dispatch import main
 
 if __name__ == "__main__":

@@ -48,3 +48,24 @@ def told_as(names: Mapping[str, str]) -> Iterator[None]:
         if not separator or key not in names:
             raise
         raise UserError(f"{names[key]}:{rest}") from error
+
+
+class SolverError(UserError):
+    """A solver that cannot go on: a state that is not finite, or more evaluations than allowed."""
+
+
+def check_at_least_one(**values: int) -> None:
+    """Raise a `UserError` that names the first of `values` that is below one."""
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name}: found {value}; must be at least 1")
+
+
+class Default(str):
+    """The default of an argument that each family of models has its own for; equal to the word it holds.
+
+    `sample(model, n, sampler=Default("ode"))` lets a model that knows no samplers draw in its own way, while
+    `sampler="ode"`, asked for by the user, is still refused there.
+    """
+
+    __slots__ = ()

@@ -52,7 +52,10 @@ jaxtyping.jaxtyped = _jaxtyped
 
 
 # What `-m quick` runs: laws and units, without the longest files of them.
-_QUICK = ("data", "denoisers", "likelihood", "metrics", "networks", "objectives", "samplers", "schedules")
+_QUICK = (
+    "config", "data", "denoisers", "likelihood", "metrics", "networks", "numerics", "objectives", "samplers",
+    "schedules", "storage",
+)  # fmt: skip
 _LONG = ("test_annealed", "test_coverage", "test_error_budget", "test_every_combination", "test_path_end")
 
 
@@ -65,7 +68,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def quick_tuning(monkeypatch):
     """A short search for a grid, from a coarse reference: for tests that do not look at what it finds."""
-    from diffusion import auto_grid
+    from diffusion.sampling import auto_grid
 
     few = {"_EVALUATIONS": 12, "_REFERENCE_STEPS": 20, "_ROWS": 8, "_LEAST_ROWS": 4, "_LEAST_UNSEEN": 4}
     for name, value in few.items():
@@ -86,7 +89,7 @@ def quick_fit(monkeypatch):
 @pytest.fixture
 def small_forest(monkeypatch):
     """The forest that stands for scale has one small tree a pixel."""
-    from diffusion.likelihood.level_models import AutoregressiveForest
+    from diffusion.baselines.level_models import AutoregressiveForest
 
     monkeypatch.setattr(AutoregressiveForest, "fit", partial(AutoregressiveForest.fit, trees=1, leaves=(50,)))
 

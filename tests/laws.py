@@ -13,20 +13,16 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, exact
-from diffusion.samplers.abm import ABM
-from diffusion.samplers.adams import Adams
 from diffusion.samplers.ancestral import Ancestral
 from diffusion.samplers.ddim import DDIM
-from diffusion.samplers.deis import DEIS
-from diffusion.samplers.dpm_solver import DPMSolver2, DPMSolver3
-from diffusion.samplers.dpm_solver_pp import DPMSolverPP2M, DPMSolverPP3M
-from diffusion.samplers.dpm_solver_sde import DPMSolverSDE
-from diffusion.samplers.heun import Euler, Heun
-from diffusion.samplers.probability_flow import FIXED, ODE
-from diffusion.samplers.reverse_sde import EulerMaruyama, ExponentialSDE
-from diffusion.samplers.sa_solver import SASolver
+from diffusion.samplers.ode.dpm_solver import DPMSolver2, DPMSolver3
+from diffusion.samplers.ode.edm import Euler, Heun
+from diffusion.samplers.ode.linear_multistep import ABM, DEIS, Adams, DPMSolverPP2M, DPMSolverPP3M, UniPC
+from diffusion.samplers.ode.probability_flow import FIXED, ODE
 from diffusion.samplers.sampler import Sampler
-from diffusion.samplers.unipc import UniPC
+from diffusion.samplers.sde.dpm_solver_sde import DPMSolverSDE
+from diffusion.samplers.sde.reverse_sde import EulerMaruyama, ExponentialSDE
+from diffusion.samplers.sde.sa_solver import SASolver
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, Schedule, SubVP
 
 F64 = torch.float64

@@ -26,16 +26,20 @@ from test_security import (
     saved,
 )
 
-from diffusion import control, noisy_classifier, sample_record, stopped_runs, tensor_files
 from diffusion.commands import records
+from diffusion.commands.sample import control
+from diffusion.commands.sample import record as sample_record
+from diffusion.commands.sample.record import SampleRecord
 from diffusion.config import load_config
-from diffusion.data import image_files, load_images
-from diffusion.data.image_files import load_files
+from diffusion.data import load_images
+from diffusion.data.files import image_files
+from diffusion.data.files.image_files import load_files
 from diffusion.errors import UserError
 from diffusion.likelihood import Estimate
 from diffusion.metrics import ClassifierFeatures, FeatureStatistics, load_inception
-from diffusion.sample_record import SampleRecord
-from diffusion.training.metrics_log import read_metrics
+from diffusion.models import noisy_classifier
+from diffusion.storage import run_status, tensor_files
+from diffusion.training.logs.metrics import read_metrics
 
 SHAPE = (1, 7, 9)
 
@@ -130,11 +134,11 @@ def good(tmp_path_factory):
         "picture": ("x.png", buffer.getvalue(), edited),
         "evaluation": (record.name, record.read_bytes(), records.read),
     }
-    return {**found, "stop": (stopped_runs.STOPPED, b'{"exit_code": 75, "step": 3}\n', _stop)}
+    return {**found, "stop": (run_status.STOPPED, b'{"exit_code": 75, "step": 3}\n', _stop)}
 
 
 def _stop(path):
-    assert isinstance(stopped_runs.exit_code(path.parent), int)
+    assert isinstance(run_status.exit_code(path.parent), int)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ TEXTS = (
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
 def test_json_that_is_other_than_expected(tmp_path, good, text):
     """Deep nesting, numbers that no integer holds, other types."""
-    for name, read in ((stopped_runs.STOPPED, _stop), ("ode-0.json", records.read), ("metrics.jsonl", read_metrics)):
+    for name, read in ((run_status.STOPPED, _stop), ("ode-0.json", records.read), ("metrics.jsonl", read_metrics)):
         (tmp_path / name).write_text(text + "\n")
         assert one_line(read, tmp_path / name)
     entries = PngInfo()

@@ -11,13 +11,13 @@ import torch
 from tiny_configs import digits_config
 
 import diffusion
-from diffusion import model_files
 from diffusion.config import dump_config
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
-from diffusion.experiment import DataFacts, build_denoiser
-from diffusion.model import FACTS
+from diffusion.models.build import DataFacts, build_denoiser
+from diffusion.models.load import FACTS
 from diffusion.schedules import VP
+from diffusion.storage import tensor_files
 
 # What is public, and how outside checks call it: names, then defaults that are promised.
 SIGNATURES = {
@@ -98,8 +98,8 @@ def test_every_method_measures_a_bare_denoiser_and_says_its_kind():
 def test_importing_the_package_and_reading_arguments_loads_no_torch(tmp_path):
     code = """
 import sys
-import diffusion, diffusion.cli
-from diffusion.sample_arguments import parse_sample_arguments
+import diffusion, diffusion.commands.app
+from diffusion.commands.sample.arguments import parse_sample_arguments
 from diffusion.config import parse_train_arguments
 parse_sample_arguments(["--sampler", "ode"])
 parse_train_arguments(["--config", "digits", "trainer.steps=3"])
@@ -110,7 +110,7 @@ print(sorted({"torch", "lightning", "wandb", "sklearn", "torchvision", "matplotl
 
 def test_loading_and_sampling_import_nothing_of_training_or_data(tmp_path):
     config, facts = digits_config(tmp_path), DataFacts("digits", (1, 8, 8), 17, 10)
-    model_files.save_model(
+    tensor_files.save_model(
         tmp_path / "m.safetensors",
         build_denoiser(config, facts).state_dict(),
         dump_config(config),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_configs import autoencoder_arguments, digits_arguments, toy_arguments
 
-from diffusion import model_files, runs
-from diffusion.training.metrics_log import read_metrics
-from diffusion.verify_resume import compare
+from diffusion.commands.train.verify_resume import compare
+from diffusion.storage import runs, tensor_files
+from diffusion.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 COMMON = ("trainer.steps=12", "trainer.validate_every=4", "trainer.sample_every=6", "evaluation.images=8")
@@ -54,7 +54,7 @@ def test_the_same_commands_twice_leave_the_same_bits(tmp_path, family):
         places.append((place, run))
     (_, one), (_, two) = places
     assert compare(one, two)[0] == []
-    ours, theirs = (model_files.read_model(run / runs.MODEL)[0] for run in (one, two))
+    ours, theirs = (tensor_files.read_model(run / runs.MODEL)[0] for run in (one, two))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     rows = [without_clock(read_metrics(run / "metrics.jsonl")) for run in (one, two)]

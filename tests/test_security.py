@@ -22,17 +22,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_configs import toy_config
 
-from diffusion import load, model_files, runs, tensor_files
-from diffusion.checkpoint_files import read_checkpoint
-from diffusion.cli import command, train
+from diffusion import load
 from diffusion.commands import records
+from diffusion.commands.app import command
+from diffusion.commands.sample.record import SampleRecord
+from diffusion.commands.train.train import train
 from diffusion.config import dump_config, parse_config
-from diffusion.data import image_files
-from diffusion.data.image_files import load_files
+from diffusion.data.files import image_files
+from diffusion.data.files.image_files import load_files
 from diffusion.errors import UserError
-from diffusion.experiment import DataFacts, build_model
-from diffusion.sample_record import SampleRecord
-from diffusion.training.metrics_log import read_metrics
+from diffusion.models.build import DataFacts, build_model
+from diffusion.storage import runs, tensor_files
+from diffusion.storage import tensor_files as model_files
+from diffusion.storage.checkpoint_files import read_checkpoint
+from diffusion.training.logs.metrics import read_metrics
 
 PACKAGE = Path(__file__).parents[1] / "diffusion"
 SECRET = "5ec12e7" * 5 + "abcde"  # as long as a W&B key
@@ -123,19 +126,9 @@ def test_parts_of_an_evaluation_run_no_code(tmp_path):
 
 def test_all_of_it_holds_without_assertions():
     """`python -O` takes every `assert` of the product away; those of tests stay, as pytest rewrites them."""
-    files = [f"test_{name}.py" for name in ("security", "hostile_readers", "sample_record")]
+    files = ["test_security.py", "test_hostile_readers.py", "commands/test_sample_record.py"]
     which = "elsewhere or family or pickle or bombs or json or random_bytes or says_anything or leave or members"
-    options = [
-        "-o",
-        "addopts=",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::pytest.PytestConfigWarning",
-        "-k",
-        which,
-    ]
+    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestConfigWarning"]
     done = subprocess.run(
         [sys.executable, "-O", "-m", "pytest", *options, "-k", which, *files], cwd=Path(__file__).parent,
         capture_output=True, text=True, timeout=300,

@@ -13,7 +13,7 @@ from diffusion.config import available_configs
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    "from diffusion import runs; from diffusion.config import available_configs, load_config; "
+    "from diffusion.storage import runs; from diffusion.config import available_configs, load_config; "
     "print(*sorted(path.name for path in runs.PRETRAINED.iterdir())); print(*available_configs()); "
     "load_config('digits'); print(runs.resolve_model('pretrained:digits'), runs.resolve_classifier('digits'))"
 )

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..likelihood import Dequantizer, Estimate, classical
-from ..likelihood.level_models import AutoregressiveForest, CategoricalMixture
+from ..likelihood import Dequantizer, Estimate
+from . import classical
+from .level_models import AutoregressiveForest, CategoricalMixture
 
 Progress = Callable[[int, int], None]
 # Of images (B, *shape) and their rows in their split, which key noise; with progress (done, of how many) if any.

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from .. import random
 from ..errors import UserError, choose
 from ..likelihood.batching import choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
+from ..numerics import random
 from .decoders import DiscretizedGaussian
 from .entropy import knn_entropy
 from .latent_images import LatentImageModel

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..nearest import nearest_others
+from ..numerics.nearest import nearest_others
 
 
 def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:

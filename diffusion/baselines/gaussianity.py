@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import random
 from ..errors import UserError
+from ..numerics import random
 from .entropy import knn_entropy, normal_entropy
 
 

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from .. import random
 from ..denoisers.given import check_callable, check_rows, seed_number, whole_number
 from ..errors import UserError, choose
-from ..likelihood.annealed import annealed_importance_sampling
 from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
-from ..likelihood.importance_weighted import evidence_lower_bound, importance_weighted
-from ..likelihood.latent_variable import LatentVariableModel
+from ..numerics import random
+from .annealed import annealed_importance_sampling
+from .importance_weighted import evidence_lower_bound, importance_weighted
+from .latent_variable import LatentVariableModel
 from .observation import ObservationModel
 
 METHODS = {

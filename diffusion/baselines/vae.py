@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..likelihood.importance_weighted import kl_to_prior
+from .importance_weighted import kl_to_prior
 from .latent_images import LatentImageModel
 from .observation import ObservationModel
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..cli import sample, train
+from ..config.preflight import check_device
 from ..errors import choose
-from ..preflight import check_device
-from ..preflight_commands import check_comparison, check_models, check_quality, check_tradeoff, check_training
-from .arguments import parse_compare_arguments, parse_evaluate_arguments
-from .doctor_arguments import parse_doctor_arguments
-from .quality_arguments import parse_quality_arguments
-from .tradeoff_arguments import parse_tradeoff_arguments
-from .training_arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
+from .app import sample
+from .compare.arguments import parse_compare_arguments
+from .doctor.arguments import parse_doctor_arguments
+from .evaluate.arguments import parse_evaluate_arguments
+from .preflight import check_comparison, check_models, check_quality, check_tradeoff, check_training
+from .quality.arguments import parse_quality_arguments
+from .tradeoff.arguments import parse_tradeoff_arguments
+from .train.arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
+from .train.train import train
 
 HELP = """usage: python -m diffusion COMMAND ...
 
@@ -48,7 +50,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_models(options.run, options.runs)
     check_device(options.device)
 
-    from .evaluate import run
+    from .evaluate.evaluate import run
 
     return run(options)
 
@@ -58,7 +60,7 @@ def quality(argv: Sequence[str]) -> int:
     options = parse_quality_arguments(argv)
     check_quality(options)
 
-    from .quality import run
+    from .quality.quality import run
 
     return run(options)
 
@@ -68,7 +70,7 @@ def tradeoff(argv: Sequence[str]) -> int:
     options = parse_tradeoff_arguments(argv)
     check_tradeoff(options)
 
-    from .tradeoff import run
+    from .tradeoff.tradeoff import run
 
     return run(options)
 
@@ -78,7 +80,7 @@ def doctor(argv: Sequence[str]) -> int:
     options = parse_doctor_arguments(argv)
     check_device(options.device)
 
-    from .doctor import run
+    from .doctor.doctor import run
 
     return run(options)
 
@@ -88,7 +90,7 @@ def compare(argv: Sequence[str]) -> int:
     options = parse_compare_arguments(argv)
     check_comparison(options)
 
-    from .compare import run
+    from .compare.compare import run
 
     return run(options)
 
@@ -98,7 +100,7 @@ def train_classifier(argv: Sequence[str]) -> int:
     options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
     check_training(options)
 
-    from .train_classifier import run
+    from .train.classifier import run
 
     return run(options)
 
@@ -108,7 +110,7 @@ def train_features(argv: Sequence[str]) -> int:
     options = parse_training_arguments(argv, "train-features", FEATURES_STEPS)
     check_training(options)
 
-    from .train_features import run
+    from .train.features import run
 
     return run(options)
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ..random import fixed_order
-from . import exports, records
-from .content import Content, name_of
+from ..numerics.random import fixed_order
+from . import records
 from .records import Evaluation
 from .subjects import Subject
 
@@ -58,48 +57,6 @@ def image_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list
     return columns, [rows[i] for i in fixed_order(first.indices)[:LARGEST_TABLE].sort().values.tolist()]
 
 
-def mirror_comparison(
-    folder: Path, subject: Subject, content: Content, images: Mapping[str, Image], choice: str
-) -> Path | None:
-    """Log a comparison as a run of its own: the joint table, what is beside it, and every chart.
-
-    Args:
-        folder: Where the comparison's files are.
-        subject: Whose project and group it belongs to.
-        content: The comparison.
-        images: Charts and samples by key.
-        choice: off, offline, online or auto.
-
-    Returns:
-        The folder of the W&B run; None where there is none.
-    """
-    rows, logging = content.rows, subject.model.config.logging
-    values: dict[str, Any] = {}
-    for row in rows:  # the best of a run's figures by one method comes first
-        values.setdefault(f"compare/{row.model['run']}/{row.protocol.method}", row.estimate.mean().mean)
-    for gap in content.gaps:
-        key = f"compare/{gap.test.model['run']}/{gap.test.protocol.method}/test_minus_train"
-        values.setdefault(key, gap.difference.mean)
-    budgets = [{"row": name_of(row), **row.estimate.error_budget} for row in rows]
-    named = {"comparison": _joint(exports.figures(content)), "error_budgets": _joint(budgets)}
-    if content.curves:
-        named["curves"] = _joint(exports.curve_values(content.curves))
-    named[image_key(rows[0])] = image_table(rows)
-    config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
-    lines = {curve.label: (curve.middles, curve.density.tolist()) for pair in content.curves for curve in pair.curves}
-    return log(
-        folder, choice, logging.project, logging.group, config, values, named, images, "compare",
-        bars={"charts/bits_per_dim": {name_of(row): row.estimate.mean().mean for row in rows}},
-        lines={"charts/bits_per_dim_by_log_snr": lines} if lines else {},
-    )  # fmt: skip
-
-
-def _joint(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of records that need not have the same keys."""
-    columns = list(dict.fromkeys(key for record in plain for key in record))
-    return columns, [[record.get(column) for column in columns] for record in plain]
-
-
 def log(
     folder: Path,
     choice: str,
@@ -117,7 +74,7 @@ def log(
     if choice == "off":
         return None
     # here, since Lightning takes seconds
-    from ..training.wandb_mode import make_wandb_logger, resolve_mode
+    from ..training.logs.wandb import make_wandb_logger, resolve_mode
 
     # absolute, since W&B's writing process may stand in another folder
     mirror = make_wandb_logger(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import ImageData, image_names, load_images
 from ..errors import UserError, did_you_mean
-from .figures import histograms
+from .compare.figures import histograms
 from .records import Evaluation
 from .subjects import identify, images_of
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from .. import atomic
-from ..checkpoint_files import read_checkpoint
 from ..errors import UserError
 from ..likelihood import Estimate
+from ..storage import atomic
+from ..storage.checkpoint_files import read_checkpoint
 
 FOLDER = "evaluations"
 

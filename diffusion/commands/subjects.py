@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runs
 from ..config import with_places
 from ..data import ImageData
 from ..errors import UserError, told_as
-from ..experiment import build_data, parameter_count
-from ..model import TrainedModel, load
-from ..random import FIXED_ORDER, fixed_order, fixed_subset
+from ..models.build import build_data, parameter_count
+from ..models.load import TrainedModel, load
+from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
+from ..storage import runs
 
 
 @dataclass(frozen=True, eq=False)

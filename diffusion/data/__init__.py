@@ -1,9 +1,9 @@
 """Images as level indices with fixed splits, distributions in the plane, and the order of training batches."""
 
-from diffusion.data.batches import augment, batch_indices, global_positions
-from diffusion.data.images import DataNote, ImageData, image_names, load_images
-from diffusion.data.summary import describe
-from diffusion.data.toy import Checkerboard, MixtureToy, Toy, load_toy, toy_names
+from .batches import augment, batch_indices, global_positions
+from .images import DataNote, ImageData, image_names, load_images
+from .summary import describe
+from .toy import Checkerboard, MixtureToy, Toy, load_toy, toy_names
 
 __all__ = [
     "Checkerboard",

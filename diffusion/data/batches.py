@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from diffusion.errors import UserError
-from diffusion.random import STREAM_AUGMENT, STREAM_ORDER, uniform
+from ..errors import UserError
+from ..numerics.random import STREAM_AUGMENT, STREAM_ORDER, uniform
 
 
 @lru_cache(maxsize=2)  # a batch lies in one epoch, or on the border of two

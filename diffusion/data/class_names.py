@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion.errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean
 
 _SHOWN = 8
 

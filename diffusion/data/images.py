@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from diffusion.data import digits
-from diffusion.data.decoding import Progress
-from diffusion.data.image_files import load_files
-from diffusion.data.raw_images import RawImages
-from diffusion.data.splits import SPLITS, split_rows
-from diffusion.data.torchvision_sets import has_layout, load_torchvision
-from diffusion.errors import UserError, choose
-from diffusion.storage.paths import named_path
+from ..errors import UserError, choose
+from ..storage.paths import named_path
+from . import named_sets
+from .files.decoding import Progress
+from .files.image_files import load_files
+from .files.raw_images import RawImages
+from .named_sets import has_layout, load_torchvision
+from .splits import SPLITS, split_rows
 
 
 class DataNote(UserWarning):
@@ -44,7 +44,7 @@ class ImageSet:
 UNREADABLE = ("refuse", "skip")
 # A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
 IMAGE_SETS = {
-    "digits": ImageSet(digits.VALIDATION_FRACTION),
+    "digits": ImageSet(named_sets.VALIDATION_FRACTION),
     "mnist": ImageSet(5_000 / 60_000),
     "fashion-mnist": ImageSet(5_000 / 60_000),
     "kmnist": ImageSet(5_000 / 60_000),
@@ -140,7 +140,7 @@ def load_images(
             raise UserError(
                 "data.path: digits come with scikit-learn and take no path; for other images: data.name=folder."
             )
-        raw, test_fraction = digits.load_digits(size), digits.TEST_FRACTION
+        raw, test_fraction = named_sets.load_digits(size), named_sets.TEST_FRACTION
     elif path is None:
         if name == "folder":
             raise UserError(

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from diffusion.errors import UserError
-from diffusion.random import hashed_order
+from ..errors import UserError
+from ..numerics.random import hashed_order
 
 SPLITS = ("train", "validation", "test")
 # What people call them, beside words that only say what is in them (`train_images`, `Test Set`).

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion.data.class_names import names_of, numbered
-from diffusion.data.splits import SPLITS
+from .class_names import names_of, numbered
+from .splits import SPLITS
 
 
 def describe(provenance: Mapping[str, Any], num_classes: int) -> list[str]:

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from diffusion.errors import choose
-from diffusion.random import STREAM_TOY, normal, uniform
+from ..errors import choose
+from ..numerics.random import STREAM_TOY, normal, uniform
 
 _BLOCK = 2**22  # entries of the (points, components) table in memory at once
 

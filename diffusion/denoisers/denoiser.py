@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..broadcasting import pad_dims_like
 from ..errors import UserError, choose
+from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition

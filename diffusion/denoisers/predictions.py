@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..broadcasting import pad_dims_like
+from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Schedule
 
 NAMES = ("x", "eps", "score", "v", "velocity")

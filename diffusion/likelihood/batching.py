@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..denoisers.evaluations import count_evaluations, evaluation_mode
 from ..errors import UserError
-from ..evaluations import count_evaluations, evaluation_mode
+from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
 from .estimate import Estimate
@@ -91,3 +94,28 @@ def in_batches(
                 progress(rows.stop, count)
     joined = Estimate.join(parts)
     return replace(joined, nfe=counter.rows / count, seconds=time.perf_counter() - start)
+
+
+# Noise is drawn at step i for evaluation i; this is apart from any of them.
+_STEP_POSITIONS = 2**31
+
+
+def stratified_positions(seed: int, indices: Int[Tensor, " b"], count: int) -> Float[Tensor, " b k"]:
+    """Uniform draws in (0, 1), the i-th of a row in its i-th stratum; a row depends on (seed, index) only."""
+    u = random.uniform(seed, indices, _STEP_POSITIONS, (count,), random.STREAM_EVALUATE, torch.float64)
+    return (torch.arange(count, dtype=torch.float64) + u) / count
+
+
+def stratified_error(values: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
+    """The standard error of the sum over strata, from the differences above; nan for fewer than three."""
+    count = values.shape[1]
+    if count < 3:
+        return torch.full_like(values[:, 0], math.nan)
+    second = values[:, :-2] - 2.0 * values[:, 1:-1] + values[:, 2:]
+    at_ends = (values[:, 0] - values[:, 1]).square() + (values[:, -1] - values[:, -2]).square()
+    return (second.square().sum(1) / 6.0 + at_ends / 2.0).sqrt()
+
+
+def squares(x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
+    """|x|^2 of each row, in float64."""
+    return x.double().flatten(1).square().sum(1)

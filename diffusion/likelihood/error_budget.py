@@ -43,10 +43,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..flow import SolverError
-from ..random import fixed_order
-from ..samplers.probability_flow import ADAPTIVE, FIXED
+from ..errors import SolverError, UserError
+from ..numerics.random import fixed_order
+from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
 from .estimate import DATA_END, NOISE_END, SOLVER, TEST_SET, Estimate, mean_error
 from .probability_flow import ESTIMATOR
 

@@ -1,6 +1,6 @@
 """The log-density of a batch along the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, sec. 4.3, app. D.2).
 
-In the units of `diffusion.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the log-density
+In the units of `samplers.ode.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the log-density
 changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
 
     log p(x) = D log cos(phi_0)              a datum x enters as z = alpha x / r = cos(phi_0) x
@@ -18,6 +18,7 @@ data would be missing from p_1, a per-image error of order cos(phi_1).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,12 +29,134 @@ from torchdiffeq import odeint
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError, choose
-from ..flow import ProbabilityFlow, angle
-from ..own_steps import solve_each
-from ..samplers.probability_flow import ADAPTIVE, FIXED
+from ..numerics.runge_kutta import solve_each
+from ..samplers.ode.flow import ProbabilityFlow, angle
+from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
 from ..schedules import Schedule, time_grid
-from .divergence import exact_divergence, hutchinson_divergence
-from .path_ends import between
+from ..schedules.schedule import log_snr_ends
+
+
+@dataclass(frozen=True)
+class Between(Schedule):
+    """The `path` between the times `start` (nearest to the data) and `end`."""
+
+    path: Schedule
+    start: float
+    end: float
+
+    @property
+    def t_min(self) -> float:
+        return self.start
+
+    @property
+    def t_max(self) -> float:
+        return self.end
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.path.log_alpha(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.path.log_snr(t)
+
+    def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.path.inverse_log_snr(log_snr)
+
+    def d_log_alpha(self, t: Tensor) -> Tensor:
+        return self.path.d_log_alpha(t)
+
+    def d_log_snr(self, t: Tensor) -> Tensor:
+        return self.path.d_log_snr(t)
+
+
+def between(path: Schedule, log_snr_min: float | None, log_snr_max: float | None) -> Schedule:
+    """The path cut off at two log-SNRs; None leaves an end where it is, and no end is moved outwards.
+
+    Raises:
+        UserError: Where nothing of the path is left.
+    """
+    low, high = log_snr_ends(path)
+    new_low = low if log_snr_min is None else max(low, log_snr_min)
+    new_high = high if log_snr_max is None else min(high, log_snr_max)
+    if not new_low < new_high:
+        raise UserError(
+            f"log_snr_min, log_snr_max: found {new_low:.2f} and {new_high:.2f}; accepted: the first below the second, "
+            f"on a path from {low:.2f} to {high:.2f}"
+        )
+    if (new_low, new_high) == (low, high):
+        return path
+
+    def time(log_snr: float) -> float:
+        return float(path.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
+
+    return Between(
+        path, path.t_min if new_high == high else time(new_high), path.t_max if new_low == low else time(new_low)
+    )
+
+
+Field = Callable[[Tensor], Tensor]
+
+# Numbers in flight while a Jacobian is taken: small batches take many of its rows together, large ones one by one.
+_IN_FLIGHT = 2**16
+
+
+def _forward(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = field(x)
+        # a field that does not depend on x has a graph, too
+        return x, value if value.requires_grad else value + 0.0 * x
+
+
+def exact_divergence(
+    field: Field, x: Float[Tensor, " b *dims"]
+) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b"]]:
+    """f(x) and its divergence, for any shape of datum: D vector-Jacobian products of one forward pass.
+
+    Args:
+        field: Maps (B, *shape) to (B, *shape), each row by itself.
+        x: Where, shape (B, *shape).
+
+    Returns:
+        The value, shape (B, *shape), and the divergence, shape (B,); neither carries a graph.
+    """
+    x, value = _forward(field, x)
+    dims = value.numel() // len(x)
+    chunk = min(dims, max(1, _IN_FLIGHT // x.numel()))
+    divergence = torch.zeros(len(x), dtype=value.dtype, device=x.device)
+    for rows in torch.arange(dims, device=x.device).split(chunk):
+        basis = torch.zeros(len(rows), dims, dtype=value.dtype, device=x.device)
+        basis[torch.arange(len(rows)), rows] = 1.0
+        vectors = basis[:, None].expand(-1, len(x), -1).reshape(len(rows), *x.shape)
+        batched = len(rows) > 1
+        (products,) = torch.autograd.grad(
+            value, x, vectors if batched else vectors[0], retain_graph=True, is_grads_batched=batched
+        )
+        products = products.reshape(len(rows), len(x), dims)
+        divergence += products.gather(2, rows[:, None, None].expand(-1, len(x), 1)).sum((0, 2))
+    return value.detach(), divergence
+
+
+def hutchinson_divergence(
+    field: Field, x: Float[Tensor, " b *dims"], probes: Float[Tensor, " b p *dims"]
+) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b p"]]:
+    """f(x) and P unbiased estimates of its divergence, one vector-Jacobian product each.
+
+    Args:
+        field: Maps (B, *shape) to (B, *shape), each row by itself.
+        x: Where, shape (B, *shape).
+        probes: Vectors with E[v v^T] = I, e.g. signs, shape (B, P, *shape).
+
+    Returns:
+        The value, shape (B, *shape), and v^T J v of each probe, shape (B, P); neither carries a graph.
+    """
+    x, value = _forward(field, x)
+    draws = []
+    for i in range(probes.shape[1]):
+        last = i == probes.shape[1] - 1
+        (product,) = torch.autograd.grad(value, x, probes[:, i], retain_graph=not last)
+        draws.append((product * probes[:, i]).reshape(len(x), -1).sum(1))
+    return value.detach(), torch.stack(draws, dim=1)
+
 
 TRACES = ("exact", "hutchinson")
 _FIRST_STEP = 0.01
@@ -50,7 +173,7 @@ class Solve:
             (euler, midpoint, heun2, heun3, rk4).
         tolerance: Of adaptive methods: the error allowed a step, in z and in nats/dim.
         steps: Of methods of fixed steps: their number.
-        grid: Of methods of fixed steps: their spacing (`diffusion.schedules.time_grids.names`).
+        grid: Of methods of fixed steps: their spacing (`schedules.time_grids.names`).
         max_evaluations: The evaluations after which a solve is given up.
         log_snr_min, log_snr_max: Where the path ends, within the denoiser's own ends, which None leaves.
     """

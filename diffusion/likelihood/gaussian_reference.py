@@ -28,9 +28,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ..broadcasting import pad_dims_like
 from ..errors import choose
-from .stratified import squares, stratified_error, stratified_positions
+from ..numerics.broadcasting import pad_dims_like
+from .batching import squares, stratified_error, stratified_positions
 
 # The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
 _CENTER, _SCALE = 2.0, 3.0

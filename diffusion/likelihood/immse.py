@@ -36,17 +36,16 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from .. import random
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.exact import Exact
 from ..errors import UserError
+from ..numerics import random
 from ..schedules.forward_process import diffuse
 from ..schedules.schedule import log_snr_ends
-from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
+from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of, squares
 from .dequantization import Dequantizer
 from .estimate import DATA_END, NOISE_END, Estimate, mean_error
 from .gaussian_reference import GaussianReference
-from .stratified import squares
 
 
 def log_density_immse(

@@ -35,7 +35,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE, Estimate
-from .pareto import FEWEST, reliable_below, tail_shape, tail_size
 
 _Z = 1.96
 _SKEWNESS = (_Z**4 + 2.0 * _Z**2 - 3.0) / 18.0
@@ -158,3 +157,47 @@ def _continued(log_w: Float[Tensor, " b k"], enough: float) -> Float[Tensor, " b
 def _expectation(p: Tensor, values: Tensor) -> Tensor:
     """Sum of p values, where what has no probability has no part, infinite or not."""
     return torch.where(p > 0, p * values, 0.0).sum(1)
+
+
+# Exceedances that a fit needs.
+FEWEST = 5
+_PRIOR_SHAPE, _PRIOR_COUNT = 0.5, 10
+# Weights that differ by less than this share have no tail but rounding.
+_CONSTANT = 1e-9
+
+
+def tail_size(count: int) -> int:
+    """The number of exceedances taken of so many weights: min(K / 5, 3 sqrt(K)) (arXiv 1507.02646, eq. 13)."""
+    return math.ceil(min(count / 5.0, 3.0 * math.sqrt(count)))
+
+
+def reliable_below(count: int) -> float:
+    """The tail shape from which on a mean of so many weights is not to be trusted (the module's text)."""
+    return min(1.0 - 1.0 / math.log10(count), 0.7)
+
+
+def tail_shape(log_w: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
+    """The shape k of the tail of each row's weights; nan for fewer than `FEWEST` exceedances, 0 for equal weights."""
+    size = tail_size(log_w.shape[1])
+    if size < FEWEST:
+        return torch.full_like(log_w[:, 0], math.nan)
+    top = log_w.topk(size + 1, dim=1).values
+    w = (top - top[:, :1]).exp()
+    exceedances = (w[:, :-1] - w[:, -1:]).flip(1)  # from the least
+    shape = _fit(exceedances)
+    return torch.where(exceedances[:, -1] > _CONSTANT, shape, 0.0)
+
+
+def _fit(x: Float[Tensor, " b n"]) -> Float[Tensor, " b"]:
+    """k of exceedances x in increasing order, by Zhang and Stephens' mean over a grid of b = -k / sigma."""
+    n = x.shape[1]
+    x = x.clamp(min=torch.finfo(x.dtype).tiny)
+    points = 30 + math.isqrt(n)
+    j = torch.arange(1, points + 1, dtype=x.dtype)
+    quartile = x[:, math.floor(n / 4 + 0.5) - 1, None]
+    b = 1.0 / x[:, -1:] + (1.0 - (points / (j - 0.5)).sqrt()) / (3.0 * quartile)  # (B, points)
+    shapes = torch.log1p(-b[:, :, None] * x[:, None]).mean(2)
+    log_likelihood = n * ((-b / shapes).log() - shapes - 1.0)
+    best = (b * log_likelihood.softmax(1)).sum(1, keepdim=True)
+    shape = torch.log1p(-best * x).mean(1)
+    return (n * shape + _PRIOR_COUNT * _PRIOR_SHAPE) / (n + _PRIOR_COUNT)

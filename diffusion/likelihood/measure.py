@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..defaults import Default
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.given import (
     check_callable,
@@ -27,8 +26,8 @@ from ..denoisers.given import (
     tensor_of,
     whole_number,
 )
-from ..errors import UserError, choose
-from ..random import FIXED_ORDER, fixed_order
+from ..errors import Default, UserError, choose
+from ..numerics.random import FIXED_ORDER, fixed_order
 from . import immse, probability_flow, variational_bound
 from .dequantization import Dequantizer
 from .error_budget import complete

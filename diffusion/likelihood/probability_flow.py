@@ -23,16 +23,15 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from .. import random
 from ..denoisers.denoiser import Denoiser
-from ..errors import choose
+from ..errors import check_at_least_one, choose
+from ..numerics import random
 from ..schedules.schedule import log_snr_ends
 from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
 from .dequantization import DEQUANTIZATIONS, Dequantizer
 from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
 from .importance_weights import LogMeanExp
-from .latent_variable import check_at_least_one
 
 ESTIMATOR = "probability-flow ODE"
 

@@ -36,7 +36,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..samplers.probability_flow import ADAPTIVE, FIXED
+from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
 from .error_budget import Measure, complete, subsample_size
 from .estimate import DATA_END, NOISE_END, SOLVER, TEST_SET, Estimate
 from .flow_density import Solve

@@ -32,18 +32,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import random
 from ..denoisers.denoiser import Denoiser
-from ..errors import UserError, choose
+from ..errors import UserError, check_at_least_one, choose
+from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
 from ..schedules.schedule import log_snr_ends
-from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
+from .batching import (
+    Progress,
+    check_data,
+    choose_batch_size,
+    in_batches,
+    protocol_of,
+    squares,
+    stratified_error,
+    stratified_positions,
+)
 from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
 from .gaussian_reference import REFERENCES, GaussianReference
-from .latent_variable import check_at_least_one
-from .stratified import squares, stratified_error, stratified_positions
 
 VARIANCES = ("lower", "upper")
 # Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.

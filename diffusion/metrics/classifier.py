@@ -19,8 +19,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import tensor_files
 from ..errors import UserError
+from ..storage import tensor_files
 from .extractor import FeatureExtractor
 
 _KIND = "feature network"

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .. import tensor_files
 from ..errors import UserError
+from ..storage import tensor_files
 
 BATCH = 256
 Progress = Callable[[int, int], None]

@@ -35,7 +35,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
-from ..random import fixed_order, hashed_order
+from ..numerics.random import fixed_order, hashed_order
 from .statistics import SPACE, FeatureStatistics
 
 GROUPS = 20

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..nearest import nearest, nearest_others, square_tables
+from ..numerics.nearest import nearest, nearest_others, square_tables
 from .statistics import check_features
 
 # Numbers of the training set held as float64 at once.

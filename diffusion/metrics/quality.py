@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
-from ..random import fixed_subset
+from ..numerics.random import fixed_subset
 from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
 from .frechet import FrechetEstimate, frechet_estimate, image_keys

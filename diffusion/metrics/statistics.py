@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import tensor_files
 from ..errors import UserError
+from ..storage import tensor_files
 
 # What two sets of features must share for a distance between them to mean anything.
 SPACE = ("shape", "levels", "extractor", "extractor_sha256")

@@ -1,8 +1,8 @@
 """Networks: maps of (x, noise level, class label) to a tensor of the shape of x. They know nothing of diffusion."""
 
-from diffusion.networks.classifier import NoisyImageClassifier
-from diffusion.networks.dit import DiT
-from diffusion.networks.mlp import MLP
-from diffusion.networks.unet import UNet
+from .classifier import NoisyImageClassifier
+from .dit import DiT
+from .mlp import MLP
+from .unet import UNet
 
 __all__ = ["MLP", "DiT", "NoisyImageClassifier", "UNet"]

@@ -17,8 +17,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion.errors import UserError, choose
-from diffusion.networks.layers import check_at_least, glorot, group_norm, zero
+from ..errors import UserError, choose
+from .layers import check_at_least, glorot, group_norm, zero
 
 SCALES = ("constant", "entropy_invariant")
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
-from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, group_norm, pad_to_multiple, zero
-from diffusion.networks.residual import Downsample, Upsample, conv
+from ..errors import UserError
+from .layers import check_at_least, check_input, crop_like, glorot, group_norm, pad_to_multiple, zero
+from .residual import Downsample, Upsample, conv
 
 _SMALLEST = 8
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
-from diffusion.networks.embeddings import Conditioning
-from diffusion.networks.layers import check_at_least, check_dropout, check_input, group_norm, zero
-from diffusion.networks.residual import Downsample, ResidualBlock, conv
+from ..errors import UserError
+from .embeddings import Conditioning
+from .layers import check_at_least, check_dropout, check_input, group_norm, zero
+from .residual import Downsample, ResidualBlock, conv
 
 
 class NoisyImageClassifier(nn.Module):

@@ -20,10 +20,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
-from diffusion.networks.attention import TokenAttention, entropy_invariant
-from diffusion.networks.embeddings import Conditioning, sinusoids
-from diffusion.networks.layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, sides_of, zero
+from ..errors import UserError
+from .attention import TokenAttention, entropy_invariant
+from .embeddings import Conditioning, sinusoids
+from .layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, sides_of, zero
 
 # Features of the noise level before the perceptron, as in the paper's code, whatever the width.
 NOISE_FEATURES = 256

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion.errors import UserError, choose
-from diffusion.networks.layers import check_at_least, glorot
+from ..errors import UserError, choose
+from .layers import check_at_least, glorot
 
 # DDPM embeds t * 1000 with t in [0, 1], a range of 1000 units of which the fastest sinusoid resolves single ones.
 # c_noise covers about [-5, 5], a range of 10: 1000 / 10 gives it the same range.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
+from ..errors import UserError
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 

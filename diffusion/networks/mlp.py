@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
-from diffusion.networks.embeddings import Conditioning
-from diffusion.networks.layers import check_at_least, check_dropout, check_input, glorot, zero
+from ..errors import UserError
+from .embeddings import Conditioning
+from .layers import check_at_least, check_dropout, check_input, glorot, zero
 
 
 class MLPBlock(nn.Module):

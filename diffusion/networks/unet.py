@@ -15,20 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion.errors import UserError
-from diffusion.networks.attention import FeatureMapAttention, entropy_invariant
-from diffusion.networks.embeddings import Conditioning
-from diffusion.networks.layers import (
-    check_at_least,
-    check_dropout,
-    check_input,
-    crop_like,
-    group_norm,
-    pad_to_multiple,
-    sides_of,
-    zero,
-)
-from diffusion.networks.residual import Downsample, ResidualBlock, Upsample, conv
+from ..errors import UserError
+from .attention import FeatureMapAttention, entropy_invariant
+from .embeddings import Conditioning
+from .layers import check_at_least, check_dropout, check_input, crop_like, group_norm, pad_to_multiple, sides_of, zero
+from .residual import Downsample, ResidualBlock, Upsample, conv
 
 
 class _Block(nn.Module):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import random
 from ..denoisers.given import positive_number, real_number
 from ..errors import UserError, choose
+from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
 

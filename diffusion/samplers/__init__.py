@@ -9,27 +9,21 @@ from inspect import signature
 from typing import Any
 
 from ..errors import UserError, choose
-from .abm import ABM
-from .adams import Adams
-from .adaptive_sde import AdaptiveSDE
-from .analytic_variance import Moments, estimate_moments
-from .ancestral import VARIANCES, Ancestral
+from .ancestral import VARIANCES, Ancestral, Moments, estimate_moments
 from .ddim import DDIM
-from .deis import DEIS
-from .dpm_solver import DPMSolver2, DPMSolver3
-from .dpm_solver_pp import DPMSolverPP2M, DPMSolverPP3M
-from .dpm_solver_sde import DPMSolverSDE
-from .fitted import Fitted
-from .heun import Euler, Heun
-from .noise_dial import NoiseDial, NoiseProfile
-from .predictor_corrector import PredictorCorrector
-from .probability_flow import ADAPTIVE, FIXED, ODE
+from .ode.dpm_solver import DPMSolver2, DPMSolver3
+from .ode.edm import Euler, Heun
+from .ode.linear_multistep import ABM, DEIS, Adams, DPMSolverPP2M, DPMSolverPP3M, UniPC
+from .ode.probability_flow import ADAPTIVE, FIXED, ODE
 from .repaint import RePaint
-from .reverse_sde import EulerMaruyama, ExponentialSDE
-from .sa_solver import SASolver
 from .sampler import Callback, LinearSampler, Sampler
+from .sde.adaptive_sde import AdaptiveSDE
+from .sde.dpm_solver_sde import DPMSolverSDE
+from .sde.predictor_corrector import PredictorCorrector
+from .sde.reverse_sde import EulerMaruyama, ExponentialSDE
+from .sde.sa_solver import SASolver
+from .sde.stochasticity import NoiseDial, NoiseProfile
 from .sdedit import SDEdit
-from .unipc import UniPC
 
 _CLASSES: dict[str, type[Sampler]] = {
     "ode": ODE,
@@ -107,7 +101,6 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "ExponentialSDE",
-    "Fitted",
     "Heun",
     "LinearSampler",
     "Moments",

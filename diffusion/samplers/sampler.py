@@ -23,13 +23,13 @@ from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import UserError
-from ..random import Noise
+from ..numerics.random import Noise
 from ..schedules import Schedule
 
 # Called after each step with (step, time reached, state, x_hat of the step or None where the solver has none).
 Callback = Callable[[int, float, Tensor, Tensor | None], None]
 
-# The randomness of a sampler: from the step to standard normals of the shape of the state (`diffusion.random.Noise`).
+# The randomness of a sampler: from the step to standard normals of the shape of the state (`numerics.random.Noise`).
 NoiseFunction = Callable[[int], Tensor]
 
 

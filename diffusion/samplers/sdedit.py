@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
-from .probability_flow import ODE
+from .ode.probability_flow import ODE
 from .sampler import Sampler
 
 

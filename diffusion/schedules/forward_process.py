@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..broadcasting import pad_dims_like
+from ..numerics.broadcasting import pad_dims_like
 from .schedule import Schedule
 
 

@@ -7,7 +7,7 @@ The one number that tells how noisy x_t is, up to its scale, is the log signal-t
     lambda_t = log(alpha_t^2 / sigma_t^2),
 
 strictly decreasing in t. A path is therefore given by (log alpha_t, lambda_t) and by their derivatives in time:
-sigma_t = alpha_t exp(-lambda_t / 2), f = d log alpha / dt and g^2 = -sigma^2 d lambda / dt (see `diffusion.sde`).
+sigma_t = alpha_t exp(-lambda_t / 2), f = d log alpha / dt and g^2 = -sigma^2 d lambda / dt (see `samplers.sde.sde`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError, choose
 from .schedule import Schedule
 
-# The name of the grid that depends on the model, and is therefore made elsewhere: `diffusion.auto_grid`.
+# The name of the grid that depends on the model, and is therefore made elsewhere: `sampling.auto_grid`.
 AUTO = "auto"
 
 # The steps' density over the log-SNR is Cauchy's, of this centre and scale; they end where the log-SNR is so many times

@@ -14,17 +14,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from .. import pictures
 from ..config import OptimizerConfig
+from ..data import pictures
+from ..denoisers.evaluations import EvaluationCount
 from ..errors import UserError
-from ..evaluations import EvaluationCount
-from ..experiment import Data
-from ..families import TrainedModel
+from ..models import TrainedModel
+from ..models.build import Data
+from .distributed.shards import is_sharded
+from .distributed.waiting import Waiting
 from .ema import Average
-from .optimization import apply_options
-from .shards import is_sharded
-from .waiting import Waiting
-from .wandb_mode import WandbMirror
+from .logs.wandb import WandbMirror
+from .modules.base import apply_options
 
 AVERAGE_KEY = "weight_average"  # of checkpoints
 

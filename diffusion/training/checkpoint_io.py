@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill, are checked before they are believed, and cannot run code.
 
-Writing is atomic (`diffusion.atomic`). A `torch.save` file is a zip archive with a CRC-32 of every record, which
+Writing is atomic (`storage.atomic`). A `torch.save` file is a zip archive with a CRC-32 of every record, which
 `torch.load` does not look at (it loads most single-bit flips in silence), so the archive is tested first, and the one
 before it is taken where it is damaged. Loading is `weights_only=True` always: tensors and plain types, nothing that
 unpickles into a call. Weights that are not finite are never written: the last checkpoint stays the last *good* one.
@@ -21,9 +21,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from diffusion import atomic, full_disk
-from diffusion.checkpoint_files import read_checkpoint
-from diffusion.errors import UserError
+from ..errors import UserError
+from ..storage import atomic, full_disk
+from ..storage.checkpoint_files import read_checkpoint
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 

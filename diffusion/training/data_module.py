@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ..config import Config
 from ..data import augment, batch_indices, global_positions
 from ..errors import UserError
-from ..experiment import Data
-from ..random import state_seed
+from ..models.build import Data
+from ..numerics.random import state_seed
 
 # The draws of toy data that validation is measured on, far from the training draws.
 _TOY_VALIDATION = 2048

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import UserError
-from .shards import part, part_of, whole
+from .distributed.shards import part, part_of, whole
 
 
 def decay(images: int, images_seen: int, half_life: float | int, ramp_up: float | int | None) -> float:

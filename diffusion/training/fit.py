@@ -19,30 +19,30 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .. import atomic, full_disk, model_files, preflight, run_lock, runs, stopped_runs
-from ..config import Config, dump_config, load_config, parse_config, plain_values, with_places
+from ..config import Config, dump_config, load_config, parse_config, plain_values, preflight, with_places
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..errors import UserError
-from ..experiment import Data, build_data
-from ..families import BY_FAMILY
-from ..model import FACTS, NOT_FITTED, STEP, TrainedModel, load
+from ..models import BY_FAMILY
+from ..models.build import Data, build_data
+from ..models.load import FACTS, NOT_FITTED, STEP, TrainedModel, load
+from ..numerics.random import state_seed
 from ..processes import end_with_parent, is_child, is_helper, launched
-from ..random import state_seed
-from ..resume import run_to_continue
+from ..storage import atomic, full_disk, run_lock, run_status, runs, tensor_files
 from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
+from .distributed.launch import agree, first_on_each_machine, meet, process_options
+from .distributed.waiting import Waiting
 from .gradient_guard import GradientGuard
-from .launch import agree, first_on_each_machine, meet, process_options
-from .metrics_log import ContinueMetrics, MetricsLog
-from .model_module import ModelModule
-from .modules import build_module
+from .logs.metrics import ContinueMetrics, MetricsLog
+from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
+from .modules.base import ModelModule
+from .modules.build import build_module
 from .record import TrainingRecord
+from .resume import run_to_continue
 from .same_data import require_same_data
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
-from .waiting import Waiting
-from .wandb_mode import WandbMirror, make_wandb_logger, resolve_mode
 
 # Child processes of a run on several devices find the folder that the first one made.
 _RUN_VARIABLE = "DIFFUSION_RUN"
@@ -171,7 +171,7 @@ def fit(
     if rank_zero_only.rank == 0:
         _write_config(run, text)
         atomic.write_text(run / runs.DATA, data.facts.to_json())
-        stopped_runs.clear(run)
+        run_status.clear(run)
 
     metrics = MetricsLog(run)
     logging = config.logging
@@ -231,7 +231,7 @@ def fit(
 
             def write(**more: str) -> None:
                 weights = averaged or module.model.state_dict()
-                model_files.save_model(run / runs.MODEL, weights, text, {**entries, **more})
+                tensor_files.save_model(run / runs.MODEL, weights, text, {**entries, **more})
 
             if module.fits_after_training:  # whatever becomes of the fit, what was trained is there
                 write(**{NOT_FITTED: "true"})
@@ -240,7 +240,7 @@ def fit(
             record.write(run)
     exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)
     if exit_code and trainer.is_global_zero:
-        stopped_runs.record(run, exit_code, trainer.global_step)
+        run_status.record(run, exit_code, trainer.global_step)
     return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from diffusion.errors import UserError
-from diffusion.training.shards import plain
+from ..errors import UserError
+from .distributed.shards import plain
 
 
 class TrainingDivergedError(UserError):

@@ -16,8 +16,8 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from .. import atomic, runs
 from ..devices import device_name
+from ..storage import atomic, runs
 
 _KEY = "training"
 

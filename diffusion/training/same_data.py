@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import runs
-from ..checkpoint_files import read_checkpoint
 from ..errors import UserError
-from ..experiment import DataFacts
-from ..model import FACTS
+from ..models.build import DataFacts
+from ..models.load import FACTS
+from ..storage import runs
+from ..storage.checkpoint_files import read_checkpoint
 
 
 def require_same_data(run: Path, now: DataFacts) -> None:

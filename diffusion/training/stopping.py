@@ -25,8 +25,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from .. import stopped_runs
 from ..processes import launched
+from ..storage import run_status
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
@@ -174,7 +174,7 @@ def exits_on_sigterm(run: Path) -> Iterator[None]:
         yield
     except (_Signalled, KeyboardInterrupt) as stop:
         number = signal.SIGTERM if isinstance(stop, _Signalled) else signal.SIGINT
-        stopped_runs.record(run, EXIT_CODES[number])
+        run_status.record(run, EXIT_CODES[number])
         raise
     finally:
         if in_main_thread:

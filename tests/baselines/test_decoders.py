@@ -4,12 +4,7 @@ import pytest
 import torch
 from scipy.stats import logistic, norm
 
-from diffusion.baselines.decoders import (
-    Bernoulli,
-    Categorical,
-    DiscretizedGaussian,
-    DiscretizedLogisticMixture,
-)
+from diffusion.baselines.decoders import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
 from diffusion.baselines.observation import log_ndtr, scale_of
 from diffusion.errors import UserError
 

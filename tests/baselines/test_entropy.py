@@ -8,9 +8,9 @@ from scipy.stats import kstest
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from diffusion import nearest
 from diffusion.baselines.entropy import knn_entropy, normal_entropy
 from diffusion.errors import UserError
+from diffusion.numerics import nearest
 
 
 def points(n, d, seed=0, law="gaussian", dtype=torch.float64):

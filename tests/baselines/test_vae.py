@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.baselines.annealed import bidirectional
 from diffusion.baselines.decoders import Bernoulli, DiscretizedGaussian, DiscretizedLogisticMixture
 from diffusion.baselines.vae import VAE
 from diffusion.errors import UserError
-from diffusion.likelihood.annealed import bidirectional
 from diffusion.networks.autoencoder import Decoder, Encoder
 
 SHAPE = (1, 8, 8)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_configs import digits_config
 
-from diffusion import model_files, runs
-from diffusion.cli import command
+from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
+from diffusion.storage import runs, tensor_files
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +19,13 @@ def trained(tmp_path_factory):
     config = digits_config(tmp_path_factory.mktemp("trained"))
     fit(config)
     folder = Path(config.runs)
-    state, metadata = model_files.read_model(folder / "digits-0001" / runs.MODEL)
+    state, metadata = tensor_files.read_model(folder / "digits-0001" / runs.MODEL)
     text = metadata.pop("config")
     moved = {
         name: value + 0.05 * torch.sin(37.0 * torch.arange(value.numel())).view_as(value)
         for name, value in state.items()
     }
-    model_files.save_model(folder / "digits-0002" / runs.MODEL, moved, text, metadata)
+    tensor_files.save_model(folder / "digits-0002" / runs.MODEL, moved, text, metadata)
     return folder
 
 

@@ -13,12 +13,13 @@ from rich.console import Console
 from scipy import stats
 from tiny_configs import _ALL
 
-from diffusion.commands import compare, exports, records, tables
-from diffusion.commands.baselines import classical_rows
-from diffusion.commands.comparison import common_images, gaps, paired_difference, welch_difference
-from diffusion.commands.content import Content
-from diffusion.commands.groups import between, group, leader
-from diffusion.commands.html_page import page
+from diffusion.commands import records
+from diffusion.commands.compare import compare, exports, tables
+from diffusion.commands.compare.classical import classical_rows
+from diffusion.commands.compare.comparison import common_images, gaps, paired_difference, welch_difference
+from diffusion.commands.compare.content import Content
+from diffusion.commands.compare.groups import between, group, leader
+from diffusion.commands.compare.page import page
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.commands.replaced import note_replaced
 from diffusion.commands.subjects import identify
@@ -214,7 +215,7 @@ def test_classical_rows_are_fitted_once(tmp_path, monkeypatch):
     names = ["independent pixels", "Gaussian mixture", "mixture of categoricals", "autoregressive forest", "PNG"]
     assert ([row.model["run"] for row in rows], left_out) == (names, [])
     assert {len(row.estimate) for row in rows} == {10}
-    monkeypatch.setattr("diffusion.likelihood.classical.gaussian_mixture", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("diffusion.baselines.classical.gaussian_mixture", lambda *_: pytest.fail("fitted again"))
     again, _ = classical_rows(tmp_path, data, data.test, identity)
     assert [row.estimate.log_prob.tolist() for row in again] == [row.estimate.log_prob.tolist() for row in rows]
     assert len(group(rows)) == 3

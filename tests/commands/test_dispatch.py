@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.cli import command
-from diffusion.commands.arguments import estimator_options, parse_compare_arguments, parse_evaluate_arguments
+from diffusion.commands.app import command
+from diffusion.commands.compare.arguments import parse_compare_arguments
 from diffusion.commands.dispatch import COMMANDS, main
+from diffusion.commands.evaluate.arguments import estimator_options, parse_evaluate_arguments
 from diffusion.errors import UserError
 
 
@@ -20,7 +21,7 @@ from diffusion.errors import UserError
 )
 def test_help_needs_no_torch(argv):
     code = (
-        "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main\n"
+        "import sys; from diffusion.commands.app import command; from diffusion.commands.dispatch import main\n"
         f"try: command(main, {argv!r})\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -7,12 +7,12 @@ import pytest
 import torch
 from laws import f64, seeded
 
-from diffusion.cli import command
-from diffusion.commands import doctor, doctor_estimators, doctor_samplers
+from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
-from diffusion.commands.doctor_check import Check, attempt, within
-from diffusion.commands.doctor_machine import check_machine, check_network
-from diffusion.commands.gaussian_laws import affine_law, law_at, probability_flow
+from diffusion.commands.doctor import doctor, estimators, samplers
+from diffusion.commands.doctor.check import Check, attempt, within
+from diffusion.commands.doctor.gaussian_laws import affine_law, law_at, probability_flow
+from diffusion.commands.doctor.machine import check_machine, check_network
 from diffusion.denoisers.exact import Gaussian
 from diffusion.likelihood import measure
 from diffusion.samplers import DDIM, ODE, Ancestral, PredictorCorrector, names
@@ -24,15 +24,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def sampler_checks():
-    return doctor_samplers.check_samplers(CPU)
+    return samplers.check_samplers(CPU)
 
 
 @pytest.fixture(scope="module")
 def estimator_checks():
     with pytest.MonkeyPatch.context() as patch:  # a smaller sample, with the larger errors that it states
         for name, value in (("_DATA", 48), ("_DRAWS", 128), ("_STEPS", 200)):
-            patch.setattr(doctor_estimators, name, value)
-        return doctor_estimators.check_estimators(CPU)
+            patch.setattr(estimators, name, value)
+        return estimators.check_estimators(CPU)
 
 
 def test_every_sampler_is_checked_and_passes(sampler_checks):
@@ -106,13 +106,13 @@ class _Altered(LinearSampler):
     ids=repr,
 )
 def test_planted_faults_of_samplers_are_found(sampler, failing):
-    wrong = [check.what for check in doctor_samplers.check_sampler("x", sampler, CPU) if not check.passed]
+    wrong = [check.what for check in samplers.check_sampler("x", sampler, CPU) if not check.passed]
     for word in failing:
         assert any(what.startswith(word) for what in wrong), wrong
 
 
 def test_the_unaltered_sampler_passes():
-    assert all(check.passed for check in doctor_samplers.check_sampler("x", _Altered(), CPU))
+    assert all(check.passed for check in samplers.check_sampler("x", _Altered(), CPU))
 
 
 def test_a_biased_estimator_is_found(monkeypatch):
@@ -124,8 +124,8 @@ def test_a_biased_estimator_is_found(monkeypatch):
 
     monkeypatch.setattr(measure, "log_density", biased)
     for name, value in (("_latent", lambda device: []), ("_DATA", 24), ("_DRAWS", 32), ("_STEPS", 50)):
-        monkeypatch.setattr(doctor_estimators, name, value)
-    wrong = {check.name for check in doctor_estimators.check_estimators(CPU) if not check.passed}
+        monkeypatch.setattr(estimators, name, value)
+    wrong = {check.name for check in estimators.check_estimators(CPU) if not check.passed}
     assert {"ode, exact trace", "ode, Hutchinson"} <= wrong
 
 
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_to_fails(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError("read-only file system")
 
-    monkeypatch.setattr("diffusion.atomic.write_text", refused)
+    monkeypatch.setattr("diffusion.storage.atomic.write_text", refused)
     assert [c.found for c in check_machine(CPU) if not c.passed] == ["OSError: read-only file system"]
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.commands import measuring, records
+from diffusion.commands import records
+from diffusion.commands.evaluate import measuring
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.errors import UserError
-from diffusion.model import DiffusionModel
-from diffusion.random import fixed_subset
+from diffusion.models.load import DiffusionModel
+from diffusion.numerics.random import fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -88,7 +89,7 @@ def test_other_weights_are_another_question(diffusion_command):
 
 KILLED = """
 import os, signal, sys
-from diffusion.cli import command
+from diffusion.commands.app import command
 from diffusion.commands import measuring
 from diffusion.commands.dispatch import main
 write, count = measuring.records.write_part, 0
@@ -226,9 +227,9 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(diffusion_comman
 
 
 def test_changed_data_are_refused(diffusion_command, monkeypatch):
-    from diffusion.data import digits, images
+    from diffusion.data import images, named_sets
 
-    raw = digits.load_digits()
+    raw = named_sets.load_digits()
     raw.images[0] = 16 - raw.images[0]
     monkeypatch.setattr(images.digits, "load_digits", lambda size=None: raw)
     code, _, err = diffusion_command(*ELBO, *OFF)
@@ -240,9 +241,9 @@ def test_a_toy_is_measured_beside_its_true_density(place, diffusion_command, tmp
     from tiny_configs import toy_config
 
     from diffusion.config import dump_config
-    from diffusion.experiment import DataFacts, build_denoiser
-    from diffusion.model import FACTS
-    from diffusion.model_files import save_model
+    from diffusion.models.build import DataFacts, build_denoiser
+    from diffusion.models.load import FACTS
+    from diffusion.storage.tensor_files import save_model
 
     config = toy_config(tmp_path)
     facts = DataFacts(config.data.name, (2,), None, 0)

@@ -10,16 +10,18 @@ import torch
 from PIL import Image
 from tiny_configs import digits_config
 
-from diffusion import model_files, random, runs
-from diffusion.commands import measuring, records
+from diffusion.commands import records
+from diffusion.commands.evaluate import measuring
 from diffusion.commands.records import Protocol
 from diffusion.commands.subjects import first_of, identify, images_of, load_images_of, load_subject, rows_of
 from diffusion.config import dump_config
-from diffusion.experiment import build_data, build_denoiser
 from diffusion.likelihood import Estimate
 from diffusion.likelihood.estimate import mean_error
-from diffusion.model import FACTS
-from diffusion.random import FIXED_ORDER, fixed_order
+from diffusion.models.build import build_data, build_denoiser
+from diffusion.models.load import FACTS
+from diffusion.numerics import random
+from diffusion.numerics.random import FIXED_ORDER, fixed_order
+from diffusion.storage import runs, tensor_files
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -41,7 +43,7 @@ def classes(diffusion_command, tmp_path, monkeypatch):
     config = digits_config(tmp_path, "data.name=folder", f"data.path={folder}")
     facts = build_data(config).facts
     state = build_denoiser(config, facts).state_dict()
-    model_files.save_model(RUN / runs.MODEL, state, dump_config(config), {FACTS: facts.to_json()})
+    tensor_files.save_model(RUN / runs.MODEL, state, dump_config(config), {FACTS: facts.to_json()})
     monkeypatch.setattr(measuring, "_chunk", _by_class)
     return diffusion_command
 

@@ -10,15 +10,15 @@ from scipy import stats
 from tiny_configs import digits_config
 
 from diffusion.commands import ood
-from diffusion.commands.figures import ranked_picture
+from diffusion.commands.compare.figures import ranked_picture
 from diffusion.commands.records import Evaluation, Protocol, read_all
 from diffusion.config import dump_config
 from diffusion.data import ImageData
 from diffusion.errors import UserError
-from diffusion.experiment import build_data, build_denoiser
 from diffusion.likelihood import Estimate
-from diffusion.model import FACTS
-from diffusion.model_files import save_model
+from diffusion.models.build import build_data, build_denoiser
+from diffusion.models.load import FACTS
+from diffusion.storage.tensor_files import save_model
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")

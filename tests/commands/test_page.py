@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.commands import exports, figures, tables
-from diffusion.commands.compare import _about
-from diffusion.commands.comparison import gaps
-from diffusion.commands.content import Content, name_of
-from diffusion.commands.curves import curve_of, overfit, pair_curves, parts_of
-from diffusion.commands.groups import group
-from diffusion.commands.html_page import page, without_curve
+from diffusion.commands.compare import exports, figures, tables
+from diffusion.commands.compare.compare import _about
+from diffusion.commands.compare.comparison import gaps
+from diffusion.commands.compare.content import Content, name_of
+from diffusion.commands.compare.curves import curve_of, overfit, pair_curves, parts_of
+from diffusion.commands.compare.groups import group
+from diffusion.commands.compare.page import page, without_curve
 from diffusion.commands.records import Protocol, read, write
 from diffusion.commands.replaced import note_replaced
 from diffusion.likelihood import Estimate

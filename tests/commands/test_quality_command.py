@@ -11,18 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import pictures
 from diffusion.commands import records
-from diffusion.commands.feature_choice import FeatureCache, choose_extractor
-from diffusion.commands.quality import Reference, _question
-from diffusion.commands.quality_arguments import parse_quality_arguments
-from diffusion.commands.quality_subjects import load_candidate
-from diffusion.data import load_images
+from diffusion.commands.features import FeatureCache, choose_extractor
+from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.quality.candidates import load_candidate
+from diffusion.commands.quality.quality import Reference, _question
+from diffusion.data import load_images, pictures
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.metrics import ClassifierFeatures, QualityReference
-from diffusion.model import DiffusionModel
-from diffusion.random import FIXED_ORDER, fixed_subset
+from diffusion.models.load import DiffusionModel
+from diffusion.numerics.random import FIXED_ORDER, fixed_subset
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -48,7 +47,7 @@ def save_digits(path, images):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from diffusion.cli import command; from diffusion.commands.dispatch import main\n"
+        "import sys; from diffusion.commands.app import command; from diffusion.commands.dispatch import main\n"
         "try: command(main, ['quality', '--help'])\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules); assert not heavy, heavy"
     )

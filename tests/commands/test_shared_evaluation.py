@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.commands import measuring, records, targeting
+from diffusion.commands import records
+from diffusion.commands.evaluate import measuring, targeting
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.processes import Processes
 

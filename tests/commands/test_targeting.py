@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.commands import measuring, records
+from diffusion.commands import records
+from diffusion.commands.evaluate import measuring
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")

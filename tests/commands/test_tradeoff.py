@@ -9,16 +9,17 @@ import pytest
 import torch
 from laws import F64
 
-from diffusion import fit_sampler, samplers
-from diffusion.cli import ProgressBar, command
-from diffusion.commands import tradeoff_cells
+from diffusion import samplers
+from diffusion.commands.app import ProgressBar, command
 from diffusion.commands.dispatch import main
-from diffusion.commands.tradeoff_arguments import parse_tradeoff_arguments
-from diffusion.commands.tradeoff_cells import Bench, Cell, Measured, plan, steps_within
-from diffusion.commands.tradeoff_picture import picture
-from diffusion.commands.tradeoff_report import Row, in_rows, verdict
-from diffusion.commands.tradeoff_subjects import load
+from diffusion.commands.tradeoff import cells as tradeoff_cells
+from diffusion.commands.tradeoff.arguments import parse_tradeoff_arguments
+from diffusion.commands.tradeoff.cells import Bench, Cell, Measured, plan, steps_within
+from diffusion.commands.tradeoff.picture import picture
+from diffusion.commands.tradeoff.report import Row, in_rows, verdict
+from diffusion.commands.tradeoff.subjects import load
 from diffusion.samplers import ODE
+from diffusion.sampling import fit
 
 CPU = torch.device("cpu")
 EXACT = "exact:mixture-2d"
@@ -50,7 +51,7 @@ def tradeoff(tmp_path, monkeypatch, capsys):
 
 def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, monkeypatch):
     """A budget is its steps, from 2 to 10; it is fitted once, whatever the grid of the others."""
-    monkeypatch.setattr(fit_sampler, "_ROWS", 64)
+    monkeypatch.setattr(fit, "_ROWS", 64)
     argv = (EXACT, "--samplers", "adams", "fitted", "--budgets", "3", "20", "--n", "32", "--grid", "auto")
     assert tradeoff(*argv)[0] == 0
     folder = Path("evaluations/mixture-2d/tradeoff")
@@ -58,7 +59,7 @@ def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, monkeypat
         rows = [row for row in csv.DictReader(file) if row["sampler"] == "fitted"]
     assert [(row["steps"], row["nfe"]) for row in rows] == [("3", "3.0")]
     assert 0.0 < float(rows[0]["distance"]) < 0.3
-    monkeypatch.setattr(fit_sampler, "fit_sampler", None)
+    monkeypatch.setattr(fit, "fit_sampler", None)
     assert tradeoff(*argv)[0] == 0, "kept"
 
 
@@ -86,7 +87,7 @@ def test_the_distance_is_to_the_probability_flow(bench):
     made = bench("--n", "16")
     schedule = made.subject.denoiser.schedule
     grid = torch.tensor([schedule.t_max, schedule.t_min, 0.0], dtype=F64)
-    from diffusion.sampling import sample
+    from diffusion.sampling.sample import sample
 
     exact = sample(made.subject.denoiser, 16, ODE("dopri8", 1e-11, 50_000), grid=grid, dtype=F64)
     assert float((made.tight() - exact).abs().max()) < 1e-5

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import noisy_classifier, tensor_files
-from diffusion.cli import command
+from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.metrics import ClassifierFeatures
+from diffusion.models import noisy_classifier
 from diffusion.networks import NoisyImageClassifier
+from diffusion.storage import tensor_files
 
 KINDS = {"train-classifier": noisy_classifier.load, "train-features": ClassifierFeatures.load}
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from diffusion.data import DataNote, load_images
 from diffusion.data.class_names import check_number, names_of, number_of
-from diffusion.data.image_files import load_files
-from diffusion.data.raw_images import RawImages
+from diffusion.data.files.image_files import load_files
+from diffusion.data.files.raw_images import RawImages
 from diffusion.errors import UserError
 
 N = 12

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data import image_files
-from diffusion.data.image_files import load_files
+from diffusion.data.files import image_files
+from diffusion.data.files.image_files import load_files
 from diffusion.errors import UserError
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data import decoded_cache, load_images
-from diffusion.data.image_files import load_files
+from diffusion.data import load_images
+from diffusion.data.files import decoded_cache
+from diffusion.data.files.image_files import load_files
 from diffusion.errors import UserError
 
 # Images of one value each, and .json files in shards: told, and not what is tested here.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from diffusion.data import DataNote, describe, load_images
-from diffusion.data.image_files import load_files
+from diffusion.data.files.image_files import load_files
 from diffusion.data.splits import split_of
 from diffusion.errors import UserError
 

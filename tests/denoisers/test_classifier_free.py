@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, exact
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.denoisers.guidance import ClassifierFree
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
 from diffusion.schedules import VP
 
 

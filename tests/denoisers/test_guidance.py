@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Denoiser, exact
+from diffusion.denoisers.evaluations import count_evaluations
+from diffusion.denoisers.exact import Labelled
 from diffusion.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval, PathClassifier
-from diffusion.denoisers.labelled import Labelled
 from diffusion.denoisers.preconditioning import c_noise
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
 from diffusion.schedules import VE, VP
 
 every_schedule = pytest.mark.parametrize("schedule", laws.FOUR_SCHEDULES, ids=laws.name)

@@ -10,6 +10,7 @@ from laws import F64, FOUR_SCHEDULES, f64, name, seeded, times
 from torch import nn
 
 from diffusion.denoisers import Clipped, NetworkDenoiser, exact
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.denoisers.inverse_problems import (
     DPS,
     METHODS,
@@ -22,8 +23,7 @@ from diffusion.denoisers.inverse_problems import (
 )
 from diffusion.denoisers.inverse_problems.moment_matching import least_residual
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
-from diffusion.sampling import sample
+from diffusion.sampling.sample import sample
 from diffusion.schedules import VP, Cosine
 
 SHAPE = (1, 4, 4)

@@ -11,9 +11,9 @@ from diffusion.config import load_config, parse_config
 from diffusion.denoisers import LevelDenoiser, exact
 from diffusion.denoisers.predictions import NAMES, PathPoint
 from diffusion.errors import UserError
-from diffusion.experiment import DataFacts, build_denoiser
 from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.likelihood.variational_bound import elbo_continuous
+from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.schedules import VP, Cosine
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diffusion import random
-from diffusion.likelihood import divergence as module
-from diffusion.likelihood.divergence import exact_divergence, hutchinson_divergence
+from diffusion.likelihood import flow_density as module
+from diffusion.likelihood.flow_density import exact_divergence, hutchinson_divergence
+from diffusion.numerics import random
 
 
 def seeded(*shape):

@@ -9,12 +9,11 @@ from scipy.special import stdtrit
 from scipy.stats import genpareto
 from torch import Tensor
 
-from diffusion.evaluation import weights_warning
+from diffusion.baselines.annealed import annealed_importance_sampling
+from diffusion.baselines.importance_weighted import importance_weighted
+from diffusion.commands.evaluation import weights_warning
 from diffusion.likelihood import Estimate
-from diffusion.likelihood.annealed import annealed_importance_sampling
-from diffusion.likelihood.importance_weighted import importance_weighted
-from diffusion.likelihood.importance_weights import LogMeanExp, unreliable
-from diffusion.likelihood.pareto import reliable_below, tail_shape
+from diffusion.likelihood.importance_weights import LogMeanExp, reliable_below, tail_shape, unreliable
 
 
 def log_mean_exp(log_w: Tensor) -> LogMeanExp:

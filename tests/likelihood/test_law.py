@@ -9,7 +9,7 @@ from laws import f64
 
 import diffusion
 from diffusion.commands import records
-from diffusion.commands.groups import group
+from diffusion.commands.compare.groups import group
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.denoisers import Denoiser
 from diffusion.denoisers.exact import Gaussian

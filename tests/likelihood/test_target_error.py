@@ -8,13 +8,13 @@ from laws import seeded
 from linear_gaussian import LinearGaussian
 
 from diffusion import log_density, log_likelihood
+from diffusion.baselines.importance_weighted import importance_weighted
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer, Estimate
-from diffusion.likelihood.importance_weighted import importance_weighted
 from diffusion.likelihood.probability_flow import ESTIMATOR
 from diffusion.likelihood.target_error import Plan, next_plan, reach, remembering
-from diffusion.random import FIXED_ORDER, fixed_subset
+from diffusion.numerics.random import FIXED_ORDER, fixed_subset
 from diffusion.schedules import VE, VP
 
 DEQUANTIZER = Dequantizer(17)

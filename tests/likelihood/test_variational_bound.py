@@ -7,13 +7,13 @@ import torch
 from laws import f64, name, seeded
 from torch.distributions import Normal, kl_divergence
 
-from diffusion import random
 from diffusion.denoisers import Denoiser
 from diffusion.denoisers.exact import Empirical, Gaussian
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer, elbo_continuous, elbo_discrete
 from diffusion.likelihood.estimate import mean_error
 from diffusion.likelihood.variational_bound import discrete_times
+from diffusion.numerics import random
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified
 
 MEAN, STD, DIMS = 0.3, 0.4, 5

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion import tensor_files
 from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.metrics import (
@@ -21,7 +20,8 @@ from diffusion.metrics import (
     train_classifier,
 )
 from diffusion.metrics.inception import _resize_tf1
-from diffusion.runs import PRETRAINED
+from diffusion.storage import tensor_files
+from diffusion.storage.runs import PRETRAINED
 
 
 def images(n, shape=(1, 8, 8), levels=17, seed=0):

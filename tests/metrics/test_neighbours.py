@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusion import nearest
 from diffusion.errors import UserError
 from diffusion.metrics import density_coverage, memorisation, neighbours, precision_recall
+from diffusion.numerics import nearest
 
 
 def normals(n, d, seed=0):

@@ -17,7 +17,7 @@ from diffusion.metrics import (
     quality,
     require_comparable,
 )
-from diffusion.random import fixed_subset
+from diffusion.numerics.random import fixed_subset
 
 
 def images(n, seed, low=0, high=256):

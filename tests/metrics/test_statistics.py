@@ -53,7 +53,7 @@ def test_a_file_keeps_values_and_provenance(tmp_path):
 
 
 def test_a_model_file_holds_no_statistics(tmp_path):
-    from diffusion.model_files import save_model
+    from diffusion.storage.tensor_files import save_model
 
     save_model(tmp_path / "m.safetensors", {"w": torch.zeros(2)}, "")
     with pytest.raises(UserError, match="a statistics file of this package is accepted"):

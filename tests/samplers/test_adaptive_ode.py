@@ -5,8 +5,8 @@ import torch
 from laws import FIXED_STEP, FOUR_SCHEDULES, f64, gaussian, gaussian_law, mixture, name, probability_flow, seeded, times
 
 from diffusion.denoisers import exact
-from diffusion.evaluations import count_evaluations
-from diffusion.flow import SolverError
+from diffusion.denoisers.evaluations import count_evaluations
+from diffusion.errors import SolverError
 from diffusion.samplers import ADAPTIVE, ODE
 from diffusion.schedules import VP
 
@@ -54,7 +54,7 @@ def test_an_average_over_the_batch_would_have_failed(monkeypatch):
     model, grid, hard, batch = _hard_and_easy()
     truth = ODE("dopri8", 1e-11).sample(model, hard, grid)
     kept = ODE("dopri5", 1e-3).sample(model, batch, grid)[31:32]
-    monkeypatch.setattr("diffusion.flow.largest_sample_rms", lambda rows: rows.pow(2).mean().sqrt())
+    monkeypatch.setattr("diffusion.samplers.ode.flow.largest_sample_rms", lambda rows: rows.pow(2).mean().sqrt())
     averaged = ODE("dopri5", 1e-3).sample(model, batch, grid)[31:32]
     assert float((averaged - truth).abs().max()) > 10 * float((kept - truth).abs().max())
 

@@ -15,10 +15,10 @@ from tiny_configs import digits_config
 
 import diffusion
 from diffusion.denoisers import exact
-from diffusion.experiment import DataFacts, build_denoiser
-from diffusion.model import DiffusionModel
+from diffusion.models.build import DataFacts, build_denoiser
+from diffusion.models.load import DiffusionModel
 from diffusion.samplers import ODE, SDEdit, build, names
-from diffusion.sampling import grid_for
+from diffusion.sampling.sample import grid_for
 from diffusion.schedules import Cosine, time_grid
 
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)

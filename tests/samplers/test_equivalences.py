@@ -6,7 +6,6 @@ import pytest
 import torch
 from laws import FIXED_STEP, FOUR_SCHEDULES, NOISELESS_SDE, SCHEDULES, STOCHASTIC, mixture, name, seeded, times
 
-from diffusion import sde
 from diffusion.denoisers import Retimed
 from diffusion.samplers import (
     DDIM,
@@ -20,6 +19,7 @@ from diffusion.samplers import (
     ExponentialSDE,
     UniPC,
 )
+from diffusion.samplers.sde import sde
 from diffusion.schedules import VE, VP, Rectified
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)

@@ -14,11 +14,11 @@ from torch import nn
 from diffusion import samplers
 from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.denoiser import PREDICTIONS
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.denoisers.preconditioning import c_in
 from diffusion.denoisers.predictions import PathPoint
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
-from diffusion.random import Noise
+from diffusion.numerics.random import Noise
 from diffusion.samplers import (
     ABM,
     DDIM,
@@ -40,7 +40,7 @@ from diffusion.samplers import (
     SASolver,
     UniPC,
 )
-from diffusion.sampling import sample
+from diffusion.sampling.sample import sample
 from diffusion.schedules import time_grid
 
 SIGMA_DATA = 0.8

@@ -22,9 +22,9 @@ from laws import (
     times,
 )
 
-from diffusion import sde
 from diffusion.samplers import Ancestral, EulerMaruyama, ExponentialSDE
-from diffusion.samplers.staged import Multistep
+from diffusion.samplers.ode.multistep import Multistep
+from diffusion.samplers.sde import sde
 from diffusion.schedules import EDM, VP, Cosine, Rectified, time_grid, time_grids
 from diffusion.schedules.forward_process import posterior
 

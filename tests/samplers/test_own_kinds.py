@@ -7,10 +7,10 @@ import torch
 from laws import F64, f64, gaussian, learned
 
 from diffusion import sample
-from diffusion.auto_grid import auto_grid
 from diffusion.samplers import DDIM, Adams, ExponentialSDE, LinearSampler, RePaint
-from diffusion.samplers.noise_dial import NoiseProfile
 from diffusion.samplers.sampler import Coefficients, is_value
+from diffusion.samplers.sde.stochasticity import NoiseProfile
+from diffusion.sampling.auto_grid import auto_grid
 from diffusion.schedules import VP, Cosine
 
 

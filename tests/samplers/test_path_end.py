@@ -15,10 +15,10 @@ from tiny_configs import digits_config
 import diffusion
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
-from diffusion.experiment import DataFacts, build_denoiser
-from diffusion.model import DiffusionModel
+from diffusion.models.build import DataFacts, build_denoiser
+from diffusion.models.load import DiffusionModel
 from diffusion.samplers import build, names
-from diffusion.sampling import grid_for
+from diffusion.sampling.sample import grid_for
 from diffusion.schedules import EDM, VE, VP
 
 NARROW = 0.01

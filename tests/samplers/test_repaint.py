@@ -7,11 +7,11 @@ import torch
 from laws import F64, FOUR_SCHEDULES, f64, name, seeded
 
 from diffusion.denoisers import exact
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
-from diffusion.random import Noise
+from diffusion.numerics.random import Noise
 from diffusion.samplers import DDIM, Ancestral, RePaint
-from diffusion.sampling import sample
+from diffusion.sampling.sample import sample
 from diffusion.schedules import VP, Cosine, time_grid
 
 KEPT = torch.tensor([True, False])

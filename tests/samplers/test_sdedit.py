@@ -6,10 +6,10 @@ import pytest
 import torch
 from laws import F64
 
+from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.denoisers.exact import Gaussian
 from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
-from diffusion.random import Noise
+from diffusion.numerics.random import Noise
 from diffusion.samplers import DDIM, ODE, ExponentialSDE, SDEdit
 from diffusion.samplers.sdedit import log_snr_of_strength
 from diffusion.schedules import EDM, VP, time_grid

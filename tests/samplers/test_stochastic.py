@@ -25,10 +25,9 @@ from laws import (
 
 from diffusion import sample
 from diffusion.denoisers import exact
-from diffusion.errors import UserError
-from diffusion.evaluations import count_evaluations
-from diffusion.flow import SolverError
-from diffusion.random import Noise
+from diffusion.denoisers.evaluations import count_evaluations
+from diffusion.errors import SolverError, UserError
+from diffusion.numerics.random import Noise
 from diffusion.samplers import AdaptiveSDE, DPMSolverPP2M, DPMSolverSDE, ExponentialSDE, PredictorCorrector, SASolver
 from diffusion.schedules import EDM, VP, time_grid
 

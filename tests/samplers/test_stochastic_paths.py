@@ -7,7 +7,7 @@ import torch
 from laws import F64, FOUR_SCHEDULES, mixture, name, slope
 
 from diffusion import sample
-from diffusion.random import Noise
+from diffusion.numerics.random import Noise
 from diffusion.samplers import DPMSolverSDE, EulerMaruyama, ExponentialSDE, SASolver
 from diffusion.schedules import VP
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from laws import F64, FIXED_SCHEDULES, SCHEDULES, autograd_derivative, f64, log_snrs, name, times
 
-from diffusion import sde
 from diffusion.errors import UserError
+from diffusion.samplers.sde import sde
 from diffusion.schedules import BY_NAME, DDPM, EDM, VE, VP, Cosine, Rectified, SubVP
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)

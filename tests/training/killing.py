@@ -24,11 +24,12 @@ from pathlib import Path
 
 import torch
 
-from diffusion import atomic, cli
+from diffusion.commands import app
 from diffusion.errors import UserError
-from diffusion.families import DiffusionModel
+from diffusion.models import DiffusionModel
+from diffusion.storage import atomic
 from diffusion.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from diffusion.training.denoiser_module import DenoiserModule
+from diffusion.training.modules.denoiser import DenoiserModule
 
 PHASES = ("training", "validation", "sampling", "writing")
 LONGEST = {"training": 0.3, "validation": 0.02, "sampling": 0.01, "writing": 0.004}  # seconds into the phase
@@ -48,7 +49,7 @@ def child(arguments, pipe):
     DenoiserModule.validation_step = announcing("validation", DenoiserModule.validation_step, pipe)
     DiffusionModel.sample = announcing("sampling", DiffusionModel.sample, pipe)
     atomic.writer = announcing("writing", atomic.writer, pipe)
-    code = cli.command(cli.train, arguments)
+    code = app.command(app.train, arguments)
     os._exit(code)
 
 

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_configs import toy_config
 
-from diffusion.families import DiffusionModel
+from diffusion.models import DiffusionModel
 from diffusion.networks import MLP
 from diffusion.processes import end, launched
-from diffusion.training.denoiser_module import DenoiserModule
 from diffusion.training.fit import fit
+from diffusion.training.modules.denoiser import DenoiserModule
 
 OPTIONS = (
     "trainer.steps=12", "trainer.validate_every=4", "trainer.sample_every=6", "evaluation.batch_size=128",

@@ -10,17 +10,18 @@ from safetensors.torch import load_file
 from tiny_configs import autoencoder_config
 from tiny_training import LIGHTNING_WARNINGS
 
-from diffusion import load, runs
+from diffusion import load
 from diffusion.baselines.entropy import knn_entropy
 from diffusion.data import load_images
 from diffusion.errors import UserError
-from diffusion.experiment import Data, DataFacts
-from diffusion.training.autoencoder_module import EAEModule, VAEModule
+from diffusion.models.build import Data, DataFacts
+from diffusion.storage import runs
 from diffusion.training.checkpoint_io import read_checkpoint
 from diffusion.training.data_module import TrainingBatches
 from diffusion.training.fit import fit
-from diffusion.training.metrics_log import read_metrics
-from diffusion.training.modules import build_module
+from diffusion.training.logs.metrics import read_metrics
+from diffusion.training.modules.autoencoder import EAEModule, VAEModule
+from diffusion.training.modules.build import build_module
 
 pytestmark = LIGHTNING_WARNINGS
 
@@ -246,7 +247,7 @@ def test_what_does_not_fit_leaves_no_run_folder(tmp_path, case):
 
 def test_a_fit_that_fails_after_training_leaves_the_model_and_is_repeated(tmp_path, monkeypatch, quick_fit):
     from diffusion.baselines.eae import EAE
-    from diffusion.resume import run_to_continue
+    from diffusion.training.resume import run_to_continue
 
     def fails(*_, **__):
         raise RuntimeError("no room")

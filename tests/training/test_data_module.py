@@ -9,7 +9,7 @@ from tiny_configs import digits_config, toy_config
 
 from diffusion.data import ImageData, load_toy
 from diffusion.errors import UserError
-from diffusion.experiment import Data, DataFacts
+from diffusion.models.build import Data, DataFacts
 from diffusion.training import data_module
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
 

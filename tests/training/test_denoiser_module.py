@@ -8,11 +8,11 @@ from tiny_configs import digits_config, toy_config
 
 from diffusion.config import OptimizerConfig
 from diffusion.data import load_toy
-from diffusion.experiment import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
+from diffusion.models.build import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
 from diffusion.schedules.schedule import log_snr_ends
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
-from diffusion.training.denoiser_module import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule
-from diffusion.training.optimization import learning_rate_factor
+from diffusion.training.modules.base import learning_rate_factor
+from diffusion.training.modules.denoiser import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule
 
 MOONS = Data(DataFacts("gaussians", (2,), None, 0), toy=load_toy("gaussians"))
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)

@@ -13,17 +13,17 @@ from tiny_configs import autoencoder_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 from two_processes import HALF, STEPS, config_of, cut
 
-from diffusion import runs
-from diffusion.checkpoint_files import read_checkpoint
+from diffusion.config.preflight import process_count
 from diffusion.errors import UserError
-from diffusion.experiment import DataFacts
-from diffusion.preflight import process_count
+from diffusion.models.build import DataFacts
 from diffusion.processes import Processes, launched
-from diffusion.training import launch as training_launch
+from diffusion.storage import runs
+from diffusion.storage.checkpoint_files import read_checkpoint
+from diffusion.training.distributed import launch as training_launch
+from diffusion.training.distributed.shards import shard
 from diffusion.training.fit import fit
-from diffusion.training.metrics_log import read_metrics
-from diffusion.training.modules import build_module
-from diffusion.training.shards import shard
+from diffusion.training.logs.metrics import read_metrics
+from diffusion.training.modules.build import build_module
 
 pytestmark = LIGHTNING_WARNINGS
 

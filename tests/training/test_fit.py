@@ -11,12 +11,13 @@ from tiny_configs import digits_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
 import diffusion
-from diffusion import load, model_files, runs, sample
+from diffusion import load, sample
 from diffusion.errors import UserError
+from diffusion.storage import runs, tensor_files
 from diffusion.training.checkpoint_io import read_checkpoint
-from diffusion.training.denoiser_module import DenoiserModule
 from diffusion.training.fit import fit
-from diffusion.training.metrics_log import read_metrics
+from diffusion.training.logs.metrics import read_metrics
+from diffusion.training.modules.denoiser import DenoiserModule
 
 pytestmark = LIGHTNING_WARNINGS
 
@@ -205,9 +206,9 @@ def test_validation_and_samples_use_the_averaged_weights(tmp_path, monkeypatch):
 def test_a_finished_run_that_is_continued_stays_as_it_is(tmp_path):
     config = toy_config(tmp_path)
     run = fit(config).run
-    (tensors, metadata), lines = model_files.read_model(run / runs.MODEL), (run / "metrics.jsonl").read_text()
+    (tensors, metadata), lines = tensor_files.read_model(run / runs.MODEL), (run / "metrics.jsonl").read_text()
     assert fit(config, run).exit_code == 0
-    again, metadata_again = model_files.read_model(run / runs.MODEL)
+    again, metadata_again = tensor_files.read_model(run / runs.MODEL)
     assert metadata_again == metadata
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
     assert (run / "metrics.jsonl").read_text() == lines

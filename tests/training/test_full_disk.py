@@ -11,8 +11,8 @@ from small_disk import make_room, small_disk
 from test_survival import assert_equal_bits
 from tiny_configs import toy_arguments
 
-from diffusion import runs
-from diffusion.checkpoint_files import read_checkpoint
+from diffusion.storage import runs
+from diffusion.storage.checkpoint_files import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 LAST = Path(runs.CHECKPOINTS) / "last.ckpt"

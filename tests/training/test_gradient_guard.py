@@ -6,7 +6,7 @@ from tiny_training import LIGHTNING_WARNINGS, Run, TinyModule
 
 from diffusion.errors import UserError
 from diffusion.training.gradient_guard import GradientGuard, TrainingDivergedError
-from diffusion.training.metrics_log import read_metrics
+from diffusion.training.logs.metrics import read_metrics
 
 pytestmark = LIGHTNING_WARNINGS
 

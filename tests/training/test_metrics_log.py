@@ -8,7 +8,7 @@ import pytest
 from tiny_training import LIGHTNING_WARNINGS, Run, TinyModule
 
 from diffusion.errors import UserError
-from diffusion.training.metrics_log import MetricsLog, read_metrics
+from diffusion.training.logs.metrics import MetricsLog, read_metrics
 
 pytestmark = LIGHTNING_WARNINGS
 

@@ -11,11 +11,11 @@ import torch
 from tiny_configs import autoencoder_config, digits_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
-from diffusion import runs
-from diffusion.checkpoint_files import read_checkpoint
 from diffusion.commands.subjects import load_subject
-from diffusion.training.denoiser_module import DenoiserModule
+from diffusion.storage import runs
+from diffusion.storage.checkpoint_files import read_checkpoint
 from diffusion.training.fit import fit
+from diffusion.training.modules.denoiser import DenoiserModule
 from diffusion.training.record import TrainingRecord
 
 pytestmark = LIGHTNING_WARNINGS

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from tiny_configs import digits_arguments
 
-from diffusion.cli import command, train
+from diffusion.commands.app import command
+from diffusion.commands.train.train import train
 from diffusion.config import load_config, with_places
 from diffusion.data import load_images
-from diffusion.experiment import DataFacts
+from diffusion.models.build import DataFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_training import LIGHTNING_WARNINGS, Run, TinyModule
 
-from diffusion import stopped_runs
+from diffusion.storage import run_status
 from diffusion.training.checkpoint_io import read_checkpoint
-from diffusion.training.metrics_log import read_metrics
+from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.stopping import exits_on_sigterm
 
 pytestmark = LIGHTNING_WARNINGS
@@ -114,7 +114,7 @@ def test_a_measurement_is_left_at_once_and_the_run_says_why(tmp_path, number, co
     with pytest.raises(error) as stop, exits_on_sigterm(tmp_path):
         signal.raise_signal(number)
     assert error is KeyboardInterrupt or stop.value.code == code
-    assert stopped_runs.exit_code(tmp_path) == code
-    stopped_runs.clear(tmp_path)
-    assert stopped_runs.exit_code(tmp_path) == 0
+    assert run_status.exit_code(tmp_path) == code
+    run_status.clear(tmp_path)
+    assert run_status.exit_code(tmp_path) == 0
     assert signal.getsignal(signal.SIGTERM) == former

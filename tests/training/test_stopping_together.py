@@ -15,11 +15,11 @@ import torch
 from test_distributed import in_two_processes
 from tiny_configs import toy_arguments
 
-from diffusion import runs
-from diffusion.checkpoint_files import read_checkpoint
-from diffusion.model_files import read_model
-from diffusion.training.metrics_log import read_metrics
-from diffusion.verify_resume import compare
+from diffusion.commands.train.verify_resume import compare
+from diffusion.storage import runs
+from diffusion.storage.checkpoint_files import read_checkpoint
+from diffusion.storage.tensor_files import read_model
+from diffusion.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy,
 # train.py, which also writes down how it ends: a launcher tells nobody.
 PROGRAM = """
 import os, sys
-from diffusion.cli import command, train
+from diffusion.commands.app import command, train
 from diffusion.processes import end
 code = command(train)
 open(f"{os.environ['CODES']}/{os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))}", "w").write(str(code))

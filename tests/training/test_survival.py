@@ -16,16 +16,17 @@ import torch
 from tiny_configs import digits_arguments, digits_config, toy_arguments, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
-from diffusion import load, model_files, runs
+from diffusion import load
+from diffusion.commands.train.verify_resume import compare
 from diffusion.errors import UserError
-from diffusion.families import DiffusionModel
+from diffusion.models import DiffusionModel
+from diffusion.storage import runs, tensor_files
 from diffusion.training import callbacks
 from diffusion.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from diffusion.training.denoiser_module import DenoiserModule
 from diffusion.training.fit import fit
 from diffusion.training.gradient_guard import TrainingDivergedError
-from diffusion.training.metrics_log import MetricsLog, read_metrics
-from diffusion.verify_resume import compare
+from diffusion.training.logs.metrics import MetricsLog, read_metrics
+from diffusion.training.modules.denoiser import DenoiserModule
 
 pytestmark = LIGHTNING_WARNINGS
 
@@ -36,7 +37,7 @@ LAST = Path(runs.CHECKPOINTS) / "last.ckpt"
 
 def assert_equal_bits(a, b):
     assert compare(a, b)[0] == []
-    ours, theirs = (model_files.read_model(run / runs.MODEL)[0] for run in (a, b))
+    ours, theirs = (tensor_files.read_model(run / runs.MODEL)[0] for run in (a, b))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 

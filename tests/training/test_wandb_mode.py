@@ -15,8 +15,8 @@ from small_disk import small_disk
 from tiny_configs import digits_arguments, toy_arguments
 
 from diffusion.errors import UserError
-from diffusion.training.metrics_log import read_metrics
-from diffusion.training.wandb_mode import has_key, make_wandb_logger, resolve_mode
+from diffusion.training.logs.metrics import read_metrics
+from diffusion.training.logs.wandb import has_key, make_wandb_logger, resolve_mode
 
 ROOT = Path(__file__).parents[2]
 KEY = {"WANDB_API_KEY": "0" * 40, "HOME": "/nonexistent"}
@@ -215,8 +215,8 @@ def test_training_starts_soon_where_the_server_cannot_be_reached(tmp_path, serve
 # A run whose folder `wandb` lies on a disk of its own.
 ON_A_DISK = """
 import os, sys
-from diffusion import runs
-from diffusion.cli import command, train
+from diffusion.storage import runs
+from diffusion.commands.app import command, train
 made = runs.create_run
 def create_run(folder, name):
     run = made(folder, name)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from diffusion.training.callbacks import EMACallback
 from diffusion.training.checkpoint_io import AtomicCheckpointIO, Checkpoints
 from diffusion.training.gradient_guard import GradientGuard
-from diffusion.training.metrics_log import ContinueMetrics, MetricsLog
+from diffusion.training.logs.metrics import ContinueMetrics, MetricsLog
 from diffusion.training.stopping import GracefulStop
 
 # Lightning's own: it uses a deprecated class of PyTorch, and advises worker processes for data made on the fly.

@@ -34,8 +34,8 @@ def cut(run, target):
 
 
 def main(folder, name, again):
+    from diffusion.training.distributed.launch import agree
     from diffusion.training.fit import fit
-    from diffusion.training.launch import agree
 
     torch.set_num_threads(1)
     for strategy in ("ddp", "sharded"):

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...broadcasting import pad_dims_like
 from ...errors import UserError
+from ...numerics.broadcasting import pad_dims_like
 from ...schedules import Schedule
 from ..condition import labels_only
 from ..denoiser import Denoiser, denoiser_of

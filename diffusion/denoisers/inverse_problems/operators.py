@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...broadcasting import pad_dims_like
 from ...errors import UserError
+from ...numerics.broadcasting import pad_dims_like
 from ..given import positive_number, real_number, tensor_of, whole_number
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...broadcasting import pad_dims_like
 from ...errors import UserError
+from ...numerics.broadcasting import pad_dims_like
 from ..denoiser import Denoiser, denoiser_of
 from ..given import outside_inference_mode, real_number, tensor_of
 

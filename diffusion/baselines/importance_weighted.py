@@ -1,0 +1,134 @@
+"""Likelihoods of latent-variable models, p(x) = E_{z ~ N(0, I)} p(x | z), from samples of a proposal q(z | x).
+
+Importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8), K samples with weights w = p(x|z) p(z)/q(z|x):
+
+    log p(x) >= E log 1/K sum_i w_i = E [log sum_i w_i - log K],        increasing in K, log p(x) in the limit.
+
+Its bias is -Var(w) / (2 K E[w]^2) to first order and its standard error sqrt(Var(w) / K) / E[w]: both are small where
+the effective sample size (sum w)^2 / sum w^2 (Kong 1992) is large. The error that is stated is that of
+`importance_weights`. K = 1 in expectation is the evidence lower bound, whose Kullback-Leibler term is taken in closed
+form:
+
+    ELBO = E_q log p(x | z) - KL(q(z | x) || N(0, I)),        log p(x) - ELBO = KL(q(z | x) || p(z | x)).
+
+Of the samples only their log-weights are kept, 8 bytes each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import check_at_least_one
+from ..likelihood.batching import Progress
+from ..likelihood.estimate import Estimate
+from ..likelihood.importance_weights import LogMeanExp
+from ..numerics import random
+from .latent_variable import LatentVariableModel, in_batches
+
+# The samples of one call of the decoder an image, and of one draw of noise: sample i is row i % 50 of draw i // 50,
+# whatever the number of samples asked for.
+SAMPLES_AT_ONCE = 50
+
+
+def importance_weighted(
+    model: LatentVariableModel,
+    x: Tensor,
+    samples: int = 5000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The importance-weighted bound with `samples` samples of the model's proposal.
+
+    Args:
+        model: The model.
+        x: The data, shape (B, *dims): level indices (uint8), or numbers where the model's `levels` is None.
+        samples: The number K of samples, and of decoder evaluations an image.
+        seed: The seed; a row depends on (seed, index) only, and more samples begin with the same ones.
+        batch_size: The images taken together (each 50 samples at a time).
+        indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        Kind `lower bound`, with the error about log p(x) (`importance_weights`); terms in nats: `elbo`, the mean of
+        log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
+
+    Raises:
+        UserError: For no image, less than one sample, or as many indices as there are not images.
+    """
+    check_at_least_one(samples=samples)
+
+    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        mean, std = model.proposal(x)
+        total = LogMeanExp()
+        for eps in _blocks(seed, rows, samples, mean):
+            z = mean[:, None] + std[:, None] * eps
+            # log p(z) - log q(z | x): the constants cancel
+            log_ratio = std.double().log().sum(1, keepdim=True) + 0.5 * (
+                eps.double().square() - z.double().square()
+            ).sum(2)
+            total.add(_log_prob_given(model, x, z).double() + log_ratio)
+        return total.value, total.std_error, {"elbo": total.mean_log, **total.diagnostics}
+
+    protocol = {"estimator": "importance-weighted bound", "samples": samples, "seed": seed}
+    return in_batches(model, x, evaluate, protocol, samples, SAMPLES_AT_ONCE, batch_size, indices, progress)
+
+
+def evidence_lower_bound(
+    model: LatentVariableModel,
+    x: Tensor,
+    samples: int = 100,
+    seed: int = 0,
+    batch_size: int | None = None,
+    indices: Int[Tensor, " n"] | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """The evidence lower bound with the model's proposal: log p(x | z) from samples, the KL term in closed form.
+
+    Args:
+        model, x, samples, seed, batch_size, indices, progress: As `importance_weighted`.
+
+    Returns:
+        Kind `lower bound`; terms in nats, which add up to log_prob: `reconstruction` and `prior` (minus the KL).
+
+    Raises:
+        UserError: As `importance_weighted`.
+    """
+    check_at_least_one(samples=samples)
+
+    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        mean, std = model.proposal(x)
+        values = [
+            _log_prob_given(model, x, mean[:, None] + std[:, None] * eps) for eps in _blocks(seed, rows, samples, mean)
+        ]
+        values = torch.cat(values, dim=1).double().cpu()
+        terms = {"reconstruction": values.mean(1), "prior": -kl_to_prior(mean.double(), std.double()).sum(1).cpu()}
+        std_error = values.std(1) / math.sqrt(samples) if samples > 1 else torch.full_like(values[:, 0], math.nan)
+        return terms["reconstruction"] + terms["prior"], std_error, terms
+
+    protocol = {"estimator": "ELBO, latent variables", "samples": samples, "seed": seed}
+    return in_batches(model, x, evaluate, protocol, samples, SAMPLES_AT_ONCE, batch_size, indices, progress)
+
+
+def kl_to_prior(mean: Float[Tensor, " b d"], std: Float[Tensor, " b d"]) -> Float[Tensor, " b d"]:
+    """KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1) / 2 - log std, for each dimension."""
+    return 0.5 * (mean.square() + std.square() - 1.0) - std.log()
+
+
+def _blocks(seed: int, rows: Tensor, samples: int, like: Tensor) -> Iterator[Tensor]:
+    """Standard normals (B, S, d) of the latents, S = 50 but for the last, `samples` in all."""
+    for block, first in enumerate(range(0, samples, SAMPLES_AT_ONCE)):
+        shape = (SAMPLES_AT_ONCE, like.shape[1])
+        eps = random.normal(seed, rows, block, shape, random.STREAM_EVALUATE, like.dtype, like.device)
+        yield eps[:, : samples - first]
+
+
+def _log_prob_given(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x | z) of several latents an image: x (B, *dims), z (B, S, d) -> (B, S)."""
+    return model.log_prob_given(x.repeat_interleave(z.shape[1], 0), z.flatten(0, 1)).unflatten(0, z.shape[:2])

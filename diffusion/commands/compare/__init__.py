@@ -1,0 +1,1 @@
+"""`compare`: one page of what was measured."""

@@ -1,0 +1,57 @@
+"""A comparison to W&B, as a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from ..mirror import image_key, image_table, log
+from ..subjects import Subject
+from . import exports
+from .content import Content, name_of
+
+
+def mirror_comparison(
+    folder: Path, subject: Subject, content: Content, images: Mapping[str, Image], choice: str
+) -> Path | None:
+    """Log a comparison as a run of its own: the joint table, what is beside it, and every chart.
+
+    Args:
+        folder: Where the comparison's files are.
+        subject: Whose project and group it belongs to.
+        content: The comparison.
+        images: Charts and samples by key.
+        choice: off, offline, online or auto.
+
+    Returns:
+        The folder of the W&B run; None where there is none.
+    """
+    rows, logging = content.rows, subject.model.config.logging
+    values: dict[str, Any] = {}
+    for row in rows:  # the best of a run's figures by one method comes first
+        values.setdefault(f"compare/{row.model['run']}/{row.protocol.method}", row.estimate.mean().mean)
+    for gap in content.gaps:
+        key = f"compare/{gap.test.model['run']}/{gap.test.protocol.method}/test_minus_train"
+        values.setdefault(key, gap.difference.mean)
+    budgets = [{"row": name_of(row), **row.estimate.error_budget} for row in rows]
+    named = {"comparison": _joint(exports.figures(content)), "error_budgets": _joint(budgets)}
+    if content.curves:
+        named["curves"] = _joint(exports.curve_values(content.curves))
+    named[image_key(rows[0])] = image_table(rows)
+    config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
+    lines = {curve.label: (curve.middles, curve.density.tolist()) for pair in content.curves for curve in pair.curves}
+    return log(
+        folder, choice, logging.project, logging.group, config, values, named, images, "compare",
+        bars={"charts/bits_per_dim": {name_of(row): row.estimate.mean().mean for row in rows}},
+        lines={"charts/bits_per_dim_by_log_snr": lines} if lines else {},
+    )  # fmt: skip
+
+
+def _joint(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of records that need not have the same keys."""
+    columns = list(dict.fromkeys(key for record in plain for key in record))
+    return columns, [[record.get(column) for column in columns] for record in plain]

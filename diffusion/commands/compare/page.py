@@ -1,0 +1,201 @@
+"""A comparison as one HTML page that needs nothing else: tables, charts and samples, with the pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from PIL.Image import Image
+
+from ...data.pictures import encode
+from .content import Content
+from .figures import SCALE
+from .groups import APART
+from .tables import (
+    BETWEEN,
+    GAP_COLUMNS,
+    NARROW,
+    PART_COLUMNS,
+    SPLITS,
+    budgets,
+    gap_cells,
+    narrow_cells,
+    part_rows,
+    sentences,
+)
+
+_TEXT = ("model", "family", "method", "kind", "law")
+BUDGETS = (
+    "Errors of the mean in bits/dim, by cause. 'test set' is the spread over images and holds the random causes "
+    "(noise, probes, draws, samples) already; an end of the path or a solver shifts every image alike, on top of it. "
+    "'measurement' is the error of the mean of these very images, 'total' that of all such images."
+)
+PARTS = (
+    "The terms that add up to a bound. The prior's is what is left of the data at the noisy end of the path, or the "
+    "divergence of an autoencoder's posterior from its prior; — where a model has no such term."
+)
+CURVES = (
+    "The diffusion term by log-SNR: at which noise levels a model pays. Solid: test; dashed: training images. Where "
+    "test lies above train, the model overfits. Models without a log-SNR (—) have no curve: "
+)
+_STYLE = """
+:root { --ink: #1d2025; --pale: #5b616b; --line: #d9dce1; --band: #f3f5f8; --page: #fff; --mark: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e5e8; --pale: #a2a8b1; --line: #3a3f47; --band: #23272e; --page: #15181c; --mark: #56b4e9; }
+  figure.chart img { filter: invert(.915) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+html { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  max-width: 84rem; margin: 2rem auto 4rem; padding: 0 1.25rem; color: var(--ink); background: var(--page); }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; line-height: 1.25; margin: 2.5rem 0 .5rem; }
+p, li { max-width: 52rem; } p { margin: .5rem 0; } .about, figcaption, .why { color: var(--pale); }
+.about { overflow-wrap: anywhere; font-size: .85rem; }
+.wide { overflow-x: auto; margin: .75rem 0; } .wide:focus { outline: 2px solid var(--mark); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { color: var(--pale); font-weight: 600; vertical-align: bottom; }
+tbody th { font-weight: 400; white-space: nowrap; }
+th:first-child:not(.group) { position: sticky; left: 0; background: var(--page); }
+th.number, td.number { text-align: right; }
+td { white-space: nowrap; } tr.best :is(th, td) { font-weight: 650; }
+th.group { background: var(--band); white-space: normal; padding-top: .5rem; }
+th.group b { color: var(--mark); } th.group strong { color: var(--ink); font-weight: 600; }
+.why { display: inline-block; white-space: normal; position: sticky; left: .6rem; font-weight: 400;
+  max-width: min(70rem, calc(100vw - 4rem)); }
+tr:has(+ tr.protocol) > * { border-bottom: 0; padding-bottom: 0; }
+tr.protocol td { font-size: .76rem; line-height: 1.35; padding-top: 0; }
+figure { margin: 1rem 1.5rem 1rem 0; display: inline-block; vertical-align: top; max-width: 100%; }
+img { max-width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; margin-bottom: .3rem; }
+figure.pixels img { image-rendering: pixelated; width: 21rem; }
+figure.ranked img { image-rendering: pixelated; width: 34rem; }
+"""
+
+
+def page(
+    content: Content,
+    charts: Mapping[str, Image],
+    samples: Mapping[str, Image],
+    ranked: Mapping[str, Image],
+) -> str:
+    """The page.
+
+    Args:
+        content: The figures.
+        charts: Pictures of `bits_per_dim`, `curves`, `error_budgets`, and of other data sets under their own names.
+        samples: Grids of samples by model.
+        ranked: The most and the least likely images by row.
+    """
+    title = escape(content.title)
+    parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>', _text(APART)]
+    parts.append(_main_table(content))
+    parts += [_list(content.left_out)] if content.left_out else []
+    parts += _charts(charts, "bits_per_dim", "All rows; a panel a group")
+    if len(content.groups) > 1:
+        parts += ["<h2>Between the groups</h2>", _text(BETWEEN), _list(sentences(content.groups))]
+    if content.gaps:
+        rows = map(gap_cells, content.gaps)
+        parts += ["<h2>Test against train</h2>", _text(SPLITS), _table("Test against train", GAP_COLUMNS, rows)]
+    parted = part_rows(content)
+    if parted or content.curves:
+        parts.append("<h2>Where the bits go</h2>")
+    if parted:
+        parts += [_text(PARTS), _table("Terms of the bounds, bits/dim", PART_COLUMNS, parted)]
+    if content.curves:
+        parts.append(_text(CURVES + without_curve(content) + "."))
+        parts += _charts(charts, "curves", "Bits/dim by log-SNR, test and train on one axis")
+    parts += ["<h2>Error budgets</h2>", _text(BUDGETS), _table("Error budgets, bits/dim", *budgets(content.rows))]
+    parts += _charts(charts, "error_budgets", "The same on one axis")
+    if content.data_sets:
+        parts += ["<h2>Other data sets</h2>", _list(content.data_sets)]
+        shown = [name for name in charts if name not in ("bits_per_dim", "curves", "error_budgets")]
+        parts += [part for name in shown for part in _charts(charts, name, name)]
+    if ranked:
+        parts += [
+            "<h2>Most and least likely images</h2>",
+            _text("The ten most likely above, the ten least likely below."),
+        ]
+        parts += [
+            _figure(image, f"{name}: most likely above, least likely below", "ranked") for name, image in ranked.items()
+        ]
+    if samples:
+        parts += ["<h2>Samples</h2>"]
+        parts += [_figure(image, name, "pixels", f"Samples of {name}") for name, image in samples.items()]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
+
+
+def without_curve(content: Content) -> str:
+    """The trained models that the curves leave out, or `none`."""
+    drawn = {pair.name for pair in content.curves}
+    names = dict.fromkeys(str(row.model["run"]) for row in content.rows if row.model["family"] != "classical")
+    return ", ".join(name for name in names if name not in drawn) or "none"
+
+
+def _main_table(content: Content) -> str:
+    """Every row, under a line that says what its group is and why it is apart."""
+    body, head = [], NARROW[:-1]  # the protocol, which is long, has a line of its own
+    for group in content.groups:
+        body.append(
+            f'<tr><th class="group" scope="colgroup" colspan="{len(head)}"><span class="why">'
+            f"<b>{escape(group.letter)}</b> <strong>{escape(group.title)}</strong><br>{escape(group.why)}"
+            "</span></th></tr>"
+        )
+        for row, difference in zip(group.rows, group.differences, strict=True):
+            *texts, protocol = narrow_cells(content, group, row, difference)
+            body.append(_row(head, texts, "best" if difference is None and len(group.rows) > 1 else ""))
+            spanning = (
+                f'<td colspan="{len(head)}"><span class="why">{escape(NARROW[-1])}: {escape(protocol)}</span></td>'
+            )
+            body.append(f'<tr class="protocol">{spanning}</tr>')
+    return _whole("Likelihoods", head, body)
+
+
+def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return _whole(name, head, [_row(head, row) for row in rows])
+
+
+def _whole(name: str, head: Sequence[str], body: Sequence[str]) -> str:
+    top = "".join(f'<th scope="col"{_kind(column, i)}>{escape(column)}</th>' for i, column in enumerate(head))
+    # a region that scrolls can be reached by keyboard, and says what it is
+    opened = f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0">'
+    return f"{opened}<table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
+def _row(head: Sequence[str], texts: Sequence[str], style: str = "") -> str:
+    made = [f'<th scope="row">{escape(texts[0])}</th>']
+    pairs = enumerate(zip(head[1:], texts[1:], strict=True), start=1)
+    made += [f"<td{_kind(column, i)}>{escape(text)}</td>" for i, (column, text) in pairs]
+    return (f'<tr class="{style}">' if style else "<tr>") + "".join(made) + "</tr>"
+
+
+def _kind(column: str, place: int) -> str:
+    return ' class="number"' if place and column not in _TEXT else ""
+
+
+def _text(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def _charts(charts: Mapping[str, Image], name: str, caption: str) -> list[str]:
+    return [_figure(charts[name], caption, "chart")] if name in charts else []
+
+
+def _figure(image: Image, caption: str, style: str, alt: str | None = None) -> str:
+    data = base64.b64encode(encode(image)).decode("ascii")
+    width, height = (side // SCALE if style == "chart" else side for side in image.size)
+    return (
+        f'<figure class="{style}"><figcaption>{escape(caption)}</figcaption><img alt="{escape(alt or caption)}" '
+        f'width="{width}" height="{height}" src="data:image/png;base64,{data}"></figure>'
+    )

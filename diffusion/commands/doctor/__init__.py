@@ -1,0 +1,1 @@
+"""`doctor`: every sampler and estimator against exact models."""

@@ -1,0 +1,1 @@
+"""`evaluate`: likelihoods, measured and kept."""

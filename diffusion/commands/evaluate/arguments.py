@@ -1,0 +1,120 @@
+"""The command lines of `evaluate` and `compare`, read before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ...errors import UserError
+from ..options import Parser, number, path, positive, seed, tolerance
+
+SPLITS = ("test", "validation", "train")
+WANDB = ("auto", "online", "offline", "off")
+
+
+def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of `evaluate`.
+
+    Raises:
+        UserError: For anything that is not understood, in one line.
+        SystemExit: With code 0, after `--help` has printed.
+    """
+    parser = Parser(
+        prog="python -m diffusion evaluate",
+        description="Measure how likely models hold images to be. Figures are kept in RUN/evaluations, keyed by all "
+        "that they depend on: the same command again prints them at once, and one that was cut off goes on where it "
+        "was. Beside each stands its error budget; what a run cannot see itself is measured on a few of the images.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", nargs="+", type=path, metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")
+    _common(parser)
+    add(
+        "--method",
+        metavar="NAME",
+        help="ode, elbo, elbo-discrete, iwae, ais, ... (default: ode for diffusion, iwae else)",
+    )
+    add("--images", type=positive, metavar="N", help="only N images, the same ones every time: the first in the order "
+        "of the SHA-256 of their row (default: all)")  # fmt: skip
+    add("--target-error", type=error, metavar="E",
+        help="spend compute where the error budget is largest until one standard error, with the biases added, is at "
+        "most E bits/dim (a 95 %% interval then reaches about 2 E to either side), and say what was spent: as many of "
+        "the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all images taken, E is "
+        "for the measurement of these. --draws, --probes, --tolerance are the least")  # fmt: skip
+    add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (ode)")
+    add("--draws", type=positive, metavar="K", help="random draws an image: dequantised points (ode), noise "
+        "levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
+    add("--probes", type=positive, metavar="P", help="random vectors of the trace estimator a draw (ode)")
+    add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+        help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
+    add("--batch-size", type=positive, metavar="B", help="images measured, and kept, at a time (default: 128)")
+    add("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--again", action="store_true", help="measure again what was measured before")
+    add("--ranked", action="store_true", help="draw the most and the least likely images beside the figures")
+    add("--ood", type=path, metavar="DATA",
+        help="also measure the images of another data set (a name, a folder, .zip or .npz), "
+        "and draw both histograms with their AUROC")  # fmt: skip
+    return parser.parse_args(list(argv))
+
+
+DATA_HELP = "where the images of the training are now, where they have moved: a path (default: the run's data.path)"
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    add("--split", choices=SPLITS, default="test", help="the images (default: test)")
+    add("--data", type=path, metavar="PATH", help=DATA_HELP)
+    add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
+
+
+def error(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"found {text}; must be above 0, in bits/dim, e.g. 0.005")
+    return value
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """`key=value`, the value a whole number, a number, true, false, or a word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be KEY=VALUE")
+    if value in ("true", "false"):
+        return key, value == "true"
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+# What `--draws` is called by each estimator.
+_DRAWS = {"elbo-discrete": "evaluations", "iwae": "samples", "ais": "chains"}
+_OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
+
+
+def estimator_options(arguments: argparse.Namespace, method: str, family: str) -> dict[str, object]:
+    """The options of an estimator, of a family of models, that a command line of `evaluate` asks for.
+
+    Raises:
+        UserError: For an `--option` that is given twice, or has an argument of its own.
+    """
+    found: dict[str, object] = {"seed": arguments.seed}
+    for key, value in (("tolerance", arguments.tolerance), ("probes", arguments.probes)):
+        if value is not None:
+            found[key] = value
+    if arguments.draws is not None:
+        # noise levels are drawn for a diffusion model's bound, codes for the others'
+        of_elbo = "evaluations" if family == "diffusion" else "samples"
+        found[of_elbo if method == "elbo" else _DRAWS.get(method, "draws")] = arguments.draws
+    for key, value in arguments.option:
+        if key in _OWN:
+            raise UserError(f"--option: '{key}' is not set here; python -m diffusion evaluate --help has what there is")
+        if key in found:
+            raise UserError(f"--option: '{key}' is given twice")
+        found[key] = value
+    return found

@@ -1,0 +1,143 @@
+"""`python -m diffusion evaluate`: measure runs one after another; figures, pictures and the W&B summary of each."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ...data import pictures
+from ...devices import choose_device
+from ...errors import UserError
+from ...likelihood import Estimate
+from ...likelihood.estimate import SYSTEMATIC
+from ...processes import launched
+from .. import ood, records
+from ..app import ProgressBar
+from ..compare.figures import ranked_picture
+from ..evaluation import summary, weights_warning
+from ..mirror import mirror_evaluation
+from ..records import Evaluation
+from ..report import console, known, likelihood_table
+from ..subjects import Subject, first_of, images_of, load_images_of, load_subject
+from .arguments import estimator_options
+from .measuring import measure, question
+from .targeting import measure_to, spent_table, verdict
+from .toys import gap_sentence, measure_toy
+
+
+def default_method(family: str) -> str:
+    """The estimator that a family is measured by where none is named."""
+    return "ode" if family == "diffusion" else "iwae"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    processes = launched()
+    if options.again and processes.count > 1:
+        raise UserError("--again: several processes cannot know which figures are old; measure again with one")
+    device = choose_device(options.device)
+    subjects = [
+        load_subject(name, options.runs, points=True) for name in options.run
+    ]  # a wrong name is told before hours of work
+    out = console()
+    out.quiet = not processes.is_main
+    for subject in subjects:
+        subject.model.to(device)
+        if subject.model.facts.levels is None:
+            if processes.is_main:  # seconds
+                _toy(subject, options)
+            continue
+        family = subject.model.config.family
+        method = options.method or default_method(family)
+        data = load_images_of(subject, options.data)
+        images, identity = images_of(data, options.split, options.images)
+        # before hours of work, too
+        foreign = None if options.ood is None else ood.load(options.ood, data, options.split, options.images)
+        protocol = question(subject, identity, method, estimator_options(options, method, family))
+        bar = ProgressBar()
+        how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
+        told = partial(bar.named, f"{subject.name} {method}")
+        spent = None
+        if options.target_error is None:
+            evaluation, found = measure(subject, images, protocol, progress=told, **how)
+        else:
+            target = options.target_error
+            evaluation, spent, found = measure_to(target, subject, images, protocol, progress=told, **how)
+            protocol = evaluation.protocol
+            images, _ = first_of(images, identity, len(evaluation.estimate))
+        places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
+        if options.ranked and processes.is_main:
+            places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
+            pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
+        table = likelihood_table({method: evaluation.estimate})
+        table.title = escape(
+            f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
+        )
+        other = None
+        if foreign is not None:
+            foreign_images, foreign_identity = foreign
+            foreign_protocol = question(subject, foreign_identity, method, dict(protocol.options))
+            told = partial(bar.named, f"{subject.name} on other data")
+            other, _ = measure(subject, foreign_images, foreign_protocol, progress=told, **how)
+            places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
+            if processes.is_main:
+                pictures.save(places["histograms"], ood.picture(evaluation, other))
+        bar.close()
+        if not processes.is_main:
+            continue
+        mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
+        out.print(table)
+        out.print(_budget(evaluation.estimate))
+        if (warning := weights_warning(evaluation.estimate)) is not None:
+            out.print(warning, soft_wrap=True)
+        if spent is not None:
+            out.print(spent_table(spent))
+            for line in verdict(spent):
+                out.print(line)
+        if other is not None:
+            out.print(escape(ood.sentence(evaluation, other)))
+        for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
+            out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        subject.model.to("cpu")
+    return 0
+
+
+def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
+    """The entries of W&B's run table, under the names that are the same for every family of model."""
+    values = summary(evaluation.estimate)
+    estimate = evaluation.estimate
+    values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
+    values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
+    if other is not None:
+        values |= {"eval/auroc": ood.auroc(evaluation, other), "eval/auroc_other": other.protocol.data["name"]}
+    return values
+
+
+def _toy(subject: Subject, options: argparse.Namespace) -> None:
+    bar, out = ProgressBar(), console()
+    found = measure_toy(subject, options, bar.named)
+    bar.close()
+    table = likelihood_table(found)
+    table.title = escape(f"{subject.name}: {len(found['PF-ODE'])} fresh points of {subject.model.facts.name}")
+    out.print(table)
+    out.print(_budget(found["PF-ODE"]))
+    out.print(gap_sentence(found))
+
+
+def _beside(subject: Subject, name: str) -> Path:
+    return subject.home / records.FOLDER / name
+
+
+def _budget(estimate: Estimate) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for cause, error in estimate.error_budget.items():
+        sort = "error" if cause in SYSTEMATIC else "standard error"
+        table.add_row(f"{sort}, {cause}:", known("{:.4f} bits/dim", error))
+    table.add_row("error of the measurement of these images:", known("{:.4f} bits/dim", estimate.measurement_error))
+    table.add_row("total error, with their choice:", known("{:.4f} bits/dim", estimate.total_error))
+    return table

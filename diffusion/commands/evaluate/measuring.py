@@ -1,0 +1,196 @@
+"""The measurement itself: chunk by chunk, each kept as it is done; then the rest of its error budget.
+
+Several processes share a measurement without a word between them: each takes the chunks of its rank, of boundaries that
+depend on nothing but the question, and waits for the others' to be on the disk. All of them then read the same parts,
+come to the same decisions, and the main process writes the answer. A solver takes as long as it likes; nobody waits in
+it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...likelihood import Estimate
+from ...likelihood.error_budget import complete
+from ...likelihood.gaussian_reference import REFERENCES
+from ...models.load import TrainedModel
+from ...processes import ALONE, Processes
+from .. import records
+from ..preflight import check_takes_figures
+from ..records import Evaluation, Protocol
+from ..subjects import Subject, rows_of
+
+CHUNK = 128
+# The parts of images that are measured again, for the error budget.
+_AGAIN = "again-"
+_POLL_SECONDS = 0.2
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    subject: Subject,
+    images: Tensor,
+    protocol: Protocol,
+    device: torch.device,
+    batch_size: int | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+    processes: Processes = ALONE,
+) -> tuple[Evaluation, bool]:
+    """Measure images under a model, or find what was measured before.
+
+    Args:
+        subject: The model, on `device`.
+        images: Level indices, uint8 of shape (B, *shape): those that `protocol.data` identifies.
+        protocol: The question.
+        device: Where to compute.
+        batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
+            estimator's own choice.
+        again: Measure anew, and replace what there is.
+        progress: Called with (images done, images in all).
+        processes: Those that share the measurement.
+
+    Returns:
+        The evaluation, and whether it was found.
+
+    Raises:
+        UserError: For a method or option that the model does not take; for a damaged record.
+    """
+    folder = subject.home / records.FOLDER
+    answer = folder / f"{protocol.name}.json"
+    if answer.is_file() and not again:
+        return records.read(answer), True
+    bench = Bench(subject.model, images, protocol, folder / protocol.name, device, batch_size, processes, answer)
+    if again:
+        bench.clear()
+    try:
+        completed = complete(bench(bench.rows, {}, progress), bench)
+        bench.leave_to_main()
+    except AnsweredError:
+        return records.read(answer), False
+    evaluation = records.write(folder, protocol, subject.facts, completed)
+    bench.clear()
+    return evaluation, False
+
+
+class AnsweredError(Exception):
+    """The main process has written the answer that this one was waiting for."""
+
+
+class Bench:
+    """Measures images under changes of a question; each chunk is kept as it is done, and none is measured twice.
+
+    Args:
+        model: The model, on `device`.
+        images: All the images, level indices; their rows in the split are the attribute `rows`.
+        protocol: The question.
+        parts: The folder of the parts; those under changed options are in folders of their own within.
+        device, batch_size, processes: As of `measure`.
+        answer: The file that the main process writes in the end.
+
+    Raises:
+        UserError: For a folder that figures cannot be kept in.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        images: Tensor,
+        protocol: Protocol,
+        parts: Path,
+        device: torch.device,
+        batch_size: int | None = None,
+        processes: Processes = ALONE,
+        answer: Path | None = None,
+    ):
+        check_takes_figures(parts.parent)
+        self.model, self.images, self.protocol = model, images, protocol
+        self.rows = rows_of(protocol.data)
+        self.parts, self.device, self.batch_size = parts, device, batch_size
+        self.processes, self.answer = processes, answer
+        self._asked: dict[Path, set[int]] = {}
+
+    def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
+        """The estimate of all the images that were ever asked for under these changes, `rows` among them."""
+        parts = self.parts / f"{_AGAIN}{_digest(changes)}" if changes else self.parts
+        protocol = replace(self.protocol, options={**self.protocol.options, **changes})
+        asked = self._asked.setdefault(parts, set())
+        asked |= set(rows.tolist())
+        done = _rows(self._read(parts, asked))
+        for number, chunk in enumerate(rows.split(self.batch_size or CHUNK)):
+            some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
+            if not len(some) or number % self.processes.count != self.processes.rank:
+                continue
+            images = self.images[torch.searchsorted(self.rows, some)].to(self.device)
+            records.write_part(parts, _chunk(self.model, images, some, protocol, self.batch_size))
+            done |= set(some.tolist())
+            if progress is not None:
+                progress(len(done & asked), len(asked))
+        while not asked <= _rows(found := self._read(parts, asked)):
+            if progress is not None:
+                progress(len(_rows(found) & asked), len(asked))
+            self._wait()
+        return Estimate.join(found)
+
+    def _read(self, parts: Path, asked: set[int]) -> list[Estimate]:
+        """The parts with images that were asked for; another process may already have been asked for more."""
+        return [part for part in records.read_parts(parts, set(self.rows.tolist())) if asked & set(_indices(part))]
+
+    def _wait(self) -> None:
+        if self.processes.count == 1:  # it has written all of them
+            raise UserError(f"{self.parts}: parts are missing or damaged; the same command measures them again")
+        if not self.processes.is_main and self.answer is not None and self.answer.is_file():
+            raise AnsweredError
+        time.sleep(_POLL_SECONDS)
+
+    def leave_to_main(self) -> None:
+        """Return in the main process; in another, wait for its answer.
+
+        Raises:
+            AnsweredError: When it is there.
+        """
+        while not self.processes.is_main:
+            self._wait()
+
+    def clear(self) -> None:
+        """Remove all parts."""
+        for folder in (*self.parts.glob(f"{_AGAIN}*"), self.parts):
+            records.remove_parts(folder)
+
+
+def _digest(changes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:
+    size = {} if batch_size is None else {"batch_size": batch_size}
+    return model.log_likelihood(images, method=protocol.method, indices=rows, **size, **protocol.options)
+
+
+def _rows(parts: list[Estimate]) -> set[int]:
+    return {row for part in parts for row in _indices(part)}
+
+
+def _indices(estimate: Estimate) -> list[int]:
+    assert estimate.indices is not None
+    return estimate.indices.tolist()
+
+
+def question(subject: Subject, data: dict[str, Any], method: str, options: dict[str, object]) -> Protocol:
+    """The protocol of measuring images of identity `data` under a model.
+
+    How the bound's integral is drawn is asked for by name: an earlier release's figure, drawn otherwise, is no answer.
+    """
+    if method == "elbo" and subject.model.config.family == "diffusion":
+        options = {"reference": REFERENCES[0], **options}
+    return Protocol(data, subject.weights, method, options)

@@ -1,0 +1,127 @@
+"""Measuring to a target error: the question, what was spent on it, and the figure, an evaluation like any other.
+
+    RUN/evaluations/targets/<method>-<digest>.json    the question with its target, what was spent, the figure's name
+
+Every chunk of every round is kept until the figure is, so that a search that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from ...errors import UserError
+from ...likelihood import Estimate
+from ...likelihood.target_error import reach
+from ...numerics.random import FIXED_ORDER, fixed_order
+from ...processes import ALONE, Processes
+from ...storage import atomic
+from .. import records
+from ..records import Evaluation, Protocol
+from ..subjects import Subject, first_of
+from .measuring import AnsweredError, Bench, Progress
+
+FOLDER = "targets"
+
+
+def measure_to(
+    target: float,
+    subject: Subject,
+    images: Tensor,
+    protocol: Protocol,
+    device: torch.device,
+    batch_size: int | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+    processes: Processes = ALONE,
+) -> tuple[Evaluation, dict[str, Any], bool]:
+    """Measure as many of the images as it takes to a target error, or find what was measured before.
+
+    Args:
+        target: The error in bits/dim.
+        subject, images, device, batch_size, again, progress, processes: As `measuring.measure`; the images are those
+            that may be taken, in the fixed order (`random.fixed_order`).
+        protocol: The question, with the least options that are spent.
+
+    Returns:
+        The evaluation, what was spent (see `likelihood.target_error.Reached.to_dict`), and whether it was found.
+
+    Raises:
+        UserError: For a target that is no error, or a method or option that the model does not take.
+    """
+    folder = subject.home / records.FOLDER
+    question = replace(protocol, options={**protocol.options, "target_error": target, "order": FIXED_ORDER})
+    place = folder / FOLDER / f"{question.name}.json"
+    if not again and (kept := _find(place, folder)) is not None:
+        return *kept, True
+    parts = folder / question.name
+    bench = Bench(subject.model, images, protocol, parts, device, batch_size, processes, place)
+    if again:
+        bench.clear()
+
+    def measure(rows: Tensor, options: Mapping[str, Any]) -> Estimate:
+        changes = {key: value for key, value in options.items() if protocol.options.get(key) != value}
+        return bench(rows, changes, progress)
+
+    try:
+        reached = reach(measure, bench.rows[fixed_order(bench.rows)], protocol.options, target)
+        bench.leave_to_main()
+    except AnsweredError:
+        answer = _find(place, folder)
+        if answer is None:  # the main process has just written it, whole
+            raise UserError(f"{place}: cannot be read; --again measures anew") from None
+        return *answer, False
+    _, taken = first_of(images, protocol.data, len(reached.estimate))
+    figure = replace(protocol, data=taken, options=reached.options)
+    evaluation = records.write(folder, figure, subject.facts, reached.estimate)
+    spent = {"target_error": target, **reached.to_dict()}
+    kept = {"question": asdict(question), "figure": figure.name, "spent": spent}
+    atomic.write_text(place, json.dumps(kept, indent=1))
+    bench.clear()
+    return evaluation, spent, False
+
+
+def _find(place: Path, folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
+    """What was found before, or None where it is not there, or not whole."""
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return records.read(folder / f"{kept['figure']}.json"), dict(kept["spent"])
+    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
+        return None
+
+
+def spent_table(spent: dict[str, Any]) -> Table:
+    """What was spent on what, a row a round."""
+    table = Table(title="Spent", title_justify="left", header_style="bold")
+    names = list(dict.fromkeys(name for spent_round in spent["rounds"] for name in spent_round["options"]))
+    columns = ("", "images", *names, "evaluations", "seconds", "error of the measurement", "total")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "" else "right")
+    for number, done in enumerate(spent["rounds"]):
+        table.add_row(
+            f"round {number}" if number else "pilot",
+            str(done["images"]),
+            *(f"{done['options'][name]:g}" if name in done["options"] else "" for name in names),
+            f"{done['evaluations']:,.0f}",
+            f"{done['seconds']:.1f}",
+            f"{done['measurement_error']:.4f}",
+            f"{done['total_error']:.4f}",
+        )
+    return table
+
+
+def verdict(spent: dict[str, Any]) -> list[str]:
+    """Whether the target was met, and what could not be made less: a line each."""
+    met = "met" if spent["met"] else "not met"
+    return [
+        f"target error {spent['target_error']:g} bits/dim: {met} (one standard error, biases added)",
+        *(escape(f"- {note}") for note in spent["notes"]),
+    ]

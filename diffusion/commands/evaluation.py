@@ -1,0 +1,224 @@
+"""The end of a run: how likely the test set is, beside baselines that give the figure its scale.
+
+Figures go to the run folder as JSON (each image's value, kind and protocol) and CSV (the table), and to W&B's run
+summary under names that are the same for every family of model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..baselines.classical_set import ClassicalModel, classical_models
+from ..baselines.gaussianity import Gaussianity
+from ..config import EvaluationConfig
+from ..errors import UserError
+from ..likelihood import Estimate
+from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
+from ..likelihood.importance_weights import unreliable
+from ..models.build import Data
+from ..models.load import TrainedModel
+from ..numerics.random import FIXED_ORDER, fixed_subset
+from ..storage import atomic, runs
+from ..storage.runs import user_cache
+
+CODES = "codes.json"
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: TrainedModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
+) -> dict[str, Estimate]:
+    """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
+
+    Of fewer images than there are, those that come first in the fixed order (`random.fixed_order`) are taken, each with
+    the noise that it has in the whole set.
+
+    Args:
+        model: The model, on the device to measure on.
+        data: The data it was trained on.
+        options: Tolerances and numbers of draws.
+        progress: Called with (estimator, images done, images in all).
+
+    Returns:
+        Estimates by name, the model's own first.
+    """
+
+    def tell(name: str) -> Callable[[int, int], None] | None:
+        if progress is None:
+            return None
+        return partial(progress, name)
+
+    if data.toy is not None:
+        x = data.toy.draw(options.images or 1000, seed=1 << 31)
+        true = data.toy.log_prob(x).double()
+        truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
+        return {**model.estimates(x, options, tell), "true density": truth}
+    assert data.images is not None
+    images = data.images
+    total = len(images.test)
+    rows = fixed_subset(total, options.images)
+    test = images.test if len(rows) == total else images.test[rows]
+    found = model.estimates(test, options, tell, rows)
+    if options.baselines:
+        for classical in classical_models(images.train, images.validation, images.levels):
+            if not classical.left_out:
+                try:
+                    found[classical.name] = measure_classical(
+                        classical, images.train, images.validation, test, rows, tell
+                    )
+                except Exception as error:  # the model's own figures stand
+                    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                    print(f"{classical.name}: not measured ({reason})", file=sys.stderr, flush=True)
+    if len(rows) == total:
+        return found
+    chosen = {"of": total, "order": FIXED_ORDER}
+    return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}
+
+
+def left_out(data: Data, options: EvaluationConfig) -> list[str]:
+    """The classical models that `evaluate` does not measure, each with the reason."""
+    if data.images is None or not options.baselines:
+        return []
+    models = classical_models(data.images.train, data.images.validation, data.images.levels)
+    return [f"{model.name}: left out, {model.left_out}" for model in models if model.left_out]
+
+
+def measure_classical(
+    model: ClassicalModel,
+    train: torch.Tensor,
+    validation: torch.Tensor,
+    test: torch.Tensor,
+    rows: torch.Tensor,
+    tell: Callable[[str], Callable[[int, int], None] | None] = lambda _: None,
+) -> Estimate:
+    """Fit and measure a classical model, or find what is kept of it in the user's cache.
+
+    Args:
+        model: The model.
+        train, validation: The images that it is fitted to and chosen on; with those measured they are what is kept by.
+        test: The images to measure.
+        rows: Their rows in their split, which key their noise.
+        tell: Gives, for a name, what to call with (done, of how many).
+    """
+    digest = hashlib.sha256(f"{model.name} {model.version} {tuple(train.shape[1:])}".encode())
+    for images in (train, validation, test, rows):
+        digest.update(f"{len(images)} ".encode() + images.contiguous().cpu().numpy().tobytes())
+    name = model.name.lower().replace(" ", "-")
+    path = user_cache("classical") / f"{name}-{digest.hexdigest()[:16]}.json"
+    try:
+        return Estimate.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        pass  # not there, or damaged
+    text = json.dumps(replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict())
+    with contextlib.suppress(OSError):  # what cannot be kept is fitted again
+        atomic.write_text(path, text)
+    return Estimate.from_dict(json.loads(text))  # the same whether it was fitted just now or found
+
+
+def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
+    """The figures of a run's main estimate under the names that W&B's run table sorts by."""
+    interval = estimate.mean()
+    return {
+        f"{prefix}bits_per_dim": interval.mean,
+        f"{prefix}bits_per_dim_low": interval.low,
+        f"{prefix}bits_per_dim_high": interval.high,
+        f"{prefix}bits_per_dim_sem": interval.sem,
+        f"{prefix}kind": estimate.kind,
+        f"{prefix}law": estimate.law,
+        f"{prefix}nfe": estimate.nfe,
+        f"{prefix}seconds": estimate.seconds,
+        f"{prefix}images": len(estimate),
+        f"{prefix}protocol": describe(estimate),
+        **({} if (ess := effective_samples(estimate)) is None else {f"{prefix}effective_samples": ess}),
+    }
+
+
+def effective_samples(estimate: Estimate) -> float | None:
+    """The median over images of the effective number of importance samples; None where there are none."""
+    log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
+    return None if log_ess is None else float(log_ess.exp().median())
+
+
+def weights_warning(estimate: Estimate) -> str | None:
+    """A line where importance weights of some images are not to be trusted; None where all are, or there are none."""
+    found = unreliable(estimate)
+    if found is None or not bool(found.any()):
+        return None
+    shape = estimate.terms.get(TAIL_SHAPE)
+    seen = "fewer than 2 effective samples" if shape is None else f"their median tail shape {_median(shape[found])}"
+    return (
+        f"importance weights are unreliable for {int(found.sum())} of {len(estimate)} images ({seen}): values may be "
+        "far below log p and errors too small, of the other images, too, where these are many"
+    )
+
+
+def _median(shapes: torch.Tensor) -> str:
+    return f"{float(shapes.nan_to_num(math.inf).median()):.2f}"
+
+
+def describe(estimate: Estimate) -> str:
+    """A protocol in one line: short values only (the whole of it is in the JSON file; the law has a column)."""
+    skipped = ("law", "schedule", "t_min", "t_max", "times", "log_snr", "curve_log_snr", "validation_bits_per_dim")
+    values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in estimate.protocol.items()}
+    parts = [f"{key} {value}" for key, value in values.items() if key not in skipped and value is not None]
+    return ", ".join(parts)
+
+
+def write(run: Path, estimates: Mapping[str, Estimate], seconds: float) -> None:
+    """Write evaluation.json and evaluation.csv to a run folder."""
+    plain = {name: estimate.to_dict() | _more(estimate) for name, estimate in estimates.items()}
+    atomic.write_text(run / runs.EVALUATION, json.dumps({"training_seconds": seconds, "estimates": plain}, indent=1))
+    table = io.StringIO()
+    rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), table.getvalue())
+
+
+def _more(estimate: Estimate) -> dict[str, Any]:
+    """Each image's effective number of importance samples, where there are such."""
+    log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
+    return {} if log_ess is None else {"effective_samples": log_ess.exp().tolist()}
+
+
+def write_codes(run: Path, reports: Mapping[str, Gaussianity]) -> Path | None:
+    """Write codes.json, how near the codes are to N(0, I), to a run folder; None where there is nothing to write."""
+    if not reports:
+        return None
+    path = run / CODES
+    atomic.write_text(path, json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=1))
+    return path
+
+
+def summary_of_codes(reports: Mapping[str, Gaussianity]) -> dict[str, float]:
+    """The figures of codes for W&B's run table, in nats, of the last set of codes reported."""
+    if not reports:
+        return {}
+    report = list(reports.values())[-1]
+    return {
+        "codes/entropy": report.entropy,
+        "codes/normal_entropy": report.normal_entropy,
+        "codes/negentropy": report.negentropy,
+        "codes/largest_correlation": report.largest_correlation,
+        "codes/largest_mean": float(report.mean.abs().max()),
+        "codes/smallest_std": float(report.std.min()),
+        "codes/largest_std": float(report.std.max()),
+        "codes/largest_skewness": float(report.skewness.abs().max()),
+        "codes/largest_excess_kurtosis": float(report.excess_kurtosis.abs().max()),
+        "codes/ks": float(report.ks.max()),
+        "codes/ks_p_value": report.p_value,
+    }

@@ -1,0 +1,132 @@
+"""The command line of sample.py, read before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import NoReturn
+
+from ..errors import UserError, did_you_mean
+from ..storage.paths import expanded
+
+# The options that some families of models take and others do not.
+SAMPLING_OPTIONS = (
+    "sampler", "steps", "eta", "variance", "grid", "log_snr_end", "label", "guidance", "tolerance", "method", "dtype",
+    "prior", "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
+    "observation_noise", "edit", "strength", "size", "classifier",
+)  # fmt: skip
+
+TUNING_SECONDS = 300.0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            unknown = message.removeprefix(prefix).split()
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            first = next((word for word in unknown if word.startswith("-")), unknown[0])
+            raise UserError(f"unknown option '{first}'.{did_you_mean(first.partition('=')[0], flags)}")
+        raise UserError(message.replace("argument ", "", 1))
+
+
+def path(text: str) -> str:
+    """A path, or another name that may stand for one, with `~` for the home folder."""
+    try:
+        return expanded(text, "path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a whole number") from None
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    value = bound(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a finite number")
+    return value
+
+
+def bound(text: str) -> float:
+    """A number, or inf."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be a number")
+    return value
+
+
+def dial(text: str) -> float | str:
+    """A number, or a number and where it holds, as `1@-3:5`."""
+    return text if "@" in text else number(text)
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {value}; must be at least 1")
+    return value
+
+
+def tolerance(text: str) -> float:
+    """A number between 0 and 1."""
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; must be between 0 and 1, e.g. 1e-4")
+    return value
+
+
+def seed(text: str) -> int:
+    """A whole number, 0 or more."""
+    value = whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {value}; must be at least 0")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, or one whole number for both."""
+    sides = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be pixels, 16, or height x width, 12x16")
+    return sides[0], sides[-1]
+
+
+def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:
+    """The option that limits `--grid auto` and `--sampler fitted`."""
+    parser.add_argument("--tuning-seconds", type=seconds, default=TUNING_SECONDS, metavar="S",
+        help="what a grid auto or a sampler fitted may take to make; the best until then is used "
+        f"(default: {TUNING_SECONDS:g})")  # fmt: skip
+
+
+def seconds(text: str) -> float:
+    """A number above 0, or inf."""
+    value = bound(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be above 0, or inf")
+    return value
+
+
+def setting(text: str) -> tuple[str, int | float | str]:
+    """KEY=VALUE, the value a whole number, a number, or else a word."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"found '{text}'; must be KEY=VALUE, e.g. predictor=3")
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value, value)

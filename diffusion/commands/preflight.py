@@ -1,0 +1,213 @@
+"""What of the command lines of sample.py and `python -m diffusion` can be known to be wrong before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..config.preflight import IMAGE_SETS, SAMPLERS, check_device
+from ..errors import UserError, choose, did_you_mean
+from ..storage import atomic, runs
+from .sample.record import SampleRecord
+
+FITTED, FITTED_STEPS = "fitted", range(2, 11)  # not of a configuration: weights in training change
+GRIDS = ("cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto")
+FEATURES = ("digits", "mnist", "inception")
+EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
+_OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
+
+
+def check_sample(options: argparse.Namespace) -> None:
+    """Refuse a draw that cannot begin: the command line of sample.py.
+
+    Raises:
+        UserError: For an unknown sampler, grid or device, a model, a classifier or an image that is not there,
+            a classifier without a label, and a place that cannot be written to.
+    """
+    if options.sampler is not None:
+        choose("--sampler", options.sampler, (*SAMPLERS, FITTED))
+    if options.sampler == FITTED:
+        _check_fitted(options)
+    if options.grid is not None:
+        choose("--grid", options.grid, GRIDS)
+    if options.classifier is not None:
+        if options.label is None:
+            raise UserError("--classifier: steers towards a class; give --label too")
+        if options.guide is not None:
+            raise UserError("--guide, --classifier: take one of them")
+        runs.resolve_classifier(options.classifier)
+    check_device(options.device)
+    if options.run is not None:
+        check_models([options.run], options.runs, checkpoints=True)
+    if options.from_image is not None:
+        SampleRecord.read(options.from_image)
+    for option in ("inpaint", "mask", "restore", "edit", "encode", "interpolate"):
+        given = getattr(options, option) or ()
+        for path in (given,) if isinstance(given, str) else given:
+            if not Path(path).is_file():
+                raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
+    if options.out is not None:
+        _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
+
+
+def _check_out(path: str, may_be_folder: bool = False) -> None:
+    try:
+        atomic.check_writable(path, may_be_folder)
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
+
+
+def _check_fitted(options: argparse.Namespace) -> None:
+    """Refuse what the fitted sampler does not take."""
+    if options.steps is not None and options.steps not in FITTED_STEPS:
+        raise UserError(
+            f"--steps: found {options.steps}; --sampler {FITTED} takes {FITTED_STEPS[0]} to {FITTED_STEPS[-1]}"
+        )
+    if options.grid is not None:
+        raise UserError(f"--grid: --sampler {FITTED} has its own; leave it out")
+    for option in ("inpaint", "restore", "edit", "encode", "interpolate"):
+        if getattr(options, option) is not None:
+            raise UserError(f"--{option}: not with --sampler {FITTED}, whose numbers are for plain draws")
+
+
+def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False) -> None:
+    """Refuse models that are not there: run folders, names of runs, model files, `pretrained:NAME`.
+
+    Args:
+        names: What the command line names.
+        runs_dir: The folder of runs.
+        checkpoints: Whether a checkpoint is taken too.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    for name in names:
+        if not (checkpoints and Path(name).suffix == ".ckpt" and Path(name).is_file()):
+            runs.resolve_model(name, runs_dir)
+
+
+def check_takes_figures(folder: str | Path) -> None:
+    """Refuse, before anything is measured, a folder that its figures could not be written to.
+
+    Raises:
+        UserError: For such a folder.
+    """
+    try:
+        atomic.check_writable(Path(folder) / "x.json")
+    except OSError as error:
+        raise UserError(f"{folder}: figures cannot be kept there ({error.strerror})") from error
+
+
+def check_quality(options: argparse.Namespace) -> None:
+    """Refuse a measurement of quality that cannot begin.
+
+    Raises:
+        UserError: For a run or images that are not there, images without --data, and an unknown sampler, grid, feature
+            network or device.
+    """
+    check_device(options.device)
+    _check_drawing(options.sampler, options.grid)
+    for name in options.run:
+        if not are_images(name, options.runs):
+            check_models([name], options.runs)
+        elif not Path(name).exists():
+            raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar, .npz or .npy of images, or a run")
+        elif options.data is None:
+            raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
+        else:
+            check_reference(options.data, options.runs)
+    check_features(options.features)
+
+
+def check_tradeoff(options: argparse.Namespace) -> None:
+    """Refuse a comparison of samplers that cannot begin.
+
+    Raises:
+        UserError: For a model that is not there, and an unknown sampler, grid, feature network or device.
+    """
+    check_device(options.device)
+    for name in options.samplers or ():
+        choose("--samplers", name, (*SAMPLERS, FITTED, "all"))
+    _check_drawing(None, options.grid)
+    if options.run.startswith(EXACT):
+        choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)
+        if options.data is not None:
+            raise UserError(f"--data: {options.run} was trained on no images; leave it out")
+    else:
+        check_models([options.run], options.runs)
+    check_features(options.features)
+
+
+def _check_drawing(sampler: str | None, grid: str | None) -> None:
+    if sampler is not None:
+        choose("--sampler", sampler, (*SAMPLERS, FITTED))
+    if grid is not None:
+        choose("--grid", grid, GRIDS)
+
+
+def are_images(text: str, runs_dir: str) -> bool:
+    """Whether a command line names images, and not a run or a model file."""
+    path = Path(text)
+    if path.suffix.lower() in (".zip", ".tar", ".npz", ".npy"):
+        return True
+    is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
+    return path.is_dir() and not is_run
+
+
+def check_reference(text: str, runs_dir: str) -> None:
+    """Refuse data to hold images against that are no data set, run or images.
+
+    Raises:
+        UserError: For such data.
+    """
+    if text in IMAGE_SETS or (Path(text).exists() and are_images(text, runs_dir)):
+        return
+    try:
+        check_models([text], runs_dir)
+    except UserError as error:
+        if Path(text).exists() or ":" in text:
+            raise
+        accepted = f"{', '.join(IMAGE_SETS)}, a run, or a path of images"
+        raise UserError(f"--data: found '{text}'; accepted: {accepted}.{did_you_mean(text, IMAGE_SETS)}") from error
+
+
+def check_training(options: argparse.Namespace) -> None:
+    """Refuse to train a network that could not be kept, or on data that there are not.
+
+    Raises:
+        UserError: For data that are not known or not there, and a place that cannot be written to.
+    """
+    choose("DATA", options.data, (*IMAGE_SETS, "folder"))
+    if options.path is not None and not Path(options.path).exists():
+        raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file")
+    _check_out(options.out)
+    if Path(options.out).suffix != ".safetensors":
+        raise UserError(f"--out: found '{options.out}'; a .safetensors file is written, x.safetensors")
+
+
+def check_comparison(options: argparse.Namespace) -> None:
+    """Refuse a comparison of models that are not there, or whose files could not be kept.
+
+    Raises:
+        UserError: For a model, and a folder that is a file or cannot be written to.
+    """
+    check_models(options.run, options.runs)
+    _check_out(str(Path(options.out) / "comparison.html"))
+
+
+def check_features(name: str | None) -> None:
+    """Refuse a feature network that is none by its name, or a file of one that is not there.
+
+    Raises:
+        UserError: For such a name.
+    """
+    if name is None or name in FEATURES:
+        return
+    if Path(name).suffix not in (".safetensors", ".pt", ".pth"):
+        raise UserError(
+            f"--features: found '{name}'; accepted: {', '.join(FEATURES)}, a .safetensors file of train-features, or a "
+            f".pt or .pth file of Inception's weights.{did_you_mean(name, FEATURES)}"
+        )
+    if not Path(name).is_file():
+        raise UserError(f"--features: {name} does not exist")

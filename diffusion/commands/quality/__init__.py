@@ -1,0 +1,1 @@
+"""`quality`: samples against images."""

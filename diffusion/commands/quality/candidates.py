@@ -1,0 +1,135 @@
+"""What `quality` measures: samples that a model draws, or images that are there, and the data they are held against."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config.preflight import IMAGE_SETS
+from ...data import ImageData, load_images
+from ...data.files.image_files import load_files
+from ...errors import UserError, told_as
+from ...likelihood import Dequantizer
+from ...models.tuning_cache import told_tuning
+from ...numerics.random import fixed_subset
+from ..preflight import are_images, check_reference
+from ..records import FOLDER
+from ..subjects import Subject, load_images_of, load_subject
+from .arguments import SAMPLING
+
+DRAWN = 1000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Samples to measure.
+
+    Args:
+        name: Of the run or the file.
+        folder: Where its figures are kept.
+        data: What it is held against, all splits.
+        count: The number of samples.
+        question: What identifies the samples, as plain values.
+        subject: The model; None for images that are there.
+        draw: Makes the samples, uint8 level indices, and tells the network evaluations each took.
+        mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
+        names: Of the samples' files; None for those that are drawn.
+    """
+
+    name: str
+    folder: Path
+    data: ImageData
+    count: int
+    question: dict[str, Any]
+    subject: Subject | None
+    draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
+    mirrored: bool
+    names: Sequence[str] | None = None
+
+
+def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
+    """The run, model or images that a command line names.
+
+    Raises:
+        UserError: For what is not there or does not fit its data, and options that the model does not take.
+    """
+    return _images(text, options) if are_images(text, options.runs) else _model(text, options)
+
+
+def _model(text: str, options: argparse.Namespace) -> Candidate:
+    subject = load_subject(text, options.runs)
+    model = subject.model
+    given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    for name in given:
+        if name not in model.sampling_options:
+            taken = ", ".join(_flag(option) for option in SAMPLING if option in model.sampling_options)
+            raise UserError(f"{_flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
+    settings = model.sampling_settings(given)
+    count = options.samples or DRAWN
+
+    def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
+        assert model.dequantizer is not None
+        model.to(device)
+        with told_tuning(options.tuning_seconds):
+            drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
+        with model.counted() as counter:
+            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
+        model.to("cpu")
+        return model.dequantizer.quantize(x.cpu()), counter.rows / count
+
+    question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
+    folder = subject.home / FOLDER / "quality"
+    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
+    mirrored = data.flip if flip is None else flip
+    return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _images(text: str, options: argparse.Namespace) -> Candidate:
+    if options.data is None:
+        raise UserError(f"--data: {text} holds images, which say not what they are samples of; name the data set")
+    data = _reference_data(options.data, options.runs, options.download)
+    with told_as({"data.path": text}):
+        raw = load_files(Path(text))
+    pixels = raw.images
+    if tuple(pixels.shape[1:]) != data.shape:
+        raise UserError(f"{text}: holds images of {tuple(pixels.shape[1:])}; those of '{data.name}' are {data.shape}")
+    if options.samples is not None and options.samples > len(pixels):
+        raise UserError(f"--samples: found {options.samples}; {text} holds {len(pixels)} images")
+    rows = fixed_subset(len(pixels), options.samples)
+    pixels, names = pixels[rows], [raw.keys[int(row)] for row in rows]
+    # the bytes that pictures.to_bytes makes of [-1, 1], back to levels
+    images = Dequantizer(data.levels).quantize(pixels.double() / 127.5 - 1.0)
+    path = Path(text)
+    question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
+    folder = Path("evaluations") / path.stem / FOLDER / "quality"
+    return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names)
+
+
+def moved(options: argparse.Namespace) -> str | None:
+    """Where the images of runs are now: what --data names, where that is a path of images, and all that is measured are
+    runs; beside images to measure it is what these are held against."""
+    runs_alone = not any(are_images(text, options.runs) for text in options.run)
+    is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
+    return options.data if is_path and runs_alone else None
+
+
+def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:
+    check_reference(text, runs_dir)
+    with told_as({"data.path": "--data", "data.name": "--data"}):
+        if text in IMAGE_SETS:
+            return load_images(text, download=download)
+        if Path(text).exists() and are_images(text, runs_dir):
+            return load_images("folder", path=text)
+    return load_images_of(load_subject(text, runs_dir))

@@ -1,0 +1,273 @@
+"""`python -m diffusion quality`: samples of runs, or images, against training images, in one table.
+
+    RUN/evaluations/quality/<digest>.json          the figures, and the question that they answer
+    RUN/evaluations/quality/<digest>-closest.png   the samples that are nearest to training images, above these
+
+The digest is of the question: the reference with its provenance, and what was drawn how. Figures with unlike references
+or numbers of samples are refused before anything is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.markup import escape
+from torch import Tensor
+
+from ...data import ImageData, pictures
+from ...devices import choose_device
+from ...errors import UserError
+from ...likelihood import Dequantizer
+from ...metrics import Copy, FeatureExtractor, Quality, QualityReference, describe, require_comparable, spread
+from ...metrics.quality import FEWEST
+from ...numerics.random import FIXED_ORDER
+from ...storage import atomic
+from .. import mirror
+from ..app import ProgressBar
+from ..features import FeatureCache, choose_extractor
+from ..preflight import check_takes_figures
+from ..report import console
+from .arguments import SAMPLING
+from .candidates import Candidate, load_candidate, moved
+from .table import Row, remarks, table
+
+CLOSEST = 10
+
+
+class Reference:
+    """The reference of all rows, whose features are computed when the first figure needs them.
+
+    Args:
+        data: All splits.
+        extractor: The feature network.
+        options: Of the command line.
+        device: Where features are computed.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        extractor: FeatureExtractor,
+        options: argparse.Namespace,
+        device: torch.device,
+    ):
+        self.data, self.extractor, self.options, self.device = data, extractor, options, device
+        self.images: Tensor = getattr(data, options.reference)
+        self.provenance = describe(self.images, extractor, data.name, options.reference, data.levels, options.flips)
+        self._made: QualityReference | None = None
+
+    def get(self, bar: ProgressBar, mirrored: bool) -> QualityReference:
+        """The reference with its features, found in the cache or computed.
+
+        Args:
+            bar: Shows how far it is.
+            mirrored: Whether mirror images of training images count as copies of these.
+        """
+        if self._made is None:
+            cache, trained_on = FeatureCache(), self.options.reference == "train"
+            known = cache.read(self.provenance)
+            self._made = QualityReference.of(
+                self.images,
+                self.extractor,
+                self.data.name,
+                self.options.reference,
+                self.data.levels,
+                held_out=self.data.test if trained_on else None,
+                flips=self.options.flips,
+                features=known,
+                device=self.device,
+                batch_size=self.options.batch_size,
+                progress=partial(bar.named, "features of the reference"),
+            )
+            if known is None:
+                cache.write(self.provenance, self._made.features)
+        return self._made.counting(mirrored)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    device = choose_device(options.device)
+    candidates = [load_candidate(text, options) for text in options.run]
+    _require_used(candidates, options)
+    first = candidates[0].data
+    extractor = choose_extractor(options.features, first, options.download)
+    reference = Reference(first, extractor, options, device)
+    if not len(reference.images):
+        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
+    _require_alike(candidates, reference, options)
+    for candidate in candidates:  # before any of them is drawn
+        if candidate.count < FEWEST:
+            what = candidate.name if options.samples is None else "--samples"
+            raise UserError(f"{what}: found {candidate.count}; at least {FEWEST} are needed, and 1,000 or more advised")
+        if options.again or not _question(candidate, reference)[1].is_file():
+            check_takes_figures(candidate.folder)
+    bar, rows, places = ProgressBar(), [], []
+    for candidate in candidates:
+        row, written = _measured(candidate, reference, options, bar)
+        rows.append(row)
+        places += written
+    if options.scale:
+        mirrored = any(candidate.mirrored for candidate in candidates)
+        rows += _scale(reference.get(bar, mirrored), candidates[0].count, bar)
+    bar.close()
+    out = console()
+    out.print(table(rows, reference.provenance))
+    for line in remarks(rows):
+        out.print(f"- {escape(line)}", soft_wrap=True)
+    for what, place in places:
+        out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+    return 0
+
+
+def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
+    """Refuse options that nothing on the command line has a use for.
+
+    Raises:
+        UserError: Naming one.
+    """
+    drawn = [candidate.subject is not None for candidate in candidates]
+    if options.data is not None and all(drawn) and moved(options) is None:
+        raise UserError(
+            f"--data: {candidates[0].name} is a model, held against its own data; --data names other data for images "
+            "alone, or the path where the images of the model's training are now"
+        )
+    asked = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(options, name) is not None]
+    if asked and not any(drawn):
+        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
+
+
+def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
+    """Refuse to set side by side what has unlike references or numbers of samples, before hours of work.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    for other in candidates[1:]:
+        images = getattr(other.data, options.reference)
+        found = describe(
+            images, reference.extractor, other.data.name, options.reference, other.data.levels, options.flips
+        )
+        require_comparable(reference.provenance, candidates[0].count, found, other.count)
+
+
+def _question(candidate: Candidate, reference: Reference) -> tuple[dict[str, Any], Path]:
+    """The question that a figure answers, and its file."""
+    how = {"order": FIXED_ORDER, "mirrored_copies": candidate.mirrored}
+    question = {"reference": asdict(reference.provenance), "samples": candidate.count, **how, **candidate.question}
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
+    return question, candidate.folder / f"{digest}.json"
+
+
+def _measured(
+    candidate: Candidate, reference: Reference, options: argparse.Namespace, bar: ProgressBar
+) -> tuple[Row, list[tuple[str, Path]]]:
+    question, path = _question(candidate, reference)
+    closest = path.with_name(f"{path.stem}-closest.png")
+    places = [("kept in", path)]
+    if not path.is_file() or options.again:
+        samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
+        made = reference.get(bar, candidate.mirrored)
+        quality = made.measure(samples, options.batch_size, partial(bar.named, f"{candidate.name}: features"))
+        copies = [_plain(copy, candidate) for copy in quality.copies or ()]
+        if (picture := closest_pairs(samples, made, quality)) is not None:
+            pictures.save(closest, picture, {"copies": json.dumps(copies)})
+        plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": _known(quality), "copies": copies,
+                 "features": made.features.shape[1]}  # fmt: skip
+        atomic.write_text(path, json.dumps(plain, indent=1))
+    row = _read(path, question)
+    if closest.is_file():
+        places.append(("closest pairs", closest))
+    if (logged := _mirror(candidate, row, question, path.with_suffix(""), closest, options.wandb)) is not None:
+        places.append(("W&B run", logged))
+    return row, places
+
+
+def _read(path: Path, question: dict[str, Any]) -> Row:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["question"] != json.loads(json.dumps(question)):
+            raise ValueError("it answers another question")
+        figures = {str(name): None if value is None else float(value) for name, value in found["figures"].items()}
+        copies = [{str(key): value for key, value in copy.items()} for copy in found["copies"]]
+        return Row(
+            str(found["name"]),
+            int(found["question"]["samples"]),
+            figures,
+            float(found["nfe"]),
+            copies,
+            found.get("features"),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
+
+
+def _known(quality: Quality) -> dict[str, float | None]:
+    """The figures; None for one that is not known."""
+    return {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
+
+
+def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
+    """What the best and the worst of models would reach: fresh images of the data, and uniform noise."""
+    rows, features = [], made.features.shape[1]
+    if made.held_out is not None:
+        fresh = spread(made.held_out[0], count)
+        quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
+        rows.append(Row("test set", len(fresh), _known(quality), features=features))
+    levels, shape = made.provenance.levels, made.provenance.shape
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(levels, (count, *shape), generator=generator).to(torch.uint8)
+    quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
+    return [*rows, Row("noise", count, _known(quality), features=features)]
+
+
+def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:
+    """The samples nearest to training images, these below them: two rows of copies, two by pixels, two by features."""
+    rows, columns = [], min(CLOSEST, len(samples))
+    if quality.copies:
+        shown = quality.copies[:columns]
+        assert reference.training is not None
+        images = [reference.training[0][copy.image] for copy in shown]
+        images = [image.flip(-1) if copy.mirrored else image for image, copy in zip(images, shown, strict=True)]
+        missing = [torch.full_like(images[0], reference.provenance.levels - 1)] * (columns - len(shown))
+        rows += [torch.stack([*(samples[copy.sample] for copy in shown), *missing]), torch.stack([*images, *missing])]
+    for copies in (quality.pixel_copies, quality.feature_copies):
+        if copies is not None:
+            chosen = copies.distances.argsort()[:columns].cpu()
+            rows += [samples[chosen], reference.images[copies.neighbours[chosen.to(copies.neighbours.device)].cpu()]]
+    if not rows:
+        return None
+    x = Dequantizer(quality.reference.levels).center(torch.cat(rows))
+    return pictures.grid(x, columns=columns)
+
+
+def _plain(copy: Copy, candidate: Candidate) -> dict[str, Any]:
+    """A copy for a record, with the names of the sample's file and of the training image's where they have one."""
+    name = str(copy.sample) if candidate.names is None else candidate.names[copy.sample]
+    known = candidate.data.train_names
+    file = known[copy.image] if copy.image < len(known) and not known[copy.image].isdecimal() else None
+    named = {} if file is None else {"file": file}
+    return {"name": f"sample {name}" if name.isdecimal() else name, "exact": copy.exact, **asdict(copy), **named}
+
+
+def _mirror(
+    candidate: Candidate, row: Row, question: dict[str, Any], folder: Path, closest: Path, choice: str
+) -> Path | None:
+    """Log once, in the group of the run that was measured; images that are there belong to no run."""
+    if candidate.subject is None or (folder / "wandb").exists():
+        return None
+    logging = candidate.subject.model.config.logging
+    values = {f"quality/{name}": value for name, value in row.figures.items() if value is not None}
+    images = {"quality/closest": Image.open(closest).convert("RGB")} if closest.is_file() else {}
+    config = {"model": candidate.subject.facts, "question": question}
+    group = logging.group or candidate.name
+    return mirror.log(folder, choice, logging.project, group, config, values, {}, images)

@@ -1,0 +1,220 @@
+"""Control over what sample.py draws: a guide, an image to fill in, to restore or to vary.
+
+Each makes a denoiser around the model's denoiser, or a sampler around the sampler, so that all samplers and options
+stay what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import samplers
+from ...data.files.decoding import ImageFile, decode
+from ...denoisers.denoiser import device_of
+from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
+from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
+from ...denoisers.inverse_problems.operators import LUMA
+from ...errors import UserError, choose
+from ...models import CONTROLS, noisy_classifier
+from ...models.load import DiffusionModel, TrainedModel, load
+from ...samplers import LinearSampler, RePaint, SDEdit
+from ...samplers.sdedit import log_snr_of_strength
+from ...storage import runs
+from .record import SampleRecord
+
+REPAINT = "repaint"
+DEGRADATIONS = ("blur", "downsample", "grey")
+_GOES_WITH = {
+    "mask": "--inpaint",
+    "degradation": "--restore",
+    "posterior": "--inpaint or --restore",
+    "observation_noise": "--inpaint or --restore",
+}
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a draw; given an observation the sampler is ancestral, whose fresh noise mends errors.
+
+    Its grid goes on to log-SNR 9.25 however few its steps: what is seen is held to as far as the noise that is left.
+    """
+    observed = {"sampler": "ancestral", "grid": "log-snr"} if "inpaint" in given or "restore" in given else {}
+    return {**observed, **given}
+
+
+def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tuple[TrainedModel, SampleRecord]:
+    """Put a model under the control that a record asks for.
+
+    Args:
+        model: The model.
+        record: Its settings may hold those of `CONTROLS`.
+        runs_dir: Where a guide is looked up by name.
+
+    Returns:
+        The model with its denoiser wrapped, and the record with the settings that are left for its sampler.
+
+    Raises:
+        UserError: For options that do not go together, and images that do not fit the model.
+    """
+    given = record.settings
+    if "guidance_interval" in given:
+        Interval(*given["guidance_interval"])  # refused before anything is written
+        if given.get("guidance", 1.0) == 1.0 and "classifier" not in given:
+            raise UserError("--guidance-interval: needs --guidance, which is 1 (off); try --guidance 2")
+    if not any(name in given for name in CONTROLS):
+        return model, record
+    if not isinstance(model, DiffusionModel):  # only a picture's record can ask it: the command line is checked before
+        asked = ", ".join(name for name in CONTROLS if name in given)
+        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not take it")
+    left = {name: value for name, value in given.items() if name not in CONTROLS}
+    if "guide" in given and "classifier" in given:
+        raise UserError("--guide, --classifier: take one of them")
+    if "classifier" in given:
+        model = _classified(model, given["classifier"], left)
+    if "guide" in given:
+        model = _guided(model, given["guide"], left, runs_dir)
+    if "edit" in given:
+        left["sampler"] = _edited(model, given, left)
+    elif "strength" in given:
+        raise UserError("--strength: goes with --edit")
+    if "inpaint" in given or "restore" in given:
+        model = _observed(model, given, left)
+    else:
+        for name, other in _GOES_WITH.items():
+            if name in given:
+                raise UserError(f"--{name.replace('_', '-')}: goes with {other}")
+    return model, replace(record, settings=left)
+
+
+def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: str) -> DiffusionModel:
+    """The model under autoguidance; takes its weight and interval out of the settings that are left."""
+    weight = left.pop("guidance", 1.0)
+    if weight == 1.0:
+        raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
+    interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
+    guide = load(path, device_of(model.denoiser), runs_dir)
+    if "size" in left:
+        guide = guide.at_size(left["size"])
+    if not isinstance(guide, DiffusionModel):
+        raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
+    return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+
+
+def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> DiffusionModel:
+    """The model under classifier guidance; takes its weight and interval out of the settings that are left."""
+    if left.get("label") is None:
+        raise UserError("--classifier: steers towards a class; give --label too")
+    interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
+    network = noisy_classifier.load(runs.resolve_classifier(path))
+    if network.shape != model.facts.shape:
+        raise UserError(f"--classifier: {path} is of images {network.shape}; the model's are {model.facts.shape}")
+    if left["label"] >= network.num_classes:
+        raise UserError(f"--label: found {left['label']}; the classifier {path} knows 0 to {network.num_classes - 1}")
+    classifier = PathClassifier(network.to(device_of(model.denoiser)), model.denoiser.schedule)
+    weight = left.pop("guidance", 1.0)
+    return model.around(ClassifierGuided(model.denoiser, classifier, network.num_classes, weight, interval))
+
+
+def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> SDEdit:
+    """The sampler, starting from an image with noise; takes its fields out of the settings that are left."""
+    if "inpaint" in given or "restore" in given:
+        raise UserError("--edit: not with --inpaint or --restore; take one of them")
+    if len(model.facts.shape) != 3:
+        raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
+    level = log_snr_of_strength(given.get("strength", 0.5))
+    options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
+    if options["variance"] == "analytic":
+        options["moments"] = model.moments
+    return SDEdit(
+        read_image("--edit", given["edit"], model.facts.shape), level, samplers.build(left["sampler"], **options)
+    )
+
+
+def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> DiffusionModel:
+    """The model given a part of an image, or a degraded one; RePaint takes the sampler's place in what is left."""
+    if "inpaint" in given and "restore" in given:
+        raise UserError("--inpaint, --restore: take one of them")
+    if len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"--inpaint, --restore: are for images; '{model.facts.name}' are points")
+    operator, y = _inpainting(model, given) if "inpaint" in given else _restoration(model, given)
+    posterior = choose("--posterior", given.get("posterior", next(iter(METHODS))), (*METHODS, REPAINT))
+    if posterior == REPAINT:
+        if not isinstance(operator, Mask):
+            raise UserError(f"--posterior {REPAINT}: fills in (--inpaint); to restore take {', '.join(METHODS)}")
+        if "observation_noise" in given:
+            raise UserError(f"--observation-noise: not with --posterior {REPAINT}, which takes what is kept as it is")
+        options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
+        step = samplers.build(left["sampler"], **options)
+        if not isinstance(step, LinearSampler):
+            raise UserError(
+                f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'"
+            )
+        left["sampler"] = RePaint(operator.adjoint(y), operator.kept, step)
+        return model
+    # An image is known to a level; the error within is that of rounding.
+    noise_std = given.get("observation_noise", model.dequantizer.width / math.sqrt(12.0))
+    return model.around(METHODS[posterior](model.denoiser, Observation(operator, y, noise_std)))
+
+
+def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[LinearOperator, Tensor]:
+    if "mask" not in given:
+        raise UserError("--inpaint: needs --mask, an image that is white where --inpaint is to be filled")
+    if "degradation" in given:
+        raise UserError("--degradation: goes with --restore")
+    shape = model.facts.shape
+    image = read_image("--inpaint", given["inpaint"], shape)
+    white = read_image("--mask", given["mask"], (1, *shape[1:])) > 0.0
+    if not bool(white.any()):
+        raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
+    operator = Mask(~white[0].expand(shape))
+    return operator, operator(image)
+
+
+def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[LinearOperator, Tensor]:
+    if "degradation" not in given:
+        raise UserError(f"--restore: needs --degradation; accepted: {', '.join(DEGRADATIONS)}")
+    if "mask" in given:
+        raise UserError("--mask: goes with --inpaint")
+    kind, _, value = given["degradation"].partition(":")
+    choose("--degradation", kind, DEGRADATIONS)
+    path, (channels, height, width) = given["restore"], model.facts.shape
+    if value and kind != "blur":
+        raise UserError(f"--degradation: found '{given['degradation']}'; only blur takes a number (blur:1.5)")
+    if kind == "blur":
+        try:
+            operator = Blur(float(value or 1.0))
+        except ValueError as error:
+            raise UserError(f"--degradation: found 'blur:{value}'; needs a deviation in pixels, blur:1.5") from error
+        return operator, read_image("--restore", path, model.facts.shape)
+    if kind == "grey":
+        if channels != len(LUMA):
+            raise UserError(f"--degradation grey: the model's images have {channels} channels; needs {len(LUMA)}")
+        return Grey(), read_image("--restore", path, (1, height, width))
+    small = read_image("--restore", path, (channels, None, None))
+    factor = height // small.shape[-2]
+    if factor < 2 or (factor * small.shape[-2], factor * small.shape[-1]) != (height, width):
+        found, needed = f"{small.shape[-1]} x {small.shape[-2]}", f"{width} x {height}"
+        raise UserError(f"--restore: {path} is {found} pixels; the model's {needed} must be a multiple of it")
+    return Downsample(factor), small
+
+
+def read_image(option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...]) -> Tensor:
+    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{option}: {path} does not exist; an image file is accepted")
+    channels, height, width = shape
+    size = height if height == width else None
+    pixels = torch.from_numpy(decode(ImageFile(file.name, path, file.read_bytes), size).copy()).float()
+    x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 127.5 - 1.0
+    if height is not None and tuple(x.shape[1:]) != (height, width):
+        raise UserError(f"{option}: {path} is {x.shape[2]} x {x.shape[1]} pixels; needs {width} x {height}")
+    if len(x) == 3 and channels == 1:
+        x = Grey()(x[None])[0]
+    return x.expand(channels, *x.shape[1:])[None]

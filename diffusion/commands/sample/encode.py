@@ -1,0 +1,91 @@
+"""sample.py --encode and --interpolate: image files to noise, and the way from one image to another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...data import pictures
+from ...errors import UserError
+from ...models import CONTROLS, DiffusionModel, TrainedModel
+from ...sampling.encode import encode, interpolate
+from ...storage import atomic
+from .control import read_image
+from .record import SampleRecord, free_name, image_digests
+
+# Where encoding goes back and forth; a run's own sampler may draw noise.
+DEFAULT_SAMPLER = "ode"
+_STRIP = 8
+
+
+def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
+    """Write the noise of images as an npz, and tell how near they come back; returns the exit code.
+
+    The file has `noise` (n, *shape), what `diffusion.sample` takes as `noise`, and `record`, how it was made, as JSON.
+    """
+    model = _of_images(model, record, "--encode")
+    if options.interpolate:
+        raise UserError("--encode, --interpolate: take one of them")
+    settings = {**record.settings, "encode": options.encode}
+    made = replace(record, settings=settings, images=image_digests(settings), count=len(options.encode))
+    path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)
+    if path.suffix != ".npz":
+        raise UserError(f"--out: found '{path}'; --encode writes x.npz")
+    x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
+    settings = _plain(record)
+    noise = encode(model, x, **settings)
+    back = model.sample(len(x), noise=noise, **settings).cpu()
+    with atomic.writer(path) as file:
+        text = json.dumps(asdict(made))
+        np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
+    error = 127.5 * (back - x)
+    print(f"wrote {path}")
+    print(
+        f"back again: off by {float(error.square().mean().sqrt()):.2g} of 255 (RMS), "
+        f"{float(error.abs().max()):.2g} at most"
+    )
+    return 0
+
+
+def interpolate_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, path: Path) -> int:
+    """Write a strip of pictures from one image to another; returns the exit code."""
+    _of_images(model, record, "--interpolate")
+    n = options.n or _STRIP
+    settings = {**record.settings, "interpolate": options.interpolate}
+    record = replace(record, settings=settings, images=image_digests(settings), batches=((0, n),), count=n)
+    path = Path(options.out) if options.out is not None else free_name(path, record)
+    if path.suffix != ".png":
+        raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
+    save_strip(path, model, record)
+    print(f"wrote {path}")
+    return 0
+
+
+def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
+    """Draw the strip that a record describes."""
+    settings = _plain(record)
+    x_a, x_b = (read_image("--interpolate", name, model.facts.shape)[0] for name in settings.pop("interpolate"))
+    x = interpolate(model, x_a, x_b, record.count, **settings)
+    pictures.save(path, pictures.grid(x, columns=len(x)), record.to_text())
+
+
+def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> DiffusionModel:
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    for name in (*CONTROLS, "guidance", "guidance_interval"):
+        if name in record.settings:
+            raise UserError(f"{option}: not with --{name.replace('_', '-')}; the way back is that of the model alone")
+    return model
+
+
+def _plain(record: SampleRecord) -> dict[str, Any]:
+    settings = {name: value for name, value in record.settings.items() if name != "size"}  # the model's already
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    return settings

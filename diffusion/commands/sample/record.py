@@ -1,0 +1,238 @@
+"""What a sample carries: a record, in the metadata of its PNG, of all that is needed to draw it again.
+
+The same seed and index give the same noise whatever the batch; the pixels are equal to the bit where the batch has the
+same shape too (matrix products differ in the last bits between batch sizes), so the record holds the batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...errors import UserError
+from ...storage import runs
+from ...storage.paths import named_path
+
+MOST_ROWS = 2**20  # samples that a picture can have been drawn with
+
+_Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number that torch can hold, 0 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bound(value: Any) -> bool:
+    return _number(value) or value in (math.inf, -math.inf)
+
+
+def _several(check: _Check, *counts: int) -> _Check:
+    return lambda value: isinstance(value, list | tuple) and len(value) in counts and all(map(check, value))
+
+
+def _any_of(*checks: _Check) -> _Check:
+    return lambda value: any(check(value) for check in checks)
+
+
+_MANY = range(1, 100_000)
+_CHECKS: Mapping[str, _Check] = {
+    "dtype": lambda value: value in ("float32", "float64"),
+    **dict.fromkeys(("steps", "label"), is_whole),
+    **dict.fromkeys(("guidance", "log_snr_end", "observation_noise", "strength", "tolerance"), _number),
+    "eta": _any_of(_number, _text),
+    "grid": _any_of(_text, _several(_number, *_MANY)),
+    "numbers": _several(_number, *_MANY),
+    "guidance_interval": _several(_bound, 2),
+    "size": _any_of(is_whole, _several(is_whole, 2)),
+    "interpolate": _several(_text, 2),
+    "encode": _several(_text, *_MANY),
+    **dict.fromkeys(
+        (
+            "sampler", "variance", "method", "guide", "classifier", "inpaint", "mask", "restore", "degradation",
+            "posterior", "edit", "prior", "output",
+        ),
+        _text,
+    ),
+}  # fmt: skip
+# What `sample` takes besides, which no command line sets.
+_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
+_FIELD = _any_of(_number, _text, lambda value: isinstance(value, bool))  # of a sampler, by --option
+
+
+def are_settings(settings: Any) -> bool:
+    """Whether these can be the settings of a draw."""
+    return isinstance(settings, Mapping) and all(
+        name not in _NEVER and (value is None or _CHECKS.get(name, _FIELD)(value)) for name, value in settings.items()
+    )
+
+
+def are_batches(batches: tuple[tuple[int, int], ...], count: int, index: int | None) -> bool:
+    """Whether these are the batches of a picture of so many samples, or of the one of that index."""
+    if not is_whole(count) or not (index is None or is_whole(index)):
+        return False
+    rows = sum(stop - first for first, stop in batches)
+    in_order = all(0 <= first < stop for first, stop in batches)
+    has_index = index is None or bool(batches and batches[0][0] <= index < batches[-1][1])
+    return in_order and 0 < count <= rows <= MOST_ROWS and has_index
+
+
+KEY = "diffusion"
+IMAGES = ("inpaint", "mask", "restore", "edit", "encode", "interpolate")  # the settings that name image files
+_MOST_PIXELS = 2**27
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """How the samples of a picture were drawn.
+
+    Args:
+        model: The model: a file, or `pretrained:NAME`.
+        weights: The SHA-256 of the model's file.
+        data: The name of the data set that it was trained on.
+        seed: The seed.
+        settings: The options of the draw, as given to `model.sample`, as plain values.
+        shown: The effective settings by name, for the reader: also those that a sampler has by default.
+        device: Where it was drawn: `cpu`, or the name of the GPU.
+        torch: The version of torch.
+        index: The index of a single sample; None for a grid of samples.
+        batches: [first, stop) of each batch that the samples of the picture were drawn in.
+        count: The number of samples in the picture.
+        classifier: The SHA-256 of the file of `--classifier`; None without one.
+        guide: The SHA-256 of the model of `--guide`; None without one, and in pictures of earlier versions.
+        images: The SHA-256 of the image files that settings name, by setting; none in pictures of earlier versions.
+    """
+
+    model: str
+    weights: str
+    data: str
+    seed: int
+    settings: Mapping[str, Any]
+    shown: Mapping[str, Any]
+    device: str
+    torch: str
+    index: int | None = None
+    batches: tuple[tuple[int, int], ...] = ()
+    count: int = 1
+    classifier: str | None = None
+    guide: str | None = None
+    images: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def one(self, index: int, batch: tuple[int, int]) -> SampleRecord:
+        """The record of a single sample that was drawn in a batch."""
+        return replace(self, index=index, batches=(batch,), count=1)
+
+    def draws(self) -> dict[str, Any]:
+        """What tells one draw from another, as JSON has it: not where, and in which batches, it was drawn."""
+        return _draws(json.loads(json.dumps(asdict(self), default=repr)))
+
+    def to_text(self) -> dict[str, str]:
+        """As text entries of a PNG: one a setting, for the reader, and the whole under the key `diffusion`."""
+        settings = {
+            name: value if isinstance(value, str) else json.dumps(value, default=repr)
+            for name, value in self.shown.items()
+        }
+        index = {} if self.index is None else {"index": str(self.index)}
+        facts = {"model": self.model, "weights": self.weights, "data": self.data, "seed": str(self.seed), **index}
+        return {**settings, **facts, KEY: json.dumps(asdict(self), default=repr)}
+
+    def _is_sound(self) -> bool:
+        """Whether the values are of the kinds that they have in a record: what was read can come from anywhere."""
+        texts = (self.model, self.weights, self.data, self.device, self.torch)
+        return (
+            are_settings(self.settings)
+            and all(isinstance(part, Mapping) for part in (self.shown, self.images))
+            and are_batches(self.batches, self.count, self.index)
+            and all(isinstance(part, str) for part in texts)
+            and is_whole(self.seed)
+            and (self.classifier is None) == ("classifier" not in self.settings)
+            and (self.guide is None or "guide" in self.settings)
+            and all(name in self.settings for name in self.images)
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> SampleRecord:
+        """The record in a PNG.
+
+        Raises:
+            UserError: For a file that is not there, is no picture, or carries no record.
+        """
+        path = named_path(path, "--from")
+        if not path.is_file():
+            raise UserError(f"--from: there is no file '{path}'; accepted: a PNG that sample.py wrote")
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise UserError(f"--from: {path} has more than {_MOST_PIXELS:,} pixels and is refused")
+                text = getattr(image, "text", {})
+        except UserError:
+            raise
+        except Exception as error:  # PIL fails in many ways on what is no PNG
+            raise UserError(f"--from: {path} cannot be read as a PNG ({error})") from error
+        if KEY not in text:
+            raise UserError(f"--from: {path} does not say how it was drawn; accepted: a PNG that sample.py wrote")
+        try:
+            values = json.loads(text[KEY])
+            values["batches"] = tuple((int(first), int(stop)) for first, stop in values["batches"])
+            record = cls(**values)
+            sound = record._is_sound()
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            sound = False
+        if not sound:
+            raise UserError(f"--from: the record in {path} is damaged, or of another version")
+        return record
+
+
+def image_digests(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The SHA-256 of the image files that settings name, by setting; of those that are there."""
+    named = {name: settings[name] for name in IMAGES if name in settings}
+    paths = {name: [given] if isinstance(given, str) else list(given) for name, given in named.items()}
+    return {
+        name: [runs.file_digest(path) for path in several]
+        for name, several in paths.items()
+        if all(Path(path).is_file() for path in several)
+    }
+
+
+def free_name(path: Path, record: SampleRecord) -> Path:
+    """`path`, or with a number appended the first that is free, or holds the same draw: no draw replaces another's."""
+    names = (path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name) or _drawn(name) == record.draws())
+
+
+def _draws(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in record if key not in ("model", "shown", "device", "torch", "batches")}
+
+
+def _drawn(path: Path) -> dict[str, Any] | None:
+    """`SampleRecord.draws` of a file that sample.py wrote, a picture, an animation or noise; None of another."""
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            with np.load(path, allow_pickle=False) as arrays:
+                text = str(arrays["record"])
+        elif path.suffix == ".gif":
+            with Image.open(path, formats=("GIF",)) as image:
+                text = json.loads(image.info["comment"])[KEY]
+        else:
+            return SampleRecord.read(path).draws()
+        return _draws(json.loads(text))
+    except Exception:  # whatever else has that name
+        return None

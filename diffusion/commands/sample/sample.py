@@ -1,0 +1,308 @@
+"""sample.py: which model, which sampler, the drawing itself, and the files it leaves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ... import samplers
+from ...data import pictures
+from ...data.class_names import names_of, number_of
+from ...devices import choose_device, device_name
+from ...errors import UserError
+from ...models import DiffusionModel
+from ...models.load import TrainedModel, load
+from ...models.tuning_cache import told_tuning
+from ...processes import launched
+from ...sampling.fit import FITTED
+from ...sampling.sample import DEFAULT_BATCH
+from ...schedules import time_grids
+from ...storage import runs
+from ...storage.paths import file_name
+from ..options import SAMPLING_OPTIONS
+from .control import controlled, with_defaults
+from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
+from .files import SampleFiles
+from .record import SampleRecord, free_name, image_digests
+
+DEFAULT_MODEL = "pretrained:digits"
+# The samples that an animation shows.
+ANIMATED = 16
+# The numbers are for plain draws: no image to begin at, or to hold to.
+FITTED_TAKES = (
+    "sampler", "steps", "label", "guidance", "guidance_interval", "guide", "classifier", "dtype", "size",
+)  # fmt: skip
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Draw what the command line asks for; returns the exit code."""
+    processes = launched()
+    if processes.count > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
+        raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
+    record = SampleRecord.read(options.from_image) if options.from_image is not None else None
+    device = choose_device(options.device)
+    model = load(_which(options, record), device, options.runs)
+    print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
+    if record is not None:
+        return redraw(model, record, options, device)
+
+    given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
+    if (options.encode or options.interpolate) and "sampler" in model.sampling_options:
+        given = {"sampler": DEFAULT_SAMPLER, **given}
+    for name in given:
+        if name not in model.sampling_options:
+            taken = ", ".join(f"--{option.replace('_', '-')}" for option in ("n", "seed", *model.sampling_options))
+            flag, family = name.replace("_", "-"), model.config.family
+            raise UserError(f"--{flag}: {model.source} is of family '{family}', which takes {taken}")
+    if options.option and "sampler" not in model.sampling_options:
+        raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
+    given |= dict(options.option or ())
+    if options.label is not None:
+        given["label"] = _class_number(model, options)
+    settings = model.sampling_settings(with_defaults(given))
+    model = _sized(model, settings)
+    (shown, way), *_ = settings.items()
+    n = options.n or model.config.sampling.n
+    if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
+        print(
+            "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
+        )
+    limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
+    if settings.get("grid") == time_grids.AUTO:
+        print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
+    if way == FITTED:
+        _check_fitted(settings)
+        print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
+    with told_tuning(options.tuning_seconds):
+        record = _record(model, options.seed, settings, device, options.runs)
+    if options.encode:
+        return encode_command(model, record, options)
+    if options.interpolate:
+        return interpolate_command(model, record, options, _place(model, options, f"{way}-between", "png"))
+    if options.animate:
+        return animate(model, record, options, n)
+    model, drawing = controlled(model, record, options.runs)
+    files = SampleFiles(
+        options.out, _place(model, options, way, "png"), n, record, model.facts.levels is None, processes
+    )
+    if files.done:
+        print(f"{files.done} of {n} samples are there; going on")
+    start = time.perf_counter()
+    drawn, written = 0, []
+    with (
+        files,
+        model.counted() as count,
+        tqdm(total=n, initial=files.done, desc=f"sampling ({way})", unit="image", miniters=0,
+             disable=not sys.stderr.isatty()) as bar,
+    ):  # fmt: skip
+        size = min(n, options.batch_size or DEFAULT_BATCH)
+        for first, stop in files.missing(size):
+            batch = stop - first
+            # the evaluations of each sample of this batch, while it is drawn
+            before = count.rows
+            count.watch = lambda batch=batch, before=before: (
+                bar.set_postfix_str(f"NFE {(count.rows - before) / batch:.0f}", refresh=False) or bar.update(0)
+            )
+            files.keep(first, draw_batch(model, drawing, first, stop))
+            drawn += batch
+            bar.update(batch)
+        if processes.count > 1 and processes.is_main:
+            files.wait(lambda done: bar.update(done - bar.n))
+        if processes.is_main:
+            written = files.finish()
+    for path in written:
+        print(f"wrote {path}")
+    nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
+    print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
+    """The number of the class that --label means, among those of the model, or of the classifier that steers it."""
+    facts, text = model.facts, options.label
+    # the classifier knows its own classes by number; the names are those of the model's data
+    count = facts.num_classes if options.classifier is not None or model.config.denoiser.conditional else 0
+    names = names_of(facts.provenance, count)
+    if text.isascii() and text.isdigit() and text not in names and (options.classifier is not None or not names):
+        return int(text)
+    if not names:
+        raise UserError(f"--label: found '{text}'; {model.source} was trained without labels")
+    number = number_of(text, names)
+    if names[number] != text:
+        print(f"class {number}: {names[number]}")
+    return number
+
+
+def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
+    """Samples `first` to `stop` of a record, drawn together, on the CPU."""
+    settings = dict(record.settings)
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    batch = stop - first
+    return model.sample(batch, record.seed, start=first, batch_size=batch, **settings).cpu()
+
+
+def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
+    """Draw the picture of a record again, and tell whether the pixels are the same; returns the exit code."""
+    old = Path(options.from_image)
+    weights = runs.file_digest(model.source)
+    if weights != record.weights:
+        raise UserError(
+            f"--from: {old} was drawn with another model ({record.model}, SHA-256 {record.weights[:12]}...) than "
+            f"{model.source} ({weights[:12]}...); name that one by --run"
+        )
+    target = Path(options.out) if options.out is not None else (
+        free_name(old.with_name(f"{old.stem}-again.png"), record)
+    )  # fmt: skip
+    if target.suffix != ".png":
+        raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
+    _refuse_other_files(old, record, options.runs)
+    model = _sized(model, record.settings)
+    if "interpolate" in record.settings:
+        save_strip(target, model, record)
+        print(f"wrote {target}")
+        print(_compare(old, target, record, device_name(device)))
+        return 0
+    controlled_model, drawing = controlled(model, record, options.runs)
+    samples = torch.cat([draw_batch(controlled_model, drawing, first, stop) for first, stop in record.batches])
+    if record.index is not None:
+        samples = samples[record.index - record.batches[0][0]][None]
+        picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
+        pictures.save(target, picture, record.to_text())
+    else:
+        toy = None
+        if model.facts.levels is None:
+            from ...data import load_toy
+
+            toy = load_toy(model.facts.name)
+        pictures.save_samples(target, samples[: record.count], toy, record.to_text())
+    print(f"wrote {target}")
+    print(_compare(old, target, record, device_name(device)))
+    return 0
+
+
+def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
+    with Image.open(old) as a, Image.open(new) as b:
+        before, after = np.asarray(a).astype(int), np.asarray(b).astype(int)
+    if before.shape != after.shape:
+        return f"not the same: {old} has been resized since"
+    difference = np.abs(before - after)
+    if not difference.any():
+        return f"the same pixels as {old}"
+    share = (difference > 0).mean()
+    where = f"drawn on {record.device} with torch {record.torch}; this is {device} with torch {torch.__version__}"
+    return f"{share:.2%} of the values differ from {old}, by at most {difference.max()} of 255 ({where})"
+
+
+def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
+    """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+        raise UserError(
+            f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
+        )
+    count = min(n, ANIMATED)
+    record = replace(record, count=count)
+    path = Path(options.out) if options.out is not None else (
+        free_name(_place(model, options, record.settings["sampler"], "gif"), record)
+    )  # fmt: skip
+    if path.suffix != ".gif":
+        raise UserError(f"--out: found '{path}'; --animate writes x.gif")
+    model, drawing = controlled(model, record, options.runs)
+    assert isinstance(model, DiffusionModel)
+    settings = dict(drawing.settings)
+    if (dtype := settings.pop("dtype", None)) is not None:
+        settings["dtype"] = getattr(torch, dtype)
+    states, _, x_hats = model.trajectory(count, record.seed, **settings)
+    pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
+    print(f"wrote {path}")
+    return 0
+
+
+def _record(
+    model: TrainedModel, seed: int, settings: Mapping[str, Any], device: torch.device, runs_dir: str
+) -> SampleRecord:
+    steered = _steering_digests(settings, runs_dir)
+    return SampleRecord(
+        model=model.source,
+        weights=runs.file_digest(model.source),
+        data=model.facts.name,
+        seed=seed,
+        settings=model.settled(settings),
+        shown=model.effective_settings(settings),
+        device=device_name(device),
+        torch=torch.__version__,
+        classifier=steered["classifier"],
+        guide=steered["guide"],
+        images=image_digests(settings),
+    )
+
+
+def _check_fitted(settings: Mapping[str, Any]) -> None:
+    refused = [name for name in settings if name not in FITTED_TAKES]
+    if refused:
+        raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(FITTED_TAKES[1:])}")
+
+
+def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:
+    """Files that a picture was drawn with must be what they were; one that is gone is told where it is read."""
+    steered, images = _steering_digests(record.settings, runs_dir), image_digests(record.settings)
+    for name, drawn_with in (("classifier", record.classifier), ("guide", record.guide)):
+        if drawn_with is not None and steered[name] != drawn_with:
+            raise _other_file(old, name, record.settings[name])
+    for name, digests in record.images.items():
+        if images.get(name, digests) != digests:
+            given = record.settings[name]
+            raise _other_file(old, f"image for --{name}", given if isinstance(given, str) else " or ".join(given))
+
+
+def _other_file(old: Path, kind: str, path: str) -> UserError:
+    return UserError(f"--from: {old} was drawn with another {kind} than {path} is now (their SHA-256 differ)")
+
+
+def _steering_digests(settings: Mapping[str, Any], runs_dir: str) -> dict[str, str | None]:
+    """The SHA-256 of the files that steer a draw, by the setting that names them."""
+    return {
+        name: runs.file_digest(find(settings[name])) if name in settings else None
+        for name, find in (
+            ("classifier", runs.resolve_classifier),
+            ("guide", lambda guide: runs.resolve_weights(guide, runs_dir)),
+        )
+    }
+
+
+def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
+    """The model of images of the size asked for, before anything is made for it."""
+    return model.at_size(settings["size"]) if "size" in settings else model
+
+
+def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Path:
+    """The model asked for: the one named, that of a record, else the newest run, else the pretrained one."""
+    if options.run is not None:
+        return options.run
+    if record is not None:
+        return record.model
+    return runs.newest_run(options.runs) or DEFAULT_MODEL
+
+
+def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str) -> Path:
+    """Where a picture goes by default; its name has the plain settings that were asked for."""
+    size = None if options.size is None else "x".join(map(str, options.size))
+    asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
+    words = [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
+             for name, value in asked.items() if value is not None]  # fmt: skip
+    return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
+
+
+def _folder(model: TrainedModel) -> Path:
+    return Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")

@@ -1,0 +1,242 @@
+"""The cells of a trade-off: one sampler at one cost, measured, and kept as a file that its protocol names.
+
+The distance is the root mean square, over samples and dimensions, from a tight solve of the probability flow that
+starts at the same noise: the error of the solver alone. Samplers that draw noise follow no such path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...denoisers import Denoiser
+from ...denoisers.evaluations import count_evaluations
+from ...devices import device_name
+from ...errors import SolverError, UserError
+from ...metrics import frechet_estimate, kernel_distance
+from ...models.tuning_cache import told_tuning
+from ...numerics.random import FIXED_ORDER
+from ...samplers import ODE, Sampler, build
+from ...sampling.fit import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
+from ...sampling.sample import grid_for, sample, sampler_for
+from ...schedules.time_grids import later_end
+from ...storage import atomic, tensor_files
+from .subjects import Subject
+
+TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
+FEWEST = 8  # samples, for FID and KID with their errors
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A sampler at a cost: a number of intervals, or a tolerance.
+
+    Args:
+        sampler: Its name.
+        steps: Intervals of the grid; None for an adaptive one.
+        tolerance: Of an adaptive one; None for others.
+    """
+
+    sampler: str
+    steps: int | None
+    tolerance: float | None
+
+    def build(self, denoiser: Denoiser) -> Sampler:
+        """The sampler; `fitted` is fitted to the denoiser, unless that is known."""
+        return sampler_for(denoiser, self.sampler, self.steps, tolerance=self.tolerance)
+
+    def grid(self, asked: str | None, end: float | None) -> tuple[str, float | None]:
+        """The name of the grid and its end, where that is not the name's own: as asked, or else the sampler's."""
+        if asked is not None or self.sampler == FITTED:
+            return asked or FITTED, end
+        sampler = build(self.sampler, tolerance=self.tolerance)
+        later = None if self.steps is None or sampler.is_adaptive else later_end(sampler.default_grid, self.steps)
+        return sampler.default_grid, later if end is None else end
+
+    def fields(self) -> dict[str, str]:
+        """What the sampler is by default, in words; `fitted` is what the model and the way of fitting make it."""
+        if self.sampler == FITTED:
+            return {"fit": FITTED_NOW}
+        return {key: str(value) for key, value in build(self.sampler, tolerance=self.tolerance).settings.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a cell; None for what is not known.
+
+    Args:
+        cell: The cell.
+        nfe: Network evaluations a sample, counted.
+        seconds: Wall time a sample.
+        distance: From the tight solve; None for samplers that draw noise.
+        median: The median over samples of each one's distance, which a few that end in another mode do not move.
+        fid, fid_sem, kid, kid_sem: Against the reference.
+        excess, excess_sem: Mean of log p of the tight solve's samples less that of these, nats a sample, where p is
+            known: above 0 where samples lie beside the modes.
+        failure: Why there are no figures.
+    """
+
+    cell: Cell
+    nfe: float
+    seconds: float
+    distance: float | None = None
+    fid: float | None = None
+    fid_sem: float | None = None
+    kid: float | None = None
+    kid_sem: float | None = None
+    excess: float | None = None
+    excess_sem: float | None = None
+    median: float | None = None
+    failure: str | None = None
+
+
+def plan(samplers: Sequence[str], budgets: Sequence[int]) -> list[list[Cell]]:
+    """The cells of each sampler, the cheapest first; budgets too small for two intervals have none.
+
+    Raises:
+        UserError: For a sampler that is not known.
+    """
+    return [_cells_of(name, sorted(set(budgets))) for name in samplers]
+
+
+def _cells_of(name: str, budgets: Sequence[int]) -> list[Cell]:
+    if name == FITTED:
+        return [Cell(name, count, None) for count in budgets if FEWEST_STEPS <= count <= MOST_STEPS]
+    sampler = build(name)
+    if sampler.is_adaptive:
+        return [Cell(name, None, tolerance) for tolerance in TOLERANCES]
+    steps = [steps_within(sampler, budget) for budget in budgets]
+    return [Cell(name, count, None) for count in sorted(set(steps)) if count >= 2]
+
+
+def steps_within(sampler: Sampler, budget: int) -> int:
+    """The intervals of the largest grid that costs no more than `budget` evaluations, of which the last is x_hat."""
+    assert sampler.evaluations_per_step is not None
+    return (budget - 1 - sampler.starting_evaluations) // sampler.evaluations_per_step + 1
+
+
+class Bench:
+    """Measures cells of one subject, or finds what was measured.
+
+    Args:
+        subject: What is drawn from.
+        options: `n`, `grid`, `seed`, `batch_size` and `again` of the command line.
+        device: Where.
+    """
+
+    def __init__(self, subject: Subject, options: argparse.Namespace, device: torch.device):
+        if options.n < FEWEST:
+            raise UserError(f"--n: found {options.n}; at least {FEWEST} are needed, and 1,000 or more advised")
+        self.subject, self.options, self.device = subject, options, device
+        self.fresh = 0  # cells measured, not found
+        self._tight: Tensor | None = None
+
+    def measured(self, cell: Cell) -> Measured:
+        """The figures of a cell, from its file where there is one."""
+        question = self._question(cell)
+        path = self.subject.folder / "cells" / f"{cell.sampler}-{_digest(question)}.json"
+        if self.options.again or (found := _read(path, cell, question)) is None:
+            found = self._measure(cell)
+            plain = {"question": question, "figures": {k: v for k, v in asdict(found).items() if k != "cell"}}
+            atomic.write_text(path, json.dumps(plain, indent=1))
+            self.fresh += 1
+        return found
+
+    def _drawing(self) -> dict[str, Any]:
+        """What all samples depend on."""
+        options = self.options
+        return {"n": options.n, "seed": options.seed, "batch_size": options.batch_size, **self.subject.identity}
+
+    def _question(self, cell: Cell) -> dict[str, Any]:
+        grid, end = cell.grid(self.options.grid, self.options.log_snr_end)
+        where = {"device": device_name(self.device), "tight": self.subject.tolerance, "grid": grid}
+        if end is not None:  # cells of earlier versions have none
+            where["log_snr_end"] = end
+        return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
+
+    def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
+        options = self.options
+        return sample(
+            self.subject.denoiser, options.n, sampler, seed=options.seed, grid=grid, dtype=dtype,
+            batch_size=options.batch_size,
+        )  # fmt: skip
+
+    def tight(self) -> Tensor:
+        """Where the probability flow takes the same noise, float64 (n, *shape); kept, since it costs the most."""
+        if self._tight is None:
+            question = {"tight": self.subject.tolerance, **self._drawing()}
+            path = self.subject.folder / "cells" / f"tight-{_digest(question)}.safetensors"
+            self._tight = None if self.options.again else _read_tight(path)
+            if self._tight is None:
+                solver = ODE(tolerance=self.subject.tolerance, max_evaluations=50_000)
+                schedule = self.subject.denoiser.schedule
+                whole = torch.tensor([schedule.t_max, schedule.t_min, 0.0], dtype=torch.float64)
+                self._tight = self._sample(solver, whole, torch.float64)
+                tensor_files.write(path, {"x": self._tight}, {"tight": json.dumps(question, sort_keys=True)})
+            self._tight = self._tight.to(self.device)
+        return self._tight
+
+    def _measure(self, cell: Cell) -> Measured:
+        tight, denoiser = self.tight(), self.subject.denoiser
+        # before anything is counted: what is tuned to a model is made once for all samples
+        with self.subject.tuned(), told_tuning(self.options.tuning_seconds):
+            sampler = cell.build(denoiser)
+            where = (None,) if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
+            grid = grid_for(denoiser, sampler, cell.steps, *where)
+        with count_evaluations(self.subject.denoiser) as count:
+            start = time.perf_counter()
+            try:
+                x = self._sample(sampler, grid, self.subject.dtype)
+            except SolverError as error:
+                return Measured(cell, count.rows / self.options.n, 0.0, failure=str(error))
+            bad = int((~torch.isfinite(x.flatten(1)).all(1)).sum())  # waits for the device, too
+        seconds, nfe = (time.perf_counter() - start) / len(x), count.rows / len(x)
+        if bad:
+            return Measured(cell, nfe, seconds, failure=f"{bad} of {len(x)} samples are not finite")
+        squares = (x.double() - tight).square().flatten(1).mean(1)
+        distances = (
+            (None, None) if sampler.is_stochastic else (float(squares.mean().sqrt()), float(squares.median().sqrt()))
+        )
+        features = self.subject.features(x)
+        fid, kid = frechet_estimate(features, self.subject.statistics), kernel_distance(features, self.subject.some)
+        excess = self._excess(x, tight)
+        return Measured(
+            cell, nfe, seconds, distances[0], fid.value, fid.std_error, kid.value, kid.std_error, *excess, distances[1]
+        )
+
+    def _excess(self, x: Tensor, tight: Tensor) -> tuple[float | None, float | None]:
+        if self.subject.log_prob is None:
+            return None, None
+        # The same noise: of a solver the difference has far less spread than either part.
+        lost = self.subject.log_prob(tight) - self.subject.log_prob(x.double())
+        return float(lost.mean()), float(lost.std()) / math.sqrt(len(lost))
+
+
+def _digest(question: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path, cell: Cell, question: dict[str, Any]) -> Measured | None:
+    """A cell's file; None where there is none, or it is damaged: it is measured again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Measured(cell, **found["figures"]) if found["question"] == json.loads(json.dumps(question)) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_tight(path: Path) -> Tensor | None:
+    try:
+        return tensor_files.read(path, "trajectory", "tight")[0]["x"]
+    except (UserError, KeyError):
+        return None

@@ -1,0 +1,165 @@
+"""What `tradeoff` draws from, and what its samples are held against: a trained denoiser, or one in closed form."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...denoisers import Denoiser
+from ...denoisers.exact import GaussianMixture
+from ...errors import UserError, choose
+from ...metrics import FeatureStatistics, QualityReference, describe, extract, spread
+from ...models.load import DiffusionModel
+from ...schedules import Cosine
+from ..app import ProgressBar
+from ..features import FeatureCache, choose_extractor
+from ..preflight import EXACT
+from ..records import FOLDER
+from ..subjects import load_images_of, load_subject
+
+# Features of the reference that KID takes; its error from more of them is far below that from the samples.
+KERNEL_IMAGES = 4000
+_DRAWS, _DRAWS_SEED = 10_000, 1
+_F64 = torch.float64
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A denoiser with a reference for its samples.
+
+    Args:
+        name: What tables call it.
+        folder: Where the figures are kept.
+        tuned: A context that knows what was tuned to the model, and keeps what is tuned in it.
+        denoiser: On its device.
+        dtype: Of the solvers' state.
+        tolerance: Of the solve that samples are compared with.
+        identity: What identifies the model and the reference, as plain values.
+        reference: The reference in words.
+        features: From samples, as the denoiser makes them, to features.
+        statistics: Of the reference's features.
+        some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
+        log_prob: The true log-density, where it is known.
+        project, group: Of W&B.
+    """
+
+    name: str
+    folder: Path
+    tuned: Callable[[], AbstractContextManager[None]]
+    denoiser: Denoiser
+    dtype: torch.dtype
+    tolerance: float
+    identity: Mapping[str, Any]
+    reference: str
+    features: Callable[[Tensor], Tensor]
+    statistics: FeatureStatistics
+    some: Tensor
+    log_prob: Callable[[Tensor], Tensor] | None
+    project: str
+    group: str | None
+
+
+def load(options: argparse.Namespace, device: torch.device, bar: ProgressBar) -> Subject:
+    """The model that the command line names.
+
+    Raises:
+        UserError: For one that is not there or is not sampled by a solver, and features that do not fit.
+    """
+    return _exact(options, device) if options.run.startswith(EXACT) else _trained(options, device, bar)
+
+
+def mixture_2d() -> GaussianMixture:
+    """8 modes of deviation 0.08 in the plane, their means uniform in [-1, 1]: narrow modes, which solvers differ on."""
+    means = 2.0 * torch.rand(8, 2, dtype=_F64, generator=torch.Generator().manual_seed(0)) - 1.0
+    return GaussianMixture(means, torch.full((8,), 0.08, dtype=_F64), _path())
+
+
+def mixture_3x8x8() -> GaussianMixture:
+    """10 modes of 3x8x8 images, of deviations 0.08 to 0.2."""
+    generator = torch.Generator().manual_seed(0)
+    means = 2.0 * torch.rand(10, 3, 8, 8, dtype=_F64, generator=generator) - 1.0
+    return GaussianMixture(means, 0.08 + 0.12 * torch.rand(10, dtype=_F64, generator=generator), _path())
+
+
+def _path() -> Cosine:
+    return Cosine(log_snr_min=-10.0, log_snr_max=14.0)
+
+
+EXACT_MODELS: Mapping[str, Callable[[], GaussianMixture]] = {"mixture-2d": mixture_2d, "mixture-3x8x8": mixture_3x8x8}
+
+
+def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
+    name = choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
+    if options.features is not None:
+        raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
+    model = EXACT_MODELS[name]().to(device)
+    drawn = model.draw(_DRAWS, _DRAWS_SEED).flatten(1)
+    return Subject(
+        name=options.run,
+        folder=Path(FOLDER) / name / "tradeoff",
+        tuned=nullcontext,
+        denoiser=model,
+        dtype=_F64,
+        tolerance=1e-8,
+        identity={"model": options.run, "sha256": _digest(drawn), "features": "the numbers themselves"},
+        reference=f"{_DRAWS} exact draws; features: the numbers themselves",
+        features=lambda x: x.flatten(1),
+        statistics=FeatureStatistics.of(drawn),
+        some=spread(drawn, KERNEL_IMAGES),
+        log_prob=model.log_prob,
+        project="diffusion",
+        group=name,
+    )
+
+
+def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar) -> Subject:
+    subject = load_subject(options.run, options.runs, device)
+    model = subject.model
+    if not isinstance(model, DiffusionModel):
+        raise UserError(f"{options.run}: is of family '{model.config.family}', whose samples need no solver")
+    data = load_images_of(subject, options.data)
+    extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
+    assert dequantizer is not None  # `load_subject` refuses points
+    provenance, cache = describe(data.train, extractor, data.name, "train", data.levels, False), FeatureCache()
+    known = cache.read(provenance)
+    made = QualityReference.of(
+        data.train, extractor, data.name, "train", data.levels, features=known, device=device,
+        batch_size=options.batch_size, progress=lambda *done: bar.named("features of the reference", *done),
+    )  # fmt: skip
+    if known is None:
+        cache.write(provenance, made.features)
+
+    def features(x: Tensor) -> Tensor:
+        images = dequantizer.quantize(x.clamp(-1.0, 1.0).float().cpu())
+        return extract(extractor, images, device, options.batch_size)
+
+    logging = model.config.logging
+    return Subject(
+        name=subject.name,
+        folder=subject.home / "tradeoff",
+        tuned=model.tuned,
+        denoiser=model.denoiser,
+        dtype=torch.float32,
+        tolerance=1e-5,
+        identity={"model": subject.weights, "reference": asdict(provenance)},
+        reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
+        features=features,
+        statistics=made.statistics,
+        some=spread(made.features, KERNEL_IMAGES),
+        log_prob=None,
+        project=logging.project,
+        group=logging.group or subject.name,
+    )
+
+
+def _digest(values: Tensor) -> str:
+    """A hash of the first draws, rounded, since the last bits differ between devices."""
+    return hashlib.sha256(values[:100].cpu().mul(1e6).round().numpy().tobytes()).hexdigest()

@@ -1,0 +1,123 @@
+"""`python -m diffusion tradeoff`: what do more evaluations, or another sampler, buy?
+
+    RUN/tradeoff/tradeoff.md, .csv, .json, .png    the figures of the last command
+    RUN/tradeoff/cells/<sampler>-<digest>.json     each cell, with the protocol that the digest is of
+
+A model in closed form (`exact:NAME`) needs no training and is kept in evaluations/NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from ... import samplers
+from ...data import pictures
+from ...devices import choose_device, device_name
+from ...errors import UserError
+from ...storage import atomic
+from .. import mirror
+from ..app import ProgressBar
+from ..preflight import check_takes_figures
+from ..replaced import note_replaced
+from ..report import console
+from .cells import Bench, Cell, Measured, plan
+from .picture import picture
+from .report import Row, csv_text, in_rows, json_text, markdown, table, verdict
+from .subjects import Subject, load
+
+# What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
+DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "abm", "ode", "ancestral", "sde")
+ALL = "all"
+OF_EACH = "as suits each sampler"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    cells = plan(_samplers(options.samplers), options.budgets)  # an unknown name before a model is loaded
+    if not any(cells):
+        raise UserError(
+            f"--budgets: found {options.budgets}; none suits a sampler of two steps or more (fitted: 2 to 10)"
+        )
+    device, bar = choose_device(options.device), ProgressBar()
+    subject = load(options, device, bar)
+    check_takes_figures(subject.folder)
+    bench = Bench(subject, options, device)
+    rows = _measure(bench, cells, max(options.budgets), bar)
+    bar.close()
+    protocol = {
+        "n": options.n, "seed": options.seed, "grid": options.grid or OF_EACH,
+        "log_snr_end": options.log_snr_end, "device": device_name(device),
+        "tight_tolerance": subject.tolerance, "reference": subject.reference, **subject.identity,
+    }  # fmt: skip
+    title = f"Quality against cost: {subject.name}"
+    caption = (
+        f"{options.n} samples, seed {options.seed}, grid {options.grid or OF_EACH}, {device_name(device)}. Distance "
+        "(rms over samples, and their median) from a solve of the probability flow at a tolerance of "
+        f"{subject.tolerance:g} from the same noise; order: of the median, from the row above. FID and KID "
+        f"against {subject.reference}; FID falls with n even for a perfect model."
+    )
+    line = verdict(rows, options.by)
+    out = console()
+    out.print(table(rows, title, caption))
+    out.print(escape(line), soft_wrap=True)
+    folder, plain = subject.folder, json_text(rows, protocol, line)
+    note_replaced(folder / "tradeoff.json", plain, "a trade-off", _about)
+    chart = picture(rows, title)
+    if chart is not None:
+        pictures.save(folder / "tradeoff.png", chart)
+    atomic.write_text(folder / "tradeoff.md", markdown(rows, title, caption, line))
+    atomic.write_text(folder / "tradeoff.csv", csv_text(rows))
+    atomic.write_text(folder / "tradeoff.json", plain)
+    out.print(f"kept in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
+    if bench.fresh or not (folder / "wandb").exists():
+        logged = _mirror(subject, rows, protocol, line, {} if chart is None else {"tradeoff": chart}, options.wandb)
+        if logged is not None:
+            out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
+    return 0
+
+
+def _about(kept: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """The cells of a trade-off, and the protocol that they were measured by."""
+    rows = kept["rows"]
+    cells = [f"{r['sampler']} at " + (f"{r['steps']} steps" if r["steps"] else f"{r['tolerance']:g}") for r in rows]
+    return cells, kept["protocol"]
+
+
+def _samplers(asked: Sequence[str] | None) -> list[str]:
+    known = samplers.names()
+    if asked is None:
+        return [name for name in DEFAULT if name in known]
+    return known if ALL in asked else list(dict.fromkeys(asked))
+
+
+def _measure(bench: Bench, cells: Sequence[Sequence[Cell]], most: int, bar: ProgressBar) -> list[Row]:
+    rows, done, count = [], 0, sum(map(len, cells))
+    for of_sampler in cells:
+        found: list[Measured] = []
+        for cell in of_sampler:
+            bar.named("cells", done := done + 1, count)
+            # tolerances come loosest first: once one costs more than the budgets, tighter ones do too
+            if cell.steps is None and found and found[-1].nfe > most:
+                continue
+            found.append(bench.measured(cell))
+        rows += in_rows(found)
+    return rows
+
+
+def _mirror(
+    subject: Subject, rows: Sequence[Row], protocol: dict[str, Any], line: str, images: dict[str, Any], choice: str
+) -> Any:
+    plain = [row.values() for row in rows]
+    named = {"tradeoff": (list(plain[0]), [list(values.values()) for values in plain])}
+    values: dict[str, Any] = {"tradeoff/verdict": line}
+    for row in rows:
+        for key in ("distance", "fid", "kid"):
+            if (value := row.values()[key]) is not None:
+                values[f"tradeoff/{row.found.cell.sampler}/{row.found.nfe:.0f}/{key}"] = value
+    return mirror.log(
+        subject.folder, choice, subject.project, subject.group, protocol, values, named, images, "tradeoff"
+    )

@@ -1,0 +1,1 @@
+"""`train.py` and what else trains."""

@@ -1,0 +1,153 @@
+"""`train.py`: train a model, measure it on the test set and show where everything is."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import UserError
+from ...storage import full_disk
+from ..app import USER_ERROR, ProgressBar
+
+_W_AND_B_SECONDS = 5.0  # for it to close after a signal
+
+
+def train(argv: Sequence[str]) -> int:
+    """`train.py`: train a model, measure it on the test set and show where everything is."""
+    from ...config import parse_train_arguments
+
+    arguments = parse_train_arguments(argv)
+    config = arguments.config
+
+    if arguments.status:
+        from ...training.resume import status
+
+        return status(config, arguments.resume)
+
+    from ...config import preflight
+
+    preflight.check(config, makes_run=arguments.resume in ("auto", "never") and not arguments.verify_resume)
+    if arguments.verify_resume:
+        from .verify_resume import verify_resume
+
+        return verify_resume(config)
+
+    from ...training.resume import run_to_continue
+
+    run = run_to_continue(config, arguments.resume, arguments.resume_changed)
+
+    from ...devices import choose_device
+    from ...models.build import parameter_count
+    from ...models.load import load
+    from ...processes import is_child
+    from ...storage import runs
+    from ...training.fit import fit
+    from ...training.stopping import exits_on_sigterm
+    from .. import evaluation, report
+
+    if run is not None:
+        print(f"continuing {run}", file=sys.stderr)
+    start = time.perf_counter()
+    with full_disk.told(full_disk.CONTINUE):
+        done = fit(config, run, told=_print_lines)
+    if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
+        return 0 if is_child() else done.exit_code
+    if done.exit_code:
+        print(f"stopped early; the same command continues {done.run}", file=sys.stderr)
+        if done.mirror is not None:
+            done.mirror.finish(done.exit_code, _W_AND_B_SECONDS)
+        return done.exit_code
+    trained = time.perf_counter() - start
+
+    # The model is there: what fails from here on costs nothing but itself.
+    ending = Ending(done.run / runs.MODEL)
+    again, named = "The same command repeats it.", shlex.quote(str(done.run))
+    estimates, codes, without_codes, found, codes_file = {}, {}, [], {}, None
+    model = load(done.run, choose_device(config.device))
+    if config.evaluation.enabled:
+        bar = ProgressBar()
+        with ending.part("evaluation", again), exits_on_sigterm(done.run):
+            estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
+            evaluation.write(done.run, estimates, trained)
+        bar.close()
+    with ending.part("codes", f"train.py --resume {named} repeats it."):
+        codes, without_codes = model.code_reports(done.data)
+        codes_file = evaluation.write_codes(done.run, codes)
+    with ending.part("pictures", f"sample.py --run {named} draws."):
+        found = report.write_pictures(done.run, model, done.data, config)
+    if done.mirror is not None:
+        with ending.part("W&B", f"Its figures are in {done.run}."):
+            for name, estimate in list(estimates.items())[:1]:
+                done.mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
+            for name, estimate in estimates.items():
+                key = name.lower().replace(" ", "-")
+                done.mirror.summarise(evaluation.summary(estimate, f"eval/{key}/"))
+            done.mirror.summarise(evaluation.summary_of_codes(codes))
+            for name, path in found.items():
+                done.mirror.log_image(name.replace(" ", "_"), [str(path)])
+            done.mirror.finish()
+
+    console = report.console()
+    console.print()
+    if estimates:
+        console.print(report.likelihood_table(estimates))
+        for name, estimate in estimates.items():
+            if (warning := evaluation.weights_warning(estimate)) is not None:
+                console.print(f"{name}: {warning}", soft_wrap=True)
+        for line in evaluation.left_out(done.data, config.evaluation):
+            console.print(line, soft_wrap=True)
+    for line in without_codes:
+        console.print(line, soft_wrap=True)
+    places: dict[str, Path | str] = {"run folder": done.run, **found}
+    if codes_file:
+        console.print(report.codes_table(codes))
+        places["codes"] = codes_file
+    if done.mirror is not None:
+        places["W&B run"] = done.run / "wandb"
+    places["parameters"] = f"{parameter_count(model.module):,}"
+    places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
+    option, value = next(iter(model.sampling_settings({}).items()))
+    places["next"] = f"python sample.py --run {named} --{option} {value}"
+    console.print(report.places_table(places))
+    return ending.tell()
+
+
+class Ending:
+    """The parts of a command that come after its model is written: one that fails is told, and the others go on.
+
+    Args:
+        model: The model's file.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        self.failures: list[str] = []
+
+    @contextmanager
+    def part(self, name: str, way_out: str) -> Iterator[None]:
+        """A block that may fail; `way_out` says what the user can do then."""
+        try:
+            yield
+        except Exception as error:  # whatever it was, hours of training stand before it
+            reason = str(error).strip().partition("\n")[0].rstrip(".") or "no reason given"
+            if isinstance(error, OSError) and error.filename is not None:
+                reason = f"{error.filename}: cannot be written ({error.strerror})"
+            elif not isinstance(error, UserError):
+                reason = f"{type(error).__name__}: {reason}"
+            self.failures.append(f"{name}: {reason}. The run is complete, and its model is {self.model}. {way_out}")
+
+    def tell(self) -> int:
+        """Print what failed, a line each; returns the exit code."""
+        for failure in self.failures:
+            print(f"error: {failure}", file=sys.stderr)
+        return USER_ERROR if self.failures else 0
+
+
+def _print_lines(text: str) -> None:
+    """Print what there is, at once, also into a log file."""
+    if text:
+        print(text, flush=True)

@@ -1,0 +1,99 @@
+"""Decoded images on the disk, so that they are decoded once: uint8 as they lie in memory, mapped and not read.
+
+    FOLDER/<key>.npy     the images, in the order of their splits
+    FOLDER/<key>.json    which files they are of, and which could not be read
+
+The key is the SHA-256 of every file's name and bytes, and of how it is decoded: a file that changes is another key, and
+nothing has to be kept up to date. All processes of a machine share the pages of one mapped file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...storage import atomic
+from .decoding import Decoded, ImageFile, Progress, Seen, decode_all
+
+_VERSION = 1
+
+
+def content_key(files: Sequence[ImageFile], size: int | None, skip: bool, bits: int | None = None) -> str:
+    """The SHA-256 of names, bytes, and the way of decoding."""
+    found = hashlib.sha256(json.dumps([_VERSION, size, skip, *([] if bits is None else [bits])]).encode())
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for file, digest in zip(files, pool.map(_digest, files), strict=True):
+            found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
+    return found.hexdigest()[:32]
+
+
+def _digest(file: ImageFile) -> bytes:
+    try:
+        return hashlib.sha256(file.read()).digest()
+    except Exception as error:  # of the file system, or of an archive's decompressor
+        return hashlib.sha256(repr(error).encode()).digest()  # decoding names it
+
+
+def decode_cached(
+    folder: Path,
+    files: Sequence[ImageFile],
+    size: int | None,
+    progress: Progress | None,
+    skip: bool,
+    bits: int | None = None,
+) -> Decoded:
+    """As `decode_all`, mapped from `folder` where it was decoded before.
+
+    Raises:
+        UserError: As `decode_all`; for a folder that cannot be written.
+    """
+    key = content_key(files, size, skip, bits)
+    array, facts = folder / f"{key}.npy", folder / f"{key}.json"
+    if (found := _find(array, facts, len(files))) is not None:
+        return found
+    made: list[Path] = []
+
+    def allocate(shape: tuple[int, ...]) -> Tensor:
+        made.append(folder / f".{key}.{secrets.token_hex(4)}.tmp")
+        return torch.from_numpy(np.lib.format.open_memmap(made[-1], "w+", np.uint8, shape))
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        decoded = decode_all(files, size, progress, skip, allocate, bits)
+        with open(made[-1], "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(made[-1], array)
+        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped, **asdict(decoded.seen)}))
+    except OSError as error:
+        raise UserError(f"data.cache: {folder} cannot be written ({error.strerror or error}).") from error
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+    return _find(array, facts, len(files)) or decoded
+
+
+def _find(array: Path, facts: Path, count: int) -> Decoded | None:
+    """What is kept under a key; None where it is not there, or not whole."""
+    try:
+        told = json.loads(facts.read_text(encoding="utf-8"))
+        # copy on write: pages are shared, and nothing that is done to the tensor reaches the file
+        images = torch.from_numpy(np.load(array, mmap_mode="c", allow_pickle=False))
+        kept = [int(row) for row in told["kept"]]
+        # rows at the end are those of files that were skipped
+        whole = images.dtype == torch.uint8 and images.ndim == 4 and len(kept) <= len(images) == count
+        skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
+        seen = Seen([int(top) for top in told["tops"]], deep, several)
+        return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

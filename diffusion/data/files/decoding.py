@@ -1,0 +1,258 @@
+"""Image files to uint8 tensors, in threads.
+
+What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
+YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
+(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
+EXIF orientation is applied. A grey file among colour files becomes three equal channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...errors import UserError
+
+CHUNK = 1024
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image to read: its name inside the source (with /), how an error names it, and its bytes on demand."""
+
+    name: str
+    described: str
+    read: Callable[[], bytes]
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` (bicubic, antialiased) and cut out the centre, `size` x `size`."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    # Both in one go, by the square of the original that remains: a narrow strip never becomes an enormous image.
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def resize_arrays(images: UInt8[Tensor, " n c h w"], size: int | None, levels: int) -> UInt8[Tensor, " n c h2 w2"]:
+    """Apply `resize_and_crop` to images in memory (1 or 3 channels); values stay in 0 .. levels - 1."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
+    for row, image in enumerate(images):
+        array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        resized[row] = _to_tensor(np.asarray(resize_and_crop(Image.fromarray(array), size)))
+    return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
+
+
+def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
+    """Return the image as L or RGB, 8 bits a channel, composited on white.
+
+    Args:
+        image: The image.
+        bits: Of 16-bit grey, how many its values use, 16 by default: the highest 8 of these are kept.
+
+    Raises:
+        ValueError: For floating-point or 32-bit images, whose range is not known; values that need more bits.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"mode {image.mode} (floating point or 32 bits) has no known range")
+        bits = 16 if bits is None else bits
+        if values.max() >> bits:
+            raise ValueError(f"the value {values.max()} needs more than the {bits} bits of data.bits")
+        # Not Pillow's own conversion to L, which clips at 255.
+        return Image.fromarray((values.astype(np.uint16) >> (bits - 8)).astype(np.uint8))
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("L" if grey else "RGB")
+
+
+@dataclass
+class Seen:
+    """What is to be told of files that were read.
+
+    Attributes:
+        tops: The largest value of each file of 16-bit grey.
+        deep: The files of 16-bit colour, of which the high bytes are kept.
+        several: The files of several frames or pages, of which the first is taken.
+    """
+
+    tops: list[int] = field(default_factory=list)
+    deep: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+
+
+def _sixteen_bits(image: Image.Image) -> str:
+    """How a file's channels of 16 bits are stored, as Pillow calls it (`RGB;16B`); empty where they have fewer."""
+    tiles = getattr(image, "tile", ())  # an ImageFile's
+    for arg in (arg for tile in tiles for arg in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))):
+        if (isinstance(arg, str) and ";16" in arg) or (image.format == "PPM" and isinstance(arg, int) and arg > 255):
+            return str(arg)
+    return ""
+
+
+def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None) -> np.ndarray:
+    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour; what is to be told of it is added to `seen`.
+
+    Raises:
+        UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
+    """
+    limit = Image.MAX_IMAGE_PIXELS or 2**27
+    too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
+    try:
+        with Image.open(io.BytesIO(file.read())) as image:
+            if image.width * image.height > limit:
+                raise too_large
+            sixteen, several = _sixteen_bits(image), getattr(image, "is_animated", False)
+            eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
+            if sixteen.startswith("LA"):  # opened as colour
+                eight_bits = eight_bits.convert("L")
+            if seen is not None and image.mode.startswith("I"):
+                seen.tops.append(int(np.asarray(image).max()))
+            elif seen is not None and sixteen:
+                seen.deep.append(file.name)
+            if seen is not None and several:
+                seen.several.append(file.name)
+            return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_large from None
+    except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, struct.error, zlib.error ...
+        reason = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"{file.described}: cannot be read as an image ({reason}).") from error
+
+
+def _in_memory(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Images in memory.
+
+    Args:
+        images: Those that could be read, shape (N, C, H, W).
+        kept: Which of the files they are of.
+        skipped: What was wrong with the others, one line each.
+        seen: What is to be told of those that could be read.
+    """
+
+    images: UInt8[Tensor, " n c h w"]
+    kept: list[int]
+    skipped: list[str]
+    seen: Seen = field(default_factory=Seen)
+
+
+def decode_all(
+    files: Sequence[ImageFile],
+    size: int | None = None,
+    progress: Progress | None = None,
+    skip: bool = False,
+    allocate: Callable[[tuple[int, ...]], Tensor] = _in_memory,
+    bits: int | None = None,
+) -> Decoded:
+    """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
+
+    Args:
+        files: At least one file.
+        size: Resize the shorter side to this and crop the centre; None keeps the files' own size, which must be one.
+        progress: Called with (files read, files in all) now and then.
+        skip: Leave out the files that cannot be read, rather than refuse them all.
+        allocate: Makes room for images of a shape.
+        bits: How many bits the values of 16-bit files use, 16 by default.
+
+    Raises:
+        UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
+    """
+    images: Tensor | None = None
+    remaining = iter(files)
+    done, first = 0, ""
+    kept: list[int] = []
+    skipped: list[str] = []
+    seen = Seen()
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen)
+    # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # In chunks, so that a first error is not followed by the decoding of everything else.
+        while chunk := list(islice(remaining, CHUNK)):
+            for file, array in zip(chunk, pool.map(one, chunk), strict=True):
+                done += 1
+                if isinstance(array, str):
+                    skipped.append(array)
+                    continue
+                tensor = _to_tensor(array)
+                if images is None:
+                    images, first = allocate((len(files), *tensor.shape)), file.described
+                if tensor.shape[1:] != images.shape[2:]:
+                    raise UserError(
+                        f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
+                        f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
+                    )
+                if len(tensor) > images.shape[1]:
+                    grey, images = images, allocate((len(files), 3, *images.shape[2:]))
+                    images[: len(kept)] = grey[: len(kept)]  # the first colour file: what was read so far is grey
+                images[len(kept)] = tensor
+                kept.append(done - 1)
+            if progress is not None:
+                progress(done, len(files))
+    if images is None:
+        raise UserError(f"data.path: none of the {len(files)} images can be read; the first: {skipped[0]}")
+    return Decoded(images[: len(kept)], kept, skipped, Seen(sorted(seen.tops), sorted(seen.deep), sorted(seen.several)))
+
+
+def refuse_unused_bits(tops: Sequence[int]) -> None:
+    """Refuse 16-bit files of which none uses the upper bits: cameras, CT and microscopes have 14, 12, 10 or 8.
+
+    Args:
+        tops: The largest value of each 16-bit file, whatever other files there are.
+
+    Raises:
+        UserError: For such files; the line says what is used, and how to read it.
+    """
+    top = max(tops, default=2**16)
+    if top < 2**15:
+        bits = max(8, top.bit_length())
+        raise UserError(
+            f"data.path: 16-bit images, with no value above {top} of 65535: data.bits={bits} takes 0 to "
+            f"{2**bits - 1} as black to white (data.bits=16: as they are, {'nearly black' if bits <= 12 else 'dark'})."
+        )
+
+
+def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, seen: Seen) -> np.ndarray | str:
+    try:
+        return decode(file, size, bits, seen)
+    except UserError as error:
+        return str(error)
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))  # a copy: Pillow's buffer is read-only
+    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

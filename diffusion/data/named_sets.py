@@ -1,0 +1,190 @@
+"""MNIST, its relatives and CIFAR-10 through torchvision, in torchvision's own folder layout.
+
+Files are downloaded into a hidden folder beside their place and moved there when all of them are complete and verified:
+a failure or an interruption leaves nothing that looks like a data set.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from .files.decoding import resize_arrays
+from .files.raw_images import RawImages
+
+VALIDATION_FRACTION = 90 / 1797
+TEST_FRACTION = 360 / 1797
+
+
+def load_digits(size: int | None = None) -> RawImages:
+    """Return the digits, unsplit; `size` resizes them (values stay within the 17 levels)."""
+    from sklearn import datasets
+
+    pixels, target = datasets.load_digits(return_X_y=True)
+    images = torch.as_tensor(pixels).to(torch.uint8).reshape(-1, 1, 8, 8)
+    labels = torch.as_tensor(target).long()
+    return RawImages(
+        images=resize_arrays(images, size, levels=17),
+        labels=labels,
+        keys=[str(row) for row in range(len(images))],
+        parts={"train": range(len(images))},
+        source="scikit-learn load_digits (UCI optical recognition of handwritten digits, test part)",
+        levels=17,
+        num_classes=10,
+        class_names=tuple("0123456789"),
+    )
+
+
+TIMEOUT = 10.0  # seconds without an answer that count as no network
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """Name of the class in `torchvision.datasets`, and the folder under the root where it keeps its files."""
+
+    class_name: str
+    folder: str
+
+
+SETS = {
+    "mnist": TorchvisionSet("MNIST", "MNIST/raw"),
+    "fashion-mnist": TorchvisionSet("FashionMNIST", "FashionMNIST/raw"),
+    "kmnist": TorchvisionSet("KMNIST", "KMNIST/raw"),
+    "cifar10": TorchvisionSet("CIFAR10", "cifar-10-batches-py"),
+}
+
+
+def has_layout(name: str, root: Path) -> bool:
+    """Return whether `root` holds torchvision's folder of this data set."""
+    return name in SETS and (root / SETS[name].folder).is_dir()
+
+
+def load_torchvision(name: str, root: Path, download: bool, size: int | None = None) -> RawImages:
+    """Read a data set's official training and test images from `root`, downloading them where they are absent.
+
+    Raises:
+        UserError: Where files are absent and `download` is off or fails, or where files are damaged.
+    """
+    from torchvision import datasets
+
+    dataset_class = getattr(datasets, SETS[name].class_name)
+    files, archives, addresses = _inventory(dataset_class, SETS[name].folder)
+    missing = [file for file in files if not (root / file).is_file()]
+    if missing and not download:
+        raise UserError(
+            f"data.root: {root} has no {name} ({missing[0]} is missing) and is not to download it; set data.download, "
+            "copy the files there, or pass data.path=... (a folder or zip of images)."
+        )
+    if missing:
+        _download(name, dataset_class, root, files, archives, addresses)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old pickles of CIFAR-10 upset newer numpy versions
+            halves = [dataset_class(str(root), train=train) for train in (True, False)]
+        images = [_channels_first(torch.as_tensor(half.data)) for half in halves]
+        labels = [torch.as_tensor(half.targets).long() for half in halves]
+        if any(len(x) != len(y) for x, y in zip(images, labels, strict=True)):
+            raise ValueError("numbers of images and labels differ")
+    except Exception as error:  # torchvision checks little: a short file fails in a view, an assertion or an unpickling
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"data.root: {name} in {root / SETS[name].folder} is damaged ({reason}); remove the folder and try again."
+        ) from error
+    n, m = len(images[0]), len(images[1])
+    return RawImages(
+        images=resize_arrays(torch.cat(images), size, levels=256),
+        labels=torch.cat(labels),
+        keys=[str(row) for row in (*range(n), *range(m))],
+        parts={"train": range(n), "test": range(n, n + m)},
+        source=f"torchvision {SETS[name].class_name}",
+        num_classes=10,
+        class_names=tuple(str(label) for label in halves[0].classes),
+    )
+
+
+def _inventory(dataset_class: Any, folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the files needed, the archives they come from (both relative to the root), and addresses to try."""
+    if folder.startswith("cifar"):
+        names = [name for name, _ in dataset_class.train_list + dataset_class.test_list] + [
+            dataset_class.meta["filename"]
+        ]
+        return [f"{folder}/{name}" for name in names], [dataset_class.filename], [dataset_class.url]
+    archives = [f"{folder}/{name}" for name, _ in dataset_class.resources]
+    return [archive.removesuffix(".gz") for archive in archives], archives, list(dataset_class.mirrors)
+
+
+def _download(
+    name: str, dataset_class: Any, root: Path, files: list[str], archives: list[str], addresses: list[str]
+) -> None:
+    present = [archive for archive in archives if (root / archive).is_file()]
+    way_out = "download it elsewhere and copy it there, or pass data.path=... (a folder or zip of images)"
+    if len(present) < len(archives) and not any(answers(address, TIMEOUT) for address in addresses):
+        raise UserError(f"data.root: {root} has no {name} and its servers do not answer: {way_out}.")
+    created = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary, _socket_timeout(TIMEOUT):
+            for archive in present:  # torchvision verifies these and fetches only the rest
+                Path(temporary, archive).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / archive, Path(temporary, archive))
+            dataset_class(temporary, train=True, download=True)
+            for file in files:
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(temporary, file), root / file)
+    except Exception as error:  # of the network, the disk, an archive's format, or a checksum
+        reason = " ".join(str(error).split())
+        raise UserError(f"data.root: {root} has no {name} and downloading it failed ({reason}): {way_out}.") from error
+    finally:
+        if created and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+
+
+def answers(address: str, seconds: float) -> bool:
+    """Return whether a server answers, whatever it says, within `seconds` (resolving its name included)."""
+    result: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds):
+                result.append(True)
+        except urllib.error.HTTPError as error:
+            error.close()
+            result.append(True)
+        except (OSError, ValueError, http.client.HTTPException):
+            result.append(False)
+
+    # A thread, because name resolution knows no timeout; as a daemon it does not hold up the end of the program.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(result) and result[0]
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Bound each wait for the network; torchvision offers no timeout of its own, so the default of sockets is set."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _channels_first(data: torch.Tensor) -> torch.Tensor:
+    return data[:, None] if data.ndim == 3 else data.permute(0, 3, 1, 2).contiguous()

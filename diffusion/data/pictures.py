@@ -1,0 +1,219 @@
+"""Pictures: grids of samples, the denoising path, densities in the plane. All are written atomically as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..errors import UserError
+from ..storage import atomic
+from . import Toy
+
+# Small images are enlarged, pixel by pixel, until a cell of a grid is about this large.
+_CELL = 64
+_GAP = 2
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Images in [-1, 1], (..., C, H, W), as 8-bit values for the eye."""
+    return ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.Image:
+    """A grid of images in [-1, 1], (N, C, H, W) with 1 or 3 channels, enlarged where they are small."""
+    n, _, height, width = x.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    scale = max(1, _CELL // max(height, width))
+    cells = to_bytes(x).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    cells = torch.nn.functional.pad(cells, (0, _GAP, 0, _GAP), value=background)
+    missing = -n % columns
+    blank = torch.full((missing, *cells.shape[1:]), background, dtype=torch.uint8)
+    pixels = rearrange(torch.cat((cells, blank)), "(r c) ch h w -> (r h) (c w) ch", c=columns).numpy()
+    return _image(pixels[:-_GAP, :-_GAP])
+
+
+def from_bytes(pixels: np.ndarray) -> Image.Image:
+    """One image of 8-bit values, (C, H, W), at its own size."""
+    return _image(pixels.transpose(1, 2, 0))
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    if pixels.shape[2] in (1, 3):
+        return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))  # other channel counts: the first one
+
+
+def encode(image: Image.Image, text: dict[str, str] | None = None) -> bytes:
+    """A picture as the bytes of a PNG, with text entries in its metadata."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def save(path: Path, image: Image.Image, text: dict[str, str] | None = None) -> None:
+    """Write a picture as PNG, with text entries in its metadata."""
+    atomic.write_bytes(path, encode(image, text))
+
+
+def save_samples(path: Path, x: Tensor, toy: Toy | None = None, text: dict[str, str] | None = None) -> None:
+    """Draw samples: images (N, C, H, W) as a grid, points (N, 2) over the true density where it is known."""
+    save(path, grid(x) if x.ndim == 4 else _figure_to_image(_points_figure(x, toy)), text)
+
+
+def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Sequence[Tensor]) -> Image.Image:
+    """The denoising path of a few images: a pair of rows an image, x_t above and x_hat below, noise on the left.
+
+    Args:
+        states: x_t at some times, each (N, C, H, W).
+        times: Those times.
+        x_hats: E[x | x_t] at the same times.
+
+    Raises:
+        UserError: For unlike numbers of them.
+    """
+    if not len(states) == len(times) == len(x_hats):
+        raise UserError(
+            f"states, times, x_hats: found {len(states)}, {len(times)} and {len(x_hats)}; one of each a time"
+        )
+    rows = [torch.stack([_at_own_contrast(x) for x in states], 1), torch.stack(list(x_hats), 1)]  # (N, T, C, H, W) each
+    cells = rearrange(torch.stack(rows, 1), "n k t c h w -> (n k t) c h w")
+    return grid(cells, columns=len(states))
+
+
+def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Image.Image]:
+    """The denoising path of images as the frames of a film: x_t on the left and x_hat on the right.
+
+    Args:
+        states: x_t at some times, each (N, C, H, W).
+        x_hats: E[x | x_t] at the same times.
+    """
+    frames = []
+    for x, x_hat in zip(states, x_hats, strict=True):
+        halves = [grid(_at_own_contrast(x)), grid(x_hat)]
+        width, height = halves[0].size
+        frame = Image.new(halves[0].mode, (2 * width + _CELL // 4, height), "white")
+        frame.paste(halves[0], (0, 0))
+        frame.paste(halves[1], (width + _CELL // 4, 0))
+        frames.append(frame)
+    return frames
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image], comment: str = "", seconds: float = 5.0) -> None:
+    """Write frames as a GIF that repeats for ever, its last frame held; `comment` goes into its metadata."""
+    buffer = io.BytesIO()
+    # GIFs count time in hundredths of a second, and viewers take less than two of them for ten
+    each = max(20, int(1000 * seconds / len(frames)) // 10 * 10)
+    durations = [each] * (len(frames) - 1) + [1500]
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, comment=comment.encode()
+    )
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def _at_own_contrast(x: Tensor) -> Tensor:
+    """x_t at the contrast of its own scale, which a variance-exploding path would lose."""
+    return x / x.flatten(1).abs().quantile(0.99, 1).clamp(min=1.0).reshape(-1, 1, 1, 1)
+
+
+def _points_figure(x: Tensor, toy: Toy | None) -> Any:
+    points = x.detach().cpu().numpy()
+    figure, axes = _figure(1 if toy is None else 2)
+    extent = 3.2
+    if toy is not None:
+        side = torch.linspace(-extent, extent, 200)
+        mesh = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
+        density = toy.log_prob(mesh).exp().reshape(200, 200)
+        axes[0].imshow(density.numpy(), origin="lower", extent=(-extent, extent, -extent, extent), cmap="magma")
+        axes[0].set_title("true density")
+    axes[-1].scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
+    axes[-1].set_title(f"{len(points)} samples")
+    for axis in axes:
+        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    return figure
+
+
+def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60) -> Image.Image:
+    """Three panels of a toy: the true density, the model's density and the model's samples.
+
+    Args:
+        toy: The distribution.
+        log_density: Maps points (M, 2) to the model's log-density (M,).
+        samples: Points drawn from the model, (N, 2).
+        side: Points of the mesh along an axis.
+    """
+    extent = 3.2
+    line = torch.linspace(-extent, extent, side)
+    mesh = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
+    truth, model = toy.log_prob(mesh).exp(), log_density(mesh).detach().cpu().exp()
+    figure, axes = _figure(3)
+    top = float(truth.max())
+    for axis, values, title in ((axes[0], truth, "true density"), (axes[1], model, "model's density (PF-ODE)")):
+        axis.imshow(
+            values.reshape(side, side).numpy(),
+            origin="lower",
+            extent=(-extent, extent) * 2,
+            cmap="magma",
+            vmin=0,
+            vmax=top,
+        )
+        axis.set_title(title)
+    points = samples.detach().cpu().numpy()
+    axes[2].scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
+    axes[2].set_title(f"{len(points)} samples")
+    for axis in axes:
+        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+    return _figure_to_image(figure)
+
+
+def codes_picture(codes: Mapping[str, Tensor]) -> Image.Image:
+    """Codes against N(0, I): the histogram of all their entries, and each dimension's quantiles against the normal's.
+
+    Args:
+        codes: Of each set of images, shape (N, d).
+    """
+    figure, axes = _figure(2)
+    for i, (name, z) in enumerate(codes.items()):
+        z = z.detach().double().cpu()
+        style, colour = ("-", "--", ":")[i % 3], ("#0072B2", "#D55E00", "#009E73")[i % 3]  # told apart without colour
+        axes[0].hist(
+            z.flatten().numpy(), bins=60, range=(-4, 4), density=True, histtype="step", label=name, color=colour,
+            linestyle=style, linewidth=1.4,
+        )  # fmt: skip
+        probability = (torch.arange(len(z), dtype=torch.float64) + 0.5) / len(z)
+        normal = torch.special.ndtri(probability)
+        axes[1].plot(normal.numpy(), z.sort(dim=0).values.numpy(), style, color=colour, linewidth=0.7, alpha=0.7)
+    line = torch.linspace(-4, 4, 200, dtype=torch.float64)
+    density = (-0.5 * line.square()).exp() / math.sqrt(2 * math.pi)
+    axes[0].plot(line.numpy(), density.numpy(), color="#222222", linewidth=1, label="N(0, 1)")
+    axes[1].plot([-4, 4], [-4, 4], color="#222222", linewidth=1)
+    axes[0].set(xlabel="entry of a code", ylabel="density")
+    axes[1].set(xlabel="quantile of N(0, 1)", ylabel="quantile of a code's dimension", xlim=(-4, 4), ylim=(-4, 4))
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    return _figure_to_image(figure)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * panels, 4.3), dpi=100, layout="constrained")  # room for titles above square axes
+    FigureCanvasAgg(figure)  # no pyplot: no display and no global state
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _figure_to_image(figure: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,297 @@
+"""From a configuration to objects: the only place that matches on kinds.
+
+What a model must know of its data (shape, levels, classes) is `DataFacts`; it is kept beside the weights, so that a
+model is rebuilt from its file alone, with no data at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import schedules
+from ..baselines.decoders import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
+from ..baselines.eae import EAE
+from ..baselines.latent_images import LatentImageModel
+from ..baselines.observation import ObservationModel
+from ..baselines.vae import VAE
+from ..config import Config
+from ..data import DataNote, ImageData, Toy, load_images, load_toy, toy_names
+from ..data.class_names import names_of, numbered
+from ..data.splits import SPLITS
+from ..denoisers import LevelDenoiser, NetworkDenoiser
+from ..errors import UserError
+from ..likelihood.dequantization import Dequantizer
+from ..networks import MLP, DiT, UNet
+from ..networks.autoencoder import Decoder, Encoder
+from ..objectives import Objective, time_distribution, weighting
+
+# Of one datum; no image that a network is trained on has more.
+_MOST_NUMBERS = 2**28
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model knows of its data.
+
+    Args:
+        name: The name of the data set.
+        shape: The shape of one datum.
+        levels: The number of levels of a pixel; None for continuous data.
+        num_classes: The number of classes, 0 without labels.
+        provenance: Where the data came from, as plain values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None
+    num_classes: int
+    provenance: dict[str, str | int | float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As text for a model file's metadata."""
+        return json.dumps(asdict(self))
+
+    def differences(self, now: DataFacts) -> list[str]:
+        """How data that are there now differ from these: number, shape, levels, classes, and SHA-256 of each split."""
+        facts = (("name", self.name, now.name), ("classes", _classes(self), _classes(now)))
+        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
+        return [*found, *self.images_changed(now), *self._changed(now, "SHA-256 of the {} labels", "labels_sha256")]
+
+    def images_changed(self, now: DataFacts) -> list[str]:
+        """How images that are there now differ from these, whatever they and their classes are called."""
+        facts = (("shape", _by(self.shape), _by(now.shape)), ("levels", self.levels, now.levels))
+        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
+        found += self._changed(now, "number of {} images", "images")
+        return found + self._changed(now, "SHA-256 of the {} images", "sha256")
+
+    def _changed(self, now: DataFacts, what: str, key: str) -> list[str]:
+        """Where the provenance of both says something of a split, and not the same."""
+        values = [
+            (split, *(facts.provenance.get(f"{split}_{key}") for facts in (self, now))) for split in SPLITS
+        ]  # fmt: skip
+        return [
+            f"{what.format(split)} {_short(before)} -> {_short(after)}"
+            for split, before, after in values
+            if before is not None and after is not None and before != after
+        ]
+
+    @classmethod
+    def from_json(cls, text: str) -> DataFacts:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: For a text that is not of `to_json`.
+        """
+        try:
+            values = json.loads(text)
+            facts = cls(**{**values, "shape": tuple(values["shape"])})
+            counts = (*facts.shape, facts.num_classes, 1 if facts.levels is None else facts.levels)
+            sound = isinstance(facts.name, str) and isinstance(facts.provenance, dict) and facts.shape != ()
+            sound = sound and all(isinstance(n, int) and n >= 0 for n in counts)
+            sound = sound and math.prod(facts.shape) <= _MOST_NUMBERS
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not the facts of a data set: {type(error).__name__}") from error
+        if not sound:
+            raise ValueError("not the facts of a data set")
+        return facts
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _classes(facts: DataFacts) -> str:
+    return numbered(names_of(facts.provenance, facts.num_classes)) or "none"
+
+
+def _short(value: str | int | float) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) else f"{value:,}"
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The data of a run: images with splits, or points in the plane that are drawn as needed.
+
+    Exactly one of `images` and `toy` is given.
+    """
+
+    facts: DataFacts
+    images: ImageData | None = None
+    toy: Toy | None = None
+
+
+def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
+    """Load the data of a configuration.
+
+    Raises:
+        UserError: For data that are missing or cannot be read.
+    """
+    options = config.data
+    if options.name in toy_names():
+        toy = load_toy(options.name)
+        return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
+        images = load_images(
+            options.name, options.path, options.root, options.download, options.size, progress=progress,
+            unreadable=options.unreadable, cache=options.cache, bits=options.bits,
+        )  # fmt: skip
+    facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
+    if not len(images.train):
+        raise UserError(f"data.name: '{options.name}' has no training images")
+    return Data(facts, images=images)
+
+
+def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
+    """The network of a configuration, for data of these facts.
+
+    Raises:
+        UserError: Where the network does not take data of this shape.
+    """
+    options = config.network.options()
+    classes = facts.num_classes if config.denoiser.conditional else 0
+    name = config.network.name
+    if len(facts.shape) != (1 if name == "mlp" else 3):
+        fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
+        raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
+    if name in ("unet", "dit"):
+        options |= {"num_classes": classes, "image_size": facts.shape[1:]}
+        if config.denoiser.prediction == "levels":
+            options["out_channels"] = facts.shape[0] * _levels(config, facts)
+        return {"unet": UNet, "dit": DiT}[name](facts.shape[0], **options)
+    return MLP(facts.shape[0], num_classes=classes, **options)
+
+
+def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
+    """The denoiser of a configuration, for data of these facts, with fresh weights.
+
+    Raises:
+        UserError: Where parts do not fit together.
+    """
+    if config.denoiser.conditional and not facts.num_classes:
+        raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
+    schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
+    prediction, sigma_data = config.denoiser.prediction, config.denoiser.sigma_data
+    classes = facts.num_classes if config.denoiser.conditional else 0
+    if prediction == "levels" and facts.levels is None:
+        raise UserError(f"denoiser.prediction: found 'levels'; the points of '{facts.name}' have none")
+    network = build_network(config, facts)
+    size_multiple = network.size_multiple
+    if prediction == "levels":
+        places = Dequantizer(_levels(config, facts)).places()
+        return LevelDenoiser(network, schedule, places, facts.shape, sigma_data, classes, size_multiple)
+    return NetworkDenoiser(network, schedule, prediction, facts.shape, sigma_data, classes, size_multiple)
+
+
+def build_observation(config: Config, levels: int) -> ObservationModel:
+    """The distribution of a pixel's level given the code, for a VAE.
+
+    Raises:
+        UserError: For Bernoulli where there are not two levels.
+    """
+    name = config.autoencoder.observation
+    if name == "bernoulli" and levels != 2:
+        raise UserError(f"autoencoder.observation: found 'bernoulli'; it takes 2 levels, the data have {levels}")
+    if name == "logistic-mixture":
+        return DiscretizedLogisticMixture(levels, **config.autoencoder.options())
+    return {"gaussian": DiscretizedGaussian, "bernoulli": Bernoulli, "categorical": Categorical}[name](levels)
+
+
+def build_vae(config: Config, facts: DataFacts) -> VAE:
+    """The variational autoencoder of a configuration, for images of these facts, with fresh weights.
+
+    Raises:
+        UserError: For data that are not images of levels, and where parts do not fit together.
+    """
+    d, levels = config.autoencoder.latent_dim, _levels(config, facts)
+    observation = build_observation(config, levels)
+    encoder = Encoder(facts.shape, 2 * d, **_widths(config))
+    decoder = Decoder(facts.shape, d, facts.shape[0] * observation.parameters, **_widths(config))
+    return VAE(facts.shape, d, observation, encoder, decoder)
+
+
+def build_eae(config: Config, facts: DataFacts) -> EAE:
+    """The entropic autoencoder of a configuration, for images of these facts, with fresh weights.
+
+    Raises:
+        UserError: For data that are not images of levels, a batch too small for the entropy, and where parts do not fit
+            together.
+    """
+    d, levels, k = config.autoencoder.latent_dim, _levels(config, facts), config.autoencoder.neighbours
+    part = config.trainer.batch_size // (config.trainer.accumulate * config.trainer.devices)
+    if part <= k:
+        raise UserError(f"autoencoder.neighbours: found {k}; must be below the images taken together, {part}")
+    encoder = Encoder(facts.shape, d, **_widths(config))
+    return EAE(facts.shape, d, levels, encoder, Decoder(facts.shape, d, facts.shape[0], **_widths(config)))
+
+
+def _levels(config: Config, facts: DataFacts) -> int:
+    if facts.levels is None:
+        raise UserError(f"family: found '{config.family}', which models images; '{facts.name}' are points")
+    return facts.levels
+
+
+def _widths(config: Config) -> dict[str, Any]:
+    return {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
+
+
+def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:
+    """What a model file of this configuration holds the weights of, whatever the family, with fresh weights.
+
+    Raises:
+        UserError: Where parts do not fit together, or do not fit the data.
+    """
+    return {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}[config.family](config, facts)
+
+
+def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
+    """The training loss of a configuration on the path of a denoiser.
+
+    Raises:
+        UserError: For a weighting or a distribution of times that leaves a learned schedule nothing to learn.
+    """
+    options = config.objective
+    if denoiser.schedule.is_learned and options.time != "uniform":
+        raise UserError(f"objective.time: found '{options.time}'; schedule.name 'learned' takes uniform")
+    gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
+    return Objective(
+        weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma),
+        time_distribution(options.time, options.time_mean, options.time_std),
+    )
+
+
+def build_dequantizer(facts: DataFacts) -> Dequantizer | None:
+    """The map between levels and what the denoiser sees; None for continuous data."""
+    return None if facts.levels is None else Dequantizer(facts.levels)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """The number of trainable numbers."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def check_state(state: dict[str, Tensor], module: nn.Module, source: str) -> None:
+    """Compare weights with a module before they are loaded.
+
+    Raises:
+        UserError: For a weight that is missing, not expected, or of another shape; names the first.
+    """
+    own = module.state_dict()
+    for name in own:
+        if name not in state:
+            raise UserError(f"{source}: has no weight '{name}', which its configuration needs")
+        if state[name].shape != own[name].shape:
+            raise UserError(
+                f"{source}: weight '{name}' has shape {tuple(state[name].shape)}; "
+                f"its configuration needs {tuple(own[name].shape)}"
+            )
+    for name in state:
+        if name not in own:
+            raise UserError(f"{source}: holds a weight '{name}' that its configuration does not know")

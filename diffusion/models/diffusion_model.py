@@ -1,0 +1,288 @@
+"""A trained denoiser as a model: sampled by any solver, measured by the probability flow and the variational bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from .. import samplers
+from ..config import Config, EvaluationConfig
+from ..data import pictures
+from ..data.class_names import check_number, names_of, number_of
+from ..denoisers.denoiser import Denoiser
+from ..denoisers.evaluations import EvaluationCount, count_evaluations
+from ..errors import UserError
+from ..likelihood import Estimate, measure
+from ..samplers import ODE, Moments
+from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
+from ..sampling.fitted import Fitted
+from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
+from ..schedules.time_grids import AUTO, later_end
+from .build import Data, DataFacts
+from .trained_model import Tell, TrainedModel
+from .tuning_cache import kept_grids, moments_of
+
+PATH_IMAGES, PATH_TIMES = 6, 12
+# A density that is all at the centres of bins has the noise of t_min for its width: of exact denoisers, bits/dim at a
+# tolerance of 1e-4 are 3e-3 off, at 1e-5 they are 1e-4 off (at 256 levels, 16 and 192 dimensions, VP and cosine).
+CENTRES_TOLERANCE = 1e-5
+
+# Options of sample.py that wrap the denoiser (`commands.sample.control`).
+CONTROLS = (
+    "guide", "classifier", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit",
+    "strength",
+)  # fmt: skip
+
+
+class DiffusionModel(TrainedModel):
+    """A trained denoiser with the map between levels and what it sees.
+
+    Args:
+        denoiser: The denoiser.
+        config, facts, source, step: As `TrainedModel`.
+        beside: The file that grids and moments of the model are kept beside, by default its own; where there is no such
+            file they stay in memory.
+    """
+
+    sampling_options: ClassVar[tuple[str, ...]] = (
+        "sampler", "steps", "eta", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "tolerance",
+        "method", "variance", "dtype", "size", *CONTROLS,
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: Config,
+        facts: DataFacts,
+        source: str = "",
+        step: int = 0,
+        beside: str | None = None,
+    ):
+        super().__init__(denoiser, config, facts, source, step)
+        self.denoiser = denoiser
+        self.beside = source if beside is None else beside
+        self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
+
+    def around(self, denoiser: Denoiser) -> DiffusionModel:
+        """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
+        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
+
+    def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
+        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
+        denoiser = self.denoiser.at_size(size)
+        if denoiser is self.denoiser:
+            return self
+        if denoiser.shape in self._at_sizes:
+            return self._at_sizes[denoiser.shape]
+        facts = replace(self.facts, shape=denoiser.shape)
+        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, beside="")
+        self._at_sizes[denoiser.shape] = sized
+        return sized
+
+    def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
+        """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
+
+        The optimal variance (`variance="analytic"`) takes the model's own moments, estimated once.
+        """
+        if (size := options.pop("size", None)) is not None:
+            return self.at_size(size).sample(n, seed, **options)
+        options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
+        if options.get("variance") == "analytic":
+            options = {"moments": self.moments, **options}
+        fitted_now = options.get("sampler") == FITTED and "numbers" not in options
+        tuned = options.get("grid") == AUTO or fitted_now
+        with self.tuned() if tuned else nullcontext():
+            x = sample(self.denoiser, n, seed=seed, **options)
+        return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def class_numbers(self, label: Any) -> Any:
+        """Labels with the names of classes in them as numbers; what has no names in it stays as it is.
+
+        Raises:
+            UserError: For a name or a number that no class of the model has; the line names those that there are.
+        """
+        if isinstance(label, list | tuple):
+            return [self.class_numbers(one) for one in label]
+        names = names_of(self.facts.provenance, self.denoiser.num_classes)
+        if isinstance(label, str) and not names:
+            raise UserError(f"label: found '{label}'; {self.source or 'the model'} was trained without labels")
+        if isinstance(label, str):
+            return number_of(label, names)
+        is_number = isinstance(label, int) and not isinstance(label, bool)
+        return check_number(label, names) if is_number and names else label
+
+    @cached_property
+    def moments(self) -> Moments:
+        """E||eps_hat||^2 / D over log-SNR, from the file beside the model's or estimated now."""
+        return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
+
+    def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
+        """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
+
+        The model is asked as it was trained. One that was trained on bin centres has no density between them worth
+        asking for: its ODE is dequantised by the noise that t_min leaves (`truncated-normal`), at a tolerance of 1e-5.
+
+        Raises:
+            UserError: For a model of continuous data (`diffusion.log_density` measures those).
+        """
+        if self.dequantizer is None:
+            raise UserError("log_likelihood: this model's data are continuous; use log_density")
+        options = {**self._as_trained(options), **options}
+        return measure.log_likelihood(self.denoiser, images_uint8, levels=self.dequantizer.levels, **options)
+
+    def _as_trained(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults of an estimator that depend on whether the model has seen dequantised images."""
+        dequantize = self.config.objective.dequantize
+        method = options.get("method", "ode")
+        if method.startswith("elbo"):
+            return {"dequantize": dequantize}
+        if method != "ode" or dequantize or options.get("dequantization") == "uniform":
+            return {}
+        return {"dequantization": "truncated-normal", "tolerance": CENTRES_TOLERANCE}
+
+    def log_density(self, x: Float[Tensor, " b *shape"], **options: Any) -> Estimate:
+        """The log-density of continuous data (`diffusion.log_density` has the options)."""
+        return measure.log_density(self.denoiser, x, **options)
+
+    def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.
+
+        Another sampler does not inherit the dial of the run's own, nor another grid its end. Where neither names a
+        grid it is the sampler's, and its end is a setting where it is not that of the grid's name. A tolerance or a
+        method that the run's own does not take means `ode` (`sampling.unnamed_sampler`).
+        """
+        own = self.config.sampling
+        given = {"sampler": unnamed_sampler(own.sampler, given), **given}
+        if given.get("sampler") == FITTED:  # has its own grid
+            return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
+        eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
+        end = {} if own.log_snr_end is None or "grid" in given else {"log_snr_end": own.log_snr_end}
+        made = {"sampler": own.sampler, "steps": own.steps, **eta, "grid": own.grid, **end, **given}
+        if None not in (made["steps"], made["grid"]):
+            return made
+        sampler = self._sampler(made)
+        if made["steps"] is None:
+            made["steps"] = sampler.default_steps
+        if made["grid"] is None:
+            made["grid"] = sampler.default_grid
+            if not sampler.is_adaptive and (later := later_end(made["grid"], made["steps"])) is not None:
+                made.setdefault("log_snr_end", later)
+        return made
+
+    def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Also the sampler's own fields, the grid and where it ends, the label and the guidance."""
+        sampler = self._sampler(settings)
+        given = {key: value for key, value in settings.items() if value is not None}
+        defaults = {"eta": 0.0, "grid": sampler.default_grid, "label": None, "guidance": 1.0}
+        if given.get("grid") != AUTO:
+            where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
+            times = grid_for(self.denoiser, sampler, *where)
+            given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
+        return {**defaults, **sampler.settings, **given}
+
+    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What is tuned, a grid or a sampler, as numbers: a picture's record does not depend on what is cached."""
+        if settings.get("sampler") == FITTED and "numbers" not in settings:
+            return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
+        if settings.get("grid") != AUTO:
+            return dict(settings)
+        with self.tuned():
+            times = grid_for(
+                self.denoiser, self._sampler(settings), settings.get("steps"), AUTO, settings.get("log_snr_end")
+            )
+        return {**settings, "grid": times.tolist()}
+
+    def sampling_settings_in_training(self) -> dict[str, Any]:
+        """Those of the run; a grid is tuned only to weights that stay."""
+        tuned = self.config.sampling.grid == AUTO
+        return self.sampling_settings({"grid": None} if tuned else {})
+
+    def tuned(self) -> AbstractContextManager[None]:
+        """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""
+        return kept_grids(self.denoiser, self.beside)
+
+    def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
+        """The sampler fitted to the model, from the file beside the model's or fitted now (`fit_sampler`)."""
+        with self.tuned():
+            return fitted_to(self.denoiser, steps, progress)
+
+    def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
+        plain = (
+            "sampler", "steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "size",
+            *CONTROLS,
+        )  # fmt: skip
+        options = {k: v for k, v in settings.items() if k not in plain}
+        return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
+
+    def counted(self) -> AbstractContextManager[EvaluationCount]:
+        """Count the rows that the network sees."""
+        return count_evaluations(self.denoiser)
+
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
+        """The probability flow's likelihood, and the variational bound."""
+        if self.dequantizer is None:
+            solver, measured = {"trace": "exact"}, self.log_density
+        else:
+            solver, measured = {"probes": options.probes}, self.log_likelihood
+        common = {"batch_size": options.batch_size, "indices": indices}
+        tolerance = min(options.tolerance, self._as_trained({}).get("tolerance", 1.0))
+        solver |= {"tolerance": tolerance, "error_budget": True}
+        return {
+            "PF-ODE": measured(x, method="ode", progress=tell("PF-ODE"), **common, **solver),
+            "ELBO": measured(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **common),
+        }
+
+    def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
+        """The denoising path of a few images, or the density of a toy."""
+        if data.toy is not None:
+            drawn = self.sample(self.config.sampling.n, seed=seed, **self.sampling_settings({}))
+            image = pictures.density_picture(
+                data.toy, lambda x: self.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
+            )
+            return {"density": ("density.png", image)}
+        if data.facts.shape[0] in (1, 3):
+            return {"denoising path": ("path.png", self.denoising_path(seed))}
+        return {}
+
+    def denoising_path(self, seed: int) -> Image.Image:
+        """A picture of x_t and E[x | x_t] along the probability-flow ODE, from noise to data."""
+        return pictures.path_picture(
+            *self.trajectory(PATH_IMAGES, seed, sampler=ODE(tolerance=1e-3), steps=PATH_TIMES, eta=None)
+        )
+
+    def trajectory(self, n: int, seed: int = 0, **options: Any) -> tuple[list[Tensor], list[float], list[Tensor]]:
+        """The path of n samples, drawn together: the states after each step, their times, and E[x | x_t] there.
+
+        Args:
+            n: The number of samples.
+            seed: The seed.
+            options: As `diffusion.sample`.
+        """
+        states: list[Tensor] = []
+        times: list[float] = []
+
+        def keep(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
+            states.append(x)
+            times.append(t)
+
+        label = self.class_numbers(options.pop("label", None))
+        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
+        with torch.no_grad():
+            x_hats = [
+                x
+                if t == 0
+                else self.denoiser(x, torch.tensor(t, dtype=torch.float64), labels_for(self.denoiser, label, n))
+                for x, t in zip(states, times, strict=True)
+            ]
+        return states, times, x_hats

@@ -1,0 +1,183 @@
+"""A trained autoencoder as a model: sampled by decoding codes of its prior, measured by importance weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..baselines.eae import EAE
+from ..baselines.gaussianity import Gaussianity, gaussianity
+from ..baselines.importance_weighted import SAMPLES_AT_ONCE
+from ..baselines.latent_images import LatentImageModel
+from ..config import Config, EvaluationConfig
+from ..data import pictures
+from ..denoisers.evaluations import EvaluationCount, count_rows, evaluation_mode
+from ..denoisers.given import level_data
+from ..errors import UserError
+from ..likelihood import Estimate, measure
+from ..numerics.random import fixed_subset
+from .build import Data, DataFacts
+from .trained_model import Tell, TrainedModel
+
+RECONSTRUCTIONS = 24
+# The nearest-neighbour entropy takes time in the square of their number.
+_MOST_CODES = 10_000
+
+
+class LatentModel(TrainedModel):
+    """A trained VAE, or what its likelihoods and samples have in common with other autoencoders.
+
+    Args:
+        autoencoder: The encoder, the decoder and the observation model.
+        config, facts, source, step: As `TrainedModel`.
+    """
+
+    sampling_options: ClassVar[tuple[str, ...]] = ("output",)
+
+    def __init__(
+        self, autoencoder: LatentImageModel, config: Config, facts: DataFacts, source: str = "", step: int = 0
+    ):
+        super().__init__(autoencoder, config, facts, source, step)
+        self.autoencoder = autoencoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.autoencoder.parameters()).device
+
+    def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
+        """Draw n images in [-1, 1]; image i depends on (seed, i) alone.
+
+        Args:
+            n: Their number.
+            seed: The seed.
+            options: `output=` (`mean` of p(x | z), or a `draw` from it), `batch_size=`, `start=`, `progress=`, and for
+                an EAE `prior=` (`normal` or `mixture`).
+
+        Raises:
+            UserError: For an option that this family does not take.
+        """
+        accepted = (*self.sampling_options, "batch_size", "start", "progress")
+        for name in options:
+            if name not in accepted:
+                family, taken = self.config.family, ", ".join(accepted)
+                raise UserError(f"{name}: family '{family}' does not take it; it takes {taken}")
+        return self.autoencoder.sample(n, seed, **options)
+
+    def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
+        """A lower bound on the log-probability of images of levels.
+
+        Args:
+            images_uint8: Level indices, shape (B, C, H, W).
+            options: `method=` (`iwae`, `ais` or `elbo`) and that estimator's own options
+                (`LatentImageModel.log_likelihood`).
+
+        Raises:
+            UserError: For an unknown method or option, or images that do not fit the model.
+        """
+        images = level_data("images", images_uint8, self.autoencoder.levels)
+        options = measure.checked(self, options, len(images) if images.ndim else 0)
+        return self.autoencoder.log_likelihood(images.to(self.device), **options)
+
+    @torch.no_grad()
+    def reconstruct(self, images_uint8: UInt8[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
+        """E[x | z] in [-1, 1], z the mean code of each image."""
+        with evaluation_mode(self.autoencoder):
+            mean, _ = self.autoencoder.proposal(images_uint8.to(self.device))
+            return self.autoencoder.observation.mean(self.autoencoder.decode(mean)).float()
+
+    def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The mean of p(x | z), where not otherwise given."""
+        return {"output": "mean", **given}
+
+    def counted(self) -> AbstractContextManager[EvaluationCount]:
+        """Count the codes that are decoded."""
+        return count_rows(self.autoencoder.decoder)
+
+    def estimates(
+        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
+    ) -> dict[str, Estimate]:
+        """The importance-weighted bound, and the evidence lower bound."""
+        common = {"batch_size": max(1, options.batch_size // SAMPLES_AT_ONCE), "indices": indices}
+        return {
+            "IWAE": self.log_likelihood(
+                x, method="iwae", samples=options.iwae_samples, progress=tell("IWAE"), **common
+            ),
+            "ELBO": self.log_likelihood(x, method="elbo", samples=options.elbo_draws, progress=tell("ELBO"), **common),
+        }
+
+    def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
+        """Test images, and each one's reconstruction below it."""
+        if data.images is None or data.facts.shape[0] not in (1, 3) or not len(data.images.test):
+            return {}
+        test = data.images.test
+        images = test[fixed_subset(len(test), RECONSTRUCTIONS)]
+        pairs = [self.autoencoder.observation.dequantizer.center(images), self.reconstruct(images).cpu()]
+        columns = min(12, len(images))
+        missing = -len(images) % columns
+        rows = torch.stack([torch.cat((x, torch.ones(missing, *x.shape[1:]))) for x in pairs])
+        cells = rearrange(rows, "k (r c) ch h w -> (r k c) ch h w", c=columns)
+        return {"reconstructions": ("reconstructions.png", pictures.grid(cells, columns=columns))}
+
+
+class EAEModel(LatentModel):
+    """A trained entropic autoencoder: codes of N(0, I) or of the mixture fitted to them; density as declared.
+
+    Args:
+        autoencoder: The entropic autoencoder.
+        config, facts, source, step: As `TrainedModel`.
+    """
+
+    sampling_options: ClassVar[tuple[str, ...]] = ("prior", "output")
+
+    def __init__(self, autoencoder: EAE, config: Config, facts: DataFacts, source: str = "", step: int = 0):
+        super().__init__(autoencoder, config, facts, source, step)
+        self.entropic = autoencoder
+
+    def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's own prior, and the mean of p(x | z), where not otherwise given."""
+        return {"prior": self.config.sampling.prior, "output": "mean", **given}
+
+    def sampling_settings_in_training(self) -> dict[str, Any]:
+        """From N(0, I): the mixture is fitted to the codes after training."""
+        return self.sampling_settings({"prior": "normal"})
+
+    def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
+        """Also samples from the mixture that is fitted to the codes."""
+        found = super().pictures(data, seed)
+        if data.facts.shape[0] in (1, 3):
+            drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
+            found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
+        if codes := self._codes(data):
+            found["picture of codes"] = ("codes.png", pictures.codes_picture(codes))
+        return found
+
+    def _codes(self, data: Data) -> dict[str, Tensor]:
+        """The codes of training and of test images."""
+        assert data.images is not None
+        splits = {"training images": data.images.train, "test images": data.images.test}
+        return {
+            name: self.entropic.codes(images[fixed_subset(len(images), _MOST_CODES)].to(self.device)).cpu()
+            for name, images in splits.items()
+            if len(images)
+        }
+
+    def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
+        """Of the codes of training images, whose means and variances are held at 0 and 1, and of test images.
+
+        Those that are too few, or all alike in a dimension, have none.
+        """
+        reports, left_out = {}, []
+        for name, codes in self._codes(data).items():
+            try:
+                reports[name] = gaussianity(codes, self.config.autoencoder.neighbours)
+            except UserError as error:
+                left_out.append(f"codes of {name}: no report ({error})")
+        return reports, left_out

@@ -1,0 +1,86 @@
+"""`load` makes a model of any family from its file.
+
+A model file is safetensors: weights, with the configuration and the facts of the data as text beside them. Loading
+reads no data, imports no Lightning and runs no code from the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import SamplingConfig, parse_config
+from ..errors import UserError
+from ..storage import runs, tensor_files
+from ..storage.checkpoint_files import read_checkpoint
+from ..storage.paths import named_path
+from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
+from .build import DataFacts, build_model, check_state
+
+__all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel", "load"]
+
+FACTS = "data"
+STEP = "step"
+NOT_FITTED = "not_fitted"  # marks a model that is trained, but lacks what is fitted after training
+
+
+def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
+    """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
+
+    Args:
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, or `pretrained:digits`.
+        device: Where the model goes.
+        runs_dir: Where runs are looked up by bare name.
+
+    Returns:
+        The model with its averaged weights, in evaluation mode.
+
+    Raises:
+        UserError: For a file that is missing, damaged, of another kind, or whose weights do not fit its configuration.
+    """
+    if not isinstance(path_or_name, str | Path):
+        raise UserError(f"model: found a {type(path_or_name).__name__}; needs a run, a file, or a pretrained: name")
+    path = named_path(path_or_name, "model")
+    if path.suffix == ".ckpt":
+        state, metadata = _of_checkpoint(path)
+    else:
+        path = runs.resolve_model(path_or_name, runs_dir)
+        state, metadata = tensor_files.read_model(path)
+    if FACTS not in metadata or "config" not in metadata:
+        raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
+    config = parse_config(metadata["config"], source=str(path))
+    try:
+        facts, step = DataFacts.from_json(metadata[FACTS]), int(metadata.get(STEP, 0))
+    except ValueError as error:
+        raise UserError(f"{path}: what it says of its data is damaged ({error}); train it again") from error
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # weights that gradients may pass
+        module = build_model(config, facts)
+        check_state(state, module, str(path))
+        module.load_state_dict(state)
+        try:
+            module = module.to(device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0][:80]
+            raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ...") from error
+    # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
+    source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
+    if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
+        config = config.replace(sampling=SamplingConfig())
+    return BY_FAMILY[config.family](module, config, facts, source, step)
+
+
+def _of_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The averaged weights in a training checkpoint, and what makes them a model."""
+    checkpoint = read_checkpoint(path)
+    try:
+        metadata, state = dict(checkpoint["model"]), dict(checkpoint["weight_average"]["averages"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        metadata, state = {}, {}
+    texts = all(isinstance(text, str) for entry in metadata.items() for text in entry)
+    if not metadata or not texts or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds no model; accepted: a checkpoint that train.py wrote")
+    return state, metadata

@@ -1,0 +1,152 @@
+"""Where what is tuned to a model, or estimated of it, is kept: beside its file, or for a shipped model in a cache.
+
+Each file names the weights that it belongs to; one of other weights, or a damaged one, is as good as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..denoisers.denoiser import Denoiser
+from ..samplers import ExponentialSDE, Moments, estimate_moments
+from ..sampling.auto_grid import known_grids, tuning
+from ..sampling.sample import sample
+from ..storage import atomic, runs
+from ..storage.runs import user_cache
+
+
+def read_tuned(denoiser: Denoiser, source: str, kind: str) -> dict[str, Any]:
+    """What is kept of a kind, of this model's weights; with nothing kept, nothing.
+
+    Args:
+        denoiser: The model.
+        source: Its file, `pretrained:NAME`, or "" for a model whose things are kept in memory alone.
+        kind: `grids`, `moments`.
+    """
+    if not source:
+        return {}
+    digest = weights_digest(denoiser)
+    shipped, own = _places(source, kind, digest)
+    found: dict[str, Any] = {}
+    for path in (shipped, own):
+        # what can be wrong with text that should be a JSON object, a hostile one included
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            text = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+            if text["weights"] == digest:
+                found = _merged(found, text)
+    return {key: value for key, value in found.items() if key != "weights"}
+
+
+def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str, Any]) -> None:
+    """Keep values of a kind; a place that cannot be written to is none."""
+    if not source:
+        return
+    digest = weights_digest(denoiser)
+    _, own = _places(source, kind, digest)
+    if own is not None:
+        with contextlib.suppress(OSError):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(own, json.dumps({"weights": digest, **values}, indent=1) + "\n")
+
+
+def weights_digest(denoiser: Denoiser) -> str:
+    """The SHA-256 of the weights, wherever they are kept."""
+    digest = hashlib.sha256()
+    for name, value in sorted(denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _places(source: str, kind: str, digest: str) -> tuple[Path | None, Path | None]:
+    """What comes with the package, and what is ours to write."""
+    ending = f".{kind}.json"
+    shipped = runs.shipped_file(source)
+    if shipped is not None:
+        kept = user_cache("tuned") / f"{shipped.stem}-{digest[:16]}{ending}"
+        return shipped.with_suffix(ending), kept
+    return None, Path(source).with_suffix(ending) if Path(source).is_file() else None
+
+
+def _merged(known: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Both; of two dictionaries under one key the entries of both."""
+    both = {
+        key: {**known[key], **value} if isinstance(value, dict) and isinstance(known.get(key), dict) else value
+        for key, value in more.items()
+    }
+    return {**known, **both}
+
+
+_TELL_EVERY = 5.0  # seconds
+_GRIDS, _MOMENTS, _KEY = "grids", "moments", "log_snrs"
+
+
+@contextlib.contextmanager
+def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
+    """While open, `auto_grid` knows the grids kept with a model; those made meanwhile are kept after it.
+
+    So does `fitted_to` the numbers of its samplers.
+
+    Args:
+        denoiser: The model.
+        source: Where, as `tuned_files`.
+    """
+    kept = _read(denoiser, source)
+    grids = known_grids(denoiser)
+    grids.update(kept)
+    yield
+    if grids != kept:
+        # another process may have written meanwhile
+        write_tuned(denoiser, source, _GRIDS, {_KEY: {**_read(denoiser, source), **grids}})
+
+
+@contextlib.contextmanager
+def told_tuning(seconds: float) -> Iterator[None]:
+    """While open, what is tuned takes no longer than this, each, and stderr says every few seconds how far it is."""
+    start = told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal start, told
+        now = time.monotonic()
+        if now - told > _TELL_EVERY:
+            told = now
+            print(f"tuning: {done / total:.0%} of at most {total} evaluations, {now - start:.0f} s", file=sys.stderr)
+
+    with tuning(seconds, tell):
+        yield
+
+
+def _read(denoiser: Denoiser, source: str) -> dict[str, tuple[float, ...]]:
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError):
+        found = read_tuned(denoiser, source, _GRIDS)[_KEY]
+        return {key: tuple(float(value) for value in values) for key, values in found.items()}
+    return {}
+
+
+_SAMPLES, _STEPS = 64, 25
+
+
+def moments_of(denoiser: Denoiser, source: str, error_bound: float) -> Moments:
+    """The moments of a model as they are kept, or estimated, and then kept.
+
+    Args:
+        denoiser: The model.
+        source: Where, as `tuned_files`.
+        error_bound: As `Moments`.
+    """
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        found = read_tuned(denoiser, source, _MOMENTS)
+        return Moments(tuple(found["log_snrs"]), tuple(found["values"]), error_bound)
+    x = sample(denoiser, _SAMPLES, ExponentialSDE(), _STEPS, seed=2**31)
+    moments = estimate_moments(denoiser, x, error_bound)
+    write_tuned(denoiser, source, _MOMENTS, {"log_snrs": moments.log_snrs, "values": moments.values})
+    return moments

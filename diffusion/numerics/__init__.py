@@ -1,0 +1,1 @@
+"""Numbers without models: keyed randomness, Brownian paths, broadcasting, neighbours, Runge-Kutta steps."""

@@ -1,0 +1,1 @@
+"""Deterministic samplers: solvers of the probability-flow ODE."""

@@ -1,0 +1,1 @@
+"""Stochastic samplers: solvers of the reverse SDE."""

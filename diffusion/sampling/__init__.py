@@ -1,0 +1,1 @@
+"""The act of sampling: one call, grids of times chosen for a model, samplers fitted to it, images encoded."""

@@ -1,0 +1,273 @@
+"""From data to noise and back: encoding by deterministic samplers, interpolation, and editing by partial noising.
+
+The probability-flow ODE is a bijection between data and noise. A deterministic solver walks it either way: the same
+grid with its times turned round, the same formulas with steps of the other sign. Both ways are of the solver's order,
+so a datum comes back as exactly as the steps are short (docs/control.md has figures).
+
+The datum itself is no point of a grid: the last step of sampling is x = E[x | x_t]. The first of encoding is its
+inverse to first order in sigma^2, by one evaluation:
+
+    x_t = alpha (2 x - E[x | x_t = alpha x]) = alpha x + sigma eps_hat(alpha x)
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import samplers
+from ..denoisers.denoiser import Denoiser, device_of
+from ..denoisers.evaluations import evaluation_mode
+from ..denoisers.given import (
+    cond_for,
+    float_type,
+    outside_inference_mode,
+    real_data,
+    real_number,
+    tensor_of,
+    whole_number,
+)
+from ..errors import UserError
+from ..samplers import Sampler
+from ..samplers.sampler import times_of
+from ..samplers.sdedit import SDEdit, log_snr_of_strength
+from ..schedules.time_grids import AUTO
+from .sample import DEFAULT_BATCH, grid_for, labels_for, sample
+
+DEFAULT_SAMPLER = "ode"
+# What `edit` passes on to `diffusion.sample`; the rest are fields of the sampler.
+_OF_THE_DRAW = ("steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "batch_size",
+                "start", "callback", "progress", "cond", "cond_null")  # fmt: skip
+
+
+@outside_inference_mode
+def encode(
+    model: Any,
+    x: Any,
+    sampler: Any = DEFAULT_SAMPLER,
+    steps: int | None = None,
+    grid: Any = None,
+    label: Any = None,
+    dtype: Any = None,
+    batch_size: Any = None,
+    cond: Any = None,
+    log_snr_end: Any = None,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """The noise from which a deterministic sampler draws `x`.
+
+    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, noise=encode(...))` is x again, but for
+    the error of the solver.
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x: Data, shape (n, *shape); images in [-1, 1].
+        sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
+        steps, grid, label, cond, batch_size, log_snr_end: As `diffusion.sample`.
+        dtype: Of the solver's state, float32 or float64; that of `x` by default.
+        options: Fields of the sampler, e.g. `tolerance=` (ode).
+
+    Returns:
+        States at the first time of the grid, shape (n, *shape), on the model's device.
+
+    Raises:
+        UserError: For a sampler that draws noise, data of another shape, or a model of another family.
+    """
+    dtype = None if dtype is None else float_type(dtype)
+    log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
+    size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
+    denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
+    if sampler.is_stochastic or isinstance(sampler, SDEdit):
+        raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
+    x = real_data("x", x, denoiser.shape)
+    if label is not None and cond is not None:
+        raise UserError("label, cond: give one of them")
+    label = label if isinstance(model, Denoiser) else model.class_numbers(label)
+    labels = labels_for(denoiser, label, len(x)) if cond is None else cond_for(cond, denoiser.num_classes, len(x))
+    schedule, device = denoiser.schedule, device_of(denoiser)
+    whole = _grid(model, sampler, steps, grid, log_snr_end)
+    times = times_of(schedule, whole).flip(0)
+    alpha = float(schedule(times[0])[0])
+    encoded = []
+    with torch.no_grad(), evaluation_mode(denoiser):
+        for rows in torch.arange(len(x)).split(size):
+            x_t = x[rows.to(x.device)].to(device=device, dtype=dtype or x.dtype)
+            cond = None if labels is None else labels[rows].to(device)
+            if float(whole[-1]) == 0.0:
+                x_t = alpha * (2.0 * x_t - denoiser(alpha * x_t, times[0], cond))
+            encoded.append(sampler.integrate(denoiser, x_t, times, None, cond, None) if len(times) > 1 else x_t)
+    found = torch.cat(encoded)
+    if not bool(torch.isfinite(found).all()):
+        raise UserError(f"sampler: {type(sampler).__name__} led to noise that is not finite; take more steps")
+    return found
+
+
+def slerp(a: Tensor, b: Tensor, u: float | Tensor) -> Float[Tensor, " n *dims"]:
+    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985), in float64 inside.
+
+    Its direction goes round by the angle u theta from a to b. Up to a right angle its length is that of Shoemake's
+
+        (sin((1 - u) theta) a + sin(u theta) b) / sin theta,        cos theta = a b / (|a| |b|)
+
+    which is between |a| and |b|. Beyond, ends of unlike lengths make that formula grow as 1 / sin theta; the length is
+    then that at a right angle, sqrt(cos(u pi/2)^2 |a|^2 + sin(u pi/2)^2 |b|^2), between |a| and |b| again.
+
+    Independent normals of many dimensions are orthogonal but for 1 / sqrt(D), so that what lies between them has unit
+    variance too (in the plane, at the worst, 0.96). Their mean (linear interpolation) has the variance 1/2.
+
+    Between exactly opposite ends lead many arcs; one towards the axis that a is furthest from is taken, and in one
+    dimension, where there is none, the way through 0. From a row of zeros the way is straight.
+
+    Args:
+        a, b: Shape (N, *dims), floats.
+        u: From 0 (a, to the bit) to 1 (b, to the bit): a number, or one a row, (N,).
+
+    Raises:
+        UserError: For ends of unlike shapes, no floats, or shares that are neither one nor one a row.
+    """
+    if a.shape != b.shape or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
+        found = f"{a.dtype} of shape {tuple(a.shape)} and {b.dtype} of shape {tuple(b.shape)}"
+        raise UserError(f"a, b: found {found}; both need floats of one shape (n, *dims)")
+    share = torch.as_tensor(u, dtype=torch.float64, device=a.device)
+    if share.shape not in ((), (1,), (len(a),)):
+        raise UserError(f"u: found shape {tuple(share.shape)}; needs one number, or one for each of {len(a)} rows")
+    share = share.expand(len(a))[:, None]
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    (from_a, length_a), (from_b, length_b) = _polar(flat_a), _polar(flat_b)
+    cos = (from_a * from_b).sum(1, keepdim=True)
+    across, sin = _polar(from_b - cos * from_a)
+    axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
+    side = torch.where(from_a[:, :1] < 0, -1.0, 1.0)  # another for a than for -a, so that the mean over normals is 0
+    across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
+    across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
+    theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
+    from_a = torch.where(length_a > 0, from_a, from_b)
+    theta = torch.where((length_a > 0) & (length_b > 0), theta, 0.0)
+    # sin(k theta) / sin(theta) = k sinc(k theta) / sinc(theta), which has no 0 / 0
+    up_to_right = theta.clamp(max=0.5 * math.pi)
+    of_a, of_b = (
+        k * torch.sinc(k * up_to_right / math.pi) / torch.sinc(up_to_right / math.pi) for k in (1 - share, share)
+    )
+    of_a, of_b = of_a * length_a, of_b * length_b
+    length = torch.sqrt(of_a**2 + of_b**2 + 2.0 * of_a * of_b * torch.cos(up_to_right))
+    between = length * (torch.cos(share * theta) * from_a + torch.sin(share * theta) * across)
+    between = torch.where(share == 0.0, flat_a, torch.where(share == 1.0, flat_b, between))
+    return between.to(a.dtype).reshape(a.shape)
+
+
+def _polar(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (N, D) and lengths (N, 1); a row of zeros has the direction 0."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(length > 0, length, 1.0), length
+
+
+@outside_inference_mode
+def interpolate(
+    model: Any,
+    x_a: Any,
+    x_b: Any,
+    n: Any = 8,
+    sampler: Any = DEFAULT_SAMPLER,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """n data on the way from x_a to x_b: both encoded, the arc between their noises, each point of it decoded.
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x_a, x_b: Two data, shape (*shape).
+        n: Points, 2 or more; the first and the last are x_a and x_b after a round trip.
+        sampler: As `encode`.
+        options: `steps`, `grid`, `label`, `dtype` and others, as `encode`.
+
+    Raises:
+        UserError: As `encode`, and for n below 2.
+    """
+    if whole_number("n", n) < 2:
+        raise UserError(f"n: found {n}; must be at least 2, the two ends")
+    shape = _denoiser_of(model, "interpolate").shape
+    x_a, x_b = (real_data(name, tensor_of(name, x)[None], shape) for name, x in (("x_a", x_a), ("x_b", x_b)))
+    ends = torch.cat((x_a, x_b.to(x_a)))
+    noise = encode(model, ends, sampler, **options)
+    u = torch.linspace(0, 1, n, dtype=torch.float64, device=noise.device)
+    arc = slerp(noise[:1].expand(n, *noise.shape[1:]), noise[1:].expand(n, *noise.shape[1:]), u)
+    return sample(model, n, sampler, noise=arc, **options)
+
+
+@outside_inference_mode
+def edit(
+    model: Any,
+    x: Any,
+    strength: Any = None,
+    log_snr: Any = None,
+    n: Any = None,
+    seed: Any = 0,
+    sampler: Any = DEFAULT_SAMPLER,
+    **options: Any,
+) -> Float[Tensor, " n *dims"]:
+    """Variations of data: noise is added up to a level, and taken away again (`samplers.sdedit`).
+
+    Args:
+        model: A denoiser, or a diffusion model.
+        x: One datum, shape (*shape), for n variations of it; or n data, shape (n, *shape), for one each.
+        strength: How far to go, above 0 and below 1; 1/2, the default, is as much noise as signal.
+        log_snr: The level itself, in place of the strength.
+        n: The number of variations of one datum; 1 by default.
+        seed: Of the noise; variation i depends on (seed, i) only.
+        sampler: Any sampler, with noise or without.
+        options: As `diffusion.sample`; `steps` are those of the whole path.
+
+    Raises:
+        UserError: For data of another shape, both strength and log_snr, or what `diffusion.sample` does not take.
+    """
+    denoiser = _denoiser_of(model, "edit")
+    inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
+    if strength is not None and log_snr is not None:
+        raise UserError("strength, log_snr: give one of them")
+    x = tensor_of("x", x)
+    one = x.ndim == len(denoiser.shape)
+    x = real_data("x", x[None] if one else x, denoiser.shape)
+    x, n = x[0] if one else x, None if n is None else whole_number("n", n, 1)
+    if not one and n not in (None, len(x)):
+        raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
+    strength = 0.5 if strength is None else real_number("strength", strength)
+    level = log_snr_of_strength(strength) if log_snr is None else real_number("log_snr", log_snr)
+    n = (n or 1) if one else len(x)
+    if not one:
+        options["batch_size"] = n  # the data of a batch are those of its rows
+    ending = options.pop("log_snr_end", None)
+    options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"), ending)
+    return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)
+
+
+def _denoiser_of(model: Any, name: str) -> Denoiser:
+    denoiser = model if isinstance(model, Denoiser) else getattr(model, "denoiser", None)
+    if not isinstance(denoiser, Denoiser):
+        raise UserError(f"{name}: found a {type(model).__name__}; needs a denoiser or a diffusion model")
+    return denoiser
+
+
+def _built(sampler: Any, options: dict[str, Any]) -> Sampler:
+    if isinstance(sampler, str):
+        return samplers.build(sampler, **options)
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
+    if options:
+        raise UserError(f"{', '.join(options)}: are fields of the sampler; set them where it is made")
+    return sampler
+
+
+def _grid(
+    model: Any,
+    sampler: Sampler,
+    steps: int | None,
+    grid: Any,
+    log_snr_end: float | None,
+) -> Tensor:
+    asked = isinstance(grid, str) and grid == AUTO
+    with getattr(model, "tuned", nullcontext)() if asked else nullcontext():
+        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid, log_snr_end)

@@ -1,0 +1,40 @@
+"""A disk with no room left, told in one line that says what to do about it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CONTINUE = "Make room; the same command continues the run."
+
+
+@contextmanager
+def told(way_out: str) -> Iterator[None]:
+    """Run a block whose writes may find no room.
+
+    Args:
+        way_out: What the user can do then.
+
+    Raises:
+        UserError: For such a write. Other errors of the system are left as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror}). {way_out}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a write failed: PyTorch's writer tells of a position where the system told it of a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]

@@ -1,0 +1,95 @@
+"""One process a run, or a draw: a lock that the kernel lets go of when the process ends, however it ends.
+
+A run whose process has been killed and one that is being trained look alike on the disk: both are unfinished. The lock
+tells them apart, so that the same command, given twice at once, does not train one run twice, or draw into one file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # no POSIX locks on this system: nothing is locked
+    fcntl = None
+
+LOCK = ".lock"
+IN_TRAINING = "{folder}: is being trained by {holder}; wait for it or stop it, or start another run with --resume never"
+_HELD = (errno.EACCES, errno.EAGAIN)
+
+
+def holder(run: Path) -> str | None:
+    """Who holds a folder's lock now, as the file says; None where nobody does (or where the disk knows no locks)."""
+    path = run / LOCK
+    if fcntl is None or not path.is_file():
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return _who(path) if error.errno in _HELD else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+@contextmanager
+def held(run: Path, told: str = IN_TRAINING) -> Iterator[None]:
+    """Hold the lock of a run's folder, or another, during a block; children of this process do not inherit it.
+
+    Args:
+        run: The folder.
+        told: What an error says, with the places `{folder}` and `{holder}`.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = run / LOCK
+    descriptor = _take(path, told)
+    with suppress(OSError):  # a full disk: the lock holds without a word of whose it is
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(path: Path, told: str) -> int:
+    assert fcntl is not None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _HELD:
+                raise UserError(told.format(folder=path.parent, holder=_who(path))) from None
+            return os.open(path, os.O_RDWR)  # a disk without locks
+        try:
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its last holder has removed it meanwhile
+
+
+def _who(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, ValueError):  # its holder is done with it now
+        return "another process"

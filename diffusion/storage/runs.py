@@ -1,0 +1,165 @@
+"""Run folders and model files.
+
+    runs/<name>-0001/   config.yaml        the complete configuration
+                        model.safetensors  the averaged weights, with the configuration inside: all that sampling needs
+                        data.json          what was understood of the data, with the SHA-256 of each split
+                        checkpoints/       last.ckpt, best.ckpt: all that resuming needs
+                        metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        training.json      images seen, seconds, and on what
+                        samples/  evaluation.json  wandb/
+                        stopped.json       while a signal has stopped the run: its exit code and step
+
+Model files are read and written by `tensor_files`; here they are only found, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from ..errors import UserError, did_you_mean
+from .paths import named_path
+
+CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
+    "config.yaml",
+    "model.safetensors",
+    "checkpoints",
+    "samples",
+    "evaluation.json",
+    "training.json",
+)
+DATA = "data.json"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+_PREFIX = "pretrained:"
+# Shipped beside the models: feature networks, and classifiers of noisy images.
+_NO_MODELS = ("-features", "-classifier")
+
+
+def create_run(runs_dir: str | Path, name: str) -> Path:
+    """Make the next folder `<name>-0001`, `<name>-0002`, ... of `runs_dir` and return its path.
+
+    An existing folder is never taken, also not by two processes that start at once.
+
+    Raises:
+        UserError: `name` is not a plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name):
+        raise UserError(f"name: '{name}' found; letters, digits and . _ - + = are accepted in the name of a run.")
+    runs_dir = named_path(runs_dir, "runs")
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(re.escape(name) + r"-(\d{4,})")
+    taken = (pattern.fullmatch(path.name) for path in runs_dir.iterdir())
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    while True:
+        run = runs_dir / f"{name}-{number:04d}"
+        try:
+            run.mkdir()  # atomic: of several processes exactly one succeeds
+        except FileExistsError:
+            number += 1
+            continue
+        for folder in (CHECKPOINTS, SAMPLES):
+            (run / folder).mkdir()
+        return run
+
+
+def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
+    """Return the run folder whose file `containing` was written last, or None if no run has one.
+
+    Args:
+        runs_dir: The folder of runs.
+        containing: The file that makes a run usable: `model.safetensors` for sampling,
+            `checkpoints/last.ckpt` for resuming.
+    """
+    files = [path / containing for path in named_path(runs_dir, "runs").glob("*") if (path / containing).is_file()]
+    if not files:
+        return None
+    newest = max(files, key=lambda file: (file.stat().st_mtime_ns, str(file)))
+    return newest.parents[len(Path(containing).parts) - 1]
+
+
+def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """As `resolve_model`; also takes a training checkpoint."""
+    path = named_path(path_or_name, "model")
+    return path if path.suffix == ".ckpt" and path.is_file() else resolve_model(path_or_name, runs_dir)
+
+
+def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """Return the model file meant by a run folder, the name of a run, a `.safetensors` file or `pretrained:NAME`.
+
+    Raises:
+        UserError: There is no such run, file or pretrained model, or the run has no weights yet.
+    """
+    text = str(path_or_name)
+    if text.startswith(_PREFIX):
+        return _pretrained(text)
+    path, runs_dir = named_path(path_or_name, "model"), named_path(runs_dir, "runs")
+    if not path.exists() and (runs_dir / path).is_dir():
+        path = runs_dir / path
+    if path.is_dir():
+        if (path / MODEL).is_file():
+            return path / MODEL
+        if (inner := newest_run(path)) is not None:
+            raise UserError(f"{path}: is a folder of runs, not a run; the newest in it is {inner}.")
+        if (last := path / CHECKPOINTS / "last.ckpt").is_file():
+            raise UserError(f"{path}: its training is not finished; load {last} for the model so far.")
+        raise UserError(f"{path}: has no {MODEL}; it is no run, or its training has not reached its first checkpoint.")
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    if path.is_file():
+        near = [folder / MODEL for folder in path.resolve().parents[:2] if (folder / MODEL).is_file()]
+        hint = f" The model of that run is {near[0]}." if near else ""
+        raise UserError(f"{path}: a run folder, a .safetensors file or {_PREFIX}NAME is accepted as a model.{hint}")
+    siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
+    hint = did_you_mean(path.name, siblings)
+    raise UserError(f"{path}: there is no such run or model file.{hint}")
+
+
+def file_digest(path_or_name: str | Path) -> str:
+    """The SHA-256 of a file, or of that of `pretrained:NAME`: what tells one model from another."""
+    text = str(path_or_name)
+    with open(_pretrained(text) if text.startswith(_PREFIX) else named_path(text), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_classifier(name: str) -> Path:
+    """The file of a classifier of noisy images: the one named, or that which is shipped for a data set.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    ending = "-classifier"
+    shipped = {p.stem.removesuffix(ending): p for p in PRETRAINED.glob(f"*{ending}.safetensors")}
+    path = shipped.get(name) or named_path(name, "--classifier")
+    if not path.is_file():
+        accepted = f"{', '.join(sorted(shipped))}, or a file of python -m diffusion train-classifier"
+        raise UserError(f"--classifier: {name} does not exist; accepted: {accepted}")
+    return path
+
+
+def shipped_file(source: str) -> Path | None:
+    """The file behind `pretrained:NAME`; None for any other source, and where there is no such file."""
+    path = PRETRAINED / f"{source.removeprefix(_PREFIX)}.safetensors"
+    return path if source.startswith(_PREFIX) and path.is_file() else None
+
+
+def _pretrained(text: str) -> Path:
+    name = text.removeprefix(_PREFIX)
+    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
+    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith(_NO_MODELS))
+    if name not in options:
+        accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
+        raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
+    return PRETRAINED / f"{name}.safetensors"
+
+
+def _models_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [entry for entry in folder.iterdir() if entry.suffix == ".safetensors" or (entry / MODEL).is_file()]
+
+
+def user_cache(kind: str) -> Path:
+    """The folder of a kind of things in $XDG_CACHE_HOME/diffusion, by default ~/.cache/diffusion; it may not exist."""
+    return named_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "diffusion" / kind

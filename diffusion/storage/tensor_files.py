@@ -1,0 +1,127 @@
+"""Tensors with text beside them as one safetensors file: it cannot run code, and no flipped bit passes.
+
+The format has no checksum of its own, so a SHA-256 over every name, type, shape, value and metadata entry is stored in
+the metadata and verified on reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import UserError
+from . import atomic
+from .paths import named_path
+
+_DIGEST = "sha256"
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, of any shape, type and device, and text entries, atomically.
+
+    Raises:
+        UserError: A tensor is not finite; nothing is written.
+    """
+    path = named_path(path)
+    # Copies, since safetensors refuses tensors that share memory (tied weights).
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: not written, the weight '{name}' is not finite.")
+    data = save(plain, {**metadata, _DIGEST: digest(plain, metadata)})
+    header, start = _ordered_header(data)
+    with atomic.writer(path) as file:
+        file.write(header)
+        file.write(memoryview(data)[start:])
+
+
+def _ordered_header(data: bytes) -> tuple[bytes, int]:
+    """The header with its text entries in order, and where the numbers begin.
+
+    safetensors writes the entries as they lie in a hash table, in another order each time. Models are known by the
+    SHA-256 of their file, so that the same run twice would be two models.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    entries = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": entries, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text, start
+
+
+def read(path: str | Path, kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `write` and verify its checksum.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: "model", ...
+        key: The metadata entry that a file of this kind has.
+
+    Returns:
+        The tensors (on the CPU) and the metadata.
+
+    Raises:
+        UserError: The file is missing, no safetensors file, not of this kind, cut short, or changed since.
+    """
+    path = named_path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such {kind} file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or cut short or corrupt ({error}).") from error
+    stored = metadata.pop(_DIGEST, None)
+    if stored is None or key not in metadata:
+        what = "configuration" if key == "config" else f"'{key}'"
+        raise UserError(f"{path}: holds no {what} and checksum; a {kind} file of this package is accepted.")
+    if stored != digest(tensors, metadata):
+        raise UserError(f"{path}: corrupt, its content does not match its checksum; copy or fetch it again.")
+    return tensors, metadata
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of tensors on the CPU (names, types, shapes, values) and text entries."""
+    found = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_model(
+    path: str | Path, tensors: Mapping[str, Tensor], config_yaml: str, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights and configuration as one safetensors file, atomically.
+
+    Args:
+        path: The file.
+        tensors: The weights by name, of any shape, type and device.
+        config_yaml: The configuration that builds the network, kept under the metadata key `config`.
+        metadata: Further text entries (`step`, `images_seen`, ...).
+
+    Raises:
+        UserError: A weight is not finite; nothing is written.
+    """
+    write(path, tensors, {**(metadata or {}), "config": config_yaml})
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `save_model` and verify its checksum.
+
+    Returns:
+        The tensors (on the CPU) and the metadata, with the configuration's YAML under `config`.
+
+    Raises:
+        UserError: The file is missing, no safetensors file, not one of `save_model`, cut short, or changed since.
+    """
+    return read(path, "model", "config")

@@ -1,0 +1,1 @@
+"""Metrics as they come: a file of lines, and W&B."""

@@ -1,0 +1,106 @@
+"""What the Lightning modules of all families are to a run: what is optimised, averaged, compiled; and what follows."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+
+from ...config import Config, OptimizerConfig
+from ...models.build import Data
+from ..distributed.shards import is_sharded, shard
+
+
+def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
+    """What the learning rate is multiplied by: a linear rise over the warmup, then constant or half a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.decay == "constant":
+        return rise
+    return rise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig, steps: int) -> dict[str, Any]:
+    """AdamW and its learning rate, as Lightning takes them.
+
+    Args:
+        parameters: What is trained.
+        options: The optimizer section of the configuration.
+        steps: The updates of the run, over which the learning rate falls.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def apply_options(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, options: OptimizerConfig
+) -> None:
+    """Replace the options that an optimiser and its schedule were loaded with; nothing where they are the same."""
+    for group in optimizer.param_groups:
+        group["betas"], group["weight_decay"] = tuple(options.betas), options.weight_decay
+    if set(schedule.base_lrs) != {options.lr}:
+        schedule.base_lrs = [options.lr] * len(optimizer.param_groups)
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["initial_lr"], group["lr"] = options.lr, options.lr * factor
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+class ModelModule(L.LightningModule):
+    """A model in training.
+
+    `averaged` names the submodule that the model file holds: its weights are optimised and averaged.
+
+    Args:
+        config: The configuration of the run.
+        metadata: What makes the checkpoint a model by itself (see `model.load`).
+    """
+
+    averaged: ClassVar[str]
+
+    def __init__(self, config: Config, metadata: Mapping[str, str]):
+        super().__init__()
+        self.config = config
+        self.metadata = dict(metadata)
+
+    @property
+    def model(self) -> nn.Module:
+        """The submodule that the model file holds."""
+        return self.get_submodule(self.averaged)
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The parts that are worth compiling."""
+
+    def configure_model(self) -> None:
+        """Shard the networks, where the strategy has a mesh of processes; Lightning calls it once they have met."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard(self.networks, self.model, self.device_mesh["data_parallel"])
+
+    def failed_log_snr(self) -> list[float]:
+        """The log-SNR of each datum of this process whose loss in this step is not finite; none for most families."""
+        return []
+
+    def check_data(self, data: Data) -> None:
+        """Refuse data that `finish` could not be done with, before training.
+
+        Raises:
+            UserError: For such data.
+        """
+
+    fits_after_training = False  # whether `finish` does anything
+
+    def finish(self, data: Data, device: torch.device) -> None:
+        """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""
+
+    def configure_optimizers(self) -> Any:
+        return make_optimizer(self.model.parameters(), self.config.optimizer, self.config.trainer.steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model"] = {**self.metadata, "step": str(self.trainer.global_step)}

@@ -1,0 +1,49 @@
+"""From a configuration to what is trained: a Lightning module for each family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ... import samplers
+from ...config import Config
+from ...errors import choose
+from ...models.build import DataFacts, build_denoiser, build_dequantizer, build_eae, build_objective, build_vae
+from .autoencoder import EAEModule, VAEModule
+from .base import ModelModule
+from .denoiser import DenoiserModule
+
+
+def build_module(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> ModelModule:
+    """The module that trains a configuration's model on data of these facts, with fresh weights.
+
+    Args:
+        config: The configuration.
+        facts: The facts of the data.
+        metadata: What makes a checkpoint a model by itself (see `model.load`).
+
+    Raises:
+        UserError: Where parts do not fit together, or do not fit the data.
+    """
+    return _BUILDERS[config.family](config, facts, metadata)
+
+
+def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> DenoiserModule:
+    denoiser = build_denoiser(config, facts)
+    choose("sampling.sampler", config.sampling.sampler, samplers.names())
+    samplers.build(config.sampling.sampler, eta=config.sampling.eta)  # a wrong one is told now, not after training
+    return DenoiserModule(denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata)
+
+
+def _vae(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> VAEModule:
+    return VAEModule(build_vae(config, facts), config, metadata)
+
+
+def _eae(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> EAEModule:
+    return EAEModule(build_eae(config, facts), config, metadata)
+
+
+_BUILDERS: dict[str, Callable[[Config, DataFacts, Mapping[str, str]], ModelModule]] = {
+    "diffusion": _denoiser,
+    "vae": _vae,
+    "eae": _eae,
+}

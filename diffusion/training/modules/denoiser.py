@@ -1,0 +1,129 @@
+"""A denoiser in training, as a Lightning module: the loss of a step, and validation.
+
+All randomness of a step is a function of (seed, step, position in the global batch); only dropout has a generator of
+its own, seeded anew at each step. Validation always meets the same times and the same noises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...config import Config
+from ...denoisers.denoiser import NetworkDenoiser
+from ...likelihood.dequantization import Dequantizer
+from ...numerics import random
+from ...objectives import Objective, draw_u
+from ...objectives.weightings import log_snr_ends
+from .base import ModelModule
+
+# The noise levels at which each validation datum is looked at, and the bins in which they are shown.
+VALIDATION_DRAWS = 8
+VALIDATION_BINS = 12
+_VALIDATION_SEED = 0x5EED
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class DenoiserModule(ModelModule):
+    """Trains a denoiser on an objective.
+
+    Args:
+        denoiser: The denoiser.
+        objective: The loss.
+        config: The configuration of the run.
+        dequantizer: The levels and their places; None for continuous data.
+        metadata: What makes the checkpoint a model by itself (see `model.load`).
+    """
+
+    averaged: ClassVar[str] = "denoiser"
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        objective: Objective,
+        config: Config,
+        dequantizer: Dequantizer | None,
+        metadata: Mapping[str, str],
+    ):
+        super().__init__(config, metadata)
+        self.denoiser = denoiser
+        self.objective = objective
+        self.dequantizer = dequantizer
+        self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
+        self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.denoiser.network,)
+
+    def clean(self, x: Tensor, seed: int, step: int, positions: Tensor) -> Tensor:
+        """Data as the denoiser sees them: levels at the centres of their bins, or spread over them."""
+        if self.dequantizer is None:
+            return x
+        if not self.config.objective.dequantize:
+            return self.dequantizer.center(x)
+        u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
+        return self.dequantizer.dequantize(x, u)
+
+    def labels(self, batch: Mapping[str, Any], step: int, dropout: float) -> Tensor | None:
+        """The labels to learn, each hidden with the given chance; None for an unconditional model."""
+        if not self.denoiser.num_classes:
+            return None
+        labels = batch["labels"]
+        hidden = random.uniform(self.config.seed, batch["positions"], step, (), random.STREAM_LABEL_DROP) < dropout
+        return torch.where(hidden, self.denoiser.num_classes, labels)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        seed, step, positions = self.config.seed, int(batch["step"]), batch["positions"]
+        torch.manual_seed(random.state_seed(seed, step, int(batch["slice"])))
+        x = self.clean(batch["x"], seed, step, positions)
+        u = draw_u(seed, step, positions, self.config.trainer.batch_size, self.config.objective.stratified)
+        eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
+        labels = self.labels(batch, step, self.config.denoiser.label_dropout)
+        losses = self.objective(self.denoiser, x, u, eps, labels)
+        if self._step_losses[0] != step:
+            self._step_losses = (step, [])
+        self._step_losses[1].append((losses.weighted.detach(), losses.log_snr.detach()))
+        self.log("train/loss", losses.weighted.mean(), sync_dist=True, batch_size=len(x))
+        return losses.mean()
+
+    def failed_log_snr(self) -> list[float]:
+        return [level for loss, log_snr in self._step_losses[1] for level in log_snr[~loss.isfinite()].tolist()]
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros_like(self._sums, device=self.device)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        positions = batch["positions"]
+        low, high = log_snr_ends(self.denoiser.schedule)
+        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
+        shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
+        for draw in range(VALIDATION_DRAWS):
+            x = self.clean(batch["x"], _VALIDATION_SEED, draw, positions)
+            eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
+            u = ((draw + shift) / VALIDATION_DRAWS).clamp(1e-9, 1 - 1e-9)
+            losses = self.objective(self.denoiser, x, u, eps, self.labels(batch, draw, 0.0))
+            bins = ((losses.log_snr - low) / (high - low) * VALIDATION_BINS).long().clamp(0, VALIDATION_BINS - 1)
+            sums = torch.zeros_like(self._sums)
+            sums[0], sums[1] = losses.weighted.double().sum(), len(x)
+            sums.index_add_(0, 2 + bins, losses.eps_error.double())
+            sums.index_add_(0, 2 + VALIDATION_BINS + bins, torch.ones_like(losses.eps_error.double()))
+            self._sums += sums
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        if not float(sums[1]):
+            return
+        self.log("validation/loss", float(sums[0] / sums[1]))
+        low, high = log_snr_ends(self.denoiser.schedule)
+        width = (high - low) / VALIDATION_BINS
+        totals, counts = sums[2:].chunk(2)
+        for i, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):
+            if count:
+                name = f"validation/eps_error/log_snr_{low + i * width:.1f}_to_{low + (i + 1) * width:.1f}"
+                self.log(name, total / count)

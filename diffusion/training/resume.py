@@ -1,0 +1,242 @@
+"""Which run a command continues: the last unfinished one of its name, the one it names, or none; and how it stands.
+
+A run goes on with the configuration, and on the data, that it was begun with: where those are now makes no difference
+(`training.same_data` compares what is in them). Where it runs and how it is looked at may differ freely;
+what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from .. import config as configuration
+from ..config import Config
+from ..errors import UserError, did_you_mean
+from ..processes import is_helper
+from ..storage import run_lock, run_status
+
+_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+_MODEL, _EVALUATION, _CONFIG = "model.safetensors", "evaluation.json", "config.yaml"
+# Where and by how many processes a run is made, and how it is looked at: no part of what it computes.
+_FREE = (
+    "name", "runs", "device", "data.root", "data.download", "data.cache", "data.place", "logging.", "sampling.",
+    "evaluation.", "trainer.devices", "trainer.strategy", "trainer.workers", "trainer.log_every",
+    "trainer.validate_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_last",
+)  # fmt: skip
+# What goes into the next steps, and not into the shape or the meaning of the weights.
+_CHANGEABLE = (
+    "seed", "trainer.", "optimizer.", "objective.", "data.flip", "autoencoder.beta", "autoencoder.free_bits",
+    "autoencoder.iwae_samples", "autoencoder.entropy_weight", "autoencoder.neighbours",
+)  # fmt: skip
+
+
+def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path | None:
+    """The run folder to continue, or None to start a new run.
+
+    `auto` takes the newest run of the configuration's name and content that was cut off, in training or while it was
+    measured, and that no other process trains; `never` takes none; anything else is a run folder, or the name of one.
+
+    Args:
+        config: The configuration of the command.
+        resume: `auto`, `never`, or a run.
+        changed: Whether what the optimiser does may differ from the run's own configuration.
+
+    Raises:
+        UserError: For a run that is not there, has no checkpoint, is being trained, or differs in its configuration
+            (every difference is listed).
+    """
+    if resume == "never":
+        return None
+    folder = Path(config.runs)
+    if resume == "auto":
+        return _last_unfinished(config, folder, changed)
+    run = _named(folder, resume, "--resume")
+    if not (run / _CHECKPOINT).is_file():
+        raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
+    if (holder := _holder(run)) is not None:
+        raise UserError(f"--resume: {run} is being trained by {holder}; wait for it or stop it")
+    differences = _differences(config, run, named=True)
+    done = _steps_done(run) if "trainer.steps" in differences else 0
+    if config.trainer.steps < done:
+        raise UserError(f"trainer.steps: found {config.trainer.steps}; {run} has done {done:.0f}, and takes no fewer")
+    fixed = [text for key, text in differences.items() if not (changed and key.startswith(_CHANGEABLE))]
+    if fixed:
+        way_out = "" if changed or not all(key.startswith(_CHANGEABLE) for key in differences) else (
+            "accept it with --resume-changed, "
+        )  # fmt: skip
+        raise UserError(
+            f"--resume: {run} was trained with another configuration: {'; '.join(fixed)}. "
+            f"Use --config {shlex.quote(str(run / _CONFIG))}, {way_out}or start a new run with --resume never"
+        )
+    if differences:
+        _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+    return run
+
+
+def status(config: Config, resume: str = "auto") -> int:
+    """Print how a run stands: the last that a command with this configuration worked on, or the one that is named.
+
+    The one that is named is held against its own configuration, whatever the rest of the command line.
+
+    Returns:
+        0: complete; 75 or 130: stopped by SIGTERM or SIGINT, and the same command continues it; 1: cut off by something
+        else (a failure, a kill), or being trained.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    folder = Path(config.runs)
+    if resume in ("auto", "never"):
+        found = [path.parent for path in folder.glob(f"*/{_CONFIG}")]
+        found = [run for run in found if _is_of_name(run, config) and not _differences(config, run)]
+        if not found:
+            raise UserError(f"--status: there is no run of this name and configuration in {folder}")
+        run = max(found, key=lambda run: max(path.stat().st_mtime_ns for path in _written(run)))
+    else:
+        run = _named(folder, resume, "--status")
+        config = _saved(run) or config
+    if _is_finished(run, config):
+        print(f"{run}: complete")
+        return 0
+    if (holder := _holder(run)) is not None:
+        print(f"{run}: is being trained by {holder}")
+        return 1
+    saved = (run / _CHECKPOINT).is_file() and resume not in ("auto", "never")
+    command = f"train.py --resume {shlex.quote(str(run))}" if saved else "the same command"
+    if code := run_status.exit_code(run):
+        print(f"{run}: stopped by a signal; {command} continues it")
+        return code
+    trained = "trained, and not measured" if _is_trained(run, config) else "cut off, by a failure or a kill"
+    print(f"{run}: {trained}; {command} continues it")
+    return 1
+
+
+def _written(run: Path) -> list[Path]:
+    """The files of a run that tell when it was last worked on."""
+    names = (_CONFIG, _CHECKPOINT, _MODEL, _EVALUATION, run_status.STOPPED)
+    return [run / name for name in names if (run / name).is_file()]
+
+
+def _named(folder: Path, name: str, flag: str) -> Path:
+    run = next((path for path in (Path(name), folder / name) if path.is_dir()), None)
+    if run is None:
+        names = [path.name for path in sorted(folder.glob("*")) if path.is_dir()]
+        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{did_you_mean(name, names)}")
+    return run
+
+
+def _is_of_name(run: Path, config: Config) -> bool:
+    return run.name.rpartition("-")[0] == config.name
+
+
+def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None:
+    """The newest run to go on with; of those cut off before their first checkpoint one begins again."""
+    unfinished = [
+        path.parent
+        for path in folder.glob(f"*/{_CONFIG}")
+        if _is_of_name(path.parent, config) and not _is_finished(path.parent, config) and _holder(path.parent) is None
+    ]
+
+    def age(run: Path) -> tuple[bool, int]:
+        saved = (run / _CHECKPOINT).is_file()
+        return saved, (run / (_CHECKPOINT if saved else _CONFIG)).stat().st_mtime_ns
+
+    unfinished.sort(key=age, reverse=True)
+    found = {run: _differences(config, run) for run in unfinished}
+    for run, differences in found.items():
+        if not differences or (changed and all(key.startswith(_CHANGEABLE) for key in differences)):
+            if differences:
+                _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+            return run
+    # one that its own configuration has finished is not cut off
+    cut_off = [run for run in unfinished if not _is_finished(run, _saved(run) or config)]
+    if cut_off:
+        newest = cut_off[0]
+        _tell(f"{newest} is unfinished, but of another configuration ({'; '.join(found[newest].values())}); a new run")
+    return None
+
+
+def _holder(run: Path) -> str | None:
+    """Who trains a run, unless it is the process that this one helps."""
+    return None if is_helper() else run_lock.holder(run)
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    """Whether a run has been trained to the end, and measured where that is asked for."""
+    return _is_trained(run, config) and (not config.evaluation.enabled or (run / _EVALUATION).exists())
+
+
+def _is_trained(run: Path, config: Config) -> bool:
+    return (run / _MODEL).exists() and _model_step(run / _MODEL) >= config.trainer.steps
+
+
+def _steps_done(run: Path) -> float:
+    """The steps behind a run that can be continued."""
+    if (run / _MODEL).is_file() and math.isfinite(step := _model_step(run / _MODEL)):
+        return step
+    from ..storage.checkpoint_files import read_checkpoint  # takes torch
+
+    try:
+        return float(read_checkpoint(run / _CHECKPOINT)["global_step"])
+    except (UserError, KeyError, TypeError, ValueError):  # told where it is loaded
+        return 0.0
+
+
+def _model_step(path: Path) -> float:
+    """The step that a model file was written at, from its header; infinity where it does not say.
+
+    Of a model that is trained, but lacks what is fitted after training, minus infinity: its run is to go on.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        written = header["__metadata__"]
+        return float("-inf") if "not_fitted" in written else float(written["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
+
+
+def _differences(config: Config, run: Path, named: bool = False) -> dict[str, str]:
+    """Where a run's saved configuration differs, by key, as `key: saved -> given`.
+
+    Other data may lie at another path, or at the same: their content is compared where they are read. So a path is no
+    difference for a run that is `named`; one that is looked for is of this path, or of one where nothing is any more.
+    """
+    if (saved := _saved(run)) is None:
+        return {"": f"{run / _CONFIG} cannot be read"}
+    ours, theirs = _flat(config), _flat(saved)
+    if named or _is_moved(saved, config):
+        theirs["data.path"] = ours["data.path"]
+    return {key: f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in ours if ours.get(key) != theirs.get(key)}
+
+
+def _is_moved(saved: Config, given: Config) -> bool:
+    old, new = (configuration.with_places(config).data.path for config in (saved, given))
+    return None not in (old, new) and (old == new or not Path(str(old)).exists())
+
+
+def _saved(run: Path) -> Config | None:
+    """The configuration of a run, None where it cannot be read."""
+    try:
+        return configuration.parse_config((run / _CONFIG).read_text(encoding="utf-8"), source=str(run / _CONFIG))
+    except (OSError, ValueError):  # UserError, and what is no text, are
+        return None
+
+
+def _flat(config: Config) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump().items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": entry for key, entry in value.items()}
+        else:
+            flat[name] = value
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+
+
+def _tell(message: str) -> None:
+    if not is_helper():
+        print(message, file=sys.stderr)

@@ -1,0 +1,289 @@
+"""What is told before torch is loaded is what the parts themselves would tell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_config_errors import REFUSED, REFUSED_ARGUMENTS
+
+from diffusion import samplers
+from diffusion.commands.dispatch import COMMANDS
+from diffusion.commands.features import SHIPPED
+from diffusion.commands.preflight import EXACT_NAMES, FEATURES, FITTED, FITTED_STEPS, GRIDS
+from diffusion.commands.tradeoff.subjects import EXACT_MODELS
+from diffusion.config import DataConfig, load_config, preflight
+from diffusion.config.preflight import IMAGE_SETS, SAMPLERS, TAKE_ETA, check, check_device, known_data
+from diffusion.data import image_names, load_images
+from diffusion.errors import UserError
+from diffusion.models.build import DataFacts, build_model, build_objective
+from diffusion.sampling import fit
+from diffusion.schedules import time_grids
+
+ROOT = Path(__file__).parents[2]
+CASES = {
+    ("digits", "sampling.sampler=odee"): "sampling.sampler: 'odee' is not known; .*Did you mean 'ode'",
+    ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'abm' does not take it; ddim, ",
+    ("digits", "data.name=moons"): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
+    ("toy", "data.name=digits"): "network.name: found 'mlp'; images need unet or dit",
+    ("toy", "denoiser.prediction=levels objective.dequantize=false"): "denoiser.prediction: .* points .* have none",
+    ("toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'gaussians' have no labels",
+    ("mnist", "data.path=/nowhere"): "data.path: /nowhere does not exist",
+    ("mnist", f"data.path={__file__}"): "data.path: .* is neither a folder nor a zip file",
+    ("digits", "network.attention=[3]"): "network.attention: no feature map has height 3; with images of 8 x 8 and 2 ",
+    ("cifar", "data.size=24 network.attention=[16]"): "network.attention: no feature map has height 16; .*24 x 24",
+    ("cifar", "network.head_channels=48"): "network.head_channels: found 48; must divide the 256 channels",
+    (
+        "cifar",
+        "data.name=folder data.path=/ network.head_channels=100",
+    ): "network.head_channels: found 100; must divide",
+    ("vdm-digits", "objective.weighting=simple"): "objective.weighting: found 'simple'; a learned schedule takes elbo",
+    ("vdm-digits", "objective.time=log-snr"): "objective.time: found 'log-snr'; schedule.name 'learned' takes uniform",
+    ("vdm-digits", "trainer.strategy=sharded trainer.devices=2"): "trainer.strategy: .*'learned' takes ddp",
+    ("vae-digits", "trainer.strategy=sharded"): "trainer.strategy: found 'sharded'; family 'vae' takes ddp",
+    ("vae-digits", "data.name=moons"): "family: found 'vae', which models images; 'moons' are points",
+    ("vae-digits", "data.size=7"): "data.size: found 7; family 'vae' takes 8 at least",
+    ("vae-digits", "autoencoder.multipliers=[1,1,1,1,1]"): "autoencoder.multipliers: 5 levels are too many .*at most 4",
+    ("vae-digits", "autoencoder.observation=bernoulli"): "autoencoder.observation: .*2 levels, the data have 17",
+    (
+        "eae-digits",
+        "autoencoder.neighbours=64 trainer.devices=2 trainer.batch_size=128",
+    ): "must be below .*together, 64",
+    ("digits", "trainer.workers=2 data.place=device"): "trainer.workers: found 2; data.place 'device' takes 0",
+    ("digits", "name=a:b"): "name: found 'a:b'; letters, digits",
+    ("digits", f"runs={__file__}/x"): "runs: .* cannot be made; .* is a file",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_cannot_begin_is_refused(case):
+    name, overrides = case
+    with pytest.raises(UserError, match=CASES[case]):
+        check(load_config(name, overrides.split()))
+
+
+@pytest.mark.parametrize("key", ["size=8", "bits=12", "unreadable=skip", "cache=kept", "place=device", "flip=true"])
+def test_what_is_of_images_or_files_is_not_taken_for_others(key):
+    name, _, value = key.partition("=")
+    told = rf"data\.{name}: found '?{value}'?; 'gaussians' does not take it"
+    with pytest.raises(UserError, match=told):
+        check(load_config("toy", [f"data.{key}"]))
+    if name in ("bits", "unreadable", "cache"):
+        with pytest.raises(UserError, match=told.replace("gaussians", "digits")):
+            check(load_config("digits", [f"data.{key}"]))
+    check(load_config("toy", ["data.flip=false"]))
+
+
+# Settings that the parts themselves refuse too: there they stand without the name of the section.
+OF_THE_PARTS = [
+    case
+    for case in CASES
+    if case[1].startswith(("network.", "autoencoder.", "denoiser.", "objective.", "data.name", "data.size"))
+    and "path" not in case[1]
+]
+
+
+@pytest.mark.parametrize("case", OF_THE_PARTS)
+def test_the_parts_refuse_it_as_well(case):
+    """Nothing is refused beforehand that would have worked."""
+    name, overrides = case
+    config = load_config(name, overrides.split())
+    known = known_data(config.data)
+    shape = (2,) if known.side == 0 else (1, known.side, known.side)
+    facts = DataFacts(config.data.name, shape, known.levels, known.classes)
+    with pytest.raises(UserError):
+        build_objective(config, build_model(config, facts))
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_the_digits_are_what_they_are_taken_for(size):
+    """Of the sets that have to be downloaded tests/data/test_named_sets.py says it."""
+    known, found = known_data(DataConfig(name="digits", size=size)), load_images("digits", size=size)
+    assert (found.shape[1:], found.levels, found.num_classes) == ((known.side,) * 2, known.levels, known.classes)
+
+
+def test_a_gpu_is_asked_of_its_driver(monkeypatch):
+    valid = [("cuda", 1), ("cuda:0", 1), ("cuda:1", 2), ("cuda", None), ("cuda:7", None), ("cpu", 0), ("auto", 0)]
+    for device, count in valid:
+        monkeypatch.setattr(preflight, "_gpu_count", lambda count=count: count)
+        check_device(device)
+    for device, count in (("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        monkeypatch.setattr(preflight, "_gpu_count", lambda count=count: count)
+        with pytest.raises(UserError, match=rf"device: '{device}' is not there: {count} GPU\(s\) found"):
+            check_device(device)
+
+
+class Driver:
+    """NVIDIA's, of so many GPUs; or one that does not start."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def cuInit(self, flags):
+        return 0 if self.count else 100
+
+    def cuDeviceGetCount(self, found):
+        found._obj.value = self.count
+        return 0
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, 3), (0, 0), (None, 0)])
+def test_the_driver_counts_the_gpus(monkeypatch, count, expected):
+    def load(name):
+        if count is None:
+            raise OSError(name)
+        return Driver(count)
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert preflight._gpu_count() == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_driver_and_torch_count_the_same_gpus():
+    assert preflight._gpu_count() == torch.cuda.device_count()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=f"runs: .*{tmp_path.name}/runs cannot be written; .* read-only"):
+        check(load_config("digits", [f"runs={tmp_path / 'runs'}"]))
+    check(load_config("digits", [f"runs={tmp_path / 'runs'}"]), makes_run=False)
+
+
+def test_a_full_cache_may_be_read_only_and_an_unused_one_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    check(load_config("mnist", [f"data.cache={tmp_path}"]))
+    own = ["data.path=.", f"data.cache={tmp_path}"]
+    with pytest.raises(UserError, match=r"data.cache: .* read-only"):
+        check(load_config("mnist", own))
+    (tmp_path / "key.npy").touch()
+    check(load_config("mnist", own))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar", "toy", "vae-digits", "eae-mnist", "vdm-digits"])
+def test_what_is_shipped_is_accepted(name):
+    check(load_config(name))
+
+
+def test_the_names_are_those_that_there_are():
+    assert set(SAMPLERS) == set(samplers.names())
+    assert fit.FITTED == FITTED
+    assert range(fit.FEWEST_STEPS, fit.MOST_STEPS + 1) == FITTED_STEPS
+    assert set(GRIDS) == {*time_grids.names(), time_grids.AUTO}
+    with_a_dial = {name for name in samplers.names() if "eta" in vars(samplers.build(name))}
+    assert set(TAKE_ETA) == with_a_dial
+
+
+WITHOUT_TORCH = {
+    "train": ["train", "sampling.sampler=odee"],
+    "sample --sampler": ["sample", "--sampler", "odee"],
+    "sample --grid": ["sample", "--grid", "atuo"],
+    "sample --sampler fitted --steps": ["sample", "--sampler", "fitted", "--steps", "11"],
+    "sample --sampler fitted --grid": ["sample", "--sampler", "fitted", "--steps", "5", "--grid", "auto"],
+    "sample --sampler fitted --edit": ["sample", "--sampler", "fitted", "--edit", "nope.png"],
+    "sample --run": ["sample", "--run", "nope"],
+    "sample --device": ["sample", "--device", "gpu"],
+    "sample --from": ["sample", "--from", "nope.png"],
+    "sample --inpaint": ["sample", "--inpaint", "nope.png", "--mask", "nope.png"],
+    "sample --classifier": ["sample", "--classifier", "nope", "--label", "3"],
+    "sample --classifier, no label": ["sample", "--classifier", "digits"],
+    "sample --classifier --guide": ["sample", "--classifier", "digits", "--label", "3", "--guide", "x"],
+    "sample --out": ["sample", "--out", "/dev/null/x.png"],
+    "evaluate": ["evaluate", "nope"],
+    "evaluate --device": ["evaluate", "pretrained:digits", "--device", "gpu"],
+    "compare": ["compare", "pretrained:digitz"],
+    "compare --out": ["compare", "pretrained:digits", "--out", "/dev/null"],
+    "train runs": ["train", "runs=~no-such-user/x"],
+    "sample --out ~": ["sample", "--out=~no-such-user/x.png"],
+    "train-features --out, no such file": ["train-features", "digits", "--out", "x.pt"],
+    "quality": ["quality", "nope"],
+    "quality images": ["quality", "nope.zip", "--data", "digits"],
+    "quality, no data": ["quality", "."],
+    "quality --data": ["quality", ".", "--data", "digitz"],
+    "quality --sampler": ["quality", "pretrained:digits", "--sampler", "odee"],
+    "quality --grid": ["quality", "pretrained:digits", "--grid", "atuo"],
+    "quality --features": ["quality", "pretrained:digits", "--features", "digitz"],
+    "quality --features FILE": ["quality", "pretrained:digits", "--features", "nope.safetensors"],
+    "quality --device": ["quality", "pretrained:digits", "--device", "gpu"],
+    "tradeoff": ["tradeoff", "nope"],
+    "tradeoff exact": ["tradeoff", "exact:mixture"],
+    "tradeoff --samplers": ["tradeoff", "exact:mixture-2d", "--samplers", "ode", "odee"],
+    "tradeoff --grid": ["tradeoff", "exact:mixture-2d", "--grid", "atuo"],
+    "tradeoff --features": ["tradeoff", "pretrained:digits", "--features", "nope.pt"],
+    "doctor --device": ["doctor", "--device", "gpu"],
+    "train-classifier": ["train-classifier", "digitz", "--out", "x.safetensors"],
+    "train-classifier --path": ["train-classifier", "folder", "--path", "nope", "--out", "x.safetensors"],
+    "train-features --out": ["train-features", "digits", "--out", "/dev/null/x.safetensors"],
+}
+
+
+def told(place, code, *arguments):
+    """What a program says in a process of its own, and the seconds of computing it takes; nothing is left behind."""
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    after = os.times()
+    assert not list(place.iterdir())
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+COMMAND = "import sys; from diffusion.commands.app import command; from diffusion.commands.dispatch import main; "
+
+
+def test_what_is_wrong_is_told_without_torch(tmp_path):
+    """One process meets all of it, one after another; what loads torch is named."""
+    cases = (
+        f"for case, words in {WITHOUT_TORCH!r}.items():\n"
+        "    print(command(main, words), 'torch' in sys.modules, case, flush=True)\n"
+        "    print('-', file=sys.stderr, flush=True)"
+    )
+    done, _ = told(tmp_path, f"{COMMAND}\n{cases}")
+    assert done.stdout.splitlines() == [f"2 False {case}" for case in WITHOUT_TORCH], done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines[::2]), lines
+    assert lines[1::2] == ["-"] * len(WITHOUT_TORCH), "one line each"
+
+
+def time_of(place, arguments, code):
+    """Of computing: what else the machine does is not the command's."""
+    done, seconds = told(place, f"{COMMAND}sys.exit(command(main, sys.argv[1:]))", *arguments)
+    assert done.returncode == code, (arguments, done.stderr)
+    return seconds
+
+
+LIMIT = 2.0  # seconds that help and errors may take
+
+
+@pytest.mark.slow
+def test_help_and_errors_take_less_than_two_seconds(tmp_path, capsys):
+    """Every one of them; the longest is printed."""
+    errors = {
+        **{" ".join(words): words for words in WITHOUT_TORCH.values()},
+        **{f"train {name} {more}": ["train", "--config", name, *more.split()] for name, more in CASES},
+        **{f"train {override}": ["train", "--config", "digits", override] for override in REFUSED},
+        **{f"train {' '.join(words)}": ["train", *words] for words in REFUSED_ARGUMENTS},
+    }
+    helps = {f"{name} --help": [name, "--help"] for name in COMMANDS} | {"--help": ["--help"]}
+    taken = {name: time_of(tmp_path, words, 2) for name, words in errors.items()}
+    taken |= {name: time_of(tmp_path, words, 0) for name, words in helps.items()}
+    longest = max(taken, key=taken.get)
+    with capsys.disabled():
+        print(f"\n{len(errors)} errors, {len(helps)} helps: {taken[longest]:.2f} s at most ({longest})")
+    assert taken[longest] < LIMIT
+
+
+def test_an_error_and_a_help_take_less_than_two_seconds(tmp_path):
+    for words, code in ((["quality", "nope"], 2), (["train", "trainer.stps=3", "optimizer.lrr=1"], 2)):
+        assert time_of(tmp_path, words, code) < LIMIT
+    assert time_of(tmp_path, ["train", "--help"], 0) < LIMIT
+
+
+def test_the_tables_known_beforehand_are_those_of_the_parts():
+    assert {*IMAGE_SETS, "folder"} == set(image_names())
+    assert set(EXACT_NAMES) == set(EXACT_MODELS)
+    assert (*SHIPPED, "inception") == FEATURES
