@@ -27,13 +27,13 @@ from ..baselines.classical_set import ClassicalModel, classical_models
 from ..baselines.gaussianity import Gaussianity
 from ..config import EvaluationConfig
 from ..data.toy import Toy
-from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
 from ..models.load import TrainedModel
 from ..storage import atomic, runs
+from ..storage.records import find, keep
 from ..storage.runs import user_cache
 from .evaluate.measuring import measure, question
 from .subjects import Subject, images_of, rows_of
@@ -139,14 +139,12 @@ def measure_classical(
         digest.update(f"{len(images)} ".encode() + images.contiguous().cpu().numpy().tobytes())
     name = model.name.lower().replace(" ", "-")
     path = user_cache("classical") / f"{name}-{digest.hexdigest()[:16]}.json"
-    try:
-        return Estimate.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
-        pass  # not there, or damaged
-    text = json.dumps(replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict())
+    if (known := find(path, Estimate.from_dict)) is not None:
+        return known
+    plain = replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict()
     with contextlib.suppress(OSError):  # what cannot be kept is fitted again
-        atomic.write_text(path, text)
-    return Estimate.from_dict(json.loads(text))  # the same whether it was fitted just now or found
+        keep(path, plain)
+    return Estimate.from_dict(json.loads(json.dumps(plain)))  # the same whether it was fitted just now or found
 
 
 def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
@@ -203,7 +201,7 @@ def write(run: Path, estimates: Mapping[str, Estimate], seconds: float, means: M
     plain = {name: estimate.to_dict() | _more(estimate) for name, estimate in estimates.items()}
     for name, terms in means.items():
         plain[name]["terms_bits_per_dim"] = terms
-    atomic.write_text(run / runs.EVALUATION, json.dumps({"training_seconds": seconds, "estimates": plain}, indent=1))
+    keep(run / runs.EVALUATION, {"training_seconds": seconds, "estimates": plain})
     table = io.StringIO()
     rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
@@ -223,7 +221,7 @@ def write_codes(run: Path, reports: Mapping[str, Gaussianity]) -> Path | None:
     if not reports:
         return None
     path = run / CODES
-    atomic.write_text(path, json.dumps({name: report.to_dict() for name, report in reports.items()}, indent=1))
+    keep(path, {name: report.to_dict() for name, report in reports.items()})
     return path
 
 

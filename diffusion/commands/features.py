@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..data import ImageData
 from ..errors import UserError
 from ..metrics import ClassifierFeatures, FeatureExtractor, Provenance, load_inception, torchvision_inception
 from ..storage import runs, tensor_files
+from ..storage.records import digest
 from ..storage.runs import user_cache
 from .preflight import INCEPTION, check_features
 
@@ -54,7 +54,7 @@ class FeatureCache:
         self.folder = user_cache("features")
 
     def _path(self, provenance: Provenance) -> Path:
-        return self.folder / f"{hashlib.sha256(_text(provenance).encode()).hexdigest()[:16]}.safetensors"
+        return self.folder / f"{digest(asdict(provenance), 16)}.safetensors"
 
     def read(self, provenance: Provenance) -> Tensor | None:
         """The features of this very provenance; None where there are none, or they are damaged."""

@@ -10,7 +10,6 @@ that a figure is the same to the bit whether it was measured just now or found.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -25,6 +24,7 @@ from ..errors import UserError
 from ..likelihood import Estimate
 from ..storage import atomic
 from ..storage.checkpoint_files import read_checkpoint
+from ..storage.records import DAMAGED, digest, keep, reading
 
 FOLDER = "evaluations"
 
@@ -50,8 +50,7 @@ class Protocol:
         """`<method>-<digest>`, a file name."""
         if not re.fullmatch(r"[a-z0-9-]{1,40}", self.method):
             raise UserError(f"--method: found '{self.method}'; the name of an estimator is accepted, e.g. ode")
-        text = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{self.method}-{digest(asdict(self))}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +79,7 @@ def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any],
     path = folder / f"{evaluation_protocol.name}.json"
     values = {name: _plain(term) for name, term in in_order.terms.items() if term.ndim == 1}
     figures = in_order.to_dict() | {"terms": values, "terms_sem": _spread(in_order)}
-    plain = {"protocol": asdict(evaluation_protocol), "model": dict(model), "estimate": figures}
-    atomic.write_text(path, json.dumps(plain, indent=1))
+    keep(path, {"protocol": asdict(evaluation_protocol), "model": dict(model), "estimate": figures})
     return read(path)
 
 
@@ -102,11 +100,8 @@ def read(path: Path) -> Evaluation:
     Raises:
         UserError: For a file that is none, or whose figures do not agree with each other or with its name.
     """
-    try:
+    with reading(f"{path}: not an evaluation, or damaged; evaluate --again replaces it"):
         return _parse(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{path}: not an evaluation, or damaged ({reason}); evaluate --again replaces it") from error
 
 
 def _parse(plain: Mapping[str, Any], name: str) -> Evaluation:
@@ -157,7 +152,7 @@ def read_parts(folder: Path, known: set[int]) -> list[Estimate]:
             part = Estimate(**json.loads(found["summary"]), **found["tensors"], terms=found["terms"])
             rows = set(() if part.indices is None else part.indices.tolist())
             usable = len(rows) == len(part) and not rows & seen and rows <= known
-        except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        except DAMAGED:
             usable, part, rows = False, None, set()
         if not usable or part is None:
             path.unlink(missing_ok=True)  # it is measured again

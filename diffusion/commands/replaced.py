@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..storage.records import find
+
 _NAMED = 6
 
 
@@ -21,12 +23,10 @@ def note_replaced(path: Path, text: str, what: str, about: Callable[[Any], tuple
         about: From the values of such a file to the names of its rows, and to what all of them are figures of.
     """
     now, question = about(json.loads(text))
-    try:
-        names, former = about(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # not there, or none of ours
-    if set(names) <= set(now) and former == question:
+    kept = find(path, about)
+    if kept is None or (set(kept[0]) <= set(now) and kept[1] == question):
         return
+    names, _ = kept
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     listed = ", ".join(names[:_NAMED])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..models.build import build_data, parameter_count
 from ..models.load import TrainedModel, load
 from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
 from ..storage import runs
+from ..storage.records import find
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,14 @@ class Subject:
         Images seen (steps x batch), seconds of the steps, CPU seconds of the process, and on what.
         """
         unknown = {"images_seen": None, "training_seconds": None, "training_cpu_seconds": None, "trained_on": None}
-        try:
-            found = json.loads((self.home / runs.TRAINING).read_text(encoding="utf-8"))
+
+        def known(found: dict[str, Any]) -> dict[str, Any] | None:
             numbers = [found[name] for name in ("images", "seconds", "cpu_seconds")]
             if not all(n is None or (isinstance(n, int | float) and math.isfinite(n) and n >= 0) for n in numbers):
-                return unknown
+                return None
             return dict(zip(unknown, [*numbers, "; ".join(map(str, found["hardware"])) or None], strict=True))
-        except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or no run at all
-            return unknown
+
+        return find(self.home / runs.TRAINING, known) or unknown  # of an earlier version, or no run at all
 
 
 def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:

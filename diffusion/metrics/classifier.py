@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..storage import tensor_files
+from ..storage.records import reading
 from .extractor import FeatureExtractor
 
 _KIND = "feature network"
@@ -90,12 +91,10 @@ class ClassifierFeatures(FeatureExtractor):
             UserError: For a file that is missing, none of `save`, or damaged.
         """
         tensors, metadata = tensor_files.read(path, _KIND, "classifier")
-        try:
+        with reading(f"{path}: its weights are not those of the network it describes"):
             built = json.loads(metadata["classifier"])
             made = cls(**{**built, "shape": tuple(built["shape"])})
             made.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
-            raise UserError(f"{path}: its weights are not those of the network it describes") from error
         return made.eval()
 
 

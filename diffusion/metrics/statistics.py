@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..storage import tensor_files
+from ..storage.records import reading
 
 # What two sets of features must share for a distance between them to mean anything.
 SPACE = ("shape", "levels", "extractor", "extractor_sha256")
@@ -161,9 +162,7 @@ class FeatureStatistics:
             UserError: For a file that is missing, none of `save`, or damaged.
         """
         tensors, metadata = tensor_files.read(path, "statistics", "provenance")
-        try:
+        with reading(f"{path}: its statistics are not those of a count, a mean and a covariance"):
             known = json.loads(metadata["provenance"])
             provenance = Provenance(**{**known, "shape": tuple(known["shape"])}) if known else None
             return cls(int(metadata["count"]), tensors["mean"], tensors["scatter"], provenance)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path}: its statistics are not those of a count, a mean and a covariance") from error

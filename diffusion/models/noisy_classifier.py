@@ -23,6 +23,7 @@ from ..likelihood import Dequantizer
 from ..metrics import descend, shifted_batch
 from ..networks import NoisyImageClassifier
 from ..storage import tensor_files
+from ..storage.records import reading
 
 LOG_SNR_LIMIT = 10.0
 _KIND = "classifier of noisy images"
@@ -126,10 +127,8 @@ def load(path: str | Path) -> NoisyImageClassifier:
         UserError: For a file that is missing, none of `save`, or damaged.
     """
     tensors, metadata = tensor_files.read(path, _KIND, _KEY)
-    try:
+    with reading(f"{path}: its weights are not those of the network it describes"):
         built = json.loads(metadata[_KEY])
         network = build(tuple(built["shape"]), built["num_classes"], **built["options"])
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"{path}: its weights are not those of the network it describes") from error
     return network.eval()

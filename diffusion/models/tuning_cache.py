@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,8 @@ from ..denoisers.denoiser import Denoiser
 from ..samplers import ExponentialSDE, Moments, estimate_moments
 from ..sampling.auto_grid import known_grids, tuning
 from ..sampling.sample import sample
-from ..storage import atomic, runs
+from ..storage import runs
+from ..storage.records import DAMAGED, find, keep
 from ..storage.runs import user_cache
 
 
@@ -38,11 +38,9 @@ def read_tuned(denoiser: Denoiser, source: str, kind: str) -> dict[str, Any]:
     shipped, own = _places(source, kind, digest)
     found: dict[str, Any] = {}
     for path in (shipped, own):
-        # what can be wrong with text that should be a JSON object, a hostile one included
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            text = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-            if text["weights"] == digest:
-                found = _merged(found, text)
+        known = None if path is None else find(path, dict)
+        if known is not None and known.get("weights") == digest:
+            found = _merged(found, known)
     return {key: value for key, value in found.items() if key != "weights"}
 
 
@@ -54,8 +52,7 @@ def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str,
     _, own = _places(source, kind, digest)
     if own is not None:
         with contextlib.suppress(OSError):
-            own.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(own, json.dumps({"weights": digest, **values}, indent=1) + "\n")
+            keep(own, {"weights": digest, **values})
 
 
 def weights_digest(denoiser: Denoiser) -> str:
@@ -126,7 +123,7 @@ def told_tuning(seconds: float) -> Iterator[None]:
 
 
 def _read(denoiser: Denoiser, source: str) -> dict[str, tuple[float, ...]]:
-    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError):
+    with contextlib.suppress(*DAMAGED):
         found = read_tuned(denoiser, source, _GRIDS)[_KEY]
         return {key: tuple(float(value) for value in values) for key, values in found.items()}
     return {}
@@ -143,7 +140,7 @@ def moments_of(denoiser: Denoiser, source: str, error_bound: float) -> Moments:
         source: Where, as `tuned_files`.
         error_bound: As `Moments`.
     """
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(*DAMAGED):
         found = read_tuned(denoiser, source, _MOMENTS)
         return Moments(tuple(found["log_snrs"]), tuple(found["values"]), error_bound)
     x = sample(denoiser, _SAMPLES, ExponentialSDE(), _STEPS, seed=2**31)

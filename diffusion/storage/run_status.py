@@ -6,10 +6,9 @@ run again, and not one that has failed, asks the folder.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from . import atomic
+from .records import find, keep
 
 STOPPED = "stopped.json"
 
@@ -22,7 +21,7 @@ def record(run: Path, exit_code: int, step: int | None = None) -> None:
         exit_code: The command's: 75 or 130.
         step: The steps that are done; None after training.
     """
-    atomic.write_text(run / STOPPED, json.dumps({"exit_code": exit_code, "step": step}) + "\n")
+    keep(run / STOPPED, {"exit_code": exit_code, "step": step})
 
 
 def clear(run: Path) -> None:
@@ -32,8 +31,4 @@ def clear(run: Path) -> None:
 
 def exit_code(run: Path) -> int:
     """The exit code of the stop that a run was left by, 0 where it was none."""
-    try:
-        found = json.loads((run / STOPPED).read_text(encoding="utf-8"))
-        return int(found["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return 0
+    return find(run / STOPPED, lambda found: int(found["exit_code"])) or 0

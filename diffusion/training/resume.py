@@ -18,6 +18,7 @@ from ..config import Config
 from ..errors import UserError, did_you_mean
 from ..processes import is_helper
 from ..storage import run_lock, run_status
+from ..storage.records import DAMAGED
 
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
 _MODEL, _EVALUATION, _CONFIG = "model.safetensors", "evaluation.json", "config.yaml"
@@ -182,7 +183,7 @@ def _steps_done(run: Path) -> float:
 
     try:
         return float(read_checkpoint(run / _CHECKPOINT)["global_step"])
-    except (UserError, KeyError, TypeError, ValueError):  # told where it is loaded
+    except DAMAGED:  # told where it is loaded
         return 0.0
 
 
@@ -196,7 +197,7 @@ def _model_step(path: Path) -> float:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         written = header["__metadata__"]
         return float("-inf") if "not_fitted" in written else float(written["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except DAMAGED:
         return float("inf")
 
 

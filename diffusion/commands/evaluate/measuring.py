@@ -8,8 +8,6 @@ it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,6 +23,7 @@ from ...likelihood.error_budget import complete
 from ...likelihood.gaussian_reference import REFERENCES
 from ...models.load import TrainedModel
 from ...processes import ALONE, Processes
+from ...storage.records import digest
 from .. import records
 from ..preflight import check_takes_figures
 from ..records import Evaluation, Protocol
@@ -122,7 +121,7 @@ class Bench:
 
     def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
         """The estimate of all the images that were ever asked for under these changes, `rows` among them."""
-        parts = self.parts / f"{_AGAIN}{_digest(changes)}" if changes else self.parts
+        parts = self.parts / f"{_AGAIN}{digest(changes)}" if changes else self.parts
         protocol = replace(self.protocol, options={**self.protocol.options, **changes})
         asked = self._asked.setdefault(parts, set())
         asked |= set(rows.tolist())
@@ -166,10 +165,6 @@ class Bench:
         """Remove all parts."""
         for folder in (*self.parts.glob(f"{_AGAIN}*"), self.parts):
             records.remove_parts(folder)
-
-
-def _digest(changes: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:

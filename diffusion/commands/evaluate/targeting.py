@@ -7,7 +7,6 @@ Every chunk of every round is kept until the figure is, so that a search that wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from ...likelihood import Estimate
 from ...likelihood.target_error import reach
 from ...numerics.random import FIXED_ORDER, fixed_order
 from ...processes import ALONE, Processes
-from ...storage import atomic
+from ...storage.records import find, keep
 from .. import records
 from ..records import Evaluation, Protocol
 from ..subjects import Subject, first_of
@@ -83,19 +82,14 @@ def measure_to(
     figure = replace(protocol, data=taken, options=reached.options)
     evaluation = records.write(folder, figure, subject.facts, reached.estimate)
     spent = {"target_error": target, **reached.to_dict()}
-    kept = {"question": asdict(question), "figure": figure.name, "spent": spent}
-    atomic.write_text(place, json.dumps(kept, indent=1))
+    keep(place, {"question": asdict(question), "figure": figure.name, "spent": spent})
     bench.clear()
     return evaluation, spent, False
 
 
 def _find(place: Path, folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
     """What was found before, or None where it is not there, or not whole."""
-    try:
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        return records.read(folder / f"{kept['figure']}.json"), dict(kept["spent"])
-    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
-        return None
+    return find(place, lambda kept: (records.read(folder / f"{kept['figure']}.json"), dict(kept["spent"])))
 
 
 def spent_table(spent: dict[str, Any]) -> Table:

@@ -10,7 +10,6 @@ or numbers of samples are refused before anything is drawn.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from ...likelihood import Dequantizer
 from ...metrics import Copy, FeatureExtractor, Quality, QualityReference, describe, require_comparable, spread
 from ...metrics.quality import FEWEST
 from ...numerics.random import FIXED_ORDER
-from ...storage import atomic
+from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
@@ -167,8 +166,7 @@ def _question(candidate: Candidate, reference: Reference) -> tuple[dict[str, Any
     """The question that a figure answers, and its file."""
     how = {"order": FIXED_ORDER, "mirrored_copies": candidate.mirrored}
     question = {"reference": asdict(reference.provenance), "samples": candidate.count, **how, **candidate.question}
-    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
-    return question, candidate.folder / f"{digest}.json"
+    return question, candidate.folder / f"{digest(question)}.json"
 
 
 def _measured(
@@ -186,7 +184,7 @@ def _measured(
             pictures.save(closest, picture, {"copies": json.dumps(copies)})
         plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": _known(quality), "copies": copies,
                  "features": made.features.shape[1]}  # fmt: skip
-        atomic.write_text(path, json.dumps(plain, indent=1))
+        keep(path, plain)
     row = replace(_read(path, question), name=candidate.name)
     if closest.is_file():
         places.append(("closest pairs", closest))
@@ -196,7 +194,7 @@ def _measured(
 
 
 def _read(path: Path, question: dict[str, Any]) -> Row:
-    try:
+    with reading(f"{path}: no figures of quality, or damaged; quality --again replaces it"):
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["question"] != json.loads(json.dumps(question)):
             raise ValueError("it answers another question")
@@ -210,8 +208,6 @@ def _read(path: Path, question: dict[str, Any]) -> Row:
             copies,
             found.get("features"),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: no figures of quality, or damaged ({error}); quality --again replaces it") from error
 
 
 def _known(quality: Quality) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ the memory it takes is that of a batch; and the target appears whole or not at a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from ...data import pictures
 from ...errors import UserError
 from ...processes import ALONE, Processes
 from ...storage import atomic, run_lock
+from ...storage.records import digest, find, keep
 from .record import SampleRecord, free_name
 
 KINDS = (".npz", ".zip")
@@ -79,7 +79,7 @@ class SampleFiles:
         settings = {f"settings.{key}": value for key, value in record.settings.items()}
         question = {"n": n, "seed": record.seed, "weights": record.weights, **settings, **digests}
         self._question: dict[str, Any] = json.loads(json.dumps(question))
-        self._digest = _digest(self._question)
+        self._digest = digest(self._question)
         if out is not None and Path(out).suffix == ".png" and not is_folder(out):
             self.picture, self._is_named = Path(out), True
         elif out is not None:
@@ -123,7 +123,7 @@ class SampleFiles:
         if self.processes.is_main and (holder := run_lock.holder(self._parts)) is not None:
             raise UserError(_DRAWN.format(folder=self._parts, holder=holder))
         found = self._question_there()
-        if found == self._question or not any(self._parts.glob(f"*-{_digest(found)}.npy")):
+        if found == self._question or not any(self._parts.glob(f"*-{digest(found)}.npy")):
             return
         unlike = [key for key in {**found, **self._question} if found.get(key) != self._question.get(key)]
         differences = ", ".join(f"{key} {found.get(key)} there, {self._question.get(key)} here" for key in unlike)
@@ -134,11 +134,7 @@ class SampleFiles:
 
     def _question_there(self) -> dict[str, Any]:
         """The question of the folder of parts; an empty one where there is none that can be read."""
-        try:
-            found = json.loads((self._parts / _QUESTION).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return find(self._parts / _QUESTION, dict) or {}
 
     def _begin(self) -> None:
         """Make the folder of parts, or take over what is there; parts of other questions are removed."""
@@ -156,7 +152,7 @@ class SampleFiles:
             for path in self._parts.glob("*.npy"):
                 if not path.stem.endswith(f"-{self._digest}"):
                     path.unlink(missing_ok=True)
-            atomic.write_text(self._parts / _QUESTION, json.dumps(self._question))
+            keep(self._parts / _QUESTION, self._question)
 
     def _remove(self, pattern: str) -> None:
         """Remove parts, the question first: a kill on the way leaves what answers no question, and is not taken."""
@@ -305,10 +301,6 @@ class SampleFiles:
 def is_folder(out: str) -> bool:
     """Whether a target names a folder: one that is there, with a slash at its end, or without a suffix."""
     return Path(out).suffix == "" or out.endswith(("/", os.sep)) or Path(out).is_dir()
-
-
-def _digest(question: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager

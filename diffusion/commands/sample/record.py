@@ -20,6 +20,7 @@ from PIL import Image
 from ...errors import UserError
 from ...storage import runs
 from ...storage.paths import named_path
+from ...storage.records import reading
 
 MOST_ROWS = 2**20  # samples that a picture can have been drawn with
 
@@ -187,15 +188,12 @@ class SampleRecord:
             raise UserError(f"--from: {path} cannot be read as a PNG ({error})") from error
         if KEY not in text:
             raise UserError(f"--from: {path} does not say how it was drawn; accepted: a PNG that sample.py wrote")
-        try:
+        with reading(f"--from: the record in {path} is damaged, or of another version"):
             values = json.loads(text[KEY])
             values["batches"] = tuple((int(first), int(stop)) for first, stop in values["batches"])
             record = cls(**values)
-            sound = record._is_sound()
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            sound = False
-        if not sound:
-            raise UserError(f"--from: the record in {path} is damaged, or of another version")
+            if not record._is_sound():
+                raise ValueError("its values do not fit together")
         return record
 
 

@@ -7,7 +7,6 @@ starts at the same noise: the error of the solver alone. Samplers that draw nois
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -31,7 +30,8 @@ from ...samplers import ODE, Sampler, build
 from ...sampling.fit import FITTED_NOW
 from ...sampling.sample import grid_for, sample, sampler_for
 from ...schedules.time_grids import later_end
-from ...storage import atomic, tensor_files
+from ...storage import tensor_files
+from ...storage.records import digest, find, keep
 from .subjects import Subject
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
@@ -145,11 +145,11 @@ class Bench:
     def measured(self, cell: Cell) -> Measured:
         """The figures of a cell, from its file where there is one."""
         question = self._question(cell)
-        path = self.subject.folder / "cells" / f"{cell.sampler}-{_digest(question)}.json"
-        if self.options.again or (found := _read(path, cell, question)) is None:
+        path = self.subject.folder / "cells" / f"{cell.sampler}-{digest(question)}.json"
+        found = None if self.options.again else find(path, lambda kept: _of(kept, cell, question))
+        if found is None:
             found = self._measure(cell)
-            plain = {"question": question, "figures": {k: v for k, v in asdict(found).items() if k != "cell"}}
-            atomic.write_text(path, json.dumps(plain, indent=1))
+            keep(path, {"question": question, "figures": {k: v for k, v in asdict(found).items() if k != "cell"}})
             self.fresh += 1
         return found
 
@@ -176,7 +176,7 @@ class Bench:
         """Where the probability flow takes the same noise, float64 (n, *shape); kept, since it costs the most."""
         if self._tight is None:
             question = {"tight": self.subject.tolerance, **self._drawing()}
-            path = self.subject.folder / "cells" / f"tight-{_digest(question)}.safetensors"
+            path = self.subject.folder / "cells" / f"tight-{digest(question)}.safetensors"
             self._tight = None if self.options.again else _read_tight(path)
             if self._tight is None:
                 solver = ODE(tolerance=self.subject.tolerance, max_evaluations=50_000)
@@ -223,17 +223,8 @@ class Bench:
         return float(lost.mean()), float(lost.std()) / math.sqrt(len(lost))
 
 
-def _digest(question: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _read(path: Path, cell: Cell, question: dict[str, Any]) -> Measured | None:
-    """A cell's file; None where there is none, or it is damaged: it is measured again."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Measured(cell, **found["figures"]) if found["question"] == json.loads(json.dumps(question)) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _of(kept: dict[str, Any], cell: Cell, question: dict[str, Any]) -> Measured | None:
+    return Measured(cell, **kept["figures"]) if kept["question"] == json.loads(json.dumps(question)) else None
 
 
 def _read_tight(path: Path) -> Tensor | None:

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...storage import atomic
+from ...storage.records import find, keep
 from .decoding import Decoded, ImageFile, Progress, Seen, decode_all
 
 _VERSION = 1
@@ -74,7 +75,7 @@ def decode_cached(
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)
-        atomic.write_text(facts, json.dumps({"kept": decoded.kept, "skipped": decoded.skipped, **asdict(decoded.seen)}))
+        keep(facts, {"kept": decoded.kept, "skipped": decoded.skipped, **asdict(decoded.seen)})
     except OSError as error:
         raise UserError(f"data.cache: {folder} cannot be written ({error.strerror or error}).") from error
     finally:
@@ -85,8 +86,8 @@ def decode_cached(
 
 def _find(array: Path, facts: Path, count: int) -> Decoded | None:
     """What is kept under a key; None where it is not there, or not whole."""
-    try:
-        told = json.loads(facts.read_text(encoding="utf-8"))
+
+    def mapped(told: dict[str, Any]) -> Decoded | None:
         # copy on write: pages are shared, and nothing that is done to the tensor reaches the file
         images = torch.from_numpy(np.load(array, mmap_mode="c", allow_pickle=False))
         kept = [int(row) for row in told["kept"]]
@@ -95,5 +96,5 @@ def _find(array: Path, facts: Path, count: int) -> Decoded | None:
         skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
         seen = Seen([int(top) for top in told["tops"]], deep, several)
         return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+
+    return find(facts, mapped)

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from ...errors import UserError
 from ...storage import atomic, full_disk
 from ...storage.paths import named_path
+from ...storage.records import reading
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -40,11 +41,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is a torn line or nothing
-        try:
+        with reading(f"{path}, line {number}: not a record of metrics"):
             row = json.loads(line)
             rows.append({"step": int(row.pop("step")), **{key: float(value) for key, value in row.items()}})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not a record of metrics ({error}).") from error
     return rows
 
 

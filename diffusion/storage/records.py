@@ -1,0 +1,57 @@
+"""Answers kept on the disk as JSON under the digest of their question, so that none is computed twice.
+
+A question is plain values. What is read back may have been damaged, or come from anybody: a line cut short, a missing
+key, a number of a megabyte, lists nested a thousand deep. `find` takes such a file for none, and `reading` makes one
+`UserError` of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import UserError
+from . import atomic
+
+Answer = TypeVar("Answer")
+# What parsing a damaged or foreign file raises. UserError and what json and Unicode raise are ValueErrors,
+# RecursionError and what torch raises are RuntimeErrors, OverflowError is an ArithmeticError.
+DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
+
+def digest(question: Any, length: int = 12) -> str:
+    """The first digits of the SHA-256 of a question, plain values; the order of its keys does not matter."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def keep(path: str | Path, answer: Any) -> None:
+    """Write plain values as JSON, atomically (`atomic.writer`)."""
+    atomic.write_text(path, json.dumps(answer, indent=1))
+
+
+def find(path: str | Path, make: Callable[[Any], Answer]) -> Answer | None:
+    """What `make` makes of the values of a JSON file; None where it is missing, damaged, or not what `make` takes."""
+    with suppress(*DAMAGED):
+        return make(json.loads(Path(path).read_text(encoding="utf-8")))
+    return None
+
+
+@contextmanager
+def reading(damaged: str) -> Iterator[None]:
+    """Read what may be damaged or foreign.
+
+    Args:
+        damaged: What to say then, the file named in it; the reason is appended.
+
+    Raises:
+        UserError: For whatever reading raises, in one line.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{damaged} ({reason})") from error
