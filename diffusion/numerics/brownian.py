@@ -6,8 +6,8 @@ With stochasticity eta, a step of the reverse SDE from t to s adds the fresh noi
 
 in the *clock* u = integral of eta^2 d lambda (lambda: the log-SNR). In this clock the noise of a path is a stationary
 Ornstein-Uhlenbeck process, exp(-u/2) B(exp(u)) for a Brownian motion B: its scale is constant along the path, so the
-clock may have any length. Intervals compose, N(a, c) = exp(-(c - b)/2) N(a, b) + N(b, c), and given N(a, c) the noise of
-its first half is Gaussian: with q = exp(-(c - a)/4),
+clock may have any length. Intervals compose, N(a, c) = exp(-(c - b)/2) N(a, b) + N(b, c), and given N(a, c) the noise
+of its first half is Gaussian: with q = exp(-(c - a)/4),
 
     N(a, m) = q / (1 + q^2) N(a, c) + sqrt((1 - q^2) / (1 + q^2)) z.
 
@@ -97,7 +97,7 @@ class Weights:
 
 
 def _from_root(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes on the path from the root to each point, (n, levels), and the weights of N(start of the tree, point)."""
+    """The nodes from the root to each point, (n, levels), and the weights of N(start of the tree, point)."""
     ends_at = 0  # the level from which on every point is the left end of its interval
     while bool((points & (2 ** (_DEPTH - ends_at) - 1)).any()):
         ends_at += 1

@@ -110,7 +110,7 @@ def _words(
     stream: int | Tensor,
     device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every fourth word, four times, of shape (B, blocks): enough for `count` per row; step and stream may be per row."""
+    """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be per row."""
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
     step, stream = (
