@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from ..errors import UserError
 from .condition import Condition, condition_for
@@ -261,7 +262,7 @@ def _can_be_looked_at(x: Tensor) -> bool:
     """Whether numbers can be read off a tensor at once: not on another device, in a compiler, or within vmap."""
     if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_batchedtensor(x)
+    return not is_batchedtensor(x)
 
 
 def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
