@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +281,7 @@ def test_parsing_is_quick_and_imports_no_torch():
         "parse_train_arguments(['--config', 'cifar', 'trainer.steps=5']);"
         "assert not {'torch', 'lightning', 'numpy', 'wandb'} & sys.modules.keys()"
     )
-    start = time.perf_counter()
+    before = os.times().children_user  # of computing: a busy machine fails none
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert seconds < 2
+    assert os.times().children_user - before < 2
