@@ -1,7 +1,7 @@
 """How training times are drawn: importance distributions over the log-SNR of the path.
 
-A time distribution maps u in (0, 1) to a log-SNR and knows its density there; `stratified` makes the u of one global
-batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), whatever the number of processes.
+A time distribution maps u in (0, 1) to a log-SNR and gives its density there; `stratified` makes the u of one global
+batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), for any number of processes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
 
-NAMES = ("uniform", "log-snr", "log-normal", "logit-normal")
-
 
 class TimeDistribution(ABC):
-    """A distribution of training times on a path, as one over log-SNR."""
+    """A distribution of training times on a path, expressed over log-SNR."""
 
     @abstractmethod
     def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
@@ -59,7 +57,7 @@ class UniformLogSNR(TimeDistribution):
 
 @dataclass(frozen=True)
 class NormalLogSNR(TimeDistribution):
-    """lambda normal, cut at the ends of the path.
+    """lambda normal, truncated at the ends of the path.
 
     EDM's log-normal noise, ln(sigma / alpha) ~ N(m, s^2), is lambda ~ N(-2m, (2s)^2); so is the logit-normal time of
     rectified flow, logit(t) ~ N(m, s^2) with sigma / alpha = t / (1 - t) (arXiv 2403.03206, sec. 3.1).
@@ -98,25 +96,30 @@ class NormalLogSNR(TimeDistribution):
         return peak * torch.exp(-0.5 * self._standard(log_snr) ** 2)
 
 
+_UNIFORM: dict[str, type[TimeDistribution]] = {"uniform": UniformTime, "log-snr": UniformLogSNR}
+_NORMAL = {"log-normal": (-1.2, 1.2), "logit-normal": (0.0, 1.0)}  # mean and std
+NAMES = (*_UNIFORM, *_NORMAL)
+
+
 def time_distribution(name: str, mean: float | None = None, std: float | None = None) -> TimeDistribution:
     """Make a time distribution.
 
     Args:
         name: `uniform` (in time), `log-snr` (uniform in log-SNR), `log-normal` (EDM: mean -1.2, std 1.2 of ln(sigma))
             or `logit-normal` (mean 0, std 1 of logit(t)).
-        mean: In place of the default mean.
-        std: In place of the default standard deviation.
+        mean: Replaces the default mean.
+        std: Replaces the default standard deviation.
 
     Raises:
-        UserError: For an unknown name, or a mean or std where the distribution has none.
+        UserError: For an unknown name, or a mean or std for a distribution without them.
     """
     choose("objective.time", name, NAMES)
-    if name in ("log-normal", "logit-normal"):
-        default_mean, default_std = (-1.2, 1.2) if name == "log-normal" else (0.0, 1.0)
+    if name in _NORMAL:
+        default_mean, default_std = _NORMAL[name]
         return NormalLogSNR(default_mean if mean is None else mean, default_std if std is None else std)
     if mean is not None or std is not None:
         raise UserError(f"objective.time_mean, time_std: objective.time '{name}' does not take them")
-    return UniformTime() if name == "uniform" else UniformLogSNR()
+    return _UNIFORM[name]()
 
 
 def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:
@@ -124,10 +127,10 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
 
     Args:
         seed: The run's seed.
-        step: The optimiser step (and micro-batch) that draws.
+        step: The optimiser step (and micro-batch).
         positions: Positions in the global batch, 0 .. batch_size - 1, shape (B,).
         batch_size: The size of the global batch.
-        stratified: Evenly spaced with a common random shift, rather than independent.
+        stratified: Evenly spaced with a common random shift instead of independent.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}; must be at least 1")
@@ -138,5 +141,5 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
 
 
 def evenly_spaced(shift: Tensor, positions: Tensor, batch_size: int) -> Tensor:
-    """Uniforms of a batch, 1 / batch_size apart, that one uniform shifts (VDM, arXiv 2107.00630, app. I.1)."""
+    """Uniforms of a batch, 1 / batch_size apart, shifted by one uniform (VDM, arXiv 2107.00630, app. I.1)."""
     return (shift + positions.to(torch.float64) / batch_size) % 1.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config.preflight import IMAGE_SETS
+from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
 from ...errors import UserError, told_as
