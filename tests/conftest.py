@@ -25,6 +25,8 @@ torch.set_num_threads(1)
 
 _ARRAY = re.compile(r"\b(Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Integer)\d*\[")
 _made = set()
+# As jaxtyping's: what reads a file catches a TypeError where the file holds something else.
+_CHECKED = beartype.beartype(conf=beartype.BeartypeConf(violation_type=TypeError))
 
 
 def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
@@ -43,10 +45,24 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
         _made.add(fn.__code__)
     if any(_ARRAY.search(str(kind)) for kind in fn.__annotations__.values()):
         return original(fn, typechecker=typechecker)
-    return beartype.beartype(fn)
+    return _CHECKED(fn)
 
 
 jaxtyping.jaxtyped = _jaxtyped
+
+
+# What `-m quick` runs: laws and units, without the longest files of them.
+_QUICK = (
+    "config", "data", "denoisers", "likelihood", "metrics", "networks", "numerics", "objectives", "samplers",
+    "schedules", "storage",
+)  # fmt: skip
+_LONG = ("test_annealed", "test_coverage", "test_error_budget", "test_every_combination", "test_path_end")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in _QUICK and item.path.stem not in _LONG and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 @pytest.fixture
@@ -68,6 +84,14 @@ def quick_fit(monkeypatch):
     monkeypatch.setattr(
         EAE, "fit_after_training", lambda self, images, seed=0, **more: original(self, images, seed, 3, **more)
     )
+
+
+@pytest.fixture
+def small_forest(monkeypatch):
+    """The forest that stands for scale has one small tree a pixel."""
+    from diffusion.baselines.level_models import AutoregressiveForest
+
+    monkeypatch.setattr(AutoregressiveForest, "fit", partial(AutoregressiveForest.fit, trees=1, leaves=(50,)))
 
 
 @pytest.fixture(autouse=True, scope="session")

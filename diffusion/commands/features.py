@@ -15,10 +15,7 @@ from ..errors import UserError
 from ..metrics import ClassifierFeatures, FeatureExtractor, Provenance, load_inception, torchvision_inception
 from ..storage import runs, tensor_files
 from ..storage.runs import user_cache
-from .preflight import check_features
-
-SHIPPED = ("digits", "mnist")
-_INCEPTION = "inception"
+from .preflight import INCEPTION, check_features
 
 
 def choose_extractor(name: str | None, data: ImageData, download: bool) -> FeatureExtractor:
@@ -27,21 +24,18 @@ def choose_extractor(name: str | None, data: ImageData, download: bool) -> Featu
     Raises:
         UserError: For a name or file that is none, weights that are absent, or a network of other images.
     """
+    shipped = runs.shipped(runs.FEATURES)
     if name is None:
-        fits = data.name in SHIPPED and _shipped(data.name).shape == data.shape
-        name = data.name if fits else _INCEPTION
+        fits = data.name in shipped and ClassifierFeatures.load(shipped[data.name]).shape == data.shape
+        name = data.name if fits else INCEPTION
     check_features(name)
-    if name == _INCEPTION:
+    if name == INCEPTION:
         return torchvision_inception(data.levels, download)
-    if name in SHIPPED:
-        return _fitting(_shipped(name), data)
+    if name in shipped:
+        return _fitting(ClassifierFeatures.load(shipped[name]), data)
     if Path(name).suffix == ".safetensors":
         return _fitting(ClassifierFeatures.load(name), data)
     return load_inception(name, data.levels)
-
-
-def _shipped(name: str) -> ClassifierFeatures:
-    return ClassifierFeatures.load(runs.PRETRAINED / f"{name}-features.safetensors")
 
 
 def _fitting(extractor: ClassifierFeatures, data: ImageData) -> ClassifierFeatures:

@@ -6,14 +6,17 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config.preflight import IMAGE_SETS, SAMPLERS, check_device
+from ..config import FITTED, FITTED_STEPS, IMAGE_SETS, SamplingConfig
+from ..config.preflight import check_device
 from ..errors import UserError, choose, did_you_mean
 from ..storage import atomic, runs
 from .sample.record import SampleRecord
 
-FITTED, FITTED_STEPS = "fitted", range(2, 11)  # not of a configuration: weights in training change
-GRIDS = ("cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto")
-FEATURES = ("digits", "mnist", "inception")
+SAMPLERS = (*SamplingConfig.words("sampler"), FITTED)
+GRIDS = SamplingConfig.words("grid")
+# Feature networks: those shipped for a data set, by its name, and Inception.
+INCEPTION = "inception"
+FEATURES = (*runs.shipped(runs.FEATURES), INCEPTION)
 EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
 _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
 
@@ -26,7 +29,7 @@ def check_sample(options: argparse.Namespace) -> None:
             a classifier without a label, and a place that cannot be written to.
     """
     if options.sampler is not None:
-        choose("--sampler", options.sampler, (*SAMPLERS, FITTED))
+        choose("--sampler", options.sampler, SAMPLERS)
     if options.sampler == FITTED:
         _check_fitted(options)
     if options.grid is not None:
@@ -128,7 +131,7 @@ def check_tradeoff(options: argparse.Namespace) -> None:
     """
     check_device(options.device)
     for name in options.samplers or ():
-        choose("--samplers", name, (*SAMPLERS, FITTED, "all"))
+        choose("--samplers", name, (*SAMPLERS, "all"))
     _check_drawing(None, options.grid)
     if options.run.startswith(EXACT):
         choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)
@@ -141,7 +144,7 @@ def check_tradeoff(options: argparse.Namespace) -> None:
 
 def _check_drawing(sampler: str | None, grid: str | None) -> None:
     if sampler is not None:
-        choose("--sampler", sampler, (*SAMPLERS, FITTED))
+        choose("--sampler", sampler, SAMPLERS)
     if grid is not None:
         choose("--grid", grid, GRIDS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,32 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
     if model.facts.levels is None and not points:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
     return Subject(name, home, model, runs.file_digest(source))
+
+
+def named_apart(names: Sequence[str], places: Sequence[Path]) -> list[str]:
+    """The names, those that are there more than once with what differs in their places: `x-0001 (cluster/runs)`.
+
+    Raises:
+        UserError: For one place that is named twice.
+    """
+    parts = [place.expanduser().resolve().parts for place in places]
+    told = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        rows = [row for row, other in enumerate(names) if other == name]
+        paths = [parts[row] for row in rows]
+        if len(set(paths)) < len(paths):
+            raise UserError(f"{name} is named twice")
+        shared = _common(paths)
+        rest = [path[shared:] for path in paths]
+        ending = min(_common([path[::-1] for path in rest]), min(map(len, rest)) - 1)
+        for row, path in zip(rows, rest, strict=True):
+            told[row] = f"{name} ({'/'.join(path[: len(path) - ending])})"
+    return told
+
+
+def _common(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many parts the paths begin with alike."""
+    return next((i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), min(map(len, paths)))
 
 
 def load_images_of(subject: Subject, path: str | None = None) -> ImageData:

@@ -7,6 +7,8 @@ assert parse_config(dump_config(config)) == config
 from .arguments import TrainArguments, help_text, parse_train_arguments
 from .files import available_configs, dump_config, find_config, load_config, parse_config, plain_values, with_places
 from .run_sections import (
+    FITTED,
+    FITTED_STEPS,
     Config,
     EMAConfig,
     EvaluationConfig,
@@ -15,9 +17,24 @@ from .run_sections import (
     SamplingConfig,
     TrainerConfig,
 )
-from .sections import AutoencoderConfig, DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+from .sections import (
+    IMAGE_SETS,
+    POINT_SETS,
+    SPLITS,
+    AutoencoderConfig,
+    DataConfig,
+    DenoiserConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    ScheduleConfig,
+)
 
 __all__ = [
+    "FITTED",
+    "FITTED_STEPS",
+    "IMAGE_SETS",
+    "POINT_SETS",
+    "SPLITS",
     "AutoencoderConfig",
     "Config",
     "DataConfig",

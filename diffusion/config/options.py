@@ -83,7 +83,7 @@ class Section(BaseModel):
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for name, field in cls.model_fields.items():
             for kind, default in (declared(field, "kinds") or {}).items():
-                chooser = next(other for other in cls.model_fields if kind in choices(cls.accepts(other)))
+                chooser = next(other for other in cls.model_fields if kind in cls.words(other))
                 found.setdefault(chooser, {}).setdefault(kind, {})[name] = default
         return found
 
@@ -91,6 +91,11 @@ class Section(BaseModel):
     def accepts(cls, name: str) -> dict[str, Any]:
         """The JSON schema of an option."""
         return _schema(cls)["properties"][name]
+
+    @classmethod
+    def words(cls, name: str) -> list[str]:
+        """The words that an option accepts."""
+        return choices(cls.accepts(name))
 
     def options(self) -> dict[str, Any]:
         """The options of the chosen kinds by name, as keyword arguments of what they configure."""

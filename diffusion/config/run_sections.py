@@ -69,12 +69,21 @@ class TrainerConfig(Section):
             )
 
 
+# What `--sampler` takes beside the samplers of a configuration: a solver fitted to a trained model. The numbers to fit,
+# and with them the cost, grow with the square of its steps.
+FITTED, FITTED_STEPS = "fitted", range(2, 11)
+
+
 class SamplingConfig(Section):
     """The samples drawn while training, and the defaults of sample.py."""
 
     section = "sampling"
 
-    sampler: str = option("abm", "the method; sample.py --help lists them", families=("diffusion",))
+    sampler: Literal[
+        "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
+        "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
+        "deis", "adams", "abm",
+    ] = option("abm", "the method", families=("diffusion",))  # fmt: skip
     steps: int | None = option(
         None,
         "steps of the method, where it does not choose them itself; null: 20 of abm, 50 of others",

@@ -13,8 +13,10 @@ from ..errors import UserError
 from .options import Count, Place, Section, option
 from .strict_yaml import show
 
-Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "folder"]
-Toys = Literal["gaussians", "moons", "rings", "spiral", "checkerboard"]
+_Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
+_Points = Literal["gaussians", "moons", "rings", "spiral", "checkerboard"]
+IMAGE_SETS, POINT_SETS = get_args(_Images), get_args(_Points)
+SPLITS = ("train", "validation", "test")
 
 
 class DataConfig(Section):
@@ -22,7 +24,9 @@ class DataConfig(Section):
 
     section = "data"
 
-    name: Literal[Images, Toys] = option("digits", "the data set: images, images of your own (folder), or points")
+    name: Literal[_Images, "folder", _Points] = option(
+        "digits", "the data set: images, images of your own (folder), or points"
+    )
     path: Place | None = option(
         None, "a folder or a .zip, .tar, .npz or .npy file of images, in place of the set's own"
     )
@@ -40,8 +44,12 @@ class DataConfig(Section):
     def check(self) -> None:
         if self.name == "folder" and not self.path:
             raise UserError(f"data.path: found {show(self.path)}; must be the images where data.name is 'folder'")
-        if self.path is not None and self.name in ("digits", *get_args(Toys)):
-            raise UserError(f"data.path: found {show(self.path)}; '{self.name}' does not take it")
+        of_files = ("path", "bits", "unreadable", "cache")
+        unused = (*of_files, "size", "place", "flip") if self.name in POINT_SETS else of_files
+        for name in unused if self.name in ("digits", *POINT_SETS) else ():
+            found = getattr(self, name)
+            if found not in (type(self).model_fields[name].default, False):
+                raise UserError(f"data.{name}: found {show(found)}; '{self.name}' does not take it")
 
 
 class ScheduleConfig(Section):

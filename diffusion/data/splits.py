@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from ..config import SPLITS
 from ..errors import UserError
 from ..numerics.random import hashed_order
 
-SPLITS = ("train", "validation", "test")
-# What people call them, beside words that only say what is in them (`train_images`, `Test Set`).
+# What people call the splits, beside words that only say what is in them (`train_images`, `Test Set`).
 _WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("validation", "validate", "valid", "val", "dev", "devel", "development", "eval", "evaluation"),

@@ -9,28 +9,71 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
-from .. import schedules
+from .. import samplers, schedules
 from ..baselines.decoders import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
 from ..baselines.eae import EAE
 from ..baselines.latent_images import LatentImageModel
 from ..baselines.observation import ObservationModel
 from ..baselines.vae import VAE
-from ..config import Config
-from ..data import DataNote, ImageData, Toy, load_images, load_toy, toy_names
+from ..config import (
+    AutoencoderConfig,
+    Config,
+    DataConfig,
+    DenoiserConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    SamplingConfig,
+    ScheduleConfig,
+)
+from ..config.options import Section
+from ..data import DataNote, ImageData, Toy, image_names, load_images, load_toy, toy_names
 from ..data.class_names import names_of, numbered
+from ..data.images import UNREADABLE
 from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
-from ..errors import UserError
+from ..denoisers.denoiser import PREDICTIONS
+from ..errors import UserError, told_as
 from ..likelihood.dequantization import Dequantizer
 from ..networks import MLP, DiT, UNet
+from ..networks.attention import SCALES
 from ..networks.autoencoder import Decoder, Encoder
-from ..objectives import Objective, time_distribution, weighting
+from ..networks.embeddings import NOISE_EMBEDDINGS
+from ..objectives import Objective, time_distribution, time_sampling, weighting, weightings
+from ..schedules import time_grids
+
+NETWORKS: dict[str, Callable[..., UNet | DiT | MLP]] = {"unet": UNet, "dit": DiT, "mlp": MLP}
+OBSERVATIONS: dict[str, Callable[..., ObservationModel]] = {
+    "logistic-mixture": DiscretizedLogisticMixture,
+    "gaussian": DiscretizedGaussian,
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+}
+
+
+def _require_same_names(section: type[Section], option: str, known: Iterable[str]) -> None:
+    """The words of a configuration, which is read without torch, are the names of what there is."""
+    if set(section.words(option)) != set(known):
+        raise ImportError(f"{section.key(option)} takes {section.words(option)}; there are {list(known)}")
+
+
+_require_same_names(DataConfig, "name", (*image_names(), *toy_names()))
+_require_same_names(DataConfig, "unreadable", UNREADABLE)
+_require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
+_require_same_names(NetworkConfig, "name", NETWORKS)
+_require_same_names(NetworkConfig, "noise_embedding", NOISE_EMBEDDINGS)
+_require_same_names(NetworkConfig, "attention_scale", SCALES)
+_require_same_names(DenoiserConfig, "prediction", (*PREDICTIONS, "levels"))
+_require_same_names(ObjectiveConfig, "weighting", weightings.NAMES)
+_require_same_names(ObjectiveConfig, "time", time_sampling.NAMES)
+_require_same_names(AutoencoderConfig, "observation", OBSERVATIONS)
+_require_same_names(SamplingConfig, "sampler", samplers.names())
+_require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
 # Of one datum; no image that a network is trained on has more.
 _MOST_NUMBERS = 2**28
@@ -161,12 +204,12 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
     if len(facts.shape) != (1 if name == "mlp" else 3):
         fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
         raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
-    if name in ("unet", "dit"):
-        options |= {"num_classes": classes, "image_size": facts.shape[1:]}
-        if config.denoiser.prediction == "levels":
-            options["out_channels"] = facts.shape[0] * _levels(config, facts)
-        return {"unet": UNet, "dit": DiT}[name](facts.shape[0], **options)
-    return MLP(facts.shape[0], num_classes=classes, **options)
+    if name != "mlp":
+        options["image_size"] = facts.shape[1:]
+    if config.denoiser.prediction == "levels":
+        options["out_channels"] = facts.shape[0] * _levels(config, facts)
+    with _told_as_keys(config.network):
+        return NETWORKS[name](facts.shape[0], num_classes=classes, **options)
 
 
 def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
@@ -199,9 +242,7 @@ def build_observation(config: Config, levels: int) -> ObservationModel:
     name = config.autoencoder.observation
     if name == "bernoulli" and levels != 2:
         raise UserError(f"autoencoder.observation: found 'bernoulli'; it takes 2 levels, the data have {levels}")
-    if name == "logistic-mixture":
-        return DiscretizedLogisticMixture(levels, **config.autoencoder.options())
-    return {"gaussian": DiscretizedGaussian, "bernoulli": Bernoulli, "categorical": Categorical}[name](levels)
+    return OBSERVATIONS[name](levels, **config.autoencoder.options())
 
 
 def build_vae(config: Config, facts: DataFacts) -> VAE:
@@ -212,24 +253,17 @@ def build_vae(config: Config, facts: DataFacts) -> VAE:
     """
     d, levels = config.autoencoder.latent_dim, _levels(config, facts)
     observation = build_observation(config, levels)
-    encoder = Encoder(facts.shape, 2 * d, **_widths(config))
-    decoder = Decoder(facts.shape, d, facts.shape[0] * observation.parameters, **_widths(config))
-    return VAE(facts.shape, d, observation, encoder, decoder)
+    return VAE(facts.shape, d, observation, *_coders(config, facts, 2 * d, observation.parameters))
 
 
 def build_eae(config: Config, facts: DataFacts) -> EAE:
     """The entropic autoencoder of a configuration, for images of these facts, with fresh weights.
 
     Raises:
-        UserError: For data that are not images of levels, a batch too small for the entropy, and where parts do not fit
-            together.
+        UserError: For data that are not images of levels, and where parts do not fit together.
     """
-    d, levels, k = config.autoencoder.latent_dim, _levels(config, facts), config.autoencoder.neighbours
-    part = config.trainer.batch_size // (config.trainer.accumulate * config.trainer.devices)
-    if part <= k:
-        raise UserError(f"autoencoder.neighbours: found {k}; must be below the images taken together, {part}")
-    encoder = Encoder(facts.shape, d, **_widths(config))
-    return EAE(facts.shape, d, levels, encoder, Decoder(facts.shape, d, facts.shape[0], **_widths(config)))
+    d = config.autoencoder.latent_dim
+    return EAE(facts.shape, d, _levels(config, facts), *_coders(config, facts, d, 1))
 
 
 def _levels(config: Config, facts: DataFacts) -> int:
@@ -238,8 +272,17 @@ def _levels(config: Config, facts: DataFacts) -> int:
     return facts.levels
 
 
-def _widths(config: Config) -> dict[str, Any]:
-    return {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
+def _coders(config: Config, facts: DataFacts, features: int, parameters: int) -> tuple[Encoder, Decoder]:
+    """An encoder to so many features, and a decoder to so many parameters of a pixel's channel."""
+    widths = {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
+    with _told_as_keys(config.autoencoder, shape="data.size"):
+        encoder = Encoder(facts.shape, features, **widths)
+        return encoder, Decoder(facts.shape, config.autoencoder.latent_dim, facts.shape[0] * parameters, **widths)
+
+
+def _told_as_keys(section: Section, **more: str) -> AbstractContextManager[None]:
+    """What a part says of an argument is said of the key that it comes from."""
+    return told_as({name: section.key(name) for name in type(section).model_fields} | more)
 
 
 def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:

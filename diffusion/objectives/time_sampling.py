@@ -18,8 +18,6 @@ from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
 
-NAMES = ("uniform", "log-snr", "log-normal", "logit-normal")
-
 
 class TimeDistribution(ABC):
     """A distribution of training times on a path, as one over log-SNR."""
@@ -98,6 +96,11 @@ class NormalLogSNR(TimeDistribution):
         return peak * torch.exp(-0.5 * self._standard(log_snr) ** 2)
 
 
+_UNIFORM: dict[str, type[TimeDistribution]] = {"uniform": UniformTime, "log-snr": UniformLogSNR}
+_NORMAL = {"log-normal": (-1.2, 1.2), "logit-normal": (0.0, 1.0)}  # mean and std
+NAMES = (*_UNIFORM, *_NORMAL)
+
+
 def time_distribution(name: str, mean: float | None = None, std: float | None = None) -> TimeDistribution:
     """Make a time distribution.
 
@@ -111,12 +114,12 @@ def time_distribution(name: str, mean: float | None = None, std: float | None = 
         UserError: For an unknown name, or a mean or std where the distribution has none.
     """
     choose("objective.time", name, NAMES)
-    if name in ("log-normal", "logit-normal"):
-        default_mean, default_std = (-1.2, 1.2) if name == "log-normal" else (0.0, 1.0)
+    if name in _NORMAL:
+        default_mean, default_std = _NORMAL[name]
         return NormalLogSNR(default_mean if mean is None else mean, default_std if std is None else std)
     if mean is not None or std is not None:
         raise UserError(f"objective.time_mean, time_std: objective.time '{name}' does not take them")
-    return UniformTime() if name == "uniform" else UniformLogSNR()
+    return _UNIFORM[name]()
 
 
 def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:

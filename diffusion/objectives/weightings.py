@@ -22,8 +22,8 @@ from ..denoisers.given import positive_number
 from ..errors import UserError, choose
 from ..schedules.schedule import TRAINED_DATA_END, log_snr_ends
 
-NAMES = ("simple", "elbo", "likelihood", "min-snr", "edm")
 BOUND = ("elbo", "likelihood")  # the variational bound by two names
+NAMES = (*BOUND, "simple", "min-snr", "edm")
 
 Weighting = Callable[[Tensor], Tensor]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import FITTED, FITTED_STEPS
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.evaluations import evaluation_mode
 from ..errors import UserError
@@ -39,8 +40,6 @@ from .auto_grid import (
 )
 from .fitted import Fitted, walk
 
-FEWEST_STEPS = 2
-MOST_STEPS = 10  # the numbers to fit, and with them the cost, grow with the square
 DEFAULT_STEPS = 5
 _ROWS, _UNSEEN = 256, 128
 _CAP = 3e-4  # of a squared error; data are of the order of 1
@@ -52,7 +51,6 @@ _RIDGE = 1e-4  # of the first cost, on the squared numbers
 _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
-FITTED = "fitted"  # on `--sampler`; no sampler of `samplers.build`, which knows no model
 FITTED_NOW = f"{FITTED} 2"  # counts the ways of fitting: what an earlier one found is not used for this one
 
 
@@ -133,8 +131,8 @@ def check_steps(steps: int) -> None:
     Raises:
         UserError: For such a number.
     """
-    if not FEWEST_STEPS <= steps <= MOST_STEPS:
-        raise UserError(f"steps: found {steps}; a fitted sampler takes {FEWEST_STEPS} to {MOST_STEPS}")
+    if steps not in FITTED_STEPS:
+        raise UserError(f"steps: found {steps}; a fitted sampler takes {FITTED_STEPS[0]} to {FITTED_STEPS[-1]}")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 DATA = "data.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _PREFIX = "pretrained:"
-# Shipped beside the models: feature networks, and classifiers of noisy images.
-_NO_MODELS = ("-features", "-classifier")
+# Endings of what is shipped beside the models: feature networks, and classifiers of noisy images.
+FEATURES, CLASSIFIER = "-features", "-classifier"
 
 
 def create_run(runs_dir: str | Path, name: str) -> Path:
@@ -123,17 +123,21 @@ def file_digest(path_or_name: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shipped(ending: str) -> dict[str, Path]:
+    """The shipped networks of a kind (`FEATURES`, `CLASSIFIER`) by the data set that they are for."""
+    return {path.stem.removesuffix(ending): path for path in sorted(PRETRAINED.glob(f"*{ending}.safetensors"))}
+
+
 def resolve_classifier(name: str) -> Path:
     """The file of a classifier of noisy images: the one named, or that which is shipped for a data set.
 
     Raises:
         UserError: There is no such file.
     """
-    ending = "-classifier"
-    shipped = {p.stem.removesuffix(ending): p for p in PRETRAINED.glob(f"*{ending}.safetensors")}
-    path = shipped.get(name) or named_path(name, "--classifier")
+    known = shipped(CLASSIFIER)
+    path = known.get(name) or named_path(name, "--classifier")
     if not path.is_file():
-        accepted = f"{', '.join(sorted(shipped))}, or a file of python -m diffusion train-classifier"
+        accepted = f"{', '.join(known)}, or a file of python -m diffusion train-classifier"
         raise UserError(f"--classifier: {name} does not exist; accepted: {accepted}")
     return path
 
@@ -147,7 +151,7 @@ def shipped_file(source: str) -> Path | None:
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
     # the networks that samples are measured by (metrics/classifier.py) lie beside the models
-    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith(_NO_MODELS))
+    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
     if name not in options:
         accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")

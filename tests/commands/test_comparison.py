@@ -22,7 +22,7 @@ from diffusion.commands.compare.groups import between, group, leader
 from diffusion.commands.compare.page import page
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.commands.replaced import note_replaced
-from diffusion.commands.subjects import identify
+from diffusion.commands.subjects import identify, named_apart
 from diffusion.commands.table import Table
 from diffusion.data import ImageData
 from diffusion.errors import UserError
@@ -342,6 +342,38 @@ def test_families_stand_side_by_side(place, diffusion_command):
 
 def own_test(run):
     return [e for e in records.read_all(Path("runs") / run) if e.protocol.data["split"] == "test"]
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (["a/runs/x-0001", "b/runs/x-0001"], ["x-0001 (a)", "x-0001 (b)"]),
+        (["runs/x-0001", "old/runs/x-0001"], ["x-0001 (runs)", "x-0001 (old/runs)"]),
+        (["p/a/q/x-0001", "p/b/c/q/x-0001"], ["x-0001 (a)", "x-0001 (b/c)"]),
+        (["x-0001", "deep/x-0001"], ["x-0001 (x-0001)", "x-0001 (deep/x-0001)"]),
+    ],
+)
+def test_runs_of_one_name_are_named_apart_by_their_places(places, told):
+    assert named_apart(["x-0001", "x-0001"], [Path("/", place) for place in places]) == told
+    names = ["x-0001", "y-0001", "x-0001"]
+    assert named_apart(names, [Path("/", place) for place in (places[0], "y", places[1])])[1] == "y-0001"
+
+
+def test_runs_of_one_name_in_two_folders_are_compared(measured):
+    """Each is a row of its own, with its own figures and names."""
+    shutil.copytree("runs/digits-0001", "elsewhere/digits-0001")
+    shutil.rmtree("elsewhere/digits-0001/evaluations")
+    argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--seed", "5", "--wandb", "off")
+    assert measured("evaluate", "elsewhere/digits-0001", *argv)[0] == 0
+    argv = ("digits-0001", "elsewhere/digits-0001", "--no-baselines", "--wandb", "off", "--out", "apart")
+    code, _, err = measured("compare", *argv)
+    assert code == 0, err
+    rows = json.loads(Path("apart/comparison.json").read_text())["rows"]
+    assert {row["run"] for row in rows} == {"digits-0001 (runs)", "digits-0001 (elsewhere)"}
+    (own,) = (row["bits_per_dim"] for row in rows if row["run"] == "digits-0001 (elsewhere)")
+    (kept,) = records.read_all(Path("elsewhere/digits-0001"))
+    assert own == kept.estimate.mean().mean
+    shutil.rmtree("elsewhere")
 
 
 def test_what_cannot_be_compared_is_one_line(measured):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from diffusion.config import (
 from diffusion.config.files import KEYS, SECTIONS
 from diffusion.config.options import Section, choices, declared
 from diffusion.networks import MLP, DiT, UNet
-from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, SubVP, time_grids
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, SubVP
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = tuple(choices(Config.accepts("family")))
@@ -177,14 +177,6 @@ def test_network_options_are_arguments_of_the_network(name, cls):
     assert options.keys() == inspect.signature(cls).parameters.keys() - given_elsewhere
 
 
-def test_names_are_those_of_the_library():
-    from diffusion.data.images import image_names
-    from diffusion.data.toy import toy_names
-
-    assert sorted(choices(SECTIONS["data"].accepts("name"))) == sorted(image_names() + toy_names())
-    assert sorted(choices(SECTIONS["sampling"].accepts("grid"))) == sorted([*time_grids.names(), time_grids.AUTO])
-
-
 def test_cifar_average_is_that_of_ddpm():
     config = load_config("cifar")
     assert 0.5 ** (config.trainer.batch_size / config.ema.half_life) == pytest.approx(0.9999, abs=1e-9)
@@ -281,8 +273,8 @@ def test_parsing_is_quick_and_imports_no_torch():
         "parse_train_arguments(['--config', 'cifar', 'trainer.steps=5']);"
         "assert not {'torch', 'lightning', 'numpy', 'wandb'} & sys.modules.keys()"
     )
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert seconds < 2
+    assert seconds < 1

@@ -1,6 +1,7 @@
-"""What is told before torch is loaded is what the parts themselves would tell."""
+"""What is wrong is told before a run begins: keys, types, paths and devices without torch, the rest by the parts."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,44 +10,24 @@ import pytest
 import torch
 from test_config_errors import REFUSED, REFUSED_ARGUMENTS
 
-from diffusion import samplers
+from diffusion.commands.app import command
 from diffusion.commands.dispatch import COMMANDS
-from diffusion.commands.features import SHIPPED
-from diffusion.commands.preflight import EXACT_NAMES, FEATURES, FITTED, FITTED_STEPS, GRIDS
+from diffusion.commands.preflight import EXACT_NAMES, FEATURES
 from diffusion.commands.tradeoff.subjects import EXACT_MODELS
-from diffusion.config import DataConfig, load_config, preflight
-from diffusion.config.preflight import IMAGE_SETS, SAMPLERS, TAKE_ETA, check, check_device, known_data
-from diffusion.data import image_names, load_images
+from diffusion.commands.train.train import train
+from diffusion.config import ScheduleConfig, load_config, preflight
+from diffusion.config.preflight import check, check_device
 from diffusion.errors import UserError
-from diffusion.models.build import DataFacts, build_model, build_objective
-from diffusion.sampling import fit
-from diffusion.schedules import time_grids
+from diffusion.models.build import DataFacts, _require_same_names
+from diffusion.training.modules.build import build_module
 
 ROOT = Path(__file__).parents[2]
 CASES = {
-    ("digits", "sampling.sampler=odee"): "sampling.sampler: 'odee' is not known; .*Did you mean 'ode'",
-    ("digits", "sampling.eta=1"): "sampling.eta: found 1; sampler 'abm' does not take it; ddim, ",
-    ("digits", "data.name=moons"): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
-    ("toy", "data.name=digits"): "network.name: found 'mlp'; images need unet or dit",
-    ("toy", "denoiser.prediction=levels objective.dequantize=false"): "denoiser.prediction: .* points .* have none",
-    ("toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'gaussians' have no labels",
+    ("digits", "sampling.sampler=odee"): "sampling.sampler: found 'odee'; must be one of ode, .*Did you mean 'ode'",
     ("mnist", "data.path=/nowhere"): "data.path: /nowhere does not exist",
     ("mnist", f"data.path={__file__}"): "data.path: .* is neither a folder nor a zip file",
-    ("digits", "network.attention=[3]"): "network.attention: no feature map has height 3; with images of 8 x 8 and 2 ",
-    ("cifar", "data.size=24 network.attention=[16]"): "network.attention: no feature map has height 16; .*24 x 24",
-    ("cifar", "network.head_channels=48"): "network.head_channels: found 48; must divide the 256 channels",
-    (
-        "cifar",
-        "data.name=folder data.path=/ network.head_channels=100",
-    ): "network.head_channels: found 100; must divide",
-    ("vdm-digits", "objective.weighting=simple"): "objective.weighting: found 'simple'; a learned schedule takes elbo",
-    ("vdm-digits", "objective.time=log-snr"): "objective.time: found 'log-snr'; schedule.name 'learned' takes uniform",
     ("vdm-digits", "trainer.strategy=sharded trainer.devices=2"): "trainer.strategy: .*'learned' takes ddp",
     ("vae-digits", "trainer.strategy=sharded"): "trainer.strategy: found 'sharded'; family 'vae' takes ddp",
-    ("vae-digits", "data.name=moons"): "family: found 'vae', which models images; 'moons' are points",
-    ("vae-digits", "data.size=7"): "data.size: found 7; family 'vae' takes 8 at least",
-    ("vae-digits", "autoencoder.multipliers=[1,1,1,1,1]"): "autoencoder.multipliers: 5 levels are too many .*at most 4",
-    ("vae-digits", "autoencoder.observation=bernoulli"): "autoencoder.observation: .*2 levels, the data have 17",
     (
         "eae-digits",
         "autoencoder.neighbours=64 trainer.devices=2 trainer.batch_size=128",
@@ -76,32 +57,60 @@ def test_what_is_of_images_or_files_is_not_taken_for_others(key):
     check(load_config("toy", ["data.flip=false"]))
 
 
-# Settings that the parts themselves refuse too: there they stand without the name of the section.
-OF_THE_PARTS = [
-    case
-    for case in CASES
-    if case[1].startswith(("network.", "autoencoder.", "denoiser.", "objective.", "data.name", "data.size"))
-    and "path" not in case[1]
-]
+FACTS = {
+    "digits": DataFacts("digits", (1, 8, 8), 17, 10),
+    "cifar": DataFacts("cifar10", (3, 32, 32), 256, 10),
+    "toy": DataFacts("moons", (2,), None, 0),
+    "small": DataFacts("folder", (1, 7, 7), 256, 0),
+    "wide": DataFacts("folder", (3, 32, 48), 256, 0),
+}
+# What only the parts know, of configurations and of data.
+OF_THE_PARTS = {
+    ("digits", "toy", ""): r"network.name: found 'unet'; data of shape \(2,\) need mlp",
+    ("toy", "digits", ""): r"network.name: found 'mlp'; data of shape \(1, 8, 8\) need unet or dit",
+    (
+        "toy",
+        "toy",
+        "denoiser.prediction=levels objective.dequantize=false",
+    ): "denoiser.prediction: .* points .* have none",
+    ("toy", "toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'moons' have no labels",
+    (
+        "digits",
+        "digits",
+        "network.attention=[3]",
+    ): "network.attention: no feature map has height 3; .* heights are 8, 4",
+    ("cifar", "wide", "network.attention=[7]"): "network.attention: no feature map has height 7; .* 48",
+    ("cifar", "cifar", "network.head_channels=48"): "network.head_channels: 48 does not divide the 256 channels",
+    ("digits", "digits", "sampling.eta=1"): "sampling.eta: sampler 'abm' does not take it",
+    (
+        "vdm-digits",
+        "digits",
+        "objective.weighting=simple",
+    ): "objective.weighting: found 'simple'; a learned schedule takes elbo",
+    ("vdm-digits", "digits", "objective.time=log-snr"): "objective.time: found 'log-snr'; .* 'learned' takes uniform",
+    ("vae-digits", "toy", ""): "family: found 'vae', which models images; 'moons' are points",
+    ("vae-digits", "small", ""): r"data.size: found \(1, 7, 7\); accepted: .* H and W at least 8",
+    ("vae-digits", "digits", "autoencoder.multipliers=[1,1,1,1,1]"): "autoencoder.multipliers: 5 levels .*at most 4",
+    (
+        "vae-digits",
+        "digits",
+        "autoencoder.observation=bernoulli",
+    ): "autoencoder.observation: .*2 levels, the data have 17",
+}
 
 
 @pytest.mark.parametrize("case", OF_THE_PARTS)
-def test_the_parts_refuse_it_as_well(case):
-    """Nothing is refused beforehand that would have worked."""
-    name, overrides = case
-    config = load_config(name, overrides.split())
-    known = known_data(config.data)
-    shape = (2,) if known.side == 0 else (1, known.side, known.side)
-    facts = DataFacts(config.data.name, shape, known.levels, known.classes)
-    with pytest.raises(UserError):
-        build_objective(config, build_model(config, facts))
+def test_parts_that_do_not_fit_say_so_by_the_key(case):
+    name, data, overrides = case
+    with pytest.raises(UserError, match=f"^{OF_THE_PARTS[case]}"):
+        build_module(load_config(name, overrides.split()), FACTS[data], {})
 
 
-@pytest.mark.parametrize("size", [None, 5])
-def test_the_digits_are_what_they_are_taken_for(size):
-    """Of the sets that have to be downloaded tests/data/test_named_sets.py says it."""
-    known, found = known_data(DataConfig(name="digits", size=size)), load_images("digits", size=size)
-    assert (found.shape[1:], found.levels, found.num_classes) == ((known.side,) * 2, known.levels, known.classes)
+def test_parts_that_do_not_fit_are_one_line_and_leave_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(train, ["--config", "digits", "network.attention=[3]", "device=cpu"]) == 2
+    assert re.fullmatch(r"error: network.attention: no feature map has height 3; [^\n]*\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_is_asked_of_its_driver(monkeypatch):
@@ -168,13 +177,9 @@ def test_what_is_shipped_is_accepted(name):
     check(load_config(name))
 
 
-def test_the_names_are_those_that_there_are():
-    assert set(SAMPLERS) == set(samplers.names())
-    assert fit.FITTED == FITTED
-    assert range(fit.FEWEST_STEPS, fit.MOST_STEPS + 1) == FITTED_STEPS
-    assert set(GRIDS) == {*time_grids.names(), time_grids.AUTO}
-    with_a_dial = {name for name in samplers.names() if "eta" in vars(samplers.build(name))}
-    assert set(TAKE_ETA) == with_a_dial
+def test_a_word_that_names_nothing_is_found_at_import():
+    with pytest.raises(ImportError, match=r"schedule.name takes"):
+        _require_same_names(ScheduleConfig, "name", ["vp", "cosine"])
 
 
 WITHOUT_TORCH = {
@@ -256,11 +261,11 @@ def time_of(place, arguments, code):
     return seconds
 
 
-LIMIT = 2.0  # seconds that help and errors may take
+LIMIT = 1.0  # seconds that help and errors may take
 
 
 @pytest.mark.slow
-def test_help_and_errors_take_less_than_two_seconds(tmp_path, capsys):
+def test_help_and_errors_take_less_than_a_second(tmp_path, capsys):
     """Every one of them; the longest is printed."""
     errors = {
         **{" ".join(words): words for words in WITHOUT_TORCH.values()},
@@ -277,13 +282,12 @@ def test_help_and_errors_take_less_than_two_seconds(tmp_path, capsys):
     assert taken[longest] < LIMIT
 
 
-def test_an_error_and_a_help_take_less_than_two_seconds(tmp_path):
+def test_an_error_and_a_help_take_less_than_a_second(tmp_path):
     for words, code in ((["quality", "nope"], 2), (["train", "trainer.stps=3", "optimizer.lrr=1"], 2)):
         assert time_of(tmp_path, words, code) < LIMIT
     assert time_of(tmp_path, ["train", "--help"], 0) < LIMIT
 
 
 def test_the_tables_known_beforehand_are_those_of_the_parts():
-    assert {*IMAGE_SETS, "folder"} == set(image_names())
     assert set(EXACT_NAMES) == set(EXACT_MODELS)
-    assert (*SHIPPED, "inception") == FEATURES
+    assert FEATURES == ("digits", "mnist", "inception")

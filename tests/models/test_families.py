@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 from tiny_configs import autoencoder_arguments, autoencoder_config, digits_config
 
 import diffusion
-from diffusion.baselines.level_models import AutoregressiveForest
 from diffusion.commands.app import command, sample
 from diffusion.commands.train.train import train
 from diffusion.config import Config, dump_config, load_config, parse_config
@@ -116,12 +114,10 @@ def run_command(capsys, body, argv):
 
 
 @pytest.mark.parametrize("family", ["vae", "eae"])
-def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, family):
+def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, small_forest, family):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
-    fit_forest = AutoregressiveForest.fit
-    monkeypatch.setattr(AutoregressiveForest, "fit", partial(fit_forest, trees=1, leaves=(50,)))
     more = ("trainer.validate_every=3", "evaluation.baselines=true", "--wandb", "offline")
     argv = autoencoder_arguments(family, tmp_path, *QUICK, *more)
     code, out, err = run_command(capsys, train, argv)

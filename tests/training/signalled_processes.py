@@ -1,4 +1,4 @@
-"""Two processes that receive signals, as a program for torchrun: `signalled_processes.py FOLDER STRATEGY SCENE...`.
+"""Two processes that receive signals, as a program for `ranks.py`: `signalled_processes.py FOLDER STRATEGY SCENE...`.
 
 A scene is `place:who:signal`: in the middle of which work (training, validation, sampling; or a number of seconds after
 the first step) rank 0 sends which signal (TERM, INT) to whom (0, 1, or all). Each scene trains a run that is cut off

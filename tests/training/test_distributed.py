@@ -31,14 +31,15 @@ ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6
 
 
-def torchrun(folder, *arguments, processes=2, timeout=300):
-    """Run a program with torchrun, as docs/cluster.md has it, and return what it printed."""
+def in_two_processes(folder, program, *arguments, timeout=300):
+    """Run a program beside this file as two processes of one launch, and return what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "DIFFUSION"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    here = Path(__file__).parent
     done = subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+        [sys.executable, here / "ranks.py", here / program, *arguments], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout, done.stderr
 
@@ -48,7 +49,7 @@ def losses(run, key="train/loss"):
 
 
 def launch(folder, name, *more):
-    said = torchrun(folder, str(Path(__file__).with_name("two_processes.py")), str(folder), name, *more)
+    said = in_two_processes(folder, "two_processes.py", str(folder), name, *more)
     assert "Warning" not in said[1], said[1]
     return name, fit(config_of(name, folder / "alone")).run, folder
 

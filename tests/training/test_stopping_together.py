@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distributed import torchrun
+from test_distributed import in_two_processes
 from tiny_configs import toy_arguments
 
 from diffusion.commands.train.verify_resume import compare
@@ -60,8 +60,7 @@ TRIES = tuple(
     ids=["few", "all", "tries", "sharded"],
 )
 def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy, scenes):
-    program = str(Path(__file__).with_name("signalled_processes.py"))
-    said, _ = torchrun(tmp_path, program, str(tmp_path), strategy, *scenes, timeout=1500)
+    said, _ = in_two_processes(tmp_path, "signalled_processes.py", str(tmp_path), strategy, *scenes, timeout=1500)
     found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert len(found) == 2 * len(scenes)
     (whole,) = (tmp_path / "runs").glob("whole-*")

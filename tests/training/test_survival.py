@@ -242,11 +242,17 @@ PLACES = {  # where the signal comes, and the step that the checkpoint is of
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_signal_anywhere_loses_nothing_of_the_curve(tmp_path, monkeypatch, place):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The overrides of a run, and its folder."""
     options = ("trainer.validate_every=2", "trainer.sample_every=3", "evaluation.batch_size=256")
+    return options, fit(toy_config(tmp_path_factory.mktemp("whole"), *options)).run
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_anywhere_loses_nothing_of_the_curve(tmp_path, monkeypatch, whole, place):
+    options, whole = whole
     config = toy_config(tmp_path, *options)
-    whole = fit(config).run
     owner, name, at, step = PLACES[place]
     with monkeypatch.context() as patch:
         signalled(patch, owner, name, at)

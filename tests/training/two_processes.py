@@ -1,4 +1,4 @@
-"""The runs of test_distributed.py in one launch, as a program for torchrun: `two_processes.py FOLDER NAME [again]`."""
+"""The runs of test_distributed.py in one launch, a program for `ranks.py`: `two_processes.py FOLDER NAME [again]`."""
 
 import shutil
 import sys

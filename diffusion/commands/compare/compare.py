@@ -23,7 +23,7 @@ from ..options import TUNING_SECONDS
 from ..records import Evaluation
 from ..replaced import note_replaced
 from ..report import console
-from ..subjects import Subject, identify, load_images_of, load_subject, rows_of
+from ..subjects import Subject, identify, load_images_of, load_subject, named_apart, rows_of
 from ..table import Table
 from . import exports, figures, page, tables
 from .classical import classical_rows
@@ -41,15 +41,15 @@ _LARGEST_PICTURE = 50_000_000
 def run(options: argparse.Namespace) -> int:
     """Compare what the command line asks for; returns the exit code."""
     subjects = [load_subject(name, options.runs) for name in options.run]
+    names = named_apart([subject.name for subject in subjects], [Path(subject.model.source) for subject in subjects])
+    subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
     found: dict[str, list[Evaluation]] = {}
     old: set[str] = set()
     for subject in subjects:
-        if subject.name in found:
-            raise UserError(f"compare: {subject.name} is named twice")
         kept = records.read_all(subject.home)
         # those of former weights are of another model
         own = [e for e in kept if e.protocol.weights == subject.weights]
-        found[subject.name] = [replace(e, model={**e.model, **subject.training}) for e in own]
+        found[subject.name] = [replace(e, model={**e.model, "run": subject.name, **subject.training}) for e in own]
         sizes = subject.model.facts.provenance
         old |= {e.protocol.name for e in found[subject.name] if is_of_first_images(e, sizes)}
     evaluations = common_images(found, options.split, lambda e: e.protocol.name in old)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ...config import SPLITS, LoggingConfig
 from ...errors import UserError
 from ..options import Parser, number, path, positive, seed, tolerance
 
-SPLITS = ("test", "validation", "train")
-WANDB = ("auto", "online", "offline", "off")
+WANDB = LoggingConfig.words("wandb")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,7 +64,7 @@ DATA_HELP = "where the images of the training are now, where they have moved: a 
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--split", choices=SPLITS, default="test", help="the images (default: test)")
+    add("--split", choices=SPLITS[::-1], default="test", help="the images (default: test)")
     add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 from ...errors import UserError
 from ...likelihood import Estimate
@@ -31,8 +30,7 @@ def measure_toy(
             f"{', '.join(given)}: for images; {subject.name} is a model of points ('--images', '--tolerance')"
         )
     config = subject.model.config
-    settings = replace(
-        config.evaluation,
+    settings = config.evaluation.replace(
         images=options.images or config.evaluation.images,
         tolerance=options.tolerance or config.evaluation.tolerance,
     )

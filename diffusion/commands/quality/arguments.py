@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ...config import SamplingConfig
 from ..evaluate.arguments import WANDB
 from ..options import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
 
@@ -51,7 +52,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_tuning_seconds(parser)
     add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (adaptive ode)")
     add("--method", help="of an ode")
-    add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn")
+    add("--prior", choices=SamplingConfig.words("prior"), help="where an eae's codes are drawn")
     add("--output", choices=("mean", "draw"), help="of p(image | code), of a vae or an eae")
     add("--seed", type=seed, default=0, metavar="S", help="of the samples (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images at a time (default: 256)")

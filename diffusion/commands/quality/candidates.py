@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config.preflight import IMAGE_SETS
+from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
 from ...errors import UserError, told_as
@@ -34,6 +34,7 @@ class Candidate:
 
     Args:
         name: Of the run or the file.
+        place: The model's file, or where the images are.
         folder: Where its figures are kept.
         data: What it is held against, all splits.
         count: The number of samples.
@@ -45,6 +46,7 @@ class Candidate:
     """
 
     name: str
+    place: Path
     folder: Path
     data: ImageData
     count: int
@@ -89,7 +91,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     folder = subject.home / FOLDER / "quality"
     data, flip = load_images_of(subject, moved(options)), model.config.data.flip
     mirrored = data.flip if flip is None else flip
-    return Candidate(subject.name, folder, data, count, question, subject, draw, mirrored)
+    return Candidate(subject.name, Path(model.source), folder, data, count, question, subject, draw, mirrored)
 
 
 def _flag(option: str) -> str:
@@ -114,7 +116,9 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     path = Path(text)
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
-    return Candidate(path.name, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names)
+    return Candidate(
+        path.name, path, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names
+    )
 
 
 def moved(options: argparse.Namespace) -> str | None:

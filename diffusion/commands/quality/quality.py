@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
 from ..preflight import check_takes_figures
 from ..report import console
+from ..subjects import named_apart
 from .arguments import SAMPLING
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, remarks, table
@@ -98,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     device = choose_device(options.device)
     candidates = [load_candidate(text, options) for text in options.run]
+    names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
+    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
     _require_used(candidates, options)
     first = candidates[0].data
     extractor = choose_extractor(options.features, first, options.download)
@@ -184,7 +187,7 @@ def _measured(
         plain = {"question": question, "name": candidate.name, "nfe": nfe, "figures": _known(quality), "copies": copies,
                  "features": made.features.shape[1]}  # fmt: skip
         atomic.write_text(path, json.dumps(plain, indent=1))
-    row = _read(path, question)
+    row = replace(_read(path, question), name=candidate.name)
     if closest.is_file():
         places.append(("closest pairs", closest))
     if (logged := _mirror(candidate, row, question, path.with_suffix(""), closest, options.wandb)) is not None:

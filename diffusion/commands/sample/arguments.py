@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ...config import FITTED, FITTED_STEPS, SamplingConfig
 from ...errors import UserError
 from ..options import Parser, add_tuning_seconds, bound, dial, number, path, positive, seed, setting, size, tolerance
 
@@ -24,10 +25,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--run", type=path, metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--sampler", help="ode, ddim, ancestral, sde, euler-maruyama, predictor-corrector, dpm-solver++sde, "
-        "sa-solver, adaptive-sde, euler, heun, dpm-solver-2, dpm-solver-3, dpm-solver++2m, "
-        "dpm-solver++3m, unipc, deis, adams, abm, or fitted, to the model, for 2 to 10 steps "
-        "(default: the run's own, abm)")  # fmt: skip
+    add("--sampler", help=f"{', '.join(SamplingConfig.words('sampler'))}, or {FITTED}, to the model, for "
+        f"{FITTED_STEPS[0]} to {FITTED_STEPS[-1]} steps (default: the run's own, abm)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
     add("--steps", type=positive, metavar="N", help="intervals of the grid (default: the run's own, else 20 of abm "
         "and 50 of others); an adaptive ode ignores it")  # fmt: skip
@@ -35,8 +34,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--eta", type=dial, help="fresh noise: 0 none, 1 the reverse SDE (ddim and the samplers of the SDE); 1@-3:5: "
         "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
     add("--variance", help="lower, upper or analytic (ancestral)")
-    add("--grid", help="where the steps are: cauchy, log-snr, karras, angle, time, quadratic, or auto, tuned to the "
-        "model (default: the run's own, else as suits the sampler)")  # fmt: skip
+    add("--grid", help=f"where the steps are: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
+        "(default: the run's own, else as suits the sampler)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
         "(default: 3 log(steps) of cauchy, else 9.25, or later of a grid not asked for); details narrower than "
         "exp(-L / 2) are lost")  # fmt: skip
@@ -85,7 +84,9 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
     add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other field of the sampler, e.g. "
         "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be given again")  # fmt: skip
-    add("--prior", choices=("normal", "mixture"), help="where an eae's codes are drawn (default: the run's own)")
+    add(
+        "--prior", choices=SamplingConfig.words("prior"), help="where an eae's codes are drawn (default: the run's own)"
+    )
     add("--output", choices=("mean", "draw"), help="of p(image | code), of a vae or an eae (default: mean)")
     add("--dtype", choices=("float32", "float64"), help="of the solver's state (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at once (default: 256)")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import FITTED, FITTED_STEPS
 from ...denoisers import Denoiser
 from ...denoisers.evaluations import count_evaluations
 from ...devices import device_name
@@ -27,7 +28,7 @@ from ...metrics import frechet_estimate, kernel_distance
 from ...models.tuning_cache import told_tuning
 from ...numerics.random import FIXED_ORDER
 from ...samplers import ODE, Sampler, build
-from ...sampling.fit import FEWEST_STEPS, FITTED, FITTED_NOW, MOST_STEPS
+from ...sampling.fit import FITTED_NOW
 from ...sampling.sample import grid_for, sample, sampler_for
 from ...schedules.time_grids import later_end
 from ...storage import atomic, tensor_files
@@ -111,7 +112,7 @@ def plan(samplers: Sequence[str], budgets: Sequence[int]) -> list[list[Cell]]:
 
 def _cells_of(name: str, budgets: Sequence[int]) -> list[Cell]:
     if name == FITTED:
-        return [Cell(name, count, None) for count in budgets if FEWEST_STEPS <= count <= MOST_STEPS]
+        return [Cell(name, count, None) for count in budgets if count in FITTED_STEPS]
     sampler = build(name)
     if sampler.is_adaptive:
         return [Cell(name, None, tolerance) for tolerance in TOLERANCES]

@@ -24,10 +24,11 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ...config import LoggingConfig
 from ...errors import choose
 from ...storage import atomic
 
-MODES = ("off", "offline", "online", "auto")
+MODES = LoggingConfig.words("wandb")
 INIT_TIMEOUT_SECONDS = 10.0
 FINISH_TIMEOUT_SECONDS = 60.0
 _ENVIRONMENT_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
