@@ -114,6 +114,21 @@ class Gaussian(Exact):
         n, seed = whole_number("n", n, 0), seed_number(seed)
         return self.mean + self.std * _normals(seed, n, self.shape, self.mean)
 
+    def law_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x_t, alpha_t mean and alpha_t^2 std^2 + sigma_t^2, for t that broadcasts with them."""
+        alpha, sigma = (value.to(self.mean) for value in self.schedule(t))
+        return alpha * self.mean, (alpha * self.std) ** 2 + sigma**2
+
+    def flow(self, x_t: Float[Tensor, "*b"], t: Tensor, s: Tensor) -> Float[Tensor, "*c"]:
+        """The state at time s of the probability-flow ODE through x_t at time t: it keeps (x - mean_t) / std_t.
+
+        Args:
+            x_t: States, shape (B, *shape).
+            t, s: Times that broadcast against them: (), or (S, 1, ...) for S times at once.
+        """
+        (mean_t, variance_t), (mean_s, variance_s) = self.law_at(t), self.law_at(s)
+        return mean_s + torch.sqrt(variance_s / variance_t) * (x_t - mean_t)
+
     def _moments(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, the data's mean and variance, and the variance of x_t, all broadcasting against x_t."""
         alpha, sigma = pad_dims_like(alpha, x_t), pad_dims_like(sigma, x_t)
