@@ -61,7 +61,18 @@ class LatentImageModel(LatentVariableModel):
 
     def draw_given(self, z: Float[Tensor, " b d"], seed: int, indices: Int[Tensor, " b"]) -> UInt8[Tensor, " b c h w"]:
         u = random.uniform(seed, indices, 0, self.shape, random.STREAM_SOLVER, device=z.device)
-        return self.observation.sample(self.decode(z), u)
+        return self.observation.sample(self._finite(z), u)
+
+    def _finite(self, z: Tensor) -> Tensor:
+        """`decode(z)`.
+
+        Raises:
+            UserError: For parameters that are not finite: a draw of them would be levels like any other.
+        """
+        params = self.decode(z)
+        if not bool(torch.isfinite(params).all()):
+            raise UserError("sample: the decoder's outputs are not finite; look at the model's weights")
+        return params
 
     def draw_latents(
         self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
@@ -97,7 +108,7 @@ class LatentImageModel(LatentVariableModel):
             progress: Called with (images done, n).
 
         Raises:
-            UserError: For bad options.
+            UserError: For bad options, and a decoder whose outputs are not finite.
         """
         n, seed, start = whole_number("n", n, 1), seed_number(seed), whole_number("start", start, 0)
         batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
@@ -110,7 +121,7 @@ class LatentImageModel(LatentVariableModel):
             for indices in torch.arange(start, start + n).split(batch_size):
                 z = self.draw_latents(prior, seed, indices, device)
                 if output == "mean":
-                    parts.append(self.observation.mean(self.decode(z)).to(self.dtype))
+                    parts.append(self.observation.mean(self._finite(z)).to(self.dtype))
                 else:
                     parts.append(self.observation.dequantizer.center(self.draw_given(z, seed, indices), self.dtype))
                 if progress is not None:

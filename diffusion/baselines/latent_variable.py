@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
+from ..likelihood.batching import Progress, check_finite, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate, mean_error
 
 
@@ -84,6 +84,7 @@ def in_batches(
         for first in range(0, len(x), batch_size):
             rows = slice(first, min(first + batch_size, len(x)))
             log_prob, std_error, terms = evaluate(x[rows], indices[rows])
+            check_finite(log_prob, rows.start, str(protocol.get("estimator", "log_prob")))
             parts.append(
                 Estimate(
                     log_prob=log_prob,

@@ -69,6 +69,21 @@ def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, o
     return found if path is None else {**found, "log_snr": list(log_snr_ends(path))}
 
 
+def check_finite(log_prob: Tensor, first: int, estimator: str) -> None:
+    """Refuse log-probabilities (B,) that are no numbers, of the data from `first` on.
+
+    Raises:
+        UserError: Naming the first of these data.
+    """
+    bad = (~torch.isfinite(log_prob)).nonzero()
+    if len(bad):
+        row = int(bad[0, 0])
+        raise UserError(
+            f"{estimator}: the log-probability of datum {first + row} is {float(log_prob[row])}; look at the model's "
+            "weights and the range of its outputs"
+        )
+
+
 def in_batches(
     denoiser: Denoiser,
     count: int,
@@ -82,13 +97,7 @@ def in_batches(
         for first in range(0, count, batch_size):
             rows = slice(first, min(first + batch_size, count))
             part = estimate(rows)
-            if not bool(torch.isfinite(part.log_prob).all()):
-                row = rows.start + int((~torch.isfinite(part.log_prob)).nonzero()[0, 0])
-                value = float(part.log_prob[row - rows.start])
-                raise UserError(
-                    f"{part.protocol.get('estimator', 'log_prob')}: the log-probability of datum {row} is {value}; "
-                    "look at the model's weights and the range of its outputs"
-                )
+            check_finite(part.log_prob, rows.start, str(part.protocol.get("estimator", "log_prob")))
             parts.append(part)
             if progress is not None:
                 progress(rows.stop, count)

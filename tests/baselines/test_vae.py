@@ -189,3 +189,18 @@ def test_bad_arguments_are_refused():
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_what_is_not_finite_is_no_result():
+    """A draw of parameters that are no numbers would be a picture of levels like any other."""
+    model, images = build().eval(), torch.zeros(2, *SHAPE, dtype=torch.uint8)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(math.nan)
+    for output in ("mean", "draw"):
+        with pytest.raises(UserError, match="not finite"):
+            model.sample(2, output=output)
+    few = {"iwae": {"samples": 2}, "elbo": {"samples": 2}, "ais": {"steps": 2, "chains": 2, "leapfrog": 1}}
+    for method, options in few.items():
+        with pytest.raises(UserError, match="the log-probability of datum 0 is nan"):
+            model.log_likelihood(images, method, **options)
