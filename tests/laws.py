@@ -1,18 +1,15 @@
 """The laws that every object of a kind is held to, and the exact answers that they need.
 
 Data N(m, c^2) make everything affine: the probability-flow solution, every linear solver, and the law of the state of
-a stochastic one. A sampler that draws N noises is x = A x_1 + B + sum_k C_k z_k; one call with a batch of N + 2 rows,
-each with one of its inputs at one and the others at zero, reads A, B and every C_k off the public `sample`.
+a stochastic one (`diffusion.samplers.affine_law`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import Denoiser, exact
+from diffusion.denoisers import exact
 from diffusion.samplers.ancestral import Ancestral
 from diffusion.samplers.ddim import DDIM
 from diffusion.samplers.ode.dpm_solver import DPMSolver2, DPMSolver3
@@ -148,40 +145,6 @@ def probability_flow(schedule: Schedule, x_t: Tensor, t: Tensor, s: Tensor) -> T
     """The probability-flow solution at s through x_t at t, for the fixture's data."""
     (m_t, v_t), (m_s, v_s) = gaussian_law(schedule, t), gaussian_law(schedule, s)
     return m_s + torch.sqrt(v_s / v_t) * (x_t - m_t)
-
-
-@dataclass(frozen=True)
-class AffineLaw:
-    """x = gain x_1 + offset + sum_k fresh_k z_k."""
-
-    gain: Tensor
-    offset: Tensor
-    fresh: Tensor
-
-    def push(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and variance of x for x_1 of this mean and variance."""
-        return self.gain * mean + self.offset, self.gain**2 * variance + self.fresh.square().sum()
-
-
-def affine_law(sampler: Sampler, denoiser: Denoiser, grid: Tensor) -> AffineLaw:
-    """Read a sampler's law off its public interface, for a denoiser that is affine in x_t, of shape (1,)."""
-    drawn: list[int] = []
-
-    def listen(step: int) -> Tensor:
-        drawn.append(step)
-        return torch.zeros(1, 1, dtype=F64)
-
-    sampler.sample(denoiser, torch.zeros(1, 1, dtype=F64), grid, listen)
-    x_1 = torch.zeros(len(drawn) + 2, 1, dtype=F64)
-    x_1[1] = 1.0
-
-    def noise(step: int) -> Tensor:
-        z = torch.zeros_like(x_1)
-        z[2 + drawn.index(step)] = 1.0
-        return z
-
-    x = sampler.sample(denoiser, x_1, grid, noise)[:, 0]
-    return AffineLaw(x[1] - x[0], x[0], x[2:] - x[0])
 
 
 def slope(steps: list[int], errors: list[float]) -> float:

@@ -1,8 +1,8 @@
-"""A network's own condition: whatever it takes beside x and the noise level, with one entry a sample.
+"""Conditions other than class labels: whatever a network takes besides x and the noise level, one entry per sample.
 
-Class labels are one tensor, (B,). A condition that is a vector, an image or several of them is handed through samplers,
-guidance and likelihoods as `Condition`, which is sliced and moved like the tensor of labels; the network gets what was
-given, the tensor or the tuple of tensors.
+Class labels are one tensor, (B,). A condition that is a vector, an image or several of them passes through samplers,
+guidance and likelihoods as `Condition`, which is sliced and moved like a tensor of labels; the network receives the
+tensor or tuple of tensors as passed by the user.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..errors import UserError
 
 
 class Condition:
-    """One or more tensors with the samples first, each (B, ...), that are taken apart by samples alone.
+    """One or more tensors with the samples as the first axis, each (B, ...), indexed by sample only.
 
     Args:
         parts: The tensors.
-        null: The condition that stands for none, of the same samples, where guidance leads away from it.
+        null: The null condition of the same samples, for guidance.
     """
 
     def __init__(self, parts: Sequence[Tensor], null: Condition | None = None):
@@ -29,17 +29,17 @@ class Condition:
         self.null = null
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """What is made of each tensor."""
+        """Apply a function to each tensor."""
         return Condition([change(part) for part in self.parts], self.null and self.null.each(change))
 
     @property
     def given(self) -> Tensor | tuple[Tensor, ...]:
-        """As the network takes it."""
+        """In the form that the network takes."""
         return self.parts[0] if len(self.parts) == 1 else self.parts
 
     @property
     def device(self) -> torch.device:
-        """Where it lives."""
+        """Its device."""
         return self.parts[0].device
 
     def __len__(self) -> int:
@@ -49,18 +49,18 @@ class Condition:
         return self.each(lambda part: part[rows])
 
     def to(self, device: torch.device | str | None) -> Condition:
-        """The same on another device; kinds of numbers stay."""
+        """The same on another device; dtypes are unchanged."""
         return self.each(lambda part: part.to(device))
 
     def repeat_interleave(self, times: int, dim: int = 0) -> Condition:
-        """As torch's, of the samples."""
+        """As torch's, along the samples."""
         return self.each(lambda part: part.repeat_interleave(times, dim))
 
     def led_from(self, null: Condition) -> Condition:
-        """The same with the condition that stands for none, one entry a sample or one for all.
+        """The same with a null condition, one entry per sample or one for all.
 
         Raises:
-            UserError: For one of another kind.
+            UserError: If its type or shape does not match.
         """
         shapes = [[tuple(part.shape[1:]) for part in one.parts] for one in (self, null)]
         if shapes[0] != shapes[1]:
@@ -71,20 +71,21 @@ class Condition:
         return Condition(self.parts, condition_for("cond_null", null, len(self)))
 
     def then(self, other: Condition) -> Condition:
-        """These samples, then the others."""
+        """The concatenation along the samples."""
         return Condition([torch.cat((a, b.to(a))) for a, b in zip(self.parts, other.parts, strict=True)])
 
 
 def condition_for(name: str, cond: object, n: int) -> Condition:
-    """A condition as it was given, for n samples.
+    """A user's condition, for n samples.
 
     Args:
         name: The argument, for messages.
-        cond: A tensor or array with the samples first, or a tuple or list of such; one entry serves all samples.
+        cond: A tensor or array with the samples as the first axis, or a tuple or list of them; one entry is used for
+            all samples.
         n: The number of samples.
 
     Raises:
-        UserError: For what has no such entries.
+        UserError: For anything without such entries.
     """
     null = None
     if isinstance(cond, Condition):
@@ -106,10 +107,10 @@ def condition_for(name: str, cond: object, n: int) -> Condition:
 
 
 def labels_only(cond: Any) -> Tensor | None:
-    """A condition where class labels are meant.
+    """A condition that must be class labels.
 
     Raises:
-        UserError: For a condition that is none.
+        UserError: For any other condition.
     """
     if isinstance(cond, Condition):
         raise UserError("cond: this model is steered by class labels; give a label in its place")

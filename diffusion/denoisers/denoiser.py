@@ -1,10 +1,10 @@
-"""The waist of the house: a denoiser answers one question, x_hat = E[x | x_t]; the rest is algebra.
+"""The central interface: a denoiser computes x_hat = E[x | x_t]; the rest is algebra.
 
     eps = (x_t - alpha x_hat) / sigma       score = -eps / sigma
     v   = alpha eps - sigma x_hat           velocity = alpha' x_hat + sigma' eps
 
-Samplers and likelihoods know this interface and nothing of networks; guidance and re-timing are denoisers around
-denoisers.
+Samplers and likelihoods use this interface and know nothing about networks; guidance and re-timing wrap a denoiser in a
+denoiser.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PREDICTIONS = (*predictions.NAMES, "edm")
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    """The device of a module's first parameter or buffer; the CPU if it has none."""
     first = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
 def check_schedule(schedule: object) -> None:
-    """Refuse what is no schedule, e.g. its name."""
+    """Refuse anything but a schedule, e.g. its name."""
     if not isinstance(schedule, Schedule):
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
 
@@ -49,9 +49,9 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         schedule: The path.
-        shape: The shape of one datum, e.g. (3, 32, 32).
-        num_classes: The number of classes it can be conditioned on; 0 for none. The label `num_classes` itself stands
-            for "no label".
+        shape: The shape of one sample, e.g. (3, 32, 32).
+        num_classes: The number of classes it can be conditioned on; 0 for none. `num_classes` itself is the null
+            label.
     """
 
     schedule: Schedule
@@ -59,13 +59,13 @@ class Denoiser(nn.Module, ABC):
     num_classes: int = 0
 
     def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
-        """`forward`, held to its contract: what has another shape would be broadcast against x_t.
+        """`forward` with its contract checked: an output of another shape would be broadcast against x_t.
 
         A time may be a number, and labels a number or a list.
 
         Raises:
-            UserError: For levels in place of real numbers, times that are not on the path, labels of no class, and an
-                answer of another shape than x_t.
+            UserError: For level indices instead of real values, times outside the path, labels of no class, and an
+                output whose shape is not that of x_t.
         """
         if not (isinstance(x_t, Tensor) and x_t.is_floating_point()):
             x_t = reals("x_t", x_t)
@@ -85,17 +85,17 @@ class Denoiser(nn.Module, ABC):
         Args:
             x_t: Noisy data, shape (B, *shape).
             t: Times, shape () or (B,).
-            cond: Class labels, shape (B,), None, or a network's own condition (`condition.Condition`).
+            cond: Class labels, shape (B,), None, or another condition of the network (`condition.Condition`).
         """
 
     def at_size(self, size: Any) -> Denoiser:
-        """The same denoiser, with the same weights, for images of another size; itself for those of its own.
+        """The same denoiser, with the same weights, for images of another size; itself for its own size.
 
         Args:
             size: Height and width, or one number for both.
 
         Raises:
-            UserError: For data that have no size, and where the denoiser takes images of its own size alone.
+            UserError: For data without a size, or if the denoiser only supports its own size.
         """
         shape = self._shape_at(size)
         if shape == self.shape:
@@ -120,7 +120,7 @@ class Denoiser(nn.Module, ABC):
         return (self.shape[0], *sides)
 
     def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
-        """x_hat as another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
+        """x_hat converted to another prediction (`x`, `eps`, `score`, `v`, `velocity`)."""
         x_t = reals("x_t", x_t)
         t = path_times(t, len(x_t))
         return predictions.convert(self(x_t, t, cond), "x", kind, x_t, PathPoint(self.schedule, t, x_t))
@@ -143,12 +143,12 @@ class Denoiser(nn.Module, ABC):
 
 
 def _size_text(shape: tuple[int, ...]) -> str:
-    """Height and width of a shape, in words."""
+    """Height and width of a shape, as text."""
     return "x".join(map(str, shape[1:]))
 
 
 def denoiser_of(name: str, value: Any) -> Denoiser:
-    """A denoiser, or that of a trained diffusion model.
+    """A denoiser itself, or the denoiser of a trained diffusion model.
 
     Raises:
         UserError: For anything else.
@@ -160,26 +160,26 @@ def denoiser_of(name: str, value: Any) -> Denoiser:
 
 
 class NetworkDenoiser(Denoiser):
-    """A denoiser made of a network, a schedule and what the network predicts.
+    """A denoiser from a network, a schedule and the type of the network's prediction.
 
-    The network is called as network(c_in x_t, c_noise, labels) in the dtype that most of its parameters have; the state
-    around it keeps its own (float32 at least, float64 on request).
+    The network is called as network(c_in x_t, c_noise, labels) in the dtype of most of its parameters; the state keeps
+    its own dtype (at least float32, float64 on request).
 
     Args:
-        network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x. A function will do, one of
-            (x, c_noise) alone, too, and one that returns a tuple or holds its tensor as `sample` (`network_call`). In
-            place of labels it may have a condition of its own (`condition`).
-        schedule: The path; a learned one is a part of the denoiser, trained, averaged and saved with it.
-        prediction: `eps`, `x`, `v`, `score`, `velocity`, or `edm` (the network within EDM's skip connection).
-        shape: The shape of one datum.
+        network: Maps (x (B, *shape), c_noise (B,), labels (B,) or None) to the shape of x. Also accepted: a function, a
+            network of (x, c_noise) alone, and one that returns a tuple or an object with a `sample` (`network_call`).
+            Instead of labels it may take another condition (`condition`).
+        schedule: The path; a learned one is part of the denoiser, and is trained, averaged and saved with it.
+        prediction: `eps`, `x`, `v`, `score`, `velocity`, or `edm` (the network inside EDM's skip connection).
+        shape: The shape of one sample.
         sigma_data: The standard deviation of the data as the denoiser sees them.
         num_classes: The number of classes; 0 for an unconditional model.
-        size_multiple: Images of other sizes than that of `shape` are taken too, in multiples of this; None: they are
-            not (`at_size`).
+        size_multiple: Other image sizes than that of `shape` are supported in multiples of this; None: they are not
+            (`at_size`).
 
     Raises:
-        UserError: For an unknown prediction, a shape that is none, or a network that cannot be called; at a call, for
-            labels given to an unconditional model, and an output of another shape than x.
+        UserError: For an unknown prediction, an invalid shape, or a network that cannot be called; at a call, for
+            labels passed to an unconditional model, and an output whose shape is not that of x.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class NetworkDenoiser(Denoiser):
         self.size_multiple = size_multiple
 
     def at_size(self, size: Any) -> Denoiser:
-        """As `Denoiser.at_size`; also refuses sizes that the network would have to enlarge to divide them."""
+        """As `Denoiser.at_size`; also refuses sizes that are not a multiple of `size_multiple`."""
         shape = self._shape_at(size)
         if shape == self.shape or self.size_multiple is None:
             return super().at_size(size)
@@ -217,12 +217,12 @@ class NetworkDenoiser(Denoiser):
                 f"size: found {_size_text(shape)}; this network takes multiples of {self.size_multiple}, and "
                 f"{_size_text(self.shape)}, the size of its training"
             )
-        other = copy.copy(self)  # a module of its own around the same network
+        other = copy.copy(self)  # a new module around the same network
         other.shape = shape
         return other
 
     def raw(self, x_t: Tensor, t: Tensor, cond: Any, at: PathPoint) -> Tensor:
-        """The network's own output, in the dtype of x_t."""
+        """The raw output of the network, in the dtype of x_t."""
         own = isinstance(cond, Condition)
         if cond is not None and not own and not self.num_classes and not cond.is_floating_point():
             raise UserError(
@@ -252,11 +252,11 @@ class NetworkDenoiser(Denoiser):
         return output.to(x_t.dtype)
 
     def _output_shape(self, x_t: Tensor) -> tuple[int, ...]:
-        """What the network must return."""
+        """The shape that the network must return."""
         return tuple(x_t.shape)
 
     def _interface(self, x_t: Tensor) -> tuple[Takes, torch.dtype]:
-        """How the network is called, and the type of its input; found once for a network of these types."""
+        """How the network is called, and the dtype of its input; cached for a network of these dtypes."""
         network, first = self.network, next(self.network.parameters(), x_t).dtype
         if self._known is None or self._known[0] is not network or self._known[1] != first:
             self._known = network, first, takes_of(network), dtype_of(network, x_t.dtype)
@@ -276,13 +276,13 @@ class NetworkDenoiser(Denoiser):
         return predictions.TO_X[self.parameterization](raw, x_t, at)
 
     def x_to_raw(self, x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
-        """What the network would have to put out for x_hat = x: the inverse of `raw_to_x`."""
+        """The network output for which x_hat = x: the inverse of `raw_to_x`."""
         if self.parameterization == "edm":
             return x_to_edm(x, x_t, at, self.sigma_data)
         return predictions.FROM_X[self.parameterization](x, x_t, at)
 
     def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
-        """As `Denoiser.prediction`; what the network itself predicts is passed on without a detour through x_hat."""
+        """As `Denoiser.prediction`; the network's own prediction is returned without a detour through x_hat."""
         x_t = reals("x_t", x_t)
         t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t))
         at = PathPoint(self.schedule, t, x_t)
@@ -293,10 +293,10 @@ class NetworkDenoiser(Denoiser):
 
 
 class Retimed(Denoiser):
-    """A denoiser carried to the path of another schedule, matched by log-SNR.
+    """A denoiser on the path of another schedule, matched by log-SNR.
 
     x_t on the new path, times alpha_u / alpha_t, is x_u on the old one where lambda_u = lambda_t: E[x | x_t] is the
-    same question asked in other units.
+    same up to that scale.
 
     Args:
         denoiser: The denoiser on its own path.
@@ -326,8 +326,8 @@ class Clipped(Denoiser):
 
     Args:
         denoiser: The denoiser.
-        low: The least value of a datum.
-        high: The greatest.
+        low: The smallest value of the data.
+        high: The largest.
     """
 
     def __init__(self, denoiser: Any, low: float = -1.0, high: float = 1.0):

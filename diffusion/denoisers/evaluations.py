@@ -1,7 +1,7 @@
-"""Network evaluations (NFE), counted in one place; and the network as it is in evaluation, without dropout.
+"""Network evaluations (NFE), counted in one place; and the network in evaluation mode, without dropout.
 
-What is counted is rows: a call with a batch of B counts B, so NFE = rows / batch. A guided pair counts 2 whether the
-network is called twice or once with a doubled batch, and a wrapper around a denoiser adds nothing of its own.
+Rows are counted: a call with a batch of B counts B, so NFE = rows / batch. A guided pair counts 2 whether the network
+is called twice or once with a doubled batch, and a wrapper around a denoiser adds nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def count_rows(*modules: nn.Module) -> Iterator[EvaluationCount]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off while the context is open; each module's own mode is put back after it."""
+    """Dropout off while the context is open; the mode of each module is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

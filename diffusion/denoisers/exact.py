@@ -1,13 +1,13 @@
-"""Denoisers in closed form: the ground truth for samplers, estimators and guidance, with nothing trained.
+"""Closed-form denoisers: the ground truth for samplers, estimators and guidance, without training.
 
 If the data are a mixture sum_k w_k N(m_k, c_k^2 I), so is x_t = alpha x + sigma eps, with means alpha m_k and variances
-V_k = alpha^2 c_k^2 + sigma^2. Bayes' rule gives the weight r_k(x_t) of a component in the light of x_t, and
+V_k = alpha^2 c_k^2 + sigma^2. Bayes' rule gives the posterior weight r_k(x_t) of a component given x_t, and
 
     E[x | x_t] = sum_k r_k (alpha c_k^2 x_t + sigma^2 m_k) / V_k
     log p_t(x_t) = log sum_k w_k N(x_t; alpha m_k, V_k I)
 
-One component is the Gaussian (where the deviation may differ by dimension); c_k = 0 is a finite data set, whose
-denoiser is a softmax-weighted mean of the data: what a network that learnt its training set by heart would answer.
+One component is a Gaussian (whose standard deviation may differ by dimension); c_k = 0 is a finite data set, whose
+denoiser is a softmax-weighted mean of the data: that of a network that has memorised its training set.
 
 Parameters are buffers, so `.to()` moves them; the computation runs in the dtype of x_t.
 """
@@ -37,7 +37,7 @@ _LOG_2_PI = math.log(2.0 * math.pi)
 
 
 class Exact(Denoiser):
-    """A denoiser whose data have a law in closed form."""
+    """A denoiser for data with a closed-form law."""
 
     @abstractmethod
     def posterior_mean(self, x_t: Float[Tensor, " b *dims"], alpha: Tensor, sigma: Tensor) -> Float[Tensor, " b *dims"]:
@@ -49,7 +49,7 @@ class Exact(Denoiser):
 
     @abstractmethod
     def draw(self, n: Any, seed: Any = 0) -> Float[Tensor, " n *dims"]:
-        """Draw `n` data, shape (n, *shape); row i depends on (seed, i) alone."""
+        """Draw `n` samples, shape (n, *shape); row i depends only on (seed, i)."""
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
@@ -76,8 +76,8 @@ class Gaussian(Exact):
     """Data N(mean, diag(std^2)): E[x | x_t] = mean + alpha std^2 / (alpha^2 std^2 + sigma^2) (x_t - alpha mean).
 
     Args:
-        mean: The mean, a number or a tensor; with `std` it broadcasts to the shape of a datum.
-        std: The standard deviation, a number or a tensor (one a dimension), positive.
+        mean: The mean, a number or a tensor; with `std` it broadcasts to the shape of a sample.
+        std: The standard deviation, a number or a tensor (one per dimension), positive.
         schedule: The path.
 
     Raises:
@@ -114,6 +114,21 @@ class Gaussian(Exact):
         n, seed = whole_number("n", n, 0), seed_number(seed)
         return self.mean + self.std * _normals(seed, n, self.shape, self.mean)
 
+    def law_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x_t, alpha_t mean and alpha_t^2 std^2 + sigma_t^2, for t that broadcasts with them."""
+        alpha, sigma = (value.to(self.mean) for value in self.schedule(t))
+        return alpha * self.mean, (alpha * self.std) ** 2 + sigma**2
+
+    def flow(self, x_t: Float[Tensor, "*b"], t: Tensor, s: Tensor) -> Float[Tensor, "*c"]:
+        """The state at time s of the probability-flow ODE through x_t at time t: it keeps (x - mean_t) / std_t.
+
+        Args:
+            x_t: States, shape (B, *shape).
+            t, s: Times that broadcast against them: (), or (S, 1, ...) for S times at once.
+        """
+        (mean_t, variance_t), (mean_s, variance_s) = self.law_at(t), self.law_at(s)
+        return mean_s + torch.sqrt(variance_s / variance_t) * (x_t - mean_t)
+
     def _moments(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, the data's mean and variance, and the variance of x_t, all broadcasting against x_t."""
         alpha, sigma = pad_dims_like(alpha, x_t), pad_dims_like(sigma, x_t)
@@ -128,10 +143,10 @@ class GaussianMixture(Exact):
         means: Shape (K, *shape).
         stds: Shape (K,), positive.
         schedule: The path.
-        weights: Shape (K,), not negative; they are divided by their sum. Equal by default.
+        weights: Shape (K,), not negative; normalised to sum to one. Equal by default.
 
     Raises:
-        UserError: For shapes that do not agree, values that are not finite, or signs that are wrong.
+        UserError: For shapes that do not agree, values that are not finite, or wrong signs.
     """
 
     means: Tensor
@@ -168,7 +183,7 @@ class GaussianMixture(Exact):
         n, seed = whole_number("n", n, 0), seed_number(seed)
         u = uniform(seed, torch.arange(n), 0, (), STREAM_EXACT, torch.float64).to(self.weights.device)
         edges = self.weights.double().cumsum(0)
-        # u times the last edge, which rounding leaves beside 1, falls below that edge, in a component of weight > 0
+        # u times the last edge, which rounding may move off 1, falls below that edge, in a component of weight > 0
         k = torch.searchsorted(edges, u * edges[-1], right=True)
         return self.means[k] + pad_dims_like(self.stds[k], self.means) * _normals(seed, n, self.shape, self.means)
 
@@ -182,7 +197,7 @@ class GaussianMixture(Exact):
 class Empirical(Exact):
     """A finite data set: E[x | x_t] = sum_i softmax_i(-|x_t - alpha x_i|^2 / (2 sigma^2)) x_i.
 
-    Its law has no density, so `log_prob` raises; `log_prob_at` is that of x_t where sigma > 0.
+    Its law has no density, so `log_prob` raises; `log_prob_at` is that of x_t for sigma > 0.
 
     Args:
         data: Shape (N, *shape), at least one row, all finite (else a `UserError`).
@@ -221,7 +236,7 @@ class Empirical(Exact):
 
 
 def _checked(name: str, x: Any, shape: tuple[int, ...]) -> Tensor:
-    """Data as a tensor, not of a shape that would be broadcast; parameters that are one number serve any dimensions."""
+    """Data as a tensor, refusing shapes that would be broadcast; scalar parameters fit any number of dimensions."""
     x = reals(name, x)
     if x.ndim == 0 or (tuple(x.shape[1:]) != shape and math.prod(shape) > 1):
         raise UserError(f"{name}: found shape {tuple(x.shape)}; needs (n, {', '.join(map(str, shape))})")
@@ -235,8 +250,8 @@ def _flat(x: Tensor) -> Tensor:
 def _squared_distances(x: Tensor, alpha: Tensor, means: Tensor) -> Tensor:
     """|x - alpha m|^2 of shape (B, K), from x (B, D), alpha () or (B,), means (K, D).
 
-    By differences, not by a matrix product, whose cancellation costs float32 all its digits near a mean; a block of
-    means at a time, because the table of differences is B times K times D.
+    By differences, not by a matrix product, whose cancellation loses all float32 digits near a mean; one block of means
+    at a time, because the table of differences is B times K times D.
     """
     x = x[:, None]
     blocks = means.split(max(1, _BLOCK // max(1, x.numel())))
@@ -248,7 +263,7 @@ def _normals(seed: int, n: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _floats(name: str, value: Any) -> Tensor:
-    # A number is taken in float64: 0.1 beside float64 tensors is 0.1 to the last digit.
+    # A number is converted to float64: 0.1 next to float64 tensors is 0.1 to the last digit.
     try:
         tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -274,11 +289,11 @@ def _rows(name: str, value: Any) -> Tensor:
 
 
 class Labelled(Denoiser):
-    """Classes of exact laws: with labels the denoisers of the classes, without (None or K) that of all data.
+    """Exact laws as classes: with labels the denoisers of the classes, without (None or K) that of all data.
 
     Args:
-        classes: K denoisers of one path and one shape.
-        weights: Their probabilities, shape (K,), divided by their sum; equal by default.
+        classes: K denoisers with the same path and shape.
+        weights: Their probabilities, shape (K,), normalised to sum to one; equal by default.
 
     Raises:
         UserError: For classes that do not agree, or weights that are not K positive numbers.
@@ -289,7 +304,7 @@ class Labelled(Denoiser):
     def __init__(self, classes: Sequence[Exact], weights: Tensor | None = None):
         super().__init__()
         self._laws = tuple(classes)
-        self.classes = nn.ModuleList(classes)  # moved by `.to()`, and seen by those who count evaluations
+        self.classes = nn.ModuleList(classes)  # moved by `.to()`, and found when counting evaluations
         first = classes[0]
         if any(one.shape != first.shape or one.schedule != first.schedule for one in classes):
             raise UserError("classes: must have one shape and one schedule")

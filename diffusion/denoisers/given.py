@@ -1,6 +1,6 @@
-"""What calls are given, as people have it: arrays, lists, numbers of other libraries, taken as meant or told in a line.
+"""Arguments as users pass them: arrays, lists and numbers of other libraries, converted, or refused in one line.
 
-Inference mode is left at the borders, too: gradients are taken within (guidance, likelihoods), and what was made in
+Public calls also leave inference mode: gradients are taken inside (guidance, likelihoods), and tensors created in
 inference mode cannot take part in them.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from ..errors import UserError
 from .condition import Condition, condition_for
@@ -21,7 +22,7 @@ from .condition import Condition, condition_for
 P = ParamSpec("P")
 R = TypeVar("R")
 _BEYOND = 9.0  # a computed time may be this far beyond an end of the path
-MOST_ROWS = 2**48  # samples with noise of their own (`random`)
+MOST_ROWS = 2**48  # samples with distinct noise (`random`)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "single": torch.float32, "double": torch.float64}
 
 
@@ -29,7 +30,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, from Python, numpy or torch.
 
     Raises:
-        UserError: For what is none, or below the least.
+        UserError: For anything else, or a number below `least`.
     """
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
         value = value.item()
@@ -66,7 +67,7 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def seed_number(value: Any) -> int:
-    """A seed: a whole number of 64 bits, with or without a sign. More would be cut off, and be another one's.
+    """A seed: a 64-bit integer, signed or unsigned. A larger one would be truncated to another seed.
 
     Raises:
         UserError: For any other.
@@ -78,7 +79,7 @@ def seed_number(value: Any) -> int:
 
 
 def check_rows(first: int, n: int) -> None:
-    """Refuse samples beyond those that have noise of their own (`random`).
+    """Refuse samples beyond those with distinct noise (`random`).
 
     Raises:
         UserError: For numbers of samples from 2^48 on.
@@ -107,14 +108,14 @@ def switch(name: str, value: Any) -> bool:
     Raises:
         UserError: For anything else.
     """
-    number = isinstance(value, Tensor | Integral) or type(value).__name__ == "bool"  # numpy's is no number
+    number = isinstance(value, Tensor | Integral) or type(value).__name__ == "bool"  # numpy's is not a Number
     if number and value in (True, False):
         return bool(value)
     raise UserError(f"{name}: found {value!r}; accepted: True or False")
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what is to be called and cannot be; None is nothing to call.
+    """Refuse a callback that is not callable; None is allowed.
 
     Raises:
         UserError: For any other.
@@ -140,7 +141,7 @@ def tensor_of(name: str, value: Any) -> Tensor:
     """A tensor of a tensor, an array or a list of numbers, without its graph.
 
     Raises:
-        UserError: For what holds no numbers.
+        UserError: If it does not contain numbers.
     """
     try:
         found = torch.as_tensor(value)
@@ -153,10 +154,10 @@ def tensor_of(name: str, value: Any) -> Tensor:
 
 
 def reals(name: str, value: Any) -> Tensor:
-    """Real numbers in float32 or float64, with the graph of a tensor that has one.
+    """Real numbers in float32 or float64; a tensor keeps its autograd graph.
 
     Raises:
-        UserError: For what holds none, levels among them.
+        UserError: For anything else, including level indices.
     """
     x = value if isinstance(value, Tensor) else tensor_of(name, value)
     if not x.is_floating_point():
@@ -165,10 +166,10 @@ def reals(name: str, value: Any) -> Tensor:
 
 
 def real_data(name: str, value: Any, shape: Sequence[int], least: int = 1) -> Tensor:
-    """Data of real numbers, (N, *shape), float32 or float64.
+    """Real-valued data, (N, *shape), float32 or float64.
 
     Raises:
-        UserError: For levels, numbers that are not finite, another shape, or fewer than `least`.
+        UserError: For level indices, numbers that are not finite, another shape, or fewer than `least`.
     """
     x = tensor_of(name, value)
     if not x.is_floating_point() or tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0 or len(x) < least:
@@ -180,10 +181,10 @@ def real_data(name: str, value: Any, shape: Sequence[int], least: int = 1) -> Te
 
 
 def level_data(name: str, value: Any, levels: int | None) -> Tensor:
-    """Images of levels, uint8: whole numbers of any type that are levels; true and false of two.
+    """Images of level indices, uint8, from integers of any type, or booleans for two levels.
 
     Raises:
-        UserError: For real numbers, and what is no level.
+        UserError: For real numbers, and values that are not level indices.
     """
     x = tensor_of(name, value)
     if x.dtype == torch.uint8 or (x.dtype == torch.bool and levels == 2):
@@ -201,17 +202,17 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
 
 
 def class_labels(name: str, label: Any, classes: int, n: int, null: bool = False) -> Tensor:
-    """Class labels for n samples, int64 of shape (n,), of one label or one a sample.
+    """Class labels for n samples, int64 of shape (n,), from one label or one per sample.
 
     Args:
         name: The argument, for messages.
         label: The labels.
         classes: The number of classes.
         n: The number of samples.
-        null: Whether `classes` itself, which stands for no label, is one, too.
+        null: Whether `classes` itself, the null label, is allowed.
 
     Raises:
-        UserError: For a label that is no whole number or not one of the classes, or a wrong number of labels.
+        UserError: For a label that is not an integer or not one of the classes, or a wrong number of labels.
     """
     labels = whole_labels(label, name)
     if len(labels) not in (1, n):
@@ -223,7 +224,7 @@ def class_labels(name: str, label: Any, classes: int, n: int, null: bool = False
 
 
 def cond_for(cond: Any, classes: int, n: int) -> Tensor | Condition:
-    """What is given as `cond=` for n samples: of a model with classes labels, else a network's own condition.
+    """The argument `cond=` for n samples: labels for a model with classes, else another condition of the network.
 
     Raises:
         UserError: As `class_labels`, `condition_for`.
@@ -236,11 +237,11 @@ def cond_for(cond: Any, classes: int, n: int) -> Tensor | Condition:
 def path_times(t: Any, n: int) -> Tensor:
     """Times of n samples as a tensor of shape () or (n,).
 
-    They are from 0 to 1, and computed ones (`Retimed`) may lie beyond an end, where the path's formula goes on. Those
-    of no path, such as the steps of a chain, are refused; a tensor on another device than the CPU is not waited for.
+    They are from 0 to 1; computed ones (`Retimed`) may lie beyond an end, where the formula of the path extends. Other
+    numbers, such as the steps of a chain, are refused; tensors on a GPU are not checked, to avoid a synchronisation.
 
     Raises:
-        UserError: For another shape, and what is no time.
+        UserError: For another shape, and anything that is not a time.
     """
     beyond = _BEYOND
     if not (isinstance(t, Tensor) and t.is_floating_point()):
@@ -250,17 +251,24 @@ def path_times(t: Any, n: int) -> Tensor:
         t = t.double()
     if t.ndim and t.shape != (n,):
         raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
-    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+    if _can_be_looked_at(t):
         for found in map(float, t.aminmax() if t.ndim else (t,)):
             if found < -beyond or found > 1.0 + beyond:
                 raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
     return t
 
 
-def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
-    """What a denoiser is given as `cond` for n samples: labels as int64 (n,), `classes` standing for none.
+def _can_be_looked_at(x: Tensor) -> bool:
+    """Whether values can be read without a synchronisation: not on a GPU, in a compiled graph, or under vmap."""
+    if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
+        return False
+    return not is_batchedtensor(x)
 
-    Of a model without classes, a network's own condition, one entry a sample.
+
+def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
+    """The `cond` that a denoiser receives for n samples: labels as int64 (n,), with `classes` as the null label.
+
+    For a model without classes, another condition of the network, one entry per sample.
 
     Raises:
         UserError: As `class_labels`, `condition_for`.
@@ -273,8 +281,8 @@ def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
         if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
             return cond
         return condition_for("cond", cond, n)
-    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and cond.device.type != "cpu":
-        return cond  # not waited for
+    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not _can_be_looked_at(cond):
+        return cond
     return class_labels("cond", cond, classes, n, null=True)
 
 
@@ -282,7 +290,7 @@ def whole_labels(label: Any, name: str = "label") -> Tensor:
     """Class labels as int64 of shape (n,).
 
     Raises:
-        UserError: For what is no whole number, or has more than one number a sample.
+        UserError: For anything but integers, or more than one number per sample.
     """
     try:
         found = torch.as_tensor(label).detach()
@@ -300,7 +308,7 @@ def whole_labels(label: Any, name: str = "label") -> Tensor:
 
 
 def normal(value: Any) -> Any:
-    """A copy of what was made in inference mode, which may take part in gradients; else the thing itself.
+    """A copy of a tensor created in inference mode, so that it can take part in gradients; else the tensor itself.
 
     Also within tuples, lists, dictionaries and conditions.
     """
@@ -321,7 +329,7 @@ def normal(value: Any) -> Any:
 
 
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, in inference mode as it is in `torch.no_grad()`."""
+    """The function, behaving in inference mode as in `torch.no_grad()`."""
 
     anything = cast("Callable[..., R]", function)
 

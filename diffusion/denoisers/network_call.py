@@ -1,7 +1,7 @@
-"""Networks as people have them, asked as one: (x, c_noise, condition) to one tensor.
+"""Calling networks with different signatures in the same way: (x, c_noise, condition) to one tensor.
 
-Taken as meant: a module or a function, of two arguments or with the condition as the third or as a keyword of its own;
-what it returns may be a tensor, a tuple or list that begins with it, or hold it as `sample` (diffusers).
+Accepted: a module or a function, of two arguments or with the condition as the third or as a keyword; it may return a
+tensor, a tuple or list that begins with it, or an object or dict with a `sample` (diffusers).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-# What networks call their condition where it is given by name alone.
+# Names of a keyword-only condition.
 _KEYWORDS = ("labels", "class_labels", "label", "y", "cond", "condition", "context", "encoder_hidden_states")
 _WRAP = "wrap it: a module whose forward(x, c_noise, labels) returns one tensor (docs/extending.md)"
 
 
 class Function(nn.Module):
-    """A function as a module, so that it can be counted; the modules that it calls are moved with it."""
+    """A function as a module, so that its calls can be counted; the modules it calls are moved with it."""
 
     def __init__(self, function: Callable[..., Any]):
         super().__init__()
@@ -45,7 +45,7 @@ def as_module(network: Any) -> nn.Module:
     """The network as a module.
 
     Raises:
-        UserError: For what cannot be called.
+        UserError: If it is not callable.
     """
     if isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule):
         return network
@@ -60,14 +60,14 @@ class Takes:
 
     Args:
         condition: `third`: as the third argument; `none`: not at all; else the keyword.
-        needed: Whether it must be given, as None where there is none.
+        needed: Whether it must be passed, as None if there is none.
     """
 
     condition: str
     needed: bool
 
     def arguments(self, cond: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What follows x and c_noise.
+        """The arguments after x and c_noise.
 
         Raises:
             UserError: For a condition that the network does not take.
@@ -84,7 +84,7 @@ class Takes:
 
 
 def takes_of(network: nn.Module) -> Takes:
-    """How a network takes its condition, by its signature.
+    """How a network takes its condition, according to its signature.
 
     Raises:
         UserError: For one that cannot take x and c_noise.
@@ -107,7 +107,7 @@ def takes_of(network: nn.Module) -> Takes:
 
 
 def _parameters(network: nn.Module) -> list[inspect.Parameter] | None:
-    """Those of the forward, within what wraps it (torch.compile, DataParallel); None where it does not tell."""
+    """Those of `forward`, unwrapped (torch.compile, DataParallel); None if unknown."""
     inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
     if isinstance(inner, nn.Module):
         return _parameters(inner)
@@ -121,10 +121,10 @@ def _parameters(network: nn.Module) -> list[inspect.Parameter] | None:
 
 
 def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
-    """The type that most of the network's floating parameters have, by their numbers; `default` where it has none.
+    """The dtype of most of the network's floating-point parameters, by count; `default` if it has none.
 
-    A counter, a table in double precision or a first layer in another precision does not decide for the whole; where
-    layers differ, their own casts, or torch.autocast, go between.
+    A counter, a table in double precision or a first layer in another precision is thus ignored; if layers differ,
+    their own casts, or torch.autocast, apply.
     """
     counts = Counter[torch.dtype]()
     for parameter in network.parameters():
@@ -134,10 +134,10 @@ def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor in what a network returned.
+    """The tensor in a network's output.
 
     Raises:
-        UserError: Where there is none.
+        UserError: If there is none.
     """
     found = output
     if isinstance(output, Mapping) and "sample" in output:
@@ -156,7 +156,7 @@ def check_output(output: Tensor, x: Tensor, needed: tuple[int, ...], name: str =
     """Refuse an output of another shape, which would be broadcast against x.
 
     Raises:
-        UserError: Tells both shapes.
+        UserError: With both shapes.
     """
     if output.shape == needed:
         return

@@ -1,4 +1,4 @@
-"""What surrounds a network so that its input and its target have unit variance at every noise level.
+"""Preconditioning: scalings that give the network's input and target unit variance at every noise level.
 
 Karras et al. 2022 (arXiv 2206.00364, sec. 5 and table 1), written for any path: with s = sigma / alpha,
 
@@ -6,11 +6,11 @@ Karras et al. 2022 (arXiv 2206.00364, sec. 5 and table 1), written for any path:
     c_skip = sigma_data^2 / (s^2 + sigma_data^2)      c_out = s sigma_data / sqrt(s^2 + sigma_data^2)
     c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)   c_noise = lambda / 4 = -log(s) / 2
 
-The first three are the paper's. Its c_noise is ln(s) / 4, which is -1/2 of ours: a network of the paper's needs
--c_noise / 2. Ours is at home on every path.
+The first three are the paper's. Its c_noise is ln(s) / 4, which is -1/2 of ours: a network trained with the paper's
+needs -c_noise / 2.
 
-c_in and c_noise serve every prediction: on a variance-preserving path with sigma_data = 1, c_in = 1 as in DDPM. The
-network hears the noise level as log-SNR, not as time, so that it means the same on every path.
+c_in and c_noise are used for every prediction: on a variance-preserving path with sigma_data = 1, c_in = 1 as in DDPM.
+The network is conditioned on log-SNR, not on time, so c_noise means the same on every path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .predictions import PathPoint, linear
 
-# Beyond these the data are indistinguishable from clean or from pure noise, and an embedding need not tell them apart.
+# Beyond it, x_t is indistinguishable from clean data or pure noise, and an embedding need not distinguish noise levels.
 C_NOISE_LIMIT = 5.0
 
 
@@ -31,7 +31,7 @@ def c_in(at: PathPoint, sigma_data: float) -> Any:
 
 
 def c_noise(log_snr: Tensor) -> Tensor:
-    """The noise level as the network hears it: log-SNR / 4, within [-5, 5]; -2 times Karras et al.'s, table 1."""
+    """The network's noise-level input: log-SNR / 4, clipped to [-5, 5]; -2 times that of Karras et al., table 1."""
     return (0.25 * log_snr).clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)
 
 

@@ -1,8 +1,8 @@
 """What a network may predict, and the conversions between predictions: pure functions of the path.
 
-With x_t = alpha x + sigma eps, knowing one of these is knowing all:
+With x_t = alpha x + sigma eps, each of these determines all the others:
 
-    x         the clean datum
+    x         the clean sample
     eps       the noise                           x_t = alpha x + sigma eps
     score     grad log p(x_t)                     score = -eps / sigma
     v         (Salimans and Ho 2022, 2202.00512)  v = alpha eps - sigma x
@@ -27,15 +27,15 @@ NAMES = ("x", "eps", "score", "v", "velocity")
 
 
 class PathPoint:
-    """The path at a time: alpha, sigma and their derivatives, to be multiplied with a batch.
+    """The path at a time: alpha, sigma and their derivatives, to be multiplied by a batch.
 
-    One time for all of a batch gives plain numbers: torch multiplies by those faster than by tensors of no dimension,
-    and they need not be copied to a GPU.
+    One time for the whole batch gives Python floats: torch multiplies by them faster than by 0-d tensors, and they need
+    not be copied to a GPU.
 
     Args:
         schedule: The path.
         t: The time, () or (B,).
-        x: What they act on and, where they are tensors, take their dtype from (they are computed in the dtype of `t`).
+        x: What they multiply and, if they are tensors, take their dtype from (they are computed in the dtype of `t`).
     """
 
     def __init__(self, schedule: Schedule, t: Tensor, x: Tensor):
@@ -47,7 +47,7 @@ class PathPoint:
             return value.item()
         return pad_dims_like(value, self._x).to(self._x.dtype)
 
-    # Needed by velocities alone, and as dear as all the rest.
+    # Needed only by velocities, and as expensive as all the rest.
     @cached_property
     def _derivatives(self) -> tuple[Any, Any]:
         d_alpha, d_sigma = self._schedule.derivatives(self._t)
@@ -65,7 +65,7 @@ class PathPoint:
 
 
 def linear(p: Any, x: Tensor, q: Any, y: Tensor) -> Tensor:
-    """p x + q y, in two operations of full size where p and q are plain numbers."""
+    """p x + q y, in two full-size operations if p and q are floats."""
     return torch.add(p * x, y, alpha=q) if isinstance(q, float) else p * x + q * y
 
 
@@ -112,7 +112,7 @@ def x_to_velocity(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
 
 
 def x_to_x(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
-    """The identity, so that the tables below are whole."""
+    """The identity, which completes the tables below."""
     return x
 
 

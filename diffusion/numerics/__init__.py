@@ -1,1 +1,1 @@
-"""Numbers without models: keyed randomness, Brownian paths, broadcasting, neighbours, Runge-Kutta steps."""
+"""Model-free numerics: keyed randomness, Brownian paths, broadcasting, nearest neighbours, Runge-Kutta steps."""

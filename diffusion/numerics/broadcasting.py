@@ -1,4 +1,4 @@
-"""Give a per-sample quantity the trailing axes that it needs to act on a batch of data."""
+"""Broadcasting of per-sample quantities against a batch of data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ def pad_dims_like(t: Tensor, x: Tensor) -> Tensor:
     """Reshape `t` of shape () or (B,) so that it broadcasts against `x` of shape (B, *dims).
 
     Args:
-        t: One value for the whole batch, shape (), or one a sample, shape (B,).
+        t: One value for the whole batch, shape (), or one per sample, shape (B,).
         x: A batch of data, shape (B, *dims).
 
     Returns:
-        `t` itself where it is a scalar, else `t` of shape (B, 1, ..., 1), moved to the device of `x`.
-        (A scalar stays where it is: torch lets a scalar on the CPU meet a tensor on any device.)
+        `t` itself if it is a scalar, else `t` of shape (B, 1, ..., 1), moved to the device of `x`.
+        (A scalar is not moved: torch combines a CPU scalar with a tensor on any device.)
     """
     if t.ndim == 0:
         return t

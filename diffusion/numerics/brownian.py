@@ -1,21 +1,21 @@
 """Noise keyed to a path: the same seed at 20 and at 200 steps follows the same Brownian motion.
 
-With the noise dial eta, a step of the reverse SDE from t to s takes up the fresh noise
+With stochasticity eta, a step of the reverse SDE from t to s adds the fresh noise
 
     N(a, b) = integral from a to b of exp(-(b - u) / 2) dW_u,        Var N(a, b) = 1 - exp(-(b - a)),
 
-in the *clock* u = integral of eta^2 d lambda (lambda: the log-SNR). In this clock the noise of a path is one stationary
-Ornstein-Uhlenbeck process, exp(-u/2) B(exp(u)) for a Brownian motion B: its scale does not change along the path, so
-that the clock may run over any length. Intervals compose, N(a, c) = exp(-(c - b)/2) N(a, b) + N(b, c), and given
-N(a, c) the noise of its first half is Gaussian: with q = exp(-(c - a)/4),
+in the *clock* u = integral of eta^2 d lambda (lambda: the log-SNR). In this clock the noise of a path is a stationary
+Ornstein-Uhlenbeck process, exp(-u/2) B(exp(u)) for a Brownian motion B: its scale is constant along the path, so the
+clock may have any length. Intervals compose, N(a, c) = exp(-(c - b)/2) N(a, b) + N(b, c), and given N(a, c) the noise
+of its first half is Gaussian: with q = exp(-(c - a)/4),
 
     N(a, m) = q / (1 + q^2) N(a, c) + sqrt((1 - q^2) / (1 + q^2)) z.
 
-Halving a fixed interval again and again, with z keyed by (seed, sample index, node of the tree), gives a virtual tree
-(as of Li et al. 2020, arXiv 2001.01328, sec. 4, for Brownian motion): N between any two points of a dyadic lattice is
-a weighted sum of keyed normals. The weights are numbers, found once for a grid, in float64; their squares sum to the
-variance of the step, so that a step's noise is exactly standard normal and independent of other steps', on every grid.
-Only the place of a grid's points is rounded, to a lattice much finer than the error of their own steps.
+Bisecting a fixed interval repeatedly, with z keyed by (seed, sample index, node of the tree), gives a virtual tree (as
+in Li et al. 2020, arXiv 2001.01328, sec. 4, for Brownian motion): N between any two points of a dyadic lattice is a
+weighted sum of keyed normals. The weights are computed once per grid, in float64; their squares sum to the variance of
+the step, so the noise of a step is exactly standard normal and independent of other steps, on every grid. Only the
+positions of the grid points are rounded, to a lattice much finer than the error of their steps.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from .random import Noise, path_normal
 # The tree covers the clock from -2^15 to 2^15; its deepest leaves are 2^-30 long. A node is its index in heap order.
 _REACH, _DEPTH = 2.0**15, 46
 _LEAF = 2.0 * _REACH / 2.0**_DEPTH
-_NEGLIGIBLE = 1e-9  # weight, of 1, below which a node is left out
-_AT_ONCE = 2**18  # normals drawn at once: more leave the processor's cache
-_KEPT = 2**24  # normals of the last step that are kept for the next, at most: 128 MiB
+_NEGLIGIBLE = 1e-9  # weight, of 1, below which a node is omitted
+_AT_ONCE = 2**18  # normals drawn at once: more exceed the CPU cache
+_KEPT = 2**24  # normals of the last step cached for the next, at most: 128 MiB
 
 
 def lattice(clock: Float[Tensor, " n"], step: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The clock's readings, float64, on the lattice that suits steps of the length `step`: whole numbers of leaves.
+    """Clock times, float64, rounded to the lattice for steps of length `step`: integer numbers of leaves.
 
     The rounding moves noise from one step to its neighbour by about a quarter of the step's square (an eighth of the
-    step in units of the noise), which is less than a solver of strong order 1 errs anyway.
+    step in units of the noise), less than the error of a solver of strong order 1.
 
     Raises:
-        UserError: For readings beyond the tree.
+        UserError: For times beyond the tree.
     """
     if bool((clock.abs() >= _REACH).any()):
         raise UserError(f"eta: too large for this path; eta^2 times the log-SNR must stay below {_REACH:.0f}")
@@ -66,8 +66,8 @@ class Weights:
 
     Args:
         nodes: The nodes of the tree, int64 of shape (n, J).
-        weights: Their weights, float64 of shape (n, J), 0 where a row needs fewer; the squares of a row sum to 1 (to 0
-            for an interval without length).
+        weights: Their weights, float64 of shape (n, J), padded with 0; the squares of a row sum to 1 (to 0 for an
+            empty interval).
     """
 
     nodes: Tensor
@@ -75,14 +75,14 @@ class Weights:
 
     @cached_property
     def used(self) -> list[dict[int, Tensor]]:
-        """The weights that each row needs, by their nodes: they stand first in it."""
+        """The weights that each row needs, by node; they come first in the row."""
         count = (self.weights.abs() > _NEGLIGIBLE).sum(1).tolist()
         rows = zip(self.nodes.tolist(), self.weights, count, strict=True)
         return [dict(zip(nodes[:n], weights[:n].unbind(), strict=True)) for nodes, weights, n in rows]
 
     @classmethod
     def between(cls, start: Int[Tensor, " n"], end: Int[Tensor, " n"]) -> Weights:
-        """Those of N(start, end), divided by its deviation, for points of the lattice, start <= end."""
+        """Those of N(start, end) divided by its standard deviation, for lattice points start <= end."""
         nodes, from_root = _from_root(torch.cat((start, end)))
         (nodes_a, nodes_b), (from_root_a, from_root_b) = nodes.chunk(2), from_root.chunk(2)
         decay = torch.exp(-0.5 * _LEAF * (end - start).double())[:, None]
@@ -97,7 +97,7 @@ class Weights:
 
 
 def _from_root(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes on the way from the root to each point, (n, levels), and the weights of N(start of the tree, point)."""
+    """The nodes from the root to each point, (n, levels), and the weights of N(start of the tree, point)."""
     ends_at = 0  # the level from which on every point is the left end of its interval
     while bool((points & (2 ** (_DEPTH - ends_at) - 1)).any()):
         ends_at += 1
@@ -117,7 +117,7 @@ def _from_root(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(noise: Noise, indices: Int[Tensor, " b"], weights: Weights) -> Float[Tensor, " b *dims"]:
-    """Noises of shape (B, *shape), row i for the sample indices[i] with the i-th row of weights (or the only one)."""
+    """Noise of shape (B, *shape), row i for the sample indices[i] with the i-th row of weights (or the only one)."""
     rows = len(indices)
     nodes = weights.nodes.expand(rows, -1)
     factors = weights.weights.expand(rows, -1).to(noise.device)
@@ -129,7 +129,7 @@ def draw(noise: Noise, indices: Int[Tensor, " b"], weights: Weights) -> Float[Te
 
 
 def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]) -> Iterator[Tensor]:
-    """The normals of shape (B, *shape) of each row of nodes, drawn some rows at once."""
+    """The normals of shape (B, *shape) of each row of nodes, drawn several rows at once."""
     rows = len(indices)
     at_once = max(1, _AT_ONCE // (rows * max(1, math.prod(noise.shape))))
     for some in nodes.to(noise.device).split(at_once):
@@ -139,8 +139,8 @@ def _normals(noise: Noise, indices: Int[Tensor, " b"], nodes: Int[Tensor, "j b"]
 
 @lru_cache(maxsize=16)
 def _weights_along(clock: tuple[float, ...], device: torch.device | str | None) -> Weights:
-    """Those of the steps of a grid, which batch after batch walks, on a device."""
-    with torch.inference_mode(False):  # weights that may also be used where gradients are
+    """The weights of the steps of a grid on a device, cached across batches."""
+    with torch.inference_mode(False):  # the weights may also be used where gradients are taken
         at = torch.tensor(clock, dtype=torch.float64)
         lengths = at.diff()
         lengths = torch.where(lengths > 0, lengths, torch.inf)  # where no noise is drawn
@@ -155,11 +155,10 @@ class GridNoise:
 
     Args:
         noise: The seed, the samples, their shape and type.
-        steps: The weights of each step, a row a step.
-        at_hand: Normals by their nodes: those of the last step, of which the next uses two thirds again, and, where
-            they are small, those of some steps to come, as a draw of them all costs no more than one of a single step.
-            They are a function of seed, sample and node, so that what is drawn does not depend on whether they are
-            at hand.
+        steps: The weights of each step, one row per step.
+        at_hand: Cached normals by node: those of the last step, two thirds of which the next one reuses, and, for small
+            samples, those of several steps ahead, as drawing them all costs no more than drawing one step. They are a
+            function of seed, sample and node, so the cache does not affect the result.
     """
 
     noise: Noise
@@ -168,7 +167,7 @@ class GridNoise:
 
     @classmethod
     def along(cls, noise: Noise, clock: Float[Tensor, " times"]) -> GridNoise:
-        """The noise along a grid where the clock, float64 and not decreasing, shows `clock`."""
+        """The noise along a grid with these clock times, float64 and non-decreasing."""
         return cls(noise, _weights_along(tuple(clock.tolist()), noise.device))
 
     def __call__(self, step: int) -> Float[Tensor, " b *dims"]:

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by chunked brute force, in float64 and O(N) memory.
 
-The neighbours are searched for by matrix products of the centred points, a point's own row left out by its index; their
-distances are then computed anew from differences, so that they do not suffer from cancellation.
+Candidates are found by matrix products of the centred points, a point's own row being excluded by its index; their
+distances are then recomputed from differences, which avoids cancellation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Entries of a (chunk, N) table of squared distances, or of a (chunk, candidates, d) one, in memory at once.
 _BLOCK = 2**22
-# Rounding may exchange neighbours at nearly equal distances: the search brings a few more, the exact distances decide.
+# Rounding may swap neighbours at nearly equal distances: the search returns a few more, the exact distances decide.
 _SPARE = 4
 
 
@@ -40,8 +40,8 @@ def square_tables(
     """Squared distances of all pairs, a chunk of queries at a time, by matrix products.
 
     Yields:
-        The row numbers of the chunk, its squared distances, and |q|^2 + |p|^2 about the points' centre: the squares
-        are wrong by rounding of about 1e-15 of these.
+        The row numbers of the chunk, its squared distances, and |q|^2 + |p|^2 about the centre of the points: the
+        rounding error of the squares is about 1e-15 of these.
     """
     queries, points = queries.double(), points.double()
     center = points.mean(0)
@@ -54,7 +54,7 @@ def square_tables(
 
 def _search(queries: Tensor, points: Tensor, k: int, own: bool) -> tuple[Tensor, Tensor]:
     n, d = points.shape
-    # float64: neither autocast nor TF32 touches it, and clusters of 1e-6 of the spread keep their digits.
+    # float64: unaffected by autocast and TF32, and clusters of 1e-6 of the spread keep their digits.
     queries, points = queries.double(), points.double()
     center = points.mean(0)
     queries, points = queries - center, points - center

@@ -1,13 +1,13 @@
 """Randomness as a function, not a state: every draw is keyed by (seed, sample index, step).
 
 A counter-based generator (Philox 4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011) maps a key and a counter to four random words, with no state in between. The seed is the key; the sample's
-index, the step and the stream make the counter. Row i of a draw therefore depends on nothing but its own index:
-the same image comes out whatever the batch size, its place in the batch or the number of processes, and a resumed
-run meets the same noise as an uninterrupted one.
+SC 2011) maps a key and a counter to four random words, without any state. The seed is the key; the sample's index, the
+step and the stream form the counter. Row i of a draw therefore depends only on its own index: an image does not depend
+on the batch size, its position in the batch or the number of processes, and a resumed run sees the same noise as an
+uninterrupted one.
 
-The words are computed in int64 (torch has no full uint32 arithmetic) on any device. Normals are made by Box and
-Muller's transform in float64 and rounded once, so that the last bit of a vectorised logarithm is rounded away.
+The words are computed in int64 (torch has no full uint32 arithmetic) on any device. Normals come from the Box-Muller
+transform in float64, rounded once, which hides the last bit of a vectorised logarithm.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# Streams keep the uses of randomness apart: a stream more or less in one place changes no draw of another.
+# Streams separate the uses of randomness: adding or removing a stream changes no draw of another.
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
 STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
 STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
-# The streams from here on are one: their last 15 bits belong to the node of a tree (`path_normal`).
+# The streams from here on form one: their last 15 bits belong to the node of a tree (`path_normal`).
 STREAM_PATH = 0x8000
 
-# What a record calls `fixed_order`.
+# The name of `fixed_order` in records.
 FIXED_ORDER = "SHA-256 of the index"
 
 _AHEAD, _AT_ONCE = 32, 2**15  # steps that a sampler's noise is drawn for at once, and normals, at most
@@ -47,24 +47,24 @@ def hashed_order(keys: Iterable[str]) -> list[int]:
 
 
 def fixed_order(rows: int | Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The order in which rows of a data set are taken where not all of them are: that of the SHA-256 of their numbers.
+    """The order in which a subset of the rows of a data set is taken: that of the SHA-256 of their numbers.
 
-    Files lie by class, by writer or by difficulty, so that the first rows of a set are no sample of it, and every k-th
-    row may be of one class. This order is pseudo-random and depends on nothing but the rows' own numbers: the first n
-    are among the first n + 1, and those that come first of any part of the rows do so among all of them.
+    Files are often sorted by class, by writer or by difficulty, so the first rows are not a random sample, and every
+    k-th row may be of one class. This order is pseudo-random and depends only on the row numbers: the first n are among
+    the first n + 1, and the relative order within any subset of the rows is the same as among all of them.
 
     Args:
         rows: Their numbers, all different; or their count n, for 0 .. n - 1.
 
     Returns:
-        Positions in `rows`, the one to take first in front.
+        Positions in `rows`, in the order in which to take them.
     """
     numbers = range(rows) if isinstance(rows, int) else rows.tolist()
     return torch.tensor(hashed_order(map(str, numbers)), dtype=torch.long)
 
 
 def fixed_subset(total: int, count: int | None) -> Int[Tensor, " n"]:
-    """The rows 0 .. total - 1 that come first in the fixed order, `count` of them at most, in ascending order."""
+    """The rows of 0 .. total - 1 that come first in the fixed order, at most `count`, in ascending order."""
     return torch.arange(total) if count is None or count >= total else fixed_order(total)[:count].sort().values
 
 
@@ -84,12 +84,12 @@ def philox4x32(
     k0, k1 = key
     whole, spare = torch.broadcast_tensors(*counter)[0].shape, None  # `broadcast_shapes` imports sympy: 0.4 s
     for _ in range(_ROUNDS):
-        # Products wrap modulo 2^64 in int64: their halves are read off by shifts and masks. What c1 and c3 hold above
-        # their 32 bits is masked where it is met next, in c0 and c2.
+        # Products wrap modulo 2^64 in int64: shifts and masks extract their halves. Bits of c1 and c3 above the lowest
+        # 32 are masked in the next round, in c0 and c2.
         if spare is None:
             p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
             c0, c2 = (p1 >> 32) ^ c1, (p0 >> 32) ^ c3
-        else:  # in six buffers, which stay in the processor's cache
+        else:  # in six buffers, which stay in the CPU cache
             p0, p1 = torch.mul(c0, _MULTIPLIERS[0], out=spare[0]), torch.mul(c2, _MULTIPLIERS[1], out=spare[1])
             c0 = torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1)
             c2 = torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3)
@@ -110,14 +110,14 @@ def _words(
     stream: int | Tensor,
     device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be a row's."""
+    """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be per row."""
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
     step, stream = (
         torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
     )
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
-    # They are not expanded: what the first rounds do to a row or to a column alone costs next to nothing.
+    # They are not expanded: the first rounds, on single rows or columns, then cost next to nothing.
     counter = (block, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
@@ -137,8 +137,8 @@ def uniform(
         seed: The seed, up to 64 bits.
         indices: Sample indices, shape (B,).
         step: The step of the loop that draws.
-        shape: The shape of one sample's draw; () for one number a sample.
-        stream: What the draw is for (the `STREAM_` constants).
+        shape: The shape of one sample's draw; () for one number per sample.
+        stream: The use of the draw (the `STREAM_` constants).
         dtype: The floating type of the result.
         device: Where to compute; the device of `indices` by default.
 
@@ -147,7 +147,7 @@ def uniform(
     """
     count = math.prod(shape)
     words = torch.stack(_words(seed, indices, step, count, stream, device), dim=-1).flatten(1)[:, :count]
-    # float32 holds 24 bits; the clamp keeps the ends out where rounding would reach them.
+    # float32 has 24 bits; the clamp excludes the ends, which rounding could reach.
     bits, shift = (24, 8) if dtype != torch.float64 else (32, 0)
     u = ((words >> shift).to(torch.float64) + 0.5) * 2.0**-bits
     if dtype != torch.float64:
@@ -164,7 +164,7 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " b *dims"]:
-    """Standard normal draws, row i keyed by (seed, indices[i], step, stream); the step may be a row's own.
+    """Standard normal draws, row i keyed by (seed, indices[i], step, stream); the step may be per row.
 
     Arguments as in `uniform`.
     """
@@ -179,7 +179,7 @@ def path_normal(
     shape: Sequence[int] = (),
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " b *dims"]:
-    """float64 standard normals, row i keyed by (seed, indices[i], nodes[i]): of a tree with nodes in [0, 2^47)."""
+    """float64 standard normals, row i keyed by (seed, indices[i], nodes[i]), for a tree with nodes in [0, 2^47)."""
     count = math.prod(shape)
     words = _words(seed, indices, nodes, count, STREAM_PATH | (nodes >> 32), device)
     return _box_muller(words, count, torch.float64).reshape(-1, *shape)
@@ -205,18 +205,18 @@ def rademacher(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " b *dims"]:
-    """Signs, -1 or +1 with equal chance, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
+    """Random signs, -1 or +1, row i keyed by (seed, indices[i], step, stream). Arguments as in `uniform`."""
     count = math.prod(shape)
     words = torch.stack(_words(seed, indices, step, count, stream, device), dim=-1).flatten(1)[:, :count]
     return ((words >> 31) * 2 - 1).to(dtype).reshape(-1, *shape)
 
 
 def state_seed(seed: int, *keys: int) -> int:
-    """A seed for a generator with a state (dropout's), as a function of the run's seed and up to three keys.
+    """A seed for a stateful generator (for dropout), as a function of the run's seed and up to three keys.
 
     Args:
         seed: The run's seed.
-        keys: Numbers that tell the uses apart, e.g. step, part of the batch and process.
+        keys: Numbers that distinguish the uses, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
     words = [torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16)]
@@ -226,14 +226,14 @@ def state_seed(seed: int, *keys: int) -> int:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a sampler: a function from the step to standard normals, one row a sample.
+    """The noise of a sampler: a function from the step to standard normals, one row per sample.
 
     Args:
         seed: The seed.
         indices: The indices of the samples in the batch, shape (B,).
-        shape: The shape of one datum.
+        shape: The shape of one sample.
         dtype: The floating type of the draws.
-        device: Where the draws live.
+        device: The device of the draws.
     """
 
     seed: int
@@ -241,13 +241,13 @@ class Noise:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
-    # A small draw costs the launching of its hundred operations: the next steps' are drawn with it. They are a function
-    # of their step, so that it does not matter whether they are at hand.
+    # The cost of a small draw is launching its hundred operations, so it includes the next steps. Draws are a function
+    # of the step, so the cache does not affect the result.
     _ahead: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def steps_at_once(self) -> int:
-        """The steps whose normals are to be drawn in one go."""
+        """The steps whose normals are drawn at once."""
         return max(1, min(_AHEAD, _AT_ONCE // max(1, len(self.indices) * math.prod(self.shape))))
 
     def initial(self) -> Tensor:
@@ -262,7 +262,7 @@ class Noise:
         if step not in self._ahead:
             steps = torch.arange(step, step + at_once)
             rows = self.indices.repeat(at_once), steps.repeat_interleave(len(self.indices))
-            with torch.inference_mode(False):  # kept: the next step may be one with gradients
+            with torch.inference_mode(False):  # cached: the next step may take gradients
                 z = normal(self.seed, *rows, self.shape, STREAM_SOLVER, self.dtype, self.device)
             self._ahead.clear()
             self._ahead.update(zip(steps.tolist(), z.reshape(at_once, -1, *self.shape), strict=True))

@@ -1,16 +1,16 @@
-"""Adaptive Runge-Kutta of a batch in which every sample has time and steps of its own.
+"""Adaptive Runge-Kutta on a batch in which every sample has its own time and step size.
 
 Step control is that of torchdiffeq (Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", sec. II.4),
-but for each sample by itself: with e the error estimate of a step of order p and
+but separate for each sample: with e the error estimate of a step of order p and
 
     ratio = |e / (tolerance + tolerance max(|y|, |y'|))|,      h' = h min(10, max(0.9 ratio^(-1/p), 0.2)),
 
-a step is taken where ratio <= 1. h' is rounded down to a quarter of an octave: where a method is at the edge of its
-stability, step sizes are chaotic, and the last bits of a network would be seen in them.
+a step is accepted if ratio <= 1. h' is rounded down to a quarter of an octave: at the stability limit of a method step
+sizes are chaotic, and would amplify the last bits of a network.
 
-Steps that a batch has in common follow its hardest sample, so that an answer moves with its batch mates by as much as
-the tolerance allows (5e-3 bits/dim at 1e-4, seen on digits). These do not move but for rounding (1e-7 there), unless a
-rounding tips a step over its edge, which is rare. A sample that has arrived is evaluated no more.
+With common steps, which follow the hardest sample of a batch, a result changes with the rest of the batch within the
+tolerance (docs/architecture.md has figures). With separate steps it changes only by rounding, unless rounding flips the
+acceptance of a step, which is rare. A sample that has reached the end is no longer evaluated.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torchdiffeq._impl.odeint import SOLVERS
 
 from ..errors import SolverError
 
-# dy/dt of some samples, given their times (b,), their states (b, d), and which of the batch they are (b,).
+# dy/dt of some samples, given their times (b,), their states (b, d), and their rows in the batch (b,).
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 _SAFETY, _MOST, _LEAST = 0.9, 10.0, 0.2
 _PER_OCTAVE = 4
-# Of the interval, about float64's own resolution: below it a step is lost in rounding.
+# Relative to the interval, about the resolution of float64: smaller steps are lost in rounding.
 _RESOLUTION = 1e-14
 
 
@@ -47,15 +47,15 @@ def solve_each(
     Args:
         field: dy/dt.
         y: The states, float64.
-        start: Where all samples begin.
-        end: Where all samples end; nothing is evaluated beyond it.
+        start: The start time of all samples.
+        end: The end time of all samples; nothing is evaluated beyond it.
         method: An adaptive method of torchdiffeq, whose coefficients are used.
-        tolerance: The error allowed a step, relative and absolute.
-        norm: The size of scaled errors (b, d), one a sample.
+        tolerance: The allowed error per step, relative and absolute.
+        norm: The size of scaled errors (b, d), one per sample.
         first_step: The length of the first step.
 
     Raises:
-        SolverError: Where a step falls below the resolution of a float.
+        SolverError: If a step falls below the resolution of a float.
     """
     tableau, order = SOLVERS[method].tableau, SOLVERS[method].order
     alpha, weights, error_weights = tableau.alpha.tolist(), tableau.c_sol.tolist(), tableau.c_error.tolist()
@@ -78,7 +78,7 @@ def solve_each(
             )
         stages = [slope]
         for c, coefficients in zip(alpha, beta, strict=True):
-            at = torch.where(last & (c == 1.0), end, t + c * h)  # not a rounding beyond the end
+            at = torch.where(last & (c == 1.0), end, t + c * h)  # not beyond the end by rounding
             stages.append(field(at, now + h[:, None] * _combine(coefficients, stages), rows))
         following = now + h[:, None] * _combine(weights, stages)
         error = h[:, None] * _combine(error_weights, stages)
@@ -91,7 +91,7 @@ def solve_each(
         t = torch.where(taken, torch.where(last, end, t + h), t)
         now = torch.where(taken[:, None], following, now)
         slope = torch.where(taken[:, None], stages[-1], slope)
-        # a sum of whole numbers but for the last step, so that no rounding of h is carried on
+        # a sum of integers except for the last step, so that no rounding of h accumulates
         exponent = torch.where(last, _PER_OCTAVE * torch.log2(h / towards), exponent)
         exponent = (exponent + _PER_OCTAVE * torch.log2(factor)).floor()
         arrived = taken & last

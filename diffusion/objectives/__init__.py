@@ -1,4 +1,4 @@
-"""Objectives: a weighting over log-SNR, a distribution of training times, and the loss that joins them."""
+"""Objectives: a weighting over log-SNR, a distribution of training times, and the loss that combines them."""
 
 from .loss import Losses, Objective
 from .time_sampling import draw_u, time_distribution

@@ -1,18 +1,18 @@
-"""The one training loss: denoising error, weighed over log-SNR, estimated at random times.
+"""The training loss: denoising error, weighted over log-SNR, estimated at random times.
 
     loss = w(lambda) / p(lambda) * ||eps - eps_hat||^2 / D,    lambda ~ p
 
-is unbiased for the integral of w(lambda) E||eps - eps_hat||^2 / D whatever p (see `weightings`). The error of the noise
-is exp(lambda / 2) times the error of the datum, so that the loss is the same for every prediction of the network.
+is unbiased for the integral of w(lambda) E||eps - eps_hat||^2 / D for any p (see `weightings`). The error of eps_hat is
+exp(lambda / 2) times the error of x_hat, so the loss is the same for every prediction of the network.
 
-Where the schedule is learned, its density p of the uniform times is trained for the least variance of the loss, whose
-mean does not depend on it (VDM, Kingma et al. 2021, arXiv 2107.00630, app. I.2): for the least second moment, the
-integral of (w e)^2 / p d lambda with e the error above. At a given log-SNR neither w nor e depends on the schedule, so
+If the schedule is learned, its density p of uniform times is trained to minimise the variance of the loss, whose mean
+does not depend on it (VDM, Kingma et al. 2021, arXiv 2107.00630, app. I.2), i.e. its second moment, the integral of
+(w e)^2 / p d lambda with e the error above. At a given log-SNR neither w nor e depends on the schedule, so
 
     grad E[loss^2] = - E[loss^2 grad log p(lambda)]
 
-which the losses give as they are: in place of VDM's gradient through x_t, the noise level and the whole network, in the
-same single backward pass, and with nothing that could mix with the network's own gradient.
+which needs only the losses: unlike VDM's gradient, it does not pass through x_t, the noise level and the whole network,
+takes the same single backward pass, and cannot mix with the network's gradient.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution, evenly_spaced
 from .weightings import Weighting
 
-# Of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the whole
-# gradient, which is clipped, is the network's.
+# Scale of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the
+# full gradient, which is clipped, is that of the network.
 SCHEDULE_SCALE = 1e-3
 
 
@@ -42,9 +42,9 @@ class Losses:
     Attributes:
         weighted: The training loss, w / p ||eps - eps_hat||^2 / D.
         eps_error: ||eps - eps_hat||^2 / D, unweighted.
-        log_snr: The log-SNR at which each was measured.
-        schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2. Without gradient
-            where the schedule is fixed.
+        log_snr: The log-SNR at which each was evaluated.
+        schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2. No gradient if
+            the schedule is fixed.
     """
 
     weighted: Tensor
@@ -81,19 +81,19 @@ class Objective:
         cond: Any = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
-        """The losses of clean data x at random times, with random noise; both can be given.
+        """The losses of clean data x at random times, with random noise; both can be passed.
 
         Args:
             denoiser: The denoiser in training.
             x: Clean data, shape (B, *shape); images in [-1, 1].
-            u: Uniforms in (0, 1) that choose the times, float64 (B,); by default drawn, evenly spaced over the batch
-                with one common shift (`draw_u`).
+            u: Uniforms in (0, 1) that determine the times, float64 (B,); by default drawn, evenly spaced over the
+                batch with one common shift (`draw_u`).
             eps: Standard normals of the shape of x; by default drawn.
-            cond: Class labels, shape (B,), a network's own condition, or None.
-            generator: What draws; torch's own, of x's device, by default.
+            cond: Class labels, shape (B,), another condition of the network, or None.
+            generator: The random generator; by default torch's, of x's device.
 
         Raises:
-            UserError: For levels in place of real numbers, shapes that do not agree, and a u that is not in (0, 1).
+            UserError: For level indices instead of real values, shapes that do not agree, and a u outside (0, 1).
         """
         x = reals("x", x)
         where = x.device if generator is None else generator.device

@@ -1,7 +1,7 @@
 """How training times are drawn: importance distributions over the log-SNR of the path.
 
-A time distribution maps u in (0, 1) to a log-SNR and knows its density there; `stratified` makes the u of one global
-batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), whatever the number of processes.
+A time distribution maps u in (0, 1) to a log-SNR and gives its density there; `stratified` makes the u of one global
+batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), for any number of processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..schedules.schedule import log_snr_ends
 
 
 class TimeDistribution(ABC):
-    """A distribution of training times on a path, as one over log-SNR."""
+    """A distribution of training times on a path, expressed over log-SNR."""
 
     @abstractmethod
     def log_snr(self, schedule: Schedule, u: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class UniformLogSNR(TimeDistribution):
 
 @dataclass(frozen=True)
 class NormalLogSNR(TimeDistribution):
-    """lambda normal, cut at the ends of the path.
+    """lambda normal, truncated at the ends of the path.
 
     EDM's log-normal noise, ln(sigma / alpha) ~ N(m, s^2), is lambda ~ N(-2m, (2s)^2); so is the logit-normal time of
     rectified flow, logit(t) ~ N(m, s^2) with sigma / alpha = t / (1 - t) (arXiv 2403.03206, sec. 3.1).
@@ -107,11 +107,11 @@ def time_distribution(name: str, mean: float | None = None, std: float | None = 
     Args:
         name: `uniform` (in time), `log-snr` (uniform in log-SNR), `log-normal` (EDM: mean -1.2, std 1.2 of ln(sigma))
             or `logit-normal` (mean 0, std 1 of logit(t)).
-        mean: In place of the default mean.
-        std: In place of the default standard deviation.
+        mean: Replaces the default mean.
+        std: Replaces the default standard deviation.
 
     Raises:
-        UserError: For an unknown name, or a mean or std where the distribution has none.
+        UserError: For an unknown name, or a mean or std for a distribution without them.
     """
     choose("objective.time", name, NAMES)
     if name in _NORMAL:
@@ -127,10 +127,10 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
 
     Args:
         seed: The run's seed.
-        step: The optimiser step (and micro-batch) that draws.
+        step: The optimiser step (and micro-batch).
         positions: Positions in the global batch, 0 .. batch_size - 1, shape (B,).
         batch_size: The size of the global batch.
-        stratified: Evenly spaced with a common random shift, rather than independent.
+        stratified: Evenly spaced with a common random shift instead of independent.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}; must be at least 1")
@@ -141,5 +141,5 @@ def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified:
 
 
 def evenly_spaced(shift: Tensor, positions: Tensor, batch_size: int) -> Tensor:
-    """Uniforms of a batch, 1 / batch_size apart, that one uniform shifts (VDM, arXiv 2107.00630, app. I.1)."""
+    """Uniforms of a batch, 1 / batch_size apart, shifted by one uniform (VDM, arXiv 2107.00630, app. I.1)."""
     return (shift + positions.to(torch.float64) / batch_size) % 1.0

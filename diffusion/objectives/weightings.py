@@ -1,11 +1,11 @@
-"""What a training loss weighs: densities over log-SNR.
+"""Weightings of the training loss: densities over log-SNR.
 
 Every loss in use is, up to a constant (Kingma and Gao 2023, arXiv 2303.00848),
 
     L = integral of w(lambda) E ||eps - eps_hat||^2 d lambda
 
 over the log-SNR of the path. A weighting is the function w, scaled to integrate to one, so that any two can be plotted
-on one axis. The distribution of training times does not enter: it only decides with how little variance L is estimated.
+on one axis. The distribution of training times only affects the variance of the estimate of L.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def weighting(name: str, schedule: Any, sigma_data: Any = 1.0, min_snr_gamma: An
         name: `simple`: ||eps - eps_hat||^2 at uniform times (Ho et al. 2020, eq. 14).
             `elbo`: w = 1, the variational bound of the continuous-time model (VDM, arXiv 2107.00630, eq. 17).
             `likelihood`: g(t)^2 on the score's error (Song et al. 2021, arXiv 2101.09258, eq. 7). Because
-            g^2 ||score error||^2 dt = ||eps - eps_hat||^2 |d lambda|, this is `elbo` under its other name.
-            `min-snr`: `simple` with the weight on the datum's error capped at gamma (arXiv 2303.09556).
-            `edm`: Karras et al. 2022 (arXiv 2206.00364, eq. 8 and table 1), whose times are a part of the weighting.
+            g^2 ||score error||^2 dt = ||eps - eps_hat||^2 |d lambda|, this is `elbo` under another name.
+            `min-snr`: `simple` with the weight of the error of x_hat capped at gamma (arXiv 2303.09556).
+            `edm`: Karras et al. 2022 (arXiv 2206.00364, eq. 8 and table 1), whose times are part of the weighting.
         schedule: The path.
         sigma_data: The data's standard deviation (edm).
         min_snr_gamma: The cap (min-snr).
 
     Raises:
         UserError: For an unknown name; for a weight that cannot be scaled to integrate to one; for a learned schedule
-            and another weighting than the bound's, whose value does not depend on the schedule.
+            with a weighting other than the bound's, the only one whose value does not depend on the schedule.
     """
     choose("objective.weighting", name, NAMES)
     check_schedule(schedule)
@@ -57,7 +57,7 @@ def weighting(name: str, schedule: Any, sigma_data: Any = 1.0, min_snr_gamma: An
         if name in BOUND:
             return torch.ones_like(log_snr)
         if name == "edm":
-            # ln(sigma) ~ N(-1.2, 1.2^2) and (sigma^2 + sigma_data^2) / sigma_data^2 on the noise's error
+            # ln(sigma) ~ N(-1.2, 1.2^2) and (sigma^2 + sigma_data^2) / sigma_data^2 on the error of eps_hat
             return torch.exp(-0.5 * ((log_snr - 2.4) / 2.4) ** 2) * (torch.exp(-log_snr) / sigma_data**2 + 1.0)
         density = schedule.time_density(log_snr)
         if name == "min-snr":

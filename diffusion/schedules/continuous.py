@@ -113,8 +113,7 @@ class Cosine(Schedule):
 
     Args:
         log_snr_max: The log-SNR at which the path ends near the data.
-        log_snr_min: The log-SNR at which sampling starts; below -30, where nothing is left of the data, it starts
-            there.
+        log_snr_min: The log-SNR at which sampling starts; clamped to -30, where no signal remains.
     """
 
     log_snr_max: float = 14.0
@@ -205,7 +204,7 @@ class _VarianceExploding(Schedule):
 
     @property
     def t_min(self) -> float:
-        return 1e-6  # sigma_min to six digits; in a grid, a time of exactly 0 stands for the datum itself
+        return 1e-6  # sigma_min to six digits; in a grid, a time of exactly 0 means clean data
 
     @property
     def t_max(self) -> float:
@@ -218,7 +217,7 @@ class VE(_VarianceExploding):
 
     Args:
         sigma_min: The noise at t = 0, in units of the data as the denoiser sees them.
-        sigma_max: The noise at t = 1; about the largest distance between two data.
+        sigma_max: The noise at t = 1; about the largest distance between two data points.
     """
 
     sigma_min: float = 0.01
@@ -257,7 +256,7 @@ class EDM(_VarianceExploding):
     def __post_init__(self):
         check_numbers(rho=self.rho)
         _require_sigmas(self.sigma_min, self.sigma_max)
-        # Below, nearly all of the path is in times that float32 does not tell from 0; above, the roots are all one.
+        # Below, nearly all of the path is at times that float32 rounds to 0; above, the roots all round to one.
         _require(0.5 <= self.rho <= 1e9, f"schedule.rho: found {self.rho:g}; must be from 0.5 to 1e9")
         check_ends(self, "schedule.sigma_min, sigma_max")
 
@@ -287,7 +286,7 @@ def _require_sigmas(low: float, high: float) -> None:
 
 
 def require_ends(low: float, high: float) -> None:
-    """Refuse ends in log-SNR that are not in order, or out of reach."""
+    """Refuse log-SNR ends that are out of order or out of range."""
     check_numbers(log_snr_min=low, log_snr_max=high)
     _require(
         low < high and NOISE_END < high <= DATA_END,

@@ -1,8 +1,8 @@
-"""The discrete schedule of DDPM, and the only home of betas and alphas_cumprod.
+"""The discrete schedule of DDPM; betas and alphas_cumprod appear only here.
 
-DDPM (Ho et al. 2020, arXiv 2006.11239) has T levels of noise, x_i = sqrt(alphas_cumprod_i) x + sqrt(1 - ...) eps for
+DDPM (Ho et al. 2020, arXiv 2006.11239) has T noise levels, x_i = sqrt(alphas_cumprod_i) x + sqrt(1 - ...) eps for
 i = 1 .. T. Here level i is the time t = i / T, and between two levels the log-SNR is linear in time: at the levels the
-path is DDPM's to the last bit, and between them it is a path that any solver may walk.
+path equals DDPM's to the last bit, and between them it is continuous, so any solver can integrate it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _betas(kind: str, steps: int, beta_start: float, beta_end: float) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _log_snrs(kind: str, steps: int, beta_start: float, beta_end: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a table that may also be used where gradients are
+    with torch.inference_mode(False):  # the table may also be used where gradients are taken
         log_alphas_cumprod = torch.log1p(-_betas(kind, steps, beta_start, beta_end)).cumsum(0)
         # -log(expm1(-log_alphas_cumprod)), where the exponential may overflow
         return (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))).to(device)
@@ -39,7 +39,7 @@ def _log_snrs(kind: str, steps: int, beta_start: float, beta_end: float, device:
 
 @dataclass(frozen=True)
 class DDPM(Schedule):
-    """Discrete-time DDPM (arXiv 2006.11239, sec. 4; cosine: arXiv 2102.09672, eq. 17), continued between its levels.
+    """Discrete-time DDPM (arXiv 2006.11239, sec. 4; cosine: arXiv 2102.09672, eq. 17), interpolated between its levels.
 
     Args:
         steps: The number T of noise levels.

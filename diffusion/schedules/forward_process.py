@@ -7,7 +7,7 @@ All are Gaussian. With the log-SNR lambda and r = exp(lambda_t - lambda_s) in (0
     q(x_s | x_t, x) = N( (alpha_s / alpha_t) r x_t + alpha_s (1 - r) x,   sigma_s^2 (1 - r) I )
 
 which is Ho et al. 2020 (arXiv 2006.11239), eq. 6-7, for any path (Kingma et al. 2021, arXiv 2107.00630, app. A).
-Ancestral sampling, DDIM and the ELBO all use it; it is written once, here.
+Ancestral sampling, DDIM and the ELBO all use it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A schedule that is learned with the network (VDM, Kingma et al. 2021, arXiv 2107.00630): where uniform times fall.
+"""A schedule learned along with the network (VDM, Kingma et al. 2021, arXiv 2107.00630): the density of noise levels.
 
-The continuous-time bound is an integral over log-SNR in which the schedule has disappeared but for its ends. What the
-schedule decides between them is how often each noise level is met, and so the variance of the estimated loss. A
-uniform time has the density p(lambda) = 1 / ((t_max - t_min) |d lambda / dt|): learning a monotone lambda_t and
-learning p are the same, and the least second moment of w(lambda) e / p(lambda), where e is the error that is weighed,
-is at p proportional to w sqrt(E e^2), where the loss has the same root mean square at every time.
+The continuous-time bound is an integral over log-SNR that depends on the schedule only through its ends. Between them
+the schedule determines how often each noise level is drawn, and so the variance of the estimated loss. A uniform time
+has the density p(lambda) = 1 / ((t_max - t_min) |d lambda / dt|), so learning a monotone lambda_t and learning p are
+equivalent. The second moment of w(lambda) e / p(lambda), with e the unweighted error, is least at p proportional to
+w sqrt(E e^2), where the loss has the same root mean square at every time.
 
-So p is what has parameters here, in place of the paper's monotone network (its appendix H): the logarithms of p at
-evenly spaced knots, linear between them. Time is then the distribution function of p, piecewise quadratic (Mueller et
-al. 2019, arXiv 1808.03856), which has an inverse in closed form; every parameter acts in one place; and the ends are
-held by construction.
+So p is parametrised here, instead of the paper's monotone network (its appendix H): the logarithms of p at evenly
+spaced knots, linear between them. Time is then the distribution function of p, piecewise quadratic (Mueller et al.
+2019, arXiv 1808.03856), with a closed-form inverse; every parameter acts locally; and the ends are fixed by
+construction.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from ..errors import UserError
 from .continuous import require_ends
 from .schedule import NOISE_END, Schedule, log_sigmoid_alpha
 
-# The share of the times that stays uniform in log-SNR: no level is left out, no weight exceeds 1 / UNIFORM times that
-# of uniform levels, and the second moment is within 1 / (1 - UNIFORM) of the least (Hesterberg 1995).
+# The fraction of times that remains uniform in log-SNR: every noise level is drawn, no weight exceeds 1 / UNIFORM times
+# that of uniform sampling, and the second moment is within 1 / (1 - UNIFORM) of the least (Hesterberg 1995).
 UNIFORM = 0.05
 
-# Adam moves a parameter by about the learning rate a step whatever its gradient; log p has to move by several units in
-# the time in which a network's weights move by tenths.
+# Adam moves a parameter by about the learning rate per step, whatever its gradient; log p has to move by several units
+# while the network's weights move by tenths.
 _GAIN = 10.0
 
-# As on the other paths that end at t = 0: in a grid, a time of exactly 0 stands for the datum itself.
+# As on the other paths that end at t = 0: in a grid, a time of exactly 0 means clean data.
 _T_MIN = 1e-6
 
 
 class Learned(Schedule, nn.Module):
-    """Variance preserving, with a learned density of the log-SNR at uniform times; at first the log-SNR is linear in t.
+    """Variance preserving, with a learned density of log-SNR at uniform times; initially log-SNR is linear in t.
 
-    Its methods are constants to its parameters: neither the state x_t nor the noise level that the network hears
-    carries a gradient into them. Only `time_density` does (see `objectives.loss`). The path is computed in float64.
-    A module is equal only to itself; `repr` tells the weights by their digest.
+    Its methods do not propagate gradients to its parameters: neither the state x_t nor the network's noise-level input
+    does. Only `time_density` does (see `objectives.loss`). The path is computed in float64.
+    A module is equal only to itself; `repr` identifies the weights by their digest.
 
     Args:
-        log_snr_max: The log-SNR at t_min, held.
-        log_snr_min: The log-SNR at t_max = 1, held; -30 at the least, where nothing is left of the data.
-        segments: The number of pieces on which the density is linear.
+        log_snr_max: The log-SNR at t_min, fixed.
+        log_snr_min: The log-SNR at t_max = 1, fixed; at least -30, where no signal remains.
+        segments: The number of segments on which the density is linear.
 
     Raises:
-        UserError: Where log_snr_min is not below log_snr_max, or there is no segment.
+        UserError: If log_snr_min is not below log_snr_max, or there is no segment.
     """
 
     is_learned = True
@@ -68,16 +68,16 @@ class Learned(Schedule, nn.Module):
         return f"Learned({ends}, segments={self.segments}, weights={weights})"
 
     def _heights(self) -> Tensor:
-        """The density of u, the share of the range of log-SNR from the data's end, at the knots; integrates to one."""
+        """The density of u, the position in the log-SNR range (0: data end), at the knots; integrates to one."""
         shape = torch.softmax(_GAIN * self.log_density.to(torch.float64), 0)
         mean = (shape.sum() - 0.5 * (shape[0] + shape[-1])) / self.segments
         return UNIFORM + (1.0 - UNIFORM) * shape / mean
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The density of u and its distribution function at the knots, kept until the parameters change."""
+        """The density of u and its distribution function at the knots, cached until the parameters change."""
         at = self.log_density
-        # Changes are not counted of weights made in inference mode, nor those made through `.data`. A few numbers are
-        # compared faster than tables are made, where that need not wait for a GPU.
+        # Version counters miss changes to weights created in inference mode or made through `.data`. Comparing a few
+        # numbers is faster than rebuilding the tables, unless it has to wait for a GPU.
         if at.device.type == "cpu":
             state: object = at.tolist()
         else:
@@ -91,7 +91,7 @@ class Learned(Schedule, nn.Module):
         return self._cache[device][1]
 
     def _at_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """u at time t, and its density there. Beyond the ends the density goes on as it is at the end."""
+        """u at time t, and its density there. Beyond the ends the density is constant."""
         heights, below = self._tables(t.device)
         share = (t.to(torch.float64) - _T_MIN) / (1.0 - _T_MIN)
         k = (torch.searchsorted(below, share.detach().contiguous(), right=True) - 1).clamp(0, self.segments - 1)
@@ -99,12 +99,12 @@ class Learned(Schedule, nn.Module):
         mass, whole = share - below[k], below[k + 1] - below[k]
         inside = torch.minimum(mass.clamp(min=0.0), whole)
         density = torch.sqrt(left**2 + 2.0 * slope * inside)
-        # the root of the quadratic in the form that does not cancel where the density is even; the end without rounding
+        # the root of the quadratic in the form that does not cancel for constant density; the end without rounding
         since = torch.where(mass < whole, 2.0 * self.segments * inside / (left + density), 1.0)
         return (k + since) / self.segments + (mass - inside) / density, density
 
     def _knot(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The segment of a log-SNR, u since its left knot, and the part of that which lies inside the segment."""
+        """The segment of a log-SNR, u since its left knot, and that clamped to the segment."""
         u = (self.log_snr_max - log_snr.to(torch.float64)) / (self.log_snr_max - self.log_snr_min)
         k = (u.detach() * self.segments).floor().clamp(0, self.segments - 1).long()
         since = u - k.to(torch.float64) / self.segments
@@ -132,7 +132,7 @@ class Learned(Schedule, nn.Module):
         return 0.5 * torch.sigmoid(-self.log_snr(t)) * self.d_log_snr(t)
 
     def time_density(self, log_snr: Tensor) -> Tensor:
-        """As `Schedule.time_density`, between the ends; the one method that carries a gradient to the parameters."""
+        """As `Schedule.time_density`, between the ends; the only method with a gradient in the parameters."""
         heights = self._heights().to(log_snr.device)
         k, _, inside = self._knot(log_snr)
         density = torch.lerp(heights[k], heights[k + 1], inside * self.segments)

@@ -2,7 +2,7 @@
 
     x_t = alpha_t x + sigma_t eps,    eps ~ N(0, I),    t in [0, 1], 0 = data, 1 = noise
 
-The one number that tells how noisy x_t is, up to its scale, is the log signal-to-noise ratio
+How noisy x_t is, regardless of its scale, is measured by the log signal-to-noise ratio
 
     lambda_t = log(alpha_t^2 / sigma_t^2),
 
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# Where every path begins at the latest. The data are then 3e-7 of x_t, which is less than the rounding of float32:
-# what lies beyond is the identity, and can neither be learned nor told from noise.
+# Where every path begins at the latest. The data are then 3e-7 of x_t, less than float32 rounding: steps beyond are the
+# identity, and the data can neither be learned nor distinguished from noise.
 NOISE_END = -30.0
-# Where every path ends at the latest: the noise left in the data is 1e-13 of them, at the rounding of float64.
+# Where every path ends at the latest: the remaining noise is 1e-13 of the data, at the rounding of float64.
 DATA_END = 60.0
-# Where training ends at the latest: float32 does not tell noise that is less than 3e-7 of the data from none.
+# Where training ends at the latest: in float32, noise below 3e-7 of the data is indistinguishable from none.
 TRAINED_DATA_END = 30.0
 
 
@@ -37,7 +37,7 @@ class Schedule(ABC):
     be singular at t = 0 or t = 1 (lambda = +-infinity), so training and solvers stay within [t_min, t_max].
 
     Attributes:
-        is_learned: Whether it has parameters that are trained with the network; it is then an `nn.Module`, too.
+        is_learned: Whether it has parameters that are trained with the network; it is then also an `nn.Module`.
     """
 
     is_learned: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def t_min(self) -> float:
-        """The time nearest to the data that training and solvers use."""
+        """The smallest time that training and solvers use."""
 
     @property
     @abstractmethod
@@ -86,7 +86,7 @@ class Schedule(ABC):
     def time_density(self, log_snr: Tensor) -> Tensor:
         """The density of lambda_t over log-SNR for t uniform in [t_min, t_max]: 1 / ((t_max - t_min) |d lambda / dt|).
 
-        Of a learned schedule it carries a gradient to the parameters.
+        For a learned schedule it is differentiable in the parameters.
         """
         return -1.0 / ((self.t_max - self.t_min) * self.d_log_snr(self.inverse_log_snr(log_snr)))
 
@@ -100,13 +100,13 @@ class Schedule(ABC):
         return float(self.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
 
     def _within_noise(self, t: float) -> float:
-        """The time `t`, or that of `NOISE_END` where the path is there before."""
+        """The time `t`, or that of `NOISE_END` if the path reaches it earlier."""
         beyond = float(self.log_snr(torch.tensor(t, dtype=torch.float64))) < NOISE_END
         return self._time_at(NOISE_END) if beyond else t
 
 
 def check_numbers(**numbers: object) -> None:
-    """Refuse settings of a schedule that are no finite numbers.
+    """Refuse settings of a schedule that are not finite numbers.
 
     Raises:
         UserError: For the first that is none.
@@ -117,11 +117,11 @@ def check_numbers(**numbers: object) -> None:
 
 
 def check_ends(schedule: Schedule, keys: str) -> None:
-    """Refuse a path without a way from noise to data that numbers can hold.
+    """Refuse a path whose ends cannot be represented in floating point.
 
     Args:
         schedule: The path.
-        keys: The settings that decide, as the message names them.
+        keys: The settings that determine the ends, as named in the message.
 
     Raises:
         UserError: For such a path.

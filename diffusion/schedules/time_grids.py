@@ -1,8 +1,8 @@
-"""Grids of times, from noise to data, that solvers are given.
+"""Grids of times, from noise to data, for solvers.
 
-A grid is a float64 tensor of steps + 1 decreasing times that starts at t_max and ends with the datum: its last entry is
-exactly 0, and the solver's last step is then x = E[x | x_t], which is what every solver's step becomes when sigma -> 0.
-The other entries are placed in one of these variables, uniformly between the ends of the path.
+A grid is a float64 tensor of steps + 1 decreasing times that starts at t_max and ends at clean data: its last entry is
+exactly 0, and the solver's last step is then x = E[x | x_t], the limit of every solver's step as sigma -> 0. The other
+entries are uniform between the ends of the path in one of these variables.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from torch import Tensor
 from ..errors import UserError, choose
 from .schedule import Schedule
 
-# The name of the grid that depends on the model, and is therefore made elsewhere: `sampling.auto_grid`.
+# The name of the grid that depends on the model, which `sampling.auto_grid` makes.
 AUTO = "auto"
 
-# The steps' density over the log-SNR is Cauchy's, of this centre and scale; they end where the log-SNR is so many times
-# the logarithm of their number. Chosen on mixtures of Gaussians of five kinds at 5 to 50 evaluations of `abm`
+# The density of steps over log-SNR is a Cauchy density with this centre and scale; they end at a log-SNR of _END times
+# the logarithm of their number. Chosen on five kinds of Gaussian mixtures at 5 to 50 evaluations of `abm`
 # (docs/grids.md): log-SNRs between the distance of the modes and their width, where x_hat changes, get most of the
-# steps, and the tails are long enough for modes that are far apart or narrow.
+# steps, and the tails are heavy enough for modes that are far apart or narrow.
 _CENTRE, _SCALE, _END = 1.0, 4.0, 3.0
 
-# The path's ends in log-SNR, beyond which a solver of few steps spends work on noise that nobody sees.
-# DDPM's least noise, 9.21, lies within: T steps uniform in time are its T levels.
+# The end in log-SNR, beyond which a solver with few steps wastes work on invisible noise.
+# DDPM's lowest noise level, 9.21, lies within: T steps uniform in time are its T levels.
 LOG_SNR_END = 9.25
-# Where no grid is asked for, the end of the others is this many times the logarithm of the steps where that is later,
-# from 62 steps on: the error of the end then goes with the steps. Sooner is worse: at 50 steps 2.5 and 3 times the
-# logarithm cost Heun's method a factor of 1.3 to 1.8 on modes that are wide enough for the fixed end.
+# If no grid is requested, the others end at this many times the logarithm of the steps if that is later, i.e. from 62
+# steps on: the error of the end then decreases with the steps. A larger factor is worse (docs/grids.md).
 _LATER_END = 2.25
 
 
@@ -53,7 +52,7 @@ def _in_angle(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
 
 
 def _in_cauchy(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
-    """Uniform in arctan((log-SNR - centre) / scale), Cauchy's distribution."""
+    """Uniform in arctan((log-SNR - centre) / scale), a Cauchy distribution."""
     quantiles = torch.atan((torch.stack((start, end)) - _CENTRE) / _SCALE)
     placed = _CENTRE + _SCALE * torch.tan(quantiles[0] + (quantiles[1] - quantiles[0]) * u)
     return torch.where(u == 1.0, end, placed)
@@ -69,33 +68,33 @@ _TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "q
 
 
 def names() -> list[str]:
-    """The names that `grid=` and `--grid` take, beside `auto`."""
+    """The names that `grid=` and `--grid` accept, besides `auto`."""
     return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS]
 
 
 def default_end(name: str, steps: int) -> float:
-    """The log-SNR at which so many steps leave the path, where it reaches that far."""
+    """The log-SNR at which a grid of this many steps ends, if the path reaches that far."""
     return _END * math.log(steps) if name == "cauchy" else LOG_SNR_END
 
 
 def later_end(name: str, steps: int) -> float | None:
-    """The end of a sampler's own grid, one that was not asked for, where it is later than `default_end`; else None."""
+    """The end of a sampler's default grid (not a requested one) if it is later than `default_end`; else None."""
     end = _LATER_END * math.log(steps)
     return end if end > default_end(name, steps) else None
 
 
 def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: float | None = None) -> Tensor:
-    """A grid of `steps` intervals from t_max to the datum.
+    """A grid of `steps` intervals from t_max to clean data.
 
     Args:
         schedule: The path.
-        steps: The number of intervals, at least 1; the last one goes to the datum itself.
+        steps: The number of intervals, at least 1; the last one ends at clean data.
         name: `cauchy` (uniform in arctan((lambda - 1) / 4)), `log-snr` (uniform in lambda), `karras` (sigma^(1/7)),
             `angle` (uniform in arctan(sigma / alpha)), `time` (uniform in the schedule's own time) or `quadratic`
             (finer near the data).
-        log_snr_end: The log-SNR from which the last step, x = E[x | x_t], goes to the datum, where the path reaches
-            that far; by default 3 log(steps) of `cauchy`, 9.25 of the others. Of a deviation c of the data
-            c / sqrt(c^2 + exp(-log_snr_end)) of it is kept.
+        log_snr_end: The log-SNR at which the last step, x = E[x | x_t], is taken, if the path reaches that far; by
+            default 3 log(steps) for `cauchy`, 9.25 for the others. Data of standard deviation c are sampled with a
+            standard deviation smaller by the factor c / sqrt(c^2 + exp(-log_snr_end)).
 
     Returns:
         float64 times of shape (steps + 1,), decreasing from t_max to 0.
@@ -115,7 +114,7 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
     start, end = schedule.log_snr(ends)
     if log_snr_end is None:
         log_snr_end = max(default_end(name, steps), float(start) + 1.0)
-    if not log_snr_end > float(start):  # not a number, too
+    if not log_snr_end > float(start):  # also refuses nan
         raise UserError(f"log_snr_end: found {log_snr_end:g}; must be above the path's start, {float(start):.4g}")
     end = end.clamp(max=log_snr_end)
     u = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)

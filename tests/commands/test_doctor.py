@@ -5,19 +5,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from laws import f64, seeded
 
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.commands.doctor import doctor, estimators, samplers
 from diffusion.commands.doctor.check import Check, attempt, within
-from diffusion.commands.doctor.gaussian_laws import affine_law, law_at, probability_flow
 from diffusion.commands.doctor.machine import check_machine, check_network
-from diffusion.denoisers.exact import Gaussian
 from diffusion.likelihood import measure
-from diffusion.samplers import DDIM, ODE, Ancestral, PredictorCorrector, names
+from diffusion.samplers import DDIM, Ancestral, names
 from diffusion.samplers.sampler import LinearSampler
-from diffusion.schedules import EDM, VP, time_grid
 
 CPU = torch.device("cpu")
 
@@ -53,21 +49,6 @@ def test_every_estimator_is_checked_and_passes(estimator_checks):
     for method in measure.DENSITY_METHODS:
         assert any(name.partition(",")[0] == method and "levels" not in name for name in found)
     assert {"iwae", "ais", "ais, from both sides", "knn entropy", "ode, Hutchinson"} <= found
-
-
-@pytest.mark.parametrize("schedule", [VP(), EDM()], ids=repr)
-def test_the_closed_form_is_the_probability_flow(schedule):
-    model = Gaussian(f64([0.7]), f64([0.4]), schedule)
-    grid = schedule.inverse_log_snr(f64([-4.0, 4.0]))
-    x_1 = law_at(model, grid[0])[1].sqrt() * seeded(5, 1)
-    tight = ODE("dopri8", 1e-10, 50_000).sample(model, x_1, grid)
-    torch.testing.assert_close(probability_flow(model, x_1, grid[0], grid[1]), tight, rtol=1e-7, atol=1e-7)
-
-
-def test_what_is_not_affine_is_seen_to_be_none():
-    model, grid = Gaussian(f64([0.7]), f64([0.4]), VP()), time_grid(VP(), 10)[:-1]
-    assert affine_law(Ancestral(), model, grid).residual < 1e-12
-    assert affine_law(PredictorCorrector(), model, grid).residual > 1e-3
 
 
 @dataclass(frozen=True)

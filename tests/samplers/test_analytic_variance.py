@@ -9,7 +9,6 @@ from laws import (
     MEAN,
     SCHEDULES,
     STD,
-    affine_law,
     f64,
     gaussian,
     gaussian_law,
@@ -24,6 +23,7 @@ from diffusion import sample
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
 from diffusion.samplers import Ancestral, Moments, estimate_moments
+from diffusion.samplers.affine_law import affine_law
 from diffusion.schedules import VP
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)

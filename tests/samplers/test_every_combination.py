@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from laws import F64, MEAN, SCHEDULES, STD, affine_law, gaussian, gaussian_law, name
+from laws import F64, MEAN, SCHEDULES, STD, gaussian, gaussian_law, name
 from torch import nn
 
 from diffusion import samplers
@@ -40,6 +40,7 @@ from diffusion.samplers import (
     SASolver,
     UniPC,
 )
+from diffusion.samplers.affine_law import affine_law
 from diffusion.sampling.sample import sample
 from diffusion.schedules import time_grid
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from laws import F64, FOUR_SCHEDULES, MEAN, STD, affine_law, f64, gaussian, gaussian_law, name, times
+from laws import F64, FOUR_SCHEDULES, MEAN, STD, f64, gaussian, gaussian_law, name, times
 
 from diffusion.denoisers import exact
 from diffusion.samplers import DDIM, Ancestral, ExponentialSDE, Heun, LinearSampler, estimate_moments
+from diffusion.samplers.affine_law import affine_law
 from diffusion.samplers.sampler import Coefficients
 from diffusion.schedules import VP, Cosine, Rectified, time_grid
 from diffusion.schedules.forward_process import posterior, variance_for_unit_data

@@ -11,7 +11,6 @@ from laws import (
     NOISELESS_SDE,
     SCHEDULES,
     STOCHASTIC,
-    affine_law,
     f64,
     gaussian,
     gaussian_law,
@@ -23,6 +22,7 @@ from laws import (
 )
 
 from diffusion.samplers import Ancestral, EulerMaruyama, ExponentialSDE
+from diffusion.samplers.affine_law import affine_law
 from diffusion.samplers.ode.multistep import Multistep
 from diffusion.samplers.sde import sde
 from diffusion.schedules import EDM, VP, Cosine, Rectified, time_grid, time_grids

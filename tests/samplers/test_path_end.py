@@ -18,6 +18,7 @@ from diffusion.errors import UserError
 from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.models.load import DiffusionModel
 from diffusion.samplers import build, names
+from diffusion.samplers.affine_law import affine_law
 from diffusion.sampling.sample import grid_for
 from diffusion.schedules import EDM, VE, VP
 
@@ -37,7 +38,7 @@ def kept(name, schedule, steps, end, std=NARROW, grid="log-snr"):
     model, sampler = exact.Gaussian(laws.f64([laws.MEAN]), laws.f64([std]), schedule), build(name)
     grid = grid_for(model, sampler, steps, grid, end)
     alpha, sigma = schedule(grid[0])
-    law = laws.affine_law(sampler, model, grid)
+    law = affine_law(sampler, model, grid)
     mean, variance = law.push(alpha * laws.MEAN, (alpha * std) ** 2 + sigma**2)
     assert abs(float(mean) - laws.MEAN) < 1e-3, name
     return float(variance.sqrt()) / std

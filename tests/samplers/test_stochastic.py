@@ -10,7 +10,6 @@ from laws import (
     MEAN,
     SCHEDULES,
     STD,
-    affine_law,
     f64,
     gaussian,
     gaussian_law,
@@ -29,6 +28,7 @@ from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.errors import SolverError, UserError
 from diffusion.numerics.random import Noise
 from diffusion.samplers import AdaptiveSDE, DPMSolverPP2M, DPMSolverSDE, ExponentialSDE, PredictorCorrector, SASolver
+from diffusion.samplers.affine_law import affine_law
 from diffusion.schedules import EDM, VP, time_grid
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)

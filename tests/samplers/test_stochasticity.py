@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from laws import F64, FOUR_SCHEDULES, affine_law, f64, gaussian, gaussian_law, name, reverse_law, slope
+from laws import F64, FOUR_SCHEDULES, f64, gaussian, gaussian_law, name, reverse_law, slope
 
 from diffusion import samplers
 from diffusion.errors import UserError
 from diffusion.numerics.random import Noise
 from diffusion.samplers import DPMSolverSDE, EulerMaruyama, ExponentialSDE, NoiseProfile, SASolver
+from diffusion.samplers.affine_law import affine_law
 from diffusion.schedules import VP, time_grid
 
 PROFILE = NoiseProfile((0.5, 1.5, 0.0), (-1.0, 0.5))

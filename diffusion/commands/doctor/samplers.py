@@ -3,8 +3,8 @@
     deterministic     Gaussian data: the largest error along the second half of the path against the closed form, at 64
                       and 128 steps from log-SNR -4 to 4, in deviations of x_t, and the order that the two make
     adaptive          the same at the end of the path, at the sampler's own tolerance
-    with noise        Gaussian data: mean and deviation of the law, read off exactly (`gaussian_laws`) at 64 and 128
-                      steps; by drawing, where the sampler is not affine or chooses its own steps
+    with noise        Gaussian data: mean and deviation of the exact law (`samplers.affine_law`) at 64 and 128 steps;
+                      by drawing, where the sampler is not affine or chooses its own steps
     fixed steps       Gaussian data of deviation 0.01, on the default grid to the datum: the deviation that is drawn,
                       over the one that the end of the grid leaves; read off, where the sampler is affine
     all               a mixture, in float32 through `diffusion.sample`: each sample against a tight solve of the
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ...denoisers.exact import Gaussian, GaussianMixture
 from ...samplers import ODE, Sampler, build, names
+from ...samplers.affine_law import affine_law
 from ...sampling.sample import grid_for, sample
 from ...schedules import EDM, VP, Schedule
 from .check import Check, attempt, below, within
-from .gaussian_laws import affine_law, law_at, probability_flow
 
 GROUP = "samplers"
 # The path's end is held at log-SNR 4: there the data and the noise are both in x_t, and no error hides.
@@ -71,7 +71,7 @@ def _end(name: str, sampler: Sampler, device: torch.device) -> list[Check]:
     law = affine_law(sampler, model, grid)
     if law.residual > _AFFINE:
         return []
-    _, variance = law.push(*law_at(model, grid[0]))
+    variance = float(law.push(*model.law_at(grid[0]))[1])
     floor = _NARROW**2 / math.hypot(_NARROW, math.exp(-0.5 * float(schedule.log_snr(grid[-2]))))
     what = f"narrow data, {_STEPS[-1]} steps to the end, deviation / what that leaves"
     return [within(GROUP, name, what, math.sqrt(variance) / floor, 1.0, 0.12 if sampler.order == 1 else 0.03)]
@@ -118,13 +118,13 @@ def _adaptive(name: str, sampler: Sampler, schedule: Schedule, device: torch.dev
 
 
 def _starts(model: Gaussian, t: Tensor) -> Tensor:
-    mean, variance = law_at(model, t)
+    mean, variance = model.law_at(t)
     return (mean + variance.sqrt() * torch.tensor([-1.5, 0.3, 2.0]).to(mean))[:, None]
 
 
 def _in_deviations(model: Gaussian, x: Tensor, x_1: Tensor, start: Tensor, t: Tensor) -> float:
-    error = x - probability_flow(model, x_1, start, t)
-    return float((error / law_at(model, t)[1].sqrt()).abs().max())
+    error = x - model.flow(x_1, start, t)
+    return float((error / model.law_at(t)[1].sqrt()).abs().max())
 
 
 def _law(name: str, sampler: Sampler, schedule: Schedule, device: torch.device) -> list[Check]:
@@ -136,8 +136,8 @@ def _law(name: str, sampler: Sampler, schedule: Schedule, device: torch.device) 
         law = affine_law(sampler, model, grid)
         if law.residual > _AFFINE:
             return _drawn_law(name, sampler, schedule, device)
-        mean, variance = law.push(*law_at(model, grid[0]))
-        true_mean, true_variance = map(float, law_at(model, grid[-1]))
+        mean, variance = map(float, law.push(*model.law_at(grid[0])))
+        true_mean, true_variance = map(float, model.law_at(grid[-1]))
         found = (mean - true_mean) / math.sqrt(true_variance), math.sqrt(variance / true_variance)
         errors.append(max(abs(found[0]), abs(found[1] - 1.0)))
     path, allowed = type(schedule).__name__, _step(sampler)

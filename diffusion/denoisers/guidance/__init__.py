@@ -1,4 +1,4 @@
-"""Guidance: denoisers around denoisers."""
+"""Guidance: denoisers that wrap denoisers."""
 
 from .autoguidance import Autoguidance
 from .classifier import ClassifierGuided, PathClassifier

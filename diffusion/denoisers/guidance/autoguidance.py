@@ -13,20 +13,20 @@ from .guided import ALWAYS, Guided
 
 
 class Autoguidance(Guided):
-    """x_hat = x_hat_guide + w (x_hat - x_hat_guide), with a guide that makes the same errors, only larger (eq. 4).
+    """x_hat = x_hat_guide + w (x_hat - x_hat_guide), with a guide that makes similar but larger errors (eq. 4).
 
-    The score is that of p (p / p_guide)^(w - 1): away from where the guide puts mass that the model does not. No labels
-    are needed. A guide without classes is asked without the label: with the model's own free answers as the guide this
+    The score is that of p (p / p_guide)^(w - 1): away from where the guide puts mass and the model does not. No labels
+    are needed. A guide without classes is evaluated without the label: with the unconditional model as the guide this
     is classifier-free guidance.
 
     Args:
         denoiser: The model.
-        guide: A worse one: an earlier checkpoint, a smaller network. On another path it is carried over by log-SNR.
+        guide: A worse one: an earlier checkpoint, a smaller network. If its path differs, it is matched by log-SNR.
         weight: The guidance weight w.
         interval: The noise levels at which it acts.
 
     Raises:
-        UserError: For a guide of data of another shape, or with other classes.
+        UserError: For a guide with another shape or other classes.
     """
 
     def __init__(self, denoiser: Any, guide: Any, weight: Any, interval: Any = ALWAYS):

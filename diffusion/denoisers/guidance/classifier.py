@@ -20,9 +20,9 @@ from .guided import ALWAYS, Interval
 
 
 class PathClassifier(nn.Module):
-    """p(label | x_t) on the path of any schedule, by a network that knows noise levels as log-SNR.
+    """p(label | x_t) on the path of any schedule, from a network conditioned on log-SNR.
 
-    The network is asked with x_t / sqrt(alpha^2 + sigma^2), so that the same one serves every path.
+    The network receives x_t / sqrt(alpha^2 + sigma^2), so the same one works on every path.
 
     Args:
         network: Maps (x (B, *shape), c_noise (B,)) to logits (B, num_classes).
@@ -48,10 +48,10 @@ class ClassifierGuided(Denoiser):
     With the exact classifier of noisy data w = 1 gives the exact conditional denoiser E[x | x_t, label].
 
     Args:
-        denoiser: Asked without a label.
+        denoiser: Evaluated without a label.
         classifier: Maps (x_t (B, *shape), t () or (B,)) to logits (B, num_classes), differentiable in x_t.
         num_classes: The number of classes.
-        weight: The guidance weight w; 0 leaves the denoiser as it is, without a call of the classifier.
+        weight: The guidance weight w; 0 is the plain denoiser, without a call of the classifier.
         interval: The noise levels at which it acts; elsewhere x_hat is the denoiser's.
     """
 
@@ -79,12 +79,12 @@ class ClassifierGuided(Denoiser):
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
-        """Return the guided x_hat; `cond` are the labels to steer to, None or `num_classes` for none.
+        """Return the guided x_hat; `cond` holds the target labels, None or `num_classes` for none.
 
         Arguments as `Denoiser.forward`.
 
         Raises:
-            UserError: For a classifier whose answer is not of shape (B, num_classes).
+            UserError: For a classifier whose output is not of shape (B, num_classes).
         """
         cond = labels_only(cond)
         x_hat = self.denoiser(x_t, t)
@@ -96,7 +96,7 @@ class ClassifierGuided(Denoiser):
         return x_hat + weight * self._gradient(x_t, t, cond)
 
     def _gradient(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """grad log p(label | x_t); itself differentiable where x_t is followed (inverse problems, likelihoods)."""
+        """grad log p(label | x_t); itself differentiable if x_t requires grad (inverse problems, likelihoods)."""
         followed = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if followed else x_t.detach().requires_grad_()

@@ -13,17 +13,17 @@ from .guided import ALWAYS, Guided
 
 
 class ClassifierFree(Guided):
-    """x_hat = x_hat(x_t) + w (x_hat(x_t | label) - x_hat(x_t)): w = 1 is the conditional model, w = 0 no condition.
+    """x_hat = x_hat(x_t) + w (x_hat(x_t | label) - x_hat(x_t)): conditional at w = 1, unconditional at w = 0.
 
-    The score is then that of p(x_t) (p(x_t | label) / p(x_t))^w (eq. 6 of the paper with w there one less). Both
-    answers come from one call of the denoiser with a doubled batch, which counts as two evaluations.
+    The score is then that of p(x_t) (p(x_t | label) / p(x_t))^w (eq. 6 of the paper, whose w is one less). Both come
+    from one call of the denoiser with a doubled batch, which counts as two evaluations.
 
     Args:
         denoiser: A class-conditional denoiser whose labels were dropped in training.
         weight: The guidance weight w.
         interval: The noise levels at which it acts; elsewhere x_hat = x_hat(x_t | label), by one evaluation.
-        null: Of a network with a condition of its own: the one that stands for none, one entry; a
-            `cond` that has its own (`Condition.null`) is led away from that.
+        null: The null condition, one entry, for a network with a condition other than labels; a `cond` with its own
+            (`Condition.null`) uses that.
 
     Raises:
         UserError: For a denoiser without classes, or a call without labels.
@@ -39,7 +39,7 @@ class ClassifierFree(Guided):
         self.null = null if null is None or isinstance(null, Condition) else condition_for("null", null, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """Return the guided x_hat; `cond` are the labels to steer to. Arguments as `Denoiser.forward`."""
+        """Return the guided x_hat; `cond` holds the target labels. Arguments as `Denoiser.forward`."""
         if cond is None:
             raise UserError("guidance: steers towards a class; give a label too")
         return super().forward(x_t, t, cond)

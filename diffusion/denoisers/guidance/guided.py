@@ -1,4 +1,4 @@
-"""What guidances by extrapolation share: the weight, and the noise levels at which they act."""
+"""Shared by guidance methods that extrapolate: the weight, and the noise levels at which they act."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..given import real_number
 class Interval:
     """low < sigma / alpha <= high (Kynkaanniemi et al. 2024, arXiv 2404.07724): noise relative to the data on any path.
 
-    Guidance costs variety at high noise and does nothing at low noise but take time; the paper guides between.
+    Guidance reduces diversity at high noise and only costs time at low noise; the paper guides in between.
 
     Args:
         low: The lower end, 0 or more.
@@ -41,7 +41,7 @@ class Interval:
 
     @classmethod
     def of(cls, ends: Any) -> Interval:
-        """The interval itself, or that of two ends, numbers of any library.
+        """The interval itself, or one with the two given ends, numbers of any library.
 
         Raises:
             UserError: For anything else.
@@ -68,8 +68,8 @@ ALWAYS = Interval()
 class Guided(Denoiser):
     """x_hat = away + w (towards - away) within an interval of noise levels, x_hat = towards outside of it.
 
-    An abstract one: `towards` is the denoiser that is guided, a subclass says what it is led away from. A pair of
-    answers counts as two evaluations; where the weight is 1, or the noise outside the interval, one is made.
+    Abstract: `towards` is the guided denoiser, subclasses define `away`. A pair counts as two evaluations; if the
+    weight is 1, or the noise outside the interval, one is made.
 
     Args:
         denoiser: The denoiser that is guided.
@@ -88,7 +88,7 @@ class Guided(Denoiser):
 
     @abstractmethod
     def pair(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
-        """The two answers, (towards, away). Arguments as `forward`."""
+        """The two estimates, (towards, away). Arguments as `forward`."""
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
@@ -99,7 +99,7 @@ class Guided(Denoiser):
             return self.denoiser(x_t, t, cond)
         if bool(within.all()):
             return self._extrapolated(x_t, t, cond)
-        # Samples at different times, some within: each part by itself, so that no answer is made in vain.
+        # Samples at different times, some inside: each part separately, so that no evaluation is wasted.
         x_hat = torch.empty_like(x_t)
         for part, answer in ((within, self._extrapolated), (~within, self.denoiser)):
             rows = part.nonzero()[:, 0].to(x_t.device)

@@ -1,6 +1,6 @@
-"""Inverse problems: a denoiser given y = A x + noise is a denoiser again, so that every sampler draws x given y.
+"""Inverse problems: a denoiser given y = A x + noise is again a denoiser, so every sampler can draw x given y.
 
-`METHODS` are the approximations by name, the best first.
+`METHODS` are the approximations by name, best first.
 """
 
 from .dps import DPS

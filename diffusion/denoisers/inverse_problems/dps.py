@@ -12,16 +12,16 @@ from .posterior import Covariance, Posterior
 
 
 class DPS(Posterior):
-    """V = 0, p(y | x_t) = p(y | x_hat) (theorem 1), with the step size that the authors use in place of 1 / s^2.
+    """V = 0, p(y | x_t) = p(y | x_hat) (theorem 1), with the authors' kind of step size instead of 1 / s^2.
 
         x_hat' = x_hat - scale (sigma^2 / alpha) grad ||y - A x_hat||^2 / (2 r^2)
         r^2 = max(s^2, ||y - A x_hat||^2 / M)
 
-    for M observed numbers. 1 / s^2 itself overshoots wherever x_hat is less sure than y. The paper (sec. 3.3, alg. 1)
-    divides by the norm of the residual, once a step of a 1,000-step chain, a strength that depends on the number of
-    steps; here its mean square stands for the variance of y given x_t, so that one denoiser serves every sampler.
+    for M observed numbers. 1 / s^2 itself overshoots where x_hat is less certain than y. The paper (sec. 3.3, alg. 1)
+    divides by the norm of the residual, once per step of a 1,000-step chain, a strength that depends on the number of
+    steps; here its mean square approximates the variance of y given x_t, so one denoiser works with every sampler.
 
-    The score is biased, whatever the data and the steps; `MomentMatching` costs a little more and is not.
+    The score is biased for any data and number of steps; `MomentMatching` costs a little more and is not.
 
     Args:
         denoiser, observation: As `Posterior`.

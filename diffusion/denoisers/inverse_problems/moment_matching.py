@@ -19,17 +19,17 @@ class MomentMatching(Posterior):
 
         x_hat' = x_hat + V A^T (s^2 I + A V A^T)^-1 (y - A x_hat)
 
-    is exact wherever p(x | x_t) is Gaussian, if the inverse is. That is applied by iterations, each one vector-Jacobian
-    product, so that V is never formed (the J of a perfect denoiser is symmetric). Ending at a residual r puts x_hat'
-    off by |r| / s at most, in the metric of the covariance of x given x_t and y: so they go on until that is small,
-    or until they meet a direction in which V is negative, as that of a trained network can be and no covariance is.
-    Fewer `iterations` cost less and are further off (docs/control.md has figures).
+    is exact wherever p(x | x_t) is Gaussian, if the inverse is exact. The inverse is applied iteratively, with one
+    vector-Jacobian product per iteration, so V is never formed (the J of an exact denoiser is symmetric). Stopping at a
+    residual r gives an error of x_hat' of at most |r| / s, in the metric of the covariance of x given x_t and y:
+    iterations stop when that is small, or at a direction in which V is negative, which is possible for a trained
+    network but not for a covariance. Fewer `iterations` cost less and are less accurate (docs/control.md has figures).
 
     Args:
         denoiser, observation: As `Posterior`.
-        iterations: Of the linear solver (`least_residual`), at most.
-        tolerance: The root mean square of the residual at which a sample's iterations end, in units of y's noise s, or
-            of a hundredth of the first residual's where that is larger.
+        iterations: The maximum number of iterations of the linear solver (`least_residual`).
+        tolerance: The root mean square of the residual at which a sample's iterations stop, in units of y's noise s, or
+            of a hundredth of the initial residual's if that is larger.
 
     Raises:
         UserError: For fewer than 1 iteration, or a tolerance that is negative or not finite.
@@ -65,18 +65,18 @@ def least_residual(
     near_inverse: Callable[[Tensor], Tensor] | None = None,
     least: float | None = None,
 ) -> Tensor:
-    """The u of the Krylov space of b with the least |b - matrix(u)|, row by row: generalised conjugate residuals.
+    """The u in the Krylov space of b with the least |b - matrix(u)|, row by row: generalised conjugate residuals.
 
-    (Eisenstat, Elman, Schultz 1983, SIAM J. Numer. Anal. 20, 2.) Conjugate gradients, which the paper
-    takes, need a matrix that is symmetric and positive. That of a trained network is not quite, and they then blow up;
-    here the residual falls with any matrix, at the same cost.
+    (Eisenstat, Elman, Schultz 1983, SIAM J. Numer. Anal. 20, 2.) Conjugate gradients, which the paper uses, need a
+    symmetric positive matrix. That of a trained network is not exactly so, and they then diverge; here the residual
+    decreases for any matrix, at the same cost.
 
     Args:
-        matrix: A linear map of (B, *dims), each row for itself.
+        matrix: A linear map of (B, *dims), acting on each row separately.
         b: Shape (B, *dims).
-        iterations: At most, each one application of the matrix; so many directions are kept in memory.
-        tolerance: A row stops at this residual relative to |b|; a number, or one a row, (B, 1, ..., 1).
-        near_inverse: Something like the matrix' inverse, which makes the iterations fewer.
+        iterations: The maximum number, each one application of the matrix; as many directions are held in memory.
+        tolerance: A row stops at this residual relative to |b|; a number, or one per row, (B, 1, ..., 1).
+        near_inverse: A preconditioner, an approximate inverse of the matrix.
         least: A row stops before a direction d with d matrix(d) below `least` d d; by default none does.
     """
     u, residual = torch.zeros_like(b), b

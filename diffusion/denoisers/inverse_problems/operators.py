@@ -1,8 +1,8 @@
-"""Linear operators on data: what an observation y = A x + noise sees of a datum.
+"""Linear operators on data, for observations y = A x + noise.
 
 Each is A with its adjoint (<A x, y> = <x, A^T y>) and the solution of (n I + v A A^T) u = y, in closed form because
 A A^T is diagonal: in pixels, or for the blur in the Fourier basis. From these follows the pseudo-inverse
-A^+ = A^T (A A^T)^+, which is A's inverse on what A can see and nothing on what it cannot: A A^+ A = A, A^+ A A^+ = A^+.
+A^+ = A^T (A A^T)^+, the inverse of A on its row space and zero elsewhere: A A^+ A = A, A^+ A A^+ = A^+.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LinearOperator(ABC):
         """
 
     def pseudo_inverse(self, y: Float[Tensor, " b *observed"]) -> Float[Tensor, " b *dims"]:
-        """A^+ y: of all x that come nearest to A x = y, the shortest."""
+        """A^+ y: the least-squares solution of A x = y with the smallest norm."""
         return self.adjoint(self.solve(y, torch.ones((), dtype=y.dtype), torch.zeros((), dtype=y.dtype)))
 
 
@@ -59,13 +59,13 @@ def _divide(y: Tensor, gram: Tensor | float, signal: Tensor, noise: Tensor) -> T
 
 @dataclass(frozen=True, eq=False)
 class Mask(LinearOperator):
-    """A x = the entries of x where `kept` is true, in a row: y is (B, M).
+    """A x = the entries of x where `kept` is true, flattened: y is (B, M).
 
     Args:
-        kept: Of the shape of a datum, at least one entry true; true and false, 0 and 1, or 0 and 255 as in a picture.
+        kept: Of the shape of a sample, at least one entry true; boolean, 0 and 1, or 0 and 255 as in a picture.
 
     Raises:
-        UserError: For a mask that keeps nothing, and one of other numbers: of these it is not said what is kept.
+        UserError: For a mask that keeps nothing, and one with other numbers, which are ambiguous.
     """
 
     kept: Any
@@ -125,10 +125,10 @@ class Downsample(LinearOperator):
 
 @dataclass(frozen=True)
 class Grey(LinearOperator):
-    """A x = the weighted sum of the channels: (B, C, H, W) to (B, 1, H, W). To invert it is to colourise.
+    """A x = the weighted sum of the channels: (B, C, H, W) to (B, 1, H, W). Its inversion is colourisation.
 
     Args:
-        weights: One a channel; the luma of red, green and blue by default.
+        weights: One per channel; the luma of red, green and blue by default.
     """
 
     weights: Any = LUMA
@@ -153,13 +153,13 @@ class Grey(LinearOperator):
 
 @dataclass(frozen=True)
 class Blur(LinearOperator):
-    """A x = x convolved with a Gaussian on a periodic image, each channel for itself: (B, C, H, W) to the same.
+    """A x = x convolved with a Gaussian on a periodic image, channel by channel: (B, C, H, W) to the same shape.
 
-    In the Fourier basis A is diagonal with the real entries h(w) = exp(-std^2 |w|^2 / 2), w in radians a pixel: A is
-    its own adjoint. Frequencies that come out weaker than `floor` count as lost: A removes them altogether.
+    In the Fourier basis A is diagonal with the real entries h(w) = exp(-std^2 |w|^2 / 2), w in radians per pixel: A is
+    self-adjoint. Frequencies attenuated below `floor` are removed altogether.
 
     Args:
-        std: The deviation of the Gaussian, in pixels, positive.
+        std: The standard deviation of the Gaussian, in pixels, positive.
         floor: From 0 to 1.
 
     Raises:

@@ -1,15 +1,16 @@
-"""E[x | x_t, y] for an observation y = A x + s n of the datum, from a denoiser that knows E[x | x_t] alone.
+"""E[x | x_t, y] for an observation y = A x + s n, from a denoiser that computes E[x | x_t].
 
-Tweedie's formula, applied to p(x_t | y) = p(x_t) p(y | x_t) / p(y), adds one gradient to the denoiser's answer:
+Tweedie's formula, applied to p(x_t | y) = p(x_t) p(y | x_t) / p(y), adds one gradient to x_hat:
 
     E[x | x_t, y] = x_hat + (sigma^2 / alpha) grad log p(y | x_t)
 
-What is not known is p(y | x_t) = integral of N(y; A x, s^2 I) p(x | x_t) dx. With a Gaussian in place of p(x | x_t),
-of the right mean x_hat and of some covariance V, it is N(y; A x_hat, s^2 I + A V A^T), and with V held fixed that is
+The unknown term is p(y | x_t) = integral of N(y; A x, s^2 I) p(x | x_t) dx. With p(x | x_t) approximated by a Gaussian
+with the correct mean x_hat and some covariance V, it is N(y; A x_hat, s^2 I + A V A^T), and with V held fixed this
+gives
 
     (sigma^2 / alpha) J^T A^T (s^2 I + A V A^T)^-1 (y - A x_hat),        J = d x_hat / d x_t.
 
-The methods differ in V alone. Since (sigma^2 / alpha) J is Cov[x | x_t] itself, the factor in front is Kalman's gain.
+The methods differ only in V. Since (sigma^2 / alpha) J is Cov[x | x_t] itself, the factor in front is the Kalman gain.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Observation:
 
     Args:
         operator: A.
-        y: What was observed, (B, *observed), or (1, *observed) for all samples of a batch.
-        noise_std: The deviation s of its noise; 0 or more.
+        y: The observation, (B, *observed), or (1, *observed) for all samples of a batch.
+        noise_std: The standard deviation s of its noise; 0 or more.
 
     Raises:
         UserError: For a negative deviation, or values of y that are not finite.
@@ -77,13 +78,13 @@ class Observation:
 
 
 class Posterior(Denoiser):
-    """A denoiser given an observation: an abstract one, whose subclasses say what (s^2 I + A V A^T)^-1 is.
+    """A denoiser given an observation; abstract, subclasses define (s^2 I + A V A^T)^-1.
 
-    Its answer costs one evaluation and at least one vector-Jacobian product, of about two evaluations' time.
+    It costs one evaluation and at least one vector-Jacobian product, which takes the time of about two evaluations.
 
     Args:
         denoiser: E[x | x_t], differentiable in x_t.
-        observation: What is known of x.
+        observation: The observation of x.
     """
 
     def __init__(self, denoiser: Any, observation: Any):

@@ -16,15 +16,15 @@ class PseudoInverse(Posterior):
         r_t^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2)
         x_hat' = x_hat + (sigma^2 / alpha) J^T A^T (s^2 I + r_t^2 A A^T)^-1 (y - A x_hat)
 
-    Without noise in y this is A^+ (y - A x_hat) / r_t^2, whence the name. Exact for such data. The paper's r_t is that
-    of data_std = 1.
+    Without noise in y this is A^+ (y - A x_hat) / r_t^2, hence the name. Exact for such data. The paper's r_t has
+    data_std = 1.
 
     Args:
         denoiser, observation: As `Posterior`.
-        data_std: The deviation of the data as the denoiser sees them.
+        data_std: The standard deviation of the data as the denoiser sees them.
 
     Raises:
-        UserError: For a deviation that is not positive.
+        UserError: For a standard deviation that is not positive.
     """
 
     def __init__(self, denoiser: Any, observation: Any, data_std: Any = 1.0):
