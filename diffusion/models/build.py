@@ -46,6 +46,7 @@ from ..networks.autoencoder import Decoder, Encoder
 from ..networks.embeddings import NOISE_EMBEDDINGS
 from ..objectives import Objective, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
+from ..storage.records import reading
 
 NETWORKS: dict[str, Callable[..., UNet | DiT | MLP]] = {"unet": UNet, "dit": DiT, "mlp": MLP}
 OBSERVATIONS: dict[str, Callable[..., ObservationModel]] = {
@@ -130,19 +131,16 @@ class DataFacts:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: For a text that is not of `to_json`.
+            UserError: For a text that is not of `to_json`.
         """
-        try:
+        with reading("not the facts of a data set"):
             values = json.loads(text)
             facts = cls(**{**values, "shape": tuple(values["shape"])})
             counts = (*facts.shape, facts.num_classes, 1 if facts.levels is None else facts.levels)
             sound = isinstance(facts.name, str) and isinstance(facts.provenance, dict) and facts.shape != ()
             sound = sound and all(isinstance(n, int) and n >= 0 for n in counts)
-            sound = sound and math.prod(facts.shape) <= _MOST_NUMBERS
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"not the facts of a data set: {type(error).__name__}") from error
-        if not sound:
-            raise ValueError("not the facts of a data set")
+            if not (sound and math.prod(facts.shape) <= _MOST_NUMBERS):
+                raise ValueError("a name, a shape, numbers and a provenance are needed")
         return facts
 
 

@@ -56,7 +56,7 @@ def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str,
 
 
 def weights_digest(denoiser: Denoiser) -> str:
-    """The SHA-256 of the weights, wherever they are kept."""
+    """The SHA-256 of the weights alone: what is tuned to them holds for every file that has them."""
     digest = hashlib.sha256()
     for name, value in sorted(denoiser.state_dict().items()):
         digest.update(name.encode())

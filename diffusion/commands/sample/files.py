@@ -29,7 +29,7 @@ from ...data import pictures
 from ...errors import UserError
 from ...processes import ALONE, Processes
 from ...storage import atomic, run_lock
-from ...storage.records import digest, find, keep
+from ...storage.records import DAMAGED, digest, find, keep
 from .record import SampleRecord, free_name
 
 KINDS = (".npz", ".zip")
@@ -255,7 +255,7 @@ class SampleFiles:
             try:
                 values = np.load(path, allow_pickle=False)
                 whole = len(values) == stop - first
-            except (OSError, ValueError, EOFError, TypeError):
+            except DAMAGED:
                 whole = False
             if not whole:
                 path.unlink(missing_ok=True)
