@@ -27,11 +27,11 @@ import torch
 
 from diffusion.commands import records
 from diffusion.commands.compare.groups import kind_text
-from diffusion.commands.compare.tables import markdown_table
 from diffusion.commands.evaluate.arguments import estimator_options, parse_evaluate_arguments
 from diffusion.commands.evaluate.measuring import question
 from diffusion.commands.records import Evaluation
 from diffusion.commands.subjects import images_of, load_images_of, load_subject
+from diffusion.commands.table import Table
 from diffusion.likelihood import Interval
 from diffusion.likelihood.estimate import mean_interval
 from diffusion.storage import atomic
@@ -170,39 +170,34 @@ class Figure:
         """What identifies its images."""
         return str(self.evaluations[0].protocol.data["sha256"])
 
-    def cells(self, best: Figure) -> list[str]:
-        """The texts of its line, in the order of HEAD; `best` is what it is compared with, on the same images."""
+    def line(self, best: Figure) -> dict[str, object]:
+        """Its line; `best` is what it is compared with, on the same images."""
         first, seeds = self.evaluations[0], self.seeds
         trained = first.model["family"] != "classical"
         parameters = first.model.get("parameters")
-        means = [_mean([training[key] for training in self.training]) for key in COSTS] if trained else ["—"] * 3
+        costs = {"images seen": "images_seen", "seconds": "training_seconds", "CPU seconds": "training_cpu_seconds"}
         difference = mean_interval(self.images - best.images)
-        return [
-            self.name,
-            first.protocol.method if trained else "its probability",
-            str(first.estimate.protocol.get("law", "—")),
-            kind_text(first.estimate.kind),
-            f"{parameters:,}" if isinstance(parameters, int) else "—",
-            *means,
-            str(len(seeds)) if trained else "—",
-            str(len(self.images)),
-            f"{float(seeds.mean()):.3f}",
-            f"{float(seeds.std()):.3f}" if len(seeds) > 1 else "—",
-            _between(mean_interval(self.images)),
-            "best" if self is best else f"{difference.mean:+.3f} ({_between(difference, '+')})",
-        ]
+        return {
+            "model": self.name,
+            "figure": first.protocol.method if trained else "its probability",
+            "law": first.estimate.protocol.get("law"),
+            "kind": kind_text(first.estimate.kind),
+            "parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
+            **{name: _mean([training[key] for training in self.training]) for name, key in costs.items()},
+            "seeds": len(seeds) if trained else None,
+            "images": len(self.images),
+            "bits/dim, mean": f"{float(seeds.mean()):.3f}",
+            "spread over seeds": f"{float(seeds.std()):.3f}" if len(seeds) > 1 else None,
+            "95 % interval over images": _between(mean_interval(self.images)),
+            "difference to the best, paired": "best"
+            if self is best
+            else f"{difference.mean:+.3f} ({_between(difference, '+')})",
+        }
 
 
-COSTS = ("images_seen", "training_seconds", "training_cpu_seconds")
-HEAD = (
-    "model", "figure", "law", "kind", "parameters", "images seen", "seconds", "CPU seconds", "seeds", "images",
-    "bits/dim, mean", "spread over seeds", "95 % interval over images", "difference to the best, paired",
-)  # fmt: skip
-
-
-def _mean(values: Sequence[object]) -> str:
+def _mean(values: Sequence[object]) -> str | None:
     known = [float(value) for value in values if isinstance(value, int | float)]
-    return f"{sum(known) / len(known):,.0f}" if known and len(known) == len(values) else "—"
+    return f"{sum(known) / len(known):,.0f}" if known and len(known) == len(values) else None
 
 
 def _between(interval: Interval, sign: str = "") -> str:
@@ -232,7 +227,7 @@ def table(figures: Sequence[Figure]) -> str:
         "mean over seeds; differences are paired on the same images. "
         "All but the exact figures are bounds: a model may be better than its figure.",
         f"Trained on: {' | '.join(sorted(hardware)) or 'not recorded'}.",
-        markdown_table(HEAD, [figure.cells(best.get(figure.of, figure)) for figure in ordered]),
+        Table.of(figure.line(best.get(figure.of, figure)) for figure in ordered).markdown(),
     ]
     return "\n\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..numerics.random import fixed_order
 from . import records
 from .records import Evaluation
 from .subjects import Subject
+from .table import Column, Table
 
 # W&B joins tables of at most this many rows.
 LARGEST_TABLE = 10_000
@@ -44,17 +46,16 @@ def image_key(evaluation: Evaluation) -> str:
     return f"likelihood/{evaluation.protocol.data['name']}-{evaluation.protocol.data['split']}"
 
 
-def image_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of each image's bits/dim, by a stable index; at most 10,000, the first in the fixed order."""
+def image_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Each image's bits/dim, by a stable index; at most 10,000, the first in the fixed order."""
     first = evaluations[0].estimate
     assert first.indices is not None
-    columns = [
-        "index",
-        *(f"{e.model['run']} {e.protocol.method}" if len(evaluations) > 1 else "bits_per_dim" for e in evaluations),
-    ]
-    values = [e.estimate.bits_per_dim.tolist() for e in evaluations]
-    rows = [list(row) for row in zip(first.indices.tolist(), *values, strict=True)]
-    return columns, [rows[i] for i in fixed_order(first.indices)[:LARGEST_TABLE].sort().values.tolist()]
+    several = len(evaluations) > 1
+    names = [f"{e.model['run']} {e.protocol.method}" if several else "bits_per_dim" for e in evaluations]
+    rows = list(zip(first.indices.tolist(), *(e.estimate.bits_per_dim.tolist() for e in evaluations), strict=True))
+    chosen = fixed_order(first.indices)[:LARGEST_TABLE].sort().values.tolist()
+    columns = [Column(name, itemgetter(i)) for i, name in enumerate(["index", *names])]
+    return Table(columns, [rows[i] for i in chosen])
 
 
 def log(
@@ -64,7 +65,7 @@ def log(
     group: str | None,
     config: Mapping[str, Any],
     values: Mapping[str, Any],
-    tables: Mapping[str, tuple[list[str], list[list[Any]]]],
+    tables: Mapping[str, Table],
     images: Mapping[str, Image],
     job_type: str = "eval",
     bars: Mapping[str, Mapping[str, float]] | None = None,
@@ -83,8 +84,8 @@ def log(
     if mirror is None:
         return None
     mirror.summarise(values)
-    for key, (columns, rows) in tables.items():
-        mirror.log_table(key, columns=columns, data=rows)
+    for key, table in tables.items():
+        mirror.log_table(key, columns=table.names, data=table.values())
     for key, image in images.items():
         mirror.log_image(key, [image])
     for key, named in (bars or {}).items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from ..baselines.gaussianity import Gaussianity
 from ..config import Config
@@ -18,8 +19,10 @@ from ..models.build import Data
 from ..models.load import TrainedModel
 from ..models.tuning_cache import told_tuning
 from ..storage import runs
-from .evaluation import describe, effective_samples
+from .compare.groups import kind_text
+from .evaluation import summary
 from .options import TUNING_SECONDS
+from .table import Column, Table
 
 
 def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -> dict[str, Path]:
@@ -44,28 +47,31 @@ def known(text: str, *values: float) -> str:
     return text.format(*values) if all(map(math.isfinite, values)) else "unknown"
 
 
-def likelihood_table(estimates: Mapping[str, Estimate]) -> Table:
+def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
     """The likelihoods as a table: bits/dim (images) or nats (points) with interval, kind, law and protocol."""
-    table = Table(title="Test likelihood", title_justify="left", header_style="bold")
     discrete = next(iter(estimates.values())).levels is not None
-    unit = "bits/dim" if discrete else "bits/dim (density)"
-    for column in ("", unit, "95 % interval", "kind", "law", "NFE", "seconds"):
-        table.add_column(column, justify="left" if column in ("", "kind", "law") else "right")
-    table.add_column("protocol", overflow="fold")
-    for name, estimate in estimates.items():
-        interval, ess = estimate.mean(), effective_samples(estimate)
-        table.add_row(
-            name,
-            f"{interval.mean:.4f}",
-            known("{:.4f} to {:.4f}", interval.low, interval.high),
-            # a lower bound of log p is an upper bound of bits/dim
-            "upper bound" if estimate.kind == "lower bound" else estimate.kind,
-            estimate.law,
-            f"{estimate.nfe:.0f}" if estimate.nfe else "-",
-            f"{estimate.seconds:.1f}",
-            describe(estimate) + ("" if ess is None else f", effective samples {ess:.3g} (median)"),
-        )
-    return table
+    columns = (
+        Column("", "estimate", left=True),
+        Column("bits/dim" if discrete else "bits/dim (density)", "bits_per_dim", ".4f"),
+        Column(
+            "95 % interval", lambda row: known("{:.4f} to {:.4f}", row["bits_per_dim_low"], row["bits_per_dim_high"])
+        ),
+        Column("kind", "kind", kind_text, left=True),
+        Column("law", "law", left=True),
+        Column("NFE", lambda row: row["nfe"] or None, ".0f"),
+        Column("seconds", "seconds", ".1f"),
+        Column("protocol", _protocol, left=True),
+    )
+    return Table(columns, [{"estimate": name, **summary(found, "")} for name, found in estimates.items()], title)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return known("{:.4f} to {:.4f}", row["bits_per_dim_low"], row["bits_per_dim_high"])
+
+
+def _protocol(row: Mapping[str, Any]) -> str:
+    ess = row.get("effective_samples")
+    return row["protocol"] + ("" if ess is None else f", effective samples {ess:.3g} (median)")
 
 
 def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
@@ -74,19 +80,18 @@ def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
     Of the figures of each dimension the worst is shown. The nearest-neighbour entropy is biased in high dimensions, by
     as much for a normal sample of as many draws and dimensions, which therefore stands beside it.
     """
-    table = Table(title="Codes against the prior N(0, I)", title_justify="left", header_style="bold")
-    table.add_column("")
-    for name in (*reports, "N(0, I)"):
-        table.add_column(name, justify="right")
-    told = [report.told() for report in reports.values()]
-    for row in told[0] if told else ():
-        table.add_row(row, *(each[row][0] for each in told), told[0][row][1])
-    return table
+    told = {name: report.told() for name, report in reports.items()}
+    normal = next(iter(told.values()), {})
+    rows = (
+        {"": row, **{name: of[row][0] for name, of in told.items()}, "N(0, I)": truth}
+        for row, (_, truth) in normal.items()
+    )
+    return Table.of(rows, title="Codes against the prior N(0, I)")
 
 
-def places_table(places: Mapping[str, Path | str]) -> Table:
+def places_table(places: Mapping[str, Path | str]) -> RichTable:
     """Where things are."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = RichTable(show_header=False, box=None, pad_edge=False)
     for name, place in places.items():
         table.add_row(f"{name}:", escape(str(place)), style=None)
     return table

@@ -23,6 +23,7 @@ from diffusion.commands.compare.page import page
 from diffusion.commands.records import Evaluation, Protocol
 from diffusion.commands.replaced import note_replaced
 from diffusion.commands.subjects import identify, named_apart
+from diffusion.commands.table import Table
 from diffusion.data import ImageData
 from diffusion.errors import UserError
 from diffusion.likelihood import Estimate
@@ -195,8 +196,11 @@ def test_hostile_names_stay_text():
     assert "<script" not in text
     row = next(line for line in text.splitlines() if "alert" in line and line.startswith("| A"))
     assert len(re.findall(r"(?<!\\)\|", row)) == len(tables.COLUMNS) + 1, "the bar does not break the table"
-    assert HOSTILE in {row["run"] for row in csv.DictReader(exports.csv_text(content).splitlines())}
-    assert HOSTILE in [c.replace("\\[", "[") for c in tables.rich_table(content).columns[1]._cells]
+    assert HOSTILE in {row["run"] for row in csv.DictReader(Table.of(exports.figures(content)).csv().splitlines())}
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(tables.terminal_table(content))
+    assert HOSTILE in capture.get(), "no markup"
 
 
 def test_one_image_has_no_interval_and_no_error():
@@ -238,18 +242,18 @@ def test_what_training_cost_is_in_every_table():
     assert {key: found["a"][key] for key in known} == known
     assert {found["b"][key] for key in known} == {None}
     cells = {}
-    for line in content.lines():
-        cells[line[1].model["run"]] = dict(zip(tables.COLUMNS, tables.cells(content, *line), strict=True))
-        narrow = dict(zip(tables.NARROW, tables.narrow_cells(content, *line), strict=True))
-        assert narrow["training seconds"] == cells[line[1].model["run"]]["training seconds"].partition(" (")[0]
+    for line in tables.lines(content):
+        cells[line["run"]] = {column.name: column.text(line) for column in tables.COLUMNS}
+        narrow = {column.name: column.text(line) for column in tables.NARROW}
+        assert narrow["training seconds"] == cells[line["run"]]["training seconds"].partition(" (")[0]
     columns = ("images seen", "training seconds", "trained on")
     assert [cells["a"][column] for column in columns] == ["115,200", "201 (388 CPU)", "cpu, 2"]
     assert [cells["b"][column] for column in columns] == ["—"] * 3
     html = page(content, {}, {}, {})
     assert "115,200" in html
     assert "trained on cpu, 2" in html
-    table = tables.rich_table(content)
-    assert {"parameters", "images seen", "training seconds", "kind"} <= {str(column.header) for column in table.columns}
+    table = tables.terminal_table(content)
+    assert {"parameters", "images seen", "training seconds", "kind"} <= set(table.names)
     console = Console(width=100)  # too little: names fold, figures do not
     with console.capture() as capture:
         console.print(table)

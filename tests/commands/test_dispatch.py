@@ -1,8 +1,8 @@
 """The command and its arguments: help at once, and mistakes in one line."""
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,10 @@ def test_help_needs_no_torch(argv):
         f"try: command(main, {argv!r})\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules); assert not heavy, heavy"
     )
-    start = time.perf_counter()
+    before = os.times().children_user  # of computing: a busy machine fails none
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 2.0
+    assert os.times().children_user - before < 2.0
     assert "usage: python -m diffusion" in done.stdout
     assert done.stderr == ""
 

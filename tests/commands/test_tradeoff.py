@@ -16,7 +16,7 @@ from diffusion.commands.tradeoff import cells as tradeoff_cells
 from diffusion.commands.tradeoff.arguments import parse_tradeoff_arguments
 from diffusion.commands.tradeoff.cells import Bench, Cell, Measured, plan, steps_within
 from diffusion.commands.tradeoff.picture import picture
-from diffusion.commands.tradeoff.report import Row, in_rows, verdict
+from diffusion.commands.tradeoff.report import COLUMNS, Row, in_rows, verdict
 from diffusion.commands.tradeoff.subjects import load
 from diffusion.samplers import ODE
 from diffusion.sampling import fit
@@ -184,7 +184,7 @@ def test_states_that_are_not_finite_are_said_to_be(bench, monkeypatch):
     monkeypatch.setattr(tradeoff_cells, "sample", lambda *a, **k: torch.full((8, 2), math.nan, dtype=F64))
     found = made.measured(Cell("ddim", 5, None))
     assert found.failure == "8 of 8 samples are not finite"
-    assert found.failure in Row(found, None).cells()
+    assert found.failure in [column.text(Row(found, None).values()) for column in COLUMNS]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ..records import Evaluation
 from ..replaced import note_replaced
 from ..report import console
 from ..subjects import Subject, identify, load_images_of, load_subject, named_apart, rows_of
+from ..table import Table
 from . import exports, figures, page, tables
 from .classical import classical_rows
 from .comparison import common_images, gaps, is_of_first_images
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     written = {
         "comparison.html": page.page(content, charts, samples, ranked),
         "comparison.md": tables.markdown(content),
-        "comparison.csv": exports.csv_text(content),
+        "comparison.csv": Table.of(exports.figures(content)).csv(),
         "comparison.json": exports.json_text(content),
     }
     note_replaced(out / "comparison.json", written["comparison.json"], "a comparison", _about)
@@ -165,7 +166,7 @@ def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:
 
 def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | None) -> None:
     printer = console()
-    printer.print(tables.rich_table(content))
+    printer.print(tables.terminal_table(content))
     printer.print(f"[dim]{APART}[/dim]")
     for each in content.groups:
         printer.print(f"[bold]{each.letter}[/bold]  {escape(each.title)}. [dim]{escape(each.why)}[/dim]")

@@ -1,9 +1,7 @@
-"""A comparison as values for other programs: CSV and JSON, numbers as numbers, what is unknown left empty."""
+"""A comparison as values for other programs: numbers as numbers, None where one is unknown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,11 +13,13 @@ from ..evaluation import describe, effective_samples
 from .content import Content, name_of
 from .curves import CurvePair, overfit, parts_of
 from .groups import between
-from .tables import TRAINING
+
+# What training cost, as `Subject.training` has it.
+TRAINING = ("images_seen", "training_seconds", "training_cpu_seconds", "trained_on")
 
 
 def figures(content: Content) -> list[dict[str, Any]]:
-    """Every row as plain values: numbers as numbers, None where one is unknown."""
+    """Every row as plain values."""
     made = []
     for group, row, difference in content.lines():
         gap = content.gap(row)
@@ -52,16 +52,6 @@ def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
     values = (None,) * 4 if interval is None else (interval.mean, interval.low, interval.high, interval.sem)
     plain = (value if value is not None and math.isfinite(value) else None for value in values)
     return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_sem"), plain, strict=True))
-
-
-def csv_text(content: Content) -> str:
-    """The comparison as CSV, full precision."""
-    rows = figures(content)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def curve_values(curves: Sequence[CurvePair]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from ..mirror import image_key, image_table, log
 from ..subjects import Subject
+from ..table import Table
 from . import exports
 from .content import Content, name_of
 
@@ -38,9 +39,9 @@ def mirror_comparison(
         key = f"compare/{gap.test.model['run']}/{gap.test.protocol.method}/test_minus_train"
         values.setdefault(key, gap.difference.mean)
     budgets = [{"row": name_of(row), **row.estimate.error_budget} for row in rows]
-    named = {"comparison": _joint(exports.figures(content)), "error_budgets": _joint(budgets)}
+    named = {"comparison": Table.of(exports.figures(content)), "error_budgets": Table.of(budgets)}
     if content.curves:
-        named["curves"] = _joint(exports.curve_values(content.curves))
+        named["curves"] = Table.of(exports.curve_values(content.curves))
     named[image_key(rows[0])] = image_table(rows)
     config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
     lines = {curve.label: (curve.middles, curve.density.tolist()) for pair in content.curves for curve in pair.curves}
@@ -49,9 +50,3 @@ def mirror_comparison(
         bars={"charts/bits_per_dim": {name_of(row): row.estimate.mean().mean for row in rows}},
         lines={"charts/bits_per_dim_by_log_snr": lines} if lines else {},
     )  # fmt: skip
-
-
-def _joint(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of records that need not have the same keys."""
-    columns = list(dict.fromkeys(key for record in plain for key in record))
-    return columns, [[record.get(column) for column in columns] for record in plain]

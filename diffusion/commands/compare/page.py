@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from PIL.Image import Image
 
 from ...data.pictures import encode
+from ..table import Table
 from .content import Content
 from .figures import SCALE
 from .groups import APART
-from .tables import (
-    BETWEEN,
-    GAP_COLUMNS,
-    NARROW,
-    PART_COLUMNS,
-    SPLITS,
-    budgets,
-    gap_cells,
-    narrow_cells,
-    part_rows,
-    sentences,
-)
+from .tables import BETWEEN, NARROW, PROTOCOL, SPLITS, budget_table, gap_table, lines, part_table, sentences
 
-_TEXT = ("model", "family", "method", "kind", "law")
 BUDGETS = (
     "Errors of the mean in bits/dim, by cause. 'test set' is the spread over images and holds the random causes "
     "(noise, probes, draws, samples) already; an end of the path or a solver shifts every image alike, on top of it. "
@@ -96,17 +85,18 @@ def page(
     if len(content.groups) > 1:
         parts += ["<h2>Between the groups</h2>", _text(BETWEEN), _list(sentences(content.groups))]
     if content.gaps:
-        rows = map(gap_cells, content.gaps)
-        parts += ["<h2>Test against train</h2>", _text(SPLITS), _table("Test against train", GAP_COLUMNS, rows)]
-    parted = part_rows(content)
-    if parted or content.curves:
+        table = gap_table(content.gaps).html("Test against train")
+        parts += ["<h2>Test against train</h2>", _text(SPLITS), table]
+    parted = part_table(content)
+    if parted.rows or content.curves:
         parts.append("<h2>Where the bits go</h2>")
-    if parted:
-        parts += [_text(PARTS), _table("Terms of the bounds, bits/dim", PART_COLUMNS, parted)]
+    if parted.rows:
+        parts += [_text(PARTS), parted.html("Terms of the bounds, bits/dim")]
     if content.curves:
         parts.append(_text(CURVES + without_curve(content) + "."))
         parts += _charts(charts, "curves", "Bits/dim by log-SNR, test and train on one axis")
-    parts += ["<h2>Error budgets</h2>", _text(BUDGETS), _table("Error budgets, bits/dim", *budgets(content.rows))]
+    budgets = budget_table(content.rows).html("Error budgets, bits/dim")
+    parts += ["<h2>Error budgets</h2>", _text(BUDGETS), budgets]
     parts += _charts(charts, "error_budgets", "The same on one axis")
     if content.data_sets:
         parts += ["<h2>Other data sets</h2>", _list(content.data_sets)]
@@ -140,44 +130,21 @@ def without_curve(content: Content) -> str:
 
 
 def _main_table(content: Content) -> str:
-    """Every row, under a line that says what its group is and why it is apart."""
-    body, head = [], NARROW[:-1]  # the protocol, which is long, has a line of its own
-    for group in content.groups:
-        body.append(
-            f'<tr><th class="group" scope="colgroup" colspan="{len(head)}"><span class="why">'
-            f"<b>{escape(group.letter)}</b> <strong>{escape(group.title)}</strong><br>{escape(group.why)}"
-            "</span></th></tr>"
-        )
-        for row, difference in zip(group.rows, group.differences, strict=True):
-            *texts, protocol = narrow_cells(content, group, row, difference)
-            body.append(_row(head, texts, "best" if difference is None and len(group.rows) > 1 else ""))
-            spanning = (
-                f'<td colspan="{len(head)}"><span class="why">{escape(NARROW[-1])}: {escape(protocol)}</span></td>'
+    """Every row with its protocol below it, under a line that says what its group is and why it is apart."""
+    table, body, wide, shown = Table(NARROW, lines(content)), [], f'colspan="{len(NARROW)}"', None
+    for line in table.rows:
+        group = line["of_group"]
+        if group is not shown:
+            shown = group
+            body.append(
+                f'<tr><th class="group" scope="colgroup" {wide}><span class="why">'
+                f"<b>{escape(group.letter)}</b> <strong>{escape(group.title)}</strong><br>{escape(group.why)}"
+                "</span></th></tr>"
             )
-            body.append(f'<tr class="protocol">{spanning}</tr>')
-    return _whole("Likelihoods", head, body)
-
-
-def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _whole(name, head, [_row(head, row) for row in rows])
-
-
-def _whole(name: str, head: Sequence[str], body: Sequence[str]) -> str:
-    top = "".join(f'<th scope="col"{_kind(column, i)}>{escape(column)}</th>' for i, column in enumerate(head))
-    # a region that scrolls can be reached by keyboard, and says what it is
-    opened = f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0">'
-    return f"{opened}<table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-
-
-def _row(head: Sequence[str], texts: Sequence[str], style: str = "") -> str:
-    made = [f'<th scope="row">{escape(texts[0])}</th>']
-    pairs = enumerate(zip(head[1:], texts[1:], strict=True), start=1)
-    made += [f"<td{_kind(column, i)}>{escape(text)}</td>" for i, (column, text) in pairs]
-    return (f'<tr class="{style}">' if style else "<tr>") + "".join(made) + "</tr>"
-
-
-def _kind(column: str, place: int) -> str:
-    return ' class="number"' if place and column not in _TEXT else ""
+        protocol = escape(f"{PROTOCOL.name}: {PROTOCOL.text(line)}")
+        body.append(table.html_row(line, "best" if line["to_best"] == "best" else ""))
+        body.append(f'<tr class="protocol"><td {wide}><span class="why">{protocol}</span></td></tr>')
+    return table.html("Likelihoods", body)
 
 
 def _text(text: str) -> str:

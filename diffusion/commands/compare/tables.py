@@ -1,29 +1,21 @@
-"""A comparison as text: one table for the terminal, for Markdown and for the page, all from the same cells."""
+"""A comparison's tables, for the terminal, Markdown and the page, and the comparison as Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from ...likelihood import Interval
-from ..evaluation import describe
 from ..records import Evaluation
-from .comparison import Gap, is_classical
+from ..table import UNKNOWN, Column, Table, markdown_text
+from .comparison import Gap
 from .content import Content, name_of
-from .curves import parts_of
+from .curves import TERMS, parts_of
+from .exports import figures
 from .groups import APART, Group, between, kind_text
 
-COLUMNS: tuple[str, ...] = (
-    "group", "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim",
-    "95 % interval", "difference to the best (paired)", "test - train (unpaired)", "NFE", "seconds", "images",
-    "trained on", "protocol",
-)  # fmt: skip
-# What training cost, as `Subject.training` has it.
-TRAINING = ("images_seen", "training_seconds", "training_cpu_seconds", "trained_on")
-UNKNOWN = "—"
 BETWEEN = (
     "The best model of each group against the best of all, paired on the same images. These are differences of "
     "figures: where one is a bound, its model may be better than it says, by a gap that is not known."
@@ -32,7 +24,6 @@ SPLITS = (
     "What is lost on images that the model was not trained on. The two splits hold different images, so nothing is "
     "paired here: intervals are Welch's, from both spreads, and wider than those of models on the same images."
 )
-_TEXT = ("group", "model", "family", "method", "kind", "law")
 
 
 def interval_text(interval: Interval, sign: bool = False) -> str:
@@ -43,39 +34,9 @@ def interval_text(interval: Interval, sign: bool = False) -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}"
 
 
-def difference_text(interval: Interval | None) -> str:
-    """`mean (low to high)`; `best` for the row that the others are compared with."""
-    return "best" if interval is None else f"{interval.mean:+.4f} ({interval_text(interval, sign=True)})"
-
-
-def cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
-    """The texts of a row, in the order of COLUMNS."""
-    estimate, interval, gap = row.estimate, row.estimate.mean(), content.gap(row)
-    images, seconds, cpu, hardware = (row.model.get(key) for key in TRAINING)
-    return [
-        group.letter,
-        str(row.model["run"]),
-        str(row.model["family"]),
-        _count(row.model.get("parameters")),
-        _count(images),
-        _count(seconds) + (f" ({_count(cpu)} CPU)" if cpu is not None else ""),
-        UNKNOWN if is_classical(row) else row.protocol.method,
-        kind_text(group.kind),
-        group.law,
-        f"{interval.mean:.4f}",
-        interval_text(interval),
-        difference_text(difference) if len(group.rows) > 1 else UNKNOWN,
-        UNKNOWN if gap is None else difference_text(gap.difference),
-        f"{estimate.nfe:.0f}" if estimate.nfe else UNKNOWN,
-        f"{estimate.seconds:.1f}",
-        str(len(estimate)),
-        UNKNOWN if hardware is None else str(hardware),
-        describe(estimate),
-    ]
-
-
-def _count(value: object) -> str:
-    return f"{value:,.0f}" if isinstance(value, int | float) else UNKNOWN
+def difference_text(interval: Interval) -> str:
+    """`mean (low to high)`."""
+    return f"{interval.mean:+.4f} ({interval_text(interval, sign=True)})"
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
@@ -87,78 +48,110 @@ def half_width(interval: Interval, sign: bool = True) -> str:
     return f"{mean} ± {up}" if up == down else f"{mean} +{up} -{down}"
 
 
-NARROW: tuple[str, ...] = (
-    "model", "family", "parameters", "images seen", "training seconds", "method", "kind", "law", "bits/dim ± 95 %",
-    "to the best, paired", "test - train, unpaired", "NFE", "seconds", "images", "protocol",
+def lines(content: Content) -> list[dict[str, Any]]:
+    """The rows of the table: the figures, with their intervals, and the group that each is of."""
+    made = []
+    for shown, (group, row, difference) in zip(figures(content), content.lines(), strict=True):
+        gap, best = content.gap(row), "best" if len(group.rows) > 1 else None
+        intervals = {"interval": row.estimate.mean(), "to_best": difference or best, "gap": gap and gap.difference}
+        made.append({**shown, **intervals, "of_group": group})
+    return made
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else UNKNOWN
+
+
+def _training_seconds(line: dict[str, Any]) -> str:
+    seconds, cpu = line["training_seconds"], line["training_cpu_seconds"]
+    return _count(seconds) + (f" ({_count(cpu)} CPU)" if cpu is not None else "")
+
+
+def _protocol(line: dict[str, Any]) -> str:
+    hardware = line["trained_on"]
+    return line["protocol"] + ("" if hardware is None else f"; trained on {hardware}")
+
+
+def _or_best(write: Callable[[Interval], str]) -> Callable[[Interval | str], str]:
+    return lambda value: value if isinstance(value, str) else write(value)
+
+
+_GROUP = Column("", "group", left=True)
+_MODEL = (
+    Column("model", "run", left=True), Column("family", "family", left=True),
+    Column("parameters", "parameters", _count), Column("images seen", "images_seen", _count),
 )  # fmt: skip
+_FIGURE = (
+    Column("method", lambda line: None if line["family"] == "classical" else line["method"], left=True),
+    Column("kind", "kind", kind_text, left=True), Column("law", "law", left=True),
+)  # fmt: skip
+_COST = (
+    Column("NFE", lambda line: line["nfe"] or None, ".0f"), Column("seconds", "seconds", ".1f"),
+    Column("images", "images"),
+)  # fmt: skip
+COLUMNS: tuple[Column, ...] = (
+    Column("group", "group", left=True), *_MODEL, Column("training seconds", _training_seconds), *_FIGURE,
+    Column("bits/dim", lambda line: line["interval"].mean, ".4f"), Column("95 % interval", "interval", interval_text),
+    Column("difference to the best (paired)", "to_best", _or_best(difference_text)),
+    Column("test - train (unpaired)", "gap", difference_text), *_COST,
+    Column("trained on", "trained_on"), Column("protocol", "protocol"),
+)  # fmt: skip
+# Where there is less room; the protocol, which is long, has a place of its own.
+_SHORT = (
+    *_MODEL, Column("training seconds", "training_seconds", _count), *_FIGURE,
+    Column("bits/dim ± 95 %", "interval", partial(half_width, sign=False), whole=True),
+    Column("to the best, paired", "to_best", _or_best(half_width), whole=True),
+)  # fmt: skip
+NARROW: tuple[Column, ...] = (*_SHORT, Column("test - train, unpaired", "gap", half_width), *_COST)
+PROTOCOL = Column("protocol", _protocol)
 
 
-def narrow_cells(content: Content, group: Group, row: Evaluation, difference: Interval | None) -> list[str]:
-    """The texts of a row where there is less room, in the order of NARROW."""
-    full = dict(zip(COLUMNS, cells(content, group, row, difference), strict=True))
-    gap = content.gap(row)
-    hardware = "" if full["trained on"] == UNKNOWN else f"; trained on {full['trained on']}"
-    paired = full["difference to the best (paired)"]
-    short = {
-        "training seconds": _count(row.model.get("training_seconds")),
-        "bits/dim ± 95 %": half_width(row.estimate.mean(), sign=False),
-        "to the best, paired": paired if difference is None else half_width(difference),
-        "test - train, unpaired": UNKNOWN if gap is None else half_width(gap.difference),
-        "protocol": full["protocol"] + hardware,
-    }
-    return [{**full, **short}[column] for column in NARROW]
-
-
-def rich_table(content: Content) -> Table:
+def terminal_table(content: Content) -> Table:
     """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
-    table = Table(title=escape(content.title), title_justify="left", header_style="bold", padding=(0, 1, 0, 0))
-    shown = [column for column in NARROW if column not in ("test - train, unpaired", "protocol")]
-    for column in ("", *shown):
-        whole = column in ("bits/dim ± 95 %", "to the best, paired")  # where there is no room, others fold
-        side = "left" if column in ("", *_TEXT) else "right"
-        table.add_column(column, justify=side, overflow="fold", no_wrap=whole)
-    for group, row, difference in content.lines():
-        narrow = dict(zip(NARROW, narrow_cells(content, group, row, difference), strict=True))
-        texts = [group.letter, *(narrow[column] for column in shown)]
-        table.add_row(*map(escape, texts), end_section=row is group.rows[-1])
-    return table
+    return Table((_GROUP, *_SHORT, *_COST), lines(content), content.title, section=_GROUP)
 
 
 def gap_table(gaps: Sequence[Gap]) -> Table:
-    """Test against train for the terminal."""
-    table = Table(title="Test against train, unpaired", title_justify="left", header_style="bold")
-    for column in GAP_COLUMNS:
-        table.add_column(column, justify="left" if column == "model" else "right")
+    """Test against train."""
+    made = []
     for gap in gaps:
-        table.add_row(*map(escape, gap_cells(gap)))
-    return table
+        test, train = gap.test.estimate, gap.train.estimate
+        found = {"test": f"{test.mean().mean:.4f}", "test images": len(test)}
+        found |= {"train": f"{train.mean().mean:.4f}", "train images": len(train)}
+        made.append({"model": name_of(gap.test), **found, "test - train": difference_text(gap.difference)})
+    return Table.of(made, title="Test against train, unpaired")
 
 
-GAP_COLUMNS = ("model", "test", "test images", "train", "train images", "test - train")
-
-
-def gap_cells(gap: Gap) -> list[str]:
-    """The texts of a gap, in the order of GAP_COLUMNS."""
-    sides = [(f"{side.estimate.mean().mean:.4f}", str(len(side.estimate))) for side in (gap.test, gap.train)]
-    return [name_of(gap.test), *sides[0], *sides[1], difference_text(gap.difference)]
-
-
-PART_COLUMNS = ("model", "images", "KL to the prior", "diffusion", "reconstruction", "bits/dim")
-
-
-def part_rows(content: Content) -> list[list[str]]:
-    """The terms of the bounds, test and train below each other; texts in the order of PART_COLUMNS."""
+def part_table(content: Content) -> Table:
+    """The terms of the bounds, test and train below each other; without rows where no figure has them."""
     made = []
     for row in content.rows:
         gap = content.gap(row)
         for side in (row,) if gap is None else (gap.test, gap.train):
-            parts = parts_of(side)
+            parts, data = parts_of(side), side.protocol.data
             if parts is not None:
-                shown = [f"{parts[k]:.4f}" if k in parts else UNKNOWN for k in ("prior", "diffusion", "reconstruction")]
-                data = side.protocol.data
-                mean = f"{side.estimate.mean().mean:.4f}"
-                made.append([name_of(side), f"{data['split']}, {data['images']}", *shown, mean])
-    return made
+                parts["bits/dim"] = side.estimate.mean().mean
+                shown = {name: f"{parts[name]:.4f}" if name in parts else None for name in (*TERMS, "bits/dim")}
+                shown = {"KL to the prior": shown.pop("prior"), **shown}
+                made.append({"model": name_of(side), "images": f"{data['split']}, {data['images']}", **shown})
+    return Table.of(made)
+
+
+def budget_table(rows: Sequence[Evaluation]) -> Table:
+    """The error budgets, a column a cause, whatever the causes are called."""
+    causes = dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget)
+    made = []
+    for row in rows:
+        errors = {**dict.fromkeys(causes), **row.estimate.error_budget}
+        sums = {"measurement": row.estimate.measurement_error, "total": row.estimate.total_error}
+        made.append({"model": name_of(row), **errors, **sums})
+    return Table.of(made, _error)
+
+
+def _error(value: float) -> str:
+    if not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"
 
 
 def sentences(groups: Sequence[Group]) -> list[str]:
@@ -171,47 +164,22 @@ def sentences(groups: Sequence[Group]) -> list[str]:
 
 def markdown(content: Content) -> str:
     """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
-    rows = [cells(content, *line) for line in content.lines()]
-    parts = [f"# {content.title}", content.about, markdown_table(COLUMNS, rows)]
+    parts = [f"# {content.title}", content.about, Table(COLUMNS, lines(content)).markdown()]
     if content.left_out:
-        parts.append("\n".join(f"- {_safe(text)}" for text in content.left_out))
+        parts.append(_list(content.left_out))
     parts += ["## Why the groups are apart", APART]
-    parts.append("\n".join(f"- **{g.letter}**, {_safe(g.title)}. {_safe(g.why)}" for g in content.groups))
+    parts.append("\n".join(f"- **{g.letter}**, {markdown_text(f'{g.title}. {g.why}')}" for g in content.groups))
     if len(content.groups) > 1:
-        parts += ["## Between the groups", BETWEEN, "\n".join(f"- {_safe(text)}" for text in sentences(content.groups))]
+        parts += ["## Between the groups", BETWEEN, _list(sentences(content.groups))]
     if content.gaps:
-        parts += ["## Test against train", SPLITS, markdown_table(GAP_COLUMNS, map(gap_cells, content.gaps))]
-    if parted := part_rows(content):
-        parts += ["## Where the bits go", markdown_table(PART_COLUMNS, parted)]
-    parts += ["## Error budgets", markdown_table(*budgets(content.rows))]
+        parts += ["## Test against train", SPLITS, gap_table(content.gaps).markdown()]
+    if (parted := part_table(content)).rows:
+        parts += ["## Where the bits go", parted.markdown()]
+    parts += ["## Error budgets", budget_table(content.rows).markdown()]
     if content.data_sets:
-        parts += ["## Other data sets", "\n".join(f"- {_safe(text)}" for text in content.data_sets)]
+        parts += ["## Other data sets", _list(content.data_sets)]
     return "\n\n".join(parts) + "\n"
 
 
-def _safe(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; bars and angle brackets in its texts break nothing."""
-    lines = (head, ["---"] * len(head), *rows)
-    return "\n".join(f"| {' | '.join(map(_safe, texts))} |" for texts in lines)
-
-
-def budgets(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """The error budgets: the head, whatever the causes are called, and a row of texts a figure."""
-    causes = list(dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget))
-    made = []
-    for row in rows:
-        estimate = row.estimate
-        errors = [estimate.error_budget.get(cause, math.nan) for cause in causes]
-        errors += [estimate.measurement_error, estimate.total_error]
-        made.append([name_of(row), *map(_error, errors)])
-    return ["model", *causes, "measurement", "total"], made
-
-
-def _error(value: float) -> str:
-    if not math.isfinite(value):
-        return UNKNOWN
-    return f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"
+def _list(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown_text(text)}" for text in texts)

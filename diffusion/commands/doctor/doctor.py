@@ -10,16 +10,16 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
+from operator import attrgetter
 
 import torch
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from ...devices import choose_device, device_name
 from ..report import console
+from ..table import Column, Table
 from .check import Check
 from .estimators import check_estimators
 from .machine import check_machine, check_network
@@ -45,23 +45,27 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
+COLUMNS = (
+    *(Column("", attrgetter(name), left=True) for name in ("group", "name")),
+    Column("checked", attrgetter("what"), left=True),
+    *(Column(name, attrgetter(name), left=True) for name in ("found", "expected")),
+    Column(
+        "", lambda check: "pass" if check.passed else "FAIL", left=True,
+        style=lambda check: "green" if check.passed else "bold red",
+    ),
+    Column("s", attrgetter("seconds"), ".1f"),
+)  # fmt: skip
+
+
 def table(checks: Sequence[Check], every: bool) -> Table:
     """What was checked; unless all are asked for, of a sampler whose checks all pass only the last is shown."""
-    made = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left")
-    if not every:
-        made.caption = "(+n): so many more checks of that name pass; --all lists them"
-    for column in ("", "", "checked", "found", "expected", "", "s"):
-        made.add_column(column, justify="right" if column == "s" else "left", overflow="fold")
-    for group, of_group in groupby(checks, key=lambda check: check.group):
-        for name, of_name in groupby(of_group, key=lambda check: check.name):
-            rows = list(of_name)
-            brief = not every and len(rows) > 2 and all(check.passed for check in rows)
-            for i, check in enumerate(rows[-1:] if brief else rows):
-                what = f"{check.what} (+{len(rows) - 1})" if brief else check.what
-                result = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
-                texts = map(
-                    escape, (group if i == 0 else "", name if i == 0 else "", what, check.found, check.expected)
-                )
-                spent = sum(row.seconds for row in rows) if brief else check.seconds
-                made.add_row(*texts, result, f"{spent:.1f}")
-    return made
+    rows: list[Check] = []
+    for _, of_name in groupby(checks, key=lambda check: (check.group, check.name)):
+        found = list(of_name)
+        if not every and len(found) > 2 and all(check.passed for check in found):
+            what, seconds = f"{found[-1].what} (+{len(found) - 1})", sum(check.seconds for check in found)
+            found = [replace(found[-1], what=what, seconds=seconds)]
+        rows += [found[0], *(replace(check, group="", name="") for check in found[1:])]
+    return Table(
+        COLUMNS, rows, caption="" if every else "(+n): so many more checks of that name pass; --all lists them"
+    )

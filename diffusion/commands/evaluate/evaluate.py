@@ -74,10 +74,8 @@ def run(options: argparse.Namespace) -> int:
         if options.ranked and processes.is_main:
             places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
             pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
-        table = likelihood_table({method: evaluation.estimate})
-        table.title = escape(
-            f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
-        )
+        title = f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
+        table = likelihood_table({method: evaluation.estimate}, title)
         other = None
         if foreign is not None:
             foreign_images, foreign_identity = foreign
@@ -122,9 +120,8 @@ def _toy(subject: Subject, options: argparse.Namespace) -> None:
     bar, out = ProgressBar(), console()
     found = measure_toy(subject, options, bar.named)
     bar.close()
-    table = likelihood_table(found)
-    table.title = escape(f"{subject.name}: {len(found['PF-ODE'])} fresh points of {subject.model.facts.name}")
-    out.print(table)
+    title = f"{subject.name}: {len(found['PF-ODE'])} fresh points of {subject.model.facts.name}"
+    out.print(likelihood_table(found, title))
     out.print(_budget(found["PF-ODE"]))
     out.print(gap_sentence(found))
 

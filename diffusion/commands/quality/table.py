@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from ...metrics import ENOUGH, Provenance
+from ..table import Column, Table, figure, with_error
 
 # Copies that are named below the table; all are in the record.
 NAMED = 5
@@ -39,52 +35,43 @@ class Row:
     features: int | None = None
 
 
+def _percent(value: float, sem: float | None) -> str:
+    return f"{100.0 * value:.1f}" + (" %" if sem is None else f" ± {100.0 * sem:.1f} %")
+
+
+def _copies(row: Mapping[str, Any]) -> str | None:
+    exact, near = row.get("copies_exact"), row.get("copies_near")
+    if exact is None or near is None:
+        return None
+    return f"{exact:.0f}" + (f" + {near:.0f}" if near else "")
+
+
+_number = partial(with_error, alone=".3f")
+COLUMNS = (
+    Column("", "name", left=True),
+    Column("n", "samples"),
+    figure("FID", "fid", _number),
+    figure("corrected", "fid_corrected", _number),
+    figure("KID", "kid", _number),
+    *(figure(name, name, _number) for name in ("precision", "recall", "density", "coverage")),
+    Column("copies", _copies),
+    figure("near: pixels", "near_training_pixels", _percent),
+    figure("features", "near_training_features", _percent),
+    Column("NFE", lambda row: row["nfe"] or None, ".0f"),
+)
+
+
 def table(rows: Sequence[Row], provenance: Provenance) -> Table:
     """The figures, and in the caption what they are of."""
-    made = Table(
-        title="Quality of samples", title_justify="left", header_style="bold", caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
-    made.caption = escape(
+    caption = (
         f"Against {provenance.images} {provenance.split} images of {provenance.data}"
         f"{' and their mirror images' if provenance.flips else ''}; features: {provenance.extractor} "
         f"({provenance.extractor_sha256[:12]}). FID falls with the number of samples even for a perfect model: compare "
         "equal numbers, or the corrected figure. Near: the share as near to a training image as the nearest 1 % of "
         "test images are. Copies: samples that are training images, exactly + nearly."
     )
-    columns = ("", "n", "FID", "corrected", "KID", "precision", "recall", "density", "coverage", "copies",
-               "near: pixels", "features", "NFE")  # fmt: skip
-    for column in columns:
-        made.add_column(column, justify="left" if not column else "right", no_wrap=bool(column))
-    for row in rows:
-        cell = partial(_cell, row.figures)
-        made.add_row(
-            escape(row.name), str(row.samples), cell("fid", "fid_sem"), cell("fid_corrected"), cell("kid", "kid_sem"),
-            cell("precision"), cell("recall"), cell("density"), cell("coverage"), _copies(row),
-            cell("near_training_pixels", "near_training_pixels_sem", 100.0),
-            cell("near_training_features", "near_training_features_sem", 100.0),
-            f"{row.nfe:.0f}" if row.nfe else "-",
-        )  # fmt: skip
-    return made
-
-
-def _copies(row: Row) -> str:
-    exact, near = (row.figures.get(f"copies_{kind}") for kind in ("exact", "near"))
-    if exact is None or near is None:
-        return "-"
-    return f"{exact:.0f}" + (f" + {near:.0f}" if near else "")
-
-
-def _cell(figures: Mapping[str, float | None], name: str, error: str | None = None, percent: float = 0.0) -> str:
-    value, sem = figures.get(name), None if error is None else figures.get(error)
-    if value is None:
-        return "-"
-    if percent:
-        return f"{percent * value:.1f}" + (" %" if sem is None else f" ± {percent * sem:.1f} %")
-    if not sem:
-        return f"{value:.3f}"
-    digits = min(6, max(0, 1 - math.floor(math.log10(sem))))  # two digits of the error
-    return f"{value:.{digits}f} ± {sem:.{digits}f}"
+    plain = [{**row.figures, "name": row.name, "samples": row.samples, "nfe": row.nfe} for row in rows]
+    return Table(COLUMNS, plain, "Quality of samples", caption)
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

@@ -1,24 +1,16 @@
-"""A trade-off as text: the observed orders, the cheapest good cell, a table, Markdown, CSV and JSON."""
+"""What a trade-off says: the observed orders, the cheapest good cell, and its tables."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
+from ..table import Column, figure, with_error
 from .cells import Measured
 
 SHARE = 0.02
-UNKNOWN = "—"
-COLUMNS = ("sampler", "NFE", "steps", "rms", "median", "order", "FID", "KID", "excess, nats", "ms/image")
 _NAMES = {"fid": "FID", "kid": "KID", "distance": "distance"}
 
 
@@ -35,7 +27,7 @@ class Row:
     order: float | None
 
     def values(self) -> dict[str, Any]:
-        """Plain values, flat: a line of CSV and JSON."""
+        """Plain values, flat: a row of the table, of CSV and of JSON."""
         found, cell = self.found, self.found.cell
         return {
             "sampler": cell.sampler,
@@ -54,36 +46,6 @@ class Row:
             "seconds_an_image": found.seconds,
             "failure": found.failure,
         }
-
-    def cells(self) -> list[str]:
-        """The texts of a row, in the order of COLUMNS."""
-        found, cell = self.found, self.found.cell
-        quality = [
-            with_error(found.fid, found.fid_sem),
-            with_error(found.kid, found.kid_sem),
-            with_error(found.excess, found.excess_sem),
-        ]
-        return [
-            cell.sampler,
-            f"{found.nfe:.0f}" if found.nfe == round(found.nfe) else f"{found.nfe:.1f}",
-            f"tol {cell.tolerance:g}" if cell.steps is None else str(cell.steps),
-            *(UNKNOWN if value is None else f"{value:.1e}" for value in (found.distance, found.median)),
-            UNKNOWN if self.order is None else f"{self.order:.1f}",
-            *(quality if found.failure is None else [found.failure, UNKNOWN, UNKNOWN]),
-            f"{1e3 * found.seconds:.2f}",
-        ]
-
-
-def with_error(value: float | None, error: float | None) -> str:
-    """`value ± error`, two digits of the error."""
-    if value is None:
-        return UNKNOWN
-    if not error or not math.isfinite(error):
-        return f"{value:.3g}"
-    if value != 0 and max(abs(value), error) >= 1e4:
-        return f"{value:.1e} ± {error:.1e}"
-    digits = min(4, max(0, 1 - math.floor(math.log10(error))))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def in_rows(of_sampler: Sequence[Measured]) -> list[Row]:
@@ -134,48 +96,17 @@ def verdict(rows: Sequence[Row], by: str) -> str:
     return line
 
 
-def table(rows: Sequence[Row], title: str, caption: str) -> Table:
-    """The trade-off for the terminal, a line between samplers."""
-    made = Table(
-        title=escape(title), title_justify="left", header_style="bold", caption=escape(caption), caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    shown = _shown(rows)
-    for i in shown:
-        made.add_column(COLUMNS[i], justify="right" if i else "left", no_wrap=True)
-    for i, row in enumerate(rows):
-        texts = row.cells()
-        last = i + 1 == len(rows) or rows[i + 1].found.cell.sampler != row.found.cell.sampler
-        made.add_row(*(escape(texts[column]) for column in shown), end_section=last)
-    return made
-
-
-def _shown(rows: Sequence[Row]) -> list[int]:
-    """The columns that have anything in them."""
-    texts = [row.cells() for row in rows]
-    return [i for i in range(len(COLUMNS)) if any(row[i] != UNKNOWN for row in texts)]
-
-
-def markdown(rows: Sequence[Row], title: str, caption: str, line: str) -> str:
-    """The same as Markdown."""
-    shown = _shown(rows)
-    lines = [f"# {title}", "", f"{line}.", "", "| " + " | ".join(COLUMNS[i] for i in shown) + " |"]
-    lines.append("|" + "---|" * len(shown))
-    for row in rows:
-        texts = row.cells()
-        lines.append("| " + " | ".join(texts[i].replace("|", "\\|") for i in shown) + " |")
-    return "\n".join([*lines, "", caption, ""])
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """The same as CSV, full precision."""
-    made = io.StringIO()
-    writer = csv.DictWriter(made, list(rows[0].values()))
-    writer.writeheader()
-    writer.writerows(row.values() for row in rows)
-    return made.getvalue()
-
-
-def json_text(rows: Sequence[Row], protocol: Mapping[str, Any], line: str) -> str:
-    """The same as JSON, with the protocol."""
-    return json.dumps({"protocol": dict(protocol), "verdict": line, "rows": [row.values() for row in rows]}, indent=1)
+_FID = figure("FID", "fid", with_error)
+COLUMNS = (
+    Column("sampler", "sampler", left=True),
+    Column("NFE", "nfe", lambda nfe: f"{nfe:.0f}" if nfe == round(nfe) else f"{nfe:.1f}"),
+    Column("steps", lambda row: f"tol {row['tolerance']:g}" if row["steps"] is None else row["steps"]),
+    Column("rms", "distance", ".1e"),
+    Column("median", "median_distance", ".1e"),
+    Column("order", "order", ".1f"),
+    # why there are no figures stands in place of the first
+    Column("FID", lambda row: row["failure"] or _FID.text(row)),
+    figure("KID", "kid", with_error),
+    figure("excess, nats", "excess_nats", with_error),
+    Column("ms/image", lambda row: 1e3 * row["seconds_an_image"], ".2f"),
+)

@@ -9,6 +9,7 @@ A model in closed form (`exact:NAME`) needs no training and is kept in evaluatio
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ from ..app import ProgressBar
 from ..preflight import check_takes_figures
 from ..replaced import note_replaced
 from ..report import console
+from ..table import Table
 from .cells import Bench, Cell, Measured, plan
 from .picture import picture
-from .report import Row, csv_text, in_rows, json_text, markdown, table, verdict
+from .report import COLUMNS, Row, in_rows, verdict
 from .subjects import Subject, load
 
 # What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
@@ -61,17 +63,19 @@ def run(options: argparse.Namespace) -> int:
         f"against {subject.reference}; FID falls with n even for a perfect model."
     )
     line = verdict(rows, options.by)
-    out = console()
-    out.print(table(rows, title, caption))
+    out, plain = console(), [row.values() for row in rows]
+    shown = Table(COLUMNS, plain, title, caption, section=COLUMNS[0]).filled()
+    out.print(shown)
     out.print(escape(line), soft_wrap=True)
-    folder, plain = subject.folder, json_text(rows, protocol, line)
-    note_replaced(folder / "tradeoff.json", plain, "a trade-off", _about)
+    folder = subject.folder
+    text = json.dumps({"protocol": protocol, "verdict": line, "rows": plain}, indent=1)
+    note_replaced(folder / "tradeoff.json", text, "a trade-off", _about)
     chart = picture(rows, title)
     if chart is not None:
         pictures.save(folder / "tradeoff.png", chart)
-    atomic.write_text(folder / "tradeoff.md", markdown(rows, title, caption, line))
-    atomic.write_text(folder / "tradeoff.csv", csv_text(rows))
-    atomic.write_text(folder / "tradeoff.json", plain)
+    atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{shown.markdown()}\n\n{caption}\n")
+    atomic.write_text(folder / "tradeoff.csv", Table.of(plain).csv())
+    atomic.write_text(folder / "tradeoff.json", text)
     out.print(f"kept in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
     if bench.fresh or not (folder / "wandb").exists():
         logged = _mirror(subject, rows, protocol, line, {} if chart is None else {"tradeoff": chart}, options.wandb)
@@ -111,8 +115,7 @@ def _measure(bench: Bench, cells: Sequence[Sequence[Cell]], most: int, bar: Prog
 def _mirror(
     subject: Subject, rows: Sequence[Row], protocol: dict[str, Any], line: str, images: dict[str, Any], choice: str
 ) -> Any:
-    plain = [row.values() for row in rows]
-    named = {"tradeoff": (list(plain[0]), [list(values.values()) for values in plain])}
+    named = {"tradeoff": Table.of(row.values() for row in rows)}
     values: dict[str, Any] = {"tradeoff/verdict": line}
     for row in rows:
         for key in ("distance", "fid", "kid"):

@@ -1,0 +1,179 @@
+"""A table, made once and shown anywhere: terminal, Markdown, HTML, CSV, JSON, W&B.
+
+Where people read, a column writes its values in its own form; other programs get the values as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+UNKNOWN = "—"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: where its values come from, and how they are written.
+
+    Args:
+        name: Its heading.
+        of: The key of its values in the rows, or what gives the value of a row; None is an unknown one.
+        form: A format specification, or a function from a value to its text.
+        left: Whether values align left, as words do, rather than right, as numbers do.
+        whole: Whether texts stay on one line of the terminal, where others fold.
+        style: The rich style of a row's text.
+    """
+
+    name: str
+    of: str | Callable[[Any], Any]
+    form: str | Callable[[Any], str] = ""
+    left: bool = False
+    whole: bool = False
+    style: Callable[[Any], str] = lambda row: "none"
+
+    def value(self, row: Any) -> Any:
+        """A row's value."""
+        return row.get(self.of) if isinstance(self.of, str) else self.of(row)
+
+    def text(self, row: Any) -> str:
+        """A row's value as people read it."""
+        value = self.value(row)
+        if value is None:
+            return UNKNOWN
+        return self.form(value) if callable(self.form) else format(value, self.form)
+
+
+def figure(name: str, key: str, write: Callable[[float, float | None], str]) -> Column:
+    """A column of figures with their standard errors, which the rows have as `<key>_sem`."""
+
+    def text(row: Mapping[str, Any]) -> str | None:
+        return None if row.get(key) is None else write(row[key], row.get(f"{key}_sem"))
+
+    return Column(name, text)
+
+
+def with_error(value: float, error: float | None, alone: str = ".3g") -> str:
+    """`value ± error`, two digits of the error; a value without an error by the format specification `alone`."""
+    if not error or not math.isfinite(error):
+        return f"{value:{alone}}"
+    if value != 0 and max(abs(value), error) >= 1e4:
+        return f"{value:.1e} ± {error:.1e}"
+    digits = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns over rows.
+
+    Args:
+        columns: The columns; the first one names the row.
+        rows: Records, or whatever else the columns take their values from.
+        title, caption: Above and below the table in the terminal.
+        section: The terminal has a line between neighbouring rows whose texts in this column differ.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    title: str = ""
+    caption: str = ""
+    section: Column | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]], form: str | Callable[[Any], str] = "", title: str = "") -> Table:
+        """A table of all that is in records, whose keys need not be the same; the first column holds words.
+
+        Args:
+            records: The rows.
+            form: Of all columns but the first.
+            title: Of the table.
+        """
+        rows = list(records)
+        first, *others = dict.fromkeys(key for row in rows for key in row) or [""]
+        return cls([Column(first, first, left=True), *(Column(key, key, form) for key in others)], rows, title)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        return [column.name for column in self.columns]
+
+    def values(self) -> list[list[Any]]:
+        """The rows as plain values."""
+        return [[column.value(row) for column in self.columns] for row in self.rows]
+
+    def texts(self, row: Any) -> list[str]:
+        """A row as people read it."""
+        return [column.text(row) for column in self.columns]
+
+    def filled(self) -> Table:
+        """The table without the columns that are unknown throughout."""
+        known = [column for column in self.columns if any(column.text(row) != UNKNOWN for row in self.rows)]
+        return replace(self, columns=known)
+
+    def __rich__(self) -> RichTable:
+        """The table for the terminal."""
+        made = RichTable(
+            title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None,
+            caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        for column in self.columns:
+            side = "left" if column.left else "right"
+            made.add_column(escape(column.name), justify=side, overflow="fold", no_wrap=column.whole)
+        sections = [self.section.text(row) if self.section else "" for row in self.rows]
+        for i, row in enumerate(self.rows):
+            texts = (f"[{column.style(row)}]{escape(column.text(row))}[/]" for column in self.columns)
+            made.add_row(*texts, end_section=sections[i + 1 : i + 2] != [sections[i]])
+        return made
+
+    def markdown(self) -> str:
+        """The table in Markdown; bars and angle brackets in its texts break nothing."""
+        lines = (self.names, ["---"] * len(self.columns), *map(self.texts, self.rows))
+        return "\n".join(f"| {' | '.join(map(markdown_text, texts))} |" for texts in lines)
+
+    def csv(self) -> str:
+        """The values as CSV, full precision, what is unknown left empty."""
+        made = io.StringIO()
+        csv.writer(made).writerows([self.names, *self.values()])
+        return made.getvalue()
+
+    def html(self, label: str, body: Sequence[str] | None = None) -> str:
+        """The table in HTML, in a region that scrolls: reached by keyboard, it says what it is.
+
+        Args:
+            label: What it is.
+            body: Its lines (`html_row` and others), where they are not simply the rows.
+        """
+        head = "".join(
+            f'<th scope="col"{_html_class(column) if i else ""}>{html.escape(column.name)}</th>'
+            for i, column in enumerate(self.columns)
+        )
+        lines = map(self.html_row, self.rows) if body is None else body
+        return (
+            f'<div class="wide" role="region" aria-label="{html.escape(label)}" tabindex="0"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        )
+
+    def html_row(self, row: Any, style: str = "") -> str:
+        """A row in HTML, of a class."""
+        first, *others = map(html.escape, self.texts(row))
+        cells = (f"<td{_html_class(column)}>{text}</td>" for column, text in zip(self.columns[1:], others, strict=True))
+        opened = f'<tr class="{style}">' if style else "<tr>"
+        return f'{opened}<th scope="row">{first}</th>{"".join(cells)}</tr>'
+
+
+def _html_class(column: Column) -> str:
+    return "" if column.left else ' class="number"'
+
+
+def markdown_text(text: str) -> str:
+    """A text in Markdown, within a table or outside."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,83 @@
+"""One table in every form: texts stay text, values stay values."""
+
+import csv
+import re
+from html.parser import HTMLParser
+
+from rich.console import Console
+
+from diffusion.commands.table import Column, Table, with_error
+
+HOSTILE = '<script>"a"</script>|[red]\\'
+TABLE = Table(
+    (
+        Column("name", "name", left=True),
+        Column("value", "value", ".2f", style=lambda row: "bold" if row["value"] else "none"),
+        Column("twice", lambda row: None if row["value"] is None else 2 * row["value"]),
+        Column("never", "missing"),
+    ),
+    [{"name": HOSTILE, "value": 1.23456}, {"name": "b", "value": None}],
+    "[title]",
+    section=Column("", "name"),
+)
+
+
+def printed(table, width=100):
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_people_read_forms_and_programs_get_values():
+    assert TABLE.texts(TABLE.rows[0]) == [HOSTILE, "1.23", "2.46912", "—"]
+    assert TABLE.texts(TABLE.rows[1]) == ["b", "—", "—", "—"]
+    assert TABLE.values() == [[HOSTILE, 1.23456, 2.46912, None], ["b", None, None, None]]
+    rows = list(csv.DictReader(TABLE.csv().splitlines()))
+    assert rows[0] == {"name": HOSTILE, "value": "1.23456", "twice": "2.46912", "never": ""}
+    assert TABLE.filled().names == ["name", "value", "twice"]
+
+
+def test_texts_stay_text_in_every_form():
+    assert {HOSTILE, "[title]"} <= {text.strip() for text in re.split(r" {2,}|\n", printed(TABLE))}
+    head, rule, first, _ = TABLE.markdown().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in (head, rule, first)] == [5, 5, 5]
+    assert "<script" not in first
+    assert first[2:].split(" | ")[0].replace("&lt;", "<").replace("\\|", "|").replace("\\\\", "\\") == HOSTILE
+    found = []
+
+    class Parsed(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append((tag, dict(attrs)))
+
+        def handle_data(self, data):
+            found.append(data)
+
+    Parsed().feed(TABLE.html('a "label"'))
+    assert found[0][1]["aria-label"] == 'a "label"'
+    assert [text for text in found if isinstance(text, str)] == [*TABLE.names, *TABLE.texts(TABLE.rows[0]), *"b———"]
+    assert ("td", {}) not in found, "numbers align right"
+
+
+def test_a_section_ends_where_its_column_changes():
+    def height(names):
+        rows = [{"name": name, "value": 1.0} for name in names]
+        return len(printed(Table(TABLE.columns, rows, section=TABLE.section)).splitlines())
+
+    assert height("aab") == height("aaa") + 1
+    assert height("aba") == height("aaa") + 2
+
+
+def test_records_need_not_have_the_same_keys():
+    table = Table.of([{"a": 1, "b": 2.0}, {"a": 3, "c": 4.0}], ".1f")
+    assert (table.names, table.values()) == (["a", "b", "c"], [[1, 2.0, None], [3, None, 4.0]])
+    assert table.texts(table.rows[1]) == ["3", "—", "4.0"]
+    assert table.csv() == "a,b,c\r\n1,2.0,\r\n3,,4.0\r\n"
+
+
+def test_an_error_has_two_digits():
+    assert with_error(3.14159, 0.0123) == "3.142 ± 0.012"
+    assert with_error(314.159, 12.3) == "314 ± 12"
+    assert with_error(123456.0, 7890.0) == "1.2e+05 ± 7.9e+03"
+    assert with_error(2.0, None) == with_error(2.0, float("nan")) == "2"
+    assert with_error(2.0, 0.0, ".3f") == "2.000"
