@@ -212,7 +212,7 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
 
 
 def _evaluations(steps: int) -> int:
-    """The approximate number for a fit: of trajectories, and of the derivatives in each parameter from where it acts."""
+    """The approximate number for a fit: of trajectories, and of derivatives in each parameter from where it acts."""
     stages = Family(torch.arange(float(steps)), -math.inf, math.inf).stages
     return 2 * _REFERENCE_STEPS + _ITERATIONS * (3 * steps + sum(steps - stage for stage in stages))
 
