@@ -29,6 +29,8 @@ def check(config: Config, makes_run: bool = True) -> None:
     Raises:
         UserError: For the first of what is found to be wrong.
     """
+    if config.seed >= 2**64:
+        raise UserError(f"seed: found {config.seed}; must be a whole number of 64 bits, below 2^64")
     _check_places(config, makes_run)
     check_device(config.device)
     process_count(config)

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from ..errors import UserError
 from .condition import Condition, condition_for
@@ -250,11 +251,18 @@ def path_times(t: Any, n: int) -> Tensor:
         t = t.double()
     if t.ndim and t.shape != (n,):
         raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
-    if t.device.type == "cpu" and t.numel() and not torch.compiler.is_compiling():
+    if _can_be_looked_at(t):
         for found in map(float, t.aminmax() if t.ndim else (t,)):
             if found < -beyond or found > 1.0 + beyond:
                 raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
     return t
+
+
+def _can_be_looked_at(x: Tensor) -> bool:
+    """Whether values can be read without a synchronisation: not on a GPU, in a compiled graph, or under vmap."""
+    if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
+        return False
+    return not is_batchedtensor(x)
 
 
 def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
@@ -273,8 +281,8 @@ def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
         if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
             return cond
         return condition_for("cond", cond, n)
-    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and cond.device.type != "cpu":
-        return cond  # not checked, to avoid a synchronisation
+    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not _can_be_looked_at(cond):
+        return cond
     return class_labels("cond", cond, classes, n, null=True)
 
 

@@ -33,6 +33,7 @@ CASES = {
         "autoencoder.neighbours=64 trainer.devices=2 trainer.batch_size=128",
     ): "must be below .*together, 64",
     ("digits", "trainer.workers=2 data.place=device"): "trainer.workers: found 2; data.place 'device' takes 0",
+    ("toy", f"seed={2**64}"): "seed: found 18446744073709551616; must be a whole number of 64 bits",
     ("digits", "name=a:b"): "name: found 'a:b'; letters, digits",
     ("digits", f"runs={__file__}/x"): "runs: .* cannot be made; .* is a file",
 }

@@ -12,6 +12,7 @@ from diffusion import encode, load, log_density, log_likelihood, sample, sampler
 from diffusion.baselines.entropy import knn_entropy
 from diffusion.baselines.gaussianity import gaussianity
 from diffusion.denoisers import Denoiser, NetworkDenoiser, exact
+from diffusion.denoisers.exact import Labelled
 from diffusion.denoisers.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval
 from diffusion.denoisers.inverse_problems import (
     DPS,
@@ -234,6 +235,19 @@ def test_a_classifier_steers_samples_of_no_class_nowhere():
     torch.testing.assert_close(found[0], PLANE(x, t)[0])
     torch.testing.assert_close(found[1], guided(x, t, torch.tensor([0, 0]))[1])
     assert float((found[1] - PLANE(x, t)[1]).abs().min()) > 1e-3
+
+
+def test_a_denoiser_is_mapped_and_differentiated():
+    """Samples one by one, with times and labels of their own, are those of a batch."""
+    times, labels = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0, 1, 0])
+    one = torch.func.vmap(lambda x, t: PLANE(x[None], t)[0])(X, times)
+    torch.testing.assert_close(one, PLANE(X, times))
+    law = exact.Gaussian([1.0, -1.0], 0.5, VP())
+    both = Labelled([PLANE, law])
+    one = torch.func.vmap(lambda x, t, y: both(x[None], t, y[None])[0])(X, times, labels)
+    torch.testing.assert_close(one, both(X, times, labels))
+    matrix = torch.func.jacrev(lambda x: PLANE(x[None], torch.tensor(0.5))[0])(X[0])
+    assert torch.equal(matrix, matrix.diag().diag())
 
 
 def test_the_loss_of_half_precision_is_computed_in_single():
