@@ -227,11 +227,11 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(diffusion_comman
 
 
 def test_changed_data_are_refused(diffusion_command, monkeypatch):
-    from diffusion.data import images, named_sets
+    from diffusion.data import named_sets
 
     raw = named_sets.load_digits()
     raw.images[0] = 16 - raw.images[0]
-    monkeypatch.setattr(images.digits, "load_digits", lambda size=None: raw)
+    monkeypatch.setattr(named_sets, "load_digits", lambda size=None: raw)
     code, _, err = diffusion_command(*ELBO, *OFF)
     assert code == 2
     assert "have changed since its training" in err

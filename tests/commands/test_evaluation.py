@@ -75,7 +75,7 @@ def test_the_models_own_figures_come_first_and_each_image_counts_once(images, es
 
 def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates):
     whole, _ = estimates
-    found = evaluate(model, images, replace(OPTIONS, images=9))
+    found = evaluate(model, images, OPTIONS.replace(images=9))
     rows = fixed_order(40)[:9].sort().values
     for name, estimate in found.items():
         assert estimate.indices.tolist() == rows.tolist(), name
