@@ -58,7 +58,9 @@ _QUICK = (
     "config", "data", "denoisers", "likelihood", "metrics", "networks", "numerics", "objectives", "samplers",
     "schedules", "storage",
 )  # fmt: skip
-_LONG = ("test_annealed", "test_coverage", "test_error_budget", "test_every_combination", "test_path_end")
+_LONG = (
+    "test_annealed", "test_coverage", "test_error_budget", "test_every_combination", "test_long_paths", "test_path_end",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,8 @@
 """The end of a run: how likely the test set is, beside baselines that give the figure its scale.
 
-Figures go to the run folder as JSON (each image's value, kind and protocol) and CSV (the table), and to W&B's run
-summary under names that are the same for every family of model.
+The model's own figures are measured, and kept, by the functions of `evaluate`. All go to the run folder as JSON (each
+image's value, kind and protocol) and CSV (the table), and to W&B's run summary under names that are the same for every
+family of model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,68 +26,87 @@ import torch
 from ..baselines.classical_set import ClassicalModel, classical_models
 from ..baselines.gaussianity import Gaussianity
 from ..config import EvaluationConfig
+from ..data.toy import Toy
 from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
 from ..models.load import TrainedModel
-from ..numerics.random import FIXED_ORDER, fixed_subset
 from ..storage import atomic, runs
 from ..storage.runs import user_cache
+from .evaluate.measuring import measure, question
+from .subjects import Subject, images_of, rows_of
 
 CODES = "codes.json"
 Progress = Callable[[str, int, int], None]
+# The means of an estimate's terms, numbers or curves, by the estimate's name.
+Means = Mapping[str, Mapping[str, Any]]
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    """Tell nobody how far it is."""
 
 
 def evaluate(
-    model: TrainedModel, data: Data, options: EvaluationConfig, progress: Progress | None = None
-) -> dict[str, Estimate]:
+    subject: Subject, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
+) -> tuple[dict[str, Estimate], Means]:
     """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
 
-    Of fewer images than there are, those that come first in the fixed order (`random.fixed_order`) are taken, each with
-    the noise that it has in the whole set.
+    Figures of images are those of `python -m diffusion evaluate`: kept in the run's `evaluations/`, found there where
+    the question is the same, and continued where they were cut off. Of fewer images than there are, those that come
+    first in the fixed order (`random.fixed_order`) are taken, each with the noise that it has in the whole set.
 
     Args:
-        model: The model, on the device to measure on.
+        subject: The model, on `device`.
         data: The data it was trained on.
         options: Tolerances and numbers of draws.
+        device: Where to measure.
         progress: Called with (estimator, images done, images in all).
 
     Returns:
-        Estimates by name, the model's own first.
+        Estimates by name, the model's own first; and for these the means of all terms over the images, in bits/dim.
     """
-
-    def tell(name: str) -> Callable[[int, int], None] | None:
-        if progress is None:
-            return None
-        return partial(progress, name)
-
     if data.toy is not None:
-        x = data.toy.draw(options.images or 1000, seed=1 << 31)
-        true = data.toy.log_prob(x).double()
-        truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
-        return {**model.estimates(x, options, tell), "true density": truth}
+        return evaluate_points(subject.model, data.toy, options, progress), {}
     assert data.images is not None
-    images = data.images
-    total = len(images.test)
-    rows = fixed_subset(total, options.images)
-    test = images.test if len(rows) == total else images.test[rows]
-    found = model.estimates(test, options, tell, rows)
+    images, total = data.images, len(data.images.test)
+    test, identity = images_of(images, "test", min(options.images or total, total))
+    found: dict[str, Estimate] = {}
+    means: dict[str, Mapping[str, Any]] = {}
+    at_once = max(1, options.batch_size // subject.model.rows_per_image)
+    for name, (method, settings) in subject.model.estimators(options).items():
+        protocol = question(subject, identity, method, {"seed": 0, **settings})
+        kept, _ = measure(subject, test, protocol, device, at_once, progress=partial(progress, name))
+        found[name], means[name] = kept.estimate, kept.terms
     if options.baselines:
         for classical in classical_models(images.train, images.validation, images.levels):
             if not classical.left_out:
                 try:
                     found[classical.name] = measure_classical(
-                        classical, images.train, images.validation, test, rows, tell
+                        classical, images.train, images.validation, test, rows_of(identity), partial(partial, progress)
                     )
                 except Exception as error:  # the model's own figures stand
                     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
                     print(f"{classical.name}: not measured ({reason})", file=sys.stderr, flush=True)
-    if len(rows) == total:
-        return found
-    chosen = {"of": total, "order": FIXED_ORDER}
-    return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}
+    chosen = {key: identity[key] for key in ("of", "order") if key in identity}
+    return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}, means
+
+
+def evaluate_points(
+    model: TrainedModel, toy: Toy, options: EvaluationConfig, progress: Progress = _silent
+) -> dict[str, Estimate]:
+    """Measure a model of points in the plane, and the true density, on fresh draws: quick, and so not kept."""
+    x = toy.draw(options.images or 1000, seed=1 << 31)
+    found = {
+        name: model.log_density(
+            x, method=method, error_budget=True, batch_size=options.batch_size, progress=partial(progress, name), **how
+        )
+        for name, (method, how) in model.estimators(options).items()
+    }
+    true = toy.log_prob(x).double()
+    truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
+    return {**found, "true density": truth}
 
 
 def left_out(data: Data, options: EvaluationConfig) -> list[str]:
@@ -177,9 +198,11 @@ def describe(estimate: Estimate) -> str:
     return ", ".join(parts)
 
 
-def write(run: Path, estimates: Mapping[str, Estimate], seconds: float) -> None:
-    """Write evaluation.json and evaluation.csv to a run folder."""
+def write(run: Path, estimates: Mapping[str, Estimate], seconds: float, means: Means = MappingProxyType({})) -> None:
+    """Write evaluation.json and evaluation.csv to a run folder; `means` as `evaluate` returns them."""
     plain = {name: estimate.to_dict() | _more(estimate) for name, estimate in estimates.items()}
+    for name, terms in means.items():
+        plain[name]["terms_bits_per_dim"] = terms
     atomic.write_text(run / runs.EVALUATION, json.dumps({"training_seconds": seconds, "estimates": plain}, indent=1))
     table = io.StringIO()
     rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]

@@ -1,4 +1,4 @@
-"""Likelihoods that can be trusted: estimators that take a denoiser, and return an `Estimate`."""
+"""Likelihoods that can be trusted: estimators that take a denoiser and return an `Estimate`."""
 
 from .dequantization import Dequantizer
 from .estimate import Estimate, Interval

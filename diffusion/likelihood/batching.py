@@ -1,4 +1,4 @@
-"""One loop over the images for every estimator: batches, time, evaluations, and the network as in evaluation."""
+"""One loop over the images for every estimator: batches, time, evaluations, and the network in evaluation mode."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .estimate import Estimate
 # Called after each batch with (images done, images in all).
 Progress = Callable[[int, int], None]
 
-# Numbers in flight where the size of a batch is left to us: enough to fill a processor, few enough for its memory.
+# Numbers in flight for the default batch size: enough to fill a processor, few enough for its memory.
 _IN_FLIGHT = 2**19
 _LARGEST = 1024
 
 
 def choose_batch_size(batch_size: int | None, dims: int) -> int:
-    """The data of `dims` dimensions taken together: `batch_size`, or what suits them where it is None.
+    """The batch size for data of `dims` dimensions: `batch_size`, or a suitable one if it is None.
 
     Raises:
         UserError: For a batch size below one.
@@ -45,7 +45,7 @@ def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Any)
     """Return the indices of the images (0 .. N - 1 by default).
 
     Raises:
-        UserError: For no image, images of another shape, or as many indices or labels as there are not images.
+        UserError: For no image, images of another shape, or a wrong number of indices or labels.
     """
     if x.ndim == 0 or len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
         raise UserError(
@@ -58,11 +58,11 @@ def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Any)
 
 
 def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, object]:
-    """The model's part of a protocol: its path, and the ends between which a likelihood is taken.
+    """The model's part of a protocol: its path, and the ends between which the likelihood is measured.
 
     Args:
         denoiser: The model.
-        path: The path between ends of the measurement's own, which are then given in log-SNR, too.
+        path: The path between the ends of the measurement, if they differ; they are then also given in log-SNR.
     """
     ends = denoiser.schedule if path is None else path
     found = {"schedule": repr(denoiser.schedule), "t_min": ends.t_min, "t_max": ends.t_max}
@@ -70,7 +70,7 @@ def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, o
 
 
 def check_finite(log_prob: Tensor, first: int, estimator: str) -> None:
-    """Refuse log-probabilities (B,) that are no numbers, of the data from `first` on.
+    """Refuse log-probabilities (B,) that are not finite, for the data from `first` on.
 
     Raises:
         UserError: Naming the first of these data.
@@ -105,7 +105,7 @@ def in_batches(
     return replace(joined, nfe=counter.rows / count, seconds=time.perf_counter() - start)
 
 
-# Noise is drawn at step i for evaluation i; this is apart from any of them.
+# Noise is drawn at step i for evaluation i; this step differs from all of them.
 _STEP_POSITIONS = 2**31
 
 

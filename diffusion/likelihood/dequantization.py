@@ -1,24 +1,24 @@
-"""Levels and real numbers: the single owner of the map between the pixels in memory and what a denoiser sees.
+"""Level indices and real values: the map between pixels in memory and the input of a denoiser.
 
-L levels cut [low, high] into L bins of width w = (high - low) / L. Level k stands at the centre of its bin,
+L levels divide [low, high] into L bins of width w = (high - low) / L. Level k is the centre of its bin,
 
     x = low + (k + 1/2) w        ((2 k + 1) / L - 1 on [-1, 1]),
 
 and uniform dequantisation spreads it over the bin, x = low + (k + u) w with u uniform in (0, 1). A density p on the
-bins bounds the probability of the level from below (Theis et al. 2016, arXiv 1511.01844, eq. 5, by Jensen):
+bins gives a lower bound on the probability of the level (Theis et al. 2016, arXiv 1511.01844, eq. 5, by Jensen):
 
     log P(k) = log integral of p over the bin >= E_u log p(x) + log w.
 
-With x drawn from any q on the bin it is E_q [log p(x) - log q(x)], tight for q proportional to p. Where the images
-stood at the centres of their bins when a diffusion model was trained, its density at t_min has the path's own noise
-around each centre, and the truncated-normal q is that noise cut off at the bin (i-DODE: Zheng et al. 2023, "Improved
-Techniques for Maximum Likelihood Estimation for Diffusion ODEs", arXiv 2305.03935). With s = sigma / alpha at t_min,
+With x drawn from any q on the bin it is E_q [log p(x) - log q(x)], tight for q proportional to p. If a diffusion model
+was trained on bin centres, its density at t_min has the noise of the path around each centre, and the truncated-normal
+q is that noise truncated to the bin (i-DODE: Zheng et al. 2023, "Improved Techniques for Maximum Likelihood Estimation
+for Diffusion ODEs", arXiv 2305.03935). With s = sigma / alpha at t_min,
 tau = w / (2 s) and Z = erf(tau / sqrt 2),
 
     x = center + s z, |z| <= tau,    -log q(x) = z^2 / 2 + log(sqrt(2 pi) s Z)    for each dimension,
     the mean of which is its entropy   1/2 log(2 pi e s^2) + log Z - tau exp(-tau^2 / 2) / (sqrt(2 pi) Z).
 
-The draw's own -log q is used, not its mean: log p - log q varies less than log p alone.
+The -log q of each draw is used, not its mean: log p - log q varies less than log p alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..errors import UserError
 
 DEQUANTIZATIONS = ("uniform", "truncated-normal")
 
-# The levels of a pixel are summed over in pieces of this many numbers.
+# The sum over the levels of a pixel is split into chunks of this many numbers.
 _PIECE = 2**22
 
 
@@ -43,7 +43,7 @@ class Dequantizer:
     """The map between level indices and [low, high].
 
     Args:
-        levels: The number L of levels of a dimension, 2 to 256.
+        levels: The number L of levels per dimension, 2 to 256.
         low: The lower end of the first bin.
         high: The upper end of the last bin.
 
@@ -87,12 +87,12 @@ class Dequantizer:
     def dequantize_truncated_normal(
         self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"], std: float
     ) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b"]]:
-        """Points N(center, std^2) cut off at the bins of `images`, at the quantiles `u`, and their log q.
+        """Points of N(center, std^2) truncated to the bins of `images`, at the quantiles `u`, and their log q.
 
         Args:
             images: Level indices, shape (B, *dims).
-            u: Quantiles in (0, 1), float64 for the tails' sake, shape (B, *dims).
-            std: The deviation s, positive, in the units of [low, high].
+            u: Quantiles in (0, 1), float64 for the tails, shape (B, *dims).
+            std: The standard deviation s, positive, in the units of [low, high].
 
         Returns:
             x of shape (B, *dims), and log q(x) in nats, shape (B,); for std much wider than a bin q is uniform.
@@ -113,11 +113,11 @@ class Dequantizer:
         return self.low + self.width * (images.to(dtype) + fraction)
 
     def quantize(self, x: Float[Tensor, " b *dims"]) -> UInt8[Tensor, " b *dims"]:
-        """The level whose bin holds x, the first or the last one for what lies outside."""
+        """The level whose bin contains x, the first or the last one for x outside."""
         return ((x - self.low) / self.width).floor().clamp(0, self.levels - 1).to(torch.uint8)
 
     def log_jacobian(self, dims: int) -> float:
-        """D log w: what turns the log-density of a dequantised datum into a bound on the log-probability of levels."""
+        """D log w: turns the log-density of dequantised data into a bound on the log-probability of the levels."""
         return dims * math.log(self.width)
 
     def level_log_prob(
@@ -130,14 +130,14 @@ class Dequantizer:
 
         Args:
             images: Level indices, shape (B, *dims).
-            mean: Where the levels are thought to be, in [low, high], shape (B, *dims).
+            mean: The mean, in [low, high], shape (B, *dims).
             std: The standard deviation, broadcastable to `mean`.
         """
         std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
         centers = self.places(mean.dtype).to(mean.device)
         total = torch.full_like(mean, -math.inf)
         for some in centers.split(max(1, _PIECE // max(1, mean.numel()))):
-            # (levels of this piece, B, *dims)
+            # (levels of this chunk, B, *dims)
             gaps = (some.reshape(-1, *(1,) * mean.ndim) - mean) / std
             total = torch.logaddexp(total, torch.logsumexp(-0.5 * gaps.square(), dim=0))
         return -0.5 * ((self.center(images, mean.dtype) - mean) / std).square() - total

@@ -1,37 +1,37 @@
-"""The rest of the error budget: causes that an estimator cannot see in its own run, measured on a few of its images.
+"""The rest of the error budget: causes that do not show in the estimate itself, measured on a few of its images.
 
-The measurement is asked again on m of the n images (the first in the fixed order, `random.fixed_order`) with one
-setting changed, the dequantised points and the probes being the same. For d_i the change of image i in bits/dim:
+The measurement is repeated on m of the n images (the first in the fixed order, `random.fixed_order`) with one setting
+changed and the same dequantised points and probes. With d_i the change of image i in bits/dim:
 
     solver      tolerance / 10 (for fixed steps, twice as many)      sqrt(mean(d)^2 + s_d^2 / m) / (1 - share left)
     data end    the path stops where the noise in the data is twice that of t_min       sqrt(mean(d)^2 + s_d^2 / m)
     noise end   the prior takes over where there is twice as much signal as at t_max    sqrt(mean(d)^2 + s_d^2 / m)
-    probes, draws, where a single one leaves its spread unknown: the same images with two of each
+    probes, draws, if a single one leaves their spread unknown: the same images with two of each
 
-The root is the root mean square of what the bias may be: its estimate, and the uncertainty of that. A solver of order p
-keeps 2^-p of its error at twice the steps, and an adaptive one about a tenth at a tenth of the tolerance; dividing by
+The root is the root mean square of the possible bias: its estimate and the uncertainty of that. A solver of order p
+retains 2^-p of its error at twice the steps, and an adaptive one about a tenth at a tenth of the tolerance; dividing by
 the rest makes the change an estimate of the whole error. Both solves of an end are tight, on every second of the m.
 
 Ends. The discrete probability is *defined* by the protocol's ends: draw from the prior at t_max, follow the flow to
-t_min, take the level. For that model neither end is an error. What an end costs is the distance to the model without
-ends, the limit lambda -> +-infinity, which cannot be had from a network that has seen nothing beyond. So the ends are
-moved inwards, where the network was trained. If the distance goes as the a-th power of the noise (or signal) at the
-end, a move by a factor of 2 changes the figure by 2^a - 1 times the distance: by the whole of it or more for a >= 1,
-and by 3 times it for a = 2, to which it tends for a density that is smooth on the scale of the noise. More compute
-lowers neither end.
+t_min, take the bin. For that model neither end is an error. The error of an end is the distance to the model without
+ends, the limit lambda -> +-infinity, which cannot be computed with a network that was not trained beyond the ends. So
+they are moved inwards, where the network was trained. If the distance scales as the a-th power of the noise (or signal)
+at the end, a move by a factor of 2 changes the figure by 2^a - 1 times the distance: by all of it or more for a >= 1,
+and by 3 times it for a = 2, the limit for a density that is smooth on the scale of the noise. More compute reduces
+neither end.
 
-Where the data are narrower than the noise v that t_min leaves, a halving is worth up to a bit, and there are many below
-it. For a density (of continuous data) the end is then moved a second time. A share p of the dimensions of a width c,
-Gaussian, would change by p g(c^2 / v) and p g(c^2 / 4 v),
+If the data are narrower than the noise variance v at t_min, a halving changes the figure by up to a bit, and many
+halvings remain. For a density (of continuous data) the end is then moved a second time. For a Gaussian with standard
+deviation c in a fraction p of the dimensions the changes would be p g(c^2 / v) and p g(c^2 / 4 v),
 
     g(r) = 1/2 log2((r + 4) / (r + 1)) - (1 / (r + 1) - 1 / (r + 4)) r / (2 ln 2),
 
-whose ratio, taken a standard error high, tells c and then p; from c^2 < v on the entry is p / 2 log2(1 + v / c^2), all
-that is left to gain for data at their mean. For data on points that has no limit: the entry ends at
-p / 2 log2(1 + 10^4). A figure of levels is a bound of the probability for the path as it ends, and its entry what one
-halving of the noise is worth, up to a bit.
+whose ratio, plus one standard error, gives c and then p; for c^2 < v the entry is p / 2 log2(1 + v / c^2), the whole
+remaining change for data at their mean. For data on points that is unbounded: the entry is capped at
+p / 2 log2(1 + 10^4). A figure of discrete data is a bound on the probability for the path as it ends, and its entry is
+the effect of one halving of the noise, up to a bit.
 
-A bound (ELBO) takes the ends into account by its own terms, the prior's and the decoder's: nothing is truncated.
+A bound (ELBO) accounts for the ends by its prior and decoder terms: nothing is truncated.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ Measure = Callable[[Tensor, Mapping[str, Any]], Estimate]
 TIGHTER = 10.0
 # Inwards by a factor of two in noise or signal, as a step in log-SNR.
 _INWARDS = 2.0 * math.log(2.0)
-# From this change (bits/dim) on data may be narrower than the noise of t_min; and the least c^2 / v that is told.
+# From this change (bits/dim) on, data may be narrower than the noise at t_min; and the smallest c^2 / v resolved.
 _NOTICED, _NARROWEST = 0.01, 1e-4
-# One image in 54 for each cause; all together cost at most about a fifth of the measurement of many images.
+# One image in 54 for each cause; all causes cost at most about a fifth of the measurement of many images.
 _ONE_IN, _FEWEST, _MOST = 54, 4, 32
 
 
 def subsample_size(n: int) -> int:
-    """The images of n that are measured again: one in 54, but at least 4 and at most 32."""
+    """The number of images of n that are measured again: one in 54, but at least 4 and at most 32."""
     return min(n, max(_FEWEST, min(_MOST, n // _ONE_IN)))
 
 
@@ -72,15 +72,15 @@ def subsample(indices: Tensor, count: int | None = None) -> Tensor:
 
 
 def complete(estimate: Estimate, measure: Measure, count: int | None = None) -> Estimate:
-    """An estimate with every cause of error that applies to it in its budget (the module's text has the formulas).
+    """An estimate with every applicable cause of error in its budget (the module docstring has the formulas).
 
     Args:
         estimate: The figure.
-        measure: Measures images of it again, given their indices, with some options changed.
-        count: The images measured again for each cause; by default one in 54, 4 to 32 of them.
+        measure: Measures some of its images again, given their indices, with some options changed.
+        count: The number of images measured again for each cause; by default one in 54, 4 to 32 of them.
 
     Returns:
-        The same values. A cause is nan where it cannot be had: a solve that does not succeed at the tighter tolerance.
+        The same values. A cause is nan if it cannot be measured: a solve that fails at the tighter tolerance.
     """
     assert estimate.indices is not None
     rows = subsample(estimate.indices, count)
@@ -123,7 +123,7 @@ def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str,
 
 
 def _of_narrow_data(at_end: Estimate, inwards: Estimate, further: Estimate) -> float:
-    """What the data end may be off in bits/dim where the data are narrower than its noise; 0 where they are not."""
+    """The possible error of the data end in bits/dim if the data are narrower than its noise; 0 if they are not."""
     changes = inwards.bits_per_dim - _at(at_end, inwards), further.bits_per_dim - inwards.bits_per_dim
     first, second = (float(change.mean()) for change in changes)
     if min(first, second) <= 0.0:
@@ -139,7 +139,7 @@ def _of_narrow_data(at_end: Estimate, inwards: Estimate, further: Estimate) -> f
 
 
 def _change(r: Tensor) -> Tensor:
-    """g of the module's text."""
+    """g of the module docstring."""
     near, far = 1.0 / (r + 1.0), 1.0 / (r + 4.0)
     return 0.5 * torch.log2(near / far) - (near - far) * r / (2.0 * math.log(2.0))
 
@@ -175,9 +175,9 @@ def _of_noise(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str, f
     two = {"probes": max(2, probes)} if probes else {}
     two |= {"draws": max(2, draws)} if draws else {}
     if draws == 1 and protocol["importance_weighted"]:
-        two["importance_weighted"] = False  # one weighted draw is a plain one; its spread is that of plain ones
+        two["importance_weighted"] = False  # one weighted draw is a plain one; so is its spread
     again = measure(rows, two)
-    # how many more of each the subsample had: its errors, scaled to the figure's numbers
+    # the subsample had more of each: its errors are scaled to the numbers of the figure
     fewer = len(again) / n * (two.get("draws", 1) / max(1, draws))
     found = {}
     if probes:
@@ -186,7 +186,7 @@ def _of_noise(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str, f
             found["probes"] = budget["probes"]
     if draws == 1:
         found["draws"] = again.error_budget["draws"] * math.sqrt(fewer)
-    elif draws > 1:  # its spread over draws is known, with the single probe's in it
+    elif draws > 1:  # the spread over draws is known, and includes that of the single probe
         found["draws"] = math.sqrt(max(0.0, mean_error(estimate.std_error, estimate.dims) ** 2 - found["probes"] ** 2))
     return found
 

@@ -1,24 +1,24 @@
-"""What every likelihood estimator returns: the value of each image, and all that is needed to trust and repeat it.
+"""The result of every likelihood estimator: the value of each image, and all that is needed to trust and repeat it.
 
-A likelihood is of the discrete datum (or, for continuous data, of the density): nats inside, bits/dim outside,
+A likelihood is that of discrete data (or, for continuous data, a density): nats internally, bits/dim in reports,
 
     bits/dim = -log P(x) / (D ln 2).
 
 The 95 % interval of the mean is Student's, from the spread of the values over images: mean +- t_{n-1} s / sqrt(n), and
-wider on the side of a long tail where the values are skew (`mean_interval`). The spread holds both the sampling of the
-test set and the estimator's own noise (each image's noise is independent), so the interval is right even where the
-noise of a single image is not known: it covers the figure of the population that the images were drawn from. It says
-nothing of systematic errors (a solver's, the ends of the path) nor of a bound's gap.
+wider on the side of a long tail if the values are skewed (`mean_interval`). The spread includes both the sampling of
+the test set and the estimator's noise (independent between images), so the interval is valid even if the noise of a
+single image is unknown: it covers the figure of the population from which the images were drawn. It includes neither
+systematic errors (a solver's, the ends of the path) nor the gap of a bound.
 
-The error budget holds errors of the mean by cause, in bits/dim, of two sorts. Random ones (probes, draws, noise, ...)
-are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are sizes of a bias, common to all images; no
-two of them need cancel. Hence
+The error budget lists errors of the mean by cause, in bits/dim, of two types. Random ones (probes, draws, noise, ...)
+are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are magnitudes of a bias common to all images,
+which need not cancel. Hence
 
     error of the measurement    sqrt(sum of squares of the random) + sum of the systematic,
     total error                 "test set" + sum of the systematic,
 
-the first of the mean of these very images, the second of the population's: "test set" is the spread over images, with
-the random causes in it already, so they are not added to it again.
+the first for the mean of these images, the second for the population: "test set" is the spread over images, which
+already includes the random causes, so they are not added again.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ KINDS = ("exact", "unbiased", "lower bound", "surrogate")
 
 # The error of the mean that comes from the choice of images (and, with it, from whatever noise each image carries).
 TEST_SET = "test set"
-# What shifts every image alike, so that more of them do not average it away.
+# Errors that shift every image alike, so more images do not average them out.
 DATA_END, NOISE_END, SOLVER = "data end", "noise end", "solver"
 SYSTEMATIC = (SOLVER, DATA_END, NOISE_END)
-# The skewness, in its standard errors for normal values, from which on an interval takes it into account.
+# The skewness, in its standard errors for normal values, from which an interval accounts for it.
 _SKEW = 2.0
-# Terms that are no parts of log_prob: what tells whether importance weights are to be trusted (`importance_weights`).
+# Terms that are not parts of log_prob: diagnostics of importance weights (`importance_weights`).
 EFFECTIVE_SAMPLES, TAIL_SHAPE = "log_effective_samples", "tail_shape"
 DIAGNOSTICS = (EFFECTIVE_SAMPLES, TAIL_SHAPE)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval and its standard error (nan where a single value leaves them unknown)."""
+    """A mean with its 95 % interval and its standard error (nan for a single value)."""
 
     mean: float
     low: float
@@ -73,24 +73,16 @@ def student_interval(values: Float[Tensor, " n"]) -> Interval:
 
 
 def mean_interval(values: Float[Tensor, " n"]) -> Interval:
-    """The mean of `values` and a 95 % interval of it: Student's, widened where they are too skew for it.
+    """The mean of `values` and a 95 % interval of it: Student's, widened for skewed values.
 
-    Of skew values Student's misses the mean, nearly always on the side of the tail. Where the sample's skewness G is
-    beyond 2 of its standard errors for normal values, either end is moved out to that of Hall's transformation (1992,
-    J. R. Statist. Soc. B 54, 221-228) where that is wider: with T = (mean - mu) sqrt(n) / s, a = G / (3 sqrt(n)),
+    For skewed values Student's misses the mean, nearly always on the side of the tail. If the sample skewness G exceeds
+    2 of its standard errors for normal values, either end is moved out to that of Hall's transformation (1992, J. R.
+    Statist. Soc. B 54, 221-228) if that is wider: with T = (mean - mu) sqrt(n) / s, a = G / (3 sqrt(n)),
 
         T + a T^2 + a^2 T^3 / 3 + G / (6 sqrt(n))    within +- t_{n-1}.
 
-    Coverage in per cent, Student's -> this (4,000 samples; with the ratio of the mean widths):
-
-        n                            8                   32                  360                 1,000
-        normal                95.2 -> 95.4 (1.06)  95.2 -> 95.3 (1.00)  95.3 -> 95.3 (1.00)  94.7 -> 94.7 (1.00)
-        exponential           89.1 -> 91.0 (1.41)  92.8 -> 96.0 (1.30)  95.0 -> 95.9 (1.04)  95.2 -> 95.5 (1.02)
-        log-normal            82.7 -> 85.9 (1.64)  88.8 -> 94.1 (1.77)  94.0 -> 96.0 (1.19)  94.6 -> 96.0 (1.09)
-        2 % outliers by 10    92.9 -> 93.1 (1.39)  90.4 -> 90.5 (1.91)  94.1 -> 95.7 (1.09)  94.8 -> 95.8 (1.05)
-        0.5 % outliers by 20  94.8 -> 95.0 (1.27)  92.2 -> 92.3 (1.47)  90.7 -> 91.2 (1.26)  93.5 -> 95.6 (1.12)
-
-    Where the outliers are so few that a sample may have none, no interval that is made of the sample can know of them.
+    docs/likelihood.md has the measured coverage. If outliers are so rare that a sample may have none, no interval
+    computed from the sample can account for them.
     """
     student, n = student_interval(values), len(values)
     if n < 3 or not student.sem > 0:
@@ -108,7 +100,7 @@ def mean_interval(values: Float[Tensor, " n"]) -> Interval:
 
 
 def mean_error(std_error: Float[Tensor, " n"], dims: int) -> float:
-    """The standard error in bits/dim of a mean over images, from the images' own in nats, independent of each other."""
+    """The standard error in bits/dim of a mean over images, from independent standard errors of the images in nats."""
     return float(std_error.double().square().sum().sqrt()) / (len(std_error) * dims * math.log(2.0))
 
 
@@ -117,22 +109,22 @@ class Estimate:
     """Log-likelihoods of a set of images, with their kind, their errors and their protocol.
 
     Args:
-        log_prob: log P(x) of each datum in nats, float64 of shape (B,); of the density where `levels` is None.
-        dims: The number D of dimensions of a datum.
-        levels: The number of levels of a dimension, None for continuous data.
-        std_error: Standard error of each log_prob in nats, from the estimator's own randomness: 0 where there is none,
-            nan where one draw leaves it unknown.
+        log_prob: log P(x) of each image in nats, float64 of shape (B,); of the density if `levels` is None.
+        dims: The number D of dimensions of an image.
+        levels: The number of levels per dimension, None for continuous data.
+        std_error: Standard error of each log_prob in nats, from the estimator's own randomness: 0 if there is none, nan
+            if it cannot be known from one draw.
         kind: `exact` (up to the solver's tolerance), `unbiased`, `lower bound` (in expectation), or `surrogate`.
-        protocol: All that is needed to repeat the figure, as plain values; with `law`, which its estimator implies
-            where it is not given (`likelihood.law`).
-        indices: The images' own indices, which key their noise; 0 .. B - 1 by default.
-        nfe: Network evaluations an image.
+        protocol: All that is needed to repeat the figure, as plain values; with `law`, which the estimator implies if
+            it is not given (`likelihood.law`).
+        indices: The indices of the images, which key their noise; 0 .. B - 1 by default.
+        nfe: Network evaluations per image.
         seconds: Wall time.
-        error_budget: Errors of the mean by cause, in bits/dim; "test set" (see `mean_interval`) is always there.
+        error_budget: Errors of the mean by cause, in bits/dim; always includes "test set" (see `mean_interval`).
         terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
-        UserError: For an unknown kind or law, or values that are not one a datum.
+        UserError: For an unknown kind or law, or values that are not one per image.
     """
 
     log_prob: Tensor = field(repr=False)
@@ -167,16 +159,16 @@ class Estimate:
 
     @property
     def nats_per_bit_per_dim(self) -> float:
-        """D ln 2: what turns nats of a datum into bits/dim."""
+        """D ln 2: converts nats per image into bits/dim."""
         return self.dims * math.log(2.0)
 
     @property
     def bits_per_dim(self) -> Float[Tensor, " b"]:
-        """-log_prob / (D ln 2) of each image, shape (B,); a lower bound of log_prob is an upper bound of this."""
+        """-log_prob / (D ln 2) of each image, shape (B,); a lower bound on log_prob is an upper bound on this."""
         return -self.log_prob / self.nats_per_bit_per_dim
 
     def at(self, order: Int[Tensor, " b"]) -> Estimate:
-        """The same estimate with its images in another order: `order` holds each place's present one."""
+        """The same estimate with its images in another order: `order` holds the current position of each."""
         assert self.indices is not None
         return replace(
             self,
@@ -187,7 +179,7 @@ class Estimate:
         )
 
     def mean(self) -> Interval:
-        """The mean bits/dim over the images with its 95 % interval (see the module's text for what it covers)."""
+        """The mean bits/dim over the images with its 95 % interval (see the module docstring for what it covers)."""
         return mean_interval(self.bits_per_dim)
 
     def with_error(self, cause: str, bits_per_dim: float) -> Estimate:
@@ -196,7 +188,7 @@ class Estimate:
 
     @property
     def random_error(self) -> float:
-        """The standard error in bits/dim of the mean from the estimator's own randomness; nan where it is unknown."""
+        """The standard error in bits/dim of the mean from the estimator's own randomness; nan if unknown."""
         causes = [error for cause, error in self.error_budget.items() if cause not in (*SYSTEMATIC, TEST_SET)]
         if not causes and bool(self.std_error.isnan().any()):
             return math.nan
@@ -204,29 +196,29 @@ class Estimate:
 
     @property
     def systematic_error(self) -> float:
-        """The systematic entries of the budget, added up."""
+        """The sum of the systematic entries of the budget."""
         return sum(self.error_budget.get(cause, 0.0) for cause in SYSTEMATIC)
 
     @property
     def measurement_error(self) -> float:
-        """The error in bits/dim of the mean over these very images (see the module's text)."""
+        """The error in bits/dim of the mean over these images (see the module docstring)."""
         return self.random_error + self.systematic_error
 
     @property
     def total_error(self) -> float:
-        """The error in bits/dim of the mean, with the choice of the images (see the module's text)."""
+        """The error in bits/dim of the mean, including the choice of images (see the module docstring)."""
         return self.error_budget[TEST_SET] + self.systematic_error
 
     @staticmethod
     def join(parts: Sequence[Estimate]) -> Estimate:
-        """One estimate from those of disjoint sets of images made under one protocol.
+        """One estimate from those of disjoint sets of images with the same protocol.
 
-        Seconds add up, NFE is the mean over images. Of the budget (errors of means over images) the random causes are
-        independent between parts and add up in quadrature; systematic ones, alike in all parts, are averaged. Terms
-        are those that all parts have.
+        Seconds add up, NFE is the mean over images. In the budget (errors of means over images) random causes are
+        independent between parts and add up in quadrature; systematic ones, common to all parts, are averaged. Terms
+        are those common to all parts.
 
         Raises:
-            UserError: For no part, parts of unlike protocol, or an image that is in two parts.
+            UserError: For no part, parts with different protocols, or an image in two parts.
         """
         if not parts:
             raise UserError("estimate: nothing to join")
@@ -259,12 +251,12 @@ class Estimate:
             terms={
                 name: torch.cat([part.terms[name] for part in parts])
                 for name in first.terms
-                if all(name in part.terms for part in parts)  # one kept by an earlier release may have fewer
+                if all(name in part.terms for part in parts)  # one stored by an earlier release may have fewer
             },
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON, with None for nan: the summary, then one entry an image."""
+        """Plain values for JSON, with None for nan: the summary, then one entry per image."""
 
         def plain(value: float) -> float | None:
             return value if math.isfinite(value) else None
@@ -298,10 +290,10 @@ class Estimate:
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Estimate:
-        """What `to_dict` made plain; terms, of which that has the means alone, where they are under `terms`.
+        """The inverse of `to_dict`; of the terms, which that reduces to means, only what is under `terms`.
 
         Raises:
-            ValueError, KeyError, TypeError, ...: For values that are none of `to_dict`, or not of each other.
+            ValueError, KeyError, TypeError, ...: For values not from `to_dict`, or inconsistent ones.
         """
 
         def numbers(values: Sequence[float | None]) -> Tensor:

@@ -1,18 +1,18 @@
 """The log-density of a batch along the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, sec. 4.3, app. D.2).
 
-In the units of `samplers.ode.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the log-density
-changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
+In the variables of `samplers.ode.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the
+log-density changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
 
     log p(x) = D log cos(phi_0)              a datum x enters as z = alpha x / r = cos(phi_0) x
              + integral of div F dphi        from phi_0 to phi_1
              + log p_1(z_1)                  z_1 in closed form, from the standard normal at phi = pi/2
 
-p is thus the density of the model's data with noise of standard deviation exp(-lambda / 2) at t_min still in them.
-The gap from phi_1 to pi/2, where alpha is 0 at last, is one step of DDIM, which is exact for x_hat constant along it:
+p is thus the density of the model's data including the noise of standard deviation exp(-lambda / 2) at t_min.
+The gap from phi_1 to pi/2, where alpha reaches 0, is one DDIM step, which is exact if x_hat is constant along it:
 eps_hat = sin(phi_1) z + cos(phi_1) F is the standard normal, and log det = D log(sin(phi_1) + cos(phi_1) div F / D)
-up to O(cos(phi_1)^2) times the variance of the eigenvalues of F's Jacobian: exactly, where F scales all dimensions
-alike, which for a network that is no posterior mean it may do by a factor far from 1. Without the step the mean of the
-data would be missing from p_1, a per-image error of order cos(phi_1).
+up to O(cos(phi_1)^2) times the variance of the eigenvalues of F's Jacobian: exactly, if F scales all dimensions equally
+(for a network that is not a posterior mean, possibly by a factor far from 1). Without this step the mean of the data
+would be missing from p_1, a per-image error of order cos(phi_1).
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Between(Schedule):
 
 
 def between(path: Schedule, log_snr_min: float | None, log_snr_max: float | None) -> Schedule:
-    """The path cut off at two log-SNRs; None leaves an end where it is, and no end is moved outwards.
+    """The path truncated at two log-SNRs; None leaves an end unchanged, and no end is moved outwards.
 
     Raises:
-        UserError: Where nothing of the path is left.
+        UserError: If nothing of the path remains.
     """
     low, high = log_snr_ends(path)
     new_low = low if log_snr_min is None else max(low, log_snr_min)
@@ -95,7 +95,7 @@ def between(path: Schedule, log_snr_min: float | None, log_snr_max: float | None
 
 Field = Callable[[Tensor], Tensor]
 
-# Numbers in flight while a Jacobian is taken: small batches take many of its rows together, large ones one by one.
+# Numbers in flight while a Jacobian is computed: small batches process many rows at once, large ones one by one.
 _IN_FLIGHT = 2**16
 
 
@@ -103,21 +103,21 @@ def _forward(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         value = field(x)
-        # a field that does not depend on x has a graph, too
+        # gives a field that does not depend on x a graph as well
         return x, value if value.requires_grad else value + 0.0 * x
 
 
 def exact_divergence(
     field: Field, x: Float[Tensor, " b *dims"]
 ) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b"]]:
-    """f(x) and its divergence, for any shape of datum: D vector-Jacobian products of one forward pass.
+    """f(x) and its divergence, for samples of any shape: D vector-Jacobian products of one forward pass.
 
     Args:
         field: Maps (B, *shape) to (B, *shape), each row by itself.
         x: Where, shape (B, *shape).
 
     Returns:
-        The value, shape (B, *shape), and the divergence, shape (B,); neither carries a graph.
+        The value, shape (B, *shape), and the divergence, shape (B,), both without a graph.
     """
     x, value = _forward(field, x)
     dims = value.numel() // len(x)
@@ -147,7 +147,7 @@ def hutchinson_divergence(
         probes: Vectors with E[v v^T] = I, e.g. signs, shape (B, P, *shape).
 
     Returns:
-        The value, shape (B, *shape), and v^T J v of each probe, shape (B, P); neither carries a graph.
+        The value, shape (B, *shape), and v^T J v of each probe, shape (B, P), both without a graph.
     """
     x, value = _forward(field, x)
     draws = []
@@ -164,18 +164,18 @@ _FIRST_STEP = 0.01
 
 @dataclass(frozen=True)
 class Solve:
-    """How the ODE is solved and its divergence measured; a figure's protocol.
+    """How the ODE is solved and its divergence computed; part of a figure's protocol.
 
     Args:
-        trace: `exact` (D vector-Jacobian products an evaluation) or `hutchinson` (one a probe).
-        probes: The probes an image, for `hutchinson`.
-        method: An adaptive method of torchdiffeq (dopri5, dopri8, bosh3, adaptive_heun), or one of fixed steps
+        trace: `exact` (D vector-Jacobian products per evaluation) or `hutchinson` (one per probe).
+        probes: The probes per image, for `hutchinson`.
+        method: An adaptive method of torchdiffeq (dopri5, dopri8, bosh3, adaptive_heun), or one with fixed steps
             (euler, midpoint, heun2, heun3, rk4).
-        tolerance: Of adaptive methods: the error allowed a step, in z and in nats/dim.
-        steps: Of methods of fixed steps: their number.
-        grid: Of methods of fixed steps: their spacing (`schedules.time_grids.names`).
-        max_evaluations: The evaluations after which a solve is given up.
-        log_snr_min, log_snr_max: Where the path ends, within the denoiser's own ends, which None leaves.
+        tolerance: For adaptive methods: the allowed error per step, in z and in nats/dim.
+        steps: For fixed-step methods: the number of steps.
+        grid: For fixed-step methods: their spacing (`schedules.time_grids.names`).
+        max_evaluations: The number of evaluations after which a solve fails.
+        log_snr_min, log_snr_max: The ends of the path, inside the denoiser's own ends, which are used for None.
     """
 
     trace: str = "exact"
@@ -197,7 +197,7 @@ class Solve:
             raise UserError(f"probes: found {self.probes}; must be at least 1")
 
     def protocol(self) -> dict[str, object]:
-        """The settings that this solve makes use of."""
+        """The settings that this solve uses."""
         unused = {"steps", "grid"} if self.method in ADAPTIVE else {"tolerance"}
         unused |= {"probes"} if self.trace == "exact" else set()
         unused |= {"log_snr_min", "log_snr_max"}  # `path` has the times
@@ -215,17 +215,17 @@ def flow_log_density(
     probes: Float[Tensor, " b p *dims"] | None = None,
     cond: Any = None,
 ) -> Float[Tensor, " b p"]:
-    """log p(x) in nats of one batch, shape (B, P): a column a probe, or a single one for the exact trace.
+    """log p(x) in nats of one batch, shape (B, P): one column per probe, or a single one for the exact trace.
 
     Raises:
-        SolverError: Where the solver cannot go on.
+        SolverError: If the solver fails.
     """
     x = x.double()
     shape, dims = x.shape, x[0].numel()
     schedule = solve.path(denoiser)
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     adaptive = solve.method in ADAPTIVE
-    # `time_grid` ends in the datum: all but its last entry are the times from t_max to t_min
+    # `time_grid` ends in 0: all but its last entry are the times from t_max to t_min
     times = ends if adaptive else time_grid(schedule, solve.steps + 1, solve.grid, math.inf)[:-1].flip(0)
     phi = angle(schedule, times)
     flow = ProbabilityFlow(denoiser, cond, solve.max_evaluations)

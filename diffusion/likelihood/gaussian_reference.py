@@ -1,21 +1,21 @@
 """Integrals of denoising errors over the log-SNR, against a Gaussian whose own errors are known.
 
-Both I-MMSE and the evidence lower bound in continuous time need, for a datum x,
+Both I-MMSE and the evidence lower bound in continuous time need, for a sample x,
 
     1/2 integral of E||e||^2 dlambda,    e = eps - eps_hat.
 
-A reference N(0, c I) has the denoiser that answers with the error (up to its sign), for s = exp(lambda),
+The denoiser of a reference N(0, c I) has the error (up to its sign), for s = exp(lambda),
 
     e_ref = (1 - k) sqrt(s) x - k eps,  k = c s / (c s + 1),  E||e_ref||^2 = (1 - k)^2 s |x|^2 + k^2 D,
     1/2 integral of E||e_ref||^2 dlambda = [k |x|^2 / c + D (log(1 + c s) - k)] / 2    between the ends,
 
-so that only the difference is left to chance. c is the datum's own mean square, shrunk to 1, so that a row depends on
-nothing but itself. ||e_ref||^2 is drawn with the same eps and is a control variate of known mean, with the coefficient
-||e||^2 / ||e_ref||^2 of the neighbouring strata (best where e is a part of -eps, as it is at high SNR, and independent
-of the stratum's own noise, so that nothing is biased).
+so only the difference is random. c is the mean square of x itself, shrunk towards 1, so a row does not depend on
+others. ||e_ref||^2 is computed with the same eps and is a control variate of known mean, with the coefficient
+||e||^2 / ||e_ref||^2 of the neighbouring strata (optimal if e is a multiple of -eps, as at high SNR, and independent of
+the noise in the stratum, so that there is no bias).
 
 The noise levels are stratified, by a density that is half uniform between the path's ends (no weight exceeds twice that
-of uniform draws) and half logistic. Without a reference (`none`) they are uniform, and the integral is drawn as it is.
+of uniform draws) and half logistic. Without a reference (`none`) they are uniform, with no control variate.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from ..errors import choose
 from ..numerics.broadcasting import pad_dims_like
 from .batching import squares, stratified_error, stratified_positions
 
-# The logistic half of the density of noise levels, as wide as data of deviation 0.02 to 1 ask for.
+# The logistic half of the density of noise levels, wide enough for data of standard deviation 0.02 to 1.
 _CENTER, _SCALE = 2.0, 3.0
 _TABLE = 4096
 REFERENCES = ("gaussian", "none")
-# Neighbours on either side that a stratum's coefficient is taken from.
+# Neighbours on either side used for the coefficient of a stratum.
 _NEIGHBOURS = 3
-# The datum, eps, and ||eps - eps_hat||^2, shape (B,), of evaluation i at the log-SNRs (B,).
+# x, eps, and ||eps - eps_hat||^2, shape (B,), of evaluation i at the log-SNRs (B,).
 Evaluate = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class GaussianReference:
-    """K noise levels an image between two log-SNRs, and the errors of N(0, c I) there.
+    """K noise levels per image between two log-SNRs, and the errors of N(0, c I) there.
 
     Args:
-        square: E|x|^2 of each datum, over its dequantisation, float64 of shape (B,).
+        square: E|x|^2 of each image, over its dequantisation, float64 of shape (B,).
         dims: Its number D of dimensions.
         low, high: The ends in log-SNR.
-        seed, indices, evaluations: The seed, the data's keys (B,), and K.
+        seed, indices, evaluations: The seed, the keys of the images (B,), and K.
         reference: `gaussian`, or `none`.
 
     Attributes:
         variance: c, shape (B,).
-        log_snr: The noise levels, shape (B, K), one in each of K strata from the lowest on.
+        log_snr: The noise levels, shape (B, K), one in each of K strata, in increasing order.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GaussianReference:
         self.log_snr, self._density = self._levels(stratified_positions(seed, indices, evaluations))
 
     def differences(self, evaluate: Evaluate) -> tuple[Float[Tensor, " b k"], Float[Tensor, " b k"]]:
-        """1/2 E(||e_ref||^2 - ||e||^2) at each noise level, unbiased, and its share of the integral."""
+        """1/2 E(||e_ref||^2 - ||e||^2) at each noise level, unbiased, and its contribution to the integral."""
         k = torch.sigmoid(self.log_snr + self.variance.log()[:, None])
         x_share = (1.0 - k) * torch.exp(0.5 * self.log_snr)
         errors, references = [], []
@@ -94,9 +94,8 @@ class GaussianReference:
     def error(self, drawn: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
         """The standard error of the sum over the noise levels (`stratified_error`).
 
-        Neighbours share what their coefficients are made of, of which their differences see nothing: the variance is
-        taken K / (K - 2) times as large (without it the error of 32 levels is 1 to 2 % too small, with it at most 3 %
-        too large).
+        The coefficients of neighbours share data, which their differences do not reveal: the variance is multiplied by
+        K / (K - 2) (without it the error of 32 noise levels is 1 to 2 % too small, with it at most 3 % too large).
         """
         count = drawn.shape[1]
         shared = 1.0 if self.reference == "none" or count < 3 else math.sqrt(count / (count - 2))
@@ -126,9 +125,9 @@ class GaussianReference:
 
 
 def noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Map positions in (0, 1) to log-SNRs by the inverse of a distribution function; and the density there.
+    """Map positions in (0, 1) to log-SNRs by an inverse distribution function; also return the density there.
 
-    The function is linear between the entries of a table: its density is then known exactly, and no bias comes in.
+    The function is piecewise linear on a table, so its density is known exactly and there is no bias.
     """
     table = torch.linspace(low, high, _TABLE + 1, dtype=torch.float64)
     logistic = torch.sigmoid((table - _CENTER) / _SCALE)
@@ -140,9 +139,9 @@ def noise_levels(low: float, high: float, positions: Tensor) -> tuple[Tensor, Te
 
 
 def coefficient(error: Tensor, reference: Tensor) -> Tensor:
-    """The ratio of `error` to `reference` in the strata around each, without itself, at most 1; shape (B, K).
+    """The ratio of `error` to `reference` in the strata around each, excluding itself, at most 1; shape (B, K).
 
-    0 where there is none around.
+    0 if there are none around.
     """
     window = torch.ones(1, 1, 2 * _NEIGHBOURS + 1, dtype=error.dtype)
     window[..., _NEIGHBOURS] = 0.0

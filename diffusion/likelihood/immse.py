@@ -5,26 +5,25 @@ at every single x, where mmse(x, s) = E_eps ||x - x_hat(x_t)||^2 and x_hat is th
 
     -log p(x) = D/2 log(2 pi e) - 1/2 integral of ( D / (1 + s) - mmse(x, s) ) ds        over (0, infinity).
 
-Here against any Gaussian p_ref = N(0, c I), whose own denoiser is known, and in the log-SNR lambda, with
+Here relative to any Gaussian p_ref = N(0, c I), whose denoiser is known, and in the log-SNR lambda, with
 e = eps - eps_hat = sqrt(s) (x_hat - x) up to its sign:
 
     log p(x) = log p_ref(x) + 1/2 integral of E( ||e_ref||^2 - ||e||^2 ) dlambda,
     e_ref = (1 - k) sqrt(s) x - k eps (up to its sign),  k = c s / (c s + 1),  E||e_ref||^2 = (1-k)^2 s |x|^2 + k^2 D.
 
 (c = 1 and E||e_ref||^2 averaged over data N(0, I) is the formula above.) c, the density of the noise levels and the
-control variate are those of `gaussian_reference`. Against the formula as it stands, with uniform noise levels, they
-divide the variance by 25, 10 and 3 on Gaussian mixtures of 192 dimensions and deviation 0.2, 0.08 and 0.01 (measured,
-K = 64).
+control variate are those of `gaussian_reference`. Compared with the plain formula, with uniform noise levels, they
+divide the variance by 25, 10 and 3 on Gaussian mixtures of 192 dimensions and standard deviation 0.2, 0.08 and 0.01
+(measured, K = 64).
 
-Beyond the ends, the integrand is taken to go as exp(lambda) and exp(-lambda), to
-which it tends for data of finite variance and a smooth density: the tail is the integrand at the end, in closed form.
-Where that is not so (a path that starts with signal in it, data on points), the budget's "noise end" and "data end",
-the whole of either tail, say it.
+Beyond the ends, the integrand is assumed to scale as exp(lambda) and exp(-lambda), its asymptotes for data of finite
+variance and smooth density: the tail then is the integrand at the end, in closed form. If that does not hold (a path
+that starts with signal, data on points), the budget's "noise end" and "data end", the whole of either tail, show it.
 
 With an exact denoiser the value is unbiased, up to the ends. With another, ||e||^2 is too large on average over the
-data, so the *mean* over test data is an upper bound of their entropy; and cut off at the path's ends, the same integral
-is a lower bound of the log-density of the reverse SDE (`variational_bound.elbo_continuous`). But the tails take the
-model beyond its path, where it has no law to be a bound of: the kind is then `surrogate`.
+data, so the *mean* over test data is an upper bound on their entropy; and truncated at the path's ends, the same
+integral is a lower bound on the log-density of the reverse SDE (`variational_bound.elbo_continuous`). But the tails
+extrapolate the model beyond its path, where it defines no law: the kind is then `surrogate`.
 """
 
 from __future__ import annotations
@@ -58,12 +57,12 @@ def log_density_immse(
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """The log-density of continuous data from denoising errors (arXiv 2302.03792; the module's text has the formula).
+    """The log-density of continuous data from denoising errors (arXiv 2302.03792; formula in the module docstring).
 
     Args:
         denoiser: The model.
         x: Data, shape (B, *shape).
-        evaluations: The number K of noise levels a datum, three or more, one forward evaluation each.
+        evaluations: The number K of noise levels per sample, three or more, one forward evaluation each.
         seed: The seed; a row depends on (seed, index) only.
         cond: Class labels, shape (B,), or None.
         batch_size: The data taken together.
@@ -93,9 +92,9 @@ def log_likelihood_immse(
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """The uniformly dequantised bound E_u log p(x + u) + D log w of images of levels, by `log_density_immse`.
+    """The uniformly dequantised bound E_u log p(x + u) + D log w of images, by `log_density_immse`.
 
-    The integral is linear, so every noise level has its own draw of u: the standard error knows of both.
+    The integral is linear, so every noise level has its own draw of u: the standard error includes both.
 
     Args:
         denoiser: The model.
@@ -135,7 +134,7 @@ def _immse(
     protocol = {"estimator": "I-MMSE", "evaluations": evaluations, **protocol_of(denoiser), "seed": seed}
     protocol |= {} if dequantizer is None else {"dequantization": "uniform", "levels": levels}
 
-    tails: dict[str, list[Tensor]] = {DATA_END: [], NOISE_END: []}  # what each batch has beyond the path
+    tails: dict[str, list[Tensor]] = {DATA_END: [], NOISE_END: []}  # of each batch, beyond the path
 
     def point(rows: slice, i: int) -> Tensor:
         """The data of evaluation i."""

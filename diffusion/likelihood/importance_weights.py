@@ -1,29 +1,29 @@
-"""The log of a mean of importance weights: its value, its error about the log of the expectation, when to trust it.
+"""The log of a mean of importance weights: its value, its error as an estimate of log E w, and when to trust it.
 
 K independent weights w_k >= 0 with E w = P. The estimate L = log(1/K sum w_k) is a lower bound of log P in expectation
-(Jensen). With gamma the skewness of the weights at hand, and ESS = (sum w)^2 / sum w^2 their effective number,
+(Jensen). With gamma the sample skewness of the weights, and ESS = (sum w)^2 / sum w^2 their effective number,
 
     delta method        s = sqrt((K / ESS - 1) / (K - 1)), the standard error of log of a mean
     skewness            s (1 + c gamma^2 / K),        c = (z^4 + 2 z^2 - 3) / 18 = 1.08 for z = 1.96
-    missing weights     in quadrature with L_t - L, where ESS < sqrt(K)
+    missing weights     in quadrature with L_t - L, if ESS < sqrt(K)
 
-Skewness: weights that happened to miss the peak have a small mean *and* a small deviation, so that intervals of the
-delta method fail too often, above all on the upper side. What skewness takes from the coverage of two-sided Student
-intervals of a mean is, to order 1 / K, 2 z phi(z) c gamma^2 / K, phi the normal density (Hall 1988, Annals of
-Statistics 16, 927: q_2), which this factor gives back. What is left out of the expansion has the other sign for weights
-skewed to the right: the kurtosis, and what the logarithm changes, z^2 (z^2 - 3) gamma v / 6 and more, v = sd(w) / E w.
-The error is thus on the safe side, which makes up for the skewness of a sample being less than that of the law.
+Skewness: weights that happened to miss the peak have a small mean *and* a small standard deviation, so delta-method
+intervals fail too often, mostly on the upper side. The loss of coverage of two-sided Student intervals of a mean due to
+skewness is, to order 1 / K, 2 z phi(z) c gamma^2 / K, phi the normal density (Hall 1988, Annals of Statistics 16, 927:
+q_2), which this factor compensates. The neglected terms have the opposite sign for weights skewed to the right: the
+kurtosis, and the effect of the logarithm, z^2 (z^2 - 3) gamma v / 6 and more, v = sd(w) / E w. The error is thus on the
+safe side, which compensates for sample skewness being smaller than that of the law.
 
-Missing weights: s cannot exceed 1, although L may be tens of nats too low where one weight outweighs all the rest. Then
-phi(b) = log E w^b is known for small powers b only, and continued to b = 1,
+Missing weights: s cannot exceed 1, although L may be tens of nats too low if one weight dominates. Then
+phi(b) = log E w^b is known only for small powers b, and extrapolated to b = 1,
 
     L_t = phi(b) + (1 - b) phi'(b) + (1 - b)^2 phi''(b) / 2,       b the power of ESS sqrt(K),
 
-which is exact for log-normal weights (a cumulant expansion, Zwanzig 1954). L_t is no estimate, it says how far off L
-may be; where there are sqrt(K) effective samples, b = 1 and there is nothing to add.
+which is exact for log-normal weights (a cumulant expansion, Zwanzig 1954). L_t is not used as an estimate, only to
+gauge the error of L; with sqrt(K) effective samples, b = 1 and nothing is added.
 
-The error is thus one of L about log P, the bias of the logarithm included, and made to be used as +- t_{K-1} errors.
-What such intervals cover, and where they do not, is measured in docs/likelihood.md.
+The error is thus that of L as an estimate of log P, including the bias of the logarithm, for use as +- t_{K-1} errors.
+docs/likelihood.md has the measured coverage.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from .estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE, Estimate
 
 _Z = 1.96
 _SKEWNESS = (_Z**4 + 2.0 * _Z**2 - 3.0) / 18.0
-# What the estimators' protocols call the number K of their weights.
+# The names of the number K of weights in the estimators' protocols.
 _COUNTS = ("samples", "chains", "draws")
 # Steps of the bisection for a power.
 _HALVINGS = 40
 
 
 class LogMeanExp:
-    """log of the mean of exp(log_w) over samples that come a few at a time, for each row by itself.
+    """log of the mean of exp(log_w) over samples added in chunks, for each row separately.
 
-    The log-weights are kept, 8 bytes each. A weight of zero (log_w = -inf) is a sample like any other.
+    The log-weights are stored, 8 bytes each. A weight of zero (log_w = -inf) is a sample like any other.
     """
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
     def add(self, log_w: Float[Tensor, " b s"]) -> None:
-        """Take S more samples a row."""
+        """Add S samples per row."""
         self._parts.append(log_w.detach().double().cpu())
 
     @property
@@ -86,7 +86,7 @@ class LogMeanExp:
 
     @property
     def std_error(self) -> Float[Tensor, " b"]:
-        """Of `value` about log E w (the module's text); nan for one sample."""
+        """The error of `value` as an estimate of log E w (see the module docstring); nan for one sample."""
         log_w, count, ess = self.log_weights, self.count, self.effective_samples
         if count < 2:
             return torch.full_like(log_w[:, 0], math.nan)
@@ -96,13 +96,13 @@ class LogMeanExp:
 
     @property
     def diagnostics(self) -> dict[str, Float[Tensor, " b"]]:
-        """Terms of an `Estimate` (`DIAGNOSTICS`): `log_effective_samples`, and `tail_shape` of 21 samples or more."""
+        """Terms of an `Estimate` (`DIAGNOSTICS`): `log_effective_samples`, and `tail_shape` for 21 samples or more."""
         found = {EFFECTIVE_SAMPLES: self.effective_samples.log()}
         return found | ({TAIL_SHAPE: tail_shape(self.log_weights)} if tail_size(self.count) >= FEWEST else {})
 
     @property
     def _missing(self) -> Float[Tensor, " b"]:
-        """L_t - L, and 0 for rows of sqrt(K) effective samples."""
+        """L_t - L, and 0 for rows with sqrt(K) effective samples."""
         enough = math.sqrt(self.count)
         few = self.effective_samples < enough
         found = torch.zeros_like(self.value)
@@ -111,10 +111,10 @@ class LogMeanExp:
 
 
 def unreliable(estimate: Estimate) -> Bool[Tensor, " b"] | None:
-    """Which images' importance weights are not to be trusted, their error included; None where there are no weights.
+    """Which images have importance weights, and errors, that cannot be trusted; None if there are no weights.
 
-    Those whose tail shape is not below `reliable_below`; of fewer than 21 weights those with less than two effective
-    ones. An image is not cleared by being the only one without a mark: weights that missed the peak show no tail.
+    Those whose tail shape is not below `reliable_below`; for fewer than 21 weights, those with less than two effective
+    ones. A single unflagged image among flagged ones is not reliable: weights that missed the peak show no tail.
     """
     log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
     if log_ess is None:
@@ -139,8 +139,8 @@ def _skewness(log_w: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
 
 
 def _continued(log_w: Float[Tensor, " b k"], enough: float) -> Float[Tensor, " b"]:
-    """log E w from the power b of the weights that has `enough` effective samples."""
-    # not from 0, which leaves weights of zero no longer zero
+    """log E w extrapolated from the power b of the weights that has `enough` effective samples."""
+    # not from 0, for which weights of zero would not remain zero
     low, high = torch.full_like(log_w[:, 0], 0.5**_HALVINGS), torch.ones_like(log_w[:, 0])
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
@@ -155,24 +155,24 @@ def _continued(log_w: Float[Tensor, " b k"], enough: float) -> Float[Tensor, " b
 
 
 def _expectation(p: Tensor, values: Tensor) -> Tensor:
-    """Sum of p values, where what has no probability has no part, infinite or not."""
+    """Sum of p values, ignoring values of zero probability, even infinite ones."""
     return torch.where(p > 0, p * values, 0.0).sum(1)
 
 
-# Exceedances that a fit needs.
+# The number of exceedances required by a fit.
 FEWEST = 5
 _PRIOR_SHAPE, _PRIOR_COUNT = 0.5, 10
-# Weights that differ by less than this share have no tail but rounding.
+# Weights with smaller relative differences have no tail beyond rounding.
 _CONSTANT = 1e-9
 
 
 def tail_size(count: int) -> int:
-    """The number of exceedances taken of so many weights: min(K / 5, 3 sqrt(K)) (arXiv 1507.02646, eq. 13)."""
+    """The number of exceedances used for this many weights: min(K / 5, 3 sqrt(K)) (arXiv 1507.02646, eq. 13)."""
     return math.ceil(min(count / 5.0, 3.0 * math.sqrt(count)))
 
 
 def reliable_below(count: int) -> float:
-    """The tail shape from which on a mean of so many weights is not to be trusted (the module's text)."""
+    """The tail shape from which a mean of this many weights cannot be trusted (see the module docstring)."""
     return min(1.0 - 1.0 / math.log10(count), 0.7)
 
 
@@ -183,7 +183,7 @@ def tail_shape(log_w: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
         return torch.full_like(log_w[:, 0], math.nan)
     top = log_w.topk(size + 1, dim=1).values
     w = (top - top[:, :1]).exp()
-    exceedances = (w[:, :-1] - w[:, -1:]).flip(1)  # from the least
+    exceedances = (w[:, :-1] - w[:, -1:]).flip(1)  # in increasing order
     shape = _fit(exceedances)
     return torch.where(exceedances[:, -1] > _CONSTANT, shape, 0.0)
 

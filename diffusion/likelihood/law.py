@@ -1,14 +1,13 @@
-"""Which law a likelihood is of: one denoiser makes several, alike only where it is the exact posterior mean.
+"""Which law a likelihood refers to: a denoiser defines several, equal only if it is the exact posterior mean.
 
-    flow                the law that the probability-flow ODE carries the prior into            (ode)
+    flow                the law to which the probability-flow ODE transports the prior          (ode)
     reverse SDE         that of dx = [f x - g^2 score] dt + g dw, which an ELBO bounds          (elbo, immse)
     chain of T steps    that of the ancestral sampler's T Gaussian steps, which an ELBO bounds  (elbo-discrete)
     declared            the density that a model is declared to have: VAE, EAE, classical models
 
-All but the last end at t_min, and are of the data with the noise that is left there. For another network than the
-posterior mean no order holds between them: an ELBO bounds the likelihood of its own SDE and says nothing of the flow's
-(Song et al. 2021, arXiv 2101.09258; on the gap to the ODE: Lu et al. 2022, arXiv 2206.08265), and neither figure tests
-the other.
+All but the last end at t_min, and include the noise that remains there. Unless the network is the posterior mean, no
+inequality holds between them: an ELBO bounds the likelihood of its own SDE, not that of the flow (Song et al. 2021,
+arXiv 2101.09258; on the gap to the ODE: Lu et al. 2022, arXiv 2206.08265), and neither figure checks the other.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ..errors import UserError
 
 FLOW, REVERSE_SDE, DECLARED = "flow", "reverse SDE", "declared"
 _CHAIN = "chain of {} steps"
-# By what an estimator calls itself in its protocol; one that is not here measures a declared density.
+# By the name of the estimator in its protocol; any other measures a declared density.
 _OF_ESTIMATORS = {
     "probability-flow ODE": FLOW,
     "ELBO, continuous time": REVERSE_SDE,
@@ -35,10 +34,10 @@ _WORDS = {
 
 
 def law_of(protocol: Mapping[str, object]) -> str:
-    """The law of a figure: what its protocol says, or, of a record without the field, what its estimator implies.
+    """The law of a figure, from its protocol or, for a record without the field, implied by its estimator.
 
     Raises:
-        UserError: For a law that is none.
+        UserError: For an unknown law.
     """
     said = protocol.get("law")
     if said is None:
@@ -53,5 +52,5 @@ def law_of(protocol: Mapping[str, object]) -> str:
 
 
 def in_words(law: str) -> str:
-    """What a law is, to stand after 'of'."""
+    """A description of the law, for use after 'of'."""
     return _WORDS.get(law, f"the {law} of the ancestral sampler")

@@ -1,4 +1,4 @@
-"""The two calls that measure: `log_likelihood` of images of levels and `log_density` of continuous data.
+"""The two public calls: `log_likelihood` of discrete images and `log_density` of continuous data.
 
 They take any model (of any family with the GenerativeModel contract, or a bare denoiser) and choose the estimator by
 name.
@@ -40,7 +40,7 @@ _WHOLE = frozenset(("seed", "probes", "draws", "evaluations", "bins", "steps", "
 _REAL = frozenset(("tolerance", "log_snr_min", "log_snr_max"))
 _SWITCHES = frozenset(("dequantize", "importance_weighted"))
 DENSITY_METHODS = ("ode", "elbo", "immse")
-# A bare denoiser is asked one question by every method: about images dequantised uniformly within their levels.
+# Every method evaluates a bare denoiser on the same data: images dequantised uniformly within their bins.
 _OF_BARE = {"dequantize": True}
 
 
@@ -54,26 +54,26 @@ def log_likelihood(
     target_error: Any = None,
     **options: Any,
 ) -> Estimate:
-    """The log-probability of images of levels under a model.
+    """The log-probability of discrete images under a model.
 
     Args:
         model: A model of any family, or a bare denoiser.
-        images_uint8: Level indices of shape (B, *shape): uint8, or whole numbers of another type that are levels.
+        images_uint8: Level indices of shape (B, *shape): uint8, or another integer type.
         method: `ode` (probability flow: `likelihood.log_likelihood_ode`), `elbo` (continuous time:
             `likelihood.elbo_continuous`), `elbo-discrete` (of the ancestral sampler with `steps=` steps, 1000 by
             default: `likelihood.elbo_discrete`) or `immse` (denoising errors, no backward pass:
             `likelihood.log_likelihood_immse`); other families have methods of their own.
-        levels: The number of levels, for a bare denoiser; 256 by default. Every method asks one about images that are
-            dequantised uniformly; `dequantize=False` (elbo, elbo-discrete) asks about the centres of the levels.
-        error_budget: Complete the budget by what takes more measuring (`likelihood.error_budget`): a few of the images
+        levels: The number of levels, for a bare denoiser; 256 by default. Every method evaluates one on uniformly
+            dequantised images; `dequantize=False` (elbo, elbo-discrete) on the bin centres.
+        error_budget: Complete the budget by further measurements (`likelihood.error_budget`): a few of the images
             again, at most about a fifth of the time for hundreds of images.
-        target_error: Spend compute where the budget is largest until the error, one standard error and the biases, is
-            at most this many bits/dim (`likelihood.target_error`): as many of the images as it takes, in the fixed
-            order (`random.fixed_order`), with more draws and probes, and a tighter solve; which ones is in `indices`,
-            what was spent in `protocol["target"]`.
+        target_error: Spend compute where the budget is largest until the error, one standard error plus the biases, is
+            at most this many bits/dim (`likelihood.target_error`): with as many images as needed, in the fixed order
+            (`random.fixed_order`), more draws and probes, and a tighter solve; the images used are in `indices`, the
+            cost in `protocol["target"]`.
         options: Options of the estimator, e.g. `tolerance=`, `probes=`, `draws=`, `solver=`, `dequantization=`,
             `importance_weighted=` (ode), `evaluations=` (elbo, immse), `dequantize=` (elbo), `seed=`; `cond=`: labels,
-            or a network's own condition, one entry an image (as `diffusion.sample`).
+            or another condition of the network, one entry per image (as `diffusion.sample`).
 
     Raises:
         UserError: For an unknown method or option, or images that do not fit the model.
@@ -83,7 +83,7 @@ def log_likelihood(
     levels = None if levels is None else whole_number("levels", levels, 2)
     if known is not None and levels not in (None, known):
         raise UserError(f"levels: found {levels}; the model's images have {known}; leave it out")
-    levels = None if known is not None else levels  # a model of its own knows them
+    levels = None if known is not None else levels  # a trained model has them
     images_uint8 = level_data("images", images_uint8, known or levels)
     options = checked(model, options, len(images_uint8) if images_uint8.ndim else 0)
     error_budget = switch("error_budget", error_budget)
@@ -96,12 +96,12 @@ def log_likelihood(
 
 
 def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The options of an estimator of n data in the kinds that they are of; what is None is not given.
+    """The options of an estimator for n images, checked and converted; None means not given.
 
-    `cond` are labels, (n,), or a condition of the network's own.
+    `cond` is labels, (n,), or another condition of the network.
 
     Raises:
-        UserError: For an option of another kind.
+        UserError: For an option of the wrong type.
     """
     options = {name: value for name, value in options.items() if value is not None}
     check_callable("progress", options.get("progress"))
@@ -124,7 +124,7 @@ def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
 def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None, **options: Any) -> Estimate:
     if not isinstance(model, Denoiser):
         extra = {} if levels is None else {"levels": levels}
-        extra |= {} if method is DEFAULT_METHOD else {"method": method}  # each family has a default of its own
+        extra |= {} if method is DEFAULT_METHOD else {"method": method}  # each family has its own default
         return model.log_likelihood(images_uint8, **extra, **options)
     choose("method", method, METHODS)
     dequantizer = Dequantizer(256 if levels is None else levels)
@@ -155,11 +155,11 @@ def log_density(
     Args:
         model: A diffusion model or a bare denoiser.
         x: Data as the denoiser sees them, shape (B, *shape).
-        method: `ode` (probability flow: `likelihood.log_density`), `elbo` (a lower bound of it) or `immse` (denoising
-            errors, no backward pass: `likelihood.log_density_immse`).
-        error_budget, target_error: As of `log_likelihood`.
+        method: `ode` (probability flow: `likelihood.log_density`), `elbo` (a lower bound) or `immse` (denoising errors,
+            no backward pass: `likelihood.log_density_immse`).
+        error_budget, target_error: As `log_likelihood`.
         options: Options of the estimator: `trace=` (`exact` or `hutchinson`), `probes=`, `tolerance=`, `solver=` (a
-            method of torchdiffeq), `seed=`, `cond=` (labels, or a network's own condition), ...
+            method of torchdiffeq), `seed=`, `cond=` (labels, or another condition of the network), ...
 
     Raises:
         UserError: For an unknown method or option, or data that do not fit the model.
@@ -195,7 +195,7 @@ def _of_numbers(model: Any, x: Tensor, method: str, **options: Any) -> Estimate:
 def _with_errors(
     of: Callable[..., Estimate], x: Tensor, error_budget: bool, target_error: float | None, options: dict[str, Any]
 ) -> Estimate:
-    """`of(x, **options)` with its whole error budget, or to a target, where it is asked for."""
+    """`of(x, **options)`, with its whole error budget or to a target if requested."""
     if not error_budget and target_error is None:
         return of(x, **options)
     options = dict(options)
@@ -219,12 +219,12 @@ def _with_errors(
 
 
 def _solver(options: dict[str, Any]) -> dict[str, Any]:
-    """Here `method` names the estimator; the ODE's own method is `solver`."""
+    """Here `method` names the estimator; the method of the ODE is `solver`."""
     return {"method" if key == "solver" else key: value for key, value in options.items()}
 
 
 def _call(estimator: Any, *arguments: Any, **options: Any) -> Estimate:
-    """Call an estimator; an option that it does not take is the user's to mend."""
+    """Call an estimator; an option that it does not accept is a user error."""
     code = getattr(estimator, "__wrapped__", estimator).__code__
     accepted = code.co_varnames[len(arguments) : code.co_argcount + code.co_kwonlyargcount]
     unknown = [name for name in options if name not in accepted]

@@ -1,17 +1,18 @@
-"""Log-likelihoods by the probability-flow ODE: of continuous data, and of images of levels by dequantisation.
+"""Log-likelihoods by the probability-flow ODE: of continuous data, and of discrete images by dequantisation.
 
 The mathematics of one batch is in `flow_density`; here are the draws, keyed by (seed, image index, draw), and the
-errors. A row's result depends on (seed, index) only; the batch that it is solved in changes nothing beyond tolerance.
+errors. A row's result depends on (seed, index) only; the rest of its batch changes it only by rounding.
 
 A dequantised draw x_k of an image has the log-weight w_k = log p(x_k) - log q(x_k) (`dequantization`). Their mean is a
 lower bound of log P; so is the importance-weighted log sum_k exp w_k - log K (Burda et al. 2016, arXiv 1509.00519,
-eq. 8; of dequantisation: Ho et al. 2019, Flow++, arXiv 1902.00275), which increases with K in expectation to log P. It
-takes w_k to be exact: the noise of Hutchinson's trace, which does no harm to a mean, is exponentiated, and raises it.
+eq. 8; for dequantisation: Ho et al. 2019, Flow++, arXiv 1902.00275), which increases with K in expectation to log P. It
+assumes that w_k is exact: the noise of Hutchinson's trace, harmless in a mean, is exponentiated, and raises it.
 
-The default tolerances are measured on exact mixtures (VP). For densities 5e-6: the error of each of 1,536 data in the
-plane stays below 5e-4 bits/dim (140 to 176 evaluations for components of deviation 0.08, 50 to 60 for 0.3); 2e-5 lets
-the few data between components go to 3e-3. For images 1e-4: in 192 dimensions the error of each stays below 3e-4 and
-that of the mean below 1e-4, far less than the trace's noise, at 80 evaluations for deviation 0.08 and 44 for 0.2.
+The default tolerances were chosen on exact mixtures (VP). For densities 5e-6: the error of each of 1,536 samples in the
+plane is below 5e-4 bits/dim (140 to 176 evaluations for components of standard deviation 0.08, 50 to 60 for 0.3); with
+2e-5 it is up to 3e-3 for the few between components. For images 1e-4: in 192 dimensions the error of each is below 3e-4
+and that of the mean below 1e-4, far less than the trace noise, at 80 evaluations for standard deviation 0.08 and 44 for
+0.2.
 """
 
 from __future__ import annotations
@@ -80,16 +81,16 @@ def log_density(
         trace, probes, method, tolerance, steps, grid, log_snr_min, log_snr_max: See `Solve`.
         seed: The seed of the probes.
         cond: Class labels, shape (B,), or None.
-        batch_size: The data solved for together.
-        indices: Keys of the data's probes, shape (B,); 0 .. B - 1 by default. A row depends on (seed, index) only.
+        batch_size: The number of samples solved together.
+        indices: Keys of the samples' probes, shape (B,); 0 .. B - 1 by default. A row depends on (seed, index) only.
         progress: Called with (data done, data in all).
 
     Returns:
         Kind `exact` (up to the tolerance), or `unbiased` for Hutchinson's trace, whose standard error comes from the
-        spread over probes and is nan for one probe (the mean's interval stands: see `Estimate.mean`).
+        spread over probes and is nan for one probe (the interval of the mean remains valid: see `Estimate.mean`).
 
     Raises:
-        UserError: For bad settings or data; `SolverError` where the solver cannot go on.
+        UserError: For bad settings or data; `SolverError` if the solver fails.
     """
     solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
     path = solve.path(denoiser)
@@ -139,27 +140,27 @@ def log_likelihood_ode(
     indices: Int[Tensor, " b"] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """A lower bound of the log-probability of images of levels: the ODE's log-density, dequantised.
+    """A lower bound on the log-probability of discrete images: the ODE's log-density, dequantised.
 
     Args:
         denoiser: The model.
         dequantizer: The levels and their places.
         images: Level indices, shape (B, *shape).
-        draws: The number K of dequantised points an image, each with its own probes.
+        draws: The number K of dequantised points per image, each with its own probes.
         dequantization: `uniform` (for a model trained on dequantised images) or `truncated-normal` (i-DODE,
-            arXiv 2305.03935: for one trained on the centres of the bins).
-        importance_weighted: Take log sum_k exp w_k - log K of the draws' log-weights, in place of their mean.
-        batch_size: The dequantised points solved for together.
+            arXiv 2305.03935: for one trained on the bin centres).
+        importance_weighted: Use log sum_k exp w_k - log K of the draws' log-weights instead of their mean.
+        batch_size: The number of dequantised points solved together.
         trace, probes, ..., progress: As `log_density`.
 
     Returns:
-        Kind `lower bound` (in expectation over the draws; Jensen), but `surrogate` for draws that are
-        importance-weighted with Hutchinson's trace. The standard error comes from the spread over draws (where they are
-        weighted it is about log P: `importance_weights`, whose diagnostics are among the terms) and holds the probes'
-        noise; it is nan for one draw (the mean's interval stands: see `Estimate.mean`).
+        Kind `lower bound` (in expectation over the draws; Jensen), but `surrogate` for importance-weighted draws with
+        Hutchinson's trace. The standard error comes from the spread over draws (for weighted ones it is that of log P:
+        `importance_weights`, whose diagnostics are among the terms) and includes the noise of the probes; it is nan for
+        one draw (the interval of the mean remains valid: see `Estimate.mean`).
 
     Raises:
-        UserError: For bad settings or images; `SolverError` where the solver cannot go on.
+        UserError: For bad settings or images; `SolverError` if the solver fails.
     """
     solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
     path = solve.path(denoiser)
@@ -180,10 +181,10 @@ def log_likelihood_ode(
 
     size = choose_batch_size(batch_size, dims)
 
-    noise = math.exp(-0.5 * log_snr_ends(path)[1])  # the deviation that t_min leaves in the data
+    noise = math.exp(-0.5 * log_snr_ends(path)[1])  # the standard deviation of the noise at t_min
 
     def log_weights(rows: slice, some: range) -> Tensor:
-        """log p - log q of `some` draws of the images `rows`, solved for together: shape (B, draws, P)."""
+        """log p - log q of `some` draws of the images `rows`, solved together: shape (B, draws, P)."""
         keys, shape = indices[rows], images.shape[1:]
         u = [
             random.uniform(seed, keys, draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
@@ -226,7 +227,7 @@ def log_likelihood_ode(
 
     result = in_batches(denoiser, len(images), max(1, size // draws), estimate, progress)
     of_probes = mean_error(torch.cat(probe_variances).sqrt(), dims) if probe_variances else 0.0
-    if draws > 1:  # the spread over draws has that over each draw's probes in it
+    if draws > 1:  # the spread over draws includes that over the probes of each draw
         of_all = mean_error(result.std_error, dims)
         result = result.with_error("draws", math.sqrt(max(0.0, of_all**2 - of_probes**2)))
     if probe_variances and trace == "hutchinson":

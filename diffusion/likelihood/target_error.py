@@ -1,4 +1,4 @@
-"""A figure to a given error: compute goes where the error budget says that it buys most.
+"""A figure to a given error: compute is spent where the error budget predicts the largest gain.
 
 The noise of one image's value is nested, in (bits/dim)^2: V_image between images, V_draw for each draw (a dequantised
 point, a noise level, an importance sample), V_probe for each trace probe of a draw. With n images of d draws of p
@@ -10,16 +10,16 @@ probes, at a tolerance 10^k times tighter (or 2^k times the steps) than at first
 
 The target is for one standard error, with the biases added: a 95 % interval reaches about twice as far.
 
-A pilot of 32 images gives the variances and the solver's share, the cheapest (n, d, p, k) that is predicted to meet the
-target is measured, and its own budget, which is the better estimate, decides whether it is met or the next round is
-planned. Nothing here looks at a clock, so the same question takes the same path to the same figure.
+A pilot of 32 images gives the variances and the solver's error, the cheapest (n, d, p, k) predicted to meet the target
+is measured, and its own budget, the better estimate, decides whether the target is met or another round is planned.
+Nothing depends on the clock, so the same call takes the same path to the same figure.
 
-Where even all the images leave the total above the target, the choice of the images cannot be made less; the target
-is then for the error of the measurement of these images, without V_image. The ends of the path cannot be made less
-either (`error_budget`): where they alone exceed the target, all the rest is brought below it, and that is said.
+If the total exceeds the target even with all images, the error from the choice of images cannot be reduced; the target
+is then for the measurement error of these images, without V_image. Nor can the ends of the path (`error_budget`): if
+they alone exceed the target, the rest is brought below it, and a note says so.
 
-Of importance-weighted bounds the random parts are the choice of images and the weights' noise; their draws also decide
-how tight the bound is, so that the figure itself moves (down, in expectation, in bits/dim) with what is spent on it.
+For importance-weighted bounds the random parts are the choice of images and the noise of the weights; the number of
+draws also determines how tight the bound is, so the figure itself decreases in expectation with the compute spent.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from .estimate import DATA_END, NOISE_END, SOLVER, TEST_SET, Estimate
 from .flow_density import Solve
 from .probability_flow import ESTIMATOR
 
-# The images of the pilot, and how many at least are asked again for the causes that a run cannot see itself.
+# The images of the pilot, and the minimum number measured again for causes that do not show in the estimate itself.
 _PILOT, _AGAIN = 32, 16
 _ROUNDS = 8
-# Aimed below the target, as the budget is itself an estimate.
+# Aim below the target, as the budget is itself an estimate.
 _MARGIN = 0.93
-# A round may take so many times as many draws or probes as the last one, in steps of a quarter of an octave.
+# The allowed factors of draws or probes from one round to the next, in steps of a quarter of an octave.
 _MORE = sorted({round(2 ** (step / 4)) for step in range(33)})
-# The tightest tolerance that float64 states stand, with the budget's own tenth of it.
+# The tightest tolerance that float64 states allow, including the budget's tenth of it.
 _LEAST_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is spent: n images, d draws each, p probes a draw, a tolerance 10^k times tighter (2^k times the steps)."""
+    """A plan: n images, d draws each, p probes per draw, a tolerance 10^k times tighter (2^k times the steps)."""
 
     images: int
     draws: int
@@ -72,7 +72,7 @@ class Spent:
         options: The estimator's options that the round set.
         evaluations: Network evaluations of the round and of its error budget, in all.
         seconds: Their time.
-        measurement_error, total_error: As of `Estimate`.
+        measurement_error, total_error: As `Estimate`.
     """
 
     images: int
@@ -85,14 +85,14 @@ class Spent:
 
 @dataclass(frozen=True)
 class Reached:
-    """The figure, and what it took.
+    """The figure and its cost.
 
     Args:
         estimate: The figure with its whole error budget.
         options: All options that it was measured with.
         rounds: What was spent, the pilot first.
         met: Whether the target was met.
-        notes: What could not be made less, a sentence each.
+        notes: The errors that could not be reduced, one sentence each.
     """
 
     estimate: Estimate
@@ -107,13 +107,13 @@ class Reached:
 
 
 def check_target(target: float) -> None:
-    """Raise a `UserError` for a target that is no error."""
+    """Raise a `UserError` for an invalid target."""
     if not (math.isfinite(target) and target > 0):
         raise UserError(f"target_error: found {target}; must be above 0, in bits/dim, e.g. 0.005")
 
 
 def remembering(measure: Measure) -> Measure:
-    """`measure` that asks for nothing twice: it returns all images that were ever asked for with the same options."""
+    """A cached `measure`: it returns all images ever measured with the same options."""
     known: dict[str, Estimate] = {}
 
     def remembered(keys: Tensor, options: Mapping[str, Any]) -> Estimate:
@@ -138,14 +138,14 @@ def reach(
     """Measure until the error is at most `target`, or nothing more can be done.
 
     Args:
-        measure: Measures images, given their keys, with options; it remembers (see `remembering`).
-        keys: The images that may be taken, in the order in which they are (files lie by class: `random.fixed_order`).
-        options: The estimator's options; numbers of draws and probes given here are the least that is spent.
+        measure: Measures images, given their keys, with options; cached (see `remembering`).
+        keys: The available images, in the order in which to use them (`random.fixed_order`).
+        options: The estimator's options; numbers of draws and probes given here are lower limits.
         target: The error in bits/dim.
         tell: Called with each round's plan before it is measured.
 
     Raises:
-        UserError: For a target that is no error, and whatever the estimator raises.
+        UserError: For an invalid target, and whatever the estimator raises.
     """
     check_target(target)
     ledger: dict[str, Estimate] = {}
@@ -185,16 +185,16 @@ def reach(
 
 
 def next_plan(estimate: Estimate, plan: Plan, available: int, target: float) -> Plan:
-    """The cheapest plan, no part of it less than now, that is predicted to meet the target.
+    """The cheapest plan predicted to meet the target, with no part smaller than now.
 
     Args:
-        estimate: What `plan` gave, with its whole budget.
-        plan: The present plan.
-        available: The images that there are.
+        estimate: The result of `plan`, with its whole budget.
+        plan: The current plan.
+        available: The number of available images.
         target: The error in bits/dim.
 
     Returns:
-        The plan; the present one where none is predicted to meet the target.
+        The plan; the current one if none is predicted to meet the target.
     """
     of_image, of_draw, of_probe = _variances(estimate, plan)
     aim = _MARGIN * target - (0.0 if _ends(estimate) >= target else _ends(estimate))
@@ -234,16 +234,16 @@ def _is_flow(estimate: Estimate) -> bool:
 
 
 def _draws_option(estimate: Estimate) -> str | None:
-    """What the estimator calls its draws."""
+    """The estimator's name for its draws."""
     names = ("draws",) if _is_flow(estimate) else ("evaluations", "samples", "chains")
     return next((name for name in names if name in estimate.protocol), None)
 
 
 def _changes(estimate: Estimate) -> set[str]:
-    """What of a plan the estimator has."""
+    """The parts of a plan that the estimator has."""
     found = set()
     if _draws_option(estimate) is not None and not estimate.protocol.get("importance_weighted"):
-        found.add("draws")  # importance-weighted draws of the flow are part of what is asked
+        found.add("draws")  # importance-weighted draws of the flow are part of the definition of the figure
     if _is_flow(estimate):
         found |= {"solver"} | ({"probes"} if estimate.protocol["trace"] == "hutchinson" else set())
     return found
@@ -256,7 +256,7 @@ def _own(estimate: Estimate) -> tuple[str, ...]:
 
 
 def _most_draws(estimate: Estimate) -> int:
-    times = estimate.protocol.get("times")  # of the discrete bound, no more than steps
+    times = estimate.protocol.get("times")  # for the discrete bound, no more than steps
     return len(times) - 1 if isinstance(times, list) else 2**31
 
 
@@ -285,7 +285,7 @@ def _order(estimate: Estimate) -> int:
 
 
 def _tighter(estimate: Estimate) -> int:
-    """How many powers of the tolerance or the steps there are left, so that the budget's tighter solve succeeds."""
+    """The remaining powers of the tolerance or the steps for which the budget's tighter solve succeeds."""
     if "tolerance" in estimate.protocol:
         return max(0, math.floor(math.log10(float(str(estimate.protocol["tolerance"])) / _LEAST_TOLERANCE) + 1e-6))
     evaluations = 2 * _whole(estimate, "steps") * _order(estimate)
@@ -307,7 +307,7 @@ def _ends(estimate: Estimate) -> float:
 
 
 def _choice_of_images(estimate: Estimate, count: int) -> float:
-    """The error of a mean over `count` images from their choice alone."""
+    """The error of a mean over `count` images due to their choice alone."""
     sem, noise = estimate.error_budget[TEST_SET], estimate.random_error
     return math.sqrt(max(0.0, sem**2 - noise**2) * len(estimate) / count) if math.isfinite(sem) else math.inf
 
@@ -318,11 +318,11 @@ def _choice_can_be_met(estimate: Estimate, available: int, target: float) -> boo
 
 
 def _error(estimate: Estimate, available: int, target: float) -> float:
-    """What is held against the target: see the module's text."""
+    """The error compared with the target: see the module docstring."""
     ends = _ends(estimate) if _ends(estimate) >= target else 0.0
     if estimate.total_error - ends <= target or _choice_can_be_met(estimate, available, target):
         return estimate.total_error - ends
-    # that of these images counts only once all are taken
+    # that of these images counts only once all are used
     return estimate.measurement_error - ends if len(estimate) == available else math.inf
 
 

@@ -4,21 +4,22 @@ Continuous (Kingma et al. 2021, arXiv 2107.00630, eq. 11-17), with the integral 
 
     log P(x) >= E log p(x | x_0) - 1/2 integral of E||eps - eps_hat(x_lambda)||^2 dlambda - KL(q(x_1 | x) || p(x_1))
 
-x_0 and x_1 are x_t at t_min and t_max, p(x_1) = N(0, prior_std^2 I), and p(x | x_0) is the decoder over levels
-(`Dequantizer.level_log_prob`), or N(x_0 / alpha, (sigma / alpha)^2 I) for continuous data. The images stand at the
-centres of their bins: no dequantisation. The integral does not depend on the path between its ends (sec. 5.1). It is
-taken in lambda, where it also tells which noise levels the nats go to (`terms["curve"]`), and against a Gaussian whose
-own integral is known (`gaussian_reference`, the density of noise levels and the control variate of I-MMSE): as
-unbiased as the plain integral. At 64 noise levels that divides the noise by 4.1, 3.4 and 1.6 on mixtures in 192
-dimensions of deviation 0.2, 0.08 and 0.01, by 5.4 in the plane, and by 2.3 for the shipped digits.
+x_0 and x_1 are x_t at t_min and t_max, p(x_1) = N(0, prior_std^2 I), and p(x | x_0) is the decoder over grey levels
+(`Dequantizer.level_log_prob`), or N(x_0 / alpha, (sigma / alpha)^2 I) for continuous data. The images are at their bin
+centres, without dequantisation. The integral does not depend on the path between its ends (sec. 5.1). It is taken in
+lambda, where it also shows which noise levels the nats go to (`terms["curve"]`), and relative to a Gaussian whose
+integral is known (`gaussian_reference`, the density of noise levels and the control variate of I-MMSE), which keeps it
+unbiased. At 64 noise levels that divides the noise by 4.1, 3.4 and 1.6 on mixtures in 192 dimensions of standard
+deviation 0.2, 0.08 and 0.01, by 5.4 in the plane, and by 2.3 for the shipped digits.
 
 Discrete, for T steps t_0 = t_min < ... < t_T = t_max (Ho et al. 2020, arXiv 2006.11239, eq. 5): the integral becomes
 sum_i KL(q(x_s | x_t, x) || p(x_s | x_t)) for s = t_{i-1}, t = t_i, between Gaussians. The model's mean is q's with
 x_hat for x; its variance is q's own (`lower`) or that for unit-variance data (`upper`; DDPM's beta).
 
-Draws are stratified: K noise levels an image, one in each of K equal strata (or all T steps); see `stratified`. Where
-images are dequantised, each noise level has its own draw of u (the sum is linear), so the standard error knows of both;
-the prior's expectation over u is taken in closed form. The decoder over levels is averaged over four draws of x_0.
+Draws are stratified: K noise levels per image, one in each of K equal strata (or all T steps); see
+`batching.stratified_positions`. If images are dequantised, each noise level has its own draw of u (the sum is linear),
+so the standard error includes both; the prior's expectation over u is in closed form. The decoder over grey levels is
+averaged over four draws of x_0.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ from .estimate import Estimate, mean_error
 from .gaussian_reference import REFERENCES, GaussianReference
 
 VARIANCES = ("lower", "upper")
-# Noise is drawn at step i for evaluation i, the strata's at 2^31; this is apart from any of them.
+# Noise is drawn at step i for evaluation i, that of the strata at 2^31; this step differs from all of them.
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
 # The standard error of a batch's images, among its terms.
 _NOISE = "noise"
-# The datum of evaluation i of a batch.
+# The images of evaluation i of a batch.
 Points = Callable[[int], Tensor]
 
 
@@ -81,21 +82,21 @@ def elbo_continuous(
     Args:
         denoiser: The model.
         dequantizer: The levels and their places; None for continuous data.
-        images: Level indices (uint8), or continuous data where there is no dequantizer; shape (B, *shape).
-        evaluations: The number K of noise levels an image, one network evaluation each; 3 or more have a
-            standard error.
+        images: Level indices (uint8), or continuous data without a dequantizer; shape (B, *shape).
+        evaluations: The number K of noise levels per image, one network evaluation each; a standard error needs 3 or
+            more.
         bins: The bins of equal width in log-SNR of the curve.
-        log_snr_max: Where the path ends and the decoder takes over, t_min's by default. The bound holds for any.
-            A model that does not know of levels pays half a nat a dimension for each unit of log-SNR beyond the width w
-            of a bin: for it, 2 log(2.5 / w) is near the best (measured at 17 and 256 levels: within 0.03 bits/dim of
-            the ODE's bound, where w / 6 costs 0.5). A model that knows its levels loses by an early end.
-        reference: `gaussian`, or `none` for uniform noise levels and the integral as it stands, which is how figures
-            were made whose protocol has no `reference`: of the same expectation, with more noise.
-        dequantize: Ask about uniformly dequantised images, as a model trained on such has to be asked: the bound is
-            that of their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian for decoder.
+        log_snr_max: Where the path ends and the decoder takes over, by default at t_min. The bound holds for any value.
+            A model unaware of the discretisation loses half a nat per dimension for each unit of log-SNR beyond the
+            width w of a bin: for it, 2 log(2.5 / w) is near the optimum (measured at 17 and 256 grey levels: within
+            0.03 bits/dim of the ODE's bound, where w / 6 costs 0.5). A model that has learned it loses by an early end.
+        reference: `gaussian`, or `none` for uniform noise levels without control variate, as for figures whose protocol
+            has no `reference`: the same expectation, with more noise.
+        dequantize: Evaluate uniformly dequantised images, as required for a model trained on them: the bound is that of
+            their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian as decoder.
         seed: The seed; a row depends on (seed, index) only.
         cond: Class labels, shape (B,), or None.
-        batch_size: The images taken together.
+        batch_size: The number of images processed together.
         indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
         progress: Called with (images done, images in all).
 
@@ -150,18 +151,18 @@ def elbo_discrete(
     indices: Int[Tensor, " n"] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """The evidence lower bound of the ancestral sampler of T steps.
+    """The evidence lower bound of the ancestral sampler with T steps.
 
     Args:
         denoiser, dequantizer, images, dequantize, seed, cond, batch_size, indices, progress: As `elbo_continuous`.
-        times: The T + 1 times of the sampler in either order, 0 < t <= 1; the least is where the decoder acts
-            (`discrete_times` makes them).
+        times: The T + 1 times of the sampler in either order, 0 < t <= 1; the decoder acts at the smallest (see
+            `discrete_times`).
         variance: The model's variance: `lower` (that of q(x_s | x_t, x)) or `upper` (that for unit-variance data).
-        evaluations: The number K of steps drawn an image, one in each of K equal strata; None takes all T.
+        evaluations: The number K of steps drawn per image, one in each of K equal strata; None uses all T.
 
     Returns:
         Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
-        log_prob, and `steps` (B, K), the parts of `diffusion` from the least noise to the most.
+        log_prob, and `steps` (B, K), the parts of `diffusion` in order of increasing noise.
 
     Raises:
         UserError: For bad settings or images.
@@ -233,7 +234,7 @@ def _bound(
     levels = None if dequantizer is None else dequantizer.levels
     if dequantize and dequantizer is None:
         raise UserError("dequantize: continuous data are not; leave it out")
-    # What decodes levels; where x is continuous, or made so, the path's own Gaussian decodes.
+    # The decoder over grey levels; for continuous or dequantised x the decoder is the path's Gaussian.
     of_levels = None if dequantize else dequantizer
     jacobian = dequantizer.log_jacobian(dims) if dequantize and dequantizer is not None else 0.0
     decoder = "Gaussian" if of_levels is None else "Gaussian, normalised over the levels"
@@ -263,7 +264,7 @@ def _bound(
         parts = diffusion(partial(point, rows), square, indices[rows], None if cond is None else cond[rows])
         noise = parts.pop(_NOISE)
         prior = -_prior_kl(schedule, square, dims, ends[1]).cpu()
-        if of_levels is None:  # E over x_0 in closed form: the Gaussian's own entropy
+        if of_levels is None:  # E over x_0 in closed form: the entropy of the Gaussian
             decoded = torch.full_like(
                 prior, -0.5 * dims * (math.log(2.0 * math.pi * _noise(schedule, ends[0]) ** 2) + 1)
             )
@@ -301,7 +302,7 @@ def _bound(
 def _prior_kl(schedule: Schedule, square: Tensor, dims: int, t: float) -> Tensor:
     """KL(q(x_t | x) || N(0, (alpha^2 + sigma^2) I)), shape (B,), from |x|^2.
 
-    The prior has the deviation of unit-variance data.
+    The prior has the standard deviation of x_t for unit-variance data.
     """
     alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     prior = alpha.square() + sigma.square()
@@ -310,7 +311,7 @@ def _prior_kl(schedule: Schedule, square: Tensor, dims: int, t: float) -> Tensor
 
 
 def _noise(schedule: Schedule, t: float) -> float:
-    """sigma / alpha: the deviation of the noise that is left in the data at t."""
+    """sigma / alpha: the standard deviation of the noise in the data at t."""
     return math.exp(-0.5 * float(schedule.log_snr(torch.tensor(t, dtype=torch.float64))))
 
 

@@ -28,7 +28,7 @@ from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
 from ..schedules.time_grids import AUTO, later_end
 from .build import Data, DataFacts
-from .trained_model import Tell, TrainedModel
+from .trained_model import TrainedModel
 from .tuning_cache import kept_grids, moments_of
 
 PATH_IMAGES, PATH_TIMES = 6, 12
@@ -227,21 +227,15 @@ class DiffusionModel(TrainedModel):
         """Count the rows that the network sees."""
         return count_evaluations(self.denoiser)
 
-    def estimates(
-        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
-    ) -> dict[str, Estimate]:
-        """The probability flow's likelihood, and the variational bound."""
+    def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The probability flow's likelihood (of points with the exact trace), and the variational bound."""
+        bound = ("elbo", {"evaluations": options.elbo_draws})
         if self.dequantizer is None:
-            solver, measured = {"trace": "exact"}, self.log_density
-        else:
-            solver, measured = {"probes": options.probes}, self.log_likelihood
-        common = {"batch_size": options.batch_size, "indices": indices}
-        tolerance = min(options.tolerance, self._as_trained({}).get("tolerance", 1.0))
-        solver |= {"tolerance": tolerance, "error_budget": True}
-        return {
-            "PF-ODE": measured(x, method="ode", progress=tell("PF-ODE"), **common, **solver),
-            "ELBO": measured(x, method="elbo", evaluations=options.elbo_draws, progress=tell("ELBO"), **common),
-        }
+            return {"PF-ODE": ("ode", {"trace": "exact", "tolerance": options.tolerance}), "ELBO": bound}
+        own, defaults = self._as_trained({}).get("tolerance"), EvaluationConfig()  # the estimator has the same ones
+        asked = {"tolerance": min(options.tolerance, own or 1.0), "probes": options.probes}
+        known = {"tolerance": own or defaults.tolerance, "probes": defaults.probes}
+        return {"PF-ODE": ("ode", {k: v for k, v in asked.items() if v != known[k]}), "ELBO": bound}
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """The denoising path of a few images, or the density of a toy."""

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..likelihood import Estimate, measure
 from ..numerics.random import fixed_subset
 from .build import Data, DataFacts
-from .trained_model import Tell, TrainedModel
+from .trained_model import TrainedModel
 
 RECONSTRUCTIONS = 24
 # The nearest-neighbour entropy takes time in the square of their number.
@@ -40,6 +40,7 @@ class LatentModel(TrainedModel):
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = ("output",)
+    rows_per_image: ClassVar[int] = SAMPLES_AT_ONCE
 
     def __init__(
         self, autoencoder: LatentImageModel, config: Config, facts: DataFacts, source: str = "", step: int = 0
@@ -101,17 +102,9 @@ class LatentModel(TrainedModel):
         """Count the codes that are decoded."""
         return count_rows(self.autoencoder.decoder)
 
-    def estimates(
-        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
-    ) -> dict[str, Estimate]:
+    def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
         """The importance-weighted bound, and the evidence lower bound."""
-        common = {"batch_size": max(1, options.batch_size // SAMPLES_AT_ONCE), "indices": indices}
-        return {
-            "IWAE": self.log_likelihood(
-                x, method="iwae", samples=options.iwae_samples, progress=tell("IWAE"), **common
-            ),
-            "ELBO": self.log_likelihood(x, method="elbo", samples=options.elbo_draws, progress=tell("ELBO"), **common),
-        }
+        return {"IWAE": ("iwae", {"samples": options.iwae_samples}), "ELBO": ("elbo", {"samples": options.elbo_draws})}
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Test images, and each one's reconstruction below it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,9 +18,6 @@ from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.dequantization import Dequantizer
 from .build import Data, DataFacts, build_dequantizer
-
-# From the name of an estimator to the callback that is told (images done, images in all), or None.
-Tell = Callable[[str], Callable[[int, int], None] | None]
 
 
 @runtime_checkable
@@ -49,6 +46,8 @@ class TrainedModel(ABC):
 
     # The options of `sample` that a user may set, beside the number and the seed.
     sampling_options: ClassVar[tuple[str, ...]]
+    # What the networks see at once of an image that is measured: that many rows.
+    rows_per_image: ClassVar[int] = 1
 
     def __init__(self, module: nn.Module, config: Config, facts: DataFacts, source: str = "", step: int = 0):
         self.module = module.eval()
@@ -115,16 +114,10 @@ class TrainedModel(ABC):
         """Count network evaluations while the context is open."""
 
     @abstractmethod
-    def estimates(
-        self, x: Tensor, options: EvaluationConfig, tell: Tell, indices: Tensor | None = None
-    ) -> dict[str, Estimate]:
-        """The likelihoods reported at the end of a run, by the name of the estimator; the run's own figure first.
+    def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The estimators reported at the end of a run, the run's own figure first: method and options by name.
 
-        Args:
-            x: Test data: level indices, or points of a toy.
-            options: Tolerances and numbers of draws.
-            tell: Gives the callback that follows an estimator.
-            indices: The data's own, which key their noise; 0 .. B - 1 by default.
+        What stands at an estimator's default is left out, as in an `evaluate` that does not name it.
         """
 
     @abstractmethod

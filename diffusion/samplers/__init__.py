@@ -1,6 +1,6 @@
-"""Samplers: solvers from noise to data that share one interface and one loop.
+"""Samplers: solvers from noise to data with one interface and one loop.
 
-`build(name, ...)` is what `--sampler` and `diffusion.sample` use; the classes are there for programs.
+`--sampler` and `diffusion.sample` use `build(name, ...)`; in Python the classes can be used directly.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ _CLASSES: dict[str, type[Sampler]] = {
 
 
 def names() -> list[str]:
-    """The names that `--sampler` takes; it also takes `fitted`, which is made for a model (`diffusion.sample`)."""
+    """The names that `--sampler` accepts; it also accepts `fitted`, which depends on the model (`diffusion.sample`)."""
     return list(_CLASSES)
 
 
 def takes(name: str) -> list[str]:
-    """The options of a sampler, by its name."""
+    """The options of the sampler with this name."""
     return list(signature(_CLASSES[choose("sampler", name, names())]).parameters)
 
 
 def build(name: str, **options: object) -> Sampler:
-    """Make a sampler from its name and those of its options that are not None.
+    """Make a sampler from its name and its options that are not None.
 
     Args:
         name: One of `names()`.
         options: Fields of the sampler: `steps=`, and e.g. `eta=` (ddim, sde, euler-maruyama), `method=` and
             `tolerance=` (ode), `variance=` (ancestral), `predictor=` (unipc, deis, adams), `s_churn=` (euler, heun).
-            None stands for the sampler's own default.
+            None means the sampler's default.
 
     Raises:
         UserError: For an unknown name, an option that the sampler does not take, or a value it does not accept.

@@ -1,10 +1,10 @@
-"""Ancestral sampling: DDPM read as Bayes' rule on the path (Ho et al. 2020, arXiv 2006.11239).
+"""Ancestral sampling: DDPM as Bayes' rule on the path (Ho et al. 2020, arXiv 2006.11239).
 
 A step draws from q(x_s | x_t, x) with x_hat = E[x | x_t] in place of x. The variance of p(x_s | x_t) is not known
-exactly. It is at least the posterior variance (`lower`: right where the datum is known). Its value for data N(0, I)
-(`upper`: beta_t on a variance-preserving path) bounds its mean over x_t and coordinates for data whose coordinates
-have a variance of at most 1 (sec. 3.2 of the paper); at a single x_t, and for wider data, it can be larger. The best
-single number follows from the mean square of the denoiser's answers (`analytic`: see `analytic_variance`).
+exactly. It is at least the posterior variance (`lower`: exact if x is known). Its value for data N(0, I) (`upper`:
+beta_t on a variance-preserving path) bounds its mean over x_t and coordinates for data whose coordinates have a
+variance of at most 1 (sec. 3.2 of the paper); at a single x_t, and for wider data, it can be larger. The optimal single
+number follows from the mean square of the denoiser's output (`analytic`: see `Moments`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..schedules.forward_process import diffuse, posterior, variance_for_unit_da
 from ..schedules.schedule import log_snr_ends
 from .sampler import Coefficients, LinearSampler, WithSteps, check_fields
 
-_SPACING = 1.0  # of the levels, in log-SNR
+_SPACING = 1.0  # of the noise levels, in log-SNR
 _LEAST = 1e-12  # a moment's distance from 0 and 1
 
 
@@ -34,12 +34,12 @@ class Moments:
     """E||eps_hat||^2 / D at some log-SNRs.
 
     Args:
-        log_snrs: The levels, increasing, two or more.
+        log_snrs: The log-SNRs, increasing, two or more.
         values: The moment at each.
-        error_bound: What E||x - x_hat||^2 / D cannot exceed: (b - a)^2 / 4 for data in [a, b] (theorem 2).
+        error_bound: An upper bound of E||x - x_hat||^2 / D: (b - a)^2 / 4 for data in [a, b] (theorem 2).
 
     Raises:
-        UserError: For levels that do not increase, or another number of values.
+        UserError: For log-SNRs that do not increase, or another number of values.
     """
 
     log_snrs: tuple[float, ...]
@@ -52,7 +52,7 @@ class Moments:
             raise UserError(f"moments: found {len(self.values)} values at {levels}; needs two or more rising log-SNRs")
 
     def at(self, log_snr: Tensor) -> Tensor:
-        """The moment at these log-SNRs, beyond the ends along the outermost line."""
+        """The moment at these log-SNRs, extrapolated linearly beyond the ends."""
         x, y = (torch.tensor(values, dtype=log_snr.dtype) for values in (self.log_snrs, self.values))
         y = torch.logit(y.clamp(_LEAST, 1.0 - _LEAST))
         i = torch.searchsorted(x, log_snr.contiguous()).clamp(1, len(x) - 1)
@@ -73,13 +73,13 @@ def estimate_moments(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Moments:
-    """Estimate the moments of a denoiser at levels one apart in log-SNR, from one end of its path to the other.
+    """Estimate the moments of a denoiser at unit steps of log-SNR, from one end of its path to the other.
 
     Args:
-        denoiser: The denoiser; it is asked without labels.
-        x: Data, or samples of the model, shape (N, *shape); of images a few dozen do.
+        denoiser: The denoiser; it is evaluated without labels.
+        x: Data, or samples of the model, shape (N, *shape); a few dozen images suffice.
         error_bound: As `Moments`; 1 for data in [-1, 1].
-        seed: Of the noise added.
+        seed: The seed of the added noise.
         batch_size: Rows evaluated at once.
     """
     low, high = log_snr_ends(denoiser.schedule)
@@ -106,8 +106,8 @@ class Ancestral(WithSteps, LinearSampler):
 
     Args:
         variance: `lower` (the posterior variance), `upper` (the variance for data N(0, I)) or `analytic` (the optimal
-            one; exact, at any number of steps, for data N(m, c^2 I), but not where directions have unlike variances).
-        moments: What `analytic` needs (`estimate_moments`); a trained model estimates its own.
+            one; exact, at any number of steps, for data N(m, c^2 I), but not if directions have different variances).
+        moments: Required by `analytic` (`estimate_moments`); a trained model estimates its own.
     """
 
     variance: str = "lower"

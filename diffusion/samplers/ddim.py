@@ -1,7 +1,7 @@
 """DDIM (Song, Meng, Ermon 2021, arXiv 2010.02502): a family of processes without, or with less, fresh noise.
 
 Given x all of them have the marginals of the path (lemma 1). With E[x | x_t] in place of x, as here, the law of the
-samples is right in the limit of short steps only.
+samples is correct only in the limit of short steps.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ class DDIM(WithSteps, LinearSampler):
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
         alpha_t, sigma_t = schedule(t)
         alpha_s, sigma_s = schedule(s)
-        fresh = self.eta * torch.sqrt(posterior(schedule, t, s).variance.clamp(min=0.0))  # 0 on the way to noise
+        fresh = self.eta * torch.sqrt(posterior(schedule, t, s).variance.clamp(min=0.0))  # 0 towards noise
         kept = torch.sqrt(sigma_s**2 - fresh**2) / sigma_t  # the factor of x_t - alpha_t x_hat
         return Coefficients(kept, alpha_s - kept * alpha_t, fresh)

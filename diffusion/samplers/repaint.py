@@ -1,9 +1,8 @@
-"""RePaint (Lugmayr et al. 2022, arXiv 2201.09865): inpainting by any solver, with the known pixels put in at each step.
+"""RePaint (Lugmayr et al. 2022, arXiv 2201.09865): inpainting with any solver, replacing the known pixels at each step.
 
-After a step to s the known pixels of x_s are replaced by draws of q(x_s | known), which the rest then has to fit; since
-the rest was drawn without having seen them, a stretch of the grid is walked several times, with noise in between that
-takes x_s back to x_t, until both agree. It needs no gradient. More resamples come nearer to the posterior, which few
-resamples miss (measured in docs/control.md).
+After a step to s the known pixels of x_s are replaced by draws of q(x_s | known). As the other pixels were drawn
+without them, each stretch of the grid is repeated several times, adding noise in between to go from x_s back to x_t,
+until both agree. It needs no gradient. More resamples come closer to the posterior (docs/control.md has figures).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .sampler import LinearSampler, Sampler, check_fields
 
 
 class _Known(Denoiser):
-    """A denoiser whose x_hat has the known pixels in place."""
+    """A denoiser whose x_hat contains the known pixels."""
 
     def __init__(self, denoiser: Denoiser, known: Tensor, kept: Tensor):
         super().__init__()
@@ -42,15 +41,15 @@ class _Known(Denoiser):
 class RePaint(Sampler):
     """Algorithm 1 of the paper, with resampling by jumps of `jump` steps (its appendix B), around any step.
 
-    Each stretch of `jump` intervals of the grid is walked `resamples` times: resamples times as many evaluations as
+    Each stretch of `jump` intervals of the grid is integrated `resamples` times: resamples times as many evaluations as
     steps.
 
     Args:
-        known: The datum, read where `kept` is true, of shape (*shape) or (1 or B, *shape).
-        kept: Of the shape of a datum: true where it is known.
-        step: The solver of the steps, of one evaluation each.
-        jump: The intervals of a stretch; the paper takes 10 of 250, 1 or 2 of 20 do best (docs/control.md).
-        resamples: How often each is walked (10 in the paper); 1 puts the known pixels in and does no more.
+        known: The known image, read where `kept` is true, of shape (*shape) or (1 or B, *shape).
+        kept: Of the shape of a sample: true where it is known.
+        step: The solver of the steps, with one evaluation each.
+        jump: The intervals of a stretch; the paper uses 10 of 250, 1 or 2 of 20 work best (docs/control.md).
+        resamples: How often each is repeated (10 in the paper); 1 only replaces the known pixels.
 
     Raises:
         UserError: For a jump or resamples below 1.
@@ -101,7 +100,7 @@ class RePaint(Sampler):
         schedule, numbers = denoiser.schedule, count()
 
         def fresh(step: int = 0) -> Tensor:
-            return noise(next(numbers))  # no number twice, however often a stretch is walked
+            return noise(next(numbers))  # no number twice, however often a stretch is repeated
 
         last = len(times) - 1
         for first in range(0, last, self.jump):

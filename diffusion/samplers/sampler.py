@@ -1,10 +1,10 @@
-"""The contract of a sampler, and the loop, once.
+"""The contract of a sampler, and the loop.
 
-A sampler walks the pairs (t, s) of a grid that it is given, from noise to data, and knows nothing of networks or
-training. A grid that ends in exactly 0 ends in the datum: every solver's step to sigma = 0 is x = E[x | x_t].
+A sampler integrates over the pairs (t, s) of a grid, from noise to data, and knows nothing about networks or training.
+A grid that ends in exactly 0 ends at clean data: every solver's step to sigma = 0 is x = E[x | x_t].
 
-Most solvers of one evaluation a step are linear: x_s = a x_t + b x_hat + c z. Such a solver is only the formula of
-(a, b, c); they are computed once for the whole grid, in float64, and a step costs two or three full-size operations.
+Most solvers with one evaluation per step are linear: x_s = a x_t + b x_hat + c z. Such a solver is defined by its
+formula for (a, b, c), computed once for the whole grid, in float64; a step costs two or three full-size operations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..numerics.random import Noise
 from ..schedules import Schedule
 
-# Called after each step with (step, time reached, state, x_hat of the step or None where the solver has none).
+# Called after each step with (step, time reached, state, x_hat of the step or None if the solver has none).
 Callback = Callable[[int, float, Tensor, Tensor | None], None]
 
 # The randomness of a sampler: from the step to standard normals of the shape of the state (`numerics.random.Noise`).
@@ -34,14 +34,14 @@ NoiseFunction = Callable[[int], Tensor]
 
 
 def times_of(schedule: Schedule, grid: Tensor) -> Tensor:
-    """The times of a grid that are walked: without the datum, and within the path."""
+    """The times of a grid at which the solver acts: without the final 0, and within the path."""
     grid = grid.detach().to(device="cpu", dtype=torch.float64)
     # A path may be singular at t = 1: a grid that starts beyond its end starts at its end.
     return (grid[:-1] if bool(grid[-1] == 0.0) else grid).clamp(max=schedule.t_max)
 
 
 def check_fields(sampler: Any) -> None:
-    """Refuse settings of a kind that their field does not hold: words for numbers, half numbers, values not finite.
+    """Refuse settings of the wrong type: text for numbers, fractions for integers, values that are not finite.
 
     Raises:
         UserError: For the first such field.
@@ -63,7 +63,7 @@ def check_fields(sampler: Any) -> None:
 
 @lru_cache
 def _kinds(sampler: type) -> dict[str, Any]:
-    """The kinds of a sampler's fields, whether its module keeps annotations as text or not."""
+    """The types of a sampler's fields, whether its module has string annotations or not."""
     hints = get_type_hints(sampler)
     return {field.name: hints[field.name] for field in fields(sampler)}
 
@@ -76,7 +76,7 @@ def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
         grid: A tensor, an array or a list of times.
 
     Raises:
-        UserError: For what is none: two or more numbers that decrease, within the path.
+        UserError: For anything but two or more decreasing numbers within the path.
     """
     try:
         times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
@@ -92,11 +92,11 @@ def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
 
 
 class Sampler(ABC):
-    """A solver from noise to data. A concrete sampler is a frozen dataclass of its settings and keeps no state.
+    """A solver from noise to data. A concrete sampler is a frozen dataclass of its settings, without state.
 
     Declared facts, measured by tests: `order`, the order of convergence in the largest step (of the trajectory for a
     deterministic sampler, of the law for a stochastic one), `is_stochastic`, and the evaluations of the denoiser: a
-    grid of N intervals that ends in the datum costs (N - 1) evaluations_per_step + starting_evaluations + 1.
+    grid of N intervals that ends at clean data costs (N - 1) evaluations_per_step + starting_evaluations + 1.
 
     Attributes:
         steps: The intervals of the grid that `diffusion.sample` makes for it; None for those of the call, or
@@ -107,7 +107,7 @@ class Sampler(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the solver by name; its steps, which belong to the grid, are not among them."""
+        """The settings of the solver by name, without its steps, which belong to the grid."""
         return {name: value for name, value in vars(self).items() if name != "steps"}
 
     @property
@@ -127,36 +127,36 @@ class Sampler(ABC):
 
     @property
     def evaluations_per_step(self) -> int | None:
-        """The evaluations of the denoiser a step; None where the sampler chooses its own steps."""
+        """The evaluations of the denoiser per step; None if the sampler chooses its own steps."""
         return 1
 
     @property
     def starting_evaluations(self) -> int:
-        """The evaluations that the first step needs beside those of every step."""
+        """The additional evaluations of the first step."""
         return 0
 
     @property
     def default_steps(self) -> int:
-        """The steps that are taken when neither the sampler nor the call says how many."""
+        """The number of steps if neither the sampler nor the call specifies it."""
         return 50
 
     @property
     def default_grid(self) -> str:
-        """The name of the grid that is walked when none is asked for (`schedules.time_grid`): what was best, measured.
+        """The name of the grid used if none is requested (`schedules.time_grid`): the best as measured.
 
-        `cauchy` has its steps where x_hat changes, and long ones elsewhere. Solvers of order 1 and those of the
-        velocity gain from it on all data; noise, and polynomials in other variables, do not bear the long ones.
+        `cauchy` places its steps where x_hat changes, with long ones elsewhere. First-order solvers and those in
+        velocity variables gain from it on all data; with noise, or polynomials in other variables, long steps hurt.
         """
         return "log-snr" if self.is_stochastic or self.order > 1 else "cauchy"
 
     def own_grid(self, schedule: Schedule) -> Tensor | None:
-        """The one grid that the sampler walks, from noise to the datum; None where it walks any."""
+        """The only grid that the sampler supports, from noise to clean data; None if it supports any."""
         return None
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
-        """What to pass `sample` as its noise: here independent normals for each step.
+        """The noise to pass to `sample`: here independent normals for each step.
 
-        A sampler of an SDE has the increments of one Brownian path instead, which every grid cuts into its own steps.
+        An SDE sampler has the increments of one Brownian path instead, which every grid divides into its steps.
         """
         return noise
 
@@ -169,12 +169,12 @@ class Sampler(ABC):
         cond: Any = None,
         callback: Callback | None = None,
     ) -> Float[Tensor, " b *dims"]:
-        """Walk the grid from x_1.
+        """Integrate over the grid from x_1.
 
         Args:
-            denoiser: Answers E[x | x_t] on its schedule.
+            denoiser: Computes E[x | x_t] on its schedule.
             x_1: The state at the grid's first time, shape (B, *shape), float32 or float64.
-            grid: Decreasing times, shape (steps + 1,); a last entry of exactly 0 means the datum itself.
+            grid: Decreasing times, shape (steps + 1,); a last entry of exactly 0 means clean data.
             noise: Standard normals for a step; needed by stochastic samplers only.
             cond: Class labels, shape (B,), or None.
             callback: Called after each step.
@@ -207,15 +207,15 @@ class Sampler(ABC):
         cond: Any,
         callback: Callback | None,
     ) -> Tensor:
-        """Walk two or more times, none of them the datum; arguments as `sample`."""
+        """Integrate over two or more times, none of them 0; arguments as `sample`."""
 
 
 @dataclass(frozen=True)
 class WithSteps:
-    """The setting that the samplers of this package have beside their own: `DDIM(steps=50)`.
+    """The setting common to the samplers of this package: `DDIM(steps=50)`.
 
     Args:
-        steps: As `Sampler.steps`. No part of the solver, and so not of its `repr`, by which grids are kept.
+        steps: As `Sampler.steps`. Not part of the solver, nor of its `repr`, by which grids are cached.
     """
 
     steps: int | None = field(default=None, kw_only=True, repr=False)
@@ -225,17 +225,17 @@ class WithSteps:
 
 
 def is_value(thing: object) -> bool:
-    """Whether a thing is equal to another only where both do the same, now and later.
+    """Whether equality to another object implies the same behaviour, now and later.
 
-    That holds of plain values and of this package's frozen dataclasses of them. What is someone's own may change, or
-    keep a part of its settings where no comparison looks: nothing found for it is to be kept by its key.
+    That holds for plain values and for this package's frozen dataclasses of them. A user's own class may be mutable, or
+    have settings that its comparison ignores: nothing may be cached for it.
     """
     if isinstance(thing, tuple):
         return all(map(is_value, thing))
     if is_dataclass(thing) and not isinstance(thing, type):
         kind = type(thing)
         ours = kind.__module__.split(".")[0] == __name__.split(".")[0]
-        settings: Any = kind.__dict__.get("__dataclass_params__")  # of the class itself: a subclass may be anything
+        settings: Any = kind.__dict__.get("__dataclass_params__")  # of the class itself, not inherited
         return (
             ours
             and settings is not None
@@ -247,7 +247,7 @@ def is_value(thing: object) -> bool:
 
 
 def remembered(sampler: RowSampler, schedule: Schedule, times: Tensor) -> list[Any]:
-    """The rows of a grid, which batch after batch walks: made once for a sampler and a schedule that are values."""
+    """The rows of a grid, cached across batches for a sampler and a schedule that are values."""
     if is_value(sampler) and is_value(schedule):
         return _remembered(sampler, schedule, tuple(times.tolist()))
     return sampler.rows(schedule, times)
@@ -255,12 +255,12 @@ def remembered(sampler: RowSampler, schedule: Schedule, times: Tensor) -> list[A
 
 @lru_cache(maxsize=16)
 def _remembered(sampler: RowSampler, schedule: Schedule, times: tuple[float, ...]) -> list[Any]:
-    with torch.inference_mode(False):  # rows that may also be used where gradients are
+    with torch.inference_mode(False):  # the rows may also be used where gradients are taken
         return sampler.rows(schedule, torch.tensor(times, dtype=torch.float64))
 
 
 class RowSampler(Sampler):
-    """A sampler whose loop reads a row of numbers a step, or part of a step, and computes nothing else of the path."""
+    """A sampler whose loop reads one row of numbers per step, or part of a step, precomputed from the path."""
 
     @abstractmethod
     def rows(self, schedule: Schedule, times: Tensor) -> list[Any]:
@@ -277,7 +277,7 @@ class Coefficients:
 
 
 class LinearSampler(RowSampler):
-    """One evaluation a step, linear in (x_t, x_hat, z): a subclass is the formula of the coefficients."""
+    """One evaluation per step, linear in (x_t, x_hat, z): a subclass is the formula of the coefficients."""
 
     @property
     def order(self) -> int:
@@ -296,7 +296,7 @@ class LinearSampler(RowSampler):
     def integrate(self, denoiser, x, times, noise, cond, callback):
         for step, (t, s, a, b, c) in enumerate(remembered(self, denoiser.schedule, times)):
             x_hat = denoiser(x, t, cond)
-            x = torch.add(a * x, x_hat, alpha=b)  # `linear` would make the last bit depend on the batch
+            x = torch.add(a * x, x_hat, alpha=b)  # with `linear` the last bit would depend on the batch
             if c != 0.0:
                 assert noise is not None  # `sample` has seen to it
                 x = x.add_(noise(step), alpha=c)

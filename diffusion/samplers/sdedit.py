@@ -1,8 +1,8 @@
-"""SDEdit (Meng et al. 2022, arXiv 2108.01073): noise added to a datum, then taken away by any sampler.
+"""SDEdit (Meng et al. 2022, arXiv 2108.01073): noise added to a sample, then removed by any sampler.
 
     x_t = alpha_t x + sigma_t eps,        then the sampler, from t to the data
 
-What is coarser than the noise at t is kept, and what is finer is drawn anew.
+Structure coarser than the noise at t is preserved, and finer structure is resampled.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .sampler import Sampler
 
 
 def log_snr_of_strength(strength: float) -> float:
-    """The log-SNR at which arctan(sigma / alpha) is `strength` of its way from the data to the noise.
+    """The log-SNR at which arctan(sigma / alpha) is the fraction `strength` of the way from data to noise.
 
-    1/2 is as much noise as signal, whatever the path.
+    1/2 is as much noise as signal, on every path.
 
     Raises:
         UserError: For a strength that is not above 0 and below 1.
@@ -36,14 +36,14 @@ def log_snr_of_strength(strength: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class SDEdit(Sampler):
-    """A sampler that starts from data with noise: the starting state x_1 is taken for the noise that they get.
+    """A sampler that starts from noisy data: the initial state x_1 is the noise that is added to them.
 
-    Of the grid, the part below the level is walked: a part of the steps is a part of the evaluations.
+    Only the part of the grid below the noise level is used, so fewer steps and evaluations.
 
     Args:
         x: Data, of shape (*shape) or (1 or B, *shape).
-        log_snr: The level to which they get noise; one outside the path is put at its end.
-        inner: What takes the noise away.
+        log_snr: The noise level, clamped to the path.
+        inner: The sampler that removes the noise.
     """
 
     x: Float[Tensor, " *bdims"]
@@ -79,7 +79,7 @@ class SDEdit(Sampler):
         return self.inner.default_grid
 
     def below(self, schedule: Schedule, grid: Tensor) -> Tensor:
-        """The part of a grid that is walked: from the level on."""
+        """The part of a grid that is used: from the noise level on."""
         low, high = log_snr_ends(schedule)
         level = torch.tensor(min(max(self.log_snr, low), high), dtype=torch.float64)
         t = schedule.inverse_log_snr(level).clamp(max=schedule.t_max).reshape(1)

@@ -1,1 +1,1 @@
-"""The act of sampling: one call, grids of times chosen for a model, samplers fitted to it, images encoded."""
+"""Sampling: one call, grids of times tuned to a model, samplers fitted to it, encoding of images."""

@@ -1,21 +1,20 @@
-"""A grid tuned to a model and a sampler, from trajectories of a small batch of the model's own.
+"""A grid tuned to a model and a sampler, from trajectories of a small batch of the model's samples.
 
-Where a step costs accuracy depends on the data. The ODE is taken as d(x / r) / dphi = m, the velocity variables of
-`samplers.variables`: there an error of any step reaches the datum as large as it was made, within a factor of three
-(measured by adjoints on exact mixtures), so that errors of all steps can be compared as they are. The grid is made in
-two moves.
+Where a step costs accuracy depends on the data. The ODE is written as d(x / r) / dphi = m, in the velocity variables of
+`samplers.ode.coordinates`: there an error in any step propagates to the final x unchanged within a factor of three
+(measured by adjoints on exact mixtures), so the errors of all steps can be compared directly. The grid is computed in
+two stages.
 
-1. Equal local error. A step of length H, of a solver of order p, errs by about |d^p m / dphi^p| H^(p+1). Along one
-   accurate trajectory of a batch, p = 1 or 2, the derivative is measured, and the steps are placed at equal shares of
-   the integral of |d^p m / dphi^p|^(1/(p+1)) dphi.
-2. What equal shares cannot know: where errors cancel, and from where the last step can go to the datum. For a
-   deterministic sampler the lengths of the steps are bent by a piecewise linear function of five knots, and the end is
-   moved, by a pattern search on the sampler's own error against the trajectories' ends. Samples that the search has not
-   seen decide between its grid, equal shares, and the grid that is taken when none is asked for: tuning does not make
-   worse.
+1. Equal local error. A step of length H with a solver of order p has an error of about |d^p m / dphi^p| H^(p+1). The
+   derivative, for p = 1 or 2, is measured along one accurate trajectory of a batch, and the steps are placed at equal
+   increments of the integral of |d^p m / dphi^p|^(1/(p+1)) dphi.
+2. Equal local errors ignore where errors cancel, and from where the last step can be taken. For a deterministic sampler
+   the lengths of the steps are warped by a piecewise linear function with five knots, and the end is moved, by a
+   pattern search on the sampler's error at the ends of the trajectories. Held-out samples decide between the warped
+   grid, equal errors, and the sampler's default grid, so tuning never makes it worse.
 
-Everything is seeded: the same model, sampler and number of steps have the same grid, unless the time for it was up
-(`tuning`); the best until then is taken.
+Everything is seeded: the same model, sampler and number of steps have the same grid, unless the time limit was reached
+(`tuning`); then the best so far is used.
 """
 
 from __future__ import annotations
@@ -45,14 +44,15 @@ from ..schedules.time_grids import LOG_SNR_END, default_end, later_end
 SEED = 2**31 + 1
 _REFERENCE_STEPS = 240
 _DENSITY_ROWS = 32
-# A solve of the search costs about this many rows, whatever its steps: few steps err rarely and much, and need more.
+# A solve of the search costs about this many rows for any number of steps: with few steps, errors are rare and large,
+# and need more samples.
 _ROWS = 1280
 _LEAST_ROWS, _MOST_ROWS, _LEAST_UNSEEN = 32, 256, 128
 _EVALUATIONS = 1000  # of the batch, by the search
 _KNOTS = 5
 _SMOOTHING = 0.7  # in log-SNR
 _LEAST_DENSITY = 0.02  # of the largest
-_PENALTY = 0.05  # on the squared logarithms of the bending
+_PENALTY = 0.05  # on the squared logarithms of the warp
 _FIRST_MOVE, _LAST_MOVE, _MOST_BENT = 0.5, 0.02, 3.0
 _DECIMALS = 4  # of log-SNRs, so that a grid survives being written as text
 
@@ -61,7 +61,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Tuning:
-    """How long it may take, in seconds, and who is told of (evaluations done, about so many in all)."""
+    """The time limit in seconds, and the callback for progress (evaluations done, approximate total)."""
 
     seconds: float = math.inf
     progress: Progress | None = None
@@ -73,9 +73,9 @@ _TUNING: ContextVar[Tuning] = ContextVar("tuning", default=_UNLIMITED)
 
 @contextmanager
 def tuning(seconds: float = math.inf, progress: Progress | None = None) -> Iterator[None]:
-    """While open, what is tuned (a grid, a fitted sampler) takes no longer than this, each, and tells how far it is.
+    """While open, each tuning (of a grid or a fitted sampler) takes at most this long, and reports its progress.
 
-    What was cut short is known by its limit: with more time it is tuned again.
+    Truncated results are cached with their limit: with more time they are tuned again.
     """
     token = _TUNING.set(Tuning(seconds, progress))
     try:
@@ -85,14 +85,14 @@ def tuning(seconds: float = math.inf, progress: Progress | None = None) -> Itera
 
 
 class OutOfTime(Exception):
-    """Before there was anything to choose from."""
+    """The time limit was reached before there was any result."""
 
 
 class Clock:
-    """Counts what one tuning spends.
+    """Counts the evaluations of one tuning.
 
     Args:
-        total: The evaluations that it needs at most, about.
+        total: The approximate maximum number of evaluations.
     """
 
     def __init__(self, total: int):
@@ -106,18 +106,18 @@ class Clock:
         return self.was_over
 
     def spend(self, evaluations: int) -> None:
-        """Count evaluations of a batch, and tell."""
+        """Count evaluations of a batch, and report them."""
         self._done = min(self._done + evaluations, self._total)
         if self._tuning.progress is not None:
             self._tuning.progress(self._done, self._total)
 
     def finish(self) -> None:
-        """Tell that all is done."""
+        """Report completion."""
         self.spend(self._total)
 
 
 def cut_short(key: str) -> str:
-    """The key in `known_grids` of what the present limit cut short."""
+    """The key in `known_grids` of a result truncated by the current limit."""
     return f"{key}, within {_TUNING.get().seconds:g} s"
 
 
@@ -126,11 +126,11 @@ _GRIDS: WeakKeyDictionary[Denoiser, tuple[tuple[object, ...], dict[str, tuple[fl
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Solutions of the probability-flow ODE, from their starts to the data, and how fast the velocity changes on them.
+    """Solutions of the probability-flow ODE, from noise to data, and how fast the velocity changes along them.
 
     Args:
         x_1: The states at t_max, shape (B, *shape).
-        x: The data that they lead to, shape (B, *shape).
+        x: The samples that they lead to, shape (B, *shape).
         log_snrs: The nodes of the solution.
         slopes: The root mean square of d m / dphi at the nodes, and of d^2 m / dphi^2.
         dphi: |dphi / d log-SNR| at the nodes.
@@ -153,10 +153,10 @@ class Trajectories:
 
 @torch.no_grad()
 def trajectories(denoiser: Denoiser, n: int, start: int = 0, clock: Clock | None = None) -> Trajectories:
-    """Solve the probability-flow ODE for samples `start` to `start + n`, by Adams's method of order 4 in 240 steps.
+    """Solve the probability-flow ODE for samples `start` to `start + n`, by the Adams method of order 4 in 240 steps.
 
     Raises:
-        OutOfTime: Where the clock is over.
+        OutOfTime: If the time is up.
     """
     schedule = denoiser.schedule
     low, high = log_snr_ends(schedule)
@@ -200,15 +200,15 @@ def trajectories(denoiser: Denoiser, n: int, start: int = 0, clock: Clock | None
 
 
 def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor, " times"]:
-    """The grid of `steps` intervals that suits this model and sampler; made once for a model in memory.
+    """The grid of `steps` intervals tuned to this model and sampler; cached for a model in memory.
 
     Args:
-        denoiser: The model; it is asked without labels, about 1,500 times, of 32 to 256 samples.
-        sampler: What will walk the grid. One that draws noise gets equal local errors and the usual end; one that
-            chooses its own steps the grid `log-snr` to the end of the path.
-        steps: The number of intervals, at least 1; the last one goes to the datum itself.
+        denoiser: The model; it is evaluated without labels, about 1,500 times, with 32 to 256 samples.
+        sampler: The sampler that will use the grid. One that draws noise gets equal local errors and the usual end; one
+            that chooses its own steps gets the grid `log-snr` to the end of the path.
+        steps: The number of intervals, at least 1; the last one ends at clean data.
     """
-    grids = known_grids(denoiser) if is_value(sampler) else {}  # one's own sampler may change
+    grids = known_grids(denoiser) if is_value(sampler) else {}  # a user's sampler may change
     key = f"{_kind(sampler)}, {steps} steps"
     if key not in grids and (short := cut_short(key)) in grids:
         key = short
@@ -222,18 +222,18 @@ def auto_grid(denoiser: Denoiser, sampler: Sampler, steps: int) -> Float[Tensor,
 
 
 def known_grids(denoiser: Denoiser) -> dict[str, tuple[float, ...]]:
-    """The grids of a model that are known, as log-SNRs, by the sampler and its steps; `auto_grid` adds to them."""
+    """The cached grids of a model, as log-SNRs, by sampler and steps; `auto_grid` adds to them."""
     values = denoiser.state_dict(keep_vars=True).values()
-    # weights that were made in inference mode do not count their changes
+    # weights created in inference mode have no version counter
     state = tuple((value.data_ptr(), object() if value.is_inference() else value._version) for value in values)
     found = _GRIDS.get(denoiser)
-    if found is None or found[0] != state:  # new, or its weights have been changed
+    if found is None or found[0] != state:  # new, or its weights have changed
         found = _GRIDS[denoiser] = (state, {})
     return found[1]
 
 
 def _kind(sampler: Sampler) -> str:
-    """What the grid depends on of a sampler."""
+    """The properties of a sampler that the grid depends on."""
     if sampler.is_adaptive:
         return "adaptive"
     return f"noise of order {sampler.order}" if sampler.is_stochastic else str(sampler)
@@ -260,13 +260,13 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
 
 
 def default_log_snrs(schedule: Schedule, sampler: Sampler, steps: int) -> Tensor:
-    """Those of the grid that the sampler walks when none is asked for, without the datum."""
+    """Those of the sampler's default grid, without the final 0."""
     grid = sampler.default_grid
     return schedule.log_snr(time_grid(schedule, steps, grid, later_end(grid, steps))[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:
-    """Log-SNRs at equal shares of the density, from the noise to `end`."""
+    """Log-SNRs at equal increments of the integrated density, from the noise to `end`."""
     density, nodes = along.density(order), along.log_snrs
     total = torch.cat((torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(density, nodes)))
     last = _interpolate(torch.tensor([end], dtype=torch.float64), nodes, total)
@@ -278,7 +278,7 @@ def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tens
 def _search(
     denoiser: Denoiser, sampler: Sampler, base: Tensor, high: float, along: Trajectories, clock: Clock
 ) -> Tensor:
-    """Bend the steps of `base` and move its end, as long as that lowers the error."""
+    """Warp the steps of `base` and move its end, as long as that lowers the error."""
     steps = len(base)
     count = min(_KNOTS, steps - 1)
     middles = (torch.arange(steps - 1, dtype=torch.float64) + 0.5) / (steps - 1)

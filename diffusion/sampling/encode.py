@@ -1,11 +1,11 @@
-"""From data to noise and back: encoding by deterministic samplers, interpolation, and editing by partial noising.
+"""From data to noise and back: encoding by deterministic samplers, interpolation, and editing by partial noise.
 
-The probability-flow ODE is a bijection between data and noise. A deterministic solver walks it either way: the same
-grid with its times turned round, the same formulas with steps of the other sign. Both ways are of the solver's order,
-so a datum comes back as exactly as the steps are short (docs/control.md has figures).
+The probability-flow ODE is a bijection between data and noise. A deterministic solver integrates it in either
+direction: the same grid reversed, the same formulas with steps of the opposite sign. Both directions have the solver's
+order, so the round-trip error decreases with the step size (docs/control.md has figures).
 
-The datum itself is no point of a grid: the last step of sampling is x = E[x | x_t]. The first of encoding is its
-inverse to first order in sigma^2, by one evaluation:
+Clean data are not on the grid: the last step of sampling is x = E[x | x_t]. The first step of encoding is its inverse
+to first order in sigma^2, by one evaluation:
 
     x_t = alpha (2 x - E[x | x_t = alpha x]) = alpha x + sigma eps_hat(alpha x)
 """
@@ -40,7 +40,7 @@ from ..schedules.time_grids import AUTO
 from .sample import DEFAULT_BATCH, grid_for, labels_for, sample
 
 DEFAULT_SAMPLER = "ode"
-# What `edit` passes on to `diffusion.sample`; the rest are fields of the sampler.
+# Arguments that `edit` passes to `diffusion.sample`; the rest are fields of the sampler.
 _OF_THE_DRAW = ("steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "batch_size",
                 "start", "callback", "progress", "cond", "cond_null")  # fmt: skip
 
@@ -61,15 +61,15 @@ def encode(
 ) -> Float[Tensor, " n *dims"]:
     """The noise from which a deterministic sampler draws `x`.
 
-    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, noise=encode(...))` is x again, but for
-    the error of the solver.
+    `diffusion.sample(model, n, sampler, steps=steps, grid=grid, label=label, noise=encode(...))` reproduces x up to the
+    error of the solver.
 
     Args:
         model: A denoiser, or a diffusion model.
         x: Data, shape (n, *shape); images in [-1, 1].
         sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
         steps, grid, label, cond, batch_size, log_snr_end: As `diffusion.sample`.
-        dtype: Of the solver's state, float32 or float64; that of `x` by default.
+        dtype: The dtype of the solver's state, float32 or float64; that of `x` by default.
         options: Fields of the sampler, e.g. `tolerance=` (ode).
 
     Returns:
@@ -108,27 +108,27 @@ def encode(
 
 
 def slerp(a: Tensor, b: Tensor, u: float | Tensor) -> Float[Tensor, " n *dims"]:
-    """The point at the share `u` of the great arc from a to b, row by row (Shoemake 1985), in float64 inside.
+    """Spherical interpolation at the fraction `u` from a to b, row by row (Shoemake 1985), in float64 internally.
 
-    Its direction goes round by the angle u theta from a to b. Up to a right angle its length is that of Shoemake's
+    Its direction is rotated by the angle u theta from a to b. Up to a right angle its length is that of Shoemake's
 
         (sin((1 - u) theta) a + sin(u theta) b) / sin theta,        cos theta = a b / (|a| |b|)
 
-    which is between |a| and |b|. Beyond, ends of unlike lengths make that formula grow as 1 / sin theta; the length is
-    then that at a right angle, sqrt(cos(u pi/2)^2 |a|^2 + sin(u pi/2)^2 |b|^2), between |a| and |b| again.
+    which is between |a| and |b|. Beyond, with ends of different lengths that formula grows as 1 / sin theta; the length
+    is then that at a right angle, sqrt(cos(u pi/2)^2 |a|^2 + sin(u pi/2)^2 |b|^2), again between |a| and |b|.
 
-    Independent normals of many dimensions are orthogonal but for 1 / sqrt(D), so that what lies between them has unit
-    variance too (in the plane, at the worst, 0.96). Their mean (linear interpolation) has the variance 1/2.
+    Independent normals in many dimensions are orthogonal up to 1 / sqrt(D), so interpolants also have unit variance (in
+    the plane, the worst case, 0.96). Their mean (linear interpolation) has variance 1/2.
 
-    Between exactly opposite ends lead many arcs; one towards the axis that a is furthest from is taken, and in one
-    dimension, where there is none, the way through 0. From a row of zeros the way is straight.
+    Between exactly opposite ends there are many arcs; the one towards the axis furthest from a is used, and in one
+    dimension, where there is none, the path through 0. From a row of zeros the path is straight.
 
     Args:
         a, b: Shape (N, *dims), floats.
-        u: From 0 (a, to the bit) to 1 (b, to the bit): a number, or one a row, (N,).
+        u: From 0 (a, bit for bit) to 1 (b, bit for bit): a number, or one per row, (N,).
 
     Raises:
-        UserError: For ends of unlike shapes, no floats, or shares that are neither one nor one a row.
+        UserError: For ends of different shapes or not of floats, or a u that is neither one number nor one per row.
     """
     if a.shape != b.shape or a.ndim < 2 or not (a.is_floating_point() and b.is_floating_point()):
         found = f"{a.dtype} of shape {tuple(a.shape)} and {b.dtype} of shape {tuple(b.shape)}"
@@ -143,9 +143,9 @@ def slerp(a: Tensor, b: Tensor, u: float | Tensor) -> Float[Tensor, " n *dims"]:
     across, sin = _polar(from_b - cos * from_a)
     axis = torch.nn.functional.one_hot(from_a.abs().argmin(1), from_a.shape[1]).double()
     side = torch.where(from_a[:, :1] < 0, -1.0, 1.0)  # another for a than for -a, so that the mean over normals is 0
-    across = torch.where(sin < 1e-12, side * axis, across)  # what rounding leaves has no direction
+    across = torch.where(sin < 1e-12, side * axis, across)  # a rounding residue has no direction
     across, _ = _polar(across - (across * from_a).sum(1, keepdim=True) * from_a)
-    theta = torch.atan2(sin, cos)  # as exact for small angles and those near pi as for right ones
+    theta = torch.atan2(sin, cos)  # as accurate for angles near 0 and pi as for right angles
     from_a = torch.where(length_a > 0, from_a, from_b)
     theta = torch.where((length_a > 0) & (length_b > 0), theta, 0.0)
     # sin(k theta) / sin(theta) = k sinc(k theta) / sinc(theta), which has no 0 / 0
@@ -175,12 +175,12 @@ def interpolate(
     sampler: Any = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
-    """n data on the way from x_a to x_b: both encoded, the arc between their noises, each point of it decoded.
+    """n samples between x_a and x_b: both are encoded, their noises interpolated on an arc, and each point decoded.
 
     Args:
         model: A denoiser, or a diffusion model.
-        x_a, x_b: Two data, shape (*shape).
-        n: Points, 2 or more; the first and the last are x_a and x_b after a round trip.
+        x_a, x_b: Two samples, shape (*shape).
+        n: The number of points, 2 or more; the first and the last are x_a and x_b after a round trip.
         sampler: As `encode`.
         options: `steps`, `grid`, `label`, `dtype` and others, as `encode`.
 
@@ -209,20 +209,20 @@ def edit(
     sampler: Any = DEFAULT_SAMPLER,
     **options: Any,
 ) -> Float[Tensor, " n *dims"]:
-    """Variations of data: noise is added up to a level, and taken away again (`samplers.sdedit`).
+    """Variations of data: noise is added up to a noise level, and removed again (`samplers.sdedit`).
 
     Args:
         model: A denoiser, or a diffusion model.
-        x: One datum, shape (*shape), for n variations of it; or n data, shape (n, *shape), for one each.
-        strength: How far to go, above 0 and below 1; 1/2, the default, is as much noise as signal.
-        log_snr: The level itself, in place of the strength.
-        n: The number of variations of one datum; 1 by default.
-        seed: Of the noise; variation i depends on (seed, i) only.
-        sampler: Any sampler, with noise or without.
+        x: One sample, shape (*shape), for n variations of it; or n samples, shape (n, *shape), for one each.
+        strength: How far to go, between 0 and 1; 1/2, the default, is as much noise as signal.
+        log_snr: The noise level itself, instead of the strength.
+        n: The number of variations of one sample; 1 by default.
+        seed: The seed of the noise; variation i depends on (seed, i) only.
+        sampler: Any sampler, deterministic or stochastic.
         options: As `diffusion.sample`; `steps` are those of the whole path.
 
     Raises:
-        UserError: For data of another shape, both strength and log_snr, or what `diffusion.sample` does not take.
+        UserError: For data of another shape, both strength and log_snr, or anything that `diffusion.sample` refuses.
     """
     denoiser = _denoiser_of(model, "edit")
     inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
@@ -238,7 +238,7 @@ def edit(
     level = log_snr_of_strength(strength) if log_snr is None else real_number("log_snr", log_snr)
     n = (n or 1) if one else len(x)
     if not one:
-        options["batch_size"] = n  # the data of a batch are those of its rows
+        options["batch_size"] = n  # each row of a batch has its own x
     ending = options.pop("log_snr_end", None)
     options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"), ending)
     return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)

@@ -1,11 +1,11 @@
-"""Fit a solver of few steps to a model, on trajectories of a batch of the model's own samples.
+"""Fit a solver with few steps to a model, on trajectories of a batch of the model's samples.
 
-Times, corrections of the weights and of the state, and the ending of `samplers.fitted` are fitted at once by Levenberg
-and Marquardt's method to the ends of accurate trajectories (after Bespoke solvers, arXiv 2310.19075, and non-stationary
-solvers, arXiv 2403.01329). The start of the fit is Adams's method on equal shares of local error of one more step, with
-its first evaluation, of pure noise, left out. The cost of a sample is cap log(1 + e / cap), e its mean squared error:
-a few samples that a coarse solver leads to another mode must not decide. Samples that were not fitted on decide, by
-their plain error, between the fit, Adams's method on equal shares, and what is drawn with when nothing is said.
+Times, corrections of the weights and of the state, and the ending of `sampling.fitted` are fitted jointly by the
+Levenberg-Marquardt method to the ends of accurate trajectories (after Bespoke solvers, arXiv 2310.19075, and
+non-stationary solvers, arXiv 2403.01329). The fit starts from the Adams method on a grid of equal local errors with one
+more step, without its first evaluation, of pure noise. The cost of a sample is cap log(1 + e / cap), e its mean squared
+error, so that the few samples that a coarse solver takes to another mode do not dominate. Held-out samples decide, by
+their plain error, between the fit, the Adams method on equal local errors, and the default.
 Everything is seeded; time limits and progress are those of `auto_grid.tuning`.
 """
 
@@ -43,24 +43,24 @@ from .fitted import Fitted, walk
 DEFAULT_STEPS = 5
 _ROWS, _UNSEEN = 256, 128
 _CAP = 3e-4  # of a squared error; data are of the order of 1
-_PLAIN_END, _END = 2.8, 2.0  # log-SNR where steps end at first, over the logarithm of their number
+_PLAIN_END, _END = 2.8, 2.0  # initial log-SNR where steps end, over the logarithm of their number
 _DEPTH, _ENDING = 4, 4  # outputs corrected in a step, numbers of the ending
 _ITERATIONS = 12
-_MOVE = 1e-4  # of the differences that stand for derivatives
-_RIDGE = 1e-4  # of the first cost, on the squared numbers
+_MOVE = 1e-4  # of the finite differences
+_RIDGE = 1e-4  # relative to the initial cost, on the squared numbers
 _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
-FITTED_NOW = f"{FITTED} 2"  # counts the ways of fitting: what an earlier one found is not used for this one
+FITTED_NOW = f"{FITTED} 2"  # version of the fit: results of earlier versions are not reused
 
 
 def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:
-    """`fit_sampler`, made once for a model: its numbers are among the model's `known_grids`."""
+    """`fit_sampler`, cached: its numbers are stored in the model's `known_grids`."""
     check_steps(steps)
     kept, key = known_grids(denoiser), f"{FITTED_NOW}, {steps} steps"
     for known in (key, cut_short(key)):
         if known in kept:
-            with contextlib.suppress(UserError):  # of another version, or damaged: as good as none
+            with contextlib.suppress(UserError):  # of another version, or damaged: ignored
                 return from_numbers(steps, kept[known])
     clock = Clock(_evaluations(steps))
     sampler = fit_sampler(denoiser, steps, progress, clock)
@@ -70,7 +70,7 @@ def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) 
 
 
 def to_numbers(sampler: Fitted) -> tuple[float, ...]:
-    """All numbers of a fitted sampler in one row, so that they can be written as text."""
+    """All numbers of a fitted sampler in one flat tuple, which can be written as text."""
     return *sampler.log_snrs, *(w for row in sampler.corrections for w in row), *sampler.scales, *sampler.ending
 
 
@@ -78,7 +78,7 @@ def from_numbers(steps: int, numbers: Sequence[float]) -> Fitted:
     """The inverse of `to_numbers`.
 
     Raises:
-        UserError: For numbers that no fit of so many steps has.
+        UserError: For numbers that no fit with this many steps has.
     """
     parts = _parts(steps)
     if len(numbers) == steps:
@@ -92,21 +92,21 @@ def from_numbers(steps: int, numbers: Sequence[float]) -> Fitted:
 
 @torch.no_grad()
 def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None, clock: Clock | None = None) -> Fitted:
-    """The solver of `steps` evaluations that suits this model.
+    """The solver with `steps` evaluations fitted to this model.
 
     Args:
-        denoiser: The model; it is asked without labels, of 256 samples, 240 times for their trajectories and, for 5
-            steps, some 800 times by the fit.
+        denoiser: The model; it is evaluated without labels, with 256 samples, 240 times for their trajectories and, for
+            5 steps, some 800 times by the fit.
         steps: 2 to 10.
-        progress: Called after each iteration with (iterations done, at most so many).
-        clock: Of a tuning that may be cut short.
+        progress: Called after each iteration with (iterations done, maximum).
+        clock: The clock of a tuning with a time limit.
 
     Raises:
         UserError: For other numbers of steps.
     """
     check_steps(steps)
     clock = clock or Clock(_evaluations(steps))
-    # what is drawn with when nothing is said: in so few steps `abm` is `Adams`
+    # the default: in so few steps `abm` is `Adams`
     default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser.schedule, Adams(), steps).tolist()))
     try:
         unseen = trajectories(denoiser, _UNSEEN, start=_ROWS, clock=clock)
@@ -115,7 +115,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
         return default
     low, high = log_snr_ends(denoiser.schedule)
     order = Adams().order
-    # a fitted ending leaves the path earlier than x_hat alone would
+    # a fitted ending ends the path earlier than x_hat alone would
     plain_end, end = (min(max(low + 1.0, rate * math.log(steps)), high) for rate in (_PLAIN_END, _END))
     plain = Fitted(tuple(round(v, _DECIMALS) for v in equal_error(seen, order, steps, plain_end).tolist()))
     family = Family(equal_error(seen, order, steps + 1, end)[1:], low, high)
@@ -126,7 +126,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a number of steps that no solver is fitted for.
+    """Refuse a number of steps for which no solver can be fitted.
 
     Raises:
         UserError: For such a number.
@@ -137,7 +137,7 @@ def check_steps(steps: int) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """Solvers by a vector of numbers; all zero is Adams's method on the times `base`.
+    """Solvers parametrised by a vector; zero is the Adams method on the times `base`.
 
     Args:
         base: Log-SNRs.
@@ -150,22 +150,22 @@ class Family:
 
     @property
     def parts(self) -> list[int]:
-        """How many numbers are of the first time and the gaps, each row of corrections, the scales, the ending."""
+        """The number of parameters of the first time and the gaps, each row of corrections, the scales, the ending."""
         return _parts(len(self.base))
 
     @property
     def stages(self) -> list[int]:
-        """By the number: how many evaluations are what they were when it alone is changed."""
+        """For each parameter, how many evaluations are unaffected by it."""
         n = len(self.base)
         _, *rows, _, ending = self.parts
         return [*range(n), *(i + 1 for i, row in enumerate(rows) for _ in range(row)), *range(n), *[n] * ending]
 
     def solver(self, numbers: Tensor) -> Fitted:
-        """The solver of these numbers."""
+        """The solver with these parameters."""
         (first, *gaps), *corrections, scales, ending = (part.tolist() for part in numbers.split(self.parts))
         start = min(max(float(self.base[0]) + first, self.low), self.high - 1.0)
         lengths = self.base.diff() * torch.tensor(gaps, dtype=torch.float64).clamp(-3.0, 3.0).exp()
-        # the last time is kept within the path by shrinking all gaps: times stay apart, whatever the numbers
+        # the last time is kept within the path by shrinking all gaps: times stay distinct for any parameters
         lengths = lengths * min(1.0, (self.high - start) / float(lengths.sum()))
         log_snrs = [start, *(start + lengths.cumsum(0)).tolist()]
         rounded = [tuple(round(v, _DECIMALS) for v in row) for row in (log_snrs, *corrections, scales, ending)]
@@ -177,7 +177,7 @@ def _parts(n: int) -> list[int]:
 
 
 def _residual(denoiser: Denoiser, sampler: Fitted, along: Trajectories) -> Tensor:
-    """What is missed at the ends of trajectories: shape (B, dimensions), float64."""
+    """The error at the ends of trajectories: shape (B, dimensions), float64."""
     return _missed(walk(denoiser, sampler.plan(denoiser.schedule), along.x_1, ()), along)
 
 
@@ -186,9 +186,9 @@ def _missed(x: Tensor, along: Trajectories) -> Tensor:
 
 
 def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajectories) -> tuple[Tensor, Tensor]:
-    """The residual and its derivatives by the numbers, by differences: (B, dimensions) and one more axis.
+    """The residual and its derivatives in the parameters, by finite differences: (B, dimensions) and one more axis.
 
-    What a number does not reach is not evaluated again.
+    Evaluations unaffected by a parameter are not repeated.
     """
     plan = family.solver(numbers).plan(denoiser.schedule)
     states, outputs = [along.x_1, plan.keep[0] * along.x_1], []
@@ -200,25 +200,25 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
 
     residual = _missed(walk(denoiser, plan, along.x_1, (), callback=keep), along)
     columns = []
-    for i, stage in enumerate(family.stages):  # a stage is how many evaluations stay as they were
+    for i, stage in enumerate(family.stages):  # a stage is the number of unaffected evaluations
         moved = numbers.clone()
         moved[i] += _MOVE
         own = family.solver(moved).plan(denoiser.schedule)
         if not torch.equal(own.times[:stage], plan.times[:stage]):
-            stage = 0  # earlier times moved, too: all gaps were shrunk to stay within the path
+            stage = 0  # earlier times also moved: all gaps were shrunk to stay within the path
         x = walk(denoiser, own, states[stage], outputs[len(outputs) - stage :])
         columns.append((_missed(x, along) - residual) / _MOVE)
     return residual, torch.stack(columns, -1)
 
 
 def _evaluations(steps: int) -> int:
-    """About how many a fit takes: of trajectories, and of the derivatives by each number from where it acts."""
+    """The approximate number for a fit: of trajectories, and of derivatives in each parameter from where it acts."""
     stages = Family(torch.arange(float(steps)), -math.inf, math.inf).stages
     return 2 * _REFERENCE_STEPS + _ITERATIONS * (3 * steps + sum(steps - stage for stage in stages))
 
 
 def _fit(denoiser: Denoiser, family: Family, along: Trajectories, progress: Progress | None, clock: Clock) -> Tensor:
-    """Levenberg and Marquardt's method from zero."""
+    """The Levenberg-Marquardt method, starting from zero."""
     size = sum(family.parts)
     numbers, eye = torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)
     best = _cost(_residual(denoiser, family.solver(numbers), along))

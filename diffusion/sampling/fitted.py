@@ -1,17 +1,17 @@
-"""A multistep solver whose numbers were fitted to a model: its times, its weights, and how it ends.
+"""A multistep solver fitted to a model: its times, its weights, and its last step.
 
-In the velocity variables of `variables`, on its own times, a step of Adams's method with every number corrected,
+In the velocity variables of `samplers.ode.coordinates`, on its own times, an Adams step with every weight corrected,
 
-    x_{i+1} = (r_{i+1} / r_i) (1 + s_{i+1}) x_i + sum_d (b_id + w_id e_i) m_{i-d},    e_i: the weight of Euler's method
+    x_{i+1} = (r_{i+1} / r_i) (1 + s_{i+1}) x_i + sum_d (b_id + w_id e_i) m_{i-d},    e_i: the weight of an Euler step
 
-and, after the last evaluation, a linear combination in place of x_hat alone:
+and, after the last evaluation, a linear combination instead of x_hat alone:
 
     x = x_hat + f_0 (x_n / alpha_n - x_hat) + sum_{d > 0} f_d phi_n m_{n-d}
 
-The first time is its own too: before it the state is taken for noise, x_0 = (r_0 / r_start) (1 + s_0) x_start, as what
-the denoiser says of pure noise, the mean of the data, is not worth one evaluation of five. All numbers zero, from the
-start of the path, is `Adams` on these times. A solver whose every step has its own weights is non-stationary (Shaul et
-al., arXiv 2403.01329); `sampling.fit` finds them.
+The first time is also fitted: before it the state is treated as noise, x_0 = (r_0 / r_start) (1 + s_0) x_start, as the
+denoiser's output for pure noise, the mean of the data, is not worth one evaluation of five. With all numbers zero, from
+the start of the path, it is `Adams` on these times. A solver whose weights differ between steps is non-stationary
+(Shaul et al., arXiv 2403.01329); `sampling.fit` finds them.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ..schedules import Schedule
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop reads; lists by the step.
+    """The coefficients in the loop, as lists over steps.
 
     Args:
-        times: Where the denoiser is asked, shape (n,), float64.
-        from_x: An output kept is x_hat - from_x x_t; its factor is in the weights.
+        times: Where the denoiser is evaluated, shape (n,), float64.
+        from_x: A stored output is x_hat - from_x x_t; its factor is in the weights.
         keep: The factor of the state before each evaluation, n of them.
         weights: Of the outputs, newest first, n - 1 rows.
         ending: f_0, then the factors of the outputs before the last, newest first.
-        alpha: At the last time.
+        alpha: alpha at the last time.
     """
 
     times: Tensor
@@ -56,12 +56,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted(Sampler):
-    """One evaluation a step, on the grid `own_grid(schedule)` and no other.
+    """One evaluation per step, only on the grid `own_grid(schedule)`.
 
-    Its order is that of `Adams`, from which it departs; with a given number of steps it has none of its own.
+    Its order is that of `Adams`, from which it starts; with a fixed number of steps it has no order itself.
 
     Args:
-        log_snrs: Where the denoiser is asked, increasing.
+        log_snrs: Where the denoiser is evaluated, increasing.
         corrections: w, for each step but the last, newest output first.
         scales: s, one before each evaluation, or none.
         ending: f.
@@ -94,7 +94,7 @@ class Fitted(Sampler):
         return False
 
     def times(self, schedule: Schedule) -> Tensor:
-        """Where the denoiser is asked, shape (n,), float64; within the path."""
+        """Where the denoiser is evaluated, shape (n,), float64; within the path."""
         log_snrs = torch.tensor(self.log_snrs, dtype=torch.float64)
         return schedule.inverse_log_snr(log_snrs).clamp(max=schedule.t_max)
 
@@ -103,7 +103,7 @@ class Fitted(Sampler):
         return torch.cat((ends[:1], self.times(schedule)[1:], ends[1:]))
 
     def plan(self, schedule: Schedule) -> Plan:
-        """The numbers in full."""
+        """All coefficients."""
         method, times = Adams(), self.times(schedule)
         variables = method.variables
         nodes, stages = method.plan(schedule, times)
@@ -146,13 +146,13 @@ def walk(
     cond: Any = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """From noise, or from anywhere on the way, to the datum.
+    """Integrate from noise, or from any intermediate state, to data.
 
     Args:
         denoiser: The model.
-        plan: The numbers.
-        x: The state where the newest of `outputs` was found; the noise where there is none.
-        outputs: Those kept so far, newest first.
+        plan: The coefficients.
+        x: The state at which the newest of `outputs` was evaluated; the noise if there is none.
+        outputs: Those stored so far, newest first.
         cond, callback: As `Sampler.sample`.
     """
     outputs = list(outputs)
@@ -167,7 +167,7 @@ def walk(
 
 
 def _advance(plan: Plan, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """The next state, or after the last evaluation the datum."""
+    """The next state, or the sample after the last evaluation."""
     known = len(outputs)
     if known == len(plan.times):
         x_hat = torch.add(outputs[0], x, alpha=plan.from_x[-1])

@@ -1,7 +1,7 @@
-"""Drawing: one call from a model and a number of samples to a tensor, with any sampler.
+"""One call from a model and a number of samples to a tensor, with any sampler.
 
-Sample i is a function of (model, settings, seed, i): the batch it is drawn in, its place there and the number of
-devices change its noise by nothing and its pixels by no more than the network's float32 rounding.
+Sample i is a function of (model, settings, seed, i): its batch, its position in it and the number of devices do not
+change its noise, and change its pixels only by the network's float32 rounding.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ Progress = Callable[[int, int], None]
 
 
 def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
-    """Class labels for n samples, shape (n,), or None where none are asked for.
+    """Class labels for n samples, shape (n,), or None if none are requested.
 
     Args:
-        denoiser: The denoiser whose classes are meant.
-        label: One label for all samples, or one a sample; negative or too large ones are refused.
+        denoiser: The denoiser with the classes.
+        label: One label for all samples, or one per sample; negative or too large ones are refused.
         n: The number of samples.
 
     Raises:
-        UserError: For a model without classes, a label that is no whole number or not one of the classes, or a wrong
+        UserError: For a model without classes, a label that is not an integer or not one of the classes, or a wrong
             number of labels.
     """
     if label is None:
@@ -71,24 +71,24 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
 
 
 def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
-    """The sampler of a call that names none: the model's `own`, or `ode` for what only that takes.
+    """The sampler of a call that names none: the model's `own`, or `ode` for options that only `ode` has.
 
     Args:
-        own: The model's own, of its run's configuration where it has one: only a name in the call itself is held to.
-        given: The options of the call; a `tolerance` or a `method` that `own` does not take means `ode`.
+        own: The model's sampler, from its run's configuration if it has one; only a name in the call itself is binding.
+        given: The options of the call; a `tolerance` or a `method` that `own` does not accept means `ode`.
     """
     asked = [name for name in ("tolerance", "method") if given.get(name) is not None]
     return "ode" if any(name not in samplers.takes(own) for name in asked) else own
 
 
 def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any) -> Sampler:
-    """The sampler of a name and those of its options that are not None: `samplers.build`, or `fitted` to the model.
+    """The sampler with this name and its options that are not None: `samplers.build`, or `fitted` to the model.
 
     Args:
         denoiser: The model.
         name: One of `samplers.names()`, or `fitted`.
         steps: Intervals of the grid; only `fitted` depends on them (5 by default).
-        options: Fields of the sampler; `numbers=`, what was fitted before, of `fitted`.
+        options: Fields of the sampler; for `fitted` `numbers=`, an earlier fit.
     """
     if name != FITTED:
         return samplers.build(name, **options)
@@ -106,13 +106,13 @@ def grid_for(
     grid: Any,
     log_snr_end: float | None = None,
 ) -> Tensor:
-    """The grid a sampler walks: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
+    """The grid of a sampler: a given one, or `steps` intervals placed by a named rule (`schedules.time_grid`).
 
-    Where none is given it is the sampler's own (`Sampler.default_grid`), whose end goes with the steps.
+    By default it is `Sampler.default_grid`, whose end depends on the number of steps.
 
-    `auto` is tuned to the model and the sampler (`auto_grid`); guidance around the model is then better left off it.
+    `auto` is tuned to the model and the sampler (`auto_grid`); the model is then best passed without guidance.
 
-    A solver of few steps leaves the path where no one sees its noise any more; an adaptive one walks it to the end.
+    A solver with few steps stops where the noise is no longer visible; an adaptive one integrates to the path's end.
     """
     own = sampler.own_grid(denoiser.schedule)
     if log_snr_end is not None:
@@ -136,7 +136,7 @@ def grid_for(
 
 
 def _steps_for(sampler: Sampler, steps: int | None) -> int:
-    """The steps of a call, of its sampler, or by default."""
+    """The steps of the call, of its sampler, or the default."""
     if None not in (steps, sampler.steps) and steps != sampler.steps:
         raise UserError(f"steps: found {steps}, and {sampler.steps} in the sampler; give one of them")
     given = sampler.steps if steps is None else steps
@@ -144,7 +144,7 @@ def _steps_for(sampler: Sampler, steps: int | None) -> int:
 
 
 def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
-    """Refuse an end beside a grid that has its own."""
+    """Refuse an end together with a grid that has its own."""
     if is_fitted or grid == AUTO or (grid is not None and not isinstance(grid, str)):
         whose = "a fitted sampler" if is_fitted else "the grid 'auto'" if isinstance(grid, str) else "a grid of times"
         raise UserError(f"log_snr_end: found {log_snr_end:g}; {whose} has its own end; leave it out")
@@ -182,43 +182,42 @@ def sample(
         model: A bare denoiser, or any model with the GenerativeModel contract (its own `.sample` is called).
         n: The number of samples.
         sampler: A name of `diffusion.samplers.names()`, or `fitted` (to the model, once; 2 to 10 steps), or a sampler
-            with its settings, `samplers.DDIM(steps=50, eta=0.0)`; by default `abm` for diffusion models, or `ode` where
-            a tolerance or a method is given.
-        steps: Intervals of the grid; by default those of the sampler, or 20 of `abm`, 50 of others; an adaptive solver
-            chooses its own.
+            with its settings, `samplers.DDIM(steps=50, eta=0.0)`; by default `abm` for diffusion models, or `ode` if a
+            tolerance or a method is given.
+        steps: Intervals of the grid; by default those of the sampler, or 20 for `abm`, 50 for others; an adaptive
+            solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
-        eta: The noise dial (ddim, sde, euler-maruyama).
-        grid: How the steps are placed (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or
-            `auto`, tuned to the model without guidance), or the times themselves; by default as suits the sampler,
-            `Sampler.default_grid`.
-        label: One class label, or one a sample; None for any class. A trained model takes the names of its classes
-            too.
+        eta: The stochasticity (ddim, sde, euler-maruyama).
+        grid: The placement of the steps (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or `auto`, tuned
+            to the model without guidance), or the times themselves; by default `Sampler.default_grid`.
+        label: One class label, or one per sample; None for any class. A trained model also accepts the names of its
+            classes.
         guidance: Classifier-free guidance; 1 is off.
         guidance_interval: The noise levels sigma / alpha, (low, high], at which it acts; all by default.
-        noise: The starting noise, shape (n, *shape), at the grid's first time, in place of drawn noise (normals times
-            the standard deviation of the path there).
-        dtype: Of the solver's state, float32 or float64, also by name; of `noise` by default, or float32.
-        tolerance: Of an adaptive solver (ode).
-        method: Of torchdiffeq (ode).
+        noise: The initial noise, shape (n, *shape), at the grid's first time, instead of drawn noise (normals times the
+            standard deviation of the path there).
+        dtype: The dtype of the solver's state, float32 or float64, also by name; by default that of `noise`, or
+        float32. tolerance: The tolerance of an adaptive solver (ode).
+        method: The method of torchdiffeq (ode).
         batch_size: Samples drawn at once, 256 by default.
         start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.
-        size: Height and width of the images, or one number for both, where the model takes other sizes than that of its
+        size: Height and width of the images, or one number for both, if the model supports sizes other than that of its
             training (`Denoiser.at_size`).
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
-        cond: A network's own condition in place of a label: a tensor with one entry a sample, (n, ...), a tuple of
-            such, or one entry for all, (1, ...). The network gets it as its third argument, batch by batch.
-        cond_null: The condition that stands for none, likewise; needed where guidance is not 1.
-        log_snr_end: The log-SNR at which a named grid leaves the path for the datum, by default 3 log(steps) of
-            `cauchy`, 9.25 of the others, or 2.25 log(steps) where that is later and no grid is asked for (an adaptive
-            sampler walks the path to its end): what is narrower than its noise is lost (docs/grids.md).
+        cond: Another condition of the network instead of a label: a tensor with one entry per sample, (n, ...), a tuple
+            of them, or one entry for all, (1, ...). The network receives it as its third argument, batch by batch.
+        cond_null: The null condition, likewise; required if guidance is not 1.
+        log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `cauchy`, 9.25 for the others,
+            or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates to the end of
+            the path): finer detail than its noise is lost (docs/grids.md).
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:
-        Samples of shape (n, *shape) on the model's device; images are in [-1, 1], cut there.
+        Samples of shape (n, *shape) on the model's device; images are clipped to [-1, 1].
 
     Raises:
-        UserError: For anything that the sampler or the model does not take; `SolverError` for samples that are not
+        UserError: For anything that the sampler or the model does not accept; `SolverError` for samples that are not
             finite.
     """
     if "x_1" in options:
@@ -264,7 +263,7 @@ def sample(
 
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
     if cond is None and several and not model.num_classes:
-        cond, label = label, None  # several numbers a sample are no label
+        cond, label = label, None  # several numbers per sample are not a label
     interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
@@ -320,7 +319,7 @@ def _not_finite(
     cond: Tensor | Condition | None,
     guidance: float,
 ) -> str:
-    """What to tell of samples that are not finite: the same draw again, to find the step where it began."""
+    """The message for samples that are not finite: the draw is repeated to find the step where it began."""
     found: list[str] = []
 
     def watch(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:

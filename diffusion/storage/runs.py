@@ -6,7 +6,7 @@
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
                         training.json      images seen, seconds, and on what
-                        samples/  evaluation.json  wandb/
+                        samples/  evaluation.json  evaluations/  wandb/
                         stopped.json       while a signal has stopped the run: its exit code and step
 
 Model files are read and written by `tensor_files`; here they are only found, without torch.

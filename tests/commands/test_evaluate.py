@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_configs import digits_arguments
 
 from diffusion.commands import records
+from diffusion.commands.app import command
+from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
+from diffusion.commands.train.train import train
 from diffusion.errors import UserError
 from diffusion.models.load import DiffusionModel
 from diffusion.numerics.random import fixed_subset
@@ -34,6 +38,29 @@ OFF = ("--wandb", "off")
 def kept():
     (path,) = (RUN / "evaluations").glob("*.json")
     return path
+
+
+def test_what_training_measured_is_found_by_evaluate_and_compare(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ("evaluation.images=8", "evaluation.tolerance=1e-4", "evaluation.elbo_draws=2")
+    argv = digits_arguments(tmp_path, "trainer.steps=2", *options)
+    assert command(train, argv) == 0
+    capsys.readouterr()
+    folder = RUN / records.FOLDER
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(path.name.split("-")[0] for path in before) == ["elbo", "ode"]
+    written = json.loads((RUN / "evaluation.json").read_text())["estimates"]
+    assert len(written["ELBO"]["terms_bits_per_dim"]["curve"]) > 2, "also the means of terms that are lists"
+    monkeypatch.setattr(measuring, "_chunk", lambda *_: pytest.fail("measured again"))
+    for name, asked in [("PF-ODE", []), ("ELBO", ["--method", "elbo", "--draws", "2"])]:
+        assert command(main, ["evaluate", "digits-0001", "--images", "8", *asked, *OFF]) == 0
+        out = capsys.readouterr().out
+        assert "(cached)" in out
+        assert f"{written[name]['bits_per_dim']:.4f}" in out
+    assert command(main, ["compare", "digits-0001", "--no-baselines", *OFF]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{entry['bits_per_dim']:.4f}" in out for entry in written.values())
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_what_was_measured_is_found_and_equal_to_the_bit(diffusion_command, monkeypatch):

@@ -1,6 +1,7 @@
 """The end of a run: each test image once, the same figures in every place, and baselines that give them a scale."""
 
 import csv
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -11,12 +12,14 @@ from tiny_configs import digits_config, toy_config
 
 from diffusion.baselines import classical_set
 from diffusion.baselines.classical_set import classical_models
-from diffusion.commands import evaluation, report
+from diffusion.commands import evaluation, records, report
 from diffusion.commands.evaluation import describe, evaluate, left_out, measure_classical, summary
+from diffusion.commands.subjects import Subject
 from diffusion.config import EvaluationConfig
 from diffusion.data import ImageData, load_toy
 from diffusion.denoisers import exact
 from diffusion.likelihood import Estimate
+from diffusion.likelihood.probability_flow import log_likelihood_ode
 from diffusion.models.build import Data, DataFacts
 from diffusion.models.load import DiffusionModel
 from diffusion.numerics.random import FIXED_ORDER, fixed_order
@@ -53,10 +56,16 @@ def model(images, tmp_path_factory):
     return DiffusionModel(denoiser, digits_config(tmp_path_factory.mktemp("runs")), images.facts)
 
 
+def measured(model, data, home, options, *progress):
+    """The estimates of a model whose run is the folder `home`."""
+    return evaluate(Subject(home.name, home, model, 64 * "0"), data, options, torch.device("cpu"), *progress)[0]
+
+
 @pytest.fixture(scope="module")
-def estimates(images, model):
+def estimates(images, model, tmp_path_factory):
     told = []
-    found = evaluate(model, images, OPTIONS, lambda name, done, count: told.append((name, done, count)))
+    home = tmp_path_factory.mktemp("run")
+    found = measured(model, images, home, OPTIONS, lambda name, done, count: told.append((name, done, count)))
     return found, told
 
 
@@ -73,9 +82,48 @@ def test_the_models_own_figures_come_first_and_each_image_counts_once(images, es
         assert steps == [(min(7 * (i + 1), 40), 40) for i in range(6)]
 
 
-def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates):
+def test_what_was_cut_off_is_continued_and_what_is_complete_is_found(images, model, estimates, tmp_path):
     whole, _ = estimates
-    found = evaluate(model, images, OPTIONS.replace(images=9))
+    options = OPTIONS.replace(baselines=False)
+
+    def cut_off(name, done, count):
+        if (name, done) == ("ELBO", 21):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(model, images, tmp_path, options, cut_off)
+    told = []
+    found = measured(model, images, tmp_path, options, lambda *progress: told.append(progress))
+    assert told == [("ELBO", done, 40) for done in (28, 35, 40)]
+    for name, estimate in found.items():
+        assert torch.equal(estimate.log_prob, whole[name].log_prob)
+        assert estimate.error_budget == whole[name].error_budget
+    assert len(records.read_all(tmp_path)) == 2
+    told.clear()
+    again = measured(model, images, tmp_path, options, lambda *progress: told.append(progress))
+    assert ([e.to_dict() for e in again.values()], told) == ([e.to_dict() for e in found.values()], [])
+
+
+def test_an_option_at_its_default_is_not_a_part_of_the_question(model, tmp_path):
+    """A plain `evaluate` asks the same, so the defaults have to be those of the estimator."""
+    defaults = inspect.signature(log_likelihood_ode).parameters
+    options = EvaluationConfig()
+    assert (options.tolerance, options.probes) == (defaults["tolerance"].default, defaults["probes"].default)
+    centres = model.config.replace(objective=model.config.objective.replace(dequantize=False))
+    on_centres = DiffusionModel(model.denoiser, centres, model.facts)
+    for asked, of_bins, of_centres in [
+        ({}, {}, {}),
+        ({"tolerance": 1e-3}, {"tolerance": 1e-3}, {}),
+        ({"tolerance": 1e-6, "probes": 2}, {"tolerance": 1e-6, "probes": 2}, {"tolerance": 1e-6, "probes": 2}),
+    ]:
+        asked = EvaluationConfig(**asked)
+        assert model.estimators(asked)["PF-ODE"] == ("ode", of_bins)
+        assert on_centres.estimators(asked)["PF-ODE"] == ("ode", of_centres)
+
+
+def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates, tmp_path):
+    whole, _ = estimates
+    found = measured(model, images, tmp_path, OPTIONS.replace(images=9))
     rows = fixed_order(40)[:9].sort().values
     for name, estimate in found.items():
         assert estimate.indices.tolist() == rows.tolist(), name
@@ -111,10 +159,10 @@ def test_the_figures_are_in_order(images, estimates):
     }
 
 
-def test_fewer_images_may_be_measured(images, model, monkeypatch):
+def test_fewer_images_may_be_measured(images, model, monkeypatch, tmp_path):
     monkeypatch.setattr(classical_set, "_DENSITY_DIMS", 1)
     options = EvaluationConfig(images=9, tolerance=1e-2, elbo_draws=2)
-    found = evaluate(model, images, options)
+    found = measured(model, images, tmp_path, options)
     assert {len(estimate) for estimate in found.values()} == {9}
     assert list(found) == ["PF-ODE", "ELBO", "independent pixels", "mixture of categoricals"], "too many dimensions"
     assert left_out(images, options) == [
@@ -122,7 +170,7 @@ def test_fewer_images_may_be_measured(images, model, monkeypatch):
         "autoregressive forest: left out, 2 dimensions are more than 1",
     ]
     none = EvaluationConfig(images=9, tolerance=1e-2, elbo_draws=2, baselines=False)
-    assert (list(evaluate(model, images, none)), left_out(images, none)) == (["PF-ODE", "ELBO"], [])
+    assert (list(measured(model, images, tmp_path, none)), left_out(images, none)) == (["PF-ODE", "ELBO"], [])
 
 
 def test_what_is_fitted_is_kept_by_its_images_and_mended_where_damaged(images, tmp_path, monkeypatch):
@@ -164,7 +212,8 @@ def test_a_toy_is_measured_in_nats_beside_the_truth(tmp_path):
     facts = DataFacts("gaussians", (2,), None, 0)
     denoiser = exact.GaussianMixture(toy.means, toy.stds, VP(), toy.weights)
     model = DiffusionModel(denoiser, toy_config(tmp_path), facts)
-    found = evaluate(model, Data(facts, toy=toy), EvaluationConfig(images=50, tolerance=1e-4, elbo_draws=64))
+    options = EvaluationConfig(images=50, tolerance=1e-4, elbo_draws=64)
+    found = measured(model, Data(facts, toy=toy), tmp_path, options)
     assert list(found) == ["PF-ODE", "ELBO", "true density"]
     truth = found["true density"]
     assert (truth.kind, truth.levels) == ("exact", None)
@@ -228,11 +277,11 @@ def test_one_image_has_no_interval_and_the_files_say_so(tmp_path):
     assert entry["interval_95"] == [None, None]
 
 
-def test_a_baseline_that_fails_leaves_the_figures_of_the_model(images, model, monkeypatch, capsys):
+def test_a_baseline_that_fails_leaves_the_figures_of_the_model(images, model, monkeypatch, capsys, tmp_path):
     def fails(*_):
         raise RuntimeError("no room")
 
     monkeypatch.setattr(evaluation, "measure_classical", fails)
-    found = evaluate(model, images, EvaluationConfig(images=9, tolerance=1e-2, elbo_draws=2))
+    found = measured(model, images, tmp_path, EvaluationConfig(images=9, tolerance=1e-2, elbo_draws=2))
     assert list(found) == ["PF-ODE", "ELBO"]
     assert "independent pixels: not measured (RuntimeError: no room)" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.estimate import mean_interval
 from ...models.build import build_data
-from ..evaluation import evaluate
+from ..evaluation import evaluate_points
 from ..report import known
 from ..subjects import Subject
 
@@ -34,7 +34,9 @@ def measure_toy(
         images=options.images or config.evaluation.images,
         tolerance=options.tolerance or config.evaluation.tolerance,
     )
-    return evaluate(subject.model, build_data(config), settings, progress)
+    toy = build_data(config).toy
+    assert toy is not None
+    return evaluate_points(subject.model, toy, settings, progress)
 
 
 def gap_sentence(found: dict[str, Estimate]) -> str:

@@ -42,12 +42,12 @@ def train(argv: Sequence[str]) -> int:
 
     from ...devices import choose_device
     from ...models.build import parameter_count
-    from ...models.load import load
     from ...processes import is_child
     from ...storage import runs
     from ...training.fit import fit
     from ...training.stopping import exits_on_sigterm
     from .. import evaluation, report
+    from ..subjects import load_subject
 
     if run is not None:
         print(f"continuing {run}", file=sys.stderr)
@@ -67,12 +67,14 @@ def train(argv: Sequence[str]) -> int:
     ending = Ending(done.run / runs.MODEL)
     again, named = "The same command repeats it.", shlex.quote(str(done.run))
     estimates, codes, without_codes, found, codes_file = {}, {}, [], {}, None
-    model = load(done.run, choose_device(config.device))
+    device = choose_device(config.device)
+    subject = load_subject(str(done.run), config.runs, device, points=True)
+    model = subject.model
     if config.evaluation.enabled:
         bar = ProgressBar()
         with ending.part("evaluation", again), exits_on_sigterm(done.run):
-            estimates = evaluation.evaluate(model, done.data, config.evaluation, bar.named)
-            evaluation.write(done.run, estimates, trained)
+            estimates, means = evaluation.evaluate(subject, done.data, config.evaluation, device, bar.named)
+            evaluation.write(done.run, estimates, trained, means)
         bar.close()
     with ending.part("codes", f"train.py --resume {named} repeats it."):
         codes, without_codes = model.code_reports(done.data)

@@ -1,6 +1,6 @@
-"""The variables in which a solver takes the probability-flow ODE, and the weights of its steps.
+"""The variables in which a solver integrates the probability-flow ODE, and the weights of its steps.
 
-With h = log(alpha / sigma) (half the log-SNR; the lambda of DPM-Solver) the ODE has no linear part, whatever the path:
+With h = log(alpha / sigma) (half the log-SNR; the lambda of DPM-Solver) the ODE has no linear part, on any path:
 
     data        d(x / sigma) = e^h x_hat dh                  DPM-Solver++ (arXiv 2211.01095, prop. 4.1), UniPC
     noise       d(x / alpha) = -e^-h eps_hat dh              DPM-Solver (arXiv 2206.00927, prop. 3.1), DEIS
@@ -8,13 +8,13 @@ With h = log(alpha / sigma) (half the log-SNR; the lambda of DPM-Solver) the ODE
     velocity    d(x / r) = v_hat / r dphi                    `samplers.ode.flow`, r = sqrt((alpha k)^2 + sigma^2),
                                                              tan phi = sigma / (alpha k), v_hat of the path of x / k
 
-Each reads d(x / c) = w(u) m du: the linear part is solved exactly, and an output m of the denoiser is left under an
-integral. A solver puts a polynomial through outputs that it has, and integrates it:
+Each has the form d(x / c) = w(u) m du: the linear part is solved exactly, and an output m of the denoiser remains under
+the integral. A solver interpolates the outputs that it has by a polynomial, and integrates it:
 
     x_s = (c_s / c_t) x_t + sum_j b_j m_j,        b_j = c_s * integral of w(u) L_j(u) du from u_t to u_s
 
-with Lagrange's polynomials L_j. The b_j are the phi functions of the papers in a form that cannot cancel: taken by
-Gauss-Legendre quadrature, exact to rounding at any spacing of the nodes and any step in use.
+with Lagrange polynomials L_j. The b_j are the phi functions of the papers in a form without cancellation: computed by
+Gauss-Legendre quadrature, exact to rounding for any spacing of the nodes and any step in use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ...schedules import Schedule
 
-_QUADRATURE_POINTS = 20  # 1e-14 for steps of 20 in h, further than any path is long
+_QUADRATURE_POINTS = 20  # 1e-14 for steps of 20 in h, longer than any path
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Nodes:
         return Nodes(self.t[index], self.h[index], self.alpha[index], self.sigma[index])
 
     def take(self, index: Tensor) -> Nodes:
-        """The nodes of these numbers, of the shape of `index`."""
+        """The nodes with these indices, of the shape of `index`."""
         return Nodes(self.t.take(index), self.h.take(index), self.alpha.take(index), self.sigma.take(index))
 
     def __add__(self, other: Nodes) -> Nodes:
-        """These points, then the others."""
+        """The concatenation of both."""
         pairs = ((self.t, other.t), (self.h, other.h), (self.alpha, other.alpha), (self.sigma, other.sigma))
         return Nodes(*(torch.cat(pair) for pair in pairs))
 
@@ -164,11 +164,11 @@ def step_weights(variables: Variables, t: Nodes, s: Nodes, using: Nodes) -> Tens
 
 
 def lagrange(nodes: Tensor, u: Tensor) -> Tensor:
-    """Lagrange's polynomials of `nodes` (rows, k) at the points `u` (rows, q): shape (rows, k, q)."""
+    """The Lagrange polynomials of `nodes` (rows, k) at the points `u` (rows, q): shape (rows, k, q)."""
     k = nodes.shape[1]
     if k == 1:
         return torch.ones(len(nodes), 1, u.shape[1], dtype=u.dtype)
-    # Factor i of polynomial j is (u - u_i) / (u_j - u_i), and is left out where i is j.
+    # Factor i of polynomial j is (u - u_i) / (u_j - u_i), omitted for i = j.
     factors = (u[:, None] - nodes[:, :, None])[:, None] / (nodes[:, :, None] - nodes[:, None])[..., None]
     return factors.masked_fill_(torch.eye(k, dtype=torch.bool)[..., None], 1.0).prod(2)
 

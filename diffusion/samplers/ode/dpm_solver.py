@@ -1,10 +1,10 @@
-"""DPM-Solver (Lu et al. 2022, arXiv 2206.00927): single steps of two and three evaluations, on the noise.
+"""DPM-Solver (Lu et al. 2022, arXiv 2206.00927): single-step methods of two and three evaluations, in noise variables.
 
 With h = log(alpha / sigma), the paper's lambda, and H = h_s - h_t, prop. 3.1:
 
     x_s = (alpha_s / alpha_t) x_t - alpha_s * integral of e^-h eps_hat dh from h_t to h_s
 
-DPM-Solver-1, with eps_hat constant, is DDIM with eta 0. The other two ask at points within the step.
+DPM-Solver-1, with eps_hat constant, is DDIM with eta 0. The other two also evaluate inside the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .multistep import Stage, StagedSampler
 
 
 class _SingleStep(StagedSampler):
-    """A step of Runge-Kutta's kind: stages at fixed fractions of the step in h."""
+    """A Runge-Kutta-like step: stages at fixed fractions of the step in h."""
 
     @property
     def variables(self) -> Variables:
@@ -34,7 +34,7 @@ class _SingleStep(StagedSampler):
     @property
     @abstractmethod
     def fractions(self) -> tuple[float, ...]:
-        """Where in the step the denoiser is asked, beside its start."""
+        """Where in the step the denoiser is evaluated, besides its start."""
 
     @abstractmethod
     def stages(self, t: int, s: int, inner: list[int]) -> list[Stage]:
@@ -53,7 +53,7 @@ class _SingleStep(StagedSampler):
 
 @dataclass(frozen=True)
 class DPMSolver2(_SingleStep):
-    """DPM-Solver-2 (Algorithm 1, r_1 = 1/2): the midpoint in h. Two evaluations a step.
+    """DPM-Solver-2 (Algorithm 1, r_1 = 1/2): the midpoint in h. Two evaluations per step.
 
     u   = (alpha_m / alpha_t) x_t - sigma_m (e^(H/2) - 1) eps_hat(x_t, t),    h_m = h_t + H / 2
     x_s = (alpha_s / alpha_t) x_t - sigma_s (e^H - 1) eps_hat(u, m)
@@ -74,10 +74,10 @@ class DPMSolver2(_SingleStep):
 
 @dataclass(frozen=True)
 class DPMSolver3(_SingleStep):
-    """DPM-Solver-3 (Algorithm 2, r_1 = 1/3, r_2 = 2/3). Three evaluations a step.
+    """DPM-Solver-3 (Algorithm 2, r_1 = 1/3, r_2 = 2/3). Three evaluations per step.
 
-    The state at r_1 is made by DPM-Solver-1, that at r_2 of the straight line through eps_hat at 0 and r_1, and x_s of
-    the straight line through eps_hat at 0 and r_2.
+    The state at r_1 comes from DPM-Solver-1, that at r_2 from the straight line through eps_hat at 0 and r_1, and x_s
+    from the straight line through eps_hat at 0 and r_2.
     """
 
     @property

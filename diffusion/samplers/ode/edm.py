@@ -1,19 +1,20 @@
-"""EDM's samplers (Karras et al. 2022, arXiv 2206.00364): Euler's and Heun's method in sigma, with or without churn.
+"""EDM's samplers (Karras et al. 2022, arXiv 2206.00364): Euler and Heun in sigma, with or without churn.
 
-In y = x / alpha and rho = sigma / alpha every path is EDM's own, x = y + rho eps, and the probability-flow ODE is
-dy / d rho = eps_hat (eq. 1, 3). Algorithms 1 and 2 are written for it, and so serve every schedule.
+In y = x / alpha and rho = sigma / alpha every path is EDM's, and the probability-flow ODE is dy / d rho = eps_hat
+(eq. 1, 3). Algorithms 1 and 2 are written for it, and so work with every schedule.
 
 Churn (Algorithm 2) is noise added before a step, which then starts from a higher noise level:
 
     rho^ = (1 + gamma) rho,    y^ = y + sqrt(rho^^2 - rho^2) S_noise z
     gamma = min(S_churn / N, sqrt(2) - 1) where S_min <= rho <= S_max, else 0
 
-N counts the evaluated times of the grid: the intervals, when the grid ends in the datum. Two steps that Algorithm 2
-churns are not: one from the noisy end of the path, above which is no level; and the last, to the datum.
+N counts the evaluated times of the grid: the intervals, if the grid ends at clean data. Two steps that Algorithm 2
+churns are not churned here: one from the noisy end of the path, which has no higher noise level; and the last, to clean
+data.
 
-Heun's method asks at the end of the step, at a state that Euler's method made, and divides by the noise level there.
-With few steps that state is far off, and on data with modes narrower than a step the samples diverge: take
-`dpm-solver++2m` or `unipc` below about 20 steps.
+Heun's method evaluates at the end of the step, at the Euler state, and divides by the noise level there. With few steps
+that state is far off, and on data with modes narrower than a step the samples diverge: use `dpm-solver++2m` or `unipc`
+below about 20 steps.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LARGEST_GAMMA = math.sqrt(2.0) - 1.0
 
 @dataclass(frozen=True)
 class _Churned(StagedSampler):
-    """What Euler and Heun share: the variables and the churn. Fields as `Heun`."""
+    """Common to Euler and Heun: the variables and the churn. Fields as `Heun`."""
 
     s_churn: float = 0.0
     s_min: float = 0.0
@@ -64,7 +65,7 @@ class _Churned(StagedSampler):
         """The stages of a step from node t to node s."""
 
     def churned(self, schedule: Schedule, times: Tensor) -> Nodes:
-        """The nodes from which the steps start, once noise is added."""
+        """The nodes from which the steps start after noise is added."""
         nodes = Nodes.at_times(schedule, times)[:-1]
         rho = nodes.sigma / nodes.alpha
         gamma = min(self.s_churn / len(times), _LARGEST_GAMMA)
@@ -72,7 +73,7 @@ class _Churned(StagedSampler):
         noisiest = Nodes.at_times(schedule, torch.tensor(schedule.t_max, dtype=torch.float64))
         h = torch.maximum(nodes.h - rise, noisiest.h)
         higher = Nodes.at_half_log_snrs(schedule, h)
-        same = h >= nodes.h  # exactly the grid's own times where no noise is added
+        same = h >= nodes.h  # exactly the grid's times where no noise is added
         pairs = zip(vars(nodes).values(), vars(higher).values(), strict=True)
         return Nodes(*(torch.where(same, own, raised) for own, raised in pairs))
 
@@ -102,7 +103,7 @@ class _Churned(StagedSampler):
 class Euler(_Churned):
     """Euler's method in (x / alpha, sigma / alpha), with EDM's churn; without churn it is DDIM with eta 0.
 
-    One evaluation a step. Arguments as `Heun`.
+    One evaluation per step. Arguments as `Heun`.
     """
 
     @property
@@ -120,15 +121,15 @@ class Heun(_Churned):
         y'  = y + (rho_s - rho_t) eps_hat(y, rho_t)
         y_s = y + (rho_s - rho_t) (eps_hat(y, rho_t) + eps_hat(y', rho_s)) / 2
 
-    Two evaluations a step; the last step, to the datum, is Euler's.
+    Two evaluations per step; the last step, to clean data, is an Euler step.
 
     Args:
-        s_churn: S_churn, the sum of gamma over the steps of a grid, if all were churned and none capped: about how far
-            log(sigma / alpha) is raised in all. 0 for none, which is Algorithm 1. The most that N steps take is
-            (sqrt(2) - 1) N; a larger value changes nothing.
-        s_min: The least sigma / alpha at which noise is added.
+        s_churn: S_churn, the sum of gamma over the steps of a grid if all were churned and none capped: about the total
+            by which log(sigma / alpha) is raised. 0 for none, which is Algorithm 1. It saturates at (sqrt(2) - 1) N for
+            N steps.
+        s_min: The smallest sigma / alpha at which noise is added.
         s_max: The largest.
-        s_noise: Multiplies the deviation of the added noise.
+        s_noise: Multiplies the standard deviation of the added noise.
     """
 
     @property

@@ -1,13 +1,13 @@
-"""The probability-flow ODE in the units in which every path is the same.
+"""The probability-flow ODE in variables in which every path is the same.
 
-In z = x_t / sqrt(alpha_t^2 + sigma_t^2) and phi = arctan(sigma_t / alpha_t), any path reads
+In z = x_t / sqrt(alpha_t^2 + sigma_t^2) and phi = arctan(sigma_t / alpha_t), any path is
 z = cos(phi) x + sin(phi) eps, and the probability-flow ODE (`samplers.sde.sde`) is
 
     dz / dphi = cos(phi) eps_hat - sin(phi) x_hat,        phi = pi/2: noise, phi = 0: data,
 
-the v-prediction, with no derivative of the schedule in it. A solver of this ODE gives the same answer for the same
-process however it is written, and its tolerance means the same on every path. Among eight time variables tried on exact
-mixtures (log-SNR, VP and sub-VP times, EDM's, ...) phi also needs the fewest evaluations at equal error.
+the v-prediction, without derivatives of the schedule. A solver of this ODE gives the same result for the same process
+under any schedule, and its tolerance means the same on every path. Among eight time variables phi also needs the fewest
+evaluations at equal error (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ...schedules import Schedule
 
 
 def angle(schedule: Schedule, t: Tensor) -> Tensor:
-    """phi = arctan(sigma_t / alpha_t), the solver's time."""
+    """phi = arctan(sigma_t / alpha_t), the solver's time variable."""
     return torch.atan(torch.exp(-0.5 * schedule.log_snr(t)))
 
 
 def angle_from_noise(schedule: Schedule, t: Tensor) -> Tensor:
-    """phi - pi/2, which float32 tells apart near the noise, where phi itself rounds to pi/2."""
+    """phi - pi/2, which float32 resolves near the noise end, where phi itself rounds to pi/2."""
     return -torch.atan(torch.exp(0.5 * schedule.log_snr(t)))
 
 
@@ -44,7 +44,7 @@ class ProbabilityFlow:
     Args:
         denoiser: The denoiser.
         cond: Class labels, shape (B,), or None.
-        max_evaluations: The evaluations after which the solve is given up.
+        max_evaluations: The number of evaluations after which the solve fails.
     """
 
     def __init__(self, denoiser: Denoiser, cond: Any = None, max_evaluations: int = 5000):
@@ -56,10 +56,10 @@ class ProbabilityFlow:
     def __call__(self, phi: Tensor, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """dz / dphi at angle phi () or (B,) and state z (B, *shape).
 
-        `rows` are the places of the states among all, where they are not all of them: they have the labels.
+        `rows` are the indices of the states in the batch if they are a subset: they select the labels.
 
         Raises:
-            SolverError: Where the cap is passed or the denoiser's output is not finite; names the noise level.
+            SolverError: If the cap is exceeded or the denoiser's output is not finite; names the noise level.
         """
         self.evaluations += 1
         log_snr = -2.0 * torch.log(torch.tan(phi.detach().to(device="cpu", dtype=torch.float64)))
@@ -85,14 +85,14 @@ class ProbabilityFlow:
 def adaptive_options(phi: Tensor) -> dict[str, object]:
     """torchdiffeq's options for an adaptive solve over the angles `phi`.
 
-    The first step is ours and the last one ends at the end: torchdiffeq's own guess for the first, and its habit to
-    step over the end and interpolate back, look past the end of the path, where lambda is infinite.
+    The first step is ours and the last one stops at the end: torchdiffeq's guess for the first, and its stepping over
+    the end and interpolating back, would evaluate beyond the end of the path, where lambda is infinite.
     """
     return {"norm": largest_sample_rms, "first_step": float((phi[-1] - phi[0]).abs()) / 50.0, "step_t": phi[[-1]]}
 
 
 def largest_sample_rms(rows: Tensor) -> Tensor:
-    """The error norm of a batch (B, D): the largest of its samples' root mean squares.
+    """The error norm of a batch (B, D): the largest root mean square of its samples.
 
     An average over the batch would let easy samples hide the error of a hard one.
     """

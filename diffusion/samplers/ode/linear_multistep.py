@@ -1,18 +1,18 @@
-"""Adams's methods for the probability-flow ODE without its linear part, on any grid.
+"""Adams methods for the probability-flow ODE without its linear part, on any grid.
 
 The last outputs of the denoiser are extrapolated by a polynomial, which is integrated over the step (Bashforth):
 
     x_s = (c_s / c_t) x_t + c_s * integral of w(u) [polynomial through the last outputs](u) du from u_t to u_s
 
-and the state that it predicts is mended with the output found there (Moulton; `staged.Multistep`). In data variables
-these are the exponential integrators (Hochbruck and Ostermann, Acta Numerica 2010, sec. 2.5) to which DPM-Solver++,
-UniPC and SA-Solver without noise come down. In velocity variables they are the classical methods for
+and the predicted state is corrected with the output there (Moulton; `multistep.Multistep`). In data variables these are
+the exponential integrators (Hochbruck and Ostermann, Acta Numerica 2010, sec. 2.5) to which DPM-Solver++, UniPC and
+SA-Solver without noise reduce. In velocity variables they are the classical methods for
 
     d(x / r) / dphi = v / r,    r = sqrt((alpha k)^2 + sigma^2),    phi = arctan(sigma / (alpha k))
 
-For data N(0, k^2) the right-hand side is zero: what is left to solve is how the data differ from that. It is smooth at
-both ends of the path, where x_hat over the log-SNR has two flat ends and a step between them. On mixtures of narrow
-modes (`benchmarks/sampler_accuracy.py`) no other solver here is as accurate at 5 to 50 evaluations.
+For data N(0, k^2) the right-hand side is zero: only the deviation of the data from that remains. It is smooth at both
+ends of the path, whereas x_hat over log-SNR has two flat ends and a step in between. On mixtures of narrow modes
+(`benchmarks/sampler_accuracy.py`) no other solver here is as accurate at 5 to 50 evaluations.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ SPACES = ("velocity", "data", "noise")
 
 @dataclass(frozen=True)
 class Adams(Multistep):
-    """Adams-Bashforth-Moulton with one evaluation a step and weights that are exact on any grid.
+    """Adams-Bashforth-Moulton with one evaluation per step and weights that are exact on any grid.
 
-    Of order predictor + 1 with the corrector, and of order predictor without it; predictor 3 then needs one evaluation
-    more in its first step. Predictor 1 without corrector is DDIM with eta 0 in data and in noise variables, and Euler's
-    method in the angle in velocity variables.
+    Of order predictor + 1 with the corrector, and of order predictor without it; predictor 3 then needs one additional
+    evaluation in its first step. Predictor 1 without corrector is DDIM with eta 0 in data and noise variables, and
+    Euler's method in the angle in velocity variables.
 
     Args:
-        predictor: The number of outputs that the polynomial goes through, 1 to 3.
-        corrector: Whether a predicted state is mended with the output found there.
+        predictor: The number of outputs that the polynomial interpolates, 1 to 3.
+        corrector: Whether a predicted state is corrected with the output there.
         space: `velocity` (v over the angle phi), `data` (x_hat over half the log-SNR) or `noise` (eps_hat, likewise).
-        data_std: k of the velocity variables, between the deviation of the data and that of their modes.
+        data_std: k of the velocity variables, between the standard deviation of the data and that of their modes.
     """
 
     predictor: int = 2
@@ -69,10 +69,10 @@ class Adams(Multistep):
 
 @dataclass(frozen=True)
 class UniPC(Multistep):
-    """UniPC-p in data variables, multistep (Algorithms 1 and 2; app. E.1). One evaluation a step.
+    """UniPC-p in data variables, multistep (Algorithms 1 and 2; app. E.1). One evaluation per step.
 
-    UniPC-p is of order p + 1, UniP-p of order p; UniP-3 needs one evaluation more in its first step. UniP-1 is DDIM
-    with eta 0, and both are `adams` in data variables.
+    UniPC-p is of order p + 1, UniP-p of order p; UniP-3 needs one additional evaluation in its first step. UniP-1 is
+    DDIM with eta 0, and both are `adams` in data variables.
 
     Args:
         predictor: p, the outputs that the predictor extrapolates, 1 to 3.
@@ -95,12 +95,12 @@ class UniPC(Multistep):
 class DEIS(Multistep):
     """x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j C_j eps_j,  C_j = integral of L_j d rho,  rho = sigma / alpha.
 
-    The paper's eq. 13-15 (AB-DEIS): eps_hat through its last values, the linear part exactly. The polynomial is in
-    log rho, so that nothing depends on the schedule's own time (the paper's variants take it in t or rho). One
-    evaluation a step, and one more in the first step of predictor 3. Predictor 1 is DDIM with eta 0.
+    The paper's eq. 13-15 (AB-DEIS): eps_hat extrapolated from its last values, the linear part exact. The polynomial is
+    in log rho, so that nothing depends on the schedule's time (the paper's variants use t or rho). One evaluation per
+    step, and one more in the first step of predictor 3. Predictor 1 is DDIM with eta 0.
 
     Args:
-        predictor: The number of outputs that the polynomial goes through, 1 to 3 (the paper's degree r plus one); the
+        predictor: The number of outputs that the polynomial interpolates, 1 to 3 (the paper's degree r plus one); the
             order.
     """
 
@@ -120,7 +120,7 @@ class DEIS(Multistep):
 
 
 class _DPMSolverPP(Multistep):
-    """What both share."""
+    """Common to both."""
 
     @property
     def corrector(self) -> bool:
@@ -133,13 +133,13 @@ class _DPMSolverPP(Multistep):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(_DPMSolverPP):
-    """DPM-Solver++(2M) (Algorithm 2). One evaluation a step; the first one is DDIM's.
+    """DPM-Solver++(2M) (Algorithm 2). One evaluation per step; the first step is DDIM's.
 
         D   = (1 + 1 / (2 r)) x_hat_t - 1 / (2 r) x_hat_prev,    r = (h_t - h_prev) / H,  H = h_s - h_t
         x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-H - 1) D
 
-    D is the straight line through the last two outputs, at the middle of the step; `adams` of order 2 integrates the
-    line itself.
+    D is the straight line through the last two outputs, at the midpoint of the step; `adams` of order 2 integrates the
+    line exactly.
     """
 
     @property
@@ -159,8 +159,8 @@ class DPMSolverPP3M(_DPMSolverPP):
         phi_1 = e^-H - 1,   phi_2 = phi_1 / H + 1,   phi_3 = phi_2 / H - 1/2
 
     with H D_1 and D_2 the first derivative at t, and half the second, of the parabola over h / H. The authors' code,
-    and copies of it, have phi_3 in place of 2 phi_3, which is of order 2 only; and they start with a step of order 1,
-    which is, too. One evaluation a step, and one more in the first step. It is `adams` of order 3 on the data.
+    and copies of it, have phi_3 instead of 2 phi_3, which is only of order 2; so is their start with a step of order 1.
+    One evaluation per step, and one more in the first step. It is `adams` of order 3 in data variables.
     """
 
     @property
@@ -168,14 +168,14 @@ class DPMSolverPP3M(_DPMSolverPP):
         return 3
 
 
-_MANY = 12  # steps, from which on the order is 4
+_MANY = 12  # steps from which the order is 4
 
 
 @dataclass(frozen=True)
 class ABM(Multistep):
-    """`Adams` with predictor 2 in fewer than 12 steps, and predictor 3 in 12 or more; one evaluation a step.
+    """`Adams` with predictor 2 in fewer than 12 steps, and predictor 3 in 12 or more; one evaluation per step.
 
-    Its order is that of many steps: 4, as `Adams(3)`.
+    Its declared order is that for many steps: 4, as `Adams(3)`.
 
     Args:
         data_std: k of the velocity variables, as `Adams`.
@@ -188,7 +188,7 @@ class ABM(Multistep):
 
     def __post_init__(self):
         check_fields(self)
-        Adams(data_std=self.data_std)  # it refuses what is none
+        Adams(data_std=self.data_std)  # refuses invalid values
 
     @property
     def default_steps(self) -> int:

@@ -1,12 +1,12 @@
-"""Solvers that are a plan: where the denoiser is asked, and which of its outputs make the next state.
+"""Solvers defined by a plan: where the denoiser is evaluated, and which outputs form the next state.
 
-Every fast deterministic solver here, of one step or of many, is a list of stages. A stage asks the denoiser once, and
-makes a state of the one that the step started from (the base) and of the outputs m (see `variables`) in hand:
+Every fast deterministic solver here, single-step or multistep, is a list of stages. A stage evaluates the denoiser
+once, and forms a state from the start of the step (the base) and the available outputs m (see `coordinates`):
 
     x_to = keep x_base + sum_j weight_j m_j
 
-A stage that lands makes the base of the next step; one that does not is a point within a step (Runge-Kutta). Outputs
-are handed from stage to stage in a tuple: a solver keeps nothing between calls. All coefficients are computed once, in
+A stage that lands forms the base of the next step; one that does not is a point inside a step (Runge-Kutta). Outputs
+are passed from stage to stage in a tuple: a solver has no state between calls. All coefficients are computed once, in
 float64, for the whole grid.
 """
 
@@ -29,13 +29,13 @@ from .fused import linear, linear_
 
 @dataclass(frozen=True)
 class Stage:
-    """One evaluation and the state made of it, by the indices of nodes.
+    """One evaluation and the state formed from it, by the indices of nodes.
 
     Args:
-        ask: Where the denoiser is asked, at the newest state.
+        ask: Where the denoiser is evaluated, at the newest state.
         base: Where the step starts.
-        to: The node of the state that is made.
-        using: The nodes of the outputs that it is made of, of those asked at so far.
+        to: The node of the new state.
+        using: The nodes of the outputs that form it, among those evaluated so far.
         lands: Whether the state is the base of the next step.
     """
 
@@ -48,20 +48,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A stage in numbers: what the loop reads.
+    """A stage in numbers, as the loop reads it.
 
-    The output of the stage itself enters by its parts, x_hat and x, whose share is in `keep` where x is the base. So
-    does an output at the base. Only one that is used in other steps is made, once, as a tensor of its own.
+    The output of the stage itself enters through its parts, x_hat and x; the latter is included in `keep` if x is the
+    base. So does an output at the base. Only one used in other steps is computed, once, as a separate tensor.
 
     Args:
-        t: The time at which the denoiser is asked, ().
+        t: The time at which the denoiser is evaluated, ().
         keep: The factor of the base.
-        from_x: The factor of the state where the denoiser was asked, where that is not the base; else 0.
-        weights: Of this stage's x_hat, then of the outputs in hand, newest first.
-        made: The output kept is x_hat - made x_t; None where x_hat is kept.
-        retires: Whether the oldest output used was made, and is not used again: its memory takes the result.
-        lands: The time reached, or None within a step.
-        renoise: (factor, deviation) of a step that first adds noise to its base, or None.
+        from_x: The factor of the state where the denoiser was evaluated, if that is not the base; else 0.
+        weights: Of this stage's x_hat, then of the available outputs, newest first.
+        made: The stored output is x_hat - made x_t; None if x_hat is stored.
+        retires: Whether the oldest output used is a separate tensor not used again: the result reuses its memory.
+        lands: The time reached, or None inside a step.
+        renoise: (factor, standard deviation) of a step that first adds noise to its base, or None.
     """
 
     t: Tensor
@@ -75,7 +75,7 @@ class Row:
 
 
 class StagedSampler(WithSteps, RowSampler):
-    """A sampler that is a plan: a subclass names its variables and its stages."""
+    """A sampler defined by a plan: a subclass declares its variables and its stages."""
 
     @property
     def is_stochastic(self) -> bool:
@@ -84,11 +84,11 @@ class StagedSampler(WithSteps, RowSampler):
     @property
     @abstractmethod
     def variables(self) -> Variables:
-        """In which outputs are kept and interpolated."""
+        """The variables in which outputs are stored and interpolated."""
 
     @abstractmethod
     def plan(self, schedule: Schedule, times: Tensor) -> tuple[Nodes, list[Stage]]:
-        """The nodes, of which the first are those of the grid, and the stages from the first time to the last."""
+        """The nodes, starting with those of the grid, and the stages from the first time to the last."""
 
     def weights(self, t: Nodes, s: Nodes, using: Nodes) -> Tensor:
         """The weights of m in steps from t to s (rows,) by outputs at the nodes `using` (rows, k)."""
@@ -135,7 +135,7 @@ class StagedSampler(WithSteps, RowSampler):
         return rows
 
     def stage_weights(self, nodes: Nodes, stages: Sequence[Stage]) -> list[dict[int, float]]:
-        """The weight of each node's output m, stage by stage; what uses equally many is computed together."""
+        """The weight of each node's output m, stage by stage; stages with equally many are computed together."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, stage in enumerate(stages):
             by_length[len(stage.using)].append(i)
@@ -179,15 +179,15 @@ class StagedSampler(WithSteps, RowSampler):
 
 
 class Multistep(StagedSampler):
-    """One evaluation a step: a polynomial through the last `predictor` outputs predicts, and may be corrected.
+    """One evaluation per step: a polynomial through the last `predictor` outputs predicts, and may be corrected.
 
-    The first steps have fewer outputs. A first step of order 1 would keep the whole solve at order 2, so that a solver
-    of order 3 makes it by the midpoint, whose output then serves as the third: one evaluation more, once.
+    The first steps have fewer outputs. A first step of order 1 would limit the whole solve to order 2, so a solver of
+    order 3 uses the midpoint method there, whose output then serves as the third: one additional evaluation.
 
-    A corrector mends a predicted state once the denoiser has been asked there, at no evaluation: it is the polynomial
-    through one output more, the new one, integrated over the step that led there. It raises the order by one, and mends
-    the first step, too, to an error of order 3 in its length: predictor 3 is of order 4 where that step is short in h,
-    or lies where the outputs do not change, and of order 3 where it is not.
+    A corrector corrects a predicted state once the denoiser has been evaluated there, without another evaluation: it
+    integrates the polynomial that also includes the new output over the step that led there. It raises the order by
+    one, and also corrects the first step, to an error of order 3 in its length: predictor 3 is of order 4 if that step
+    is short in h, or in a region where the outputs are constant, and of order 3 otherwise.
 
     Corrected states are never needed as tensors. Corrector and next predictor are both linear in the state and the
     outputs,
@@ -195,7 +195,7 @@ class Multistep(StagedSampler):
         x_t^c = x_t + sum_j (q_j - p_j) m_j,           p: the weights that predicted x_t, q: those that correct it
         x_s   = (c_s / c_t) x_t^c + sum_j b_j m_j
 
-    so that a step is one linear combination of the predicted state and predictor + 1 outputs.
+    so a step is one linear combination of the predicted state and predictor + 1 outputs.
     """
 
     predictor: int
@@ -240,6 +240,6 @@ class Multistep(StagedSampler):
 
 
 def check_predictor(predictor: int) -> None:
-    """Raise a `UserError` for a number of outputs that these methods do not take."""
+    """Raise a `UserError` for a number of outputs that these methods do not support."""
     if predictor not in (1, 2, 3):
         raise UserError(f"predictor: found {predictor}; accepted: 1, 2, 3")

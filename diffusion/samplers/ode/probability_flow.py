@@ -1,8 +1,8 @@
 """The probability-flow ODE through torchdiffeq (Song et al. 2021, arXiv 2011.13456, sec. 4.3; `samplers.ode.flow`).
 
-Adaptive methods (dopri5, dopri8, bosh3, adaptive_heun) choose their steps between the ends of the grid, with the error
-of each sample bounded, not that of the batch's mean. Fixed-step methods (euler, midpoint, heun2, heun3, rk4) take the
-grid's own intervals.
+Adaptive methods (dopri5, dopri8, bosh3, adaptive_heun) choose their steps between the ends of the grid, bounding the
+error of each sample, not of the batch mean. Fixed-step methods (euler, midpoint, heun2, heun3, rk4) use the intervals
+of the grid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...errors import SolverError, UserError, choose
 from ..sampler import Sampler, WithSteps, check_fields
 from .flow import ProbabilityFlow, adaptive_options, angle_from_noise, scale
 
-# The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are left out: the first is inexact, the
+# The methods and their orders. torchdiffeq's fehlberg2 and explicit_adams are omitted: the first is inexact, the
 # second is silently wrong on uneven grids.
 ADAPTIVE = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2}
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}  # also the evaluations a step
@@ -30,9 +30,9 @@ class ODE(WithSteps, Sampler):
 
     Args:
         method: A method of torchdiffeq.
-        tolerance: The error allowed a step, relative and absolute, in units where x_t has unit variance (adaptive
+        tolerance: The allowed error per step, relative and absolute, in units where x_t has unit variance (adaptive
             methods).
-        max_evaluations: The evaluations after which the solve is given up.
+        max_evaluations: The number of evaluations after which the solve fails.
     """
 
     method: str = "dopri5"
@@ -65,12 +65,12 @@ class ODE(WithSteps, Sampler):
         schedule = denoiser.schedule
         # torchdiffeq rounds times to the dtype of the state
         phi = angle_from_noise(schedule, times).to(x.device)
-        nearest = float(phi.double().min()) + 0.5 * math.pi  # to the data, whichever way the path is walked
+        nearest = float(phi.double().min()) + 0.5 * math.pi  # to the data, in either direction of integration
         r = scale(schedule, times).tolist()
         flow = ProbabilityFlow(denoiser, cond, self.max_evaluations)
         shape = x.shape
         z = (x / r[0]).reshape(len(x), -1)
-        # An adaptive solver is asked for the ends only; the callback then sees the grid's times through dense output.
+        # An adaptive solver returns only the ends; a callback gets the grid's times through dense output.
         asked = phi if callback is not None or not self.is_adaptive else phi[[0, -1]]
         options = adaptive_options(phi) if self.is_adaptive else {}
 
@@ -88,7 +88,7 @@ class ODE(WithSteps, Sampler):
                 method=self.method,
                 options=options,
             )
-        except AssertionError as error:  # torchdiffeq's way to say that the step fell below the float's resolution
+        except AssertionError as error:  # torchdiffeq raises it when the step falls below the float's resolution
             raise SolverError(f"ode: {self.method} could not go on ({error}); use a larger tolerance") from error
         assert isinstance(path, torch.Tensor)
         if callback is not None:

@@ -17,32 +17,32 @@ from .stochasticity import DialSteps, NoiseDial
 
 _SAFETY, _EXPONENT = 0.9, 0.9  # theta and r of the paper
 _SMALLEST_ERROR = 0.1  # below it the next step grows no further: at most 7 times
-# In log-SNR; in pure noise x_hat hardly changes, and steps would grow until they leap over all that matters.
+# In log-SNR; in pure noise x_hat hardly changes, and steps would grow until they skip the region that matters.
 _FIRST_STEP, _LONGEST_STEP = 0.25, 2.0
-_RESOLUTION = 2.0**-6  # the step whose lattice all points of a path are on: any step down to 2^-16 sees its own noise
+_RESOLUTION = 2.0**-6  # the step whose lattice all points of a path use: any step down to 2^-16 has distinct noise
 
 
 @dataclass(frozen=True)
 class AdaptiveSDE(NoiseDial):
-    """Two solutions a step, of order 1 and 2, with the same noise; their difference chooses the step (alg. 1).
+    """Two solutions per step, of order 1 and 2, with the same noise; their difference controls the step (alg. 1).
 
         x'  = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) x_hat_t + noise
-        x'' = x' + alpha_s (1 - exp(-k)) (x_hat_m - x_hat_t),    x_m halfway in log-SNR, made as x'
+        x'' = x' + alpha_s (1 - exp(-k)) (x_hat_m - x_hat_t),    x_m halfway in log-SNR, computed as x'
         E   = rms over a sample of (x'' - x') / (tolerance max(1, |x'|, |x' of the last step|))
 
-    in units where x_t has unit variance. E <= 1 takes x'' as the next state; the step is then multiplied by
-    0.9 E^-0.9 (eq. 6), and is 2 at most. Where the paper takes Euler's steps in time, improved at their end, these are
-    exponential ones in log-SNR, which are the same on every path and stable at any eta; and the second evaluation is
-    halfway, since at the end of a step that leaps over the noise x_hat is what it was, and the error seems to be none.
+    in units where x_t has unit variance. If E <= 1, x'' is the next state; the step is then multiplied by 0.9 E^-0.9
+    (eq. 6), and is at most 2. The paper uses improved Euler steps in time; these are exponential steps in log-SNR,
+    which are the same on every path and stable at any eta. The second evaluation is halfway, since at the end of a step
+    that skips the relevant noise levels x_hat is unchanged, and the error would seem to vanish.
 
-    Each sample has its own times and steps, as in the paper: a batch mate changes nothing. A step that is taken back is
-    tried again on the same Brownian path (`numerics.brownian`), whereas new noise after a rejection, which favours the
-    noise that is easy to follow, would bias the law. A step costs two evaluations, one that is taken back one.
+    Each sample has its own times and steps, as in the paper, so it does not depend on the rest of the batch. A rejected
+    step is retried on the same Brownian path (`numerics.brownian`); fresh noise after a rejection would favour noise
+    that is easy to follow, and bias the law. A step costs two evaluations, a rejected one costs one.
 
     Args:
-        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
-        tolerance: The error allowed a step, relative and absolute, in units where x_t has unit variance.
-        max_steps: The steps tried after which the solve is given up.
+        eta: The stochasticity, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        tolerance: The allowed error per step, relative and absolute, in units where x_t has unit variance.
+        max_steps: The number of attempted steps after which the solve fails.
     """
 
     tolerance: float = 0.05
@@ -66,7 +66,7 @@ class AdaptiveSDE(NoiseDial):
         return None
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
-        return noise  # the path is cut as the steps are found
+        return noise  # the path is divided as the steps are found
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
         if self.is_stochastic and not isinstance(noise, Noise):
@@ -74,7 +74,7 @@ class AdaptiveSDE(NoiseDial):
                 "noise: an adaptive solver looks its noise up by its place; pass a diffusion.numerics.random.Noise"
             )
         log_snr = denoiser.schedule.log_snr(times)
-        # Without an onlooker only the ends count.
+        # Without a callback only the ends matter.
         stops = (log_snr if callback is not None else log_snr[[0, -1]]).tolist()
         walk = _Walk(self, denoiser, cond, noise, x, stops[0])
         for step, stop in enumerate(stops[1:]):
@@ -93,7 +93,7 @@ class _Walk:
         self.noise = noise if sampler.is_stochastic else None
         self.profile = sampler.profile
         self.x = x.clone()
-        self.x_hat = torch.empty_like(x)  # at (x, log_snr), where it is known
+        self.x_hat = torch.empty_like(x)  # at (x, log_snr), if known
         self.size = torch.zeros_like(x)  # |x'| of the last step, in units of unit variance
         self.known = torch.zeros(n, dtype=torch.bool)
         self.log_snr = torch.full((n,), log_snr, dtype=torch.float64)
@@ -102,7 +102,7 @@ class _Walk:
         self.tried = 0
 
     def to(self, stop: float) -> None:
-        """Walk every sample to this log-SNR."""
+        """Integrate every sample to this log-SNR."""
         while len(rows := torch.nonzero(self.log_snr < stop)[:, 0]):
             self.tried += 1
             if self.tried > self.sampler.max_steps:
@@ -120,7 +120,7 @@ class _Walk:
             self.x_hat[unknown.to(there.device)] = self._ask(self.x[unknown.to(there.device)], t, unknown)
             self.known[unknown] = True
         start, left = self.log_snr[rows], stop - self.log_snr[rows]
-        # What would leave a sliver of a step takes the rest.
+        # A step that would leave a tiny remainder takes all of it.
         whole = self.h[rows] > 0.999 * left
         end = torch.where(whole, torch.full_like(left, stop), start + self.h[rows])
         middle = 0.5 * (start + end)
@@ -143,7 +143,7 @@ class _Walk:
             raise SolverError(f"adaptive-sde: the state is not finite at log-SNR {float(start.min()):.2f}")
         taken = error <= 1.0
         grown = _SAFETY * (end - start) * error.clamp(min=_SMALLEST_ERROR) ** -_EXPONENT
-        # A step cut short by the stop says little about how long the next may be.
+        # A step truncated by the stop says little about the length of the next.
         grown = torch.where(taken & whole, torch.maximum(grown, self.h[rows]), grown)
         self.h[rows] = grown.clamp(max=_LONGEST_STEP)
         done, kept = rows[taken], taken.to(there.device)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ for the reverse SDE in single steps of two evaluations (Lu et al. 2022, arXiv 2211.01095)."""
+"""DPM-Solver++ for the reverse SDE, single-step with two evaluations (Lu et al. 2022, arXiv 2211.01095)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stochasticity import NoiseDial
 
 @dataclass(frozen=True)
 class DPMSolverSDE(NoiseDial, RowSampler):
-    """The singlestep solver that the field calls DPM++ SDE: DPM-Solver++(2S) (alg. 1) with the noise of the SDE.
+    """The single-step solver known as DPM++ SDE: DPM-Solver++(2S) (alg. 1) with the noise of the SDE.
 
     With m between t and s in log-SNR, lambda_m = lambda_t + midpoint (lambda_s - lambda_t), x_m is an exponential step
     from x_t (`ExponentialSDE` of order 1), x_hat_m = E[x | x_m], and
@@ -28,8 +28,8 @@ class DPMSolverSDE(NoiseDial, RowSampler):
     is `ExponentialSDE` of order 2.
 
     Args:
-        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
-        midpoint: Where within the step the second evaluation is, between 0 and 1.
+        eta: The stochasticity, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        midpoint: The position of the second evaluation in the step, between 0 and 1.
     """
 
     midpoint: float = 0.5

@@ -23,16 +23,16 @@ class PredictorCorrector(NoiseDial, RowSampler):
 
         x <- x + e g + sqrt(2 e) z,    e = 2 (r |z| / |g|)^2
 
-    with |z| at its root mean square, sqrt(D), and the norm of g each sample's own, not the batch's mean. The formula
-    holds on every path: scaling x by c scales e by c^2 (the alpha_i of alg. 5, within 2 % of 1, is left out). e stays
-    below sigma^2, the inverse of the score's largest slope, so that the step contracts where g is small, too.
+    with |z| at its root mean square, sqrt(D), and the norm of g per sample, not its batch mean. The formula holds on
+    every path: scaling x by c scales e by c^2 (the alpha_i of alg. 5, within 2 % of 1, is omitted). e is capped at
+    sigma^2, the inverse of the score's largest slope, so that the step contracts even where g is small.
 
-    A Langevin step of fixed length moves the law towards that of the path, but its own law is wider by r^2 of the
-    variance: with more grid steps the law converges to that, not to the path's. Fewer corrector steps or a smaller r
-    lessen it; `order` is that of the predictor.
+    A Langevin step of fixed length moves the law towards that of the path, but its stationary law is wider by r^2 of
+    the variance: with more grid steps the law converges to that, not to the path's. Fewer corrector steps or a smaller
+    r reduce the bias; `order` is that of the predictor.
 
     Args:
-        eta: The noise dial of the predictor; 1 is the paper's (reverse diffusion, ancestral sampling).
+        eta: The stochasticity of the predictor; 1 is the paper's (reverse diffusion, ancestral sampling).
         snr: The signal-to-noise ratio r (paper: 0.16 on VE, 0.01 to 0.2 tried).
         corrections: Langevin steps at each time.
     """

@@ -1,4 +1,4 @@
-"""The reverse SDE with a noise dial (Song et al. 2021, arXiv 2011.13456; `samplers.sde.sde` has the derivation).
+"""The reverse SDE with any stochasticity eta (Song et al. 2021, arXiv 2011.13456; derived in `samplers.sde.sde`).
 
 dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dw,    eta = 0: the probability-flow ODE, eta = 1: the reverse SDE
 """
@@ -19,25 +19,25 @@ from .stochasticity import NoiseDial
 
 @dataclass(frozen=True)
 class ExponentialSDE(NoiseDial, RowSampler):
-    """The step that is exact where x_hat does not change: it contracts the noise exactly, at any step size and eta.
+    """The step that is exact for constant x_hat: it contracts the noise exactly, at any step size and eta.
 
         x_s = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) D + sigma_s sqrt(1 - rho^2) z
         rho = exp(-eta^2 (lambda_s - lambda_t) / 2),    k = (1 + eta^2) (lambda_s - lambda_t) / 2
 
-    Order 1: D = x_hat; eta = 0 is DDIM with eta 0, eta = 1 ancestral sampling with the lower variance. The deviation of
-    the state never exceeds the path's, where Euler-Maruyama's blows up with eta^2 times the step.
+    Order 1: D = x_hat; eta = 0 is DDIM with eta 0, eta = 1 ancestral sampling with the lower variance. The standard
+    deviation of the state never exceeds that of the path, whereas Euler-Maruyama's grows with eta^2 times the step.
 
-    Order 2: D = x_hat + r/2 (x_hat - the last one), r the ratio of this step to the last in log-SNR. This is
+    Order 2: D = x_hat + r/2 (x_hat - the previous one), r the ratio of this step to the previous in log-SNR. This is
     SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, eq. 18 and app. B.4) for any eta; eta = 0 is
-    DPM-Solver++(2M). Also one evaluation a step; the first step is of order 1. On data N(m, 0.4^2) the deviation of
-    the state after 10 steps with eta = 2 is 0.90 to 1.0 of the true one, where order 1 has 0.54 to 0.58.
+    DPM-Solver++(2M). Also one evaluation per step; the first step is of order 1. On data N(m, 0.4^2) the standard
+    deviation after 10 steps with eta = 2 is 0.90 to 1.0 of the true one, with order 1 it is 0.54 to 0.58.
 
     Args:
         eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
         order: 1 or 2.
     """
 
-    order: int = 2  # type: ignore[reportIncompatibleMethodOverride]  # a declared fact that is a setting, too
+    order: int = 2  # type: ignore[reportIncompatibleMethodOverride]  # a declared fact that is also a setting
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,11 +45,11 @@ class ExponentialSDE(NoiseDial, RowSampler):
             raise UserError(f"order: found {self.order}; accepted: 1 or 2")
 
     def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, float, float, float]]:
-        """(t, s, factor of x_t, of x_hat, of minus the last one, of the noise) of each step."""
+        """(t, s, factor of x_t, of x_hat, of minus the previous one, of the noise) of each step."""
         t, s = times[:-1], times[1:]
         steps = self.linear_part(schedule, t, s)
         weight = -schedule(s)[0] * torch.expm1(-steps.decay)
-        share = torch.zeros_like(weight)  # of the difference between the last two x_hat
+        share = torch.zeros_like(weight)  # the weight of the difference between the last two x_hat
         if self.order == 2:
             share[1:] = 0.5 * weight[1:] * steps.h[1:] / steps.h[:-1]
         numbers = (value.tolist() for value in (s, steps.keep, weight + share, share, steps.fresh))

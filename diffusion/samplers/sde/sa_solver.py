@@ -19,26 +19,26 @@ _QUADRATURE_POINTS = 24
 
 @dataclass(frozen=True)
 class SASolver(NoiseDial, RowSampler):
-    """A polynomial through the last outputs for x_hat, in x_s = keep x_t + integral + noise (`noise_dial`).
+    """A polynomial through the last outputs for x_hat, in x_s = keep x_t + integral + noise (`stochasticity`).
 
-    The predictor (prop. 5.1) puts it through the last `predictor` outputs; the corrector (prop. 5.2) makes the same
-    step again, with the same noise, through the output at the predicted state and the `corrector` before it. Predict,
-    evaluate, correct: one evaluation a step. The state before the datum is left as predicted.
+    The predictor (prop. 5.1) interpolates the last `predictor` outputs; the corrector (prop. 5.2) repeats the step,
+    with the same noise, using the output at the predicted state and the `corrector` before it. Predict, evaluate,
+    correct: one evaluation per step. The last state before clean data is not corrected.
 
         x_s = (sigma_s / sigma_t) rho x_t + sum_j b_j x_hat_j + sigma_s sqrt(1 - rho^2) z
         b_j = alpha_s integral of exp(-(K_s - K)) L_j dK from K_t to K_s
 
-    A predictor of two takes b as DPM-Solver++ does, alpha_s (1 - exp(-k)) (1 + r/2, -r/2): equal to second order, and
-    far more stable at large eta; with no corrector it is SDE-DPM-Solver++(2M) (sec. 5.3 of the paper). The paper's tau
-    is eta; it advises a profile that is 0 at both ends of the path (`1@-3:5`), and predictor=3, corrector=3 where steps
-    are many.
+    A predictor of two uses b as in DPM-Solver++, alpha_s (1 - exp(-k)) (1 + r/2, -r/2): equal to second order, and far
+    more stable at large eta; without corrector it is SDE-DPM-Solver++(2M) (sec. 5.3 of the paper). The paper's tau is
+    eta; it recommends a profile that is 0 at both ends of the path (`1@-3:5`), and predictor=3, corrector=3 for many
+    steps.
 
-    With noise the law converges with order 2 at most (the strong order, that of paths, is 1).
+    With noise the law converges with order at most 2 (the strong order is 1).
 
     Args:
-        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
-        predictor: The outputs that the predictor uses, 1 to 4.
-        corrector: The outputs beside the newest that the corrector uses, 1 to 4, or 0 for no corrector.
+        eta: The stochasticity, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        predictor: The number of outputs that the predictor uses, 1 to 4.
+        corrector: The number of outputs besides the newest that the corrector uses, 1 to 4, or 0 for no corrector.
     """
 
     predictor: int = 2
@@ -52,7 +52,7 @@ class SASolver(NoiseDial, RowSampler):
 
     @property
     def order(self) -> int:
-        # The first step has one output: uncorrected it keeps the whole solve at order 2, corrected at order 3.
+        # The first step has one output: uncorrected it limits the whole solve to order 2, corrected to order 3.
         limits = (self.predictor, 2) if not self.corrector else (self.predictor + 1, self.corrector + 1, 3)
         return min(*limits, 2) if self.is_stochastic else min(limits)
 
@@ -74,9 +74,9 @@ class SASolver(NoiseDial, RowSampler):
     def rows(self, schedule: Schedule, times: Tensor) -> list[tuple[Tensor, float, float, list[float], float]]:
         """(t, s, factor of x_t, of all outputs in memory, newest first, of the noise) of each step.
 
-        The correction of the step's start is among the factors of outputs: predicted and corrected state differ by
-        sum_j (q_j - p_j) m_j alone, p: the weights that predicted, q: those that correct. Corrected states are never
-        needed as tensors (as in `staged.Multistep`).
+        The correction of the step's start is included in the factors of outputs: predicted and corrected state differ
+        only by sum_j (q_j - p_j) m_j, p: the weights that predicted, q: those that correct. Corrected states are never
+        needed as tensors (as in `ode.multistep.Multistep`).
         """
         steps = self.linear_part(schedule, times[:-1], times[1:])
         weights = self._weights(schedule, times, steps, self.predictor)
@@ -95,7 +95,7 @@ class SASolver(NoiseDial, RowSampler):
         """Each step's weights of the last `count` outputs, newest first: that at t, or at s where `ahead` is 1."""
         log_snr, alpha = schedule.log_snr(times), schedule(times[1:])[0]
         weights: list[list[float]] = [[]] * len(steps.h)
-        for known in range(1, count + 1):  # the first steps know fewer
+        for known in range(1, count + 1):  # the first steps have fewer
             rows = torch.tensor([i for i in range(len(weights)) if min(count, i + 1 + ahead) == known])
             if len(rows) == 0:
                 continue
@@ -112,7 +112,7 @@ class SASolver(NoiseDial, RowSampler):
 
 
 def _integrals(decay: Tensor, nodes: Tensor) -> Tensor:
-    """The integrals of exp(-decay (1 - u)) L_j(u) decay du over [0, 1], with Lagrange's polynomials L_j of the nodes.
+    """The integrals of exp(-decay (1 - u)) L_j(u) decay du over [0, 1], with the Lagrange polynomials L_j of the nodes.
 
     Args:
         decay: Shape (n, 1).

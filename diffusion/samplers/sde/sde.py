@@ -10,7 +10,7 @@ for drift: for every eta >= 0,
     dx = [ f x - (1 + eta^2)/2 g^2 score ] dt + eta g dw
 
 run from t = 1 to 0 has the marginals of the forward process: eta = 0 is the probability-flow ODE (eq. 13), eta = 1 the
-reverse SDE (eq. 6), and nothing in the derivation fixes the noise level: eta may depend on time.
+reverse SDE (eq. 6). The derivation does not assume a constant eta: it may depend on time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def diffusion_squared(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def reverse_drift(denoiser: Denoiser, x_t: Tensor, t: Tensor, eta: float = 1.0, cond: Tensor | None = None) -> Tensor:
-    """The drift f x - (1 + eta^2)/2 g^2 score of the reverse process with noise dial `eta`, shape of x_t."""
+    """The drift f x - (1 + eta^2)/2 g^2 score of the reverse process with stochasticity `eta`, shape of x_t."""
     f = pad_dims_like(drift(denoiser.schedule, t), x_t)
     g2 = pad_dims_like(diffusion_squared(denoiser.schedule, t), x_t)
     score = denoiser.score(x_t, t, cond)

@@ -1,16 +1,16 @@
-"""The noise dial of the reverse SDE: eta as a number or as a profile over log-SNR, and the steps that hold for all.
+"""The stochasticity of the reverse SDE: eta as a number or a profile over log-SNR, and the exact part of every step.
 
-With lambda the log-SNR, growing from noise to data, the reverse SDE with eta (`samplers.sde.sde`) reads, on any path,
+With lambda the log-SNR, increasing from noise to data, the reverse SDE with eta (`samplers.sde.sde`) is, on any path,
 
     d(x / sigma) = [ -eta^2/2 (x / sigma) + (1 + eta^2)/2 (alpha / sigma) x_hat ] d lambda + eta dW_lambda
 
-so that, exactly, with u the *clock* and K what the data part decays in,
+so that, exactly, with the *clock* u and the decay variable K of the data part,
 
     x_s = (sigma_s / sigma_t) rho x_t + alpha_s integral of exp(-(K_s - K)) x_hat dK + sigma_s sqrt(1 - rho^2) z
     du = eta^2 d lambda,    K = (lambda + u) / 2,    rho = exp(-(u_s - u_t) / 2)
 
 (DPM-Solver++, arXiv 2211.01095, prop. 4.1 and app. B.4; SA-Solver, arXiv 2309.05019, prop. 4.2). Solvers differ in the
-polynomial that they put for x_hat under the integral. A step over which eta changes is taken with its mean square.
+polynomial that approximates x_hat under the integral. A step over which eta changes uses its mean square.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NoiseProfile:
         edges: The log-SNRs where they change, increasing, one fewer than values.
 
     Raises:
-        UserError: For values or edges that are none.
+        UserError: For invalid values or edges.
     """
 
     etas: tuple[float, ...]
@@ -55,7 +55,7 @@ class NoiseProfile:
 
     @classmethod
     def of(cls, eta: float | str | NoiseProfile) -> NoiseProfile:
-        """A profile from a number, from text (`1`, or `1@-3:5`: 1 for log-SNRs from -3 to 5, else 0), or as it is."""
+        """A profile from a number, from text (`1`, or `1@-3:5`: 1 for log-SNRs from -3 to 5, else 0), or unchanged."""
         if isinstance(eta, NoiseProfile):
             return eta
         try:
@@ -82,14 +82,14 @@ class NoiseProfile:
 
 @dataclass(frozen=True)
 class DialSteps:
-    """What steps from t to s need, float64 of their shape.
+    """The coefficients of steps from t to s, float64 of their shape.
 
     Args:
-        h: The rise of log-SNR, lambda_s - lambda_t.
+        h: The increase of log-SNR, lambda_s - lambda_t.
         decay: K_s - K_t.
         keep: The factor of x_t.
-        fresh: The deviation of the fresh noise.
-        rho: The factor that what is left of earlier noise, in units of sigma, decays by.
+        fresh: The standard deviation of the fresh noise.
+        rho: The factor by which the remaining earlier noise, in units of sigma, decays.
     """
 
     h: Tensor
@@ -104,18 +104,19 @@ class NoiseDial(WithSteps, Sampler):
     """A sampler of the reverse SDE; its noise follows a Brownian path that is the same for every grid.
 
     Args:
-        eta: The noise dial: a number >= 0, a `NoiseProfile`, or text for one (`1@-3:5`: 1 for log-SNRs from -3 to 5).
+        eta: The stochasticity: a number >= 0, a `NoiseProfile`, or text for one (`1@-3:5`: 1 for log-SNRs from -3 to
+        5).
     """
 
     eta: float | str | NoiseProfile = 1.0
 
     def __post_init__(self):
         check_fields(self)
-        NoiseProfile.of(self.eta)  # raises for what is none
+        NoiseProfile.of(self.eta)  # raises for invalid values
 
     @property
     def profile(self) -> NoiseProfile:
-        """The dial as a function of log-SNR."""
+        """eta as a function of log-SNR."""
         return NoiseProfile.of(self.eta)
 
     @property
@@ -123,7 +124,7 @@ class NoiseDial(WithSteps, Sampler):
         return any(self.profile.etas)
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
-        """The noise along a Brownian path, cut into the steps of the grid."""
+        """The noise along a Brownian path, divided into the steps of the grid."""
         times = self.drawing_times(schedule, grid)
         if not self.is_stochastic or len(times) < 2:  # one evaluation, x = E[x | x_t], draws nothing
             return noise
@@ -134,7 +135,7 @@ class NoiseDial(WithSteps, Sampler):
         return times_of(schedule, grid)
 
     def linear_part(self, schedule: Schedule, t: Tensor, s: Tensor) -> DialSteps:
-        """The linear part and the noise of the steps from `t` to `s`, which no solver approximates."""
+        """The linear part and the noise of the steps from `t` to `s`, which are exact in every solver."""
         log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
         u = self.profile.clock(log_snr_s) - self.profile.clock(log_snr_t)
         rho, sigma_s = torch.exp(-0.5 * u), schedule(s)[1]
