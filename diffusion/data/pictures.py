@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..storage import atomic
 from . import Toy
+from .charts import INK, colour, draw, panels
 
 # Small images are enlarged, pixel by pixel, until a cell of a grid is about this large.
 _CELL = 64
@@ -69,7 +70,7 @@ def save(path: Path, image: Image.Image, text: dict[str, str] | None = None) -> 
 
 def save_samples(path: Path, x: Tensor, toy: Toy | None = None, text: dict[str, str] | None = None) -> None:
     """Draw samples: images (N, C, H, W) as a grid, points (N, 2) over the true density where it is known."""
-    save(path, grid(x) if x.ndim == 4 else _figure_to_image(_points_figure(x, toy)), text)
+    save(path, grid(x) if x.ndim == 4 else _points_picture(x, toy), text)
 
 
 def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Sequence[Tensor]) -> Image.Image:
@@ -127,9 +128,9 @@ def _at_own_contrast(x: Tensor) -> Tensor:
     return x / x.flatten(1).abs().quantile(0.99, 1).clamp(min=1.0).reshape(-1, 1, 1, 1)
 
 
-def _points_figure(x: Tensor, toy: Toy | None) -> Any:
+def _points_picture(x: Tensor, toy: Toy | None) -> Image.Image:
     points = x.detach().cpu().numpy()
-    figure, axes = _figure(1 if toy is None else 2)
+    figure, axes = _panels(1 if toy is None else 2)
     extent = 3.2
     if toy is not None:
         side = torch.linspace(-extent, extent, 200)
@@ -141,7 +142,7 @@ def _points_figure(x: Tensor, toy: Toy | None) -> Any:
     axes[-1].set_title(f"{len(points)} samples")
     for axis in axes:
         axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
-    return figure
+    return draw(figure)
 
 
 def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60) -> Image.Image:
@@ -157,7 +158,7 @@ def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60)
     line = torch.linspace(-extent, extent, side)
     mesh = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
     truth, model = toy.log_prob(mesh).exp(), log_density(mesh).detach().cpu().exp()
-    figure, axes = _figure(3)
+    figure, axes = _panels(3)
     top = float(truth.max())
     for axis, values, title in ((axes[0], truth, "true density"), (axes[1], model, "model's density (PF-ODE)")):
         axis.imshow(
@@ -174,7 +175,7 @@ def density_picture(toy: Toy, log_density: Any, samples: Tensor, side: int = 60)
     axes[2].set_title(f"{len(points)} samples")
     for axis in axes:
         axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
-    return _figure_to_image(figure)
+    return draw(figure)
 
 
 def codes_picture(codes: Mapping[str, Tensor]) -> Image.Image:
@@ -183,37 +184,26 @@ def codes_picture(codes: Mapping[str, Tensor]) -> Image.Image:
     Args:
         codes: Of each set of images, shape (N, d).
     """
-    figure, axes = _figure(2)
+    figure, axes = _panels(2)
     for i, (name, z) in enumerate(codes.items()):
         z = z.detach().double().cpu()
-        style, colour = ("-", "--", ":")[i % 3], ("#0072B2", "#D55E00", "#009E73")[i % 3]  # told apart without colour
+        style = ("-", "--", ":")[i % 3]
         axes[0].hist(
-            z.flatten().numpy(), bins=60, range=(-4, 4), density=True, histtype="step", label=name, color=colour,
+            z.flatten().numpy(), bins=60, range=(-4, 4), density=True, histtype="step", label=name, color=colour(i),
             linestyle=style, linewidth=1.4,
         )  # fmt: skip
         probability = (torch.arange(len(z), dtype=torch.float64) + 0.5) / len(z)
         normal = torch.special.ndtri(probability)
-        axes[1].plot(normal.numpy(), z.sort(dim=0).values.numpy(), style, color=colour, linewidth=0.7, alpha=0.7)
+        axes[1].plot(normal.numpy(), z.sort(dim=0).values.numpy(), style, color=colour(i), linewidth=0.7, alpha=0.7)
     line = torch.linspace(-4, 4, 200, dtype=torch.float64)
     density = (-0.5 * line.square()).exp() / math.sqrt(2 * math.pi)
-    axes[0].plot(line.numpy(), density.numpy(), color="#222222", linewidth=1, label="N(0, 1)")
-    axes[1].plot([-4, 4], [-4, 4], color="#222222", linewidth=1)
+    axes[0].plot(line.numpy(), density.numpy(), color=INK, linewidth=1, label="N(0, 1)")
+    axes[1].plot([-4, 4], [-4, 4], color=INK, linewidth=1)
     axes[0].set(xlabel="entry of a code", ylabel="density")
     axes[1].set(xlabel="quantile of N(0, 1)", ylabel="quantile of a code's dimension", xlim=(-4, 4), ylim=(-4, 4))
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    return _figure_to_image(figure)
+    return draw(figure)
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * panels, 4.3), dpi=100, layout="constrained")  # room for titles above square axes
-    FigureCanvasAgg(figure)  # no pyplot: no display and no global state
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def _figure_to_image(figure: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    return panels(4.0 * count, 4.3, columns=count, grid=None)  # room for titles above square axes

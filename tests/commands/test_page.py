@@ -19,6 +19,7 @@ from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page, without_curve
 from diffusion.commands.records import Protocol, read, write
 from diffusion.commands.replaced import note_replaced
+from diffusion.data.charts import SCALE
 from diffusion.likelihood import Estimate
 
 BINS, ENDS = 6, [-3.0, 9.0]
@@ -187,7 +188,7 @@ def test_the_page_shows_the_estimates_and_stands_by_itself(content):
     for image in parsed.images:
         assert len(image["alt"]) > 4
         size = Image.open(io.BytesIO(b64decode(image["src"].split(",")[1]))).size
-        assert size in {(int(image["width"]) * k, int(image["height"]) * k) for k in (1, figures.SCALE)}
+        assert size in {(int(image["width"]) * k, int(image["height"]) * k) for k in (1, SCALE)}
 
 
 def test_charts_of_one_image_and_of_odd_names_are_drawn(tmp_path):

@@ -6,7 +6,6 @@ marker or a place says too.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import pictures
+from ...data.charts import COLOURS, INK, LINE, MARKERS, PALE, colour, draw, panels, plain
 from ...likelihood import Estimate
 from ...likelihood.dequantization import Dequantizer
 from ..records import Evaluation
@@ -24,18 +24,8 @@ from .content import Content, name_of
 from .curves import CurvePair, overfit
 
 RANKED = 10
-# Pixels of a chart for each pixel of a page: sharp on fine screens.
-SCALE = 2
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX*"
-_INK, _PALE, _LINE = "#222222", "#888888", "#DDDDDD"
 # Classical rows beyond this many times the worst trained one are drawn at the edge, and the trained ones keep the room.
 _BEYOND = 1.3
-
-
-def colour(i: int) -> str:
-    """The i-th colour."""
-    return _COLOURS[i % len(_COLOURS)]
 
 
 def intervals(content: Content) -> Image.Image:
@@ -50,44 +40,44 @@ def intervals(content: Content) -> Image.Image:
     room = 0.08 * max(high - low, 1e-3)
     low, high = low - room, high + room
     heights = [len(group.rows) + 0.5 for group in content.groups]
-    figure, axes = _figure(7.6, 0.9 + 0.27 * len(rows) + 0.32 * len(heights), heights)
+    figure, axes = panels(7.6, 0.9 + 0.27 * len(rows) + 0.32 * len(heights), heights)
     for axis, group in zip(axes, content.groups, strict=True):
         for place, row in enumerate(group.rows):
             interval = row.estimate.mean()
-            face = "white" if is_classical(row) else _COLOURS[0]
+            face = "white" if is_classical(row) else COLOURS[0]
             if interval.mean > high:
-                axis.plot(high, place, ">", color=_PALE, clip_on=False)
+                axis.plot(high, place, ">", color=PALE, clip_on=False)
                 axis.annotate(
                     f"{interval.mean:.2f}", (high, place), (-8, 0), textcoords="offset points", va="center", ha="right"
                 )
                 continue
             if math.isfinite(interval.low):
-                axis.plot([interval.low, interval.high], [place, place], color=_INK, linewidth=1.4)
-            axis.plot(interval.mean, place, "o", markerfacecolor=face, markeredgecolor=_COLOURS[0], markersize=6)
-        axis.set_yticks(range(len(group.rows)), [_plain(name_of(row)) for row in group.rows])
+                axis.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.4)
+            axis.plot(interval.mean, place, "o", markerfacecolor=face, markeredgecolor=COLOURS[0], markersize=6)
+        axis.set_yticks(range(len(group.rows)), [plain(name_of(row)) for row in group.rows])
         axis.set(xlim=(low, high), ylim=(len(group.rows) - 0.4, -0.6))
-        axis.set_title(_plain(f"{group.letter}: {group.title}"), loc="left", fontsize=8, color=_INK)
+        axis.set_title(plain(f"{group.letter}: {group.title}"), loc="left", fontsize=8, color=INK)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", labelbottom=axis is axes[-1])
     axes[-1].set_xlabel("bits/dim with 95 % interval (lower is better within a panel); rings: classical models")
-    return _image(figure)
+    return draw(figure)
 
 
 def curves(pairs: Sequence[CurvePair]) -> Image.Image:
     """Bits/dim by log-SNR of every model, test solid and train dashed; below, what test images cost more."""
     lost = [overfit(pair) for pair in pairs]
-    panels = 2 if any(lost) else 1
-    figure, axes = _figure(7.6, 3.4 + 2.4 * (panels - 1), (3.4, 2.4)[:panels])
-    axes[0].axhline(0.5 / math.log(2.0), color=_PALE, linewidth=1, linestyle=":")
+    heights = (3.4, 2.4) if any(lost) else (3.4,)
+    figure, axes = panels(7.6, sum(heights), heights)
+    axes[0].axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
     axes[0].annotate(
-        "noise that cannot be told: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=_PALE,
+        "noise that cannot be told: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
         xycoords=("axes fraction", "data"), textcoords="offset points",
     )  # fmt: skip
     for i, pair in enumerate(pairs):
         for curve, style in ((pair.test, "-"), (pair.train, "--")):
             if curve is not None:
                 axes[0].stairs(
-                    curve.density.tolist(), curve.edges, label=_plain(curve.label), color=colour(i), linestyle=style,
+                    curve.density.tolist(), curve.edges, label=plain(curve.label), color=colour(i), linestyle=style,
                     linewidth=1.6, baseline=None,
                 )  # fmt: skip
         found, side = lost[i], pair.test
@@ -97,14 +87,14 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
             band = {"color": colour(i), "alpha": 0.18, "linewidth": 0, "step": "post"}
             axes[1].fill_between(edges, *([*bound, bound[-1]] for bound in _bounds(found)), **band)
     axes[0].set_ylabel("bits/dim a unit of log-SNR")
-    axes[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.93))
-    if panels == 2:
-        axes[1].axhline(0.0, color=_PALE, linewidth=1)
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
+    if len(heights) == 2:
+        axes[1].axhline(0.0, color=PALE, linewidth=1)
         axes[1].set_ylabel("test - train, 95 %")
         axes[0].sharex(axes[1])
         axes[0].tick_params(axis="x", labelbottom=False)
     axes[-1].set_xlabel("log-SNR: noise to the left, data to the right")
-    return _image(figure)
+    return draw(figure)
 
 
 def _bounds(found: Sequence[Any]) -> tuple[list[float], list[float]]:
@@ -114,38 +104,38 @@ def _bounds(found: Sequence[Any]) -> tuple[list[float], list[float]]:
 def budgets(rows: Sequence[Evaluation]) -> Image.Image:
     """The error budget of every row on one logarithmic axis, a marker a cause; what is zero or unknown is left out."""
     causes = list(dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget))
-    figure, (axis,) = _figure(7.6, 1.3 + 0.27 * len(rows))
+    figure, (axis,) = panels(7.6, 1.3 + 0.27 * len(rows))
     for i, cause in enumerate(causes):
         errors = [row.estimate.error_budget.get(cause, math.nan) for row in rows]
         points = [(error, place) for place, error in enumerate(errors) if math.isfinite(error) and error > 0]
         if points:
-            marker = _MARKERS[i % len(_MARKERS)]
-            axis.plot(*zip(*points, strict=True), marker, color=colour(i), label=_plain(cause), markersize=6)
+            marker = MARKERS[i % len(MARKERS)]
+            axis.plot(*zip(*points, strict=True), marker, color=colour(i), label=plain(cause), markersize=6)
     axis.set_xscale("log")
-    axis.set_yticks(range(len(rows)), [_plain(name_of(row)) for row in rows])
+    axis.set_yticks(range(len(rows)), [plain(name_of(row)) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.grid(axis="y", color=_LINE, linewidth=0.6)
+    axis.grid(axis="y", color=LINE, linewidth=0.6)
     axis.set_xlabel("error of the mean, bits/dim")
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False, handletextpad=0.2)
-    return _image(figure)
+        figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False, fontsize=8, handletextpad=0.2)
+    return draw(figure)
 
 
 def histograms(values: Mapping[str, Tensor], title: str) -> Image.Image:
     """Densities of several sets of bits/dim over one axis."""
-    figure, (axis,) = _figure(7.0, 3.6)
+    figure, (axis,) = panels(7.0, 3.6)
     joined = torch.cat(list(values.values()))
     low, high = float(joined.min()), float(joined.max())
     ends = (low, max(high, low + 1e-9))
     for i, (name, found) in enumerate(values.items()):
         bars = {"bins": 40, "range": ends, "density": True, "histtype": "stepfilled", "color": colour(i)}
-        axis.hist(found.numpy(), alpha=0.4, label=_plain(name), **bars)
+        axis.hist(found.numpy(), alpha=0.4, label=plain(name), **bars)
         axis.hist(found.numpy(), fill=False, edgecolor=colour(i), linestyle="-" if i == 0 else "--", **bars)
     axis.set(xlabel="bits/dim", ylabel="density")
-    axis.set_title(_plain(title), loc="left", fontsize=9)
-    axis.legend(frameon=False)
-    return _image(figure)
+    axis.set_title(plain(title), loc="left", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    return draw(figure)
 
 
 def ranked_picture(images: Tensor, estimate: Estimate, levels: int) -> Image.Image:
@@ -160,37 +150,3 @@ def ranked_picture(images: Tensor, estimate: Estimate, levels: int) -> Image.Ima
     count = min(RANKED, max(1, len(order) // 2))
     chosen = torch.cat((order[:count], order.flip(0)[:count]))
     return pictures.grid(Dequantizer(levels).center(images[chosen], torch.float32), columns=count)
-
-
-def _plain(text: str) -> str:
-    """Text as it is: matplotlib takes dollars for mathematics, and keeps a leading underscore out of legends."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def _figure(width: float, height: float, panels: Sequence[float] = (1.0,)) -> tuple[Any, list[Any]]:
-    """Panels below each other, of these relative heights."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100 * SCALE, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no display and no global state
-    axes = list(figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": list(panels)})[:, 0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="x", color=_LINE, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=8, color=_PALE)
-        axis.xaxis.label.set_size(8.5)
-        axis.yaxis.label.set_size(8.5)
-    return figure, axes
-
-
-def _image(figure: Any) -> Image.Image:
-    from matplotlib.legend import Legend
-
-    for legend in figure.findobj(Legend):
-        for text in legend.get_texts():
-            text.set_fontsize(8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")

@@ -8,10 +8,10 @@ from html import escape
 
 from PIL.Image import Image
 
+from ...data.charts import SCALE
 from ...data.pictures import encode
 from ..table import Table
 from .content import Content
-from .figures import SCALE
 from .groups import APART
 from .tables import BETWEEN, NARROW, PROTOCOL, SPLITS, budget_table, gap_table, lines, part_table, sentences
 

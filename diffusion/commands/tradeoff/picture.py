@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import groupby
 
 from PIL import Image
 
-from ..compare.figures import SCALE, colour
+from ...data.charts import COLOURS, MARKERS, colour, draw, panels, plain
 from .report import Row
 
-_MARKERS = "osD^vPX*<>"
-_COLOURS = 7
-_PALE, _LINE = "#888888", "#DDDDDD"
 _TITLES = {
     "median": "distance to the tight solve (median)",
     "fid": "FID; zero within its error is left out",
@@ -27,19 +23,15 @@ def picture(rows: Sequence[Row], title: str) -> Image.Image | None:
     A logarithmic axis has no place for zero: points that are zero within their standard error are left out. Samplers
     that draw noise are dashed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     second = "excess" if any(row.found.excess is not None for row in rows) else "fid"
-    panels = [name for name in ("median", second) if any(_points(rows, name))]
-    if not panels:
+    shown = [name for name in ("median", second) if any(_points(rows, name))]
+    if not shown:
         return None
     samplers = list(dict.fromkeys(row.found.cell.sampler for row in rows))
     height = max(4.2, 1.2 + 0.19 * len(samplers))
-    figure = Figure(figsize=(2.2 + 4.2 * len(panels), height), dpi=100 * SCALE, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no display and no global state
+    figure, axes = panels(2.2 + 4.2 * len(shown), height, columns=len(shown), grid="both")
     handles = {}
-    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axis, name in zip(axes, shown, strict=True):
         for sampler, of_sampler in groupby(rows, key=lambda row: row.found.cell.sampler):
             points = _points(list(of_sampler), name)
             if not points:
@@ -47,10 +39,10 @@ def picture(rows: Sequence[Row], title: str) -> Image.Image | None:
             i = samplers.index(sampler)
             # noise says so by its style, whatever the colour
             stochastic = not any(row.found.median is not None for row in rows if row.found.cell.sampler == sampler)
-            style = {"color": colour(i), "marker": _MARKERS[i % len(_MARKERS)], "linewidth": 1.4, "markersize": 5,
+            style = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.4, "markersize": 5,
                      "linestyle": "--" if stochastic else "-", "label": sampler}  # fmt: skip
             x, y, error = zip(*points, strict=True)
-            if i >= _COLOURS:
+            if i >= len(COLOURS):
                 style["markerfacecolor"] = "white"
             drawn = axis.errorbar(x, y, yerr=None if name == "median" else _bars(y, error), elinewidth=0.8, **style)
             handles.setdefault(sampler, drawn)
@@ -59,15 +51,9 @@ def picture(rows: Sequence[Row], title: str) -> Image.Image | None:
         ticks = _ticks(rows)
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color=_LINE, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=8, color=_PALE)
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10)
+    return draw(figure)
 
 
 def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float, float]]:
