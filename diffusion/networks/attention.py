@@ -27,7 +27,7 @@ def entropy_invariant(name: str) -> bool:
     """Whether the scale with this name is the entropy-invariant one.
 
     Raises:
-        UserError: For a name that is none of `SCALES`.
+        UserError: For a name not in `SCALES`.
     """
     return choose("attention_scale", name, SCALES) == "entropy_invariant"
 
