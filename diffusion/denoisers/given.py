@@ -45,7 +45,7 @@ def real_number(name: str, value: Any) -> float:
     """A finite number, from Python, numpy or torch.
 
     Raises:
-        UserError: For what is none.
+        UserError: For anything else.
     """
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
@@ -58,7 +58,7 @@ def positive_number(name: str, value: Any) -> float:
     """A finite number above 0.
 
     Raises:
-        UserError: For what is none.
+        UserError: For anything else.
     """
     number = real_number(name, value)
     if number <= 0.0:
