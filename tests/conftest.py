@@ -43,6 +43,8 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
         if fn.__code__ in _made:
             return fn
         _made.add(fn.__code__)
+    if fn.__name__ == "forward":  # what torch.compile traces: jaxtyping steps aside for it, beartype does not
+        return original(fn, typechecker=typechecker)
     if any(_ARRAY.search(str(kind)) for kind in fn.__annotations__.values()):
         return original(fn, typechecker=typechecker)
     return _CHECKED(fn)

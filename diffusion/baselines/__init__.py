@@ -1,4 +1,4 @@
-"""The models that diffusion is measured against: the variational and the entropic autoencoder, and their parts."""
+"""The baselines that diffusion is compared with: the variational and the entropic autoencoder, and their parts."""
 
 from . import entropy
 

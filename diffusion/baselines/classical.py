@@ -1,8 +1,8 @@
-"""Classical density models of images of levels: what a likelihood has to beat, and what gives it scale.
+"""Classical density models of discrete images: references for the scale of a likelihood.
 
 independent pixels   P(x) = prod_i (count_i(x_i) + a) / (N + a L)             exact
 Gaussian mixture     full covariances on dequantised pixels (scikit-learn)    lower bound (Jensen)
-PNG                  P(x) = 2^-length, a code's length being a likelihood     lower bound (sub-normalised)
+PNG                  P(x) = 2^-length, as a code length is a likelihood       lower bound (sub-normalised)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class IndependentPixels:
 
     Args:
         log_probs: log P(level) of each pixel, shape (D, L).
-        smoothing: The counts added.
+        smoothing: The added counts.
         shape: The shape of one image.
     """
 
@@ -43,7 +43,7 @@ class IndependentPixels:
         """Count the levels of `images`.
 
         Raises:
-            UserError: For smoothing that is not positive (an unseen level would have no probability).
+            UserError: For smoothing that is not positive (unseen levels would have zero probability).
         """
         if smoothing <= 0:
             raise UserError(f"smoothing: found {smoothing}; must be positive")
@@ -53,7 +53,7 @@ class IndependentPixels:
         return cls((counts / counts.sum(1, keepdim=True)).log(), smoothing, tuple(images.shape[1:]))
 
     def log_likelihood(self, images: UInt8[Tensor, " b *dims"]) -> Estimate:
-        """The exact log-probability of images of the shape that was fitted."""
+        """The exact log-probability of images of the fitted shape."""
         start = time.perf_counter()
         if tuple(images.shape[1:]) != self.shape:
             raise UserError(f"images: found shape {tuple(images.shape[1:])}; fitted on {self.shape}")
@@ -86,15 +86,15 @@ def gaussian_mixture(
     Args:
         train, validation, test: Level indices; fitted on the first, chosen on the second, measured on the third.
         dequantizer: The levels and their places.
-        components: The numbers of components tried (those beyond the number of training images are left out).
-        regularization: Added to the diagonals of the covariances, in squared bins' widths.
+        components: The candidate numbers of components (those beyond the number of training images are skipped).
+        regularization: Added to the diagonals of the covariances, in squared bin widths.
         copies: Dequantised points of each training image.
         draws: Dequantised points of each validation and test image.
-        seed: Of the dequantisation and of the fit's start.
-        indices: The test images' own, which key their noise; 0 .. B - 1 by default.
+        seed: The seed of the dequantisation and of the initialisation.
+        indices: The indices of the test images, which key their noise; 0 .. B - 1 by default.
 
     Returns:
-        Kind `lower bound`; the protocol names the number of components chosen and the validation bits/dim of each.
+        Kind `lower bound`; the protocol has the selected number of components and the validation bits/dim of each.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -153,10 +153,10 @@ def gaussian_mixture(
 
 
 def png(images: UInt8[Tensor, " b c h w"], levels: int = 256) -> Estimate:
-    """The size of each image as a PNG file by itself, header and all (57 bytes that weigh on small images).
+    """The size of each image as a separate PNG file, including the header (57 bytes, significant for small images).
 
     Args:
-        images: Level indices of 1 or 3 channels, stored in 8 bits whatever the number of levels.
+        images: Level indices of 1 or 3 channels, stored in 8 bits for any number of levels.
         levels: The number of levels, for the record.
 
     Raises:

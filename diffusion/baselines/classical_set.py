@@ -1,4 +1,4 @@
-"""Which classical models stand beside a trained one, and why one does not: what each costs is known beforehand."""
+"""The classical models reported next to a trained one, and why one is left out: their costs are known in advance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import classical
 from .level_models import AutoregressiveForest, CategoricalMixture
 
 Progress = Callable[[int, int], None]
-# Of images (B, *shape) and their rows in their split, which key noise; with progress (done, of how many) if any.
+# Takes images (B, *shape), their rows in their split, which key noise, and a callback for progress (done, total).
 Measure = Callable[[Tensor, Tensor, Progress | None], Estimate]
 
 # Beyond these a fit takes longer than the model it is compared with, or more memory than a laptop has.
@@ -25,13 +25,13 @@ _COUNTS = 30_000_000
 
 @dataclass(frozen=True)
 class ClassicalModel:
-    """A classical model that may stand beside a trained one.
+    """A classical model that may be reported next to a trained one.
 
     Args:
-        name: What tables call it.
-        version: Changes with whatever changes its figures; what is kept of another version is measured again.
+        name: Its name in tables.
+        version: Changes whenever its figures change; stored figures of other versions are measured again.
         measure: Fits it and measures images.
-        left_out: Why it is not fitted to these images; empty where it is.
+        left_out: Why it is not fitted to these images; empty if it is.
     """
 
     name: str
@@ -41,11 +41,11 @@ class ClassicalModel:
 
 
 def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[ClassicalModel]:
-    """The classical models of images of levels; nothing is fitted yet.
+    """The classical models for these images, not fitted yet.
 
     Args:
-        train: What they are fitted to: level indices, uint8 of shape (N, *shape).
-        validation: What their free numbers are chosen on, likewise.
+        train: The images they are fitted to: level indices, uint8 of shape (N, *shape).
+        validation: The images their hyperparameters are chosen on, likewise.
         levels: The number of levels.
     """
     dims = math.prod(train.shape[1:])
@@ -76,7 +76,7 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
 
 
 def _timed(measure: Measure) -> Measure:
-    """With the seconds of the fit in those of the figure."""
+    """Include the seconds of the fit in those of the figure."""
 
     def timed(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
         start = time.perf_counter()

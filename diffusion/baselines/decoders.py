@@ -1,13 +1,12 @@
-"""Observation models p(x | h): proper distributions over L levels for each pixel, given what a decoder puts out.
+"""Observation models p(x | h): proper distributions over L grey levels for each pixel, given the decoder's output.
 
 Level k is the bin [e_k, e_(k+1)] of [-1, 1], e_k = -1 + 2 k / L, and a discretised law with distribution function F has
 
-    P(k) = F(e_(k+1)) - F(e_k),        the first and the last bin reaching out to infinity,
+    P(k) = F(e_(k+1)) - F(e_k),        with the first and the last bin extending to infinity,
 
-so that the levels' probabilities sum to one whatever the parameters and the number of levels (Salimans et al. 2017,
-PixelCNN++, arXiv 1701.05517, eq. 2). Both differences are computed in closed form from log F, without cancellation in
-the tails. Pixels and channels are independent given h. A decoder puts out P numbers a pixel and channel, as channels in
-the order "(P C)".
+so that the probabilities sum to one for any parameters and number of levels (Salimans et al. 2017, PixelCNN++, arXiv
+1701.05517, eq. 2). Differences are computed in closed form from log F, without cancellation in the tails. Pixels and
+channels are independent given h. A decoder outputs P numbers per pixel and channel, as channels in the order "(P C)".
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from .observation import ObservationModel, check_levels, log1mexp, log_ndtr, sca
 class DiscretizedLogisticMixture(ObservationModel):
     """A mixture of K discretised logistics for each pixel and channel: F(e) = sum_i w_i sigmoid((e - m_i) / s_i).
 
-    The parameters are K logits, K means and K log scales; at zero the means are spread over [-1, 1], as K equal
-    components would stay equal for ever.
+    The parameters are K logits, K means and K log scales; at zero the means are spread over [-1, 1], as K identical
+    components would remain identical.
 
     Args:
         levels: The number L of levels, 2 to 256.
@@ -80,7 +79,7 @@ class DiscretizedLogisticMixture(ObservationModel):
 
 @dataclass(frozen=True)
 class DiscretizedGaussian(ObservationModel):
-    """A discretised Gaussian of its own mean and scale for each pixel and channel; the parameters are mean, log scale.
+    """A discretised Gaussian with a mean and scale per pixel and channel; the parameters are mean, log scale.
 
     Args:
         levels: The number L of levels, 2 to 256.
@@ -106,7 +105,7 @@ class DiscretizedGaussian(ObservationModel):
         a = (self.edge(images, mean) - mean) / scale
         b = a + width / scale
         below, above = log_ndtr(b), log_ndtr(-a)
-        # mirrored where the bin lies above the mean: there Phi(b) - Phi(a) would cancel, Phi(-a) - Phi(-b) does not
+        # mirrored if the bin is above the mean: there Phi(b) - Phi(a) would cancel, Phi(-a) - Phi(-b) does not
         mirrored = a + b > 0
         larger = torch.where(mirrored, above, below)
         smaller = log_ndtr(torch.where(mirrored, -b, a))
@@ -150,7 +149,7 @@ class Bernoulli(ObservationModel):
 
 @dataclass(frozen=True)
 class Categorical(ObservationModel):
-    """Any distribution over the levels: the parameters are L logits.
+    """Any distribution over the grey levels: the parameters are L logits.
 
     Args:
         levels: The number L of levels, 2 to 256.

@@ -2,15 +2,15 @@
 
     z = batch norm without scale and shift (encoder(x)),        loss = ||x - decoder(z)||^2 - lambda H(Z)
 
-Batch normalisation holds each code dimension at mean 0 and variance 1, where N(0, I) has the largest entropy: pressing
-the nearest-neighbour entropy H(Z) of the batch's codes upwards makes the prior N(0, I) true, with no noise in training.
+Batch normalisation fixes each code dimension at mean 0 and variance 1, for which N(0, I) has the largest entropy:
+maximising the nearest-neighbour entropy H(Z) of the batch's codes makes their law N(0, I), without noise in training.
 Images are sampled from N(0, I), or from a mixture of Gaussians fitted to the codes.
 
-Being deterministic, it has no density of its own. One is declared, after training: p(x | z) the discretised Gaussian
+Being deterministic, it does not define a density. One is declared after training: p(x | z) a discretised Gaussian
 around the decoder's output with one scale for all pixels, prior N(0, I), and the proposal N(code(x), diag(std^2)). The
-scale and std maximise the importance-weighted bound of 32 samples on the training images, encoder and decoder fixed
-(the ELBO would choose a std too small for importance sampling: it shuns what a proposal should cover). Every figure
-says so in its protocol (`declared model`), and is a lower bound on the likelihood of that model.
+scale and std maximise the importance-weighted bound of 32 samples on the training images, with encoder and decoder
+fixed (the ELBO is mode-seeking and would choose a std too small for importance sampling). Every figure says so in its
+protocol (`declared model`), and is a lower bound on the likelihood of that model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .latent_images import LatentImageModel
 from .observation import scale_of
 
 _FIT_BATCH, _FIT_SAMPLES, _FIT_RATE, _FIRST_STD = 16, 32, 0.05, 0.1
-# The mixture is fitted to this many codes at most: more would tell its few thousand numbers hardly better.
+# The mixture is fitted to at most this many codes: more would hardly improve its few thousand parameters.
 MIXTURE_CODES = 20_000
 _TOLD_EVERY = 100
 Tell = Callable[[str], None]
@@ -60,10 +60,10 @@ class EAE(LatentImageModel):
     Args:
         shape: The shape (C, H, W) of an image.
         latent_dim: The length d of the code.
-        levels: The number of levels of a pixel.
+        levels: The number of grey levels of a pixel.
         encoder: (B, C, H, W) in [-1, 1] -> (B, d).
-        decoder: (B, d) -> (B, C, H, W), an image on [-1, 1].
-        mixture_components: Components of the mixture that is fitted to the codes.
+        decoder: (B, d) -> (B, C, H, W), an image in [-1, 1].
+        mixture_components: Components of the mixture fitted to the codes.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EAE(LatentImageModel):
         self.observation = DiscretizedGaussian(levels)
         self.encoder, self.decoder = encoder, decoder
         self.norm = nn.BatchNorm1d(latent_dim, affine=False)
-        # What is fitted after training; zeros until then.
+        # Fitted after training; zeros until then.
         k, d = mixture_components, latent_dim
         self.raw_scale = nn.Buffer(torch.zeros(()))
         self.proposal_std = nn.Buffer(torch.zeros(d))
@@ -99,7 +99,7 @@ class EAE(LatentImageModel):
         }
 
     def encode(self, images: UInt8[Tensor, " b c h w"]) -> Float[Tensor, " b d"]:
-        """The codes: normalised by the batch in training, by the running statistics in evaluation."""
+        """The codes: normalised by batch statistics in training, by running statistics in evaluation."""
         return self.norm(self.encoder(self.centred(images)).to(self.dtype))
 
     def proposal(self, x: UInt8[Tensor, " b c h w"]) -> tuple[Float[Tensor, " b d"], Float[Tensor, " b d"]]:
@@ -120,8 +120,8 @@ class EAE(LatentImageModel):
 
         Args:
             images: Level indices, shape (B, C, H, W).
-            entropy_weight: lambda, in squared units of [-1, 1] a nat.
-            k: The neighbour of the entropy's estimator.
+            entropy_weight: lambda, in squared units of [-1, 1] per nat.
+            k: The neighbour of the entropy estimator.
         """
         z = self.encode(images)
         difference = self.decoder(z) - self.centred(images)
@@ -137,19 +137,19 @@ class EAE(LatentImageModel):
     def fit_after_training(
         self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300, tell: Tell | None = None
     ) -> None:
-        """Fit to the training images, in this order: the statistics of the code, the mixture, the declared density.
+        """Fit, to the training images, in this order: the statistics of the code, the mixture, the declared density.
 
-        The statistics are of all images; the mixture is fitted to at most `MIXTURE_CODES` of them and the density to
-        as many as its steps take, both drawn at random where there are more.
+        The statistics use all images; the mixture is fitted to at most `MIXTURE_CODES` of them and the density to as
+        many as its steps need, both chosen at random if there are more.
 
         Args:
             images: The training images.
-            seed: Of the mixture's start, of the density's noise, and of what is drawn of many images.
-            steps: Of the density's fit.
-            tell: Called with a line on what is being fitted.
+            seed: The seed of the mixture's initialisation, the density's noise, and the choice of images.
+            steps: The steps of the density's fit.
+            tell: Called with a line about what is being fitted.
 
         Raises:
-            UserError: For fewer images than components of the mixture.
+            UserError: For fewer images than mixture components.
         """
         tell = tell or (lambda _: None)
         tell(f"the statistics of the codes of {len(images):,} images")
@@ -185,13 +185,11 @@ class EAE(LatentImageModel):
     def fit_density(
         self, images: UInt8[Tensor, " n c h w"], seed: int = 0, steps: int = 300, tell: Tell | None = None
     ) -> None:
-        """Fit the observation model's scale and the proposal's deviations, by Adam on the importance-weighted bound."""
+        """Fit the observation model's scale and the proposal's std, by Adam on the importance-weighted bound."""
         with evaluation_mode(self):
             codes = self.codes(images)
             with torch.no_grad():
-                order = random.fixed_order(len(images)).to(
-                    images.device
-                )  # in that of files a batch may be of one class
+                order = random.fixed_order(len(images)).to(images.device)  # in file order a batch may be of one class
                 some = order[:_FIT_BATCH]
                 residual = self.decoder(codes[some]) - self.centred(images[some])
                 raw_scale = 0.5 * residual.double().square().mean().clamp(min=1e-8).log().to(self.dtype)
@@ -220,7 +218,7 @@ class EAE(LatentImageModel):
     def draw_latents(
         self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
     ) -> Float[Tensor, " b d"]:
-        """Latents of N(0, I) (`normal`), or of the `mixture` fitted to the codes."""
+        """Latents from N(0, I) (`normal`), or from the `mixture` fitted to the codes."""
         choose("prior", prior, ("normal", "mixture"))
         eps = super().draw_latents("normal", seed, indices, device)
         if prior == "normal":
@@ -236,7 +234,7 @@ class EAE(LatentImageModel):
         """A lower bound on log P(image) under the declared model; as `LatentImageModel.log_likelihood`.
 
         Raises:
-            UserError: Also where the declared model is not fitted yet.
+            UserError: Also if the declared model is not fitted yet.
         """
         if not bool((self.proposal_std > 0).all()):
             raise UserError(
@@ -251,5 +249,5 @@ class EAE(LatentImageModel):
 
 
 def _some(images: Tensor, most: int) -> Tensor:
-    """`most` of the images, the first in the fixed order; all, as they are, where there are no more."""
+    """`most` of the images, the first in the fixed order; all, unchanged, if there are no more."""
     return images if len(images) <= most else images[random.fixed_subset(len(images), most).to(images.device)]

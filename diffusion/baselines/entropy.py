@@ -1,17 +1,16 @@
-"""Differential entropy from nearest neighbours, in nats and with its full constant.
+"""Differential entropy from nearest neighbours, in nats, including the constant.
 
-Kozachenko & Leonenko's estimator (1987; in the form of Kraskov, Stögbauer & Grassberger 2004, arXiv cond-mat/0305641,
+The Kozachenko-Leonenko estimator (1987; in the form of Kraskov, Stögbauer & Grassberger 2004, arXiv cond-mat/0305641,
 eq. 20): with r_k(i) the distance from point i to its k-th nearest neighbour among the N - 1 others,
 
     H = psi(N) - psi(k) + log V_d + (d / N) sum_i log r_k(i),        V_d = pi^(d/2) / Gamma(d/2 + 1).
 
-It takes the density as constant within each ball, which has a bias of order (k / N)^(2/d), upwards in high dimensions
-(the balls reach out to where there is no mass): for N(0, I) at k = 3 below 0.1 nats up to 8 dimensions, but +3.5 in 32
-at N = 500 and +2.5 at N = 5,000. Compare entropies of equal N, d and k, or with that of a normal sample of that size.
+It assumes a constant density within each ball, which has a bias of order (k / N)^(2/d), upwards in high dimensions (the
+balls extend to where there is no mass): for N(0, I) at k = 3 below 0.1 nats up to 8 dimensions, but +3.5 in 32 at
+N = 500 and +2.5 at N = 5,000. Compare entropies at equal N, d and k, or with that of a normal sample of that size.
 
-The neighbours are searched for by `nearest`; their distances are then computed anew from differences, so that the value
-does not suffer from cancellation. The gradient flows through the k-th distance; which point is the neighbour is
-piecewise constant.
+The neighbours are found by `nearest`; their distances are then recomputed from differences, which avoids cancellation.
+The gradient flows through the k-th distance; the choice of the neighbour is piecewise constant.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ from ..numerics.nearest import nearest_others
 
 
 def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
-    """The Kozachenko-Leonenko estimate of the entropy of the law that the rows of `z` were drawn from, in nats.
+    """The Kozachenko-Leonenko estimate of the entropy of the law of the rows of `z`, in nats.
 
-    Computed in the dtype of `z` (float32 for half precision) and differentiable in `z`. Distances below the spread of
-    the points times the machine's epsilon count as that much, without a gradient: duplicates, where the formula says
-    minus infinity, give a low but finite value, and H(a z) = H(z) + d log |a| still holds. A nan in `z` gives nan.
+    Computed in the dtype of `z` (float32 for half precision) and differentiable in `z`. Distances are at least the
+    spread of the points times the machine epsilon, without a gradient below that: duplicates, for which the formula
+    gives minus infinity, have a low but finite value, and H(a z) = H(z) + d log |a| still holds. A nan in `z` gives
+    nan.
 
     Args:
         z: The points, a tensor, an array or a list of shape (N, d), N > k, d >= 1.
-        k: Which neighbour; more gives less variance and more bias.
+        k: Which neighbour; a larger k has less variance and more bias.
 
     Returns:
         A scalar.
@@ -72,7 +72,7 @@ def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
 
 
 def normal_entropy(d: int) -> float:
-    """The entropy of N(0, I) in d dimensions, d/2 log(2 pi e): the largest of any law of unit variances."""
+    """The entropy of N(0, I) in d dimensions, d/2 log(2 pi e): the largest of all laws with unit variances."""
     return 0.5 * d * (math.log(2.0 * math.pi) + 1.0)
 
 

@@ -1,8 +1,8 @@
-"""How near a set of codes is to N(0, I): what maximum entropy at unit variance promises, measured.
+"""How close a set of codes is to N(0, I), the law of maximum entropy at unit variance.
 
 Among all laws with unit variances the entropy d/2 log(2 pi e) of N(0, I) is the largest, so an autoencoder whose codes
-have unit variances and are pressed towards entropy has codes near N(0, I). The nearest-neighbour entropy is biased in
-high dimensions; a normal sample of the same N and d, measured by the same estimator, is what it compares with.
+have unit variances and maximal entropy has codes close to N(0, I). The nearest-neighbour entropy is biased in high
+dimensions; it is compared with that of a normal sample of the same N and d, by the same estimator.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Gaussianity:
         mean, std, skewness, excess_kurtosis: Of each dimension, shape (d,); 0, 1, 0, 0 for N(0, I).
         largest_correlation: The largest absolute correlation of two dimensions.
         ks: The Kolmogorov-Smirnov distance of each dimension from N(0, 1), shape (d,).
-        ks_p_value: The chance of one as large for normal codes, by its limit law, shape (d,).
+        ks_p_value: The probability of one as large for normal codes, by its limit law, shape (d,).
         entropy: The nearest-neighbour entropy of the codes, nats.
         entropy_of_normal_sample: That of N draws from N(0, I).
-        normal_entropy: d/2 log(2 pi e), what both would be without the estimator's bias.
+        normal_entropy: d/2 log(2 pi e), the value of both without the estimator's bias.
     """
 
     count: int
@@ -55,11 +55,11 @@ class Gaussianity:
 
     @property
     def p_value(self) -> float:
-        """Of the worst dimension's Kolmogorov-Smirnov distance, times d for having chosen it (Bonferroni)."""
+        """The p-value of the worst dimension's Kolmogorov-Smirnov distance, with Bonferroni's correction."""
         return min(1.0, self.dims * float(self.ks_p_value.min()))
 
     def told(self) -> dict[str, tuple[str, str]]:
-        """Each figure in words: (of the codes, what it is for N(0, I)); of the dimensions the worst one's."""
+        """Each figure as text: (of the codes, for N(0, I)), for the worst dimension."""
         normal = f"{self.normal_entropy:.3f}"
         return {
             "codes, dimensions": (f"{self.count:,}, {self.dims}", ""),
@@ -82,15 +82,15 @@ class Gaussianity:
 
 
 def gaussianity(codes: Any, k: int = 3, seed: int = 0) -> Gaussianity:
-    """Measure how near `codes` are to N(0, I).
+    """Measure how close `codes` are to N(0, I).
 
     Args:
         codes: The codes, shape (N, d), N > max(k, 2); not of zero variance in any dimension.
-        k: The neighbour of the entropy's estimator.
-        seed: Of the normal sample that the entropy is compared with.
+        k: The neighbour of the entropy estimator.
+        seed: The seed of the normal sample that the entropy is compared with.
 
     Raises:
-        UserError: For too few codes, or a dimension in which they are all alike.
+        UserError: For too few codes, or a dimension in which they are constant.
     """
     from scipy.special import kolmogorov  # comes with scikit-learn; imported where needed, as it is slow to load
 

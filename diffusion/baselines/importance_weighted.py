@@ -5,13 +5,12 @@ Importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8), K sample
     log p(x) >= E log 1/K sum_i w_i = E [log sum_i w_i - log K],        increasing in K, log p(x) in the limit.
 
 Its bias is -Var(w) / (2 K E[w]^2) to first order and its standard error sqrt(Var(w) / K) / E[w]: both are small where
-the effective sample size (sum w)^2 / sum w^2 (Kong 1992) is large. The error that is stated is that of
-`importance_weights`. K = 1 in expectation is the evidence lower bound, whose Kullback-Leibler term is taken in closed
-form:
+the effective sample size (sum w)^2 / sum w^2 (Kong 1992) is large. The reported error is that of `importance_weights`.
+K = 1 in expectation is the evidence lower bound, whose Kullback-Leibler term is in closed form:
 
     ELBO = E_q log p(x | z) - KL(q(z | x) || N(0, I)),        log p(x) - ELBO = KL(q(z | x) || p(z | x)).
 
-Of the samples only their log-weights are kept, 8 bytes each.
+Only the log-weights of the samples are stored, 8 bytes each.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from ..likelihood.importance_weights import LogMeanExp
 from ..numerics import random
 from .latent_variable import LatentVariableModel, in_batches
 
-# The samples of one call of the decoder an image, and of one draw of noise: sample i is row i % 50 of draw i // 50,
-# whatever the number of samples asked for.
+# Samples per image in one call of the decoder and one draw of noise: sample i is row i % 50 of draw i // 50, for any
+# number of samples.
 SAMPLES_AT_ONCE = 50
 
 
@@ -48,19 +47,19 @@ def importance_weighted(
 
     Args:
         model: The model.
-        x: The data, shape (B, *dims): level indices (uint8), or numbers where the model's `levels` is None.
-        samples: The number K of samples, and of decoder evaluations an image.
+        x: The data, shape (B, *dims): level indices (uint8), or real values if the model's `levels` is None.
+        samples: The number K of samples, and of decoder evaluations per image.
         seed: The seed; a row depends on (seed, index) only, and more samples begin with the same ones.
-        batch_size: The images taken together (each 50 samples at a time).
+        batch_size: The number of images processed together (each 50 samples at a time).
         indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
         progress: Called with (images done, images in all).
 
     Returns:
-        Kind `lower bound`, with the error about log p(x) (`importance_weights`); terms in nats: `elbo`, the mean of
-        log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
+        Kind `lower bound`, with the error as an estimate of log p(x) (`importance_weights`); terms in nats: `elbo`, the
+        mean of log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
 
     Raises:
-        UserError: For no image, less than one sample, or as many indices as there are not images.
+        UserError: For no image, less than one sample, or a wrong number of indices.
     """
     check_at_least_one(samples=samples)
 
@@ -122,7 +121,7 @@ def kl_to_prior(mean: Float[Tensor, " b d"], std: Float[Tensor, " b d"]) -> Floa
 
 
 def _blocks(seed: int, rows: Tensor, samples: int, like: Tensor) -> Iterator[Tensor]:
-    """Standard normals (B, S, d) of the latents, S = 50 but for the last, `samples` in all."""
+    """Standard normals (B, S, d) of the latents, S = 50 except for the last, `samples` in all."""
     for block, first in enumerate(range(0, samples, SAMPLES_AT_ONCE)):
         shape = (SAMPLES_AT_ONCE, like.shape[1])
         eps = random.normal(seed, rows, block, shape, random.STREAM_EVALUATE, like.dtype, like.device)
@@ -130,5 +129,5 @@ def _blocks(seed: int, rows: Tensor, samples: int, like: Tensor) -> Iterator[Ten
 
 
 def _log_prob_given(model: LatentVariableModel, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x | z) of several latents an image: x (B, *dims), z (B, S, d) -> (B, S)."""
+    """log p(x | z) for several latents per image: x (B, *dims), z (B, S, d) -> (B, S)."""
     return model.log_prob_given(x.repeat_interleave(z.shape[1], 0), z.flatten(0, 1)).unflatten(0, z.shape[:2])

@@ -1,7 +1,7 @@
-"""Latent-variable models of images: z ~ N(0, I), a decoder, and an observation model over the levels.
+"""Latent-variable models of images: z ~ N(0, I), a decoder, and an observation model over grey levels.
 
-All that the variational and the entropic autoencoder share once they are trained: samples, and likelihoods by
-importance weighting (`iwae`), by annealed importance sampling (`ais`) or as the evidence lower bound (`elbo`).
+Shared by the variational and the entropic autoencoder after training: samples, and likelihoods by importance weighting
+(`iwae`), by annealed importance sampling (`ais`) or as the evidence lower bound (`elbo`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OUTPUTS = ("mean", "draw")
 
 
 class LatentImageModel(LatentVariableModel):
-    """A generative model of images (B, C, H, W) of levels: p(x) = E_{z ~ N(0, I)} p(x | z).
+    """A generative model of discrete images (B, C, H, W): p(x) = E_{z ~ N(0, I)} p(x | z).
 
-    shape is that of one image, (C, H, W); observation the distribution of the levels.
+    shape is that of one image, (C, H, W); observation the distribution over grey levels.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class LatentImageModel(LatentVariableModel):
         """`decode(z)`.
 
         Raises:
-            UserError: For parameters that are not finite: a draw of them would be levels like any other.
+            UserError: For parameters that are not finite: samples from them would look like valid levels.
         """
         params = self.decode(z)
         if not bool(torch.isfinite(params).all()):
@@ -77,7 +77,7 @@ class LatentImageModel(LatentVariableModel):
     def draw_latents(
         self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
     ) -> Float[Tensor, " b d"]:
-        """Latents to sample from, (B, d): of the prior N(0, I), which is the only one that all these models have.
+        """Latents to sample from, (B, d): from the prior N(0, I), the only one common to all these models.
 
         Raises:
             UserError: For another prior.
@@ -96,19 +96,19 @@ class LatentImageModel(LatentVariableModel):
         start: int = 0,
         progress: Progress | None = None,
     ) -> Float[Tensor, " n c h w"]:
-        """`n` images in [-1, 1]; image i depends on (seed, i) alone.
+        """`n` images in [-1, 1]; image i depends only on (seed, i).
 
         Args:
             n: Their number.
             seed: The seed.
             output: `mean` of p(x | z), or a `draw` from it.
-            prior: Where z is drawn from: `normal`, or what else the model offers.
-            batch_size: The images decoded together.
+            prior: The law of z: `normal`, or another that the model offers.
+            batch_size: The number of images decoded together.
             start: Index of the first image: (n, start) = (10, 5) are images 5 to 14.
             progress: Called with (images done, n).
 
         Raises:
-            UserError: For bad options, and a decoder whose outputs are not finite.
+            UserError: For invalid options, and a decoder whose outputs are not finite.
         """
         n, seed, start = whole_number("n", n, 1), seed_number(seed), whole_number("start", start, 0)
         batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
@@ -139,12 +139,12 @@ class LatentImageModel(LatentVariableModel):
                 `indices`, `progress`.
 
         Raises:
-            UserError: For another method, an option that it does not take, or images that are not the model's.
+            UserError: For another method, an option that it does not accept, or images that do not fit the model.
         """
         choose("method", method, METHODS)
         self.centred(images[:1])  # refuses images of another shape
         estimator = METHODS[method]
-        # past jaxtyping's wrapper, where there is one
+        # unwraps jaxtyping's wrapper, if any
         accepted = list(inspect.signature(getattr(estimator, "__wrapped__", estimator)).parameters)[2:]
         unknown = [name for name in options if name not in accepted]
         if unknown:

@@ -1,4 +1,4 @@
-"""What the estimators of latent-variable models share: the model's contract and the loop over the data."""
+"""Shared by the estimators of latent-variable models: the model's contract and the loop over the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..likelihood.estimate import Estimate, mean_error
 class LatentVariableModel(nn.Module, ABC):
     """A model p(x) = E_{z ~ N(0, I)} p(x | z) of data x, with a Gaussian proposal for z given x.
 
-    latent_dim is the length d of z; levels the number of levels of a dimension of x, None for continuous data.
+    latent_dim is the length d of z; levels the number of levels per dimension of x, None for continuous data.
     """
 
     latent_dim: int
@@ -41,11 +41,11 @@ class LatentVariableModel(nn.Module, ABC):
     @property
     @abstractmethod
     def protocol(self) -> dict[str, object]:
-        """What a figure's protocol says of the model: plain values."""
+        """The model's part of a figure's protocol, as plain values."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type of the parameters (of the buffers, if there are none), in which z is drawn."""
+        """The floating dtype of the parameters (or the buffers, if there are none), in which z is drawn."""
         return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
 
@@ -66,12 +66,12 @@ def in_batches(
         model, x, indices, progress: As `importance_weighted`.
         evaluate: The estimator, for one batch.
         protocol: The estimator's part of the protocol; the model's is added.
-        nfe: Decoder evaluations an image.
-        rows_an_image: The latents of an image that are decoded together, by which the default batch is smaller.
-        batch_size: The images taken together, or None.
+        nfe: Decoder evaluations per image.
+        rows_an_image: The number of latents per image decoded together, which divides the default batch size.
+        batch_size: The number of images processed together, or None.
 
     Raises:
-        UserError: For no image, a batch size below one, or as many indices as there are not images.
+        UserError: For no image, a batch size below one, or a wrong number of indices.
     """
     if len(x) == 0:
         raise UserError("images: found none; needs at least one")

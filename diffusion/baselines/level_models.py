@@ -1,11 +1,11 @@
-"""Strong classical models of images of levels whose probabilities are exact: no bound, no dequantisation.
+"""Strong classical models of discrete images with exact probabilities: no bound, no dequantisation.
 
 mixture of categoricals   P(x) = sum_k w_k prod_i p_ki(x_i), by EM
 forest                    P(x) = prod_i P(x_i | x_1 .. x_{i-1}), a forest of extremely randomised trees for each pixel
                           (Geurts, Ernst and Wehenkel 2006, Machine Learning 63)
 
-Both are fitted on training images, and what is free in them is chosen on validation images. Both give every level of
-every pixel some probability: each takes a share of the pixel's smoothed histogram (`IndependentPixels`).
+Both are fitted on training images, with hyperparameters chosen on validation images. Both give every level of every
+pixel a positive probability: each mixes in a share of the pixel's smoothed histogram (`IndependentPixels`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ..likelihood.estimate import Estimate
 from .classical import IndependentPixels
 
 Progress = Callable[[int, int], None]
-_EM_TOLERANCE = 1e-4  # nats an image
+_EM_TOLERANCE = 1e-4  # nats per image
 
 
 @dataclass(frozen=True, eq=False)
 class CategoricalMixture:
-    """A mixture of products of categorical distributions, one a pixel.
+    """A mixture of products of categorical distributions, one per pixel.
 
     Args:
         log_weights: log w_k, shape (K,).
         log_probs: log p_ki(level), shape (D, L, K).
         shape: The shape of one image.
-        choice: What was chosen: `components`, `pseudocounts`, and the validation bits/dim of each that was tried.
+        choice: The selected `components` and `pseudocounts`, and the validation bits/dim of each candidate.
     """
 
     log_weights: Float[Tensor, " k"]
@@ -59,19 +59,20 @@ class CategoricalMixture:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> CategoricalMixture:
-        """Fit every combination by EM, and keep the one that is best on the validation images.
+        """Fit every combination by EM, and return the best one on the validation images.
 
         Args:
             train, validation: Level indices.
             levels: The number of levels L.
-            components: The numbers K that are tried (those beyond the number of training images are left out).
-            pseudocounts: Counts of the pixel's histogram that are added to those of a component: a Dirichlet prior.
-            iterations: EM steps at most; they end where the mean log-probability rises by less than 1e-4 nats.
-            seed: Of the images that the components start from.
-            progress: Called with (combinations done, of how many).
+            components: The candidate numbers K (those beyond the number of training images are skipped).
+            pseudocounts: Counts of the pixel's histogram added to those of a component: a Dirichlet prior.
+            iterations: The maximum number of EM steps; they stop when the mean log-probability increases by less than
+                1e-4 nats.
+            seed: The seed of the images that initialise the components.
+            progress: Called with (combinations done, total).
 
         Raises:
-            UserError: For a number that is not positive, or no number of components that fits.
+            UserError: For a number that is not positive, or no valid number of components.
         """
         tried = [count for count in components if count <= len(train)]
         if not tried or min(tried) < 1 or not min(pseudocounts) > 0:
@@ -117,7 +118,7 @@ def _expectation_maximisation(
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " d l k"]]:
     """log w and log p after EM from images as centres; `counts` and `centres` are one-hot over (pixel, level)."""
     (n, _), k = counts.shape, len(centres)
-    # the first responsibilities: by the number of pixels that agree with a centre, softly
+    # the initial responsibilities: a softmax of the number of pixels that agree with a centre
     responsible = (counts @ centres.T / 3.0).softmax(1)
     former = -math.inf
     log_weights, log_probs = torch.empty(0), torch.empty(0)
@@ -138,19 +139,19 @@ def _expectation_maximisation(
 
 @dataclass(frozen=True, eq=False)
 class AutoregressiveForest:
-    """A forest a pixel, which says how likely its levels are given the pixels before it in raster order.
+    """One forest per pixel, which predicts its level given the preceding pixels in raster order.
 
         P(level | before) = (1 - a) sum_l forest(l | before) K(level | l) + a histogram(level)
 
-    K spreads a vote over the neighbouring levels (a Gaussian of `spread` levels, normalised; 0: none), so that the sum
-    over levels is one whatever the votes are.
+    K spreads a vote over the neighbouring levels (a Gaussian of `spread` levels, normalised; 0: none), so the sum over
+    levels is one for any votes.
 
     Args:
-        forests: Of the pixels 1 .. D - 1; the first pixel has its histogram alone.
+        forests: Of the pixels 1 .. D - 1; the first pixel only has its histogram.
         histogram: The smoothed histogram of each pixel.
         share: The share a of the histogram, in (0, 1].
         spread: In levels.
-        choice: What was chosen, with the validation bits/dim of what was tried.
+        choice: The selected values, with the validation bits/dim of the candidates.
     """
 
     forests: Sequence[Any] = field(repr=False)
@@ -172,19 +173,19 @@ class AutoregressiveForest:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> AutoregressiveForest:
-        """Fit; the size of leaves is chosen with a fifth of the trees, share and spread with all of them.
+        """Fit; the leaf size is chosen with a fifth of the trees, share and spread with all of them.
 
         Args:
             train, validation: Level indices.
             levels: The number of levels L.
-            trees: Trees of a pixel's forest.
-            leaves: Training images that a leaf holds at least: those that are tried.
-            shares, spreads: Those that are tried.
-            seed: Of the forests.
-            progress: Called with (forests fitted, of how many).
+            trees: Trees per forest.
+            leaves: Candidates for the minimum number of training images in a leaf.
+            shares, spreads: The candidates.
+            seed: The seed of the forests.
+            progress: Called with (forests fitted, total).
 
         Raises:
-            UserError: For a share that is not in (0, 1] (a level that was never seen would have no probability).
+            UserError: For a share outside (0, 1] (unseen levels would have zero probability).
         """
         if not all(0 < share <= 1 for share in shares) or not all(spread >= 0 for spread in spreads):
             raise UserError(
@@ -233,12 +234,12 @@ class AutoregressiveForest:
 
 
 def _forests(train: Tensor, trees: int, leaf: int, seed: int, tell: Callable[[], None]) -> list[Any]:
-    """A forest for each pixel but the first, on the pixels before it."""
+    """A forest for each pixel except the first, on the preceding pixels."""
     from sklearn.ensemble import ExtraTreesClassifier
 
     options: dict[str, Any] = {
         "min_samples_leaf": leaf,
-        "max_features": 0.5,  # half of the pixels before are looked at for a split
+        "max_features": 0.5,  # half of the preceding pixels are considered for a split
         "n_jobs": torch.get_num_threads(),
     }
     pixels = train.flatten(1).numpy()
@@ -246,17 +247,17 @@ def _forests(train: Tensor, trees: int, leaf: int, seed: int, tell: Callable[[],
     for i in range(1, pixels.shape[1]):
         forest = ExtraTreesClassifier(trees, **options, random_state=seed + i)
         with warnings.catch_warnings():
-            # a pixel that takes many of its levels is no regression by mistake
+            # a pixel with many different levels is not a mistaken regression
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             forest.fit(pixels[:, :i], pixels[:, i])
-        forest.n_jobs = 1  # votes are added up in one order: equal to the bit whatever the number of threads
+        forest.n_jobs = 1  # votes are summed in a fixed order: bit-equal for any number of threads
         made.append(forest)
         tell()
     return made
 
 
 def _votes(forests: Sequence[Any], images: Tensor, levels: int) -> Float[Tensor, " b d l"]:
-    """What the forests say of the levels of every pixel; zero for the first, which has none."""
+    """The forests' votes for the levels of every pixel; zero for the first, which has no forest."""
     pixels = images.flatten(1).cpu().numpy()
     votes = torch.zeros(*pixels.shape, levels, dtype=torch.float64)
     for i, forest in enumerate(forests, start=1):
@@ -267,7 +268,7 @@ def _votes(forests: Sequence[Any], images: Tensor, levels: int) -> Float[Tensor,
 def _log_probs(
     votes: Float[Tensor, " b d l"], histogram: IndependentPixels, share: float, spread: float
 ) -> Float[Tensor, " b d l"]:
-    """log P(level | the pixels before) of every level, from votes."""
+    """log P(level | the preceding pixels) of every level, from votes."""
     levels = torch.arange(votes.shape[2], dtype=torch.float64)
     if spread > 0:
         kernel = (-0.5 * ((levels[:, None] - levels) / spread) ** 2).softmax(1)
@@ -286,7 +287,7 @@ def _pixels(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Level indices as (B, D), int64.
 
     Raises:
-        UserError: For images of another shape than was fitted.
+        UserError: For images of a shape other than the fitted one.
     """
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"images: found shape {tuple(images.shape[1:])}; fitted on {shape}")

@@ -1,7 +1,7 @@
-"""What all observation models p(x | h) share: a distribution over L levels for each pixel and channel.
+"""The base of observation models p(x | h): a distribution over L grey levels for each pixel and channel.
 
-A decoder puts out P numbers a pixel and channel, as channels in the order "(P C)"; pixels and channels are independent
-given h. A model says its levels' log-probabilities and its cumulative distribution; mean and samples follow from it.
+A decoder outputs P numbers per pixel and channel, as channels in the order "(P C)"; pixels and channels are independent
+given h. A model defines the log-probabilities of the levels and the cumulative distribution; mean and samples follow.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..likelihood.dequantization import Dequantizer
 
-# Scales lie between exp(-3) bins (all mass in one bin) and exp(3) (flat on [-1, 1]): beyond them nothing is to be
-# gained, and float32 would run out of digits.
+# Scales are between exp(-3) bins (all mass in one bin) and exp(3) (flat on [-1, 1]): nothing is gained beyond, and
+# float32 would lose its digits.
 _NARROWEST, _WIDEST = -3.0, 3.0
 
 
@@ -30,7 +30,7 @@ class ObservationModel(ABC):
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """The number P of parameters a pixel and channel."""
+        """The number P of parameters per pixel and channel."""
 
     @abstractmethod
     def level_log_prob(
@@ -69,7 +69,7 @@ class ObservationModel(ABC):
         return self.level_log_prob(images, params).flatten(1).sum(1)
 
     def mean(self, params: Float[Tensor, " b *params"]) -> Float[Tensor, " b *dims"]:
-        """E[x | h], of the levels' centres in [-1, 1]: x_(L-1) - w sum_(k=1)^(L-1) P(level < k)."""
+        """E[x | h], over the bin centres in [-1, 1]: x_(L-1) - w sum_(k=1)^(L-1) P(level < k)."""
         k = self._zeros(params)
         total = torch.zeros(k.shape, dtype=accurate(params), device=params.device)
         for level in range(1, self.levels):
@@ -78,11 +78,11 @@ class ObservationModel(ABC):
         return 1.0 - 0.5 * width - width * total
 
     def sample(self, params: Float[Tensor, " b *params"], u: Float[Tensor, " b *dims"]) -> UInt8[Tensor, " b *dims"]:
-        """The levels at which the distribution function passes `u`: draws, if `u` is uniform in (0, 1).
+        """The levels at which the distribution function crosses `u`: samples, if `u` is uniform in (0, 1).
 
         Args:
             params: The decoder's output, shape (B, P C, *spatial).
-            u: One number a pixel and channel, shape (B, C, *spatial).
+            u: One number per pixel and channel, shape (B, C, *spatial).
         """
         low = self._zeros(params)
         high = low + (self.levels - 1)
@@ -98,13 +98,13 @@ class ObservationModel(ABC):
         return torch.zeros(shape, dtype=torch.int64, device=params.device)
 
     def split(self, params: Tensor, *sizes: int) -> Tensor:
-        """(B, P C, ...) -> (*sizes, B, C, ...), sizes multiplying to P, in float32 at least."""
+        """(B, P C, ...) -> (*sizes, B, C, ...), with sizes multiplying to P, in at least float32."""
         split = params.to(accurate(params)).unflatten(1, (*sizes, -1))
         return split.movedim(tuple(range(1, 1 + len(sizes))), tuple(range(len(sizes))))
 
 
 def scale_of(raw: Float[Tensor, " *dims"], levels: int) -> Float[Tensor, " *dims"]:
-    """exp(raw), held smoothly above exp(-3) bins and cut off at exp(3)."""
+    """exp(raw), smoothly bounded below by exp(-3) bins and clamped at exp(3)."""
     narrowest = math.log(2.0 / levels) + _NARROWEST
     return (narrowest + F.softplus(raw - narrowest)).clamp(max=_WIDEST).exp()
 
@@ -122,7 +122,7 @@ def log_ndtr(x: Float[Tensor, " *dims"]) -> Float[Tensor, " *dims"]:
 
 
 def check_levels(levels: int) -> None:
-    Dequantizer(levels)  # refuses what uint8 cannot hold
+    Dequantizer(levels)  # refuses more than uint8 can hold
 
 
 def accurate(params: Tensor) -> torch.dtype:
@@ -135,5 +135,5 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def with_ends(inner: Tensor, k: Tensor, levels: int) -> Tensor:
-    """P(level < k), where `inner` is right for 0 < k < levels."""
+    """P(level < k), given `inner`, which is valid for 0 < k < levels."""
     return torch.where(k <= 0, 0.0, torch.where(k >= levels, 1.0, inner))

@@ -2,11 +2,11 @@
 
     z ~ N(0, I),    x | z ~ observation model,    q(z | x) = N(mean(x), diag(std(x)^2))
 
-    loss = -E_q log p(x | z) + beta KL(q(z | x) || p(z)),        -log p(x) at most, for beta = 1
+    loss = -E_q log p(x | z) + beta KL(q(z | x) || p(z)),        at least -log p(x) for beta = 1
 
 beta other than 1 (Higgins et al. 2017) and free bits (Kingma et al. 2016, arXiv 1606.04934, eq. 15: a dimension whose
-KL, as the mean of the batch, lies below a floor is not pressed further down) change what is trained, not how it is
-measured. With K > 1 draws the loss is the importance-weighted one (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+mean KL over the batch is below a floor is not reduced further) change the training, not the measurement. With K > 1
+draws the loss is the importance-weighted one (Burda et al. 2016, arXiv 1509.00519, eq. 8).
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from .importance_weighted import kl_to_prior
 from .latent_images import LatentImageModel
 from .observation import ObservationModel
 
-# Standard deviations lie between exp(-7) and exp(7), smoothly: a posterior can neither collapse to a point nor explode.
+# Standard deviations are smoothly bounded in exp(-7) to exp(7): a posterior can neither collapse to a point nor
+# explode.
 _LOG_STD = 7.0
 
 
 @dataclass(frozen=True)
 class VAELosses:
-    """The losses of a batch, each of shape (B,), in nats an image.
+    """The losses of a batch, each of shape (B,), in nats per image.
 
     Attributes:
-        loss: What is minimised, in the mean.
+        loss: The training loss, whose mean is minimised.
         reconstruction: -log p(x | z), the mean over the draws.
         kl: KL(q(z | x) || p(z)), in closed form.
     """
@@ -49,7 +50,7 @@ class VAE(LatentImageModel):
     Args:
         shape: The shape (C, H, W) of an image.
         latent_dim: The length d of z.
-        observation: p(x | z), over the levels.
+        observation: p(x | z), over grey levels.
         encoder: (B, C, H, W) in [-1, 1] -> (B, 2 d), means and then log standard deviations.
         decoder: (B, d) -> (B, P C, H, W), the parameters of the observation model.
     """
@@ -90,7 +91,7 @@ class VAE(LatentImageModel):
 
         Args:
             images: Level indices, shape (B, C, H, W).
-            eps: Standard normals, shape (B, K, d): K draws of z an image. K > 1 is the importance-weighted loss.
+            eps: Standard normals, shape (B, K, d): K draws of z per image. K > 1 is the importance-weighted loss.
             beta: The weight of the KL term.
             free_bits: The floor of each dimension's KL, in nats.
 

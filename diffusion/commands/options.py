@@ -9,13 +9,6 @@ from typing import NoReturn
 from ..errors import UserError, did_you_mean
 from ..storage.paths import expanded
 
-# The options that some families of models take and others do not.
-SAMPLING_OPTIONS = (
-    "sampler", "steps", "eta", "variance", "grid", "log_snr_end", "label", "guidance", "tolerance", "method", "dtype",
-    "prior", "output", "guidance_interval", "guide", "inpaint", "mask", "restore", "degradation", "posterior",
-    "observation_noise", "edit", "strength", "size", "classifier",
-)  # fmt: skip
-
 TUNING_SECONDS = 300.0
 
 

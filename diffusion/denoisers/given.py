@@ -45,7 +45,7 @@ def real_number(name: str, value: Any) -> float:
     """A finite number, from Python, numpy or torch.
 
     Raises:
-        UserError: For what is none.
+        UserError: For anything else.
     """
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
@@ -58,7 +58,7 @@ def positive_number(name: str, value: Any) -> float:
     """A finite number above 0.
 
     Raises:
-        UserError: For what is none.
+        UserError: For anything else.
     """
     number = real_number(name, value)
     if number <= 0.0:
@@ -252,7 +252,7 @@ def path_times(t: Any, n: int) -> Tensor:
     if t.ndim and t.shape != (n,):
         raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
     if _can_be_looked_at(t):
-        for found in map(float, t.aminmax() if t.ndim else (t,)):
+        for found in map(float, t.detach().aminmax() if t.ndim else (t.detach(),)):
             if found < -beyond or found > 1.0 + beyond:
                 raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
     return t

@@ -3,7 +3,7 @@
 In the variables of `samplers.ode.flow`, z = cos(phi) x + sin(phi) eps and dz/dphi = F(z, phi), along which the
 log-density changes by -div F. With the angles phi_0 of t_min and phi_1 of t_max:
 
-    log p(x) = D log cos(phi_0)              a datum x enters as z = alpha x / r = cos(phi_0) x
+    log p(x) = D log cos(phi_0)              x enters as z = alpha x / r = cos(phi_0) x
              + integral of div F dphi        from phi_0 to phi_1
              + log p_1(z_1)                  z_1 in closed form, from the standard normal at phi = pi/2
 

@@ -1,4 +1,4 @@
-"""How good samples are: distances of feature laws, neighbours, and copies of training images."""
+"""Sample quality: distances between feature distributions, nearest neighbours, and copies of training images."""
 
 from .classifier import ClassifierFeatures, accuracy, descend, shifted_batch, train_classifier
 from .copies import Copy, find_copies

@@ -1,10 +1,10 @@
-"""A small classifier of small images, whose last hidden layer is the feature space of their quality figures.
+"""A small classifier of small images, whose last hidden layer is the feature space for their quality figures.
 
-Inception's features are of natural photographs at 299 x 299; for digits of 8 x 8 a network trained on the same data
-knows better what matters. Three convolutions and a hidden layer of 64, trained by cross-entropy with label smoothing,
-each batch shifted by up to a pixel in each direction, plus the squared error of a linear map from the hidden layer back
-to the pixels. Without the second term the layer keeps the class alone: uniform noise on the digits' pixels has then a
-precision of 0.4, with it of 0.
+Inception's features are for natural photographs at 299 x 299; for digits of 8 x 8 a network trained on the same data is
+more relevant. Three convolutions and a hidden layer of 64, trained by cross-entropy with label smoothing, each batch
+shifted by up to a pixel in each direction, plus the squared error of a linear map from the hidden layer back to the
+pixels. Without the second term the layer only encodes the class: uniform noise then has a precision of 0.4 on the
+digits, with it of 0.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class ClassifierFeatures(FeatureExtractor):
 
     Args:
         shape: (C, H, W) of an image.
-        levels: The number of values a channel can take; pixels are brought to [-1, 1] by it.
+        levels: The number of values a channel can take; pixels are scaled to [-1, 1] with it.
         num_classes: The number of classes.
-        name: What figures call it.
+        name: Its name in figures.
         dims: The number of features.
     """
 
@@ -65,15 +65,15 @@ class ClassifierFeatures(FeatureExtractor):
         return self.body(self.scaled(images))
 
     def scaled(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n c h w"]:
-        """Levels as numbers in [-1, 1]."""
+        """Level indices as numbers in [-1, 1]."""
         return images.float() * (2.0 / (self.levels - 1)) - 1.0
 
     def logits(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n classes"]:
-        """The classes' unnormalised log-probabilities."""
+        """The logits of the classes."""
         return self.head(self(images))
 
     def save(self, path: str | Path, about: dict[str, str | int | float]) -> None:
-        """Write to a safetensors file, with what it was trained on beside the weights."""
+        """Write the weights to a safetensors file, with a description of the training data."""
         built = {
             "shape": list(self.shape),
             "levels": self.levels,
@@ -88,7 +88,7 @@ class ClassifierFeatures(FeatureExtractor):
         """Read a file of `save`.
 
         Raises:
-            UserError: For a file that is missing, none of `save`, or damaged.
+            UserError: For a file that is missing, damaged, or not from `save`.
         """
         tensors, metadata = tensor_files.read(path, _KIND, "classifier")
         with reading(f"{path}: its weights are not those of the network it describes"):
@@ -113,10 +113,10 @@ def train_classifier(
         model: The network.
         images: Level indices, shape (N, C, H, W).
         labels: Their classes, shape (N,).
-        steps: Of AdamW with a cosine decay of the learning rate.
-        batch_size: Images a step.
-        lr: The highest learning rate.
-        seed: Of batches and shifts.
+        steps: The number of steps of AdamW with a cosine decay of the learning rate.
+        batch_size: Images per step.
+        lr: The peak learning rate.
+        seed: The seed of batches and shifts.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -135,13 +135,13 @@ def train_classifier(
 
 
 def descend(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], steps: int, lr: float) -> None:
-    """Lower a loss, drawn anew each step, by AdamW with one rise and a cosine decay of the learning rate.
+    """Minimise a stochastic loss by AdamW with one warm-up and a cosine decay of the learning rate.
 
     Args:
-        parameters: What is trained.
+        parameters: The parameters to train.
         loss: The loss of a batch.
-        steps: Their number.
-        lr: The highest learning rate.
+        steps: The number of steps.
+        lr: The peak learning rate.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -156,7 +156,7 @@ def descend(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], step
 def shifted_batch(
     images: UInt8[Tensor, " n c h w"], labels: Int[Tensor, " n"], batch_size: int, generator: torch.Generator
 ) -> tuple[UInt8[Tensor, " b c h w"], Int[Tensor, " b"]]:
-    """Images drawn with replacement, together moved by up to a pixel in each direction, and their labels."""
+    """Images drawn with replacement, jointly shifted by up to a pixel in each direction, and their labels."""
     rows = torch.randint(len(images), (batch_size,), generator=generator)
     down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
     return _shifted(images[rows], down, right), labels[rows]
@@ -164,7 +164,7 @@ def shifted_batch(
 
 @torch.no_grad()
 def accuracy(model: ClassifierFeatures, images: UInt8[Tensor, " n c h w"], labels: Int[Tensor, " n"]) -> float:
-    """The share of images whose likeliest class is their own."""
+    """The fraction of images whose most likely class is correct."""
     right = [
         (model.logits(x).argmax(1) == y).sum() for x, y in zip(images.split(1024), labels.split(1024), strict=True)
     ]
@@ -172,7 +172,7 @@ def accuracy(model: ClassifierFeatures, images: UInt8[Tensor, " n c h w"], label
 
 
 def _shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Images moved by at most a pixel, what leaves on one side replaced by the edge's own pixels."""
+    """Images shifted by at most a pixel, padded with the pixels of the edge."""
     padded = F.pad(images.float(), (1, 1, 1, 1), mode="replicate").to(torch.uint8)
     height, width = images.shape[2:]
     return padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]

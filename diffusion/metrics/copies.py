@@ -1,13 +1,13 @@
-"""Samples that are training images, counted one by one: to the bit, or but for a little.
+"""Samples that are exact or near copies of training images, counted individually.
 
-The share of samples near to training images (`neighbours.memorisation`) says how a model differs from one that has not
+The fraction of samples near training images (`neighbours.memorisation`) compares a model with one that has not
 memorised; a few copies among many samples are within its error. Here each is found:
 
-    exact   its levels are those of a training image
+    exact   all pixels equal those of a training image
     near    d(sample, x) < d(x, x') / 3, x the nearest training image, x' the nearest one to x that is not equal to it
 
 in root mean squares of pixels. The rule is the ratio of Yoon et al. 2023 ("Diffusion probabilistic models generalize
-when they fail to memorize"), held against the training image's own neighbour: fresh images are about as far from the
+when they fail to memorize"), relative to the training image's own neighbour: fresh images are about as far from the
 training set as its images are from each other.
 """
 
@@ -33,11 +33,11 @@ class Copy:
     """A sample that is a training image, or nearly so.
 
     Args:
-        sample: Its number among the samples.
+        sample: Its index among the samples.
         image: The row of the training image.
         mirrored: Whether it is the mirror image of that.
-        distance: Between the two, in levels, the root mean square over pixels; 0 for an exact copy.
-        own: Of the training image to the nearest other one, likewise.
+        distance: The distance between the two in grey levels, root mean square over pixels; 0 for an exact copy.
+        own: The distance of the training image to the nearest other one, likewise.
     """
 
     sample: int
@@ -58,16 +58,16 @@ def find_copies(
     mirrored: bool = False,
     found: tuple[Tensor, Tensor] | None = None,
 ) -> list[Copy]:
-    """The samples that are exact or near copies (the module's text), the nearest first.
+    """The samples that are exact or near copies (see the module docstring), nearest first.
 
     Args:
         samples: Level indices, shape (N, C, H, W).
-        training: Those that the model was trained on, shape (M, C, H, W).
-        mirrored: Whether mirror images of these count, too: where they are an augmentation.
-        found: What `nearest_in(samples, training)` gives, where it is known.
+        training: The training images, shape (M, C, H, W).
+        mirrored: Whether mirror images of these also count, as an augmentation.
+        found: The result of `nearest_in(samples, training)`, if known.
 
     Raises:
-        UserError: For images that are no levels, of unlike shapes, or no training images.
+        UserError: For images that are not level indices, different shapes, or no training images.
     """
     check_levels("samples", samples)
     check_levels("training", training)
@@ -92,10 +92,10 @@ def find_copies(
 
 
 def _nearest_unlike(some: Tensor, images: Tensor) -> Float[Tensor, " k"]:
-    """The distance of some of the images to the nearest of all that is not equal to it; 0 where all are."""
+    """The distance of some of the images to the nearest different one; 0 if all are equal."""
     found = torch.full((len(some),), math.inf, dtype=torch.float64, device=some.device)
     asked, count = torch.arange(len(some), device=some.device), 2
-    while len(asked):  # seldom twice: an image that is there more than once has itself for a neighbour
+    while len(asked):  # rarely twice: an image that occurs more than once is its own neighbour
         distances = smallest_in(some[asked], images, min(count, len(images)))
         found[asked] = torch.where(distances > 0.0, distances, math.inf).amin(1)
         asked = asked[found[asked].isinf()] if count < len(images) else asked[:0]

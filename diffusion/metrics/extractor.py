@@ -1,4 +1,4 @@
-"""What turns images into features: a network with a name and a hash, so that figures say by what they were measured."""
+"""Feature extractors: networks with a name and a hash, so that figures record which one was used."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FeatureExtractor(nn.Module, ABC):
     """A feature network: level indices, uint8 (N, C, H, W), in; features (N, d) out.
 
     Args:
-        name: What figures call it.
-        preprocessing: What is done to the pixels, and which output is taken, in words: part of the hash.
+        name: Its name in figures.
+        preprocessing: A description of the preprocessing and of the output used: part of the hash.
     """
 
     def __init__(self, name: str, preprocessing: str):
@@ -31,7 +31,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n d"]:
-        """The features of images of levels."""
+        """The features of images of level indices."""
 
     def digest(self) -> str:
         """The SHA-256 of weights and preprocessing."""
@@ -44,8 +44,8 @@ class GivenFeatures(FeatureExtractor):
 
     Args:
         module: Takes uint8 (N, C, H, W), returns (N, d) or anything that flattens to it.
-        name: What figures call it.
-        preprocessing: What it does, in words: the hash of a module without weights rests on this alone.
+        name: Its name in figures.
+        preprocessing: A description of what it does: the hash of a module without weights depends only on this.
     """
 
     def __init__(self, module: nn.Module, name: str, preprocessing: str = ""):
@@ -53,7 +53,7 @@ class GivenFeatures(FeatureExtractor):
         self.module = module
 
     def forward(self, images: UInt8[Tensor, " n c h w"]) -> Float[Tensor, " n d"]:
-        """The module's output, flattened, as float32 at least."""
+        """The module's output, flattened, in at least float32."""
         found = self.module(images).flatten(1)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
@@ -66,7 +66,7 @@ def extract(
     batch_size: int = BATCH,
     progress: Progress | None = None,
 ) -> Float[Tensor, " n d"]:
-    """The features of many images, a batch at a time, on `device`, the extractor's dropout and batch statistics off.
+    """The features of many images, a batch at a time, on `device`, with the extractor in evaluation mode.
 
     Raises:
         UserError: For features that are not finite, or no images.

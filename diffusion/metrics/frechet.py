@@ -1,24 +1,24 @@
-"""The Frechet distance between two sets of features, each taken for a normal law (FID).
+"""The Frechet distance between normal distributions fitted to two sets of features (FID).
 
     d^2 = |m_a - m_b|^2 + tr(C_a) + tr(C_b) - 2 tr (C_a^{1/2} C_b C_a^{1/2})^{1/2}
 
 (Heusel et al. 2017, arXiv 1706.08500, eq. 6, whose (C_a C_b)^{1/2} has the same trace.) The symmetric product has real
-eigenvalues >= 0, so that rank-deficient covariances need no complex square root and no jitter.
+eigenvalues >= 0, so rank-deficient covariances need neither a complex square root nor jitter.
 
 The estimate from n samples is biased upwards, by about c / n with c depending on the law (Chong and Forsyth 2020, arXiv
-1911.07023): figures of unlike n are not comparable. From G groups of samples, each left out in turn, the jackknife
+1911.07023): figures with different n are not comparable. From G groups of samples, each left out in turn, the jackknife
 (Efron and Tibshirani 1993, ch. 10 and 11) gives
 
     standard error^2 = (G - 1) / G  sum_g (d^2_(g) - mean)^2,        corrected = G d^2 - (G - 1) mean,
 
-where the correction takes the term of 1 / n away. What it leaves of the bias of normal features, d of them, is at most
-47, 16, 10, 6, 4, 2 and 1 % (of equal variances, the worst case; d = 16 to 128) at n / d = 1, 1.5, 2, 3, 4, 6 and 8, too
-much taken away: it is given from n = 4 d on. Both take the reference as given.
+where the correction removes the 1 / n term. For d normal features it subtracts too much by a few per cent of the bias
+at n = 4 d and by half of it at n = d (docs/quality.md has figures): it is reported for n >= 4 d. Both treat the
+reference as fixed.
 
-The groups are of a pseudo-random order of the samples: in groups of one class each a folder would have an error and a
-correction several times too large. The order is that of the SHA-256 of the images' bytes (`image_keys`), so that no
-figure depends on the order of the files; features cannot take their place, since a batch's shape and the device round
-them differently. Where no images are given it is a fixed permutation of the rows.
+The groups follow a pseudo-random order of the samples: groups of a single class, as in a sorted folder, would make the
+error and the correction several times too large. The order is that of the SHA-256 of the images' bytes (`image_keys`),
+so no figure depends on the order of the files; features cannot be hashed instead, since their rounding depends on batch
+shape and device. Without images it is a fixed permutation of the rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..numerics.random import fixed_order, hashed_order
 from .statistics import SPACE, FeatureStatistics
 
 GROUPS = 20
-# The fewest samples a feature from which the correction is worth having (the module's text).
+# The minimum number of samples per feature for the correction (see the module docstring).
 ENOUGH = 4
 
 
@@ -49,9 +49,9 @@ class FrechetEstimate:
 
     Args:
         value: The distance (squared, as FID is).
-        std_error: Over draws of the samples, the reference as it is; nan for fewer than two groups.
-        corrected: The value less its bias of order 1 / n; nan likewise, and for fewer samples than `ENOUGH` times the
-            features, of which it would take too much.
+        std_error: Over draws of the samples, with the reference fixed; nan for fewer than two groups.
+        corrected: The value minus its bias of order 1 / n; nan likewise, and for fewer samples than `ENOUGH` times the
+            features, for which it would subtract too much.
     """
 
     value: float
@@ -60,16 +60,16 @@ class FrechetEstimate:
 
 
 def matrix_sqrt(matrix: Float[Tensor, " d d"]) -> Float[Tensor, " d d"]:
-    """The symmetric square root of a symmetric matrix, eigenvalues below zero (rounding) taken as zero."""
+    """The symmetric square root of a symmetric matrix; negative eigenvalues (rounding) are set to zero."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """The squared Frechet distance between the normal laws of two statistics, in float64.
+    """The squared Frechet distance between the normal distributions of two statistics, in float64.
 
     Raises:
-        UserError: For features of unlike extractor, shape or levels, or a covariance of fewer than two features.
+        UserError: For features with different extractors, shapes or levels, or a covariance of fewer than two features.
     """
     require_space(a, b)
     return _distance(a, b, matrix_sqrt(b.covariance))
@@ -81,14 +81,14 @@ def frechet_estimate(
     groups: int = GROUPS,
     keys: Sequence[str] | None = None,
 ) -> FrechetEstimate:
-    """The distance of samples from a reference, with its standard error and the value less its bias.
+    """The distance of samples from a reference, with its standard error and the bias-corrected value.
 
     Args:
         features: Of the samples, shape (N, d), N >= 2.
-        reference: The statistics that they are held against.
-        groups: How many groups the jackknife leaves out in turn; at most N / 2 are made.
-        keys: Of the samples, all different, as `image_keys` makes them: the groups go by these. None: they go by a
-            fixed permutation of the rows, whose order then matters to the error and the correction.
+        reference: The statistics to compare with.
+        groups: The number of groups the jackknife leaves out in turn, at most N / 2.
+        keys: Distinct keys of the samples from `image_keys`, which determine the groups. None: a fixed permutation of
+            the rows does, whose order then affects the error and the correction.
 
     Raises:
         UserError: For another number of keys than of features.
@@ -113,7 +113,7 @@ def frechet_estimate(
 
 
 def image_keys(images: UInt8[Tensor, " n c h w"]) -> list[str]:
-    """The SHA-256 of each image's bytes; equal ones (of a collapsed model) are told apart by their count."""
+    """The SHA-256 of each image's bytes; equal ones (of a collapsed model) are distinguished by a counter."""
     seen: Counter[str] = Counter()
     keys = []
     for image in images.cpu().contiguous().numpy():
@@ -124,7 +124,7 @@ def image_keys(images: UInt8[Tensor, " n c h w"]) -> list[str]:
 
 
 def require_space(a: FeatureStatistics, b: FeatureStatistics) -> None:
-    """Refuse statistics of unlike features; those of unknown provenance must have the same dimension at least.
+    """Refuse statistics of different features; those of unknown provenance must at least have the same dimension.
 
     Raises:
         UserError: Naming what differs.
@@ -140,4 +140,4 @@ def _distance(a: FeatureStatistics, b: FeatureStatistics, root_b: Tensor) -> flo
     eigenvalues = torch.linalg.eigvalsh(root_b @ cov_a @ root_b)
     overlap = eigenvalues.clamp(min=0.0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2.0 * overlap
-    return max(0.0, float(distance))  # rounding may bring that of equal laws below zero
+    return max(0.0, float(distance))  # rounding may make that of equal laws negative

@@ -1,12 +1,12 @@
 """Inception v3 as a feature network: 2,048 features after the last average pooling.
 
-Two networks go by this name, and figures of one are not comparable with those of the other:
+Two networks have this name, and their figures are not comparable:
 
 - torchvision's, trained on ImageNet in PyTorch. Its weights come with torchvision (a file in torch's hub folder).
-- The one that published FIDs are of (Heusel et al. 2017): TensorFlow's of 2015-12-05 with 1,008 classes, whose average
-  pools do not count the padding and whose last block has a maximum pool. Ports of its weights to PyTorch are files of
-  the names `pt_inception-2015-12-05-*.pth` and `weights-inception-2015-12-05-*.pth`; images are brought to 299 x 299 as
-  TensorFlow 1 does (bilinear, corner to corner without a half-pixel shift) and to (v - 128) / 128.
+- The one of published FIDs (Heusel et al. 2017): TensorFlow's of 2015-12-05 with 1,008 classes, whose average pools do
+  not count the padding and whose last block has a maximum pool. Ports of its weights to PyTorch are files named
+  `pt_inception-2015-12-05-*.pth` and `weights-inception-2015-12-05-*.pth`; images are resized to 299 x 299 as in
+  TensorFlow 1 (bilinear, corner to corner without a half-pixel shift) and scaled to (v - 128) / 128.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class InceptionFeatures(FeatureExtractor):
     """Inception v3 up to the last average pooling.
 
     Args:
-        state: The weights, of torchvision's names: 1,000 classes, or the 1,008 of published FIDs.
-        levels: The number of values a channel can take; pixels are brought to [0, 255] by it.
+        state: The weights, with torchvision's names: 1,000 classes, or the 1,008 of published FIDs.
+        levels: The number of values a channel can take; pixels are scaled to [0, 255] with it.
 
     Raises:
-        UserError: For weights that are of neither network.
+        UserError: For weights of neither network.
     """
 
     def __init__(self, state: dict[str, Tensor], levels: int = 256):
@@ -68,7 +68,7 @@ class InceptionFeatures(FeatureExtractor):
         """The features, shape (N, 2048).
 
         Raises:
-            UserError: For images of neither one nor three channels.
+            UserError: For images with neither one nor three channels.
         """
         if images.shape[1] not in (1, 3):
             raise UserError(f"features '{self.name}': found {images.shape[1]} channels; accepted: 1 or 3")
@@ -83,17 +83,17 @@ def load_inception(path: str | Path, levels: int = 256) -> InceptionFeatures:
     """Read Inception's weights from a file of `torch.save`; nothing in it is run.
 
     Raises:
-        UserError: For a file that is missing, damaged, would run code, or holds other weights.
+        UserError: For a file that is missing, damaged, would run code, or contains other weights.
     """
     path = named_path(path, "--features")
     if not path.is_file():
         raise UserError(f"--features: there is no file {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle that is about to be refused
+            warnings.simplefilter("ignore")  # about a pickle that will be refused
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = {str(name): value for name, value in dict(state).items() if torch.is_tensor(value)}
-    except Exception as error:  # what is no such file can surface as almost any exception of the parsers
+    except Exception as error:  # for other files the parsers can raise almost any exception
         raise UserError(f"--features: {path} holds no plain weights, or is damaged") from error
     return InceptionFeatures(state, levels)
 
@@ -103,10 +103,10 @@ def torchvision_inception(levels: int = 256, download: bool = False) -> Inceptio
 
     Args:
         levels: The number of values a channel can take.
-        download: Fetch the weights where they are absent.
+        download: Download the weights if they are missing.
 
     Raises:
-        UserError: Where they are absent and not to be fetched, or cannot be.
+        UserError: If they are missing and may not, or cannot, be downloaded.
     """
     from torchvision.models import Inception_V3_Weights
 
@@ -127,12 +127,12 @@ def torchvision_inception(levels: int = 256, download: bool = False) -> Inceptio
 
 
 def _pool_as_tensorflow(net: nn.Module) -> None:
-    """Average pools that leave the padding out, and a maximum pool in the last block: only the last branch differs."""
+    """Average pools that exclude the padding, and a maximum pool in the last block: only the last branch differs."""
     average = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
     pools = dict.fromkeys(("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b"), average)
     for name, pool in {**pools, "7c": partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)}.items():
         block = net.get_submodule(f"Mixed_{name}")
-        # not a wrapping module, which would change the names of the weights
+        # not a wrapper module, which would change the names of the weights
         object.__setattr__(block, "_forward", partial(_with_pool, block, block._forward, pool))
 
 
@@ -141,7 +141,7 @@ def _with_pool(block, branches, pool, x: Tensor) -> list[Tensor]:
 
 
 def _resize_tf1(x: Tensor, side: int) -> Tensor:
-    """TensorFlow 1's bilinear resize: output i looks at i * (size / side), the last row and column held."""
+    """TensorFlow 1's bilinear resize: output i samples i * (size / side), clamped to the last row and column."""
     for dim in (2, 3):
         size = x.shape[dim]
         place = torch.arange(side, device=x.device, dtype=torch.float32) * (size / side)

@@ -3,10 +3,10 @@
     k(x, y) = (x . y / d + 1)^3
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-(Binkowski et al. 2018, arXiv 1801.01401; Gretton et al. 2012, lemma 6.) It has no bias at any number of samples, and is
-negative about half the time where the laws are equal. All pairs are used, where the usual recipe averages over random
-subsets of 1,000: the same expectation, a smaller variance, and nothing random. Row sums of the three tables hold every
-leave-one-out value, so that the jackknife's standard errors (Arvesen 1969) cost nothing more.
+(Binkowski et al. 2018, arXiv 1801.01401; Gretton et al. 2012, lemma 6.) It is unbiased for any number of samples, and
+negative about half the time if the laws are equal. All pairs are used, whereas the usual recipe averages over random
+subsets of 1,000: the same expectation, a smaller variance, and no randomness. Row sums of the three tables give every
+leave-one-out value, so the jackknife's standard errors (Arvesen 1969) are free.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KernelEstimate:
 
     Args:
         value: The unbiased MMD^2.
-        std_error: Over draws of the samples, the reference as it is.
+        std_error: Over draws of the samples, with the reference fixed.
         std_error_both: Over draws of both sets.
     """
 
@@ -47,7 +47,7 @@ def kernel_distance(features: Float[Tensor, " n d"], reference: Float[Tensor, " 
         reference: Of the reference, shape (M, d).
 
     Raises:
-        UserError: For features of unlike dimension, or fewer than three in a set.
+        UserError: For features of different dimensions, or fewer than three in a set.
     """
     check_features(features)
     check_features(reference)

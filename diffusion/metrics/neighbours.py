@@ -1,21 +1,21 @@
-"""Measures from nearest neighbours: fidelity and variety apart, and copies of training images.
+"""Nearest-neighbour metrics: fidelity and diversity separately, and copies of training images.
 
-With B_k(z_j) the ball around z_j that reaches to its k-th nearest neighbour in its own set,
+With B_k(z_j) the ball around z_j up to its k-th nearest neighbour in its own set,
 
     precision = share of samples in some B_k(reference_j)       recall = share of the reference in some B_k(sample_i)
-    density   = balls B_k(reference_j) that hold a sample, on average, over k
-    coverage  = share of the balls B_k(reference_j) that hold some sample
+    density   = average number of balls B_k(reference_j) that contain a sample, over k
+    coverage  = share of the balls B_k(reference_j) that contain some sample
 
 (Kynkaanniemi et al. 2019, arXiv 1904.06991, k = 3; Naeem et al. 2020, arXiv 2002.09797, k = 5: an outlier of the
-reference inflates precision more than density, one of the samples recall and not coverage.) For N samples and M images
-of the reference that are draws of one law, whatever it is, E[density] = 1 and
+reference inflates precision more than density, one of the samples recall and not coverage.) For N samples and M
+reference images drawn from the same law, whatever it is, E[density] = 1 and
 
     E[coverage] = 1 - prod_{i=1..k} (M - i) / (N + M - i).
 
 All four depend on the numbers of images.
 
-Memorisation: a model that has learned the law, not the training set, draws images that are as far from their nearest
-training image as fresh data are. The share of samples nearer than the 1st percentile of held-out images' distances is
+Memorisation: a model that has learned the law and not memorised the training set draws images as far from their nearest
+training image as fresh data. The fraction of samples nearer than the 1st percentile of held-out images' distances is
 then 1 %.
 """
 
@@ -33,9 +33,10 @@ from ..errors import UserError
 from ..numerics.nearest import nearest, nearest_others, square_tables
 from .statistics import check_features
 
-# Numbers of the training set held as float64 at once.
+# Numbers of the training set in float64 at once.
 _BLOCK = 2**25
-# Squares of distances by matrix products are wrong by this much of |a|^2 + |b|^2; a point at the rim counts as inside.
+# Rounding error of squared distances by matrix products, relative to |a|^2 + |b|^2; a point on the rim counts as
+# inside.
 _ROUNDING = 1e-13
 QUANTILE = 0.01
 
@@ -64,7 +65,7 @@ def density_coverage(features: Any, reference: Any, k: Any = 5) -> tuple[float, 
 
 
 def _inside(queries: Tensor, points: Tensor, k: int) -> tuple[Int[Tensor, " n"], Bool[Tensor, " m"]]:
-    """For each query the number of balls of `points` around it, and for each ball whether it holds a query."""
+    """For each query the number of balls of `points` around it, and for each ball whether it contains a query."""
     radii = nearest_others(points, k)[0][:, -1]
     holding, filled = [], torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for _, squares, scale in square_tables(queries, points):
@@ -89,15 +90,15 @@ def _check(features: Any, reference: Any, k: Any) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Memorisation:
-    """How near samples are to training images, held against fresh data.
+    """How near samples are to training images, compared with fresh data.
 
     Args:
-        share: Of the samples that are no farther than `threshold` from a training image.
-        expected: The same share of the held-out images: 0.01, or more where distances tie.
-        std_error: Of `share` as an estimate of `expected`: both sets' binomial errors.
+        share: The fraction of samples no farther than `threshold` from a training image.
+        expected: The same fraction of the held-out images: 0.01, or more with ties.
+        std_error: Of `share` as an estimate of `expected`: the binomial errors of both sets.
         threshold: The 1st percentile of the held-out images' distances.
-        distances: Of each sample to its nearest training image, shape (N,), float64.
-        neighbours: Which one, shape (N,).
+        distances: The distance of each sample to its nearest training image, shape (N,), float64.
+        neighbours: Its row, shape (N,).
     """
 
     share: float
@@ -109,17 +110,17 @@ class Memorisation:
 
 
 def memorisation(samples: Tensor, training: Tensor, held_out: Tensor, quantile: float = QUANTILE) -> Memorisation:
-    """The nearest-training-image check, of pixels or of features.
+    """The nearest-training-image check, in pixels or features.
 
     Args:
         samples: Images or features, shape (N, *dims).
         training: Those that the model was trained on, shape (M, *dims).
         held_out: Those of the same law that it was not trained on, shape (T, *dims).
-        quantile: Of the held-out images' distances: what counts as near.
+        quantile: The quantile of the held-out images' distances that defines near.
 
     Raises:
-        UserError: For a set without images, sets of unlike shapes, values that are not finite, and a quantile that is
-            not from 0 to 1.
+        UserError: For a set without images, different shapes, values that are not finite, and a quantile outside
+            0 to 1.
     """
     if not min(len(samples), len(training), len(held_out)):
         raise UserError("memorisation: found a set without images; samples, training and held-out images are needed")

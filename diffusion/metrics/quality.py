@@ -1,11 +1,11 @@
-"""All figures of samples against one reference: what a command or a sweep over samplers calls.
+"""All figures of samples against one reference, for commands and sweeps over samplers.
 
     reference = QualityReference.of(images, extractor, "digits", "train", levels=17, held_out=test)
-    quality = reference.measure(samples)                     # uint8 level indices, as the reference's
+    quality = reference.measure(samples)                     # uint8 level indices, as in the reference
     quality.frechet.value, quality.frechet.std_error, quality.kernel, quality.precision, ...
 
-Figures are comparable where their references and their numbers of samples are the same; `require_comparable` refuses
-others and says what differs.
+Figures are comparable if their references and numbers of samples are the same; `require_comparable` refuses others and
+names the difference.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .statistics import FeatureStatistics, Provenance, check_levels
 
-FEWEST = 6  # samples that can be measured
-# Pairs of images are compared for all but the Frechet distance: of more reference images this many are taken.
+FEWEST = 6  # the minimum number of samples
+# All but the Frechet distance compare pairs of images: at most this many reference images are used.
 NEIGHBOUR_IMAGES = 10_000
 
 
@@ -39,14 +39,14 @@ class Quality:
 
     Args:
         samples: Their number.
-        frechet: The Frechet distance (FID), its standard error, and the value less its bias.
+        frechet: The Frechet distance (FID), its standard error, and the bias-corrected value.
         kernel: The kernel distance (KID) and its standard errors.
-        precision, recall: Shares, k = 3.
+        precision, recall: Fractions, k = 3.
         density, coverage: k = 5.
         pixel_copies: The nearest-training-image check in pixels; None without held-out images.
         feature_copies: The same in features.
-        copies: The samples that are training images, or nearly so (`metrics.copies`); None where these are not known.
-        reference: What the samples were held against.
+        copies: The exact and near copies of training images (`metrics.copies`); None if these are unknown.
+        reference: The provenance of the reference.
     """
 
     samples: int
@@ -62,7 +62,7 @@ class Quality:
     reference: Provenance
 
     def figures(self) -> dict[str, float]:
-        """The figures by short names, flat: those of a table, a log or a plot."""
+        """The figures by short names, as a flat dict for a table, a log or a plot."""
         found = {
             "fid": self.frechet.value,
             "fid_sem": self.frechet.std_error,
@@ -95,16 +95,15 @@ class Quality:
 
 @dataclass(frozen=True, eq=False)
 class QualityReference:
-    """Images that samples are held against, with their features; `of` makes one.
+    """Reference images that samples are compared with, and their features; made by `of`.
 
     Args:
         extractor: The feature network.
         images: The reference, mirrored ones included, uint8 (M, C, H, W).
-        features: Their features, shape (M, d), on the device that everything is computed on.
-        statistics: Of these features, with the provenance.
+        features: Their features, shape (M, d), on the device of all computations.
+        statistics: Their statistics, with the provenance.
         held_out: Images of the same law that no model was trained on, and their features; None without.
-        training: The training images that copies are looked for among, and whether their mirror images count; None
-            without.
+        training: The training images searched for copies, and whether their mirror images count; None without.
     """
 
     extractor: FeatureExtractor
@@ -130,7 +129,7 @@ class QualityReference:
         batch_size: int = BATCH,
         progress: Progress | None = None,
     ) -> QualityReference:
-        """Compute, or take, the features of a reference.
+        """A reference, with its features computed or given.
 
         Args:
             images: Level indices, shape (N, C, H, W).
@@ -138,15 +137,15 @@ class QualityReference:
             data, split: Their names.
             levels: The number of values a channel can take.
             held_out: Fresh images, for the nearest-training-image check.
-            flips: Whether the mirror image of each counts too.
-            mirrored: Whether models are trained on mirror images, so that these count as copies, too.
-            features: Of the images (and their mirror images behind them), where they were computed before.
+            flips: Whether to include the mirror image of each.
+            mirrored: Whether models are trained on mirror images, so that these also count as copies.
+            features: Of the images (followed by their mirror images), if already computed.
             device: Where to compute.
-            batch_size: Images the extractor takes at once.
+            batch_size: Images per call of the extractor.
             progress: Called with (images done, images in all).
 
         Raises:
-            UserError: For images that are no levels, or not of so many.
+            UserError: For images that are not level indices below `levels`.
         """
         check_levels("images", images)
         if len(images) and int(images.max()) >= levels:
@@ -167,26 +166,26 @@ class QualityReference:
 
     @property
     def provenance(self) -> Provenance:
-        """What samples are held against."""
+        """The provenance of the reference."""
         assert self.statistics.provenance is not None
         return self.statistics.provenance
 
     def without_held_out(self) -> QualityReference:
-        """The same without the nearest-training-image check, which says nothing of the held-out images themselves."""
+        """The same without the nearest-training-image check, meaningless for the held-out images themselves."""
         return replace(self, held_out=None)
 
     def counting(self, mirrored: bool) -> QualityReference:
-        """The same, with or without mirror images of training images as copies; with `flips` they always are."""
+        """The same, with or without mirror images of training images as copies; with `flips` they always count."""
         if self.training is None:
             return self
         return replace(self, training=(self.training[0], mirrored or self.provenance.flips))
 
     @torch.no_grad()
     def measure(self, samples: Any, batch_size: int = BATCH, progress: Progress | None = None) -> Quality:
-        """All figures of samples: level indices, uint8, of the reference's shape and levels.
+        """All figures of samples: level indices, uint8, with the reference's shape and levels.
 
         Raises:
-            UserError: For samples of another shape or too few of them (6 at least), or levels beyond the reference's.
+            UserError: For samples of another shape, fewer than 6, or with levels beyond the reference's.
         """
         check_levels("samples", samples)
         shape = self.provenance.shape
@@ -238,17 +237,17 @@ def describe(
 
 
 def with_flips(images: UInt8[Tensor, " n c h w"], flips: bool) -> UInt8[Tensor, " m c h w"]:
-    """The images, and where `flips` says so their mirror images behind them."""
+    """The images, followed by their mirror images if `flips`."""
     return torch.cat((images, images.flip(-1))) if flips else images
 
 
 def spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` rows, those that come first in the fixed order (`random.fixed_order`)."""
+    """At most `count` rows, the first in the fixed order (`random.fixed_order`)."""
     return rows if len(rows) <= count else rows[fixed_subset(len(rows), count).to(rows.device)]
 
 
 def require_comparable(reference: Provenance, samples: int, other: Provenance, other_samples: int) -> None:
-    """Refuse to set figures side by side whose references or numbers of samples differ.
+    """Refuse to compare figures whose references or numbers of samples differ.
 
     Raises:
         UserError: Naming what differs.

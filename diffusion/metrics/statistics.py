@@ -1,11 +1,11 @@
-"""Mean and covariance of features, gathered in float64 a chunk at a time, with where they come from.
+"""Mean and covariance of features, accumulated in float64 chunk by chunk, with their provenance.
 
 Two sets of counts n_a, n_b, means m_a, m_b and scatters S = sum (z - m)(z - m)' merge exactly (Chan, Golub and LeVeque
 1983): with delta = m_b - m_a and n = n_a + n_b,
 
     m = m_a + delta n_b / n,        S = S_a + S_b + delta delta' n_a n_b / n,        covariance = S / (n - 1).
 
-The merge is symmetric and associative up to rounding, and subtracts no large numbers: a large mean costs no digits.
+The merge is symmetric and associative up to rounding, and subtracts no large numbers: a large mean loses no digits.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from ..errors import UserError
 from ..storage import tensor_files
 from ..storage.records import reading
 
-# What two sets of features must share for a distance between them to mean anything.
+# Fields in which two sets of features must agree for a meaningful distance.
 SPACE = ("shape", "levels", "extractor", "extractor_sha256")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where features come from: all that their statistics depend on.
+    """The provenance of features: all that their statistics depend on.
 
     Args:
         data: The name of the images.
         split: Which of them.
         images: Their number, before mirroring.
         sha256: Of their bytes.
-        flips: Whether the mirror image of each is counted too.
+        flips: Whether the mirror image of each is included.
         shape: (C, H, W) of an image.
         levels: The number of values a channel can take: 256, or 17 for the digits.
         extractor: The name of the feature network.
@@ -58,7 +58,7 @@ class Provenance:
         """Refuse what differs.
 
         Args:
-            other: What it is held against.
+            other: The other provenance.
             keys: The fields that must agree.
             what: What would be compared, for the message.
 
@@ -77,10 +77,10 @@ def _short(value: object) -> str:
 
 
 def check_levels(name: str, images: Any) -> None:
-    """Refuse images of real numbers, as a model draws them, where levels are meant.
+    """Refuse real-valued images, as drawn by a model, where level indices are required.
 
     Raises:
-        UserError: For anything but whole numbers, (N, C, H, W).
+        UserError: For anything but integers, (N, C, H, W).
     """
     if not isinstance(images, Tensor):
         raise UserError(f"{name}: found a {type(images).__name__}; needs a tensor of levels, (N, C, H, W)")
@@ -90,7 +90,7 @@ def check_levels(name: str, images: Any) -> None:
 
 
 def check_features(features: Any) -> None:
-    """Refuse what no distance between laws is of.
+    """Refuse features that no distance can be computed from.
 
     Raises:
         UserError: For another shape than (N, d), and numbers that are not finite.
@@ -112,7 +112,7 @@ class FeatureStatistics:
         count: Their number.
         mean: Shape (d,), float64.
         scatter: The sum of (z - mean)(z - mean)', shape (d, d), float64.
-        provenance: Where they come from, None where nobody said.
+        provenance: Where they come from; None if unknown.
     """
 
     count: int

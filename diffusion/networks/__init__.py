@@ -1,4 +1,4 @@
-"""Networks: maps of (x, noise level, class label) to a tensor of the shape of x. They know nothing of diffusion."""
+"""Networks: maps of (x, noise level, class label) to a tensor of the shape of x. They know nothing about diffusion."""
 
 from .classifier import NoisyImageClassifier
 from .dit import DiT

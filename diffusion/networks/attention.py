@@ -1,11 +1,11 @@
 """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V for each head, of width d (Vaswani et al. 2017, eq. 1).
 
-Over more tokens than it was trained on, the softmax spreads. With the scale log n / (log n_train sqrt(d)) in place of
-1 / sqrt(d) it spreads less (Chiang & Cholak 2022, arXiv 2202.12172, sec. 5.3), for networks that are used at another
-image size than that of training; at n = n_train nothing changes. docs/control.md has what it brings.
+Over more tokens than in training, the softmax spreads. With the scale log n / (log n_train sqrt(d)) instead of
+1 / sqrt(d) it spreads less (Chiang & Cholak 2022, arXiv 2202.12172, sec. 5.3), for use at image sizes other than that
+of training; at n = n_train nothing changes. docs/control.md has measurements.
 
-It runs through `scaled_dot_product_attention`, whose fused kernels can be differentiated once. Whoever needs second
-derivatives chooses the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+It uses `scaled_dot_product_attention`, whose fused kernels can be differentiated once. For second derivatives select
+the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ SCALES = ("constant", "entropy_invariant")
 
 
 def entropy_invariant(name: str) -> bool:
-    """Whether the scale of this name is that of constant entropy.
+    """Whether the scale with this name is the entropy-invariant one.
 
     Raises:
-        UserError: For a name that is none of `SCALES`.
+        UserError: For a name not in `SCALES`.
     """
     return choose("attention_scale", name, SCALES) == "entropy_invariant"
 
 
 class TokenAttention(nn.Module):
-    """Self-attention among tokens (B, N, C), with no notion of their order.
+    """Self-attention among tokens (B, N, C), independent of their order.
 
     Args:
         channels: Width C of a token.
         heads: Number of heads; must divide `channels`.
-        train_tokens: Number of tokens n_train for which the scale is 1 / sqrt(d), where it shall follow their number;
-            None: the scale is constant.
+        train_tokens: Number of tokens n_train for which the entropy-invariant scale is 1 / sqrt(d); None: the scale is
+            constant.
 
     Raises:
         UserError: `heads` is not a divisor of `channels`.
@@ -55,7 +55,7 @@ class TokenAttention(nn.Module):
         self.heads = heads
         self.train_tokens = train_tokens
         self.qkv = glorot(nn.Linear(channels, 3 * channels))
-        # Three square maps in one product: each is drawn with its own fans.
+        # Three square maps in one product: each is initialised with its own fans.
         for weight in self.qkv.weight.detach().chunk(3):
             nn.init.xavier_uniform_(weight)
         self.out = glorot(nn.Linear(channels, channels))
@@ -67,14 +67,14 @@ class TokenAttention(nn.Module):
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def scale(self, tokens: int, width: int) -> float | None:
-        """What products of queries and keys of a width are multiplied by, among some tokens; None: 1 / sqrt(d)."""
+        """The factor of the products of queries and keys of this width among this many tokens; None: 1 / sqrt(d)."""
         if self.train_tokens is None:
             return None
         return math.log(max(tokens, 2)) / math.log(max(self.train_tokens, 2)) / math.sqrt(width)
 
 
 class FeatureMapAttention(nn.Module):
-    """x + attention(group norm(x)) among the pixels of a feature map (B, C, H, W); at the start the identity (DDPM).
+    """x + attention(group norm(x)) among the pixels of a feature map (B, C, H, W); initially the identity (DDPM).
 
     Args:
         channels: Number of channels C.

@@ -1,8 +1,8 @@
-"""Convolutional encoder and decoder: images to vectors and back. They know nothing of likelihoods.
+"""Convolutional encoder and decoder: images to vectors and back. They know nothing about likelihoods.
 
 Levels of halving resolution with residual blocks (He et al. 2016, arXiv 1603.05027, pre-activation, with group
-normalisation), and a dense layer between the coarsest feature map and the vector. Sizes that 2^(levels - 1) does not
-divide are enlarged inside by repeating the border, and the result is cropped.
+normalisation), and a dense layer between the coarsest feature map and the vector. Sizes not divisible by
+2^(levels - 1) are padded internally by repeating the border, and the result is cropped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SMALLEST = 8
 
 
 class AutoencoderBlock(nn.Module):
-    """shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))); the shortcut alone at the start.
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x)))))); only the shortcut at initialisation.
 
     Args:
         in_channels: Channels of x.
-        out_channels: Channels of the result; the shortcut is a 1x1 convolution where they differ, else the identity.
+        out_channels: Channels of the result; the shortcut is a 1x1 convolution if they differ, else the identity.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         features: Length of the vector.
         base_channels: Channels at full resolution.
         multipliers: Channels of each level as multiples of `base_channels`, from full resolution down.
-        blocks: Residual blocks of a level.
+        blocks: Residual blocks per level.
 
     Raises:
         UserError: An argument is out of range, or the image is too small for that many levels.
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
     """f(z) for vectors of `features` numbers: maps (out_channels, H, W), small at initialisation.
 
     Args:
-        shape: The shape (C, H, W) of an image, H and W at least 8; C plays no part.
+        shape: The shape (C, H, W) of an image, H and W at least 8; C is not used.
         features: Length of the vector.
         out_channels: Channels of the result, e.g. C times the parameters of an observation model.
         base_channels, multipliers, blocks: As `Encoder`, also from full resolution down.

@@ -1,7 +1,7 @@
-"""A classifier of noisy images: the way down of a U-Net, told the noise level, and one linear map to the classes.
+"""A classifier of noisy images: the downsampling half of a U-Net, conditioned on the noise level, and a linear head.
 
-Dhariwal & Nichol 2021 (arXiv 2105.05233, sec. 4) guide by such a network. Small images leave few pixels at the lowest
-resolution, and where a stroke lies matters: they are all read, in place of a mean over them.
+Dhariwal & Nichol 2021 (arXiv 2105.05233, sec. 4) guide with such a network. For small images few pixels remain at the
+lowest resolution, and the position of a stroke matters: all of them enter the head, instead of their mean.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NoisyImageClassifier(nn.Module):
         base_channels: Channels at full resolution, even.
         multipliers: Channels of each level as multiples of `base_channels`; each further level halves the resolution.
         dropout: Dropout inside the residual blocks.
-        c_noise_limit: Noise levels beyond +- this are taken for it: those that it was not trained at.
+        c_noise_limit: Noise levels are clamped to +- this, the range of training.
 
     Raises:
         UserError: An argument is out of range.

@@ -1,12 +1,12 @@
 """The Diffusion Transformer with adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748).
 
-The image is cut into patches, each a token. Blocks of attention and perceptron follow; the noise level and the class
-set shift, scale and gate of each branch (adaptive layer norm). The gates start at zero, so that each block begins as
-the identity. Positions are sines and cosines of row and column.
+The image is divided into patches, each a token. Blocks of attention and perceptron follow; the noise level and the
+class set shift, scale and gate of each branch (adaptive layer norm). The gates are initialised at zero, so each block
+is initially the identity. Positions are sines and cosines of row and column.
 
-An image of another size than those of training is the same picture in more or fewer patches: its rows and columns are
-stretched over the range that the network knows (as in the position embeddings of Dosovitskiy et al. 2021, arXiv
-2010.11929, sec. 3.2), so that the place of a patch in the picture decides, and not its number.
+An image of a size other than in training is the same picture in more or fewer patches: its rows and columns are
+stretched over the range seen in training (as in the position embeddings of Dosovitskiy et al. 2021, arXiv 2010.11929,
+sec. 3.2), so a patch is encoded by its relative position in the picture, not by its index.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .attention import TokenAttention, entropy_invariant
 from .embeddings import Conditioning, sinusoids
 from .layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, sides_of, zero
 
-# Features of the noise level before the perceptron, as in the paper's code, whatever the width.
+# Features of the noise level before the perceptron, as in the paper's code, for any width.
 NOISE_FEATURES = 256
 
 
@@ -46,7 +46,7 @@ def positions_2d(rows: Float[Tensor, " r"], columns: Float[Tensor, " c"], width:
 
 
 def modulate(x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"]) -> Tensor:
-    """layer norm(x) (1 + scale) + shift, the normalisation itself without parameters."""
+    """layer norm(x) (1 + scale) + shift, with a normalisation without parameters."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
@@ -68,7 +68,7 @@ class DiTBlock(nn.Module):
         self.modulation = zero(nn.Linear(width, 6 * width))
 
     def forward(self, x: Float[Tensor, " b n c"], embedding: Float[Tensor, " b c"]) -> Float[Tensor, " b n c"]:
-        """Map tokens (B, N, C) under the embedding (B, C), which has its silu behind it."""
+        """Map tokens (B, N, C) given the embedding (B, C), to which silu has been applied."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1))
         hidden = F.gelu(self.dense_1(modulate(x, shift_2, scale_2)), approximate="tanh")
@@ -79,7 +79,7 @@ class DiT(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
 
     With `out_channels` the result has as many channels. The defaults are DiT-S/2 (33 million parameters). Heights and
-    widths that `patch_size` does not divide are enlarged inside by repeating the border, and the result is cropped.
+    widths not divisible by `patch_size` are padded internally by repeating the border, and the result is cropped.
 
     Attributes:
         size_multiple: The size of a patch.

@@ -1,9 +1,9 @@
 """Embeddings of the noise level and of the class label.
 
-A network that serves all noise levels is told which one it sees by a vector of sines and cosines of the noise level at
-many frequencies: sinusoids with geometric frequencies (Vaswani et al. 2017, arXiv 1706.03762, sec. 3.5; DDPM) or random
-Fourier features with Gaussian frequencies (Tancik et al. 2020, arXiv 2006.10739; score SDE, Song et al. 2021, arXiv
-2011.13456). Neither is learned. A two-layer perceptron follows, and the embedding of the class is added to it.
+A network is conditioned on the noise level by a vector of its sines and cosines at many frequencies: sinusoids with
+geometric frequencies (Vaswani et al. 2017, arXiv 1706.03762, sec. 3.5; DDPM) or random Fourier features with Gaussian
+frequencies (Tancik et al. 2020, arXiv 2006.10739; score SDE, Song et al. 2021, arXiv 2011.13456). Neither is learned.
+A two-layer perceptron follows, and the embedding of the class is added to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError, choose
 from .layers import check_at_least, glorot
 
-# DDPM embeds t * 1000 with t in [0, 1], a range of 1000 units of which the fastest sinusoid resolves single ones.
+# DDPM embeds t * 1000 with t in [0, 1], a range of 1000 units, which the fastest sinusoid resolves.
 # c_noise covers about [-5, 5], a range of 10: 1000 / 10 gives it the same range.
 NOISE_SCALE = 1000 / 10
 
@@ -47,12 +47,12 @@ class SinusoidalEmbedding(nn.Module):
         self.features = features
 
     def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, " b features"]:
-        """Embed `c_noise` (B,) as (B, features), in its own dtype."""
+        """Embed `c_noise` (B,) as (B, features), in the dtype of `c_noise`."""
         return sinusoids(NOISE_SCALE * c_noise, self.features)
 
 
 class FourierEmbedding(nn.Module):
-    """sin(2 pi w_i c_noise) and cos(2 pi w_i c_noise) with w_i ~ N(0, scale^2), drawn once and kept with the weights.
+    """sin(2 pi w_i c_noise) and cos(2 pi w_i c_noise) with w_i ~ N(0, scale^2), drawn once and saved with the weights.
 
     Score SDE (Song et al. 2021, arXiv 2011.13456) applies it with scale 16 to the log of the noise level.
 
@@ -74,14 +74,14 @@ class FourierEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """What the network is told beside x: silu(perceptron(features of the noise level) + embedding of the class).
+    """The conditioning of the network: silu(perceptron(features of the noise level) + embedding of the class).
 
-    The final silu stands here because every block that reads the embedding (DDPM, DiT) would begin with it.
+    The final silu is here because every block that uses the embedding (DDPM, DiT) would begin with it.
 
     Args:
         features: Number of features of the noise level, even.
         channels: Width of the result.
-        num_classes: Number of classes; the embedding has one more row, the last, that means "no label". 0: no classes.
+        num_classes: Number of classes; the embedding has one more row, the last, for "no label". 0: no classes.
         noise_embedding: `"sinusoidal"` or `"fourier"`.
     """
 
@@ -102,7 +102,7 @@ class Conditioning(nn.Module):
             labels: Class of each sample, `num_classes` for "no label"; None for "no label" everywhere.
 
         Raises:
-            UserError: Labels are given and the network has no classes.
+            UserError: Labels are passed and the network has no classes.
         """
         features = self.noise(c_noise).to(self.dense_1.weight.dtype)
         embedding = self.dense_2(F.silu(self.dense_1(features)))

@@ -1,8 +1,8 @@
-"""Small parts that the networks share: initialisation, normalisation, padding, checks of arguments.
+"""Parts shared by the networks: initialisation, normalisation, padding, checks of arguments.
 
 Initialisation follows DDPM (Ho et al. 2020, arXiv 2006.11239): weights uniform with variance 2 / (fan in + fan out)
-(Glorot & Bengio 2010), biases zero; a layer that ends a residual branch or the network starts at zero, so that each
-branch begins as the identity and the network as the zero function.
+(Glorot & Bengio 2010), biases zero; the last layer of a residual branch or of the network is initialised at zero, so
+each block is initially the identity and the network the zero function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def glorot(layer: Layer) -> Layer:
-    """Draw the weight of `layer` by Glorot's uniform rule, set its bias to zero, and return it."""
+    """Initialise the weight of `layer` by Glorot's uniform rule and its bias at zero, and return it."""
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -39,8 +39,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494) with at most 32 groups of at least 4 channels.
 
     From 128 channels on this is DDPM's 32 groups. Fewer channels get fewer groups: statistics over a group of one or
-    two channels would erase what little a narrow network knows about contrast. Counts that 4 does not divide get the
-    largest number of groups that divides them.
+    two channels would erase the contrast information of a narrow network. Counts not divisible by 4 get the largest
+    number of groups that divides them.
     """
     most = min(32, max(1, channels // 4))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
@@ -59,13 +59,13 @@ def pad_to_multiple(x: Float[Tensor, " b c h w"], multiple: int) -> Float[Tensor
 
 
 def crop_like(y: Float[Tensor, " b c h2 w2"], x: Float[Tensor, " b c_x h w"]) -> Float[Tensor, " b c h w"]:
-    """Undo `pad_to_multiple`: the part of `y` that lies where `x` was."""
+    """Undo `pad_to_multiple`: the part of `y` at the position of `x`."""
     top, left = (y.shape[-2] - x.shape[-2]) // 2, (y.shape[-1] - x.shape[-1]) // 2
     return y[..., top : top + x.shape[-2], left : left + x.shape[-1]]
 
 
 def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of images, where one number stands for both."""
+    """Height and width of images, from two numbers or one for both."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 

@@ -15,8 +15,8 @@ class MLPBlock(nn.Module):
     """h + dense(dropout(silu(dense(layer norm(h)) + dense(embedding)))); the identity at initialisation.
 
     Args:
-        width: Width of h and of the embedding, which has its silu behind it.
-        dropout: Probability with which an activation is dropped while training.
+        width: Width of h and of the embedding, to which silu has been applied.
+        dropout: Probability of dropping an activation in training.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -28,7 +28,7 @@ class MLPBlock(nn.Module):
         self.dense_2 = zero(nn.Linear(width, width))
 
     def forward(self, h: Float[Tensor, " b w"], embedding: Float[Tensor, " b w"]) -> Float[Tensor, " b w"]:
-        """Map h (B, width) under the embedding (B, width)."""
+        """Map h (B, width) given the embedding (B, width)."""
         return h + self.dense_2(self.dropout(F.silu(self.dense_1(self.norm(h)) + self.dense_embedding(embedding))))
 
 

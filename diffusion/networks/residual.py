@@ -10,18 +10,18 @@ from .layers import glorot, group_norm, zero
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (halves it for stride 2), initialised by Glorot's rule."""
+    """A convolution that preserves the size (halves it for stride 2), initialised by Glorot's rule."""
     return glorot(nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2))
 
 
 class ResidualBlock(nn.Module):
-    """shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(embedding))))); the shortcut alone at the start.
+    """shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(embedding))))); initially only the shortcut.
 
     Args:
         in_channels: Channels of x.
-        out_channels: Channels of the result; the shortcut is a 1x1 convolution where they differ, else the identity.
-        embedding_channels: Width of the embedding, which has its silu behind it.
-        dropout: Probability with which an activation is dropped while training.
+        out_channels: Channels of the result; the shortcut is a 1x1 convolution if they differ, else the identity.
+        embedding_channels: Width of the embedding, to which silu has been applied.
+        dropout: Probability of dropping an activation in training.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float) -> None:

@@ -1,7 +1,7 @@
 """The U-Net of DDPM (Ho, Jain & Abbeel 2020, arXiv 2006.11239, appendix B).
 
-Levels of halving resolution, with `blocks` residual blocks each on the way down and one more on the way up, which read
-the maps of the way down beside their own; self-attention after each block at chosen resolutions and always in the
+Levels of halving resolution, with `blocks` residual blocks each in the downsampling path and one more in the upsampling
+path, which also receives the skip connections; self-attention after each block at chosen resolutions and always in the
 middle. The noise level and the class enter every residual block as a bias of its channels.
 """
 
@@ -23,7 +23,7 @@ from .residual import Downsample, ResidualBlock, Upsample, conv
 
 
 class _Block(nn.Module):
-    """A residual block, and attention behind it if `heads` > 0."""
+    """A residual block, followed by attention if `heads` > 0."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding: int, dropout: float, heads: int, tokens: int | None
@@ -37,7 +37,7 @@ class _Block(nn.Module):
 
 
 class _Down(nn.Module):
-    """One level of the way down: halve the resolution (unless it is the first level), then the blocks."""
+    """One level of the downsampling path: halve the resolution (unless it is the first level), then the blocks."""
 
     def __init__(self, downsample: Downsample | None, blocks: list[_Block]) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """One level of the way up: double the resolution (unless it is the last level), then the blocks, each beside a map
-    of the way down."""
+    """One level of the upsampling path: double the resolution (unless it is the last level), then the blocks, each with
+    a skip connection."""
 
     def __init__(self, upsample: Upsample | None, blocks: list[_Block]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class UNet(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
 
     With `out_channels` the result has as many channels. The defaults are DDPM's network for CIFAR-10 (35.7 million
-    parameters). Heights and widths that 2^(levels - 1) does not divide are enlarged inside by repeating the border, and
+    parameters). Heights and widths not divisible by 2^(levels - 1) are padded internally by repeating the border, and
     the result is cropped.
 
     Attributes:
@@ -85,24 +85,24 @@ class UNet(nn.Module):
         base_channels: Channels at full resolution, even; the noise level has as many features, its embedding four times
             as many channels.
         multipliers: Channels of each level as multiples of `base_channels`, from full resolution down.
-        blocks: Residual blocks of a level on the way down; the way up has one more.
-        attention: Heights of the feature maps that have attention, said for an image of height `image_size` (enlarged
-            as above: 28 with four levels counts as 32).
+        blocks: Residual blocks per level of the downsampling path; the upsampling path has one more.
+        attention: Heights of the feature maps with attention, for an image of height `image_size` (padded as above: 28
+            with four levels counts as 32).
         dropout: Dropout inside the residual blocks.
         num_classes: Number of classes, 0 for none.
-        image_size: Height of the images of training, for which `attention` is said, or height and width (`attention`
-            then counts the longer one). It limits nothing: images of other sizes have attention at the same levels.
+        image_size: Height of the training images, to which `attention` refers, or height and width (`attention` then
+            refers to the longer one). It is no restriction: images of other sizes have attention at the same levels.
         head_channels: Width of an attention head; None: a single head as wide as the feature map, as in DDPM.
         fourier_features: Exponents n for which sin(2^n pi x) and cos(2^n pi x) are added to the input channels (VDM,
-            Kingma et al. 2021, arXiv 2107.00630), which shows the network the fine detail that likelihood rests on:
-            (6, 7) for 256 levels on [-1, 1], (2, 3) for 17.
+            Kingma et al. 2021, arXiv 2107.00630), which expose the fine detail that likelihood depends on: (6, 7) for
+            256 grey levels on [-1, 1], (2, 3) for 17.
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         out_channels: Channels of the result; None: those of an image.
 
     Raises:
-        UserError: An argument is out of range, an entry of `attention` is the height of no level, or `head_channels`
-            does not divide the channels of a level that has attention.
+        UserError: An argument is out of range, an entry of `attention` is not the height of any level, or
+            `head_channels` does not divide the channels of a level with attention.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class UNet(nn.Module):
 
 
 def _lengths(side: int, levels: int) -> list[int]:
-    """The lengths that a side of an image has in the feature maps of each level, from full resolution down."""
+    """The length of a side of an image in the feature maps of each level, from full resolution down."""
     multiple = 2 ** (levels - 1)
     return [(math.ceil(side / multiple) * multiple) >> level for level in range(levels)]
 

@@ -109,7 +109,7 @@ def check_numbers(**numbers: object) -> None:
     """Refuse settings of a schedule that are not finite numbers.
 
     Raises:
-        UserError: For the first that is none.
+        UserError: For the first that is not.
     """
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

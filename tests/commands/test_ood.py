@@ -68,6 +68,7 @@ def test_other_images_come_at_the_size_of_the_model(tmp_path):
         ood.load(str(tmp_path / "b.npz"), images(shape=(3, 4, 4)), "test", None)
 
 
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
 def test_other_images_come_in_the_levels_of_the_model(tmp_path):
     """Every bin of the coarse levels holds the fine levels of its stretch of [0, 1]."""
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(30, 0)

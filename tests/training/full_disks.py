@@ -10,6 +10,7 @@ import tempfile
 import torch
 
 from diffusion.commands import app, evaluation, report  # noqa: F401  before the fork, for speed
+from diffusion.commands.train import train as training
 from diffusion.training import fit  # noqa: F401
 
 
@@ -19,7 +20,7 @@ def train(arguments):
         if pid == 0:
             for stream in (1, 2):
                 os.dup2(said.fileno(), stream)
-            os._exit(app.command(app.train, arguments))
+            os._exit(app.command(training.train, arguments))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         said.seek(0)
         return {"code": code, "said": said.read().decode()}

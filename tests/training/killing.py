@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from diffusion.commands import app
+from diffusion.commands.train import train as training
 from diffusion.errors import UserError
 from diffusion.models import DiffusionModel
 from diffusion.storage import atomic
@@ -49,7 +50,7 @@ def child(arguments, pipe):
     DenoiserModule.validation_step = announcing("validation", DenoiserModule.validation_step, pipe)
     DiffusionModel.sample = announcing("sampling", DiffusionModel.sample, pipe)
     atomic.writer = announcing("writing", atomic.writer, pipe)
-    code = app.command(app.train, arguments)
+    code = app.command(training.train, arguments)
     os._exit(code)
 
 

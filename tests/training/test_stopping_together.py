@@ -86,7 +86,8 @@ def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy,
 # train.py, which also writes down how it ends: a launcher tells nobody.
 PROGRAM = """
 import os, sys
-from diffusion.commands.app import command, train
+from diffusion.commands.app import command
+from diffusion.commands.train.train import train
 from diffusion.processes import end
 code = command(train)
 open(f"{os.environ['CODES']}/{os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))}", "w").write(str(code))

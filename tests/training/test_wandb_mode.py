@@ -216,7 +216,8 @@ def test_training_starts_soon_where_the_server_cannot_be_reached(tmp_path, serve
 ON_A_DISK = """
 import os, sys
 from diffusion.storage import runs
-from diffusion.commands.app import command, train
+from diffusion.commands.app import command
+from diffusion.commands.train.train import train
 made = runs.create_run
 def create_run(folder, name):
     run = made(folder, name)

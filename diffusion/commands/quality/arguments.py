@@ -9,9 +9,6 @@ from ...config import SamplingConfig
 from ..evaluate.arguments import WANDB
 from ..options import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
 
-# The options of drawing that a figure may depend on.
-SAMPLING = ("sampler", "steps", "eta", "grid", "log_snr_end", "tolerance", "method", "prior", "output")
-
 
 def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line of `quality`.

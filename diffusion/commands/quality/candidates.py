@@ -21,8 +21,8 @@ from ...models.tuning_cache import told_tuning
 from ...numerics.random import fixed_subset
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
+from ..sample.settings import SETTINGS, given_settings
 from ..subjects import Subject, load_images_of, load_subject
-from .arguments import SAMPLING
 
 DRAWN = 1000
 Progress = Callable[[int, int], None]
@@ -69,10 +69,11 @@ def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
 def _model(text: str, options: argparse.Namespace) -> Candidate:
     subject = load_subject(text, options.runs)
     model = subject.model
-    given = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    given = given_settings(options, "figure")
     for name in given:
         if name not in model.sampling_options:
-            taken = ", ".join(_flag(option) for option in SAMPLING if option in model.sampling_options)
+            figure = [option for option, setting in SETTINGS.items() if setting.figure]
+            taken = ", ".join(_flag(option) for option in figure if option in model.sampling_options)
             raise UserError(f"{_flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
     settings = model.sampling_settings(given)
     count = options.samples or DRAWN

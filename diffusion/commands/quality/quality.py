@@ -36,8 +36,8 @@ from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
 from ..preflight import check_takes_figures
 from ..report import console
+from ..sample.settings import given_settings
 from ..subjects import named_apart
-from .arguments import SAMPLING
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, remarks, table
 
@@ -143,7 +143,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
             f"--data: {candidates[0].name} is a model, held against its own data; --data names other data for images "
             "alone, or the path where the images of the model's training are now"
         )
-    asked = [f"--{name.replace('_', '-')}" for name in SAMPLING if getattr(options, name) is not None]
+    asked = [f"--{name.replace('_', '-')}" for name in given_settings(options, "figure")]
     if asked and not any(drawn):
         raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
 

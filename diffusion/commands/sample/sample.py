@@ -30,19 +30,15 @@ from ...sampling.sample import DEFAULT_BATCH
 from ...schedules import time_grids
 from ...storage import runs
 from ...storage.paths import file_name
-from ..options import SAMPLING_OPTIONS
 from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
+from .settings import SETTINGS, given_settings
 
 DEFAULT_MODEL = "pretrained:digits"
 # The samples that an animation shows.
 ANIMATED = 16
-# The numbers are for plain draws: no image to begin at, or to hold to.
-FITTED_TAKES = (
-    "sampler", "steps", "label", "guidance", "guidance_interval", "guide", "classifier", "dtype", "size",
-)  # fmt: skip
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -57,7 +53,7 @@ def draw(options: argparse.Namespace) -> int:
     if record is not None:
         return redraw(model, record, options, device)
 
-    given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if getattr(options, name) is not None}
+    given = given_settings(options)
     if (options.encode or options.interpolate) and "sampler" in model.sampling_options:
         given = {"sampler": DEFAULT_SAMPLER, **given}
     for name in given:
@@ -249,9 +245,10 @@ def _record(
 
 
 def _check_fitted(settings: Mapping[str, Any]) -> None:
-    refused = [name for name in settings if name not in FITTED_TAKES]
+    taken = [name for name, setting in SETTINGS.items() if setting.fitted]
+    refused = [name for name in settings if name not in taken]
     if refused:
-        raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(FITTED_TAKES[1:])}")
+        raise UserError(f"--sampler {FITTED}: does not go with {refused[0]}; it takes {', '.join(taken[1:])}")
 
 
 def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:

@@ -33,7 +33,7 @@ class ExponentialSDE(NoiseDial, RowSampler):
     deviation after 10 steps with eta = 2 is 0.90 to 1.0 of the true one, with order 1 it is 0.54 to 0.58.
 
     Args:
-        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        eta: The stochasticity, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
         order: 1 or 2.
     """
 
@@ -76,7 +76,7 @@ class EulerMaruyama(NoiseDial, LinearSampler):
     """Euler-Maruyama in the schedule's time: the textbook step, stable only where (1 + eta^2) g^2 dt << sigma^2.
 
     Args:
-        eta: The noise dial, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
+        eta: The stochasticity, any value >= 0, or a profile over log-SNR (`NoiseProfile`).
     """
 
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
