@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from .. import samplers, schedules
@@ -296,16 +297,16 @@ def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
     """The training loss of a configuration on the path of a denoiser.
 
     Raises:
-        UserError: For a weighting or a distribution of times that leaves a learned schedule nothing to learn.
+        UserError: For a weighting or a distribution of times that leaves a learned schedule nothing to learn, and times
+            of which none are on the path.
     """
     options = config.objective
     if denoiser.schedule.is_learned and options.time != "uniform":
         raise UserError(f"objective.time: found '{options.time}'; schedule.name 'learned' takes uniform")
     gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
-    return Objective(
-        weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma),
-        time_distribution(options.time, options.time_mean, options.time_std),
-    )
+    times = time_distribution(options.time, options.time_mean, options.time_std)
+    times.log_snr(denoiser.schedule, torch.tensor([0.5], dtype=torch.float64))  # refused here, before a run is made
+    return Objective(weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma), times)
 
 
 def build_dequantizer(facts: DataFacts) -> Dequantizer | None:

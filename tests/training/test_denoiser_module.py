@@ -8,6 +8,7 @@ from tiny_configs import digits_config, toy_config
 
 from diffusion.config import OptimizerConfig
 from diffusion.data import load_toy
+from diffusion.errors import UserError
 from diffusion.models.build import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
 from diffusion.schedules.schedule import log_snr_ends
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
@@ -160,3 +161,9 @@ def test_the_optimizer_holds_every_weight_once_with_the_configured_settings(tmp_
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.1)
     assert group["lr"] == pytest.approx(1e-3 * 0.5), "the first step of a warmup of two"
     assert made["lr_scheduler"]["interval"] == "step"
+
+
+def test_times_that_are_not_on_the_path_are_refused_before_there_is_a_run(tmp_path):
+    config = toy_config(tmp_path, "objective.time=log-normal", "objective.time_mean=1e9")
+    with pytest.raises(UserError, match=r"objective\.time_mean: found 1e\+09"):
+        make_module(config)
