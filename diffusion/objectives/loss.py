@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers.denoiser import Denoiser
-from ..denoisers.given import reals
+from ..denoisers.denoiser import denoiser_of
+from ..denoisers.given import reals, tensor_of
 from ..errors import UserError
+from ..schedules import Schedule
 from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution, evenly_spaced
-from .weightings import Weighting
 
 # Scale of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the
 # full gradient, which is clipped, is that of the network.
@@ -65,16 +65,25 @@ class Objective:
         loss(denoiser, x).mean().backward()
 
     Args:
-        weighting: w(lambda), see `weightings.weighting`.
-        times: The distribution of training times.
+        weighting: w(lambda), a `Weighting`, see `weightings.weighting`.
+        times: The distribution of training times, a `TimeDistribution`.
+
+    Raises:
+        UserError: For the names of either, which are made with the path.
     """
 
-    weighting: Weighting
-    times: TimeDistribution
+    weighting: Any
+    times: Any
+
+    def __post_init__(self):
+        if not callable(self.weighting):
+            raise UserError(f"weighting: found {self.weighting!r}; needs a function of log-SNR, weighting(name, path)")
+        if not isinstance(self.times, TimeDistribution):
+            raise UserError(f"times: found {self.times!r}; needs a distribution of times, time_distribution(name)")
 
     def __call__(
         self,
-        denoiser: Denoiser,
+        denoiser: Any,
         x: Any,
         u: Any = None,
         eps: Any = None,
@@ -84,7 +93,7 @@ class Objective:
         """The losses of clean data x at random times, with random noise; both can be passed.
 
         Args:
-            denoiser: The denoiser in training.
+            denoiser: The denoiser in training, or a diffusion model.
             x: Clean data, shape (B, *shape); images in [-1, 1].
             u: Uniforms in (0, 1) that determine the times, float64 (B,); by default drawn, evenly spaced over the
                 batch with one common shift (`draw_u`).
@@ -95,13 +104,18 @@ class Objective:
         Raises:
             UserError: For level indices instead of real values, shapes that do not agree, and a u outside (0, 1).
         """
+        if not isinstance(getattr(denoiser, "schedule", None), Schedule):  # a compiled denoiser has one
+            denoiser = denoiser_of("denoiser", denoiser)
         x = reals("x", x)
+        if x.ndim == 0:
+            raise UserError("x: found one number; needs a batch of samples, (B, *shape)")
         where = x.device if generator is None else generator.device
         if u is None:
             shift = torch.rand(1, generator=generator, device=where, dtype=torch.float64)
             u = evenly_spaced(shift, torch.arange(len(x), device=where), len(x)).to(x.device)
         if eps is None:
             eps = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
+        u = u if isinstance(u, Tensor) else tensor_of("u", u).double()
         eps = reals("eps", eps)
         if eps.shape != x.shape or u.shape != x.shape[:1]:
             raise UserError(

@@ -197,7 +197,8 @@ def sample(
         noise: The initial noise, shape (n, *shape), at the grid's first time, instead of drawn noise (normals times the
             standard deviation of the path there).
         dtype: The dtype of the solver's state, float32 or float64, also by name; by default that of `noise`, or
-        float32. tolerance: The tolerance of an adaptive solver (ode).
+            float32.
+        tolerance: The tolerance of an adaptive solver (ode).
         method: The method of torchdiffeq (ode).
         batch_size: Samples drawn at once, 256 by default.
         start: Index of the first sample: (n, start) = (10, 5) are samples 5 to 14.

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..denoisers.given import positive_number, whole_number
 from ..errors import UserError
 from .distributed.shards import part, part_of, whole
 
@@ -59,29 +60,31 @@ class Average:
         images_seen: What `update` has counted.
 
     Raises:
-        UserError: The half-life or the ramp-up is not positive.
+        UserError: The half-life or the ramp-up is not a positive number.
     """
 
-    def __init__(self, module: nn.Module, half_life: float | int, ramp_up: float | int | None = 0.05) -> None:
-        if not half_life > 0:
-            raise UserError(f"ema.half_life: {half_life} found; a positive number of images is accepted.")
-        if ramp_up is not None and not ramp_up > 0:
-            raise UserError(f"ema.ramp_up: {ramp_up} found; a positive share of the images seen, or null, is accepted.")
-        self.module = module
-        self.half_life = float(half_life)
-        self.ramp_up = ramp_up
+    def __init__(self, module: Any, half_life: Any, ramp_up: Any = 0.05) -> None:
+        if not isinstance(module, nn.Module):
+            raise UserError(f"module: found a {type(module).__name__}; needs a torch.nn.Module")
+        self.module: nn.Module = module
+        self.half_life = positive_number("ema.half_life", half_life)
+        self.ramp_up = None if ramp_up is None else positive_number("ema.ramp_up", ramp_up)
         self.images_seen = 0
         # of sharded weights each process averages its part
         self._layout = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, DTensor)}
         self._average = _copies(module)
 
     @torch.no_grad()
-    def update(self, images: int = 1) -> None:
+    def update(self, images: Any = 1) -> None:
         """Move the average towards the module's weights, after a step of the optimiser.
 
         Args:
             images: The images of the step, over all processes. Where it is left out, half-lives are in steps.
+
+        Raises:
+            UserError: The images are not a whole number of at least 1.
         """
+        images = whole_number("images", images, 1)
         self.images_seen += images
         weight = 1.0 - decay(images, self.images_seen, self.half_life, self.ramp_up)
         averaged, current = [], []
@@ -98,8 +101,15 @@ class Average:
         return dict(self._average)
 
     def copy_to(self, module: nn.Module | None = None) -> None:
-        """Write the averages into a module of the same shapes: for good, and by default into the averaged one."""
-        _assign(_tensors(self.module if module is None else module), self._average)
+        """Write the averages into a module of the same shapes: for good, and by default into the averaged one.
+
+        Raises:
+            UserError: The module has other weights.
+        """
+        targets = _tensors(self.module if module is None else module)
+        if {n: t.shape for n, t in targets.items()} != {n: t.shape for n, t in self._average.items()}:
+            raise UserError("module: its weights have other names or shapes than those that are averaged")
+        _assign(targets, self._average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ SUMMARIES = {
 }
 
 
-def train(config: Any = "digits", /, *, resume: str = "auto", **overrides: Any) -> TrainedModel:
+def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides: Any) -> TrainedModel:
     """Train a model as `train.py` does, in a run folder, and return it as `diffusion.load` does.
 
         model = diffusion.train("digits", name="mine", trainer={"steps": 2000}, optimizer={"lr": 1e-3})
@@ -87,11 +87,13 @@ def train(config: Any = "digits", /, *, resume: str = "auto", **overrides: Any) 
         settings = load_config(config, overrides)
     else:
         raise UserError(f"config: found a {type(config).__name__}; a name, a path or a Config is accepted")
+    if not isinstance(resume, str | Path):
+        raise UserError(f"resume: found {resume!r}; accepted: 'auto', 'never', or a run")
     settings = settings.replace(evaluation=settings.evaluation.replace(enabled=False))
     preflight.check(settings, makes_run=resume in ("auto", "never"))
     if (count := preflight.process_count(settings)) > 1:
         raise UserError(f"trainer.devices: found {count} processes; diffusion.train is one, train.py takes several")
-    run = run_to_continue(settings, resume)
+    run = run_to_continue(settings, str(resume))
     if run is not None:
         print(f"continuing {run}", file=sys.stderr)
     with torch.random.fork_rng(devices=[]):

@@ -5,6 +5,7 @@ averaged exactly by x = m +- c, eps = +-1; and the integral over u is a sum with
 """
 
 import math
+from types import SimpleNamespace
 
 import laws
 import pytest
@@ -186,3 +187,22 @@ def test_data_that_are_no_floats_and_draws_of_another_shape_are_refused():
         objective(denoiser, torch.zeros(4, 1, dtype=torch.uint8))
     with pytest.raises(UserError, match="x, u, eps: found shapes"):
         objective(denoiser, torch.zeros(4, 1), eps=torch.zeros(3, 1))
+
+
+def test_arrays_lists_and_trained_models_are_taken_and_names_refused():
+    schedule = laws.SCHEDULES[0]
+    objective = Objective(weighting("elbo", schedule), time_distribution("uniform"))
+    denoiser = exact.Gaussian(laws.f64([0.0]), laws.f64(1.0), schedule)
+    u, eps = [0.1, 0.2, 0.3, 0.4], [[1.0]] * 4
+    tensors = objective(denoiser, torch.ones(4, 1), torch.tensor(u).double(), torch.ones(4, 1))
+    lists = objective(SimpleNamespace(denoiser=denoiser), [[1.0]] * 4, torch.tensor(u).double().numpy(), eps)
+    assert torch.equal(lists.weighted, tensors.weighted)
+    assert torch.allclose(objective(denoiser, torch.ones(4, 1), u, eps).weighted, tensors.weighted)
+    with pytest.raises(UserError, match="denoiser: found a Linear"):
+        objective(nn.Linear(1, 1), torch.ones(4, 1))
+    with pytest.raises(UserError, match="x: found one number"):
+        objective(denoiser, 1.0)
+    with pytest.raises(UserError, match="weighting: found 'elbo'"):
+        Objective("elbo", time_distribution("uniform"))
+    with pytest.raises(UserError, match="times: found 'uniform'"):
+        Objective(weighting("elbo", schedule), "uniform")

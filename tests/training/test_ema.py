@@ -173,8 +173,19 @@ def test_another_setting_or_network_is_refused():
         Average(nn.Linear(2, 2), 10.0, None).load_state_dict(state)
     with pytest.raises(UserError, match="another network"):
         Average(nn.Linear(2, 3), 10.0, 0.05).load_state_dict(state)
-    with pytest.raises(UserError, match=r"ema\.half_life"):
-        Average(nn.Linear(2, 2), 0.0)
+    for half_life in (0.0, float("nan"), "10", None):
+        with pytest.raises(UserError, match=r"ema\.half_life"):
+            Average(nn.Linear(2, 2), half_life)
+    with pytest.raises(UserError, match="module: found a OrderedDict"):
+        Average(nn.Linear(2, 2).state_dict(), 10.0)
+    average = Average(nn.Linear(2, 2), 10.0)
+    for images in (0, -3, 2.5, None):
+        with pytest.raises(UserError, match="images: found"):
+            average.update(images)
+    assert average.images_seen == 0
+    for module in (nn.Linear(2, 3), nn.Sequential()):
+        with pytest.raises(UserError, match="other names or shapes"):
+            average.copy_to(module)
 
 
 def test_the_callback_updates_once_per_optimiser_step_under_accumulation(tmp_path):

@@ -87,7 +87,7 @@ def test_a_second_sigint_interrupts_at_once(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == former
 
 
-@pytest.mark.slow  # what tests/test_cli.py and test_stopping_together.py do as well, of a process without a command
+@pytest.mark.slow  # as commands/test_cli.py and test_stopping_together.py, of a process without a command
 def test_sigterm_to_a_process_gives_75_and_a_checkpoint(tmp_path):
     script = Path(__file__).parent / "tiny_training.py"
     command = [sys.executable, script, tmp_path, "100000", "0.01"]
