@@ -31,8 +31,10 @@ def figure(name, seeds, seconds=(1.0, 3.0), **options):
 
 
 def rows(text):
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [dict(zip(results.HEAD, (c.strip() for c in line.strip("|").split("|")), strict=True)) for line in lines[2:]]
+    head, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    )
+    return [dict(zip(head, cells, strict=True)) for cells in lines]
 
 
 def test_means_spread_and_paired_differences():
