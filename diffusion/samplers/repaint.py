@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
@@ -46,23 +46,25 @@ class RePaint(Sampler):
 
     Args:
         known: The known image, read where `kept` is true, of shape (*shape) or (1 or B, *shape).
-        kept: Of the shape of a sample: true where it is known.
+        kept: Booleans of the shape of a sample: true where it is known.
         step: The solver of the steps, with one evaluation each.
         jump: The intervals of a stretch; the paper uses 10 of 250, 1 or 2 of 20 work best (docs/control.md).
         resamples: How often each is repeated (10 in the paper); 1 only replaces the known pixels.
 
     Raises:
-        UserError: For a jump or resamples below 1.
+        UserError: For a jump or resamples below 1, or a mask that is not boolean.
     """
 
     known: Float[Tensor, " *bdims"]
-    kept: Bool[Tensor, " *dims"]
+    kept: Tensor
     step: LinearSampler = field(default_factory=Ancestral)
     jump: int = 1
     resamples: int = 10
 
     def __post_init__(self):
         check_fields(self)
+        if self.kept.dtype != torch.bool:
+            raise UserError(f"kept: found {self.kept.dtype}; needs booleans, true where the image is known")
         for name, value in (("jump", self.jump), ("resamples", self.resamples)):
             if value < 1:
                 raise UserError(f"{name}: found {value}; must be at least 1")

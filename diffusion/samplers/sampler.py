@@ -55,6 +55,8 @@ def check_fields(sampler: Any) -> None:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if kind is int and not (isinstance(value, Integral) and is_number):
             raise UserError(f"{name}: found {value!r}; must be a whole number")
+        if name == "steps" and value < 1:
+            raise UserError(f"steps: found {value}; must be at least 1")
         if kind is float and not (is_number and not math.isnan(float(value))):
             raise UserError(f"{name}: found {value!r}; must be a number")
         if kind is bool and not isinstance(value, bool):

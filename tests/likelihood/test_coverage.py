@@ -224,7 +224,7 @@ def holds(counts: Counts, image: float) -> None:
 
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-SETTINGS = [("gaussian", 17), ("mixture", 2), ("mixture", 256)]  # on every path, and of 17 levels: slow
+SETTINGS = [("gaussian", 17), *(("mixture", levels) for levels in LEVELS)]
 
 
 @pytest.mark.parametrize(("kind", "levels"), SETTINGS)

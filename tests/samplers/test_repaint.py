@@ -93,6 +93,10 @@ def test_a_sample_depends_on_its_index_alone():
 
 
 def test_what_it_cannot_do_is_refused():
+    with pytest.raises(UserError, match="steps: found 0; must be at least 1"):
+        DDIM(steps=0)
+    with pytest.raises(UserError, match=r"kept: found torch\.float32; needs booleans"):
+        RePaint(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(UserError, match="resamples: found 0"):
         RePaint(f64([0.5, 0.0]), KEPT, resamples=0)
     with pytest.raises(UserError, match=r"found shapes \(3,\) and \(2,\)"):

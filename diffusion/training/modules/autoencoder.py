@@ -35,7 +35,7 @@ class VAEModule(ModelModule):
     Args:
         autoencoder: The model.
         config: The configuration of the run.
-        metadata: What makes the checkpoint a model by itself (see `model.load`).
+        metadata: What makes the checkpoint a model by itself (see `models.load`).
     """
 
     averaged: ClassVar[str] = "autoencoder"
@@ -96,7 +96,7 @@ class EAEModule(ModelModule):
     Args:
         autoencoder: The model.
         config: The configuration of the run.
-        metadata: What makes the checkpoint a model by itself (see `model.load`).
+        metadata: What makes the checkpoint a model by itself (see `models.load`).
     """
 
     averaged: ClassVar[str] = "autoencoder"

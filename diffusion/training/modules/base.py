@@ -58,7 +58,7 @@ class ModelModule(L.LightningModule):
 
     Args:
         config: The configuration of the run.
-        metadata: What makes the checkpoint a model by itself (see `model.load`).
+        metadata: What makes the checkpoint a model by itself (see `models.load`).
     """
 
     averaged: ClassVar[str]

@@ -19,7 +19,7 @@ def build_module(config: Config, facts: DataFacts, metadata: Mapping[str, str]) 
     Args:
         config: The configuration.
         facts: The facts of the data.
-        metadata: What makes a checkpoint a model by itself (see `model.load`).
+        metadata: What makes a checkpoint a model by itself (see `models.load`).
 
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.

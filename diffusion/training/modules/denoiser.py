@@ -36,7 +36,7 @@ class DenoiserModule(ModelModule):
         objective: The loss.
         config: The configuration of the run.
         dequantizer: The levels and their places; None for continuous data.
-        metadata: What makes the checkpoint a model by itself (see `model.load`).
+        metadata: What makes the checkpoint a model by itself (see `models.load`).
     """
 
     averaged: ClassVar[str] = "denoiser"
