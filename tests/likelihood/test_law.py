@@ -185,7 +185,7 @@ def test_a_record_and_a_part_of_an_earlier_release_have_their_law(tmp_path):
     assert records.read(path).estimate.law == "flow"
     old["estimate"]["protocol"]["law"] = "flaw"
     path.write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"damaged .*law: found 'flaw'"):
+    with pytest.raises(UserError, match=r"damaged.*law: found 'flaw'"):
         records.read(path)
 
     first = Estimate(**{**vars(now), "log_prob": f64([-1.0]), "std_error": f64([0.0]), "indices": torch.tensor([0])})
