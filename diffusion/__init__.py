@@ -12,7 +12,10 @@ The parts load when they are first used: `import diffusion` itself costs nothing
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from .moved import MOVED, Finder
 
 if TYPE_CHECKING:
     from . import baselines, data, denoisers, likelihood, metrics, networks, objectives, samplers, schedules
@@ -62,11 +65,16 @@ __all__ = [
 ]
 
 
+sys.meta_path.append(Finder())
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     if name in _MODULES:
         return importlib.import_module(f".{_MODULES[name]}", __name__)
+    if name in MOVED:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'diffusion' has no attribute '{name}'")
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "diffusion"
 THEORY = "torch einops torchdiffeq jaxtyping"
 # From the ground up: a room, and the libraries beside the standard one that it may import.
 ROOMS = {
+    "moved": "",
     "errors": "",
     "processes": "",
     "devices": "torch",
