@@ -1,4 +1,4 @@
-"""The command lines of `evaluate` and `compare`, read before torch is loaded."""
+"""The command line of `evaluate`, read before torch is loaded, and what `compare` shares of it."""
 
 from __future__ import annotations
 
