@@ -35,7 +35,10 @@ def measure_toy(
         tolerance=options.tolerance or config.evaluation.tolerance,
     )
     toy = build_data(config).toy
-    assert toy is not None
+    if toy is None:  # a file whose configuration and facts disagree
+        raise UserError(
+            f"{subject.name}: is a model of points, and its data.name is '{config.data.name}', which are images"
+        )
     return evaluate_points(subject.model, toy, settings, progress)
 
 
