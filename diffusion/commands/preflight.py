@@ -111,15 +111,15 @@ def check_quality(options: argparse.Namespace) -> None:
     """
     check_device(options.device)
     _check_drawing(options.sampler, options.grid)
+    if options.data is not None:
+        check_reference(options.data, options.runs)
     for name in options.run:
         if not are_images(name, options.runs):
             check_models([name], options.runs)
         elif not Path(name).exists():
             raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar, .npz or .npy of images, or a run")
         elif options.data is None:
-            raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
-        else:
-            check_reference(options.data, options.runs)
+            raise UserError(f"--data: {name} holds images; name the data set that they are to be compared with")
     check_features(options.features)
 
 

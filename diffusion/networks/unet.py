@@ -215,8 +215,8 @@ def _levels_with_attention(attention: Sequence[int], image_size: int, heights: S
     for height in attention:
         if height not in heights:
             raise UserError(
-                f"attention: no feature map has height {height}; with image_size {image_size} and {len(heights)} "
-                f"levels the heights are {', '.join(map(str, heights))}."
+                f"attention: no feature map has height {height}; for images of height {image_size}, in {len(heights)} "
+                f"levels, the heights are {', '.join(map(str, heights))}."
             )
     return [height in attention for height in heights]
 

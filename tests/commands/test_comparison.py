@@ -199,7 +199,7 @@ def test_hostile_names_stay_text():
     assert HOSTILE in {row["run"] for row in csv.DictReader(Table.of(exports.figures(content)).csv().splitlines())}
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(tables.terminal_table(content))
+        console.print(tables.terminal_tables(content)[0])
     assert HOSTILE in capture.get(), "no markup"
 
 
@@ -252,13 +252,24 @@ def test_what_training_cost_is_in_every_table():
     html = page(content, {}, {}, {})
     assert "115,200" in html
     assert "trained on cpu, 2" in html
-    table = tables.terminal_table(content)
-    assert {"parameters", "images seen", "training seconds", "kind"} <= set(table.names)
-    console = Console(width=100)  # too little: names fold, figures do not
-    with console.capture() as capture:
-        console.print(table)
-    for row in rows:
-        assert tables.half_width(row.estimate.mean(), sign=False) in capture.get()
+    figured, costs = tables.terminal_tables(content)
+    assert {"parameters", "images seen", "training seconds"} <= set(costs.names)
+    assert {"method, kind", "bits/dim ± 95 %"} <= set(figured.names)
+
+
+def test_the_tables_of_the_terminal_fit_it_and_break_no_word():
+    names = ["vae-digits-0001", "mixture of categoricals", "autoregressive forest"]
+    rows = [evaluation(name, normal(seed).square() - 3.0 * seed) for seed, name in enumerate(names)]
+    known = {"images_seen": 512_000, "training_seconds": 1201.4, "parameters": 35_700_000}
+    content = Content("t", "a", group([replace(row, model={**row.model, **known}) for row in rows]))
+    for table in tables.terminal_tables(content):
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(table)
+        shown = capture.get()
+        assert max(map(len, shown.splitlines())) <= 80
+        words = {word for row in [table.names, *map(table.texts, table.rows)] for text in row for word in text.split()}
+        assert words <= set(shown.split())
 
 
 @pytest.fixture

@@ -211,6 +211,7 @@ def test_images_are_encoded_on_the_command_line(here, capsys):
     code, out, err = run_sample(capsys, "--encode a.png b.png --sampler adams --steps 6 --out noise.npz")
     assert (code, err) == (0, "")
     assert "back again: off by " in out
+    assert "2 images, sampler adams, NFE 6 there, 6 back, " in out
     with np.load("noise.npz") as arrays:
         noise, record = torch.from_numpy(arrays["noise"]), json.loads(str(arrays["record"]))
     assert noise.shape == (2, 1, 8, 8)
@@ -220,7 +221,9 @@ def test_images_are_encoded_on_the_command_line(here, capsys):
 
 def test_a_strip_is_drawn_and_drawn_again_from_itself(here, capsys):
     line = "--interpolate a.png b.png --n 5 --sampler ddim --steps 4 --out strip.png"
-    assert run_sample(capsys, line)[0] == 0
+    code, out, _ = run_sample(capsys, line)
+    assert code == 0
+    assert "5 pictures, sampler ddim, NFE 4 a path, " in out
     code, out, _ = run_sample(capsys, "--from strip.png")
     assert code == 0
     assert "the same pixels as strip.png" in out
@@ -239,7 +242,10 @@ def test_an_image_is_varied_and_the_picture_drawn_again(here, capsys):
     ("line", "says"),
     [
         ("--strength 0.4", "--strength: goes with --edit"),
-        ("--edit a.png --strength 1", "strength: found 1.0"),
+        ("--edit a.png --strength 1", "error: --strength: found 1.0"),
+        ("--interpolate a.png b.png --n 1", "error: --n: found 1"),
+        ("--sampler heun --option s_churn=-1.5", "error: --option s_churn: found -1.5"),
+        ("--dtype float16", "--dtype: "),
         ("--edit none.png", "--edit: none.png does not exist"),
         ("--edit a.png --inpaint a.png --mask b.png", "--edit: not with --inpaint"),
         ("--encode a.png --out x.png", "--encode writes x.npz"),
