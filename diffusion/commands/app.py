@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -55,31 +56,36 @@ def sample(argv: Sequence[str]) -> int:
 class ProgressBar:
     """How far a command is, for callbacks of (done, of how many): a bar for each task in a terminal, lines elsewhere.
 
-    Args:
-        silent: Seconds that a task may take before there is a line about it.
+    The lines come by the clock, also where nothing calls back for minutes.
     """
 
-    EVERY = 30.0  # seconds between two lines
+    FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
 
-    def __init__(self, silent: float = 0.0) -> None:
-        self.silent = silent
+    def __init__(self) -> None:
         self._bar = None
-        self._task = ""
-        self._begun = self._next = 0.0
+        self._task, self._state = "", ""
+        self._over = threading.Event()
 
     def named(self, task: str, done: int, count: int, note: str = "") -> None:
         """Show that `done` of `count` of a task are done; a count of 0 is one that is not known yet."""
-        is_new, now = task != self._task, time.monotonic()
+        is_new = task != self._task
         if is_new:
             self.close()
-            self._task, self._begun, self._next = task, now, now + self.silent
+            self._task = task
         if sys.stderr.isatty():
             self._show(task, done, count, note)
-        elif (done < count or not count) and now >= self._next and not is_helper():
-            parts = (f"{done:,} of {count:,}" if count else "", note, "" if is_new else f"{now - self._begun:.0f} s")
-            told = ", ".join(filter(None, parts))
-            print(f"{task}: {told}" if told else task, file=sys.stderr, flush=True)
-            self._next = now + self.EVERY
+            return
+        parts = (f"{done:,} of {count:,}" if count else "", note)
+        self._state = "".join(f", {part}" for part in parts if part)
+        if is_new and not is_helper():
+            self._over = threading.Event()
+            threading.Thread(target=self._tell, args=(task, self._over), name="progress", daemon=True).start()
+
+    def _tell(self, task: str, over: threading.Event) -> None:
+        start, wait = time.monotonic(), self.FIRST
+        while not over.wait(wait):
+            print(f"{task}: {time.monotonic() - start:.0f} s{self._state}", file=sys.stderr, flush=True)
+            wait = self.EVERY
 
     def _show(self, task: str, done: int, count: int, note: str) -> None:
         if self._bar is None:
@@ -94,6 +100,7 @@ class ProgressBar:
     def close(self) -> None:
         """End the present task."""
         self._task = ""
+        self._over.set()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

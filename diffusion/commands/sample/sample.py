@@ -99,7 +99,7 @@ def draw(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     drawn, written, begun = 0, [], files.done
     task = f"sampling ({way})"
-    with files, model.counted() as count, closing(ProgressBar(silent=5.0)) as bar:
+    with files, model.counted() as count, closing(ProgressBar()) as bar:
         size = min(n, options.batch_size or DEFAULT_BATCH)
         for first, stop in files.missing(size):
             batch = stop - first
