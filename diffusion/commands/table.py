@@ -140,7 +140,7 @@ class Table:
         yield made
 
     def _widths(self, room: int) -> list[int | None]:
-        """The columns' widths, so narrow that they fit and so wide that no word is broken; None where that cannot be."""
+        """The columns' widths: they fit, and no word is broken; None where that cannot be."""
         most, least = [], []
         for column in self.columns:
             texts = [column.name, *map(column.text, self.rows)]

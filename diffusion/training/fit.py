@@ -320,6 +320,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
             # a network's output is a view where it was cropped; denoisers compute nothing in place
             warnings.filterwarnings("ignore", ".*returned a view tensor.*")
+            # torch.compile looks at it by itself where a compiled network is given what another one computed
+            warnings.filterwarnings("ignore", ".*The .grad attribute of a Tensor that is not a leaf.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
