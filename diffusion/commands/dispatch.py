@@ -8,9 +8,10 @@ from ..config.preflight import check_device
 from ..errors import choose
 from .app import sample
 from .compare.arguments import parse_compare_arguments
+from .convert.arguments import parse_convert_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import parse_evaluate_arguments
-from .preflight import check_comparison, check_models, check_quality, check_tradeoff, check_training
+from .preflight import check_comparison, check_conversion, check_models, check_quality, check_tradeoff, check_training
 from .quality.arguments import parse_quality_arguments
 from .tradeoff.arguments import parse_tradeoff_arguments
 from .train.arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
@@ -25,6 +26,7 @@ commands:
   quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
   tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
   train-features     train the network whose features samples of other data are measured by
@@ -95,6 +97,16 @@ def compare(argv: Sequence[str]) -> int:
     return run(options)
 
 
+def convert(argv: Sequence[str]) -> int:
+    """`convert`: a model as one file."""
+    options = parse_convert_arguments(argv)
+    check_conversion(options)
+
+    from .convert.convert import run
+
+    return run(options)
+
+
 def train_classifier(argv: Sequence[str]) -> int:
     """`train-classifier`: train a classifier of noisy images."""
     options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
@@ -122,6 +134,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "quality": quality,
     "tradeoff": tradeoff,
     "compare": compare,
+    "convert": convert,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,

@@ -54,11 +54,11 @@ def check_sample(options: argparse.Namespace) -> None:
         _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
 
 
-def _check_out(path: str, may_be_folder: bool = False) -> None:
+def _check_out(path: str, may_be_folder: bool = False, name: str = "--out") -> None:
     try:
         atomic.check_writable(path, may_be_folder)
     except OSError as error:
-        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
+        raise UserError(f"{name}: {path} cannot be written ({error.strerror})") from error
 
 
 def _check_fitted(options: argparse.Namespace) -> None:
@@ -88,6 +88,21 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
     for name in names:
         if not (checkpoints and Path(name).suffix == ".ckpt" and Path(name).is_file()):
             runs.resolve_model(name, runs_dir)
+
+
+def check_conversion(options: argparse.Namespace) -> None:
+    """Refuse a conversion that cannot begin.
+
+    Raises:
+        UserError: For a model that is not there, and a file that is there, or is not named as a model's.
+    """
+    check_models([options.model], options.runs, checkpoints=True)
+    out = Path(options.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"OUT: found {out}; the name of a model file ends in .safetensors")
+    if out.exists():
+        raise UserError(f"OUT: {out} is there already; name another file")
+    _check_out(options.out, name="OUT")
 
 
 def check_takes_figures(folder: str | Path) -> None:
