@@ -114,7 +114,9 @@ def run_command(capsys, body, argv):
 
 
 @pytest.mark.parametrize("family", ["vae", "eae"])
-def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, small_forest, family):
+def test_from_the_command_to_the_table_and_to_samples(
+    tmp_path, monkeypatch, capsys, quick_fit, small_baselines, family
+):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
@@ -122,7 +124,7 @@ def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, cap
     argv = autoencoder_arguments(family, tmp_path, *QUICK, *more)
     code, out, err = run_command(capsys, train, argv)
     assert code == 0
-    assert "step 6/6" in err
+    assert "step 6 of 6" in err
     run = tmp_path / "runs" / f"{family}-digits-0001"
     written = json.loads((run / "evaluation.json").read_text())["estimates"]
     assert list(written) == [
