@@ -251,14 +251,14 @@ def path_times(t: Any, n: int) -> Tensor:
         t = t.double()
     if t.ndim and t.shape != (n,):
         raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
-    if _can_be_looked_at(t):
+    if can_be_looked_at(t):
         for found in map(float, t.detach().aminmax() if t.ndim else (t.detach(),)):
             if found < -beyond or found > 1.0 + beyond:
                 raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
     return t
 
 
-def _can_be_looked_at(x: Tensor) -> bool:
+def can_be_looked_at(x: Tensor) -> bool:
     """Whether values can be read without a synchronisation: not on a GPU, in a compiled graph, or under vmap."""
     if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
         return False
@@ -281,7 +281,7 @@ def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
         if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
             return cond
         return condition_for("cond", cond, n)
-    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not _can_be_looked_at(cond):
+    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not can_be_looked_at(cond):
         return cond
     return class_labels("cond", cond, classes, n, null=True)
 

@@ -96,7 +96,7 @@ def philox4x32(
             spare = c3, c1
         c0, c2 = c0.bitwise_xor_(k0).bitwise_and_(_MASK), c2.bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
-        if spare is None and all(c.shape == whole for c in (c0, c1, c2, c3)):
+        if spare is None and not torch.compiler.is_compiling() and all(c.shape == whole for c in (c0, c1, c2, c3)):
             spare = torch.empty_like(c0), torch.empty_like(c0)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
@@ -125,7 +125,7 @@ def _words(
 def uniform(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -158,7 +158,7 @@ def uniform(
 def normal(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int | Int[Tensor, " b"],
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -199,7 +199,7 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int, dtype:
 def rademacher(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -219,9 +219,13 @@ def state_seed(seed: int, *keys: int) -> int:
         keys: Numbers that distinguish the uses, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
-    words = [torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16)]
-    low, high, *_ = philox4x32((words[0], words[1], words[2], words[3]), (seed & _MASK, (seed >> 32) & _MASK))
-    return (int(high) & 0x7FFFFFFF) << 32 | int(low)
+    c0, c1, c2, c3 = a & _MASK, b & _MASK, c & _MASK, STREAM_STATE << 16
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(_ROUNDS):  # as `philox4x32`, of numbers
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return (c1 & 0x7FFFFFFF) << 32 | c0
 
 
 @dataclass(frozen=True)

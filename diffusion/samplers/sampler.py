@@ -243,7 +243,7 @@ def is_value(thing: object) -> bool:
             and settings is not None
             and settings.frozen
             and settings.eq
-            and all(map(is_value, vars(thing).values()))
+            and all(is_value(getattr(thing, field.name)) for field in fields(thing))
         )
     return thing is None or type(thing) in (bool, int, float, str)
 
