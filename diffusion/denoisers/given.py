@@ -187,17 +187,18 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
         UserError: For real numbers, and values that are not level indices.
     """
     x = tensor_of(name, value)
-    if x.dtype == torch.uint8 or (x.dtype == torch.bool and levels == 2):
-        return x.to(torch.uint8)
     most = (levels or 256) - 1
+    if x.dtype == torch.bool and levels == 2:
+        return x.to(torch.uint8)
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         span = f" from {float(x.min()):.4g} to {float(x.max()):.4g}" if x.is_floating_point() and x.numel() else ""
         raise UserError(
             f"{name}: found {x.dtype}{span}; a likelihood is of levels in uint8, 0 to {most} "
             "(log_density takes real numbers)"
         )
-    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) <= most:
-        raise UserError(f"{name}: found levels {int(x.min())} to {int(x.max())}; accepted: 0 to {most}")
+    low, high = map(int, x.aminmax()) if x.numel() and not (x.dtype == torch.uint8 and most == 255) else (0, 0)
+    if not 0 <= low <= high <= most:
+        raise UserError(f"{name}: found levels {low} to {high}; accepted: 0 to {most}")
     return x.to(torch.uint8)
 
 

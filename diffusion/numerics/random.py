@@ -114,7 +114,10 @@ def _words(
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
     step, stream = (
-        torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
+        key.to(index).reshape(-1, 1)
+        if isinstance(key, Tensor)
+        else torch.full((1, 1), key, dtype=torch.int64, device=index.device)  # written there: nothing is copied
+        for key in (step, stream)
     )
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
     # They are not expanded: the first rounds, on single rows or columns, then cost next to nothing.

@@ -164,8 +164,9 @@ class DataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As Lightning does, with the positions of a slice, which are the same at each step, copied once."""
         if "slice" in batch:
-            placed = self._positions.setdefault(batch["slice"], batch["positions"].to(device))
-            batch = {**batch, "positions": placed}
+            if batch["slice"] not in self._positions:
+                self._positions[batch["slice"]] = batch["positions"].to(device)
+            batch = {**batch, "positions": self._positions[batch["slice"]]}
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> DataLoader:

@@ -188,7 +188,8 @@ def fit(
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
     module.compiles = compiled and not sharded
-    if compiled and sharded:  # weights are gathered between the parts of a network, not within a graph
+    by_network = compiled and sharded  # weights are gathered between the parts of a network, not within a graph
+    if by_network:
         for network in module.networks:
             network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
@@ -217,7 +218,7 @@ def fit(
                 ),
                 ema,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, compiled),
+                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,

@@ -111,7 +111,7 @@ class TrainingRecord(Callback):
         atomic.write_text(run / runs.TRAINING, json.dumps(self.to_dict()) + "\n")
 
 
-def _mark() -> torch.cuda.Event:
+def _mark() -> Any:
     """Now, in the order of what the GPU was given to do; the host does not wait for it."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
