@@ -7,10 +7,11 @@ inference mode cannot take part in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache, wraps
 from numbers import Integral, Real
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -112,6 +113,28 @@ def switch(name: str, value: Any) -> bool:
     if number and value in (True, False):
         return bool(value)
     raise UserError(f"{name}: found {value!r}; accepted: True or False")
+
+
+@lru_cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The types of the fields of a dataclass, whether its module has string annotations or not."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def as_fields(types: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are among the fields of these types, their numbers and switches converted.
+
+    Raises:
+        UserError: For a value of another type.
+    """
+    checks = {int: whole_number, float: real_number, bool: switch}
+    checks |= {int | None: whole_number, float | None: real_number}
+    return {
+        name: checks[types[name]](name, value) if value is not None and types[name] in checks else value
+        for name, value in options.items()
+        if name in types
+    }
 
 
 def check_callable(name: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from ..denoisers.denoiser import Denoiser
 from ..denoisers.evaluations import EvaluationCount, count_evaluations
 from ..errors import UserError
 from ..likelihood import Estimate, measure
-from ..samplers import ODE, Moments
+from ..samplers import ODE, Ancestral, Moments
 from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
@@ -91,18 +91,27 @@ class DiffusionModel(TrainedModel):
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
         """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
 
-        The optimal variance (`variance="analytic"`) takes the model's own moments, estimated once.
+        The optimal variance (`variance="analytic"`, or `samplers.Ancestral("analytic")`) takes the model's own moments,
+        estimated once.
         """
         if (size := options.pop("size", None)) is not None:
             return self.at_size(size).sample(n, seed, **options)
         options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
-        if options.get("variance") == "analytic":
-            options = {"moments": self.moments, **options}
+        options = self._with_moments(options)
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
         with self.tuned() if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a draw, with the model's own moments for the optimal variance, by name or of a sampler."""
+        sampler = options.get("sampler")
+        if options.get("variance") == "analytic":
+            return {"moments": self.moments, **options}
+        if isinstance(sampler, Ancestral) and sampler.variance == "analytic" and sampler.moments is None:
+            return {**options, "sampler": replace(sampler, moments=self.moments)}
+        return options
 
     def class_numbers(self, label: Any) -> Any:
         """Labels with the names of classes in them as numbers; what has no names in it stays as it is.
@@ -162,6 +171,8 @@ class DiffusionModel(TrainedModel):
         """
         own = self.config.sampling
         given = {"sampler": unnamed_sampler(own.sampler, given), **given}
+        if not isinstance(given.get("grid"), str | None):  # the times themselves
+            given = {"steps": len(given["grid"]) - 1, **given}
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
@@ -270,6 +281,7 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
+        options = self._with_moments(options)
         label = self.class_numbers(options.pop("label", None))
         sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
         with torch.no_grad():

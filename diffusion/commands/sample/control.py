@@ -7,6 +7,7 @@ stay what they are.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,12 @@ from ...models.load import DiffusionModel, TrainedModel, load
 from ...samplers import LinearSampler, RePaint, SDEdit
 from ...samplers.sdedit import log_snr_of_strength
 from ...storage import runs
+from ..options import flag
 from .record import SampleRecord
 
 REPAINT = "repaint"
 DEGRADATIONS = ("blur", "downsample", "grey")
+_WHITE = 0.9  # of a mask: JPEG takes away a little of 1
 _GOES_WITH = {
     "mask": "--inpaint",
     "degradation": "--restore",
@@ -88,7 +91,7 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     else:
         for name, other in _GOES_WITH.items():
             if name in given:
-                raise UserError(f"--{name.replace('_', '-')}: goes with {other}")
+                raise UserError(f"{flag(name)}: goes with {other}")
     return model, replace(record, settings=left)
 
 
@@ -169,7 +172,14 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
         raise UserError("--degradation: goes with --restore")
     shape = model.facts.shape
     image = read_image("--inpaint", given["inpaint"], shape)
-    white = read_image("--mask", given["mask"], (1, *shape[1:])) > 0.0
+    shown = read_image("--mask", given["mask"], (1, *shape[1:]))
+    white = shown > 0.0
+    if grey := int((shown.abs() < _WHITE).sum()):
+        print(
+            f"note: --mask: {grey} of {shown.numel()} pixels of {given['mask']} are grey; those nearer to white are "
+            "filled in, those nearer to black are kept",
+            file=sys.stderr,
+        )
     if not bool(white.any()):
         raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
     operator = Mask(~white[0].expand(shape))
