@@ -44,7 +44,7 @@ def _kernel(
     k1 = key_high.to(tl.uint32)
     m0 = tl.full((BLOCK,), 0xD2511F53, tl.uint32)
     m1 = tl.full((BLOCK,), 0xCD9E8D57, tl.uint32)
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(10):  # type: ignore[reportGeneralTypeIssues]
         low_0, low_1 = c0 * m0, c2 * m1
         high_0, high_1 = tl.umulhi(c0, m0), tl.umulhi(c2, m1)
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
