@@ -26,6 +26,7 @@ from ..samplers import ODE, Ancestral, Moments
 from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
+from ..sampling.settings import SETTINGS, fields_of_sampler
 from ..schedules.time_grids import AUTO, later_end
 from .build import Data, DataFacts
 from .trained_model import TrainedModel
@@ -35,12 +36,6 @@ PATH_IMAGES, PATH_TIMES = 6, 12
 # A density that is all at the centres of bins has the noise of t_min for its width: of exact denoisers, bits/dim at a
 # tolerance of 1e-4 are 3e-3 off, at 1e-5 they are 1e-4 off (at 256 levels, 16 and 192 dimensions, VP and cosine).
 CENTRES_TOLERANCE = 1e-5
-
-# Options of sample.py that wrap the denoiser (`commands.sample.control`).
-CONTROLS = (
-    "guide", "classifier", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit",
-    "strength",
-)  # fmt: skip
 
 
 class DiffusionModel(TrainedModel):
@@ -53,10 +48,9 @@ class DiffusionModel(TrainedModel):
             file they stay in memory.
     """
 
-    sampling_options: ClassVar[tuple[str, ...]] = (
-        "sampler", "steps", "eta", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "tolerance",
-        "method", "variance", "dtype", "size", *CONTROLS,
-    )  # fmt: skip
+    sampling_options: ClassVar[tuple[str, ...]] = tuple(
+        name for name, setting in SETTINGS.items() if setting.option and not setting.codes
+    )
 
     def __init__(
         self,
@@ -227,11 +221,7 @@ class DiffusionModel(TrainedModel):
             return fitted_to(self.denoiser, steps, progress)
 
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
-        plain = (
-            "sampler", "steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "size",
-            *CONTROLS,
-        )  # fmt: skip
-        options = {k: v for k, v in settings.items() if k not in plain}
+        options = fields_of_sampler(settings)
         return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -96,7 +96,7 @@ def philox4x32(
             spare = c3, c1
         c0, c2 = c0.bitwise_xor_(k0).bitwise_and_(_MASK), c2.bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
-        if spare is None and all(c.shape == whole for c in (c0, c1, c2, c3)):
+        if spare is None and not torch.compiler.is_compiling() and all(c.shape == whole for c in (c0, c1, c2, c3)):
             spare = torch.empty_like(c0), torch.empty_like(c0)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
@@ -111,21 +111,43 @@ def _words(
     device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be per row."""
-    index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
-    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
+    index = torch.as_tensor(indices, dtype=torch.int64).to(device)
     step, stream = (
-        torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
+        key.to(index).reshape(-1)
+        if isinstance(key, Tensor)
+        else torch.full((1,), key, dtype=torch.int64, device=index.device)  # written there: nothing is copied
+        for key in (step, stream)
     )
+    blocks = (count + 3) // 4
+    if index.device.type == "cuda" and not torch.compiler.is_compiling() and (kernel := _kernel()) is not None:
+        with torch.cuda.device(index.device):
+            a, b, c, d = kernel(seed, index, step, stream, blocks)
+        return a, b, c, d
+    index, step, stream = index[:, None], step[:, None], stream[:, None]
+    block = torch.arange(blocks, dtype=torch.int64, device=index.device)[None, :]
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
     # They are not expanded: the first rounds, on single rows or columns, then cost next to nothing.
     counter = (block, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
 
+@cache
+def _kernel() -> Callable[..., tuple[Tensor, ...]] | None:
+    """The words from one kernel, where Triton is there and can make one (it needs a C compiler)."""
+    try:
+        from .philox_kernel import words
+
+        one = torch.zeros(1, dtype=torch.int64, device="cuda")
+        words(0, one, one, one, 1)
+    except Exception:  # whatever it lacks: the operations on tensors give the same words
+        return None
+    return words
+
+
 def uniform(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -158,7 +180,7 @@ def uniform(
 def normal(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int | Int[Tensor, " b"],
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -199,7 +221,7 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int, dtype:
 def rademacher(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -219,9 +241,13 @@ def state_seed(seed: int, *keys: int) -> int:
         keys: Numbers that distinguish the uses, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
-    words = [torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16)]
-    low, high, *_ = philox4x32((words[0], words[1], words[2], words[3]), (seed & _MASK, (seed >> 32) & _MASK))
-    return (int(high) & 0x7FFFFFFF) << 32 | int(low)
+    c0, c1, c2, c3 = a & _MASK, b & _MASK, c & _MASK, STREAM_STATE << 16
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(_ROUNDS):  # as `philox4x32`, of numbers
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return (c1 & 0x7FFFFFFF) << 32 | c0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -237,7 +237,7 @@ def is_value(thing: object) -> bool:
             and settings is not None
             and settings.frozen
             and settings.eq
-            and all(map(is_value, vars(thing).values()))
+            and all(is_value(getattr(thing, field.name)) for field in fields(thing))
         )
     return thing is None or type(thing) in (bool, int, float, str)
 

@@ -8,7 +8,7 @@ path equals DDPM's to the last bit, and between them it is continuous, so any so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -70,7 +70,16 @@ class DDPM(Schedule):
         return (1.0 - _betas(self.betas, self.steps, self.beta_start, self.beta_end)).cumprod(0)
 
     def _table(self, like: Tensor) -> Tensor:
-        return _log_snrs(self.betas, self.steps, self.beta_start, self.beta_end, like.device)
+        """The log-SNR at the levels, kept for each device: an attribute is what a compiled graph can refer to."""
+        if (found := self._tables.get(like.device)) is None:
+            found = self._tables[like.device] = _log_snrs(
+                self.betas, self.steps, self.beta_start, self.beta_end, like.device
+            )
+        return found
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The log-SNR at the left end of the segment that holds t, its slope, and the time since that end."""
@@ -104,6 +113,6 @@ class DDPM(Schedule):
     def t_min(self) -> float:
         return 1.0 / self.steps
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._within_noise(1.0)

@@ -208,7 +208,7 @@ class SampleGrid(Callback):
         ema: The callback that holds the averaged weights.
         waiting: How the other processes wait for the main one, and how it hears of signals.
         mirror: The W&B logger, if there is one.
-        compiled: Whether the network is compiled.
+        compiled: Whether the network is compiled by itself.
     """
 
     def __init__(

@@ -187,7 +187,9 @@ def fit(
     record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
-    if compiled:
+    module.compiles = compiled and not sharded
+    by_network = compiled and sharded  # weights are gathered between the parts of a network, not within a graph
+    if by_network:
         for network in module.networks:
             network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
@@ -209,11 +211,14 @@ def fit(
                 record,
                 ContinueMetrics(metrics),
                 GradientGuard(
-                    config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
+                    config.optimizer.gradient_clip,
+                    last_checkpoint=checkpoints.last,
+                    step_losses=module.step_losses,
+                    read_every=1 if device.type == "cpu" else trainer_options.log_every,
                 ),
                 ema,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, compiled),
+                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_evaluations import HOSTILE, evaluation, normal
 from rich.console import Console
 from tiny_configs import _ALL
 
@@ -23,7 +24,6 @@ from diffusion.commands.replaced import note_replaced
 from diffusion.commands.subjects import identify, named_apart
 from diffusion.commands.table import Table
 from diffusion.data import ImageData
-from evaluations import HOSTILE, evaluation, normal
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_evaluations import estimate, evaluation, normal
 from scipy import stats
 
 from diffusion.commands.compare import exports, tables
@@ -9,7 +10,6 @@ from diffusion.commands.compare.comparison import common_images, gaps, paired_di
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import between, group, leader
 from diffusion.errors import UserError
-from evaluations import estimate, evaluation, normal
 
 
 def test_a_paired_difference_is_that_of_the_t_test():

@@ -19,10 +19,10 @@ from ...errors import UserError, told_as
 from ...likelihood import Dequantizer
 from ...models.tuning_cache import told_tuning
 from ...numerics.random import fixed_subset
+from ...sampling.settings import SETTINGS, given_settings
 from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
-from ..sample.settings import SETTINGS, given_settings
 from ..subjects import Subject, load_images_of, load_subject
 
 DRAWN = 1000

@@ -30,6 +30,7 @@ from ...likelihood import Dequantizer
 from ...metrics import Copy, FeatureExtractor, Quality, QualityReference, describe, require_comparable, spread
 from ...metrics.quality import FEWEST
 from ...numerics.random import FIXED_ORDER
+from ...sampling.settings import given_settings
 from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
@@ -37,7 +38,6 @@ from ..features import FeatureCache, choose_extractor
 from ..options import flag
 from ..preflight import check_takes_figures
 from ..report import console
-from ..sample.settings import given_settings
 from ..subjects import named_apart
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, remarks, table

@@ -23,10 +23,11 @@ from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interv
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
 from ...errors import UserError, choose
-from ...models import CONTROLS, noisy_classifier
+from ...models import noisy_classifier
 from ...models.load import DiffusionModel, TrainedModel, load
-from ...samplers import LinearSampler, RePaint, SDEdit
+from ...samplers import LinearSampler, RePaint, Sampler, SDEdit
 from ...samplers.sdedit import log_snr_of_strength
+from ...sampling.settings import CONTROLS, fields_of_sampler
 from ...storage import runs
 from ..options import flag
 from .record import SampleRecord
@@ -131,12 +132,15 @@ def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any
     if len(model.facts.shape) != 3:
         raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
     level = log_snr_of_strength(given.get("strength", 0.5))
-    options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
-    if options["variance"] == "analytic":
+    return SDEdit(read_image("--edit", given["edit"], model.facts.shape), level, _sampler(model, left))
+
+
+def _sampler(model: DiffusionModel, left: dict[str, Any]) -> Sampler:
+    """The sampler of the settings that are left; takes its fields out of them."""
+    options = {name: left.pop(name) for name in fields_of_sampler(left)}
+    if options.get("variance") == "analytic":
         options["moments"] = model.moments
-    return SDEdit(
-        read_image("--edit", given["edit"], model.facts.shape), level, samplers.build(left["sampler"], **options)
-    )
+    return samplers.build(left["sampler"], **options)
 
 
 def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> DiffusionModel:
@@ -152,8 +156,7 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
             raise UserError(f"--posterior {REPAINT}: fills in (--inpaint); to restore take {', '.join(METHODS)}")
         if "observation_noise" in given:
             raise UserError(f"--observation-noise: not with --posterior {REPAINT}, which takes what is kept as it is")
-        options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
-        step = samplers.build(left["sampler"], **options)
+        step = _sampler(model, left)
         if not isinstance(step, LinearSampler):
             raise UserError(
                 f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'"

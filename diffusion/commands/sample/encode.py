@@ -14,8 +14,9 @@ import torch
 
 from ...data import pictures
 from ...errors import UserError
-from ...models import CONTROLS, DiffusionModel, TrainedModel
+from ...models import DiffusionModel, TrainedModel
 from ...sampling.encode import encode, interpolate
+from ...sampling.settings import CONTROLS
 from ...storage import atomic
 from ..options import flag
 from .control import read_image
@@ -97,7 +98,4 @@ def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> Diffus
 
 
 def _plain(record: SampleRecord) -> dict[str, Any]:
-    settings = {name: value for name, value in record.settings.items() if name != "size"}  # the model's already
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
-    return settings
+    return {name: value for name, value in record.settings.items() if name != "size"}  # the model's already

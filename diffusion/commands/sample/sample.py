@@ -27,6 +27,7 @@ from ...models.tuning_cache import told_tuning
 from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
+from ...sampling.settings import SETTINGS, given_settings
 from ...schedules import time_grids
 from ...storage import runs
 from ...storage.paths import file_name
@@ -36,7 +37,6 @@ from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
-from .settings import SETTINGS, given_settings
 
 DEFAULT_MODEL = "pretrained:digits"
 # The samples that an animation shows.
@@ -139,11 +139,8 @@ def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
 
 def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
     """Samples `first` to `stop` of a record, drawn together, on the CPU."""
-    settings = dict(record.settings)
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
     batch = stop - first
-    return model.sample(batch, record.seed, start=first, batch_size=batch, **settings).cpu()
+    return model.sample(batch, record.seed, start=first, batch_size=batch, **record.settings).cpu()
 
 
 def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
@@ -213,10 +210,7 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
         raise UserError(f"--out: found '{path}'; --animate writes x.gif")
     model, drawing = controlled(model, record, options.runs)
     assert isinstance(model, DiffusionModel)
-    settings = dict(drawing.settings)
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
-    states, _, x_hats = model.trajectory(count, record.seed, **settings)
+    states, _, x_hats = model.trajectory(count, record.seed, **drawing.settings)
     pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
     print(f"wrote {path}")
     return 0
