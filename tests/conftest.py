@@ -55,8 +55,8 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
 jaxtyping.jaxtyped = _jaxtyped
 
 
-# What `-m quick` runs: laws and units, without the longest of them. Of the law of each sampler on each schedule it takes
-# two schedules; the default run takes them all.
+# What `-m quick` runs: laws and units, without the longest of them. The order of each sampler is measured on two
+# schedules; the default run takes them all.
 _QUICK = (
     "config", "data", "denoisers", "likelihood", "metrics", "networks", "numerics", "objectives", "samplers",
     "schedules", "storage",

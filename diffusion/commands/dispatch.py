@@ -23,14 +23,14 @@ HELP = """usage: python -m diffusion COMMAND ...
 commands:
   train      train a model, as train.py
   sample     draw samples, as sample.py
-  evaluate   measure the likelihood of images under runs; what is measured is kept, and continued where it was cut off
-  quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
-  tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
-  compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  evaluate   measure the likelihood of images under runs; results are stored, and an interrupted command resumes
+  quality    compare samples with training images: FID, KID, precision, recall, coverage, copies
+  tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
+  compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
-  train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
-  train-features     train the network whose features samples of other data are measured by
+  train-classifier   train a classifier of noisy images, for sample.py --classifier
+  train-features     train a feature network, for the quality of samples of other data
 
 python -m diffusion COMMAND --help explains each."""
 

@@ -112,7 +112,7 @@ def size(text: str) -> tuple[int, int]:
 def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:
     """The option that limits `--grid auto` and `--sampler fitted`."""
     parser.add_argument("--tuning-seconds", type=seconds, default=TUNING_SECONDS, metavar="S",
-        help="what a grid auto or a sampler fitted may take to make; the best until then is used "
+        help="time limit for tuning a grid (auto) or fitting a sampler (fitted); the best so far is then used "
         f"(default: {TUNING_SECONDS:g})")  # fmt: skip
 
 
