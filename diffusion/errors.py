@@ -35,7 +35,7 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
 
 
 @contextmanager
-def told_as(names: Mapping[str, str]) -> Iterator[None]:
+def reported_as(names: Mapping[str, str]) -> Iterator[None]:
     """Errors in the block that begin with a key of a configuration begin with what the user wrote in its place.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config.preflight import check_device
-from ..errors import choose, told_as
+from ..errors import choose, reported_as
 from .app import sample
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`evaluate`: measure runs and keep the figures with them."""
     options = parse_evaluate_arguments(argv)
-    with in_flags(options), told_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
+    with in_flags(options), reported_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
         check_models(options.run, options.runs)
         check_device(options.device)
 

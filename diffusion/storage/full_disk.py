@@ -13,7 +13,7 @@ CONTINUE = "Make room; the same command continues the run."
 
 
 @contextmanager
-def told(way_out: str) -> Iterator[None]:
+def reported(way_out: str) -> Iterator[None]:
     """Run a block whose writes may find no room.
 
     Args:
