@@ -13,7 +13,7 @@ from ...numerics.brownian import Weights, draw, lattice
 from ...numerics.random import Noise
 from ...schedules import Schedule
 from ..sampler import NoiseFunction
-from .stochasticity import EtaSteps, EtaSampler
+from .stochasticity import EtaSampler, EtaSteps
 
 _SAFETY, _EXPONENT = 0.9, 0.9  # theta and r of the paper
 _SMALLEST_ERROR = 0.1  # below it the next step grows no further: at most 7 times

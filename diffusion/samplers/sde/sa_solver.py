@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...schedules import Schedule
 from ..ode.coordinates import gauss_legendre, lagrange
 from ..sampler import RowSampler, remembered
-from .stochasticity import EtaSteps, EtaSampler
+from .stochasticity import EtaSampler, EtaSteps
 
 _QUADRATURE_POINTS = 24
 
