@@ -13,18 +13,12 @@ WANDB = LoggingConfig.words("wandb")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `evaluate`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `evaluate`."""
     parser = Parser(
-        prog="python -m diffusion evaluate",
-        description="Measure how likely models hold images to be. Figures are kept in RUN/evaluations, keyed by all "
+        "evaluate",
+        "Measure how likely models hold images to be. Figures are kept in RUN/evaluations, keyed by all "
         "that they depend on: the same command again prints them at once, and one that was cut off goes on where it "
         "was. Beside each stands its error budget; what a run cannot see itself is measured on a few of the images.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", nargs="+", type=path, metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")
