@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..config.preflight import check_device
 from ..errors import choose
 from .app import sample
+from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import parse_evaluate_arguments
@@ -25,6 +26,7 @@ commands:
   quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
   tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  check      check on images that a model denoises as it should, and that an adopted network's convention is right
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
   train-features     train the network whose features samples of other data are measured by
@@ -71,6 +73,17 @@ def tradeoff(argv: Sequence[str]) -> int:
     check_tradeoff(options)
 
     from .tradeoff.tradeoff import run
+
+    return run(options)
+
+
+def check(argv: Sequence[str]) -> int:
+    """`check`: a model against images, at every noise level."""
+    options = parse_check_arguments(argv)
+    check_models([options.model], options.runs)
+    check_device(options.device)
+
+    from .check.check import run
 
     return run(options)
 
@@ -122,6 +135,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "quality": quality,
     "tradeoff": tradeoff,
     "compare": compare,
+    "check": check,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,
