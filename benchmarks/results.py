@@ -87,13 +87,13 @@ PLANS = {
     ),
     "mnist": Plan(
         {
-            "mnist": Row("mnist", (FLOW, BOUND)),
             "vdm-mnist": Row("vdm-mnist", (BOUND,)),
             "vae-mnist": Row("vae-mnist", (WEIGHTED,)),
             "eae-mnist": Row("eae-mnist", (WEIGHTED,)),
+            "mnist": Row("mnist", (BOUND,)),
+            "mnist-class": Row("mnist-class", (BOUND,)),
         },
         {},
-        "--images 1000",
     ),
     "cifar": Plan(
         {

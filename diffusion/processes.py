@@ -7,11 +7,13 @@ and one joins them when all are there.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
@@ -77,6 +79,18 @@ def is_child(environment: Mapping[str, str] = os.environ) -> bool:
 def is_helper() -> bool:
     """Whether another process than this one writes what all share."""
     return is_child() or not launched().is_main
+
+
+def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
+    """How the user types another command of this program (`train`, `sample`), by how this one was started.
+
+    That is `uv run sample.py` after `uv run train.py`, and `python -m diffusion sample` after `python -m diffusion`.
+    """
+    script, python = Path(sys.argv[0]), Path(sys.executable).name or "python"
+    start = "uv run" if "UV_RUN_RECURSION_DEPTH" in environment else python
+    if script.name in ("train.py", "sample.py") and (other := script.with_name(f"{command}.py")).is_file():
+        return f"{start} {shlex.quote(str(other))}"
+    return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"
 
 
 def end_with_parent(seconds: float = 1.0) -> None:

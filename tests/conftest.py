@@ -21,6 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.
 torch.set_num_threads(1)
+# Their assertions hold under `python -O` too, as those of the tests do.
+pytest.register_assert_rewrite("hostile_files", "laws")
 
 
 _ARRAY = re.compile(r"\b(Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Integer)\d*\[")
@@ -96,6 +98,12 @@ def small_forest(monkeypatch):
     from diffusion.baselines.level_models import AutoregressiveForest
 
     monkeypatch.setattr(AutoregressiveForest, "fit", partial(AutoregressiveForest.fit, trees=1, leaves=(50,)))
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch):
+    """However slow the machine is: what is on stderr is compared."""
+    monkeypatch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
 
 
 @pytest.fixture(autouse=True, scope="session")

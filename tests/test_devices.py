@@ -5,6 +5,7 @@ import torch
 
 from diffusion.devices import choose_compile, choose_device, choose_precision
 from diffusion.errors import UserError
+from diffusion.processes import typed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -47,3 +48,20 @@ def test_compilation_is_for_gpus_unless_asked_for():
     assert not choose_compile("auto", CPU)
     assert choose_compile(True, CPU)
     assert not choose_compile(False, CUDA)
+
+
+def test_another_command_is_written_as_this_one_was_started(tmp_path, monkeypatch):
+    for name in ("train.py", "sample.py", "my tests.py"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("sys.executable", "/usr/bin/python3.11")
+    plain, by_uv = {}, {"UV_RUN_RECURSION_DEPTH": "1"}
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+    assert typed("sample", plain) == "python3.11 sample.py"
+    assert typed("sample", by_uv) == "uv run sample.py"
+    assert typed("evaluate", by_uv) == "uv run python -m diffusion evaluate", "which has no file of its own"
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py")])
+    assert typed("sample", plain) == f"python3.11 {tmp_path / 'sample.py'}"
+    for module in ("/lib/diffusion/__main__.py", "my tests.py", ""):
+        monkeypatch.setattr("sys.argv", [module])
+        assert typed("sample", plain) == "python3.11 -m diffusion sample"

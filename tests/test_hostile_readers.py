@@ -9,22 +9,22 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from test_security import (
+from hostile_files import (
     ANYTHING,
     FORMATS,
     FUZZ,
     PICTURES,
     Hostile,
-    _png_of,
     mutated,
     one_line,
+    png_of,
     refuses_a_pickle,
     saved,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffusion.commands import records
 from diffusion.commands.sample import control
@@ -78,7 +78,7 @@ def test_pickles_in_the_layout_of_cifar_are_not_executed(tmp_path):
 
 
 def test_bombs_are_refused_by_their_size_wherever_a_picture_is_read(tmp_path, monkeypatch):
-    bomb = _png_of(60_000, 60_000)
+    bomb = png_of(60_000, 60_000)
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(UserError, match=r"more than .* pixels and is refused"):
         edited(tmp_path / "bomb.png")

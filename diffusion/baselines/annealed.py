@@ -24,15 +24,16 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from ..denoisers.evaluations import evaluation_mode
 from ..errors import check_at_least_one
-from ..likelihood.batching import Progress, evaluation_mode
+from ..likelihood.batching import Batch, Batches, Values, as_function
 from ..likelihood.estimate import Estimate
 from ..likelihood.importance_weights import LogMeanExp
 from ..numerics import random
-from .latent_variable import LatentVariableModel, in_batches
+from .latent_variable import LatentVariableModel, lower_bound
 
 TARGET_ACCEPTANCE = 0.9
 _PILOT_CHAINS, _FIRST_STEP_SIZE, _GAIN = 4, 0.5, 0.2
@@ -43,7 +44,7 @@ _PILOT, _FORWARD, _BACKWARD, _SIMULATE = 0, 1 << 28, 2 << 28, 3 << 28
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """Bounds on log p(x) of data that the model generated, in nats.
+    """Values on log p(x) of data that the model generated, in nats.
 
     Args:
         x: The data, shape (B, *dims).
@@ -68,60 +69,58 @@ class Bracket:
         return float((self.upper - self.lower).mean())
 
 
-def annealed_importance_sampling(
-    model: LatentVariableModel,
-    x: Tensor,
-    steps: int = 500,
-    chains: int = 8,
-    leapfrog: int = 10,
-    seed: int = 0,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The AIS bound on log p(x).
+@dataclass(frozen=True)
+class Annealed:
+    """The bound on log p(x) by annealed importance sampling.
 
     Args:
-        model: The model; its proposal is not used.
-        x: The data, shape (B, *dims).
         steps: The number T of steps from the prior to the posterior.
         chains: Chains per image, over which the weights are averaged.
         leapfrog: Leapfrog steps per transition, one gradient of the decoder each.
-        seed: The seed; a row depends on (seed, index) only.
-        batch_size: The number of images processed together (with all their chains).
-        indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
-        progress: Called with (images done, images in all).
-
-    Returns:
-        Kind `lower bound`; `nfe` counts the decoder's evaluations, all with a gradient except one per transition;
-        terms: the diagnostics of the chains' weights (`importance_weights.LogMeanExp`).
-
-    Raises:
-        UserError: For no image, a setting below one, or a wrong number of indices.
     """
-    check_at_least_one(steps=steps, chains=chains, leapfrog=leapfrog)
 
-    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        run = _Run(model, x, rows, steps, leapfrog, seed)
-        total = run.forward(chains, run.pilot())
-        return total.value, total.std_error, total.diagnostics
+    steps: int = 500
+    chains: int = 8
+    leapfrog: int = 10
 
-    protocol = {
-        "estimator": "annealed importance sampling",
-        "transitions": f"HMC, steps by {_PILOT_CHAINS} pilot chains at acceptance {TARGET_ACCEPTANCE}, times U(1/2, 1)",
-        "steps": steps,
-        "chains": chains,
-        "leapfrog": leapfrog,
-        "seed": seed,
-    }
-    nfe = (chains + _PILOT_CHAINS) * (1 + (steps - 1) * leapfrog)
-    return in_batches(model, x, evaluate, protocol, nfe, chains, batch_size, indices, progress)
+    def __post_init__(self):
+        check_at_least_one(steps=self.steps, chains=self.chains, leapfrog=self.leapfrog)
+
+    def __call__(self, model: LatentVariableModel, x: Tensor, batches: Batches) -> Estimate:
+        """Measure data of shape (B, *dims); the model's proposal is not used, all chains of an image go together.
+
+        Returns:
+            Kind `lower bound`; `nfe` counts the decoder's evaluations, all with a gradient except one per transition;
+            terms: the diagnostics of the chains' weights (`importance_weights.LogMeanExp`).
+
+        Raises:
+            UserError: For no image, or a wrong number of indices.
+        """
+
+        def evaluate(batch: Batch) -> Values:
+            run = _Run(model, batch.x, batch.keys, self.steps, self.leapfrog, batches.seed)
+            total = run.forward(self.chains, run.pilot())
+            return total.value, total.std_error, total.diagnostics
+
+        protocol = {
+            "estimator": "annealed importance sampling",
+            "transitions": f"HMC, steps by {_PILOT_CHAINS} pilot chains at acceptance {TARGET_ACCEPTANCE}, times "
+            "U(1/2, 1)",
+            "steps": self.steps,
+            "chains": self.chains,
+            "leapfrog": self.leapfrog,
+        }
+        nfe = (self.chains + _PILOT_CHAINS) * (1 + (self.steps - 1) * self.leapfrog)
+        return lower_bound(model, x, batches, evaluate, protocol, nfe, self.chains)
+
+
+annealed_importance_sampling = as_function("annealed_importance_sampling", Annealed)
 
 
 def bidirectional(
     model: LatentVariableModel, n: int, steps: int = 500, chains: int = 8, leapfrog: int = 10, seed: int = 0
 ) -> Bracket:
-    """Bounds from both sides on the log-likelihoods of `n` data that the model generates.
+    """Values from both sides on the log-likelihoods of `n` data that the model generates.
 
     Args:
         model: The model.
@@ -131,7 +130,8 @@ def bidirectional(
     Raises:
         UserError: For a setting below one.
     """
-    check_at_least_one(n=n, steps=steps, chains=chains, leapfrog=leapfrog)
+    check_at_least_one(n=n)
+    Annealed(steps, chains, leapfrog)  # refuses settings below one
     start, rows = time.perf_counter(), torch.arange(n)
     device = next(iter([*model.parameters(), *model.buffers()])).device
     with torch.no_grad(), evaluation_mode(model):

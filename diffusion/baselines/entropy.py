@@ -68,7 +68,7 @@ def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
         floor = (limits.eps**2 * spread).clamp(min=limits.tiny)
     # d log r = d/2 log r^2, which needs no square root (whose gradient is infinite at 0)
     mean_log_radius = 0.5 * torch.maximum(squares, floor).log().mean()
-    return mean_log_radius * d + (_digamma(n) - _digamma(k) + _log_unit_ball(d))
+    return mean_log_radius * d + (_digamma_difference(n, k) + _log_unit_ball(d))
 
 
 def normal_entropy(d: int) -> float:
@@ -76,8 +76,9 @@ def normal_entropy(d: int) -> float:
     return 0.5 * d * (math.log(2.0 * math.pi) + 1.0)
 
 
-def _digamma(n: int) -> float:
-    return float(torch.special.digamma(torch.tensor(float(n), dtype=torch.float64)))
+def _digamma_difference(n: int, k: int) -> float:
+    """psi(n) - psi(k) of whole numbers, k < n: 1 / k + ... + 1 / (n - 1), the small terms first."""
+    return sum(1.0 / i for i in range(n - 1, k - 1, -1))
 
 
 def _log_unit_ball(d: int) -> float:

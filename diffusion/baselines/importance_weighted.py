@@ -17,102 +17,104 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import check_at_least_one
-from ..likelihood.batching import Progress
+from ..likelihood.batching import Batch, Batches, Values, as_function
 from ..likelihood.estimate import Estimate
 from ..likelihood.importance_weights import LogMeanExp
 from ..numerics import random
-from .latent_variable import LatentVariableModel, in_batches
+from .latent_variable import LatentVariableModel, lower_bound
 
 # Samples per image in one call of the decoder and one draw of noise: sample i is row i % 50 of draw i // 50, for any
 # number of samples.
 SAMPLES_AT_ONCE = 50
 
 
-def importance_weighted(
-    model: LatentVariableModel,
-    x: Tensor,
-    samples: int = 5000,
-    seed: int = 0,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
-    """The importance-weighted bound with `samples` samples of the model's proposal.
+@dataclass(frozen=True)
+class ImportanceWeighted:
+    """The importance-weighted bound.
 
     Args:
-        model: The model.
-        x: The data, shape (B, *dims): level indices (uint8), or real values if the model's `levels` is None.
-        samples: The number K of samples, and of decoder evaluations per image.
-        seed: The seed; a row depends on (seed, index) only, and more samples begin with the same ones.
-        batch_size: The number of images processed together (each 50 samples at a time).
-        indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
-        progress: Called with (images done, images in all).
-
-    Returns:
-        Kind `lower bound`, with the error as an estimate of log p(x) (`importance_weights`); terms in nats: `elbo`, the
-        mean of log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
-
-    Raises:
-        UserError: For no image, less than one sample, or a wrong number of indices.
+        samples: The number K of samples of the model's proposal, and of decoder evaluations per image; more samples
+            begin with the same ones.
     """
-    check_at_least_one(samples=samples)
 
-    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        mean, std = model.proposal(x)
-        total = LogMeanExp()
-        for eps in _blocks(seed, rows, samples, mean):
-            z = mean[:, None] + std[:, None] * eps
-            # log p(z) - log q(z | x): the constants cancel
-            log_ratio = std.double().log().sum(1, keepdim=True) + 0.5 * (
-                eps.double().square() - z.double().square()
-            ).sum(2)
-            total.add(_log_prob_given(model, x, z).double() + log_ratio)
-        return total.value, total.std_error, {"elbo": total.mean_log, **total.diagnostics}
+    samples: int = 5000
 
-    protocol = {"estimator": "importance-weighted bound", "samples": samples, "seed": seed}
-    return in_batches(model, x, evaluate, protocol, samples, SAMPLES_AT_ONCE, batch_size, indices, progress)
+    def __post_init__(self):
+        check_at_least_one(samples=self.samples)
+
+    def __call__(self, model: LatentVariableModel, x: Tensor, batches: Batches) -> Estimate:
+        """Measure data of shape (B, *dims): level indices, or real values if the model's `levels` is None.
+
+        Returns:
+            Kind `lower bound`, with the error as an estimate of log p(x) (`importance_weights`); terms in nats: `elbo`,
+            the mean of log w; and the weights' diagnostics (`LogMeanExp.diagnostics`).
+
+        Raises:
+            UserError: For no image, or a wrong number of indices.
+        """
+
+        def evaluate(batch: Batch) -> Values:
+            mean, std = model.proposal(batch.x)
+            total = LogMeanExp()
+            for eps in _blocks(batches.seed, batch.keys, self.samples, mean):
+                z = mean[:, None] + std[:, None] * eps
+                # log p(z) - log q(z | x): the constants cancel
+                log_ratio = std.double().log().sum(1, keepdim=True) + 0.5 * (
+                    eps.double().square() - z.double().square()
+                ).sum(2)
+                total.add(_log_prob_given(model, batch.x, z).double() + log_ratio)
+            return total.value, total.std_error, {"elbo": total.mean_log, **total.diagnostics}
+
+        protocol: dict[str, object] = {"estimator": "importance-weighted bound", "samples": self.samples}
+        return lower_bound(model, x, batches, evaluate, protocol, self.samples, SAMPLES_AT_ONCE)
 
 
-def evidence_lower_bound(
-    model: LatentVariableModel,
-    x: Tensor,
-    samples: int = 100,
-    seed: int = 0,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
+@dataclass(frozen=True)
+class EvidenceLowerBound:
     """The evidence lower bound with the model's proposal: log p(x | z) from samples, the KL term in closed form.
 
     Args:
-        model, x, samples, seed, batch_size, indices, progress: As `importance_weighted`.
-
-    Returns:
-        Kind `lower bound`; terms in nats, which add up to log_prob: `reconstruction` and `prior` (minus the KL).
-
-    Raises:
-        UserError: As `importance_weighted`.
+        samples: As `ImportanceWeighted`.
     """
-    check_at_least_one(samples=samples)
 
-    def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        mean, std = model.proposal(x)
-        values = [
-            _log_prob_given(model, x, mean[:, None] + std[:, None] * eps) for eps in _blocks(seed, rows, samples, mean)
-        ]
-        values = torch.cat(values, dim=1).double().cpu()
-        terms = {"reconstruction": values.mean(1), "prior": -kl_to_prior(mean.double(), std.double()).sum(1).cpu()}
-        std_error = values.std(1) / math.sqrt(samples) if samples > 1 else torch.full_like(values[:, 0], math.nan)
-        return terms["reconstruction"] + terms["prior"], std_error, terms
+    samples: int = 100
 
-    protocol = {"estimator": "ELBO, latent variables", "samples": samples, "seed": seed}
-    return in_batches(model, x, evaluate, protocol, samples, SAMPLES_AT_ONCE, batch_size, indices, progress)
+    def __post_init__(self):
+        check_at_least_one(samples=self.samples)
+
+    def __call__(self, model: LatentVariableModel, x: Tensor, batches: Batches) -> Estimate:
+        """As `ImportanceWeighted`.
+
+        Returns:
+            Kind `lower bound`; terms in nats, which add up to log_prob: `reconstruction` and `prior` (minus the KL).
+        """
+
+        def evaluate(batch: Batch) -> Values:
+            mean, std = model.proposal(batch.x)
+            values = [
+                _log_prob_given(model, batch.x, mean[:, None] + std[:, None] * eps)
+                for eps in _blocks(batches.seed, batch.keys, self.samples, mean)
+            ]
+            values = torch.cat(values, dim=1).double().cpu()
+            prior = -kl_to_prior(mean.double(), std.double()).sum(1).cpu()
+            terms = {"reconstruction": values.mean(1), "prior": prior}
+            several = self.samples > 1
+            error = values.std(1) / math.sqrt(self.samples) if several else torch.full_like(values[:, 0], math.nan)
+            return terms["reconstruction"] + terms["prior"], error, terms
+
+        protocol: dict[str, object] = {"estimator": "ELBO, latent variables", "samples": self.samples}
+        return lower_bound(model, x, batches, evaluate, protocol, self.samples, SAMPLES_AT_ONCE)
+
+
+importance_weighted = as_function("importance_weighted", ImportanceWeighted)
+evidence_lower_bound = as_function("evidence_lower_bound", EvidenceLowerBound)
 
 
 def kl_to_prior(mean: Float[Tensor, " b d"], std: Float[Tensor, " b d"]) -> Float[Tensor, " b d"]:

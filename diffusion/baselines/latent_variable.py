@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..likelihood.batching import Progress, check_finite, choose_batch_size, evaluation_mode
+from ..likelihood.batching import Batch, Batches, Values, in_batches
 from ..likelihood.estimate import Estimate, mean_error
 
 
@@ -49,57 +48,30 @@ class LatentVariableModel(nn.Module, ABC):
         return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
 
-def in_batches(
+def lower_bound(
     model: LatentVariableModel,
     x: Tensor,
-    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]],
+    batches: Batches,
+    evaluate: Callable[[Batch], Values],
     protocol: dict[str, object],
     nfe: int,
     rows_an_image: int,
-    batch_size: int | None,
-    indices: Tensor | None,
-    progress: Progress | None,
 ) -> Estimate:
-    """Join the lower bounds `evaluate(x, indices) -> log_prob, std_error, terms` of batches of data.
+    """Join the lower bounds of all batches.
 
     Args:
-        model, x, indices, progress: As `importance_weighted`.
-        evaluate: The estimator, for one batch.
-        protocol: The estimator's part of the protocol; the model's is added.
+        model, x, batches: The model, the data and how they are taken.
+        evaluate: The log-probabilities of a batch, their errors and their terms.
+        protocol: The estimator's part of the protocol; the model's and the seed are added.
         nfe: Decoder evaluations per image.
         rows_an_image: The number of latents per image decoded together, which divides the default batch size.
-        batch_size: The number of images processed together, or None.
 
     Raises:
-        UserError: For no image, a batch size below one, or a wrong number of indices.
+        UserError: As `batching.in_batches`; for labels, which these models do not have.
     """
-    if len(x) == 0:
-        raise UserError("images: found none; needs at least one")
-    if indices is not None and len(indices) != len(x):
-        raise UserError(f"indices: found {len(indices)} for {len(x)} images; accepted: one each, or none at all")
-    indices = torch.arange(len(x)) if indices is None else indices.cpu()
-    dims, start, parts = x[0].numel(), time.perf_counter(), []
-    batch_size = choose_batch_size(batch_size, dims * rows_an_image)
-    with torch.no_grad(), evaluation_mode(model):
-        for first in range(0, len(x), batch_size):
-            rows = slice(first, min(first + batch_size, len(x)))
-            log_prob, std_error, terms = evaluate(x[rows], indices[rows])
-            check_finite(log_prob, rows.start, str(protocol.get("estimator", "log_prob")))
-            parts.append(
-                Estimate(
-                    log_prob=log_prob,
-                    dims=dims,
-                    levels=model.levels,
-                    std_error=std_error,
-                    kind="lower bound",
-                    protocol={**protocol, **model.protocol, "levels": model.levels},
-                    indices=indices[rows],
-                    nfe=float(nfe),
-                    terms=terms,
-                )
-            )
-            if progress is not None:
-                progress(rows.stop, len(x))
-    joined = Estimate.join(parts)
-    joined = replace(joined, seconds=time.perf_counter() - start)
-    return joined.with_error("samples", mean_error(joined.std_error, dims))
+    if batches.cond is not None:
+        raise UserError("cond: a latent-variable model has no labels; leave it out")
+    protocol = {**protocol, "seed": batches.seed, **model.protocol, "levels": model.levels}
+    size = batches.size(math.prod(x.shape[1:]) * rows_an_image)
+    found = in_batches(model, x, batches, evaluate, "lower bound", protocol, model.levels, size, float(nfe))
+    return found.with_error("samples", mean_error(found.std_error, found.dims))

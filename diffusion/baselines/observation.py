@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
+from ..denoisers.given import can_be_looked_at
 from ..errors import UserError
 from ..likelihood.dequantization import Dequantizer
 
@@ -64,7 +65,7 @@ class ObservationModel(ABC):
         expected = (len(images), self.parameters * images.shape[1], *images.shape[2:])
         if tuple(params.shape) != expected:
             raise UserError(f"params: found shape {tuple(params.shape)}; accepted: {expected}")
-        if images.numel() and int(images.max()) >= self.levels:
+        if can_be_looked_at(images) and int(images.max()) >= self.levels:
             raise UserError(f"images: found level {int(images.max())}; accepted: 0 to {self.levels - 1}")
         return self.level_log_prob(images, params).flatten(1).sum(1)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError
+from ..processes import is_helper
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -36,39 +39,68 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
 
 def sample(argv: Sequence[str]) -> int:
     """`sample.py`: draw from a run or a pretrained model with any sampler."""
+    from .options import in_flags
     from .sample.arguments import parse_sample_arguments
 
     options = parse_sample_arguments(argv)
+    with in_flags(options):
+        from . import preflight as preflight_commands
 
-    from . import preflight as preflight_commands
+        preflight_commands.check_sample(options)
 
-    preflight_commands.check_sample(options)
+        from .sample.sample import draw
 
-    from .sample.sample import draw
-
-    return draw(options)
+        return draw(options)
 
 
 class ProgressBar:
-    """One bar a task, in a terminal only, for callbacks of (done, of how many)."""
+    """How far a command is, for callbacks of (done, of how many): a bar for each task in a terminal, lines elsewhere.
+
+    The lines come by the clock, also where nothing calls back for minutes.
+    """
+
+    FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
 
     def __init__(self) -> None:
         self._bar = None
-        self._task = ""
+        self._task, self._state = "", ""
+        self._over = threading.Event()
 
-    def named(self, task: str, done: int, count: int) -> None:
-        """Show that `done` of `count` of a task are done."""
-        from tqdm import tqdm
-
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None or self._task != task:
+    def named(self, task: str, done: int, count: int, note: str = "") -> None:
+        """Show that `done` of `count` of a task are done; a count of 0 is one that is not known yet."""
+        is_new = task != self._task
+        if is_new:
             self.close()
-            self._bar, self._task = tqdm(total=count, desc=task, unit=""), task
+            self._task = task
+        if sys.stderr.isatty():
+            self._show(task, done, count, note)
+            return
+        parts = (f"{done:,} of {count:,}" if count else "", note)
+        self._state = "".join(f", {part}" for part in parts if part)
+        if is_new and not is_helper():
+            self._over = threading.Event()
+            threading.Thread(target=self._tell, args=(task, self._over), name="progress", daemon=True).start()
+
+    def _tell(self, task: str, over: threading.Event) -> None:
+        start, wait = time.monotonic(), self.FIRST
+        while not over.wait(wait):
+            print(f"{task}: {time.monotonic() - start:.0f} s{self._state}", file=sys.stderr, flush=True)
+            wait = self.EVERY
+
+    def _show(self, task: str, done: int, count: int, note: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(initial=done, desc=task, unit="", miniters=0)
+        self._bar.total = count or None
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """End the present bar."""
+        """End the present task."""
+        self._task = ""
+        self._over.set()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config.preflight import check_device
-from ..errors import choose
+from ..errors import choose, told_as
 from .app import sample
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
+from .convert.arguments import parse_convert_arguments
 from .doctor.arguments import parse_doctor_arguments
-from .evaluate.arguments import parse_evaluate_arguments
-from .preflight import check_comparison, check_models, check_quality, check_tradeoff, check_training
+from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
+from .options import in_flags
+from .preflight import check_comparison, check_conversion, check_models, check_quality, check_tradeoff, check_training
 from .quality.arguments import parse_quality_arguments
 from .tradeoff.arguments import parse_tradeoff_arguments
 from .train.arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
@@ -27,6 +29,7 @@ commands:
   tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
+  convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
   train-features     train the network whose features samples of other data are measured by
@@ -49,32 +52,35 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`evaluate`: measure runs and keep the figures with them."""
     options = parse_evaluate_arguments(argv)
-    check_models(options.run, options.runs)
-    check_device(options.device)
+    with in_flags(options), told_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
+        check_models(options.run, options.runs)
+        check_device(options.device)
 
-    from .evaluate.evaluate import run
+        from .evaluate.evaluate import run
 
-    return run(options)
+        return run(options)
 
 
 def quality(argv: Sequence[str]) -> int:
     """`quality`: measure samples of runs, or images, against training images."""
     options = parse_quality_arguments(argv)
-    check_quality(options)
+    with in_flags(options):
+        check_quality(options)
 
-    from .quality.quality import run
+        from .quality.quality import run
 
-    return run(options)
+        return run(options)
 
 
 def tradeoff(argv: Sequence[str]) -> int:
     """`tradeoff`: samplers and numbers of evaluations of one model, side by side."""
     options = parse_tradeoff_arguments(argv)
-    check_tradeoff(options)
+    with in_flags(options):
+        check_tradeoff(options)
 
-    from .tradeoff.tradeoff import run
+        from .tradeoff.tradeoff import run
 
-    return run(options)
+        return run(options)
 
 
 def check(argv: Sequence[str]) -> int:
@@ -91,41 +97,56 @@ def check(argv: Sequence[str]) -> int:
 def doctor(argv: Sequence[str]) -> int:
     """`doctor`: check this machine against exact models."""
     options = parse_doctor_arguments(argv)
-    check_device(options.device)
+    with in_flags(options):
+        check_device(options.device)
 
-    from .doctor.doctor import run
+        from .doctor.doctor import run
 
-    return run(options)
+        return run(options)
 
 
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
-    check_comparison(options)
+    with in_flags(options):
+        check_comparison(options)
 
-    from .compare.compare import run
+        from .compare.compare import run
 
-    return run(options)
+        return run(options)
+
+
+def convert(argv: Sequence[str]) -> int:
+    """`convert`: a model as one file."""
+    options = parse_convert_arguments(argv)
+    with in_flags(options):
+        check_conversion(options)
+
+        from .convert.convert import run
+
+        return run(options)
 
 
 def train_classifier(argv: Sequence[str]) -> int:
     """`train-classifier`: train a classifier of noisy images."""
     options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
-    check_training(options)
+    with in_flags(options):
+        check_training(options)
 
-    from .train.classifier import run
+        from .train.classifier import run
 
-    return run(options)
+        return run(options)
 
 
 def train_features(argv: Sequence[str]) -> int:
     """`train-features`: train a feature network."""
     options = parse_training_arguments(argv, "train-features", FEATURES_STEPS)
-    check_training(options)
+    with in_flags(options):
+        check_training(options)
 
-    from .train.features import run
+        from .train.features import run
 
-    return run(options)
+        return run(options)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -136,6 +157,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tradeoff": tradeoff,
     "compare": compare,
     "check": check,
+    "convert": convert,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,

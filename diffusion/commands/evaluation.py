@@ -141,7 +141,9 @@ def measure_classical(
     path = user_cache("classical") / f"{name}-{digest.hexdigest()[:16]}.json"
     if (known := find(path, Estimate.from_dict)) is not None:
         return known
-    plain = replace(model.measure(test, rows, tell(model.name)), indices=rows).to_dict()
+    if (progress := tell(model.name)) is not None:
+        progress(0, 0)
+    plain = replace(model.measure(test, rows, progress), indices=rows).to_dict()
     with contextlib.suppress(OSError):  # what cannot be kept is fitted again
         keep(path, plain)
     return Estimate.from_dict(json.loads(json.dumps(plain)))  # the same whether it was fitted just now or found

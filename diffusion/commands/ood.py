@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,37 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ..config import SPLITS
 from ..data import ImageData, image_names, load_images
+from ..data.splits import GIVEN
+from ..denoisers.inverse_problems.operators import LUMA
 from ..errors import UserError, did_you_mean
 from .compare.figures import histograms
 from .records import Evaluation
 from .subjects import identify, images_of
 
 
-def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
-    """The images of another data set, at the size and the levels of `native`, and what identifies them.
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """Images of another data set, in the form of a model's own.
 
-    Finer levels k of L' are read as the native floor(k L / L'), those of bins of equal width.
+    Args:
+        images: Level indices.
+        identity: What identifies them.
+        told: Which images they are, and what was done to them, in a line.
+    """
+
+    images: Tensor
+    identity: dict[str, Any]
+    told: str
+
+
+def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign:
+    """The images of another data set, at the size, the levels and the channels of `native`.
+
+    Finer levels k of L' are read as the native floor(k L / L'), those of bins of equal width. Colour becomes grey by
+    its luma (Rec. 601), grey three equal channels. Where a path names images without splits, all of them are taken:
+    no model here was trained on any.
 
     Args:
         name: A named data set, or the path of a folder, .zip or .npz.
@@ -35,7 +56,7 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
         count: How many at most, the first in the fixed order; None for all.
 
     Raises:
-        UserError: For data that are not there, or have other channels or fewer levels.
+        UserError: For data that are not there, or have fewer levels, another size or other channels than these.
     """
     size = native.shape[1]
     if name in image_names() and name != "folder":
@@ -46,14 +67,32 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> tuple[T
         names = [known for known in image_names() if known != "folder"]
         accepted = f"{', '.join(names)}, or a path of images"
         raise UserError(f"--ood: found '{name}'; accepted: {accepted}.{did_you_mean(name, names)}")
-    if native.shape != other.shape:
+    has_splits = other.name != "folder" or GIVEN in str(other.provenance["split"])
+    if not has_splits:
+        other = replace(other, **{split: torch.cat([getattr(other, part) for part in SPLITS])})
+        which = f"all {len(getattr(other, split)):,} images, as it has no splits"
+    else:
+        which = f"{len(getattr(other, split)):,} {split} images"
+    if native.shape[1:] != other.shape[1:] or {native.shape[0], other.shape[0]} > {1, 3}:
         raise UserError(f"--ood: '{name}' has shape {other.shape}; the model's images have {native.shape}")
     if native.levels > other.levels:
         raise UserError(f"--ood: '{name}' has levels {other.levels}; the model's images have {native.levels}")
     available = len(getattr(other, split))
     images, identity = images_of(other, split, None if count is None else min(count, available))
-    images = (images.int() * native.levels // other.levels).to(torch.uint8)
-    return images, {**identity, **identify(images, Path(name).name, split, native.levels), "foreign": True}
+    changes = [] if len(images) == available else [f"{len(images):,} of them measured"]
+    if other.shape[0] != native.shape[0]:
+        images = _grey(images) if native.shape[0] == 1 else images.expand(-1, native.shape[0], -1, -1)
+        changes.append(f"turned {'grey' if native.shape[0] == 1 else 'to three equal channels'}")
+    if other.levels != native.levels:
+        images = (images.int() * native.levels // other.levels).to(torch.uint8)
+        changes.append(f"{other.levels} levels to {native.levels}")
+    identity = {**identity, **identify(images, Path(name).name, split if has_splits else "all", native.levels)}
+    return Foreign(images, {**identity, "foreign": True}, f"--ood {name}: {', '.join([which, *changes])}")
+
+
+def _grey(images: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA).reshape(3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
 
 
 def auroc(native: Evaluation, foreign: Evaluation) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, told_as
 from ..storage.paths import expanded
 
 TUNING_SECONDS = 300.0
@@ -23,6 +24,17 @@ class Parser(argparse.ArgumentParser):
             first = next((word for word in unknown if word.startswith("-")), unknown[0])
             raise UserError(f"unknown option '{first}'.{did_you_mean(first.partition('=')[0], flags)}")
         raise UserError(message.replace("argument ", "", 1))
+
+
+def flag(name: str) -> str:
+    """The option of the command line that sets `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def in_flags(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Errors in the block that begin with the name of an option begin with the option as it is typed."""
+    fields = {key: f"--option {key}" for key, _ in getattr(options, "option", None) or ()}
+    return told_as({**fields, **{name: flag(name) for name in vars(options)}})
 
 
 def path(text: str) -> str:

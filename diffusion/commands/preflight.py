@@ -54,11 +54,11 @@ def check_sample(options: argparse.Namespace) -> None:
         _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
 
 
-def _check_out(path: str, may_be_folder: bool = False) -> None:
+def _check_out(path: str, may_be_folder: bool = False, name: str = "--out") -> None:
     try:
         atomic.check_writable(path, may_be_folder)
     except OSError as error:
-        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from error
+        raise UserError(f"{name}: {path} cannot be written ({error.strerror})") from error
 
 
 def _check_fitted(options: argparse.Namespace) -> None:
@@ -90,6 +90,21 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
             runs.resolve_model(name, runs_dir)
 
 
+def check_conversion(options: argparse.Namespace) -> None:
+    """Refuse a conversion that cannot begin.
+
+    Raises:
+        UserError: For a model that is not there, and a file that is there, or is not named as a model's.
+    """
+    check_models([options.model], options.runs, checkpoints=True)
+    out = Path(options.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"OUT: found {out}; the name of a model file ends in .safetensors")
+    if out.exists():
+        raise UserError(f"OUT: {out} is there already; name another file")
+    _check_out(options.out, name="OUT")
+
+
 def check_takes_figures(folder: str | Path) -> None:
     """Refuse, before anything is measured, a folder that its figures could not be written to.
 
@@ -111,15 +126,15 @@ def check_quality(options: argparse.Namespace) -> None:
     """
     check_device(options.device)
     _check_drawing(options.sampler, options.grid)
+    if options.data is not None:
+        check_reference(options.data, options.runs)
     for name in options.run:
         if not are_images(name, options.runs):
             check_models([name], options.runs)
         elif not Path(name).exists():
             raise UserError(f"{name}: does not exist; accepted: a folder, .zip, .tar, .npz or .npy of images, or a run")
         elif options.data is None:
-            raise UserError(f"--data: {name} holds images, which say not what they are samples of; name the data set")
-        else:
-            check_reference(options.data, options.runs)
+            raise UserError(f"--data: {name} holds images; name the data set that they are to be compared with")
     check_features(options.features)
 
 

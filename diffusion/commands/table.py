@@ -9,11 +9,13 @@ import csv
 import html
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -119,20 +121,39 @@ class Table:
         known = [column for column in self.columns if any(column.text(row) != UNKNOWN for row in self.rows)]
         return replace(self, columns=known)
 
-    def __rich__(self) -> RichTable:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
         """The table for the terminal."""
         made = RichTable(
             title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None,
-            caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+            caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+            padding=(0, 1, 0, 0),
         )  # fmt: skip
-        for column in self.columns:
+        for column, width in zip(self.columns, self._widths(options.max_width), strict=True):
             side = "left" if column.left else "right"
-            made.add_column(escape(column.name), justify=side, overflow="fold", no_wrap=column.whole)
+            made.add_column(
+                escape(column.name), justify=side, overflow="fold", no_wrap=column.whole, width=width, min_width=1
+            )
         sections = [self.section.text(row) if self.section else "" for row in self.rows]
         for i, row in enumerate(self.rows):
             texts = (f"[{column.style(row)}]{escape(column.text(row))}[/]" for column in self.columns)
             made.add_row(*texts, end_section=sections[i + 1 : i + 2] != [sections[i]])
-        return made
+        yield made
+
+    def _widths(self, room: int) -> list[int | None]:
+        """The columns' widths: they fit, and no word is broken; None where that cannot be."""
+        most, least = [], []
+        for column in self.columns:
+            texts = [column.name, *map(column.text, self.rows)]
+            most.append(max(map(cell_len, texts)))
+            words = texts if column.whole else " ".join(texts).split()
+            least.append(max(map(cell_len, words), default=0))
+        frame = 2 * len(most) - 2  # a space and a separator between two
+        excess = sum(most) + frame - room
+        if excess <= 0 or sum(least) + frame > room:
+            return [None] * len(most)
+        for _ in range(excess):
+            most[max(range(len(most)), key=lambda i: (most[i] > least[i], most[i]))] -= 1
+        return list(most)
 
     def markdown(self) -> str:
         """The table in Markdown; bars and angle brackets in its texts break nothing."""

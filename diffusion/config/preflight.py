@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..processes import launched
-from ..storage.paths import expanded
+from ..storage.paths import expanded, kind_of_file
 from . import Config
 
 
@@ -85,10 +85,11 @@ def _check_places(config: Config, makes_run: bool) -> None:
     if not path.exists():
         raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".tar") and not zipfile.is_zipfile(path):
-        raise UserError(
-            f"data.path: {data.path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or "
-            ".npy file."
-        )
+        try:
+            kind = kind_of_file(path)
+        except OSError as error:
+            kind = f"cannot be read ({error.strerror})"
+        raise UserError(f"data.path: {data.path} {kind}; accepted: a folder, a .zip, .tar, .npz or .npy file.")
 
 
 def _check_writable(key: str, folder: Path) -> None:

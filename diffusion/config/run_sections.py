@@ -83,7 +83,10 @@ class SamplingConfig(Section):
         "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
         "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
         "deis", "adams", "abm",
-    ] = option("abm", "the method", families=("diffusion",))  # fmt: skip
+    ] = option(
+        "abm", "the method; fitted, a solver fitted to the trained model, is for --sampler alone",
+        families=("diffusion",),
+    )  # fmt: skip
     steps: int | None = option(
         None,
         "steps of the method, where it does not choose them itself; null: 20 of abm, 50 of others",

@@ -117,7 +117,11 @@ class NetworkConfig(Section):
         {"unet": ()},
         "exponents n of the inputs sin, cos(2^n pi x), for likelihood: [6, 7] for 256 levels, [2, 3] for 17",
     )
-    patch_size: int | None = option({"dit": 2}, "height and width of a patch", ge=1)
+    patch_size: int | None = option(
+        {"unet": 1, "dit": 2},
+        "height and width of a patch; unet: of pixels that become channels (2: a 4th of the work)",
+        ge=1,
+    )
     width: int | None = option({"dit": 384, "mlp": 256}, "width of a token or hidden layer", ge=2)
     depth: int | None = option({"dit": 12, "mlp": 4}, "number of blocks", ge=1)
     heads: int | None = option({"dit": 6}, "number of attention heads", ge=1)

@@ -18,8 +18,8 @@ from ..numerics.random import STREAM_AUGMENT, STREAM_ORDER, uniform
 
 
 @lru_cache(maxsize=2)  # a batch lies in one epoch, or on the border of two
-def _epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
-    keys = uniform(seed, torch.arange(n), epoch, stream=STREAM_ORDER, dtype=torch.float64)
+def _epoch_order(seed: int, epoch: int, n: int, device: torch.device | None) -> Int64[Tensor, " n"]:
+    keys = uniform(seed, torch.arange(n, device=device), epoch, stream=STREAM_ORDER, dtype=torch.float64)
     # Stable, so that two equal keys (32 bits each) are in the same order on every machine.
     return torch.argsort(keys, stable=True)
 
@@ -35,16 +35,31 @@ def global_positions(batch_size: int, rank: int = 0, world_size: int = 1) -> Int
     Raises:
         UserError: Where the processes cannot share the batch equally.
     """
+    share = share_of(batch_size, world_size)
+    return torch.arange(rank * share, (rank + 1) * share)
+
+
+def share_of(batch_size: int, world_size: int) -> int:
+    """Each process's part of a global batch.
+
+    Raises:
+        UserError: Where the processes cannot share the batch equally.
+    """
     if batch_size < 1 or batch_size % world_size:
         raise UserError(
             f"batch size: {batch_size} cannot be shared equally by {world_size} process(es); accepted: a multiple."
         )
-    share = batch_size // world_size
-    return torch.arange(rank * share, (rank + 1) * share)
+    return batch_size // world_size
 
 
 def batch_indices(
-    seed: int, step: int, batch_size: int, n: int, rank: int = 0, world_size: int = 1
+    seed: int,
+    step: int,
+    batch_size: int,
+    n: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
 ) -> Int64[Tensor, " b"]:
     """Return which of `n` images make the batch of `step` (of this process): shape (batch_size / world_size,).
 
@@ -55,18 +70,20 @@ def batch_indices(
         n: Number of training images.
         rank: Number of this process.
         world_size: Number of processes.
+        device: Where the rows are wanted.
 
     Raises:
         UserError: Where there is no image, or the processes cannot share the batch equally.
     """
     if n < 1:
         raise UserError("data: there is no training image to make a batch of.")
-    positions = step * batch_size + global_positions(batch_size, rank, world_size)
-    epochs = positions // n
+    first = step * batch_size + rank * share_of(batch_size, world_size)
+    end = first + share_of(batch_size, world_size)
     pieces = []
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        pieces.append(_epoch_order(seed, epoch, n)[positions[epochs == epoch] % n])
-    return torch.cat(pieces)
+    for epoch in range(first // n, (end - 1) // n + 1):
+        start = epoch * n
+        pieces.append(_epoch_order(seed, epoch, n, device)[max(first - start, 0) : end - start])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def augment(

@@ -25,6 +25,10 @@ _WORDS = {
 _FILLERS = ("set", "data", "dataset", "split", "image", "img", "picture", "photo", "sample", "file", "folder")
 
 
+# The rule of a split that the source has, in words.
+GIVEN = "as given by the source"
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder, an archive or an array is called after; None for any other name.
 
@@ -121,7 +125,7 @@ def split_rows(
     if n < needed:
         raise UserError(f"data.path: {n} image(s) to split are too few: at least {needed} are needed.")
 
-    rules = [f"{split}: as given by the source" for split in rows]
+    rules = [f"{split}: {GIVEN}" for split in rows]
     if "test" not in parts:
         count = max(1, round(test_fraction * n))
         rows["test"], rest = sorted(rest[:count]), rest[count:]

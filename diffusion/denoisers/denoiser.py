@@ -230,7 +230,10 @@ class NetworkDenoiser(Denoiser):
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
         takes, dtype = self._interface(x_t)
-        level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
+        level = c_noise(self.schedule.log_snr(t)).to(dtype)
+        if level.ndim == 0 and level.device != x_t.device:  # a number to add, not a tensor to copy
+            level = torch.zeros(x_t.shape[0], dtype=dtype, device=x_t.device) + level
+        level = level.to(x_t.device).expand(x_t.shape[0])
         more, named = takes.arguments(cond.given if own else cond)
         try:
             output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)

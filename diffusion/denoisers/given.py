@@ -7,10 +7,11 @@ inference mode cannot take part in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache, wraps
 from numbers import Integral, Real
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -114,6 +115,28 @@ def switch(name: str, value: Any) -> bool:
     raise UserError(f"{name}: found {value!r}; accepted: True or False")
 
 
+@lru_cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The types of the fields of a dataclass, whether its module has string annotations or not."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def as_fields(types: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are among the fields of these types, their numbers and switches converted.
+
+    Raises:
+        UserError: For a value of another type.
+    """
+    checks = {int: whole_number, float: real_number, bool: switch}
+    checks |= {int | None: whole_number, float | None: real_number}
+    return {
+        name: checks[types[name]](name, value) if value is not None and types[name] in checks else value
+        for name, value in options.items()
+        if name in types
+    }
+
+
 def check_callable(name: str, value: Any) -> None:
     """Refuse a callback that is not callable; None is allowed.
 
@@ -187,17 +210,18 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
         UserError: For real numbers, and values that are not level indices.
     """
     x = tensor_of(name, value)
-    if x.dtype == torch.uint8 or (x.dtype == torch.bool and levels == 2):
-        return x.to(torch.uint8)
     most = (levels or 256) - 1
+    if x.dtype == torch.bool and levels == 2:
+        return x.to(torch.uint8)
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         span = f" from {float(x.min()):.4g} to {float(x.max()):.4g}" if x.is_floating_point() and x.numel() else ""
         raise UserError(
             f"{name}: found {x.dtype}{span}; a likelihood is of levels in uint8, 0 to {most} "
             "(log_density takes real numbers)"
         )
-    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) <= most:
-        raise UserError(f"{name}: found levels {int(x.min())} to {int(x.max())}; accepted: 0 to {most}")
+    low, high = map(int, x.aminmax()) if x.numel() and not (x.dtype == torch.uint8 and most == 255) else (0, 0)
+    if not 0 <= low <= high <= most:
+        raise UserError(f"{name}: found levels {low} to {high}; accepted: 0 to {most}")
     return x.to(torch.uint8)
 
 
@@ -251,14 +275,14 @@ def path_times(t: Any, n: int) -> Tensor:
         t = t.double()
     if t.ndim and t.shape != (n,):
         raise UserError(f"t: found shape {tuple(t.shape)}; needs one time, or one for each of {n} samples")
-    if _can_be_looked_at(t):
+    if can_be_looked_at(t):
         for found in map(float, t.detach().aminmax() if t.ndim else (t.detach(),)):
             if found < -beyond or found > 1.0 + beyond:
                 raise UserError(f"t: found {found:g}; times are from 0 (data) to 1 (noise)")
     return t
 
 
-def _can_be_looked_at(x: Tensor) -> bool:
+def can_be_looked_at(x: Tensor) -> bool:
     """Whether values can be read without a synchronisation: not on a GPU, in a compiled graph, or under vmap."""
     if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
         return False
@@ -281,7 +305,7 @@ def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
         if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
             return cond
         return condition_for("cond", cond, n)
-    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not _can_be_looked_at(cond):
+    if isinstance(cond, Tensor) and cond.dtype == torch.long and cond.shape == (n,) and not can_be_looked_at(cond):
         return cond
     return class_labels("cond", cond, classes, n, null=True)
 

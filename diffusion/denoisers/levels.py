@@ -79,7 +79,8 @@ class LevelDenoiser(NetworkDenoiser):
     def raw_to_x(self, raw: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
         """x_hat from the network's output."""
         odds = torch.softmax(self.log_odds(raw, x_t, at), dim=2)
-        return torch.einsum("bcl...,l->bc...", odds, self.places.to(x_t.dtype))
+        with torch.autocast(x_t.device.type, enabled=False):  # bf16 would round x_hat to 8 bits, far above its noise
+            return torch.einsum("bcl...,l->bc...", odds, self.places.to(x_t.dtype))
 
     def x_to_raw(self, x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
         """Undefined: several log-odds have the same mean."""

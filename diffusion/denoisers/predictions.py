@@ -14,7 +14,6 @@ All coefficients broadcast against x_t (see `pad_dims_like`).
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,27 +40,29 @@ class PathPoint:
     def __init__(self, schedule: Schedule, t: Tensor, x: Tensor):
         self._schedule, self._t, self._x = schedule, t, x
         self.alpha, self.sigma = map(self._fit, schedule(t))
+        self._found: tuple[Any, Any] | None = None
 
     def _fit(self, value: Tensor) -> Any:
-        if value.ndim == 0:
+        if value.ndim == 0 and value.device.type == "cpu" and not torch.compiler.is_compiling():
             return value.item()
         return pad_dims_like(value, self._x).to(self._x.dtype)
 
-    # Needed only by velocities, and as expensive as all the rest.
-    @cached_property
+    # Needed only by velocities, and as expensive as all the rest. A `cached_property` has a lock, which no graph has.
     def _derivatives(self) -> tuple[Any, Any]:
-        d_alpha, d_sigma = self._schedule.derivatives(self._t)
-        return self._fit(d_alpha), self._fit(d_sigma)
+        if self._found is None:
+            d_alpha, d_sigma = self._schedule.derivatives(self._t)
+            self._found = self._fit(d_alpha), self._fit(d_sigma)
+        return self._found
 
     @property
     def d_alpha(self) -> Any:
         """alpha'."""
-        return self._derivatives[0]
+        return self._derivatives()[0]
 
     @property
     def d_sigma(self) -> Any:
         """sigma'."""
-        return self._derivatives[1]
+        return self._derivatives()[1]
 
 
 def linear(p: Any, x: Tensor, q: Any, y: Tensor) -> Tensor:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoisers.denoiser import Denoiser
-from ..denoisers.evaluations import count_evaluations, evaluation_mode
+from ..denoisers.evaluations import EvaluationCount, count_evaluations, evaluation_mode
+from ..denoisers.given import as_fields, field_types
 from ..errors import UserError
 from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.schedule import log_snr_ends
+from .dequantization import Dequantizer
 from .estimate import Estimate
 
 # Called after each batch with (images done, images in all).
@@ -41,20 +44,83 @@ def choose_batch_size(batch_size: int | None, dims: int) -> int:
     return batch_size
 
 
-def check_data(denoiser: Denoiser, x: Tensor, indices: Tensor | None, cond: Any) -> Tensor:
-    """Return the indices of the images (0 .. N - 1 by default).
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """How an estimator takes its data: what keys their noise, their conditions, and how many are taken together.
+
+    Args:
+        seed: The seed; a row depends on (seed, index) only.
+        cond: Class labels, shape (B,), another condition of the network, or None.
+        batch_size: The number of rows processed together; by default as suits their dimensions.
+        indices: Keys of the rows' noise, shape (B,); 0 .. B - 1 by default.
+        progress: Called after each batch with (rows done, rows in all).
+    """
+
+    seed: int = 0
+    cond: Any = None
+    batch_size: int | None = None
+    indices: Int[Tensor, " b"] | None = None
+    progress: Progress | None = None
+
+    def size(self, dims: int) -> int:
+        """The batch size for data of `dims` dimensions (`choose_batch_size`)."""
+        return choose_batch_size(self.batch_size, dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some of the rows: their data, the keys of their noise, and their conditions."""
+
+    x: Tensor
+    keys: Int[Tensor, " b"]
+    cond: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """The points at which a denoiser sees a batch, float64.
+
+    Args:
+        batch: The batch, of level indices or of real data.
+        dequantizer: The levels and their places; None for real data.
+        dequantize: Dequantise levels uniformly, anew for each evaluation, instead of taking the centres of their bins.
+        seed: The seed of the dequantisation.
+    """
+
+    batch: Batch
+    dequantizer: Dequantizer | None
+    dequantize: bool
+    seed: int
+
+    def __call__(self, i: int) -> Float[Tensor, " b *dims"]:
+        """The points of evaluation i."""
+        x = self.batch.x
+        if self.dequantizer is None:
+            return x.double()
+        if not self.dequantize:
+            return self.dequantizer.center(x, torch.float64)
+        u = random.uniform(self.seed, self.batch.keys, i, x.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
+        return self.dequantizer.dequantize(x, u.to(x.device))
+
+    def mean_square(self) -> Float[Tensor, " b"]:
+        """E|x|^2 over the dequantisation, on the CPU."""
+        if self.dequantizer is None or not self.dequantize:
+            return squares(self(0)).cpu()
+        over_bin = self.batch.x[0].numel() * self.dequantizer.width**2 / 12.0
+        return squares(self.dequantizer.center(self.batch.x, torch.float64)).cpu() + over_bin
+
+
+def dims_of(denoiser: Denoiser, x: Tensor) -> int:
+    """Return the number of dimensions of data for a denoiser.
 
     Raises:
-        UserError: For no image, images of another shape, or a wrong number of indices or labels.
+        UserError: For no image, or images of another shape.
     """
     if x.ndim == 0 or len(x) == 0 or x.shape[1:] != tuple(denoiser.shape):
         raise UserError(
             f"images: found shape {tuple(x.shape)}; the model's is (N, {', '.join(map(str, denoiser.shape))})"
         )
-    for name, rows in (("indices", indices), ("cond", cond)):
-        if rows is not None and len(rows) != len(x):
-            raise UserError(f"{name}: found {len(rows)} for {len(x)} images; accepted: one each, or none at all")
-    return torch.arange(len(x)) if indices is None else indices.cpu()
+    return x[0].numel()
 
 
 def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, object]:
@@ -84,25 +150,77 @@ def check_finite(log_prob: Tensor, first: int, estimator: str) -> None:
         )
 
 
+# Of a batch: log_prob and its standard error, shape (B,), and the terms.
+Values = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
 def in_batches(
-    denoiser: Denoiser,
-    count: int,
-    batch_size: int,
-    estimate: Callable[[slice], Estimate],
-    progress: Progress | None = None,
+    model: nn.Module,
+    x: Tensor,
+    batches: Batches,
+    evaluate: Callable[[Batch], Values],
+    kind: str,
+    protocol: dict[str, object],
+    levels: int | None = None,
+    size: int | None = None,
+    nfe: float | None = None,
 ) -> Estimate:
-    """Join `estimate(rows)` of every slice of `batch_size` images; fills in the seconds and the evaluations."""
-    parts, start = [], time.perf_counter()
-    with torch.no_grad(), evaluation_mode(denoiser), count_evaluations(denoiser) as counter:
-        for first in range(0, count, batch_size):
-            rows = slice(first, min(first + batch_size, count))
-            part = estimate(rows)
-            check_finite(part.log_prob, rows.start, str(part.protocol.get("estimator", "log_prob")))
-            parts.append(part)
-            if progress is not None:
-                progress(rows.stop, count)
-    joined = Estimate.join(parts)
-    return replace(joined, nfe=counter.rows / count, seconds=time.perf_counter() - start)
+    """The estimate of all data, from the values of each batch; fills in the seconds and the evaluations.
+
+    Args:
+        model, x, batches: The model, the data and how they are taken.
+        evaluate: The values of a batch.
+        kind, protocol, levels: As `Estimate`.
+        size: The number of rows in a batch, by default that of `batches`.
+        nfe: Evaluations per row; by default those of the model's denoisers are counted.
+
+    Raises:
+        UserError: For no data, a wrong number of indices or labels, and log-probabilities that are not finite.
+    """
+    count, cond = len(x), batches.cond
+    if not count:
+        raise UserError("images: found none; needs at least one")
+    for name, rows in (("indices", batches.indices), ("cond", cond)):
+        if rows is not None and len(rows) != count:
+            raise UserError(f"{name}: found {len(rows)} for {count} images; accepted: one each, or none at all")
+    keys = torch.arange(count) if batches.indices is None else batches.indices.cpu()
+    dims, parts, start = x[0].numel(), [], time.perf_counter()
+    size = batches.size(dims) if size is None else size
+    counting = count_evaluations(model) if nfe is None else nullcontext(EvaluationCount())
+    with torch.no_grad(), evaluation_mode(model), counting as counter:
+        for first in range(0, count, size):
+            rows = slice(first, min(first + size, count))
+            batch = Batch(x[rows], keys[rows], None if cond is None else cond[rows])
+            log_prob, std_error, terms = evaluate(batch)
+            check_finite(log_prob, first, str(protocol["estimator"]))
+            parts.append(Estimate(log_prob, dims, levels, std_error, kind, protocol, batch.keys, terms=terms))
+            if batches.progress is not None:
+                batches.progress(rows.stop, count)
+    nfe = counter.rows / count if nfe is None else nfe
+    return replace(Estimate.join(parts), nfe=nfe, seconds=time.perf_counter() - start)
+
+
+def as_function(name: str, estimator: Any, of_levels: bool = False) -> Callable[..., Estimate]:
+    """An estimator as a function of a model, its data, the estimator's settings and those of `Batches`.
+
+    Args:
+        name: The name of the function.
+        estimator: A frozen dataclass of settings; an object is called with (model, data, batches).
+        of_levels: Whether a `Dequantizer` comes between the model and the data (the object takes it last).
+    """
+    own, common = field_types(estimator), field_types(Batches)
+    count = 3 if of_levels else 2
+
+    def function(*arguments: Any, **options: Any) -> Estimate:
+        if unknown := [key for key in options if key not in own and key not in common]:
+            raise UserError(f"{', '.join(unknown)}: not an option of {name}; it takes: {', '.join((*own, *common))}")
+        settings, batches = (as_fields(types, options) for types in (own, common))
+        model, *dequantizer, x = arguments[:count]
+        return estimator(*arguments[count:], **settings)(model, x, Batches(**batches), *dequantizer)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = estimator.__doc__
+    return function
 
 
 # Noise is drawn at step i for evaluation i; this step differs from all of them.

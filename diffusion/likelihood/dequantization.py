@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..denoisers.given import can_be_looked_at
 from ..errors import UserError
 
 DEQUANTIZATIONS = ("uniform", "truncated-normal")
@@ -108,7 +109,7 @@ class Dequantizer:
         return self.center(images, u.dtype) + std * z, log_q
 
     def _place(self, images: Tensor, fraction: Tensor | float, dtype: torch.dtype) -> Tensor:
-        if images.numel() and int(images.max()) >= self.levels:
+        if can_be_looked_at(images) and int(images.max()) >= self.levels:
             raise UserError(f"images: found level {int(images.max())}; accepted: 0 to {self.levels - 1}")
         return self.low + self.width * (images.to(dtype) + fraction)
 

@@ -124,7 +124,7 @@ class Estimate:
         terms: Parts of log_prob in nats, tensors of shape (B, ...); and `DIAGNOSTICS` of importance weights, (B,).
 
     Raises:
-        UserError: For an unknown kind or law, or values that are not one per image.
+        UserError: For an unknown kind or law, or values or indices that are not one per image.
     """
 
     log_prob: Tensor = field(repr=False)
@@ -147,6 +147,8 @@ class Estimate:
         object.__setattr__(self, "protocol", {**self.protocol, "law": law_of(self.protocol)})
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self)))
+        elif self.indices.shape != self.log_prob.shape:
+            raise UserError(f"indices: found shape {tuple(self.indices.shape)} for {len(self)} values; needs one each")
         object.__setattr__(self, "error_budget", {**self.error_budget, TEST_SET: self.mean().sem})
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from ..denoisers.denoiser import Denoiser
-from ..errors import UserError, choose
+from ..denoisers.given import field_types
+from ..errors import UserError, check_at_least_one, choose
 from ..numerics.runge_kutta import solve_each
 from ..samplers.ode.flow import ProbabilityFlow, angle
 from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
@@ -162,7 +163,7 @@ TRACES = ("exact", "hutchinson")
 _FIRST_STEP = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solve:
     """How the ODE is solved and its divergence computed; part of a figure's protocol.
 
@@ -193,15 +194,14 @@ class Solve:
         choose("method", self.method, (*ADAPTIVE, *FIXED))
         if not 0 < self.tolerance < 1:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 1e-5")
-        if self.probes < 1:
-            raise UserError(f"probes: found {self.probes}; must be at least 1")
+        check_at_least_one(probes=self.probes, max_evaluations=self.max_evaluations)
 
     def protocol(self) -> dict[str, object]:
         """The settings that this solve uses."""
         unused = {"steps", "grid"} if self.method in ADAPTIVE else {"tolerance"}
         unused |= {"probes"} if self.trace == "exact" else set()
         unused |= {"log_snr_min", "log_snr_max"}  # `path` has the times
-        return {key: value for key, value in asdict(self).items() if key not in unused}
+        return {name: getattr(self, name) for name in field_types(Solve) if name not in unused}
 
     def path(self, denoiser: Denoiser) -> Schedule:
         """The denoiser's path between the ends of this solve."""

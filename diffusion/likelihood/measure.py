@@ -29,19 +29,25 @@ from ..denoisers.given import (
 from ..errors import Default, UserError, choose
 from ..numerics.random import FIXED_ORDER, fixed_order
 from . import immse, probability_flow, variational_bound
+from .batching import as_function
 from .dequantization import Dequantizer
 from .error_budget import complete
 from .estimate import Estimate
 from .target_error import reach, remembering
 
-METHODS = ("ode", "elbo", "elbo-discrete", "immse")
+# The estimators of levels, and of densities.
+METHODS = {
+    "ode": probability_flow.log_likelihood_ode,
+    "elbo": variational_bound.elbo_continuous,
+    "elbo-discrete": variational_bound.elbo_discrete,
+    "immse": immse.log_likelihood_immse,
+}
+DENSITY_METHODS = {
+    "ode": probability_flow.log_density,
+    "elbo": as_function("elbo_continuous", variational_bound.ContinuousBound),
+    "immse": immse.log_density_immse,
+}
 DEFAULT_METHOD = Default("ode")
-_WHOLE = frozenset(("seed", "probes", "draws", "evaluations", "bins", "steps", "samples", "batch_size"))
-_REAL = frozenset(("tolerance", "log_snr_min", "log_snr_max"))
-_SWITCHES = frozenset(("dequantize", "importance_weighted"))
-DENSITY_METHODS = ("ode", "elbo", "immse")
-# Every method evaluates a bare denoiser on the same data: images dequantised uniformly within their bins.
-_OF_BARE = {"dequantize": True}
 
 
 @outside_inference_mode
@@ -96,21 +102,18 @@ def log_likelihood(
 
 
 def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """The options of an estimator for n images, checked and converted; None means not given.
+    """The options of an estimator for n images; None means not given.
 
-    `cond` is labels, (n,), or another condition of the network.
+    `progress`, `seed`, `indices` and `cond`, labels (n,) or another condition of the network, are checked and
+    converted; the estimator does so with its own.
 
     Raises:
         UserError: For an option of the wrong type.
     """
     options = {name: value for name, value in options.items() if value is not None}
     check_callable("progress", options.get("progress"))
-    kinds = ((_WHOLE, whole_number), (_REAL, real_number), (_SWITCHES, switch))
-    options |= {name: kind(name, options[name]) for names, kind in kinds for name in names.intersection(options)}
     if "seed" in options:
         options["seed"] = seed_number(options["seed"])
-    if "times" in options:
-        options["times"] = tensor_of("times", options["times"]).double()
     if "indices" in options:
         options["indices"] = row_numbers("indices", options["indices"], n)
     cond = options.get("cond")
@@ -127,18 +130,12 @@ def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None
         extra |= {} if method is DEFAULT_METHOD else {"method": method}  # each family has its own default
         return model.log_likelihood(images_uint8, **extra, **options)
     choose("method", method, METHODS)
-    dequantizer = Dequantizer(256 if levels is None else levels)
-    images_uint8 = images_uint8.to(device_of(model))
     if method == "ode":
-        return _call(probability_flow.log_likelihood_ode, model, dequantizer, images_uint8, **_solver(options))
-    if method == "elbo":
-        return _call(variational_bound.elbo_continuous, model, dequantizer, images_uint8, **{**_OF_BARE, **options})
-    if method == "immse":
-        return _call(immse.log_likelihood_immse, model, dequantizer, images_uint8, **options)
-    times = options.pop("times", None)
-    if times is None:
-        times = variational_bound.discrete_times(model.schedule, options.pop("steps", 1000))
-    return _call(variational_bound.elbo_discrete, model, dequantizer, images_uint8, times, **{**_OF_BARE, **options})
+        options = _solver(options)
+    elif method.startswith("elbo"):  # a bare denoiser is evaluated on the same data by every method
+        options = {"dequantize": True, **options}
+    dequantizer = Dequantizer(256 if levels is None else levels)
+    return METHODS[method](model, dequantizer, images_uint8.to(device_of(model)), **options)
 
 
 @outside_inference_mode
@@ -184,12 +181,8 @@ def _of_numbers(model: Any, x: Tensor, method: str, **options: Any) -> Estimate:
     if not isinstance(model, Denoiser):
         return model.log_density(x, method=method, **options)
     choose("method", method, DENSITY_METHODS)
-    x = x.to(device_of(model))
-    if method == "ode":
-        return _call(probability_flow.log_density, model, x, **_solver(options))
-    if method == "immse":
-        return _call(immse.log_density_immse, model, x, **options)
-    return _call(variational_bound.elbo_continuous, model, None, x, **options)
+    options = _solver(options) if method == "ode" else options
+    return DENSITY_METHODS[method](model, x.to(device_of(model)), **options)
 
 
 def _with_errors(
@@ -221,13 +214,3 @@ def _with_errors(
 def _solver(options: dict[str, Any]) -> dict[str, Any]:
     """Here `method` names the estimator; the method of the ODE is `solver`."""
     return {"method" if key == "solver" else key: value for key, value in options.items()}
-
-
-def _call(estimator: Any, *arguments: Any, **options: Any) -> Estimate:
-    """Call an estimator; an option that it does not accept is a user error."""
-    code = getattr(estimator, "__wrapped__", estimator).__code__
-    accepted = code.co_varnames[len(arguments) : code.co_argcount + code.co_kwonlyargcount]
-    unknown = [name for name in options if name not in accepted]
-    if unknown:
-        raise UserError(f"{', '.join(unknown)}: not an option of {estimator.__name__}; it takes: {', '.join(accepted)}")
-    return estimator(*arguments, **options)

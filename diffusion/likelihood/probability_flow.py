@@ -18,17 +18,18 @@ and that of the mean below 1e-4, far less than the trace noise, at 80 evaluation
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..errors import check_at_least_one, choose
 from ..numerics import random
 from ..schedules.schedule import log_snr_ends
-from .batching import Progress, check_data, choose_batch_size, in_batches, protocol_of
+from .batching import Batch, Batches, Values, as_function, dims_of, in_batches, protocol_of
 from .dequantization import DEQUANTIZATIONS, Dequantizer
 from .estimate import Estimate, mean_error
 from .flow_density import Solve, flow_log_density
@@ -56,180 +57,146 @@ def _standard_error(draws: Float[Tensor, " b n"]) -> Tensor:
     return draws.std(dim=1) / math.sqrt(n) if n > 1 else torch.full_like(draws[:, 0], math.nan)
 
 
-def log_density(
-    denoiser: Denoiser,
-    x: Float[Tensor, " b *dims"],
-    trace: str = "exact",
-    probes: int = 1,
-    tolerance: float = Solve.tolerance,
-    method: str = "dopri5",
-    steps: int = Solve.steps,
-    grid: str = Solve.grid,
-    log_snr_min: float | None = None,
-    log_snr_max: float | None = None,
-    seed: int = 0,
-    cond: Any = None,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " b"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
+@dataclass(frozen=True)
+class FlowDensity(Solve):
     """The log-density of continuous data under the probability-flow ODE of a denoiser.
 
     Args:
-        denoiser: The model.
-        x: Data, shape (B, *shape).
-        trace, probes, method, tolerance, steps, grid, log_snr_min, log_snr_max: See `Solve`.
-        seed: The seed of the probes.
-        cond: Class labels, shape (B,), or None.
-        batch_size: The number of samples solved together.
-        indices: Keys of the samples' probes, shape (B,); 0 .. B - 1 by default. A row depends on (seed, index) only.
-        progress: Called with (data done, data in all).
-
-    Returns:
-        Kind `exact` (up to the tolerance), or `unbiased` for Hutchinson's trace, whose standard error comes from the
-        spread over probes and is nan for one probe (the interval of the mean remains valid: see `Estimate.mean`).
-
-    Raises:
-        UserError: For bad settings or data; `SolverError` if the solver fails.
+        trace, probes, ...: As `Solve`.
     """
-    solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
-    path = solve.path(denoiser)
-    indices = check_data(denoiser, x, indices, cond)
-    dims = x[0].numel()
-    protocol = {"estimator": ESTIMATOR, **solve.protocol(), **protocol_of(denoiser, path)}
-    protocol |= {"seed": seed} if trace == "hutchinson" else {}
 
-    def estimate(rows: slice) -> Estimate:
-        v = _probes(solve, seed, indices[rows], range(1), x)
-        draws = flow_log_density(denoiser, x[rows], solve, v, None if cond is None else cond[rows])
-        std_error = torch.zeros_like(draws[:, 0]) if trace == "exact" else _standard_error(draws)
-        return Estimate(
-            log_prob=draws.mean(1).cpu(),
-            dims=dims,
-            levels=None,
-            std_error=std_error.cpu(),
-            kind="exact" if trace == "exact" else "unbiased",
-            protocol=protocol,
-            indices=indices[rows],
-        )
+    trace: str = Solve.trace
+    probes: int = Solve.probes
 
-    result = in_batches(denoiser, len(x), choose_batch_size(batch_size, dims), estimate, progress)
-    if trace == "hutchinson" and probes > 1:
+    def __call__(self, denoiser: Denoiser, x: Float[Tensor, " b *dims"], batches: Batches) -> Estimate:
+        """Measure data of shape (B, *shape).
+
+        Returns:
+            Kind `exact` (up to the tolerance), or `unbiased` for Hutchinson's trace, whose standard error comes from
+            the spread over probes and is nan for one probe (the interval of the mean remains valid: see
+            `Estimate.mean`).
+
+        Raises:
+            UserError: For data that do not fit the model; `SolverError` if the solver fails.
+        """
+        path, dims, exact = self.path(denoiser), dims_of(denoiser, x), self.trace == "exact"
+        protocol = {"estimator": ESTIMATOR, **self.protocol(), **protocol_of(denoiser, path)}
+        protocol |= {} if exact else {"seed": batches.seed}
+
+        def evaluate(batch: Batch) -> Values:
+            v = _probes(self, batches.seed, batch.keys, range(1), x)
+            draws = flow_log_density(denoiser, batch.x, self, v, batch.cond)
+            std_error = torch.zeros_like(draws[:, 0]) if exact else _standard_error(draws)
+            return draws.mean(1).cpu(), std_error.cpu(), {}
+
+        kind = "exact" if exact else "unbiased"
+        result = in_batches(denoiser, x, batches, evaluate, kind, protocol)
+        if exact or self.probes == 1:
+            return result
         return result.with_error("probes", mean_error(result.std_error, dims))
-    return result
 
 
-def log_likelihood_ode(
-    denoiser: Denoiser,
-    dequantizer: Dequantizer,
-    images: UInt8[Tensor, " b *dims"],
-    draws: int = 1,
-    dequantization: str = "uniform",
-    importance_weighted: bool = False,
-    trace: str = "hutchinson",
-    probes: int = 1,
-    tolerance: float = 1e-4,
-    method: str = "dopri5",
-    steps: int = Solve.steps,
-    grid: str = Solve.grid,
-    log_snr_min: float | None = None,
-    log_snr_max: float | None = None,
-    seed: int = 0,
-    cond: Any = None,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " b"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
+@dataclass(frozen=True)
+class FlowLikelihood(Solve):
     """A lower bound on the log-probability of discrete images: the ODE's log-density, dequantised.
 
     Args:
-        denoiser: The model.
-        dequantizer: The levels and their places.
-        images: Level indices, shape (B, *shape).
         draws: The number K of dequantised points per image, each with its own probes.
         dequantization: `uniform` (for a model trained on dequantised images) or `truncated-normal` (i-DODE,
             arXiv 2305.03935: for one trained on the bin centres).
         importance_weighted: Use log sum_k exp w_k - log K of the draws' log-weights instead of their mean.
-        batch_size: The number of dequantised points solved together.
-        trace, probes, ..., progress: As `log_density`.
-
-    Returns:
-        Kind `lower bound` (in expectation over the draws; Jensen), but `surrogate` for importance-weighted draws with
-        Hutchinson's trace. The standard error comes from the spread over draws (for weighted ones it is that of log P:
-        `importance_weights`, whose diagnostics are among the terms) and includes the noise of the probes; it is nan for
-        one draw (the interval of the mean remains valid: see `Estimate.mean`).
-
-    Raises:
-        UserError: For bad settings or images; `SolverError` if the solver fails.
+        trace, probes, ...: As `Solve`.
     """
-    solve = Solve(trace, probes, method, tolerance, steps, grid, log_snr_min=log_snr_min, log_snr_max=log_snr_max)
-    path = solve.path(denoiser)
-    check_at_least_one(draws=draws)
-    choose("dequantization", dequantization, DEQUANTIZATIONS)
-    indices = check_data(denoiser, images, indices, cond)
-    dims = images[0].numel()
-    protocol = {
-        "estimator": ESTIMATOR,
-        **solve.protocol(),
-        **protocol_of(denoiser, path),
-        "dequantization": dequantization,
-        "levels": dequantizer.levels,
-        "draws": draws,
-        "importance_weighted": importance_weighted,
-        "seed": seed,
-    }
 
-    size = choose_batch_size(batch_size, dims)
+    draws: int = 1
+    dequantization: str = "uniform"
+    importance_weighted: bool = False
+    _: KW_ONLY
+    trace: str = "hutchinson"
+    tolerance: float = 1e-4
 
-    noise = math.exp(-0.5 * log_snr_ends(path)[1])  # the standard deviation of the noise at t_min
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least_one(draws=self.draws)
+        choose("dequantization", self.dequantization, DEQUANTIZATIONS)
 
-    def log_weights(rows: slice, some: range) -> Tensor:
-        """log p - log q of `some` draws of the images `rows`, solved together: shape (B, draws, P)."""
-        keys, shape = indices[rows], images.shape[1:]
-        u = [
-            random.uniform(seed, keys, draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
-            for draw in some
-        ]
-        repeated, u = _repeat(images[rows], len(some)), torch.stack(u, dim=1).flatten(0, 1)
-        if dequantization == "uniform":
-            x, log_q = dequantizer.dequantize(repeated, u), -dequantizer.log_jacobian(dims)
-        else:
-            x, log_q = dequantizer.dequantize_truncated_normal(repeated, u, noise)
-            log_q = log_q[:, None]
-        v = _probes(solve, seed, keys, some, x)
-        labels = None if cond is None else _repeat(cond[rows], len(some))
-        return (flow_log_density(denoiser, x, solve, v, labels) - log_q).reshape(len(keys), len(some), -1)
+    def __call__(
+        self, denoiser: Denoiser, images: UInt8[Tensor, " b *dims"], batches: Batches, dequantizer: Dequantizer
+    ) -> Estimate:
+        """Measure level indices of shape (B, *shape); a batch has as many dequantised points as its size says.
 
-    probe_variances = []
+        Returns:
+            Kind `lower bound` (in expectation over the draws; Jensen), but `surrogate` for importance-weighted draws
+            with Hutchinson's trace. The standard error comes from the spread over draws (for weighted ones it is that
+            of log P: `importance_weights`, whose diagnostics are among the terms) and includes the noise of the probes;
+            it is nan for one draw (the interval of the mean remains valid: see `Estimate.mean`).
 
-    def estimate(rows: slice) -> Estimate:
-        values = torch.cat([log_weights(rows, range(draws)[i : i + size]) for i in range(0, draws, size)], dim=1).cpu()
-        per_draw = values.mean(2)
-        if importance_weighted:
-            total = LogMeanExp()
-            total.add(per_draw)
-            log_prob, std_error, shares, terms = total.value, total.std_error, per_draw.softmax(1), total.diagnostics
-        else:
-            log_prob, std_error = per_draw.mean(1), _standard_error(per_draw)
-            shares, terms = torch.full_like(per_draw, 1.0 / draws), {}
-        if values.shape[2] > 1:
-            probe_variances.append((shares.square() * values.var(2)).sum(1) / values.shape[2])
-        return Estimate(
-            log_prob=log_prob,
-            dims=dims,
-            levels=dequantizer.levels,
-            std_error=std_error,
-            kind="surrogate" if importance_weighted and draws > 1 and trace == "hutchinson" else "lower bound",
-            protocol=protocol,
-            indices=indices[rows],
-            terms=terms,
-        )
+        Raises:
+            UserError: For images that do not fit the model; `SolverError` if the solver fails.
+        """
+        path, dims, seed, draws = self.path(denoiser), dims_of(denoiser, images), batches.seed, self.draws
+        weighted, hutchinson = self.importance_weighted, self.trace == "hutchinson"
+        protocol = {
+            "estimator": ESTIMATOR,
+            **self.protocol(),
+            **protocol_of(denoiser, path),
+            "dequantization": self.dequantization,
+            "levels": dequantizer.levels,
+            "draws": draws,
+            "importance_weighted": weighted,
+            "seed": seed,
+        }
+        size = batches.size(dims)
+        noise = math.exp(-0.5 * log_snr_ends(path)[1])  # the standard deviation of the noise at t_min
 
-    result = in_batches(denoiser, len(images), max(1, size // draws), estimate, progress)
-    of_probes = mean_error(torch.cat(probe_variances).sqrt(), dims) if probe_variances else 0.0
-    if draws > 1:  # the spread over draws includes that over the probes of each draw
-        of_all = mean_error(result.std_error, dims)
-        result = result.with_error("draws", math.sqrt(max(0.0, of_all**2 - of_probes**2)))
-    if probe_variances and trace == "hutchinson":
-        result = result.with_error("probes", of_probes)
-    return result
+        def log_weights(batch: Batch, some: range) -> Tensor:
+            """log p - log q of `some` draws of a batch's images, solved together: shape (B, draws, P)."""
+            keys, shape = batch.keys, images.shape[1:]
+            u = [
+                random.uniform(seed, keys, draw, shape, random.STREAM_DEQUANTIZE, torch.float64, images.device)
+                for draw in some
+            ]
+            repeated, u = _repeat(batch.x, len(some)), torch.stack(u, dim=1).flatten(0, 1)
+            if self.dequantization == "uniform":
+                x, log_q = dequantizer.dequantize(repeated, u), -dequantizer.log_jacobian(dims)
+            else:
+                x, log_q = dequantizer.dequantize_truncated_normal(repeated, u, noise)
+                log_q = log_q[:, None]
+            v = _probes(self, seed, keys, some, x)
+            labels = None if batch.cond is None else _repeat(batch.cond, len(some))
+            return (flow_log_density(denoiser, x, self, v, labels) - log_q).reshape(len(keys), len(some), -1)
+
+        probe_variances = []
+
+        def evaluate(batch: Batch) -> Values:
+            chunks = (range(draws)[first : first + size] for first in range(0, draws, size))
+            values = torch.cat([log_weights(batch, some) for some in chunks], dim=1).cpu()
+            per_draw = values.mean(2)
+            if weighted:
+                total = LogMeanExp()
+                total.add(per_draw)
+                log_prob, std_error, shares, terms = (
+                    total.value,
+                    total.std_error,
+                    per_draw.softmax(1),
+                    total.diagnostics,
+                )
+            else:
+                log_prob, std_error, terms = per_draw.mean(1), _standard_error(per_draw), {}
+                shares = torch.full_like(per_draw, 1.0 / draws)
+            if values.shape[2] > 1:
+                probe_variances.append((shares.square() * values.var(2)).sum(1) / values.shape[2])
+            return log_prob, std_error, terms
+
+        kind = "surrogate" if weighted and draws > 1 and hutchinson else "lower bound"
+        at_once = max(1, size // draws)
+        result = in_batches(denoiser, images, batches, evaluate, kind, protocol, dequantizer.levels, at_once)
+        of_probes = mean_error(torch.cat(probe_variances).sqrt(), dims) if probe_variances else 0.0
+        if draws > 1:  # the spread over draws includes that over the probes of each draw
+            of_all = mean_error(result.std_error, dims)
+            result = result.with_error("draws", math.sqrt(max(0.0, of_all**2 - of_probes**2)))
+        return result.with_error("probes", of_probes) if probe_variances and hutchinson else result
+
+
+log_density = as_function("log_density", FlowDensity)
+log_likelihood_ode = as_function("log_likelihood_ode", FlowLikelihood, of_levels=True)

@@ -26,23 +26,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..denoisers.given import tensor_of
 from ..errors import UserError, check_at_least_one, choose
 from ..numerics import random
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
 from ..schedules.schedule import log_snr_ends
 from .batching import (
-    Progress,
-    check_data,
-    choose_batch_size,
+    Batch,
+    Batches,
+    Points,
+    Values,
+    as_function,
+    dims_of,
     in_batches,
     protocol_of,
     squares,
@@ -58,31 +62,13 @@ VARIANCES = ("lower", "upper")
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
 # The standard error of a batch's images, among its terms.
 _NOISE = "noise"
-# The images of evaluation i of a batch.
-Points = Callable[[int], Tensor]
 
 
-def elbo_continuous(
-    denoiser: Denoiser,
-    dequantizer: Dequantizer | None,
-    images: Tensor,
-    evaluations: int = 64,
-    bins: int = 24,
-    log_snr_max: float | None = None,
-    reference: str = "gaussian",
-    dequantize: bool = False,
-    seed: int = 0,
-    cond: Any = None,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
+@dataclass(frozen=True)
+class ContinuousBound:
     """The continuous-time evidence lower bound.
 
     Args:
-        denoiser: The model.
-        dequantizer: The levels and their places; None for continuous data.
-        images: Level indices (uint8), or continuous data without a dequantizer; shape (B, *shape).
         evaluations: The number K of noise levels per image, one network evaluation each; a standard error needs 3 or
             more.
         bins: The bins of equal width in log-SNR of the curve.
@@ -94,143 +80,157 @@ def elbo_continuous(
             has no `reference`: the same expectation, with more noise.
         dequantize: Evaluate uniformly dequantised images, as required for a model trained on them: the bound is that of
             their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian as decoder.
-        seed: The seed; a row depends on (seed, index) only.
-        cond: Class labels, shape (B,), or None.
-        batch_size: The number of images processed together.
-        indices: Keys of the images' noise, shape (B,); 0 .. B - 1 by default.
-        progress: Called with (images done, images in all).
-
-    Returns:
-        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
-        log_prob; `steps` (B, K), the strata of `diffusion` from the lowest log-SNR; and `curve` (B, bins), which also
-        adds up to it, in bins of equal width between the two log-SNRs of `protocol["curve_log_snr"]`.
-
-    Raises:
-        UserError: For bad settings or images.
     """
-    check_at_least_one(evaluations=evaluations, bins=bins)
-    choose("reference", reference, REFERENCES)
-    schedule = denoiser.schedule
-    low, high = log_snr_ends(schedule)
-    t_min = schedule.t_min
-    if log_snr_max is not None and log_snr_max < high:
-        high, t_min = log_snr_max, float(schedule.inverse_log_snr(torch.tensor(log_snr_max, dtype=torch.float64)))
-    if not low < high:
-        raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
-    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
-        def evaluate(i: int, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            x, t = points(i), schedule.inverse_log_snr(log_snr)
-            t, eps = t.to(x.device), _normal(seed, rows, i, x)
-            return x, eps, squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, labels))
+    evaluations: int = 64
+    bins: int = 24
+    log_snr_max: float | None = None
+    reference: str = "gaussian"
+    dequantize: bool = False
 
-        against = GaussianReference(square.cpu(), images[0].numel(), low, high, seed, rows, evaluations, reference)
-        _, drawn = against.differences(evaluate)
-        curve = -against.integrals(edges)
-        curve.scatter_add_(1, (torch.searchsorted(edges, against.log_snr) - 1).clamp(0, bins - 1), drawn)
-        return {"steps": drawn - against.integrals(against.strata()), "curve": curve, _NOISE: against.error(drawn)}
+    def __post_init__(self):
+        check_at_least_one(evaluations=self.evaluations, bins=self.bins)
+        choose("reference", self.reference, REFERENCES)
 
-    protocol = {"estimator": "ELBO, continuous time", "evaluations": evaluations, "curve_log_snr": [low, high]}
-    protocol["reference"] = reference
-    options = (dequantize, seed, cond, batch_size, indices, progress)
-    return _bound(denoiser, dequantizer, images, diffusion, (t_min, schedule.t_max), protocol, *options)
+    def __call__(
+        self, denoiser: Denoiser, images: Tensor, batches: Batches, dequantizer: Dequantizer | None = None
+    ) -> Estimate:
+        """Measure level indices (uint8), or continuous data without a dequantizer, shape (B, *shape).
+
+        Returns:
+            Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
+            log_prob; `steps` (B, K), the strata of `diffusion` from the lowest log-SNR; and `curve` (B, bins), which
+            also adds up to it, in bins of equal width between the two log-SNRs of `protocol["curve_log_snr"]`.
+
+        Raises:
+            UserError: For an end that leaves no path, or images that do not fit the model.
+        """
+        schedule, seed = denoiser.schedule, batches.seed
+        low, high = log_snr_ends(schedule)
+        t_min, end = schedule.t_min, self.log_snr_max
+        if end is not None and end < high:
+            high, t_min = end, float(schedule.inverse_log_snr(torch.tensor(end, dtype=torch.float64)))
+        if not low < high:
+            raise UserError(f"log_snr_max: found {high}; the path starts at {low:.2f}, and it must be above")
+        edges = torch.linspace(low, high, self.bins + 1, dtype=torch.float64)
+        dims = math.prod(denoiser.shape)
+
+        def diffusion(batch: Batch, points: Points) -> dict[str, Tensor]:
+            def at(i: int, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                x, t = points(i), schedule.inverse_log_snr(log_snr)
+                t, eps = t.to(x.device), _normal(seed, batch.keys, i, x)
+                return x, eps, squares(eps - denoiser.eps(diffuse(schedule, x, t, eps), t, batch.cond))
+
+            square = points.mean_square()
+            against = GaussianReference(square, dims, low, high, seed, batch.keys, self.evaluations, self.reference)
+            _, drawn = against.differences(at)
+            curve = -against.integrals(edges)
+            curve.scatter_add_(1, (torch.searchsorted(edges, against.log_snr) - 1).clamp(0, self.bins - 1), drawn)
+            return {"steps": drawn - against.integrals(against.strata()), "curve": curve, _NOISE: against.error(drawn)}
+
+        protocol = {"estimator": "ELBO, continuous time", "evaluations": self.evaluations}
+        protocol |= {"curve_log_snr": [low, high], "reference": self.reference}
+        ends = t_min, schedule.t_max
+        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol)
 
 
-def elbo_discrete(
-    denoiser: Denoiser,
-    dequantizer: Dequantizer | None,
-    images: Tensor,
-    times: Float[Tensor, " t"],
-    variance: str = "lower",
-    evaluations: int | None = None,
-    dequantize: bool = False,
-    seed: int = 0,
-    cond: Any = None,
-    batch_size: int | None = None,
-    indices: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
-) -> Estimate:
+@dataclass(frozen=True, eq=False)
+class DiscreteBound:
     """The evidence lower bound of the ancestral sampler with T steps.
 
     Args:
-        denoiser, dequantizer, images, dequantize, seed, cond, batch_size, indices, progress: As `elbo_continuous`.
-        times: The T + 1 times of the sampler in either order, 0 < t <= 1; the decoder acts at the smallest (see
-            `discrete_times`).
+        times: The T + 1 times of the sampler in either order, 0 < t <= 1; the decoder acts at the smallest. By default
+            `discrete_times`.
         variance: The model's variance: `lower` (that of q(x_s | x_t, x)) or `upper` (that for unit-variance data).
         evaluations: The number K of steps drawn per image, one in each of K equal strata; None uses all T.
-
-    Returns:
-        Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
-        log_prob, and `steps` (B, K), the parts of `diffusion` in order of increasing noise.
-
-    Raises:
-        UserError: For bad settings or images.
+        dequantize: As `ContinuousBound`.
+        steps: T, if no times are given; 1000 by default.
     """
-    choose("variance", variance, VARIANCES)
-    check_at_least_one(evaluations=1 if evaluations is None else evaluations)
-    times = times.detach().to(device="cpu", dtype=torch.float64).sort().values
-    steps = len(times) - 1
-    if steps < 1 or float(times[0]) <= 0 or not bool((times.diff() > 0).all()):
-        raise UserError(f"times: needs two or more distinct times above 0; found {times.tolist()[:8]}")
-    if evaluations is not None and evaluations > steps:
-        raise UserError(f"evaluations: found {evaluations}; there are only {steps} steps")
-    schedule, s_all, t_all = denoiser.schedule, times[:-1], times[1:]
-    q = posterior(schedule, t_all, s_all)
-    model_variance = q.variance if variance == "lower" else variance_for_unit_data(schedule, t_all, s_all)
-    ratio = q.variance / model_variance
-    dims = images[0].numel() if len(images) else 0
-    # KL between Gaussians: offset + factor ||x - x_hat||^2
-    offset = 0.5 * dims * (ratio - 1.0 - ratio.log())
-    factor = 0.5 * q.from_x.square() / model_variance
-    count = steps if evaluations is None else evaluations
 
-    def diffusion(points: Points, square: Tensor, rows: Tensor, labels: Any) -> dict[str, Tensor]:
-        step = torch.arange(steps).expand(len(rows), -1)
-        if evaluations is not None:
-            step = (stratified_positions(seed, rows, count) * steps).long().clamp(max=steps - 1)
-        values = []
-        for i in range(count):
-            x = points(i)
-            t = t_all[step[:, i]].to(x.device)
-            x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, rows, i, x)), t, labels)
-            kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
-            values.append(-kl * (steps / count))
-        steps_of = torch.stack(values, dim=1)
-        return {"steps": steps_of, _NOISE: stratified_error(steps_of)}
+    times: Any = None
+    variance: str = "lower"
+    evaluations: int | None = None
+    dequantize: bool = False
+    steps: int | None = None
 
-    protocol = {"estimator": "ELBO, discrete time", "times": times.tolist(), "variance": variance, "evaluations": count}
-    options = (dequantize, seed, cond, batch_size, indices, progress)
-    return _bound(denoiser, dequantizer, images, diffusion, (float(times[0]), float(times[-1])), protocol, *options)
+    def __post_init__(self):
+        choose("variance", self.variance, VARIANCES)
+        if self.times is not None and self.steps is not None:
+            raise UserError("times, steps: give one of them")
+        given = {"evaluations": self.evaluations, "steps": self.steps}
+        check_at_least_one(**{name: value for name, value in given.items() if value is not None})
+
+    def __call__(
+        self, denoiser: Denoiser, images: Tensor, batches: Batches, dequantizer: Dequantizer | None = None
+    ) -> Estimate:
+        """As `ContinuousBound`.
+
+        Returns:
+            Kind `lower bound`; terms in nats: `prior`, `diffusion`, `reconstruction`, shape (B,), which add up to
+            log_prob, and `steps` (B, K), the parts of `diffusion` in order of increasing noise.
+        """
+        schedule, seed = denoiser.schedule, batches.seed
+        times = discrete_times(schedule, self.steps or 1000) if self.times is None else tensor_of("times", self.times)
+        times = times.to(device="cpu", dtype=torch.float64).sort().values
+        steps = len(times) - 1
+        if steps < 1 or float(times[0]) <= 0 or not bool((times.diff() > 0).all()):
+            raise UserError(f"times: needs two or more distinct times above 0; found {times.tolist()[:8]}")
+        if self.evaluations is not None and self.evaluations > steps:
+            raise UserError(f"evaluations: found {self.evaluations}; there are only {steps} steps")
+        s_all, t_all = times[:-1], times[1:]
+        q = posterior(schedule, t_all, s_all)
+        model_variance = q.variance if self.variance == "lower" else variance_for_unit_data(schedule, t_all, s_all)
+        ratio = q.variance / model_variance
+        # KL between Gaussians: offset + factor ||x - x_hat||^2
+        offset = 0.5 * math.prod(denoiser.shape) * (ratio - 1.0 - ratio.log())
+        factor = 0.5 * q.from_x.square() / model_variance
+        count = steps if self.evaluations is None else self.evaluations
+
+        def diffusion(batch: Batch, points: Points) -> dict[str, Tensor]:
+            step = torch.arange(steps).expand(len(batch.keys), -1)
+            if self.evaluations is not None:
+                step = (stratified_positions(seed, batch.keys, count) * steps).long().clamp(max=steps - 1)
+            values = []
+            for i in range(count):
+                x = points(i)
+                t = t_all[step[:, i]].to(x.device)
+                x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, batch.keys, i, x)), t, batch.cond)
+                kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
+                values.append(-kl * (steps / count))
+            steps_of = torch.stack(values, dim=1)
+            return {"steps": steps_of, _NOISE: stratified_error(steps_of)}
+
+        protocol = {"estimator": "ELBO, discrete time", "times": times.tolist()}
+        protocol |= {"variance": self.variance, "evaluations": count}
+        ends = float(times[0]), float(times[-1])
+        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol)
+
+
+elbo_continuous = as_function("elbo_continuous", ContinuousBound, of_levels=True)
+elbo_discrete = as_function("elbo_discrete", DiscreteBound, of_levels=True)
 
 
 def discrete_times(schedule: Schedule, steps: int) -> Float[Tensor, " t"]:
     """steps + 1 times uniform in log-SNR between the ends of the path, for `elbo_discrete`."""
-    if steps < 1:
-        raise UserError(f"steps: found {steps}; must be at least 1")
+    check_at_least_one(steps=steps)
     low, high = log_snr_ends(schedule)
     return schedule.inverse_log_snr(torch.linspace(low, high, steps + 1, dtype=torch.float64))
 
 
 def _bound(
     denoiser: Denoiser,
-    dequantizer: Dequantizer | None,
     images: Tensor,
-    diffusion: Callable[[Points, Tensor, Tensor, Tensor | None], dict[str, Tensor]],
+    batches: Batches,
+    dequantizer: Dequantizer | None,
+    dequantize: bool,
+    diffusion: Callable[[Batch, Points], dict[str, Tensor]],
     ends: tuple[float, float],
     protocol: dict[str, object],
-    dequantize: bool,
-    seed: int,
-    cond: Any,
-    batch_size: int | None,
-    indices: Tensor | None,
-    progress: Progress | None,
 ) -> Estimate:
-    """The three terms together; `diffusion(points, E|x|^2, indices, labels)` gives a batch's strata, and more."""
+    """The three terms together; `diffusion` gives a batch's strata, and more."""
     if dequantizer is None and not images.is_floating_point():
         raise UserError(f"images: found {images.dtype} for continuous data; pass a dequantizer for levels")
-    indices = check_data(denoiser, images, indices, cond)
-    schedule, dims = denoiser.schedule, images[0].numel()
+    schedule, dims, seed = denoiser.schedule, dims_of(denoiser, images), batches.seed
     levels = None if dequantizer is None else dequantizer.levels
     if dequantize and dequantizer is None:
         raise UserError("dequantize: continuous data are not; leave it out")
@@ -241,39 +241,23 @@ def _bound(
     protocol = {**protocol, **protocol_of(denoiser), "t_min": ends[0], "t_max": ends[1]}
     dequantization = "uniform" if dequantize else None
     protocol |= {"decoder": decoder, "dequantization": dequantization, "levels": levels, "seed": seed}
-
-    def point(rows: slice, i: int) -> Tensor:
-        """The data of evaluation i."""
-        if dequantizer is None:
-            return images[rows].double()
-        if not dequantize:
-            return dequantizer.center(images[rows], torch.float64)
-        u = random.uniform(seed, indices[rows], i, images.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
-        return dequantizer.dequantize(images[rows], u.to(images.device))
-
-    def mean_square(rows: slice) -> Tensor:
-        """E|x|^2."""
-        if dequantizer is None or not dequantize:
-            return squares(point(rows, 0))
-        return squares(dequantizer.center(images[rows], torch.float64)) + dims * dequantizer.width**2 / 12.0
-
     decoder_errors = []
 
-    def estimate(rows: slice) -> Estimate:
-        square = mean_square(rows)
-        parts = diffusion(partial(point, rows), square, indices[rows], None if cond is None else cond[rows])
+    def evaluate(batch: Batch) -> Values:
+        points = Points(batch, dequantizer, dequantize, seed)
+        parts = diffusion(batch, points)
         noise = parts.pop(_NOISE)
-        prior = -_prior_kl(schedule, square, dims, ends[1]).cpu()
+        prior = -_prior_kl(schedule, points.mean_square(), dims, ends[1])
         if of_levels is None:  # E over x_0 in closed form: the entropy of the Gaussian
             decoded = torch.full_like(
                 prior, -0.5 * dims * (math.log(2.0 * math.pi * _noise(schedule, ends[0]) ** 2) + 1)
             )
             error = torch.zeros_like(prior)
         else:
-            x, std = point(rows, 0), _noise(schedule, ends[0])
+            x, std = points(0), _noise(schedule, ends[0])
             draws = [
                 of_levels.level_log_prob(
-                    images[rows], x + std * _normal(seed, indices[rows], _STEP_DECODER + j, x), torch.tensor(std)
+                    batch.x, x + std * _normal(seed, batch.keys, _STEP_DECODER + j, x), torch.tensor(std)
                 )
                 for j in range(_DECODER_DRAWS)
             ]
@@ -281,18 +265,10 @@ def _bound(
             decoded, error = each.mean(0), each.std(0) / math.sqrt(_DECODER_DRAWS)
         decoder_errors.append(error)
         terms = {"prior": prior, "reconstruction": decoded + jacobian, "diffusion": parts["steps"].sum(1)}
-        return Estimate(
-            log_prob=terms["prior"] + terms["reconstruction"] + terms["diffusion"],
-            dims=dims,
-            levels=levels,
-            std_error=torch.hypot(noise, error),
-            kind="lower bound",
-            protocol=protocol,
-            indices=indices[rows],
-            terms=terms | parts,
-        )
+        total = terms["prior"] + terms["reconstruction"] + terms["diffusion"]
+        return total, torch.hypot(noise, error), terms | parts
 
-    result = in_batches(denoiser, len(images), choose_batch_size(batch_size, dims), estimate, progress)
+    result = in_batches(denoiser, images, batches, evaluate, "lower bound", protocol, levels)
     error = torch.cat(decoder_errors)
     levels_error = (result.std_error.square() - error.square()).clamp(min=0.0).sqrt()
     result = result.with_error("noise", mean_error(levels_error, dims))

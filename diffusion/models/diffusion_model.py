@@ -22,10 +22,11 @@ from ..denoisers.denoiser import Denoiser
 from ..denoisers.evaluations import EvaluationCount, count_evaluations
 from ..errors import UserError
 from ..likelihood import Estimate, measure
-from ..samplers import ODE, Moments
+from ..samplers import ODE, Ancestral, Moments
 from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
+from ..sampling.settings import SETTINGS, fields_of_sampler
 from ..schedules.time_grids import AUTO, later_end
 from .build import Data, DataFacts
 from .check import Check, check, data_of
@@ -36,12 +37,6 @@ PATH_IMAGES, PATH_TIMES = 6, 12
 # A density that is all at the centres of bins has the noise of t_min for its width: of exact denoisers, bits/dim at a
 # tolerance of 1e-4 are 3e-3 off, at 1e-5 they are 1e-4 off (at 256 levels, 16 and 192 dimensions, VP and cosine).
 CENTRES_TOLERANCE = 1e-5
-
-# Options of sample.py that wrap the denoiser (`commands.sample.control`).
-CONTROLS = (
-    "guide", "classifier", "inpaint", "mask", "restore", "degradation", "posterior", "observation_noise", "edit",
-    "strength",
-)  # fmt: skip
 
 
 class DiffusionModel(TrainedModel):
@@ -54,10 +49,9 @@ class DiffusionModel(TrainedModel):
             file they stay in memory.
     """
 
-    sampling_options: ClassVar[tuple[str, ...]] = (
-        "sampler", "steps", "eta", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "tolerance",
-        "method", "variance", "dtype", "size", *CONTROLS,
-    )  # fmt: skip
+    sampling_options: ClassVar[tuple[str, ...]] = tuple(
+        name for name, setting in SETTINGS.items() if setting.option and not setting.codes
+    )
 
     def __init__(
         self,
@@ -92,18 +86,27 @@ class DiffusionModel(TrainedModel):
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
         """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
 
-        The optimal variance (`variance="analytic"`) takes the model's own moments, estimated once.
+        The optimal variance (`variance="analytic"`, or `samplers.Ancestral("analytic")`) takes the model's own moments,
+        estimated once.
         """
         if (size := options.pop("size", None)) is not None:
             return self.at_size(size).sample(n, seed, **options)
         options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
-        if options.get("variance") == "analytic":
-            options = {"moments": self.moments, **options}
+        options = self._with_moments(options)
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
         with self.tuned() if tuned else nullcontext():
             x = sample(self.denoiser, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+
+    def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a draw, with the model's own moments for the optimal variance, by name or of a sampler."""
+        sampler = options.get("sampler")
+        if options.get("variance") == "analytic":
+            return {"moments": self.moments, **options}
+        if isinstance(sampler, Ancestral) and sampler.variance == "analytic" and sampler.moments is None:
+            return {**options, "sampler": replace(sampler, moments=self.moments)}
+        return options
 
     def class_numbers(self, label: Any) -> Any:
         """Labels with the names of classes in them as numbers; what has no names in it stays as it is.
@@ -167,6 +170,8 @@ class DiffusionModel(TrainedModel):
         """
         own = self.config.sampling
         given = {"sampler": unnamed_sampler(own.sampler, given), **given}
+        if not isinstance(given.get("grid"), str | None):  # the times themselves
+            given = {"steps": len(given["grid"]) - 1, **given}
         if given.get("sampler") == FITTED:  # has its own grid
             return {"sampler": FITTED, "steps": DEFAULT_STEPS, **given}
         eta = {} if given.get("sampler", own.sampler) != own.sampler else {"eta": own.eta}
@@ -221,11 +226,7 @@ class DiffusionModel(TrainedModel):
             return fitted_to(self.denoiser, steps, progress)
 
     def _sampler(self, settings: Mapping[str, Any]) -> samplers.Sampler:
-        plain = (
-            "sampler", "steps", "grid", "log_snr_end", "label", "guidance", "guidance_interval", "dtype", "size",
-            *CONTROLS,
-        )  # fmt: skip
-        options = {k: v for k, v in settings.items() if k not in plain}
+        options = fields_of_sampler(settings)
         return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
@@ -275,6 +276,7 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
+        options = self._with_moments(options)
         label = self.class_numbers(options.pop("label", None))
         sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
         with torch.no_grad():

@@ -73,12 +73,15 @@ class _Up(nn.Module):
 class UNet(nn.Module):
     """f(x, c_noise, labels) of the shape of x, for images (B, C, H, W) of any size; zero at initialisation.
 
+    With `patch_size` p, blocks of p x p pixels are the channels of a feature map p times smaller (space to depth), on
+    which everything else happens: a p^2-th of the operations.
+
     With `out_channels` the result has as many channels. The defaults are DDPM's network for CIFAR-10 (35.7 million
-    parameters). Heights and widths not divisible by 2^(levels - 1) are padded internally by repeating the border, and
+    parameters). Heights and widths not divisible by p 2^(levels - 1) are padded internally by repeating the border, and
     the result is cropped.
 
     Attributes:
-        size_multiple: 2^(levels - 1).
+        size_multiple: p 2^(levels - 1).
 
     Args:
         in_channels: Channels C of an image.
@@ -99,6 +102,7 @@ class UNet(nn.Module):
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         out_channels: Channels of the result; None: those of an image.
+        patch_size: The p above.
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is not the height of any level, or
@@ -120,10 +124,11 @@ class UNet(nn.Module):
         noise_embedding: str = "sinusoidal",
         attention_scale: str = "constant",
         out_channels: int | None = None,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
-        check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=min(sides))
+        check_at_least(1, in_channels=in_channels, blocks=blocks, image_size=min(sides), patch_size=patch_size)
         check_dropout(dropout)
         if base_channels < 2 or base_channels % 2:
             raise UserError(f"base_channels: {base_channels} does not work; accepted: even whole numbers from 2 on.")
@@ -132,9 +137,10 @@ class UNet(nn.Module):
         if any(n < 0 for n in fourier_features):
             raise UserError(f"fourier_features: {list(fourier_features)} does not work; accepted: whole numbers >= 0.")
         self.in_channels = in_channels
-        self.size_multiple = 2 ** (len(multipliers) - 1)
+        self.patch_size = patch_size
+        self.size_multiple = patch_size * 2 ** (len(multipliers) - 1)
         self.fourier_features = tuple(fourier_features)
-        by_side = [_lengths(side, len(multipliers)) for side in sides]
+        by_side = [_lengths(-(-side // patch_size), len(multipliers)) for side in sides]
         tokens = [height * width for height, width in zip(*by_side, strict=True)]
         has_attention = _levels_with_attention(attention, max(sides), max(by_side))
         follow = entropy_invariant(attention_scale)
@@ -149,7 +155,8 @@ class UNet(nn.Module):
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels
         skips = [channels]
-        self.conv_in = conv(in_channels * (1 + 2 * len(self.fourier_features)), channels)
+        patch = patch_size**2
+        self.conv_in = conv(patch * in_channels * (1 + 2 * len(self.fourier_features)), channels)
 
         down = []
         for level, width in enumerate(widths):
@@ -172,7 +179,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(up)
 
         self.norm_out = group_norm(channels)
-        self.conv_out = zero(conv(channels, in_channels if out_channels is None else out_channels))
+        self.conv_out = zero(conv(channels, patch * (in_channels if out_channels is None else out_channels)))
 
     def forward(
         self,
@@ -195,13 +202,16 @@ class UNet(nn.Module):
         h = pad_to_multiple(x, self.size_multiple)
         if self.fourier_features:
             h = _with_fourier_features(h, self.fourier_features)
+        if self.patch_size > 1:
+            h = F.pixel_unshuffle(h, self.patch_size)
         skips = [self.conv_in(h)]
         for level in self.down:
             skips += level(skips[-1], embedding)
         h = self.middle_2(self.middle_1(skips[-1], embedding), embedding)
         for level in self.up:
             h = level(h, skips, embedding)
-        return crop_like(self.conv_out(F.silu(self.norm_out(h))), x)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return crop_like(F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h, x)
 
 
 def _lengths(side: int, levels: int) -> list[int]:
@@ -215,8 +225,8 @@ def _levels_with_attention(attention: Sequence[int], image_size: int, heights: S
     for height in attention:
         if height not in heights:
             raise UserError(
-                f"attention: no feature map has height {height}; with image_size {image_size} and {len(heights)} "
-                f"levels the heights are {', '.join(map(str, heights))}."
+                f"attention: no feature map has height {height}; for images of height {image_size}, in {len(heights)} "
+                f"levels, the heights are {', '.join(map(str, heights))}."
             )
     return [height in attention for height in heights]
 

@@ -96,7 +96,7 @@ def philox4x32(
             spare = c3, c1
         c0, c2 = c0.bitwise_xor_(k0).bitwise_and_(_MASK), c2.bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1, p0
-        if spare is None and all(c.shape == whole for c in (c0, c1, c2, c3)):
+        if spare is None and not torch.compiler.is_compiling() and all(c.shape == whole for c in (c0, c1, c2, c3)):
             spare = torch.empty_like(c0), torch.empty_like(c0)
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
@@ -114,7 +114,10 @@ def _words(
     index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
     block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
     step, stream = (
-        torch.as_tensor(key, dtype=torch.int64, device=index.device).reshape(-1, 1) for key in (step, stream)
+        key.to(index).reshape(-1, 1)
+        if isinstance(key, Tensor)
+        else torch.full((1, 1), key, dtype=torch.int64, device=index.device)  # written there: nothing is copied
+        for key in (step, stream)
     )
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
     # They are not expanded: the first rounds, on single rows or columns, then cost next to nothing.
@@ -125,7 +128,7 @@ def _words(
 def uniform(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -158,7 +161,7 @@ def uniform(
 def normal(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int | Int[Tensor, " b"],
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -199,7 +202,7 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int, dtype:
 def rademacher(
     seed: int,
     indices: Int[Tensor, " b"],
-    step: int,
+    step: int | Int[Tensor, " *b"],
     shape: Sequence[int] = (),
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -219,9 +222,13 @@ def state_seed(seed: int, *keys: int) -> int:
         keys: Numbers that distinguish the uses, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
-    words = [torch.tensor([key & _MASK]) for key in (a, b, c, STREAM_STATE << 16)]
-    low, high, *_ = philox4x32((words[0], words[1], words[2], words[3]), (seed & _MASK, (seed >> 32) & _MASK))
-    return (int(high) & 0x7FFFFFFF) << 32 | int(low)
+    c0, c1, c2, c3 = a & _MASK, b & _MASK, c & _MASK, STREAM_STATE << 16
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(_ROUNDS):  # as `philox4x32`, of numbers
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return (c1 & 0x7FFFFFFF) << 32 | c0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.denoiser import denoiser_of
-from ..denoisers.given import reals, tensor_of
+from ..denoisers.given import can_be_looked_at, reals, tensor_of
 from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse
@@ -122,7 +122,7 @@ class Objective:
                 f"x, u, eps: found shapes {tuple(x.shape)}, {tuple(u.shape)} and {tuple(eps.shape)}; "
                 "the noise has the shape of x, and u is one number a sample"
             )
-        if u.device.type == "cpu" and not bool(((u >= 0.0) & (u <= 1.0)).all()):
+        if can_be_looked_at(u) and not bool(((u >= 0.0) & (u <= 1.0)).all()):
             raise UserError(f"u: found {float(u.min()):g} to {float(u.max()):g}; needs uniforms in (0, 1)")
         schedule = denoiser.schedule
         log_snr = self.times.log_snr(schedule, u)

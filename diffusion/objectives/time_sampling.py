@@ -6,6 +6,7 @@ batch evenly spaced with one common shift (VDM, arXiv 2107.00630, app. I.1), for
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -77,8 +78,10 @@ class NormalLogSNR(TimeDistribution):
     def _standard(self, log_snr: Tensor) -> Tensor:
         return (log_snr + 2.0 * self.mean) / (2.0 * self.std)
 
-    def _cut(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        low, high = torch.special.ndtr(self._standard(torch.tensor(log_snr_ends(schedule), dtype=torch.float64)))
+    def _cut(self, schedule: Schedule) -> tuple[float, float]:
+        """The distribution function at the noise end and at the data end."""
+        standard = ((end + 2.0 * self.mean) / (2.0 * self.std) for end in log_snr_ends(schedule))
+        low, high = (0.5 * math.erfc(-end * math.sqrt(0.5)) for end in standard)
         if not low < high:
             raise UserError(
                 f"objective.time_mean: found {self.mean:g} (time_std {self.std:g}); no time of the path is there"
@@ -92,7 +95,7 @@ class NormalLogSNR(TimeDistribution):
 
     def density(self, schedule: Schedule, log_snr: Tensor) -> Tensor:
         low, high = self._cut(schedule)
-        peak = 1.0 / (2.0 * self.std * (2.0 * torch.pi) ** 0.5 * float(high - low))
+        peak = 1.0 / (2.0 * self.std * (2.0 * math.pi) ** 0.5 * (high - low))
         return peak * torch.exp(-0.5 * self._standard(log_snr) ** 2)
 
 
@@ -122,12 +125,12 @@ def time_distribution(name: str, mean: float | None = None, std: float | None = 
     return _UNIFORM[name]()
 
 
-def draw_u(seed: int, step: int, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:
+def draw_u(seed: int, step: int | Tensor, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:
     """The uniforms of a training step, float64 (B,), for the samples at these positions of the global batch.
 
     Args:
         seed: The run's seed.
-        step: The optimiser step (and micro-batch).
+        step: The optimiser step.
         positions: Positions in the global batch, 0 .. batch_size - 1, shape (B,).
         batch_size: The size of the global batch.
         stratified: Evenly spaced with a common random shift instead of independent.

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
-from ..errors import UserError
+from ..errors import UserError, check_at_least_one
 from ..schedules import Schedule
 from ..schedules.forward_process import transition
 from .ancestral import Ancestral
@@ -65,9 +65,7 @@ class RePaint(Sampler):
         check_fields(self)
         if self.kept.dtype != torch.bool:
             raise UserError(f"kept: found {self.kept.dtype}; needs booleans, true where the image is known")
-        for name, value in (("jump", self.jump), ("resamples", self.resamples)):
-            if value < 1:
-                raise UserError(f"{name}: found {value}; must be at least 1")
+        check_at_least_one(jump=self.jump, resamples=self.resamples)
 
     @property
     def order(self) -> int:

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
+from ..denoisers.given import field_types
 from ..errors import UserError
 from ..numerics.random import Noise
 from ..schedules import Schedule
@@ -46,7 +47,7 @@ def check_fields(sampler: Any) -> None:
     Raises:
         UserError: For the first such field.
     """
-    for name, kind in _kinds(type(sampler)).items():
+    for name, kind in field_types(type(sampler)).items():
         value = getattr(sampler, name)
         if kind == int | None:
             if value is None:
@@ -61,13 +62,6 @@ def check_fields(sampler: Any) -> None:
             raise UserError(f"{name}: found {value!r}; must be a number")
         if kind is bool and not isinstance(value, bool):
             raise UserError(f"{name}: found {value!r}; must be true or false")
-
-
-@lru_cache
-def _kinds(sampler: type) -> dict[str, Any]:
-    """The types of a sampler's fields, whether its module has string annotations or not."""
-    hints = get_type_hints(sampler)
-    return {field.name: hints[field.name] for field in fields(sampler)}
 
 
 def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
@@ -243,7 +237,7 @@ def is_value(thing: object) -> bool:
             and settings is not None
             and settings.frozen
             and settings.eq
-            and all(map(is_value, vars(thing).values()))
+            and all(is_value(getattr(thing, field.name)) for field in fields(thing))
         )
     return thing is None or type(thing) in (bool, int, float, str)
 

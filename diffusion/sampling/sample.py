@@ -123,7 +123,11 @@ def grid_for(
             raise UserError(f"{name}: found {found}; a fitted sampler has its own {len(own) - 1} steps; leave it out")
         return own
     if grid is not None and not isinstance(grid, str):
-        return checked_grid(denoiser.schedule, grid)
+        times = checked_grid(denoiser.schedule, grid)
+        asked = sampler.steps if steps is None else steps
+        if asked not in (None, len(times) - 1):
+            raise UserError(f"steps: found {asked}; the grid given has {len(times) - 1}; leave it out")
+        return times
     steps = whole_number("steps", _steps_for(sampler, steps), 1)
     if grid == AUTO:
         return auto_grid(denoiser, sampler, steps)

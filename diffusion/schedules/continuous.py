@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -73,11 +74,11 @@ class VP(Schedule):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return self.beta(t) / torch.expm1(-self._integral(t))
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         return self._time_at(self.log_snr_max)
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._within_noise(1.0)
 
@@ -141,11 +142,11 @@ class Cosine(Schedule):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return -2.0 * math.pi / torch.sin(math.pi * t)
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         return self._time_at(self.log_snr_max)
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._time_at(max(self.log_snr_min, NOISE_END))
 
@@ -184,11 +185,11 @@ class Rectified(Schedule):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return -2.0 / (t * (1.0 - t))
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         return self._time_at(self.log_snr_max)
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._time_at(max(self.log_snr_min, NOISE_END))
 
@@ -206,7 +207,7 @@ class VarianceExploding(Schedule):
     def t_min(self) -> float:
         return 1e-6  # sigma_min to six digits; in a grid, a time of exactly 0 means clean data
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._within_noise(1.0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -55,8 +55,18 @@ class Levels(Schedule):
     steps: int
 
     @abstractmethod
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        """The log-SNR of every level, float64 of shape (T,)."""
+
     def _table(self, like: Tensor) -> Tensor:
-        """The log-SNR of every level, float64 of shape (T,), on the device of `like`."""
+        """The log-SNR at the levels, kept for each device: an attribute is what a compiled graph can refer to."""
+        if (found := self._tables.get(like.device)) is None:
+            found = self._tables[like.device] = self._log_snrs(like.device)
+        return found
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The log-SNR at the left end of the segment that holds t, its slope, and the time since that end."""
@@ -90,7 +100,7 @@ class Levels(Schedule):
     def t_min(self) -> float:
         return 1.0 / self.steps
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._within_noise(1.0)
 
@@ -127,8 +137,8 @@ class DDPM(Levels):
         """alpha_t^2 at the levels t = 1/T .. 1, float64 of shape (T,)."""
         return (1.0 - _betas(self.betas, self.steps, self.beta_start, self.beta_end)).cumprod(0)
 
-    def _table(self, like: Tensor) -> Tensor:
-        return _log_snrs(self.betas, self.steps, self.beta_start, self.beta_end, like.device)
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        return _log_snrs(self.betas, self.steps, self.beta_start, self.beta_end, device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,14 +177,9 @@ class Table(Levels):
         """The number T of levels."""
         return len(self.log_snrs)
 
-    def _table(self, like: Tensor) -> Tensor:
-        return _tensor_of(self.log_snrs, like.device)
-
-
-@lru_cache(maxsize=16)
-def _tensor_of(log_snrs: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(log_snrs, dtype=torch.float64, device=device)
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        with torch.inference_mode(False):
+            return torch.tensor(self.log_snrs, dtype=torch.float64, device=device)
 
 
 def _numbers(name: str, table: Any, low: float, high: float) -> Tensor:

@@ -51,7 +51,7 @@ class SongVE(VarianceExploding):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return self._rate / torch.expm1(-self._rate * t)
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         return self.earliest
 
@@ -127,11 +127,11 @@ class Functions(Schedule):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return self._derivative(self.log_snr, t)
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         return self._time_at(_LOG_SNR_MAX)
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         end = float(self.log_snr(torch.ones((), dtype=torch.float64)))
         return self._within_noise(1.0) if math.isfinite(end) else self._time_at(_LOG_SNR_MIN)
@@ -184,11 +184,11 @@ class Scaled(Schedule):
     def d_log_snr(self, t: Tensor) -> Tensor:
         return self.path.d_log_snr(t)
 
-    @property
+    @cached_property
     def t_min(self) -> float:
         earliest = self.path.t_min
         return earliest if self.log_snr_max is None else max(earliest, self._time_at(self.log_snr_max))
 
-    @property
+    @cached_property
     def t_max(self) -> float:
         return self._within_noise(self.path.t_max)

@@ -75,6 +75,8 @@ class Learned(Schedule, nn.Module):
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The density of u and its distribution function at the knots, cached until the parameters change."""
+        if torch.compiler.is_compiling():
+            return self._make_tables(device)
         at = self.log_density
         # Version counters miss changes to weights created in inference mode or made through `.data`. Comparing a few
         # numbers is faster than rebuilding the tables, unless it has to wait for a GPU.
@@ -83,12 +85,15 @@ class Learned(Schedule, nn.Module):
         else:
             state = object() if at.is_inference() else (at.data_ptr(), at._version, at.dtype)
         if device not in self._cache or self._cache[device][0] != state:
-            with torch.inference_mode(False), torch.no_grad():
-                heights = self._heights()
-                below = torch.cat((heights.new_zeros(1), (0.5 * (heights[1:] + heights[:-1])).cumsum(0)))
-                tables = (heights * self.segments / below[-1]).to(device), (below / below[-1]).to(device)
-            self._cache[device] = (state, tables)
+            with torch.inference_mode(False):
+                self._cache[device] = (state, self._make_tables(device))
         return self._cache[device][1]
+
+    @torch.no_grad()
+    def _make_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        heights = self._heights()
+        below = torch.cat((heights.new_zeros(1), (0.5 * (heights[1:] + heights[:-1])).cumsum(0)))
+        return (heights * self.segments / below[-1]).to(device), (below / below[-1]).to(device)
 
     def _at_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """u at time t, and its density there. Beyond the ends the density is constant."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -96,6 +97,12 @@ class Schedule(ABC):
         alpha, sigma = self(torch.tensor(self.t_max, dtype=torch.float64))
         return float(torch.hypot(alpha, sigma))
 
+    @cached_property
+    def log_snr_ends(self) -> tuple[float, float]:
+        """The log-SNR at the noise end of the path, t_max, and at its data end, t_min; computed once."""
+        low, high = self.log_snr(torch.tensor([self.t_max, self.t_min], dtype=torch.float64)).tolist()
+        return low, high
+
     def _time_at(self, log_snr: float) -> float:
         return float(self.inverse_log_snr(torch.tensor(log_snr, dtype=torch.float64)))
 
@@ -141,5 +148,4 @@ def log_sigmoid_alpha(log_snr: Tensor) -> Tensor:
 
 def log_snr_ends(schedule: Schedule) -> tuple[float, float]:
     """The log-SNR at the noise end of the path, t_max, and at its data end, t_min."""
-    low, high = schedule.log_snr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)).tolist()
-    return low, high
+    return schedule.log_snr_ends

@@ -38,3 +38,25 @@ def expanded(path: str | os.PathLike[str], key: str = "path") -> str:
 def file_name(text: str) -> str:
     """A name of something as a part of a file's name: letters, digits and . _ - of it, at most 80."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.")[:80] or "unnamed"
+
+
+# What is no archive or array that can be read, by its first bytes.
+_KINDS = {
+    b"PK": "is a zip file that is cut short or damaged",
+    b"\x1f\x8b": "is compressed (gzip): gunzip makes a .tar of a .tar.gz",
+    b"BZh": "is compressed (bzip2): bunzip2 makes a .tar of a .tar.bz2",
+    b"\xfd7zXZ": "is compressed (xz): unxz makes a .tar of a .tar.xz",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd): unzstd makes a .tar of a .tar.zst",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it",
+    b"Rar!": "is a rar archive: unpack it",
+    b"\x89PNG": "is a single image: give the folder that holds all",
+    b"\xff\xd8\xff": "is a single image: give the folder that holds all",
+}
+
+
+def kind_of_file(path: Path) -> str:
+    """What a file is that images cannot be read from, as far as its first bytes and its name say: `is ...`."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    named = "is no zip file, or is damaged" if path.suffix.lower() == ".zip" else "is no archive, and no array"
+    return next((kind for first, kind in _KINDS.items() if start.startswith(first)), named)

@@ -21,7 +21,7 @@ except ImportError:  # no POSIX locks on this system: nothing is locked
     fcntl = None
 
 LOCK = ".lock"
-IN_TRAINING = "{folder}: is being trained by {holder}; wait for it or stop it, or start another run with --resume never"
+IN_TRAINING = "{folder}: is being trained by {holder}; wait for it or stop it, or start a new run (--resume never)"
 _HELD = (errno.EACCES, errno.EAGAIN)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
@@ -119,7 +120,7 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
         hint = f" The model of that run is {near[0]}." if near else ""
         raise UserError(f"{path}: a run folder, a .safetensors file or {_PREFIX}NAME is accepted as a model.{hint}")
     siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
-    hint = did_you_mean(path.name, siblings)
+    hint = did_you_mean(path.name, siblings) or listed(runs_dir, (entry.name for entry in _models_in(runs_dir)))
     raise UserError(f"{path}: there is no such run or model file.{hint}")
 
 
@@ -130,6 +131,15 @@ def python_model(text: str) -> tuple[Path, str] | None:
     """
     match = _OF_PYTHON.fullmatch(text)
     return None if match is None else (named_path(match[1], "model"), match[2])
+
+
+def listed(runs_dir: Path, names: Iterable[str], most: int = 8) -> str:
+    """A sentence on the runs that there are, for an error about one that is not."""
+    found = sorted(names)
+    if not found:
+        return f" {runs_dir} holds no run yet."
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f" In {runs_dir}: {', '.join(found[:most])}{more}."
 
 
 def file_digest(path_or_name: str | Path) -> str:

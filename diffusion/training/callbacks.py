@@ -100,20 +100,26 @@ class EMACallback(Callback):
 
 
 class Progress(Callback):
-    """A progress bar in a terminal; elsewhere a line at each validation. Logs images/s and the learning rate.
+    """A progress bar in a terminal; elsewhere a line soon after the start, then now and then, and at each validation.
+
+    Logs images/s and the learning rate.
 
     Args:
         images_per_step: Images of one update, over all devices.
     """
 
+    FIRST, EVERY = 5.0, 30.0  # seconds until the first line, and between two
+
     def __init__(self, images_per_step: int):
         self.images_per_step = images_per_step
         self._bar: tqdm | None = None
-        self._mark = (0, 0.0)
+        self._begun = self._mark = (0, 0.0)
+        self._next = 0.0
         self._lr = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark = (trainer.global_step, time.perf_counter())
+        self._begun = self._mark = (trainer.global_step, time.perf_counter())
+        self._next = self._mark[1] + self.FIRST
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
 
@@ -126,6 +132,8 @@ class Progress(Callback):
         step = trainer.global_step
         if self._bar is not None and step != self._bar.n:
             self._bar.update(step - self._bar.n)
+        elif self._bar is None and trainer.is_global_zero and time.perf_counter() >= self._next:
+            self._print(trainer)
         first, since = self._mark
         if step % trainer.log_every_n_steps == 0 and step != first:  # type: ignore[attr-defined]
             now = time.perf_counter()
@@ -138,14 +146,23 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._bar is None and not trainer.sanity_checking:
-            figures = ", ".join(f"{name} {value}" for name, value in self._figures(trainer).items())
-            print(f"step {trainer.global_step}/{trainer.max_steps}: {figures}", file=sys.stderr, flush=True)
+            self._print(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def _print(self, trainer: Trainer) -> None:
+        """A line: the step, the figures, and how long the rest will take."""
+        step, now = trainer.global_step, time.perf_counter()
+        self._next = now + self.EVERY
+        parts = [f"{name} {value}" for name, value in self._figures(trainer).items()]
+        first, since = self._begun
+        if first < step < trainer.max_steps and now - since >= self.FIRST:
+            parts.append(f"{(trainer.max_steps - step) * (now - since) / (step - first) / 60:.1f} min left")
+        print(f"step {step:,} of {trainer.max_steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -191,7 +208,7 @@ class SampleGrid(Callback):
         ema: The callback that holds the averaged weights.
         waiting: How the other processes wait for the main one, and how it hears of signals.
         mirror: The W&B logger, if there is one.
-        compiled: Whether the network is compiled.
+        compiled: Whether the network is compiled by itself.
     """
 
     def __init__(

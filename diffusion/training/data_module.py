@@ -40,7 +40,7 @@ class TrainingBatches(IterableDataset):
         start: The first part.
         rank: The number of this process.
         world_size: The number of processes.
-        device: Where the training images are held, indexed and mirrored; None: where they are.
+        device: Where training images and labels are held, indexed and mirrored; None: where they are.
     """
 
     def __init__(
@@ -52,7 +52,12 @@ class TrainingBatches(IterableDataset):
         world_size: int = 1,
         device: torch.device | None = None,
     ):
-        self._held = None if device is None or data.images is None else data.images.train.to(device)
+        self.device = device
+        images = data.images
+        self._held = None if images is None else images.train.to(device)
+        labels = None if images is None else images.train_labels
+        self._labels = None if labels is None else labels.to(device)
+        self._positions: dict[int, Tensor] = {}
         self.data = data
         self.config = config
         self.start = start
@@ -64,19 +69,21 @@ class TrainingBatches(IterableDataset):
         trainer, seed = self.config.trainer, self.config.seed
         step, micro = divmod(k, trainer.accumulate)
         slice_, slices = micro * self.world_size + self.rank, trainer.accumulate * self.world_size
-        positions = global_positions(trainer.batch_size, slice_, slices)
+        if slice_ not in self._positions:
+            self._positions[slice_] = global_positions(trainer.batch_size, slice_, slices).to(self.device)
+        positions = self._positions[slice_]
         batch: Batch = {"positions": positions, "step": step, "slice": slice_}
         if self.data.toy is not None:
             points = self.data.toy.draw(trainer.batch_size, seed=state_seed(seed, step))
             return batch | {"x": points[positions]}
         images = self.data.images
         assert images is not None
-        rows = batch_indices(seed, step, trainer.batch_size, len(images.train), slice_, slices)
+        assert self._held is not None
+        rows = batch_indices(seed, step, trainer.batch_size, len(self._held), slice_, slices, self.device)
         flip = images.flip if self.config.data.flip is None else self.config.data.flip
-        x = self._held[rows.to(self._held.device)] if self._held is not None else images.train[rows]
-        batch["x"] = augment(x, seed, step, positions, flip)
-        if images.train_labels is not None:
-            batch["labels"] = images.train_labels[rows]
+        batch["x"] = augment(self._held[rows], seed, step, positions, flip)
+        if self._labels is not None:
+            batch["labels"] = self._labels[rows]
         return batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -135,6 +142,7 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.data = data
         self.config = config
+        self._positions: dict[int, Tensor] = {}
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -143,7 +151,23 @@ class DataModule(L.LightningDataModule):
         device = trainer.strategy.root_device if self.config.data.place == "device" else None
         batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size, device)
         workers = self.config.trainer.workers
-        return DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_parent)
+        # Page-locked memory is what a GPU copies from while it computes, and without the host waiting.
+        pinned = trainer.strategy.root_device.type == "cuda" and device is None
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pinned,
+            worker_init_fn=_leave_signals_to_parent,
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As Lightning does, with the positions of a slice, which are the same at each step, copied once."""
+        if "slice" in batch:
+            if batch["slice"] not in self._positions:
+                self._positions[batch["slice"]] = batch["positions"].to(device)
+            batch = {**batch, "positions": self._positions[batch["slice"]]}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer

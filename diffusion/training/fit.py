@@ -40,7 +40,7 @@ from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule
 from .modules.build import build_module
 from .record import TrainingRecord
-from .resume import run_to_continue
+from .resume import continuing, run_to_continue
 from .same_data import require_same_data
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
 
@@ -93,9 +93,9 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
     preflight.check(settings, makes_run=resume in ("auto", "never"))
     if (count := preflight.process_count(settings)) > 1:
         raise UserError(f"trainer.devices: found {count} processes; diffusion.train is one, train.py takes several")
-    run = run_to_continue(settings, str(resume))
+    run = run_to_continue(settings, str(resume), flag="resume")
     if run is not None:
-        print(f"continuing {run}", file=sys.stderr)
+        print(continuing(run, settings), file=sys.stderr)
     with torch.random.fork_rng(devices=[]):
         with full_disk.told("Make room; the same call continues the run."):
             done = fit(settings, run)
@@ -187,7 +187,9 @@ def fit(
     record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
-    if compiled:
+    module.compiles = compiled and not sharded
+    by_network = compiled and sharded  # weights are gathered between the parts of a network, not within a graph
+    if by_network:
         for network in module.networks:
             network.compile()
     validate_every = trainer_options.validate_every * trainer_options.accumulate
@@ -209,11 +211,14 @@ def fit(
                 record,
                 ContinueMetrics(metrics),
                 GradientGuard(
-                    config.optimizer.gradient_clip, last_checkpoint=checkpoints.last, noise_levels=module.failed_log_snr
+                    config.optimizer.gradient_clip,
+                    last_checkpoint=checkpoints.last,
+                    step_losses=module.step_losses,
+                    read_every=1 if device.type == "cpu" else trainer_options.log_every,
                 ),
                 ema,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, compiled),
+                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
                 stop,
                 *callbacks,
@@ -320,6 +325,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
             # a network's output is a view where it was cropped; denoisers compute nothing in place
             warnings.filterwarnings("ignore", ".*returned a view tensor.*")
+            # torch.compile looks at it by itself where a compiled network is given what another one computed
+            warnings.filterwarnings("ignore", ".*The .grad attribute of a Tensor that is not a leaf.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

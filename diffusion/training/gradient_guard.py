@@ -2,9 +2,11 @@
 
 Clipping by the total norm turns one NaN into NaN everywhere, and zeroing NaNs hides them while weight decay and
 momentum go on. Here the norm is measured once, before the optimiser sees the gradients. Where it is not finite the
-step is dropped: every gradient is set to None, for which PyTorch's optimisers leave weights, moments, step count and
-weight decay alone. Dropped steps are counted and logged, with the noise levels at which the loss failed, and too many
-in a row end the run with a message instead of a NaN model.
+step is dropped: weights, moments, step count and weight decay are left alone. Dropped steps are counted and logged,
+with the noise levels at which the loss failed, and too many in a row end the run with a message instead of a NaN model.
+
+On a GPU whether a step is dropped is decided there, by the optimiser's fused kernel, which takes a flag (`found_inf`);
+the host reads the flags of many steps at once, and does not wait for each.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from ..errors import UserError
 from .distributed.shards import plain
+
+# Losses and their log-SNR, of the parts of a step.
+Losses = list[tuple[Tensor, Tensor]]
 
 
 class TrainingDivergedError(UserError):
@@ -42,7 +48,9 @@ class GradientGuard(Callback):
         clip: Largest total norm; None for no clipping.
         patience: How many steps in a row may be dropped; one more raises.
         last_checkpoint: The path that the error message points to, if it exists by then.
-        noise_levels: The log-SNR of each datum of this process whose loss in the present step is not finite.
+        step_losses: The losses of the data of this process in the present step, and their log-SNR, part by part.
+        read_every: Steps after which the host reads which of them were dropped. More than 1 needs the fused AdamW;
+            with another optimiser every step is read.
 
     Raises:
         TrainingDivergedError: From `fit`, when more than `patience` steps in a row had to be dropped.
@@ -53,16 +61,20 @@ class GradientGuard(Callback):
         clip: float | int | None = 1.0,
         patience: int = 10,
         last_checkpoint: str | Path | None = None,
-        noise_levels: Callable[[], list[float]] = list,
+        step_losses: Callable[[], Losses] = list,
+        read_every: int = 1,
     ) -> None:
         if clip is not None and clip <= 0:
             raise UserError(f"optimizer.gradient_clip: {clip} found; a positive norm, or null for none, is accepted.")
         self.clip = clip
         self.patience = patience
         self.last_checkpoint = None if last_checkpoint is None else Path(last_checkpoint)
-        self.noise_levels = noise_levels
+        self.step_losses = step_losses
+        self.read_every = read_every
         self.dropped = 0
         self.dropped_in_a_row = 0
+        self._unread: list[tuple[int, Tensor, Losses]] = []  # step, whether it was dropped, its losses
+        self._trainer: Trainer | None = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         # An overflow in the loss alone (x^2 of a large x) leaves its gradient finite. Made NaN here, it is seen below,
@@ -73,30 +85,58 @@ class GradientGuard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = plain(get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if bool(torch.isfinite(norm)):
-            self.dropped_in_a_row = 0
-            if self.clip is not None:
-                clip_grads_with_norm_(parameters, self.clip, norm)
+        step, failed = trainer.global_step, ~torch.isfinite(norm)
+        self._trainer = trainer
+        self._unread.append((step, failed, self.step_losses()))
+        due = (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if self.read_every > 1 and _takes_flag(optimizer, parameters):
+            optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
+            kept = True
         else:
-            self.dropped += 1
-            self.dropped_in_a_row += 1
+            kept = not bool(failed)
+        if not kept:
             for parameter in parameters:
                 parameter.grad = None
-            self._tell(trainer)
-        pl_module.log("train/grad_norm", norm)
-        pl_module.log("train/dropped_steps", float(self.dropped))
-        if self.dropped_in_a_row > self.patience:
-            raise TrainingDivergedError(self._message(trainer))
+        elif self.clip is not None:
+            clip_grads_with_norm_(parameters, self.clip, norm)
+        if due or not kept or len(self._unread) >= self.read_every:
+            self._read()
+        if due:
+            pl_module.log("train/grad_norm", norm)
+            pl_module.log("train/dropped_steps", float(self.dropped))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read()
 
     def state_dict(self) -> dict[str, Any]:
+        self._read()
         return {"dropped": self.dropped, "dropped_in_a_row": self.dropped_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.dropped = int(state_dict["dropped"])
         self.dropped_in_a_row = int(state_dict["dropped_in_a_row"])
 
-    def _tell(self, trainer: Trainer) -> None:
-        step, levels = trainer.global_step, self.noise_levels()
+    def _read(self) -> None:
+        """Count the steps that were dropped since the last time, and report each: one wait for the device.
+
+        Raises:
+            TrainingDivergedError: For too many in a row.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        flags = torch.stack([failed for _, failed, _ in unread]).tolist()
+        for (step, _, losses), failed in zip(unread, flags, strict=True):
+            self.dropped_in_a_row = self.dropped_in_a_row + 1 if failed else 0
+            if failed:
+                self.dropped += 1
+                self._tell(step, [v for loss, log_snr in losses for v in log_snr[~loss.isfinite()].tolist()])
+            if self.dropped_in_a_row > self.patience:
+                raise TrainingDivergedError(self._message(step))
+
+    def _tell(self, step: int, levels: list[float]) -> None:
+        trainer = self._trainer
+        assert trainer is not None
         figures = {"dropped/steps": float(self.dropped)}
         where = ""
         if levels:
@@ -108,12 +148,18 @@ class GradientGuard(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step)
 
-    def _message(self, trainer: Trainer) -> str:
+    def _message(self, step: int) -> str:
         if self.last_checkpoint is not None and self.last_checkpoint.is_file():
             good = f"The last good checkpoint is {self.last_checkpoint}."
         else:
             good = "No checkpoint had been written."
         return (
             f"training diverged: the gradient was not finite in {self.dropped_in_a_row} steps in a row, up to step "
-            f"{trainer.global_step}. {good} Try a lower optimizer.lr, a longer warmup or trainer.precision=32."
+            f"{step}. {good} Try a lower optimizer.lr, a longer warmup or trainer.precision=32."
         )
+
+
+def _takes_flag(optimizer: Optimizer, parameters: list[Tensor]) -> bool:
+    """Whether the optimiser's step can be told on the device to change nothing."""
+    fused = isinstance(optimizer, torch.optim.Adam) and all(group["fused"] for group in optimizer.param_groups)
+    return fused and not any(isinstance(parameter, DTensor) for parameter in parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..devices import device_name
 from ..storage import atomic, runs
 
 _KEY = "training"
+_MARKS = 100  # steps of a GPU whose time is read at once
 
 
 class TrainingRecord(Callback):
@@ -39,30 +41,38 @@ class TrainingRecord(Callback):
         self.cpu_seconds: float | None = 0.0 if processes == 1 else None
         self.hardware: list[str] = []
         self._since = (0.0, 0.0)
+        self._events: list[tuple[Any, Any]] = []  # of a GPU: what begins and ends the steps whose time is not read yet
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._since = self._now()
+        self._since = time.perf_counter(), time.process_time()
+        if self.device.type == "cuda":
+            self._events.append((_mark(), None))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (where := self._where()) not in self.hardware:
-            self.hardware.append(where)
-        (since_wall, since_cpu), (wall, cpu) = self._since, self._now()
-        if self.seconds is not None:
-            self.seconds += wall - since_wall
+        if self._here not in self.hardware:
+            self.hardware.append(self._here)
+        since_wall, since_cpu = self._since
         if self.cpu_seconds is not None:
-            self.cpu_seconds += cpu - since_cpu
+            self.cpu_seconds += time.process_time() - since_cpu
+        if self._events:
+            self._events[-1] = (self._events[-1][0], _mark())
+            if len(self._events) >= _MARKS:
+                self._read()
+        elif self.seconds is not None:
+            self.seconds += time.perf_counter() - since_wall
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.images += self.images_per_step
 
-    def _now(self) -> tuple[float, float]:
-        """Wall and CPU seconds, when all that the device was given to do is done."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter(), time.process_time()
+    def _read(self) -> None:
+        """Add the seconds of the steps whose marks are not read yet."""
+        marks, self._events = [pair for pair in self._events if pair[1] is not None], []
+        if marks and self.seconds is not None:
+            marks[-1][1].synchronize()
+            self.seconds += sum(begin.elapsed_time(end) for begin, end in marks) / 1000.0
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[_KEY] = self.to_dict()
@@ -78,7 +88,8 @@ class TrainingRecord(Callback):
             known = getattr(self, name) is not None and found[name] is not None
             setattr(self, name, float(found[name]) if known else None)
 
-    def _where(self) -> str:
+    @cached_property
+    def _here(self) -> str:
         """Such as `cpu, 2 threads`."""
         threads = torch.get_num_threads()
         plural = f"{threads} thread{'s' if threads > 1 else ''}"
@@ -87,6 +98,7 @@ class TrainingRecord(Callback):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; None where one is not known."""
+        self._read()
         return {
             "images": self.images,
             "seconds": self.seconds,
@@ -97,3 +109,10 @@ class TrainingRecord(Callback):
     def write(self, run: Path) -> None:
         """Write training.json to the run folder."""
         atomic.write_text(run / runs.TRAINING, json.dumps(self.to_dict()) + "\n")
+
+
+def _mark() -> Any:
+    """Now, in the order of what the GPU was given to do; the host does not wait for it."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

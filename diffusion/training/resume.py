@@ -16,8 +16,8 @@ from pathlib import Path
 from .. import config as configuration
 from ..config import Config
 from ..errors import UserError, did_you_mean
-from ..processes import is_helper
-from ..storage import run_lock, run_status
+from ..processes import is_helper, typed
+from ..storage import run_lock, run_status, runs
 from ..storage.records import DAMAGED
 
 _CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -35,7 +35,7 @@ _CHANGEABLE = (
 )  # fmt: skip
 
 
-def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path | None:
+def run_to_continue(config: Config, resume: str, changed: bool = False, flag: str = "--resume") -> Path | None:
     """The run folder to continue, or None to start a new run.
 
     `auto` takes the newest run of the configuration's name and content that was cut off, in training or while it was
@@ -45,6 +45,7 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
         config: The configuration of the command.
         resume: `auto`, `never`, or a run.
         changed: Whether what the optimiser does may differ from the run's own configuration.
+        flag: What the user gave `resume` by: `--resume`, or `resume` in Python.
 
     Raises:
         UserError: For a run that is not there, has no checkpoint, is being trained, or differs in its configuration
@@ -55,27 +56,42 @@ def run_to_continue(config: Config, resume: str, changed: bool = False) -> Path 
     folder = Path(config.runs)
     if resume == "auto":
         return _last_unfinished(config, folder, changed)
-    run = _named(folder, resume, "--resume")
+    run = _named(folder, resume, flag)
+    typed_here = flag.startswith("--")
+    never = f"{flag} never" if typed_here else f"{flag}='never'"
     if not (run / _CHECKPOINT).is_file():
-        raise UserError(f"--resume: {run} has no {_CHECKPOINT}; start a new run with --resume never")
+        raise UserError(f"{flag}: {run} has no {_CHECKPOINT}; start a new run with {never}")
     if (holder := _holder(run)) is not None:
-        raise UserError(f"--resume: {run} is being trained by {holder}; wait for it or stop it")
+        raise UserError(f"{flag}: {run} is being trained by {holder}; wait for it or stop it")
     differences = _differences(config, run, named=True)
     done = _steps_done(run) if "trainer.steps" in differences else 0
     if config.trainer.steps < done:
         raise UserError(f"trainer.steps: found {config.trainer.steps}; {run} has done {done:.0f}, and takes no fewer")
     fixed = [text for key, text in differences.items() if not (changed and key.startswith(_CHANGEABLE))]
     if fixed:
-        way_out = "" if changed or not all(key.startswith(_CHANGEABLE) for key in differences) else (
-            "accept it with --resume-changed, "
-        )  # fmt: skip
+        may_change = typed_here and not changed and all(key.startswith(_CHANGEABLE) for key in differences)
+        way_out = "accept it with --resume-changed, " if may_change else ""
+        own = str(run / _CONFIG)
+        use = f"--config {shlex.quote(own)}" if typed_here else f"diffusion.train({own!r})"
         raise UserError(
-            f"--resume: {run} was trained with another configuration: {'; '.join(fixed)}. "
-            f"Use --config {shlex.quote(str(run / _CONFIG))}, {way_out}or start a new run with --resume never"
+            f"{flag}: {run} was trained with another configuration: {'; '.join(fixed)}. "
+            f"Use {use}, {way_out}or start a new run with {never}"
         )
     if differences:
         _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
     return run
+
+
+def continuing(run: Path, config: Config) -> str:
+    """What is said of a run that goes on: which, and from which step."""
+    return f"continuing {run} {_from(run, config)}"
+
+
+def _from(run: Path, config: Config) -> str:
+    if not (done := _steps_done(run)):
+        has_one = (run / _CHECKPOINT).is_file()
+        return "from its last checkpoint" if has_one else "from its start: it has no checkpoint yet"
+    return f"from step {done:,.0f} of {config.trainer.steps:,}"
 
 
 def status(config: Config, resume: str = "auto") -> int:
@@ -104,15 +120,18 @@ def status(config: Config, resume: str = "auto") -> int:
         print(f"{run}: complete")
         return 0
     if (holder := _holder(run)) is not None:
-        print(f"{run}: is being trained by {holder}")
+        print(f"{run}: is being trained by {holder}; step {_logged(run):,} of {config.trainer.steps:,}")
         return 1
     saved = (run / _CHECKPOINT).is_file() and resume not in ("auto", "never")
-    command = f"train.py --resume {shlex.quote(str(run))}" if saved else "the same command"
+    command = f"{typed('train')} --resume {shlex.quote(str(run))}" if saved else "the same command"
+    goes_on = f"{command} continues it {_from(run, config)}"
     if code := run_status.exit_code(run):
-        print(f"{run}: stopped by a signal; {command} continues it")
+        print(f"{run}: stopped by a signal; {goes_on}")
         return code
-    trained = "trained, and not measured" if _is_trained(run, config) else "cut off, by a failure or a kill"
-    print(f"{run}: {trained}; {command} continues it")
+    if _is_trained(run, config):
+        print(f"{run}: trained, and not measured; {command} measures it")
+    else:
+        print(f"{run}: cut off, by a failure or a kill; {goes_on}")
     return 1
 
 
@@ -125,8 +144,9 @@ def _written(run: Path) -> list[Path]:
 def _named(folder: Path, name: str, flag: str) -> Path:
     run = next((path for path in (Path(name), folder / name) if path.is_dir()), None)
     if run is None:
-        names = [path.name for path in sorted(folder.glob("*")) if path.is_dir()]
-        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{did_you_mean(name, names)}")
+        names = [path.parent.name for path in folder.glob(f"*/{_CONFIG}")]
+        hint = did_you_mean(name, names) or runs.listed(folder, names)
+        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{hint}")
     return run
 
 
@@ -179,12 +199,18 @@ def _steps_done(run: Path) -> float:
     """The steps behind a run that can be continued."""
     if (run / _MODEL).is_file() and math.isfinite(step := _model_step(run / _MODEL)):
         return step
-    from ..storage.checkpoint_files import read_checkpoint  # takes torch
+    from ..storage.checkpoint_files import step_of  # takes torch
 
+    return float(step_of(run / _CHECKPOINT))
+
+
+def _logged(run: Path) -> int:
+    """The step that a run has logged last."""
     try:
-        return float(read_checkpoint(run / _CHECKPOINT)["global_step"])
-    except DAMAGED:  # told where it is loaded
-        return 0.0
+        last = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[-2]  # each line has an end
+        return int(json.loads(last)["step"]) + 1
+    except (*DAMAGED, IndexError):
+        return 0
 
 
 def _model_step(path: Path) -> float:

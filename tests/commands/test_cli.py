@@ -50,7 +50,7 @@ def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
     argv = toy_arguments(tmp_path, *QUICK, "sampling.sampler=ode", "trainer.validate_every=3")
     code, out, err = run_train(capsys, [*argv, "--wandb", "offline"])
     assert code == 0
-    assert "step 6/6" in err
+    assert "step 6 of 6" in err
     run = tmp_path / "runs" / "toy-0001"
     # each figure of the table is the one in the file
     written = json.loads((run / "evaluation.json").read_text())["estimates"]

@@ -68,6 +68,26 @@ def test_what_the_mask_keeps_is_kept_and_the_rest_is_drawn(here, capsys, posteri
     assert nfe == (11 * 10 + 1 if posterior == "repaint" else 12)
 
 
+def test_repaint_takes_the_moments_of_the_model(here, capsys):
+    x, _ = draw(capsys, "--inpaint image.png --mask mask.png --posterior repaint --variance analytic --steps 2")
+    assert bool(torch.isfinite(x).all())
+
+
+def test_an_edit_takes_any_field_of_its_sampler(here, capsys):
+    edit = "--edit image.png --sampler heun --seed 3"
+    plain, churned = (draw(capsys, f"{edit}{more}")[0] for more in ("", " --option s_churn=40.5"))
+    assert not torch.equal(plain, churned)
+
+
+def test_grey_in_a_mask_is_told(here, capsys):
+    mask = torch.full((1, 8, 8), -1.0)
+    mask[:, 4:], mask[:, :, 0] = 0.95, 0.1  # white as JPEG has it, and a grey column
+    save_image("mask.png", mask)
+    argv = ["--inpaint", "image.png", "--mask", "mask.png", "--n", "1", "--steps", "2", "--device", "cpu"]
+    assert command(sample, argv) == 0
+    assert "note: --mask: 8 of 64 pixels of mask.png are grey; those nearer to white" in capsys.readouterr().err
+
+
 def test_a_small_image_is_the_means_of_what_is_drawn(here, capsys):
     x, _ = draw(capsys, "--restore small.png --degradation downsample --observation-noise 0.01 --label 3")
     seen = torch.nn.functional.avg_pool2d(here[None], 2)

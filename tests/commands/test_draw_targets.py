@@ -220,6 +220,8 @@ def test_draws_of_other_settings_have_pictures_of_their_own(here, capsys):  # no
         assert run_sample(capsys, *DRAW, *argv)[0] == 0
     pictures = list((here / "runs/digits-0001/samples").iterdir())
     assert len(pictures) == len(others)
+    names = {path.name for path in pictures}
+    assert {"digits-ddim-seed0-steps2.png", "digits-ddim-seed0-edit-steps2-strength0.3.png"} <= names
     for argv in others:  # the very same draws replace theirs
         assert run_sample(capsys, *DRAW, *argv)[0] == 0
     assert len(list((here / "runs/digits-0001/samples").iterdir())) == len(others)

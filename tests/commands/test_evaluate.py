@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_configs import digits_arguments
+from tiny_configs import digits_arguments, toy_config
 
 from diffusion.commands import records
 from diffusion.commands.app import command
@@ -20,9 +20,12 @@ from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.commands.train.train import train
+from diffusion.config import dump_config
 from diffusion.errors import UserError
-from diffusion.models.load import DiffusionModel
+from diffusion.models.build import DataFacts, build_denoiser
+from diffusion.models.load import FACTS, DiffusionModel
 from diffusion.numerics.random import fixed_subset
+from diffusion.storage.tensor_files import save_model
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -265,13 +268,6 @@ def test_changed_data_are_refused(diffusion_command, monkeypatch):
 
 
 def test_a_toy_is_measured_beside_its_true_density(place, diffusion_command, tmp_path):
-    from tiny_configs import toy_config
-
-    from diffusion.config import dump_config
-    from diffusion.models.build import DataFacts, build_denoiser
-    from diffusion.models.load import FACTS
-    from diffusion.storage.tensor_files import save_model
-
     config = toy_config(tmp_path)
     facts = DataFacts(config.data.name, (2,), None, 0)
     state = build_denoiser(config, facts).state_dict()
@@ -286,6 +282,18 @@ def test_a_toy_is_measured_beside_its_true_density(place, diffusion_command, tmp
         assert (code, err.count("\n")) == (2, 1)
         assert more[0] in err
     assert "points" in diffusion_command("compare", "toy.safetensors", "--no-baselines", *OFF)[2]
+
+
+def test_points_under_a_configuration_of_images_are_refused(place, diffusion_command):
+    """A file whose facts and configuration disagree, as nothing here writes it."""
+    config = toy_config(place)
+    facts = DataFacts(config.data.name, (2,), None, 0)
+    state = build_denoiser(config, facts).state_dict()
+    mixed = config.replace(data=config.data.replace(name="digits"))
+    save_model(place / "mixed.safetensors", state, dump_config(mixed), {FACTS: facts.to_json()})
+    code, out, err = diffusion_command("evaluate", "mixed.safetensors", "--images", "5", *OFF)
+    assert (code, out) == (2, "")
+    assert err == "error: mixed: is a model of points, and its data.name is 'digits', which are images\n"
 
 
 def test_pictures_and_the_summary_in_wandb(diffusion_command):

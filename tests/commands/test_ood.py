@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from tiny_configs import digits_config
 
@@ -57,15 +58,43 @@ def test_a_comparison_finds_the_other_data_sets_of_the_same_question():
 
 def test_other_images_come_at_the_size_of_the_model(tmp_path):
     np.savez(tmp_path / "b.npz", images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
-    found, identity = ood.load(str(tmp_path / "b.npz"), images(), "test", 2)
-    assert found.shape == (2, 1, 4, 4)
-    assert (identity["name"], identity["foreign"], identity["images"]) == ("b.npz", True, 2)
-    found, _ = ood.load(str(tmp_path / "b.npz"), images(), "test", 1000)
-    assert len(found) == 3, "all there are"
+    found = ood.load(str(tmp_path / "b.npz"), images(), "test", 2)
+    assert found.images.shape == (2, 1, 4, 4)
+    assert [found.identity[key] for key in ("name", "foreign", "images", "of")] == ["b.npz", True, 2, 30]
     with pytest.raises(UserError, match=r"levels 17; the model's images have 256"):
         ood.load("digits", images(shape=(1, 8, 8)), "test", None)
-    with pytest.raises(UserError, match=r"shape \(1, 4, 4\); the model's images have \(3, 4, 4\)"):
-        ood.load(str(tmp_path / "b.npz"), images(shape=(3, 4, 4)), "test", None)
+    with pytest.raises(UserError, match=r"shape \(1, 8, 8\); the model's images have \(1, 8, 4\)"):
+        ood.load(str(tmp_path / "b.npz"), images(shape=(1, 8, 4)), "test", None)
+
+
+@pytest.mark.parametrize("count", [None, 1000, 7])
+def test_all_images_of_a_source_without_splits_are_measured(tmp_path, count):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "pool.npz", images=pixels)
+    np.savez(tmp_path / "split.npz", train_images=pixels[:20], test_images=pixels[20:])
+    whole = ood.load(str(tmp_path / "pool.npz"), images(), "test", count)
+    assert len(whole.images) == min(count or 30, 30)
+    assert {x.numpy().tobytes() for x in whole.images} <= {x.tobytes() for x in pixels}
+    assert "all 30 images, as it has no splits" in whole.told
+    assert ("7 of them measured" in whole.told) == (count == 7)
+    given = ood.load(str(tmp_path / "split.npz"), images(), "test", count)
+    assert len(given.images) == min(count or 10, 10)
+    assert {x.numpy().tobytes() for x in given.images} <= {x.tobytes() for x in pixels[20:]}
+    assert "10 test images" in given.told
+
+
+def test_colour_and_grey_come_as_the_model_has_them(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "colour.npz", images=pixels)
+    np.savez(tmp_path / "grey.npz", images=pixels[..., 0])
+    found = ood.load(str(tmp_path / "colour.npz"), images(), "test", None)
+    by_pillow = {np.asarray(Image.fromarray(x).convert("L")).astype(int).tobytes() for x in pixels}
+    near = [min(np.abs(np.frombuffer(y, int) - x.numpy().ravel()).max() for y in by_pillow) for x in found.images]
+    assert max(near) <= 1, "Rec. 601, which Pillow computes in whole numbers"
+    assert "turned grey" in found.told
+    found = ood.load(str(tmp_path / "grey.npz"), images(shape=(3, 4, 4)), "test", None)
+    assert found.images.shape == (30, 3, 4, 4)
+    assert {x[c].numpy().tobytes() for x in found.images for c in range(3)} == {x[..., 0].tobytes() for x in pixels}
 
 
 @pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
@@ -73,9 +102,10 @@ def test_other_images_come_in_the_levels_of_the_model(tmp_path):
     """Every bin of the coarse levels holds the fine levels of its stretch of [0, 1]."""
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(30, 0)
     np.savez(tmp_path / "b.npz", images=ramp)
-    fine, _ = ood.load(str(tmp_path / "b.npz"), images(shape=(1, 16, 16)), "test", 1)
-    coarse, identity = ood.load(str(tmp_path / "b.npz"), images(levels=17, shape=(1, 16, 16)), "test", 1)
-    assert identity["levels"] == 17
+    fine = ood.load(str(tmp_path / "b.npz"), images(shape=(1, 16, 16)), "test", 1).images
+    found = ood.load(str(tmp_path / "b.npz"), images(levels=17, shape=(1, 16, 16)), "test", 1)
+    assert found.identity["levels"] == 17
+    coarse = found.images
     low, high = fine / 256, (fine + 1) / 256
     assert bool((coarse / 17 <= low).all())
     assert bool((high <= (coarse + 1) / 17 + 1 / 256).all())
@@ -95,6 +125,8 @@ def test_the_command_measures_both_and_keeps_them_apart(place, diffusion_command
     assert code == 0
     native, foreign = sorted(read_all(Path("runs/noise-0001")), key=lambda e: e.protocol.data.get("foreign", False))
     assert f"AUROC of bits/dim {ood.auroc(native, foreign):.4f}" in out
+    assert "--ood b.npz: all 60 images, as it has no splits" in out
+    assert len(foreign.estimate) == 60
     assert len(list(Path("runs/noise-0001/evaluations").glob("*-against-*.png"))) == 1
     code, _, _ = diffusion_command("compare", "noise-0001", "--no-baselines", "--wandb", "off")
     assert code == 0

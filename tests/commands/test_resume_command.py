@@ -10,8 +10,9 @@ from diffusion.commands.app import command
 from diffusion.commands.train.train import train
 from diffusion.config import dump_config, parse_train_arguments
 from diffusion.errors import UserError
+from diffusion.processes import typed
 from diffusion.storage import run_status
-from diffusion.training.resume import run_to_continue, status
+from diffusion.training.resume import continuing, run_to_continue, status
 
 
 def make(folder, name, config, *, checkpoint=True, finished=False, age=0):
@@ -87,6 +88,8 @@ def test_what_cannot_be_continued_is_explained(tmp_path):
         run_to_continue(config, "toy-0001")
     with pytest.raises(UserError, match=r"there is no run 'toy-001'.*Did you mean 'toy-0001'"):
         run_to_continue(config, "toy-001")
+    with pytest.raises(UserError, match=r"--resume: there is no run 'x' .*In .*runs: toy-0001\."):
+        run_to_continue(config, "x")
     run = make(tmp_path, "toy-0002", config)
     (run / "config.yaml").write_text("optimiser: {}\n")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
@@ -145,13 +148,16 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp
     assert run_to_continue(config, "auto") == saved, "one with a checkpoint comes first"
 
 
-def test_a_run_in_training_is_left_alone(tmp_path, monkeypatch):
+def test_a_run_in_training_is_left_alone(tmp_path, monkeypatch, capsys):
     config = toy_config(tmp_path)
-    make(tmp_path, "toy-0001", config)
+    run = make(tmp_path, "toy-0001", config)
+    (run / "metrics.jsonl").write_text('{"step": 3, "train/loss": 1.0}\n{"step": 4, "tr')
     monkeypatch.setattr("diffusion.storage.run_lock.holder", lambda run: "process 7 on a")
     assert run_to_continue(config, "auto") is None
     with pytest.raises(UserError, match="toy-0001 is being trained by process 7 on a"):
         run_to_continue(config, "toy-0001")
+    assert status(config) == 1
+    assert capsys.readouterr().out == f"{run}: is being trained by process 7 on a; step 4 of 6\n"
 
 
 def test_a_finished_run_that_is_made_longer_is_unfinished_until_then(tmp_path):
@@ -183,10 +189,13 @@ def test_a_named_run_stands_as_its_own_configuration_says(tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     assert command(train, ["--status", "--resume", name, *asked]) == 0, "by its name alone, of no default configuration"
     trained(run, 6)
+    capsys.readouterr()
     assert status(toy_config(tmp_path, *asked), name) == 1
-    assert f"cut off, by a failure or a kill; train.py --resume {run} continues it" in capsys.readouterr().out
+    again = f"{typed('train')} --resume {run} continues it from step 6 of 9\n"
+    assert capsys.readouterr().out == f"{run}: cut off, by a failure or a kill; {again}"
     run_status.record(run, 75, 6)
     assert status(toy_config(tmp_path, *asked), name) == 75
+    assert capsys.readouterr().out == f"{run}: stopped by a signal; {again}"
 
 
 def test_what_is_trained_and_not_measured_is_said(tmp_path, capsys):
@@ -206,6 +215,29 @@ def test_a_finished_run_is_not_called_unfinished_by_a_longer_command(tmp_path, c
     make(tmp_path, "toy-0002", toy_config(tmp_path, "trainer.steps=9", QUICK), age=1e9)  # cut off long ago
     assert run_to_continue(longer, "auto") is None
     assert "toy-0002 is unfinished, but of another configuration (trainer.steps: 9 -> 20)" in capsys.readouterr().err
+
+
+def test_what_goes_on_says_from_which_step(tmp_path):
+    config = toy_config(tmp_path)
+    run = make(tmp_path, "toy-0001", config, checkpoint=False)
+    assert continuing(run, config) == f"continuing {run} from its start: it has no checkpoint yet"
+    torch.save({"global_step": 4, "state_dict": {"w": torch.zeros(2)}}, run / "checkpoints" / "last.ckpt")
+    assert continuing(run, config) == f"continuing {run} from step 4 of 6"
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    assert continuing(run, config) == f"continuing {run} from its last checkpoint"
+
+
+def test_a_call_is_answered_in_its_own_words(tmp_path):
+    """`diffusion.train(resume=...)` hears of `resume`, the command line of `--resume`."""
+    config = toy_config(tmp_path)
+    make(tmp_path, "toy-0001", config, checkpoint=False)
+    make(tmp_path, "toy-0002", config)
+    given = toy_config(tmp_path, "optimizer.lr=0.5")
+    for name, asked in (("nope", config), ("toy-0001", config), ("toy-0002", given)):
+        with pytest.raises(UserError) as error:
+            run_to_continue(asked, name, flag="resume")
+        assert str(error.value).startswith("resume: ")
+        assert "--" not in str(error.value)
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path):

@@ -158,7 +158,7 @@ def test_images_are_filled_in_and_encoded_at_the_other_size(here, capsys):  # no
         ("12x", "--size: found '12x'; must be pixels, 16, or height x width, 12x16"),
         ("0", "--size: found '0'; must be pixels"),
         ("8x8x8", "--size: found '8x8x8'; must be pixels"),
-        ("9", "size: found 9x9; this network takes multiples of 2, and 8x8, the size of its training"),
+        ("9", "--size: found 9x9; this network takes multiples of 2, and 8x8, the size of its training"),
     ],
 )
 def test_bad_sizes_are_one_line(tmp_path, monkeypatch, capsys, size, message):

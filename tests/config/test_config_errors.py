@@ -27,7 +27,7 @@ REFUSED = {
     "network.dropout=1": "network.dropout: found 1; must be a number at least 0 and below 1",
     "network.attention=[1": "network.attention: found '[1'; not valid YAML, a list is written [1, 2]",
     "network.base_channels=5": "network.base_channels: found 5; must be even",
-    "network.patch_size=2": "network.patch_size: found 2; 'unet' does not take it; it takes base_channels, ",
+    "network.width=64": "network.width: found 64; 'unet' does not take it; it takes base_channels, ",
     "schedule.beta_min=1": "schedule.beta_min: found 1.0; 'cosine' does not take it; it takes log_snr_min, log_snr_max",
     "schedule.log_snr_min=20": "schedule.log_snr_min: found 20; must be below schedule.log_snr_max, 14",
     "objective.min_snr_gamma=5": "objective.min_snr_gamma: found 5.0; 'elbo' does not take it",
@@ -94,8 +94,8 @@ REFUSED_ARGUMENTS = {
     (
         "--config",
         "cifr",
-    ): "configuration 'cifr': not found; available: cifar, digits, eae-cifar, eae-digits, eae-mnist, mnist, toy, "
-    "vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
+    ): "configuration 'cifr': not found; available: cifar, digits, eae-cifar, eae-digits, eae-mnist, mnist, "
+    "mnist-class, toy, vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
     ("--config", "/"): "configuration '/': is a folder; available: ",
     ("--config",): "--config: needs a value",
     ("--config", "toy", "--config", "cifar"): "--config: given twice, toy and cifar",

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 CASES = {
     ("digits", "sampling.sampler=odee"): "sampling.sampler: found 'odee'; must be one of ode, .*Did you mean 'ode'",
     ("mnist", "data.path=/nowhere"): "data.path: /nowhere does not exist",
-    ("mnist", f"data.path={__file__}"): "data.path: .* is neither a folder nor a zip file",
+    ("mnist", f"data.path={__file__}"): "data.path: .* is no archive, and no array; accepted: a folder",
     ("vdm-digits", "trainer.strategy=sharded trainer.devices=2"): "trainer.strategy: .*'learned' takes ddp",
     ("vae-digits", "trainer.strategy=sharded"): "trainer.strategy: found 'sharded'; family 'vae' takes ddp",
     (

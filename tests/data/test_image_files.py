@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -171,12 +172,19 @@ def test_missing_empty_and_foreign_paths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"It holds photos.zip"):
         load_files(tmp_path / "empty")
     (tmp_path / "text.txt").write_text("no")
-    with pytest.raises(UserError, match="neither a folder nor a zip"):
+    with pytest.raises(UserError, match="is no archive, and no array; accepted: a folder"):
         load_files(tmp_path / "text.txt")
     data = zipped(tmp_path / "cut.zip", CLASSES).read_bytes()
     (tmp_path / "cut.zip").write_bytes(data[:-100])
-    with pytest.raises(UserError, match=r"cut.zip"):
+    with pytest.raises(UserError, match=r"cut.zip is a zip file that is cut short or damaged"):
         load_files(tmp_path / "cut.zip")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cut.zip", "a.png")
+    with pytest.raises(UserError, match=r"a.tar.gz is compressed \(gzip\): gunzip makes a .tar"):
+        load_files(tmp_path / "a.tar.gz")
+    Image.new("L", (2, 2)).save(tmp_path / "one.png")
+    with pytest.raises(UserError, match=r"one.png is a single image"):
+        load_files(tmp_path / "one.png")
 
 
 def test_arrays(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 import json
 
+import torch
 from laws import gaussian
+from tiny_configs import toy_config
 
 from diffusion.denoisers import exact
+from diffusion.models.build import DataFacts
+from diffusion.models.load import DiffusionModel
 from diffusion.models.tuning_cache import moments_of
+from diffusion.samplers import Ancestral
 from diffusion.schedules import VP
 
 
@@ -32,3 +37,12 @@ def test_estimated_once_for_the_weights_they_belong_to(tmp_path, monkeypatch):
 def test_a_model_without_a_file_keeps_none(tmp_path):
     moments_of(gaussian(VP()), str(tmp_path / "none.safetensors"), 1.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sampler_given_as_an_object_also_takes_the_moments_of_the_model(tmp_path):
+    model = DiffusionModel(gaussian(VP()), toy_config(tmp_path), DataFacts("points", gaussian(VP()).shape, None, 0))
+    by_name = model.sample(4, sampler="ancestral", variance="analytic", steps=3)
+    assert torch.equal(model.sample(4, sampler=Ancestral("analytic", steps=3)), by_name)
+    assert not torch.equal(model.sample(4, sampler=Ancestral(steps=3)), by_name)
+    *_, last = model.trajectory(4, sampler=Ancestral("analytic"), steps=3)[0]
+    assert torch.equal(last, by_name)

@@ -122,7 +122,7 @@ def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, cap
     argv = autoencoder_arguments(family, tmp_path, *QUICK, *more)
     code, out, err = run_command(capsys, train, argv)
     assert code == 0
-    assert "step 6/6" in err
+    assert "step 6 of 6" in err
     run = tmp_path / "runs" / f"{family}-digits-0001"
     written = json.loads((run / "evaluation.json").read_text())["estimates"]
     assert list(written) == [

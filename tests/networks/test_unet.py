@@ -52,6 +52,20 @@ def test_divisible_sizes_are_not_padded(monkeypatch, waken):
         network(x[..., 1:], c_noise)
 
 
+def test_patches_are_channels(waken):
+    """With patches of 2 x 2 it is the network of images of half the size and four times the channels."""
+    patched = waken(UNet(3, 8, (1, 2), 1, (4,), image_size=16, out_channels=2, patch_size=2))
+    inner = UNet(12, 8, (1, 2), 1, (4,), image_size=8, out_channels=8)
+    inner.load_state_dict(patched.state_dict())
+    inner.eval()
+    x, c_noise = torch.randn(2, 3, 16, 16), torch.randn(2)
+    blocks = x.reshape(2, 3, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 8, 8)
+    expected = inner(blocks, c_noise).reshape(2, 2, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3).reshape(2, 2, 16, 16)
+    assert patched.size_multiple == 4
+    assert torch.equal(patched.eval()(x, c_noise), expected)
+    assert patched(torch.randn(2, 3, 13, 18), c_noise).shape == (2, 2, 13, 18)
+
+
 def test_translation_by_the_coarsest_cell_on_a_torus(waken):
     """Without attention and borders, a shift of x by whole cells of the coarsest level shifts the output alike."""
     network = waken(UNet(1, 8, (1, 1, 1), 1, (), image_size=8)).double()
@@ -123,6 +137,8 @@ def test_fourier_features_are_the_sines_and_cosines_beside_x():
         ({"fourier_features": (-1,)}, "fourier_features"),
         ({"head_channels": 48}, "head_channels: 48 does not divide the 256"),
         ({"head_channels": 0}, "head_channels: 0"),
+        ({"patch_size": 0}, "patch_size: 0"),
+        ({"patch_size": 4}, "heights are 8, 4, 2, 1"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -6,8 +6,8 @@ from laws import FIXED_STEP, FOUR_SCHEDULES, f64, gaussian, gaussian_law, mixtur
 
 from diffusion.denoisers import exact
 from diffusion.denoisers.evaluations import count_evaluations
-from diffusion.errors import SolverError
-from diffusion.samplers import ADAPTIVE, ODE
+from diffusion.errors import SolverError, UserError
+from diffusion.samplers import ADAPTIVE, ODE, AdaptiveSDE
 from diffusion.schedules import VP
 
 every_method = pytest.mark.parametrize("method", ADAPTIVE)
@@ -73,6 +73,13 @@ def test_evaluations_are_counted_and_capped(method):
     ODE(method, 1e-4, max_evaluations=counts[1]).sample(model, x_1, grid)
     with pytest.raises(SolverError, match=r"gave up after .* log-SNR"):
         ODE(method, 1e-4, max_evaluations=counts[1] - 1).sample(model, x_1, grid)
+
+
+def test_a_cap_below_one_is_refused():
+    with pytest.raises(UserError, match="max_evaluations: found 0; must be at least 1"):
+        ODE(max_evaluations=0)
+    with pytest.raises(UserError, match="max_steps: found 0; must be at least 1"):
+        AdaptiveSDE(max_steps=0)
 
 
 class _Broken(exact.Gaussian):

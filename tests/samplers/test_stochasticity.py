@@ -25,11 +25,13 @@ def test_the_clock_is_the_integral_of_eta_squared():
 
 def test_a_profile_as_text():
     assert NoiseProfile.of("1@-3:5") == NoiseProfile((0.0, 1.0, 0.0), (-3.0, 5.0))
-    assert NoiseProfile.of("0.5") == NoiseProfile.of(0.5) == NoiseProfile((0.5,))
+    assert NoiseProfile.of(0.5) == NoiseProfile((0.5,))
     assert NoiseProfile.of(PROFILE) is PROFILE
-    for text in ("", "one", "1@", "1@3", "1@-3:", "1@5:-3", "-1@-3:5", "1@1:2:3", "nan", "inf"):
+    for text in ("", "1", "one", "1@", "1@3", "1@-3:", "1@5:-3", "-1@-3:5", "1@1:2:3", "nan", "inf"):
         with pytest.raises(UserError, match="eta"):
             ExponentialSDE(text)
+    with pytest.raises(UserError, match="eta: found '1'; accepted: a number, or ETA@LOW:HIGH"):
+        samplers.build("sde", eta="1")
     assert samplers.build("sde", eta="1@-3:5") == ExponentialSDE("1@-3:5")
     with pytest.raises(UserError, match="sampler 'ddim' takes a number"):
         samplers.build("ddim", eta="1@-3:5")

@@ -46,7 +46,7 @@ def test_gaussian_data_have_the_noise_of_the_closed_form_and_come_back(sampler):
 def test_any_grid_is_walked_back(schedule, grid):
     """Also one that does not end in the datum: its last time is then where encoding starts."""
     model = Gaussian(torch.zeros(2, dtype=F64), 0.7, schedule)
-    options = {"sampler": ODE("rk4"), "steps": 20, "grid": grid}
+    options = {"sampler": ODE("rk4"), "grid": grid} | ({"steps": 20} if isinstance(grid, str) else {})
     x = model.draw(8, seed=2)
     back = diffusion.sample(model, 8, noise=diffusion.encode(model, x, **options), **options)
     assert rms(back - x) < 5e-3
@@ -211,6 +211,7 @@ def test_images_are_encoded_on_the_command_line(here, capsys):
     code, out, err = run_sample(capsys, "--encode a.png b.png --sampler adams --steps 6 --out noise.npz")
     assert (code, err) == (0, "")
     assert "back again: off by " in out
+    assert "2 images, sampler adams, NFE 6 there, 6 back, " in out
     with np.load("noise.npz") as arrays:
         noise, record = torch.from_numpy(arrays["noise"]), json.loads(str(arrays["record"]))
     assert noise.shape == (2, 1, 8, 8)
@@ -220,7 +221,9 @@ def test_images_are_encoded_on_the_command_line(here, capsys):
 
 def test_a_strip_is_drawn_and_drawn_again_from_itself(here, capsys):
     line = "--interpolate a.png b.png --n 5 --sampler ddim --steps 4 --out strip.png"
-    assert run_sample(capsys, line)[0] == 0
+    code, out, _ = run_sample(capsys, line)
+    assert code == 0
+    assert "5 pictures, sampler ddim, NFE 4 a path, " in out
     code, out, _ = run_sample(capsys, "--from strip.png")
     assert code == 0
     assert "the same pixels as strip.png" in out
@@ -239,7 +242,10 @@ def test_an_image_is_varied_and_the_picture_drawn_again(here, capsys):
     ("line", "says"),
     [
         ("--strength 0.4", "--strength: goes with --edit"),
-        ("--edit a.png --strength 1", "strength: found 1.0"),
+        ("--edit a.png --strength 1", "error: --strength: found 1.0"),
+        ("--interpolate a.png b.png --n 1", "error: --n: found 1"),
+        ("--sampler heun --option s_churn=-1.5", "error: --option s_churn: found -1.5"),
+        ("--dtype float16", "--dtype: "),
         ("--edit none.png", "--edit: none.png does not exist"),
         ("--edit a.png --inpaint a.png --mask b.png", "--edit: not with --inpaint"),
         ("--encode a.png --out x.png", "--encode writes x.npz"),

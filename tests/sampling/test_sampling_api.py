@@ -161,6 +161,9 @@ def test_a_grid_is_a_name_or_the_times_themselves(network):
     assert not torch.equal(diffusion.sample(network, 2, "ddim", steps=4), by_name)
     with pytest.raises(UserError, match="Did you mean 'karras'"):
         diffusion.sample(network, 2, "ddim", steps=4, grid="karas")
+    for options in ({"sampler": "ddim", "steps": 7}, {"sampler": diffusion.samplers.DDIM(steps=7)}):
+        with pytest.raises(UserError, match="steps: found 7; the grid given has 4; leave it out"):
+            diffusion.sample(network, 2, grid=times, **options)
 
 
 def test_labels_are_one_or_one_a_sample(network):

@@ -3,11 +3,11 @@
 import io
 import os
 import pickle
-import sys
 import zipfile
 
 import pytest
 import torch
+from hostile_files import FORMATS, FUZZ, Hostile, mutated, one_line, raw_zip, saved
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -15,9 +15,6 @@ from torch import nn
 
 from diffusion import read_weights
 from diffusion.errors import UserError
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
-from test_security import FORMATS, FUZZ, Hostile, mutated, one_line, raw_zip, saved
 
 REBUILD = vars(torch)["_utils"]._rebuild_tensor_v2
 

@@ -53,6 +53,7 @@ def make_module(config):
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     module.logged = {}
+    module.is_logged = lambda: True  # there is no trainer
     module.log_dict = lambda values, **_: module.logged.update(
         {k: float(torch.as_tensor(v).detach()) for k, v in values.items()}
     )

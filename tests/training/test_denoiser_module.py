@@ -26,7 +26,7 @@ def make_module(config, facts=MOONS.facts):
         for parameter in denoiser.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     module = DenoiserModule(denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), {})
-    module.log = lambda *args, **kwargs: None  # there is no trainer
+    module.is_logged = lambda: False  # there is no trainer
     return module
 
 
@@ -79,17 +79,21 @@ def test_labels_are_hidden_one_by_one_at_the_given_rate(tmp_path):
     module = make_module(digits_config(tmp_path, "denoiser.conditional=true"), FACTS)
     n = 20_000
     batch = {"labels": torch.arange(n) % 10, "positions": torch.arange(n)}
-    labels = module.labels(batch, 4, 0.1)
-    hidden = labels == 10
-    assert abs(float(hidden.float().mean()) - 0.1) < 3 * math.sqrt(0.09 / n)
-    assert torch.equal(labels[~hidden], batch["labels"][~hidden])
-    assert torch.equal(module.labels(batch, 4, 0.1), labels)
-    assert not torch.equal(module.labels(batch, 5, 0.1), labels)
-    assert torch.equal(module.labels(batch, 4, 0.0), batch["labels"])
-    assert bool((module.labels(batch, 4, 1.0) == 10).all())
+
+    def hidden(batch, step, dropout):
+        return module.labels(batch["labels"], step, batch["positions"], dropout)
+
+    labels = hidden(batch, 4, 0.1)
+    null = labels == 10
+    assert abs(float(null.float().mean()) - 0.1) < 3 * math.sqrt(0.09 / n)
+    assert torch.equal(labels[~null], batch["labels"][~null])
+    assert torch.equal(hidden(batch, 4, 0.1), labels)
+    assert not torch.equal(hidden(batch, 5, 0.1), labels)
+    assert torch.equal(hidden(batch, 4, 0.0), batch["labels"])
+    assert bool((hidden(batch, 4, 1.0) == 10).all())
     part = {name: value[100:200] for name, value in batch.items()}
-    assert torch.equal(module.labels(part, 4, 0.1), labels[100:200]), "by position in the global batch"
-    assert make_module(digits_config(tmp_path), FACTS).labels(batch, 4, 0.1) is None
+    assert torch.equal(hidden(part, 4, 0.1), labels[100:200]), "by position in the global batch"
+    assert make_module(digits_config(tmp_path), FACTS).labels(None, 4, batch["positions"], 0.1) is None
 
 
 def test_what_the_denoiser_learns_are_levels_spread_over_their_bins(tmp_path):

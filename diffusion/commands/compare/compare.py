@@ -166,7 +166,8 @@ def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:
 
 def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | None) -> None:
     printer = console()
-    printer.print(tables.terminal_table(content))
+    figured, costs = tables.terminal_tables(content)
+    printer.print(figured)
     printer.print(f"[dim]{APART}[/dim]")
     for each in content.groups:
         printer.print(f"[bold]{each.letter}[/bold]  {escape(each.title)}. [dim]{escape(each.why)}[/dim]")
@@ -174,12 +175,13 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
         printer.print(f"\nBetween the groups. [dim]{tables.BETWEEN}[/dim]")
         for line in tables.sentences(content.groups):
             printer.print(f"- {escape(line)}")
+    printer.print()
+    printer.print(costs)
     if content.gaps:
-        printer.print()
         printer.print(tables.gap_table(content.gaps))
     for line in [*content.data_sets, *content.left_out]:
         printer.print(f"- {escape(line)}")
     printer.print(f"\nwrote {escape(str(out))}: {escape(', '.join(files))}")
     if mirrored is not None:
         record = f"{mirrored}/offline-run-*"
-        printer.print(f"W&B run: {escape(str(mirrored))} (bring it up: wandb sync {escape(record)})", soft_wrap=True)
+        printer.print(f"W&B run: {escape(str(mirrored))} (upload it with: wandb sync {escape(record)})", soft_wrap=True)

@@ -11,6 +11,7 @@ Between test and training images nothing can be paired: the interval is Welch's,
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch
 from ...errors import UserError
 from ...likelihood import Estimate, Interval
 from ...likelihood.estimate import mean_interval
+from ...processes import typed
 from ..records import Evaluation
 
 
@@ -91,7 +93,7 @@ def common_images(
         of_split = [e for e in evaluations if e.protocol.data["split"] == split]
         own = [e for e in of_split if is_own(e)]
         if not own:
-            hint = f"python -m diffusion evaluate {name} --split {split}"
+            hint = f"{typed('evaluate')} {shlex.quote(name)} --split {split}"
             raise UserError(f"{name}: its {split} images are not measured yet; first: {hint}")
         by_run[name] = {e.protocol.data["sha256"]: (not is_last(e), int(e.protocol.data["images"])) for e in own}
     shared = set.intersection(*(set(hashes) for hashes in by_run.values()))

@@ -97,18 +97,28 @@ COLUMNS: tuple[Column, ...] = (
     Column("trained on", "trained_on"), Column("protocol", "protocol"),
 )  # fmt: skip
 # Where there is less room; the protocol, which is long, has a place of its own.
+_TRAINING = Column("training seconds", "training_seconds", _count)
 _SHORT = (
-    *_MODEL, Column("training seconds", "training_seconds", _count), *_FIGURE,
     Column("bits/dim ± 95 %", "interval", partial(half_width, sign=False), whole=True),
     Column("to the best, paired", "to_best", _or_best(half_width), whole=True),
 )  # fmt: skip
-NARROW: tuple[Column, ...] = (*_SHORT, Column("test - train, unpaired", "gap", half_width), *_COST)
+_GAP = Column("test - train, unpaired", "gap", half_width)
+NARROW: tuple[Column, ...] = (*_MODEL, _TRAINING, *_FIGURE, *_SHORT, _GAP, *_COST)
 PROTOCOL = Column("protocol", _protocol)
 
 
-def terminal_table(content: Content) -> Table:
-    """All rows in one table, a line between groups; test against train and the protocols, which are long, apart."""
-    return Table((_GROUP, *_SHORT, *_COST), lines(content), content.title, section=_GROUP)
+def terminal_tables(content: Content) -> tuple[Table, Table]:
+    """The figures, a line between groups, and below them what they cost: each fits 80 columns.
+
+    The law is the group's, and is named with it; test against train and the protocols, which are long, are apart.
+    """
+    rows, (model, *costs), (method, kind, _) = lines(content), _MODEL, _FIGURE
+
+    def both(line: dict[str, Any]) -> str:
+        return f"{line['method']}, {kind.text(line)}" if method.value(line) else kind.text(line)
+
+    figured = Table((_GROUP, model, Column("method, kind", both, left=True), *_SHORT), rows, content.title, "", _GROUP)
+    return figured, Table((model, method, *costs, _TRAINING, *_COST[:2]), rows, "Cost")
 
 
 def gap_table(gaps: Sequence[Gap]) -> Table:

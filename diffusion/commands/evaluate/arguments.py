@@ -94,6 +94,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 # What `--draws` is called by each estimator.
 _DRAWS = {"elbo-discrete": "evaluations", "iwae": "samples", "ais": "chains"}
+NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
 _OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
 
 

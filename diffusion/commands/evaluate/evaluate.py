@@ -78,10 +78,9 @@ def run(options: argparse.Namespace) -> int:
         table = likelihood_table({method: evaluation.estimate}, title)
         other = None
         if foreign is not None:
-            foreign_images, foreign_identity = foreign
-            foreign_protocol = question(subject, foreign_identity, method, dict(protocol.options))
+            foreign_protocol = question(subject, foreign.identity, method, dict(protocol.options))
             told = partial(bar.named, f"{subject.name} on other data")
-            other, _ = measure(subject, foreign_images, foreign_protocol, progress=told, **how)
+            other, _ = measure(subject, foreign.images, foreign_protocol, progress=told, **how)
             places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
             if processes.is_main:
                 pictures.save(places["histograms"], ood.picture(evaluation, other))
@@ -97,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
             out.print(spent_table(spent))
             for line in verdict(spent):
                 out.print(line)
-        if other is not None:
+        if foreign is not None and other is not None:
+            out.print(escape(foreign.told), soft_wrap=True)
             out.print(escape(ood.sentence(evaluation, other)))
         for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
             out.print(f"{what}: {escape(str(place))}", soft_wrap=True)

@@ -126,6 +126,8 @@ class Bench:
         asked = self._asked.setdefault(parts, set())
         asked |= set(rows.tolist())
         done = _rows(self._read(parts, asked))
+        if progress is not None:
+            progress(len(done & asked), len(asked))
         for number, chunk in enumerate(rows.split(self.batch_size or CHUNK)):
             some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
             if not len(some) or number % self.processes.count != self.processes.rank:

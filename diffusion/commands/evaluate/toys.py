@@ -10,6 +10,7 @@ from ...likelihood import Estimate
 from ...likelihood.estimate import mean_interval
 from ...models.build import build_data
 from ..evaluation import evaluate_points
+from ..options import flag
 from ..report import known
 from ..subjects import Subject
 
@@ -24,7 +25,7 @@ def measure_toy(
     Raises:
         UserError: For an option that is of images.
     """
-    given = [f"--{name.replace('_', '-')}" for name in _OF_IMAGES if getattr(options, name)]
+    given = [flag(name) for name in _OF_IMAGES if getattr(options, name)]
     if given:
         raise UserError(
             f"{', '.join(given)}: for images; {subject.name} is a model of points ('--images', '--tolerance')"

@@ -19,9 +19,10 @@ from ...errors import UserError, told_as
 from ...likelihood import Dequantizer
 from ...models.tuning_cache import told_tuning
 from ...numerics.random import fixed_subset
+from ...sampling.settings import SETTINGS, given_settings
+from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
-from ..sample.settings import SETTINGS, given_settings
 from ..subjects import Subject, load_images_of, load_subject
 
 DRAWN = 1000
@@ -73,8 +74,8 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     for name in given:
         if name not in model.sampling_options:
             figure = [option for option, setting in SETTINGS.items() if setting.figure]
-            taken = ", ".join(_flag(option) for option in figure if option in model.sampling_options)
-            raise UserError(f"{_flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
+            taken = ", ".join(flag(option) for option in figure if option in model.sampling_options)
+            raise UserError(f"{flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
     settings = model.sampling_settings(given)
     count = options.samples or DRAWN
 
@@ -95,13 +96,9 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     return Candidate(subject.name, Path(model.source), folder, data, count, question, subject, draw, mirrored)
 
 
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
 def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
-        raise UserError(f"--data: {text} holds images, which say not what they are samples of; name the data set")
+        raise UserError(f"--data: {text} holds images; name the data set that they are to be compared with")
     data = _reference_data(options.data, options.runs, options.download)
     with told_as({"data.path": text}):
         raw = load_files(Path(text))

@@ -30,13 +30,14 @@ from ...likelihood import Dequantizer
 from ...metrics import Copy, FeatureExtractor, Quality, QualityReference, describe, require_comparable, spread
 from ...metrics.quality import FEWEST
 from ...numerics.random import FIXED_ORDER
+from ...sampling.settings import given_settings
 from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
+from ..options import flag
 from ..preflight import check_takes_figures
 from ..report import console
-from ..sample.settings import given_settings
 from ..subjects import named_apart
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, remarks, table
@@ -140,10 +141,10 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
     drawn = [candidate.subject is not None for candidate in candidates]
     if options.data is not None and all(drawn) and moved(options) is None:
         raise UserError(
-            f"--data: {candidates[0].name} is a model, held against its own data; --data names other data for images "
-            "alone, or the path where the images of the model's training are now"
+            f"--data: {candidates[0].name} is a model, compared with the images that it was trained on; for a model "
+            "--data takes only the path where these are now"
         )
-    asked = [f"--{name.replace('_', '-')}" for name in given_settings(options, "figure")]
+    asked = [flag(name) for name in given_settings(options, "figure")]
     if asked and not any(drawn):
         raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
 

@@ -7,6 +7,7 @@ stay what they are.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,18 @@ from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interv
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
 from ...errors import UserError, choose
-from ...models import CONTROLS, noisy_classifier
+from ...models import noisy_classifier
 from ...models.load import DiffusionModel, TrainedModel, load
-from ...samplers import LinearSampler, RePaint, SDEdit
+from ...samplers import LinearSampler, RePaint, Sampler, SDEdit
 from ...samplers.sdedit import log_snr_of_strength
+from ...sampling.settings import CONTROLS, fields_of_sampler
 from ...storage import runs
+from ..options import flag
 from .record import SampleRecord
 
 REPAINT = "repaint"
 DEGRADATIONS = ("blur", "downsample", "grey")
+_WHITE = 0.9  # of a mask: JPEG takes away a little of 1
 _GOES_WITH = {
     "mask": "--inpaint",
     "degradation": "--restore",
@@ -88,7 +92,7 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     else:
         for name, other in _GOES_WITH.items():
             if name in given:
-                raise UserError(f"--{name.replace('_', '-')}: goes with {other}")
+                raise UserError(f"{flag(name)}: goes with {other}")
     return model, replace(record, settings=left)
 
 
@@ -128,12 +132,15 @@ def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any
     if len(model.facts.shape) != 3:
         raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
     level = log_snr_of_strength(given.get("strength", 0.5))
-    options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
-    if options["variance"] == "analytic":
+    return SDEdit(read_image("--edit", given["edit"], model.facts.shape), level, _sampler(model, left))
+
+
+def _sampler(model: DiffusionModel, left: dict[str, Any]) -> Sampler:
+    """The sampler of the settings that are left; takes its fields out of them."""
+    options = {name: left.pop(name) for name in fields_of_sampler(left)}
+    if options.get("variance") == "analytic":
         options["moments"] = model.moments
-    return SDEdit(
-        read_image("--edit", given["edit"], model.facts.shape), level, samplers.build(left["sampler"], **options)
-    )
+    return samplers.build(left["sampler"], **options)
 
 
 def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> DiffusionModel:
@@ -149,8 +156,7 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
             raise UserError(f"--posterior {REPAINT}: fills in (--inpaint); to restore take {', '.join(METHODS)}")
         if "observation_noise" in given:
             raise UserError(f"--observation-noise: not with --posterior {REPAINT}, which takes what is kept as it is")
-        options = {name: left.pop(name, None) for name in ("eta", "variance", "tolerance", "method")}
-        step = samplers.build(left["sampler"], **options)
+        step = _sampler(model, left)
         if not isinstance(step, LinearSampler):
             raise UserError(
                 f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'"
@@ -169,7 +175,14 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
         raise UserError("--degradation: goes with --restore")
     shape = model.facts.shape
     image = read_image("--inpaint", given["inpaint"], shape)
-    white = read_image("--mask", given["mask"], (1, *shape[1:])) > 0.0
+    shown = read_image("--mask", given["mask"], (1, *shape[1:]))
+    white = shown > 0.0
+    if grey := int((shown.abs() < _WHITE).sum()):
+        print(
+            f"note: --mask: {grey} of {shown.numel()} pixels of {given['mask']} are grey; those nearer to white are "
+            "filled in, those nearer to black are kept",
+            file=sys.stderr,
+        )
     if not bool(white.any()):
         raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
     operator = Mask(~white[0].expand(shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 
 from ...data import pictures
 from ...errors import UserError
-from ...models import CONTROLS, DiffusionModel, TrainedModel
+from ...models import DiffusionModel, TrainedModel
 from ...sampling.encode import encode, interpolate
+from ...sampling.settings import CONTROLS
 from ...storage import atomic
+from ..options import flag
 from .control import read_image
 from .record import SampleRecord, free_name, image_digests
 
@@ -39,8 +42,12 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
         raise UserError(f"--out: found '{path}'; --encode writes x.npz")
     x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
     settings = _plain(record)
-    noise = encode(model, x, **settings)
-    back = model.sample(len(x), noise=noise, **settings).cpu()
+    start = time.perf_counter()
+    with model.counted() as there:
+        noise = encode(model, x, **settings)
+    with model.counted() as again:
+        back = model.sample(len(x), noise=noise, **settings).cpu()
+    seconds = time.perf_counter() - start
     with atomic.writer(path) as file:
         text = json.dumps(asdict(made))
         np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
@@ -50,6 +57,8 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
         f"back again: off by {float(error.square().mean().sqrt()):.2g} of 255 (RMS), "
         f"{float(error.abs().max()):.2g} at most"
     )
+    nfe = f"NFE {there.rows / len(x):.0f} there, {again.rows / len(x):.0f} back"
+    print(f"{len(x)} images, sampler {record.settings['sampler']}, {nfe}, {seconds:.1f} s")
     return 0
 
 
@@ -62,8 +71,12 @@ def interpolate_command(model: TrainedModel, record: SampleRecord, options: argp
     path = Path(options.out) if options.out is not None else free_name(path, record)
     if path.suffix != ".png":
         raise UserError(f"--out: found '{path}'; --interpolate writes x.png")
-    save_strip(path, model, record)
+    start = time.perf_counter()
+    with model.counted() as count:
+        save_strip(path, model, record)
     print(f"wrote {path}")
+    nfe = f"NFE {count.rows / (n + 2):.0f} a path"
+    print(f"{n} pictures, sampler {record.settings['sampler']}, {nfe}, {time.perf_counter() - start:.1f} s")
     return 0
 
 
@@ -80,12 +93,9 @@ def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> Diffus
         raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
     for name in (*CONTROLS, "guidance", "guidance_interval"):
         if name in record.settings:
-            raise UserError(f"{option}: not with --{name.replace('_', '-')}; the way back is that of the model alone")
+            raise UserError(f"{option}: not with {flag(name)}; the way back is that of the model alone")
     return model
 
 
 def _plain(record: SampleRecord) -> dict[str, Any]:
-    settings = {name: value for name, value in record.settings.items() if name != "size"}  # the model's already
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
-    return settings
+    return {name: value for name, value in record.settings.items() if name != "size"}  # the model's already

@@ -17,10 +17,10 @@ from typing import Any
 from PIL import Image
 
 from ...errors import UserError
+from ...sampling.settings import SETTINGS, are_settings, is_whole
 from ...storage import runs
 from ...storage.paths import named_path
 from ...storage.records import reading
-from .settings import SETTINGS, are_settings, is_whole
 
 MOST_ROWS = 2**20  # samples that a picture can have been drawn with
 

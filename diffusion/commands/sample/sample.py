@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ... import samplers
 from ...data import pictures
@@ -27,14 +27,16 @@ from ...models.tuning_cache import told_tuning
 from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
+from ...sampling.settings import SETTINGS, given_settings
 from ...schedules import time_grids
 from ...storage import runs
 from ...storage.paths import file_name
+from ..app import ProgressBar
+from ..options import flag
 from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
-from .settings import SETTINGS, given_settings
 
 DEFAULT_MODEL = "pretrained:digits"
 # The samples that an animation shows.
@@ -58,9 +60,9 @@ def draw(options: argparse.Namespace) -> int:
         given = {"sampler": DEFAULT_SAMPLER, **given}
     for name in given:
         if name not in model.sampling_options:
-            taken = ", ".join(f"--{option.replace('_', '-')}" for option in ("n", "seed", *model.sampling_options))
-            flag, family = name.replace("_", "-"), model.config.family
-            raise UserError(f"--{flag}: {model.source} is of family '{family}', which takes {taken}")
+            taken = ", ".join(map(flag, ("n", "seed", *model.sampling_options)))
+            family = model.config.family
+            raise UserError(f"{flag(name)}: {model.source} is of family '{family}', which takes {taken}")
     if options.option and "sampler" not in model.sampling_options:
         raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
     given |= dict(options.option or ())
@@ -95,26 +97,21 @@ def draw(options: argparse.Namespace) -> int:
     if files.done:
         print(f"{files.done} of {n} samples are there; going on")
     start = time.perf_counter()
-    drawn, written = 0, []
-    with (
-        files,
-        model.counted() as count,
-        tqdm(total=n, initial=files.done, desc=f"sampling ({way})", unit="image", miniters=0,
-             disable=not sys.stderr.isatty()) as bar,
-    ):  # fmt: skip
+    drawn, written, begun = 0, [], files.done
+    task = f"sampling ({way})"
+    with files, model.counted() as count, closing(ProgressBar()) as bar:
         size = min(n, options.batch_size or DEFAULT_BATCH)
         for first, stop in files.missing(size):
             batch = stop - first
             # the evaluations of each sample of this batch, while it is drawn
-            before = count.rows
-            count.watch = lambda batch=batch, before=before: (
-                bar.set_postfix_str(f"NFE {(count.rows - before) / batch:.0f}", refresh=False) or bar.update(0)
+            count.watch = lambda batch=batch, before=count.rows, done=begun + drawn: bar.named(
+                task, done, n, f"NFE {(count.rows - before) / batch:.0f}"
             )
             files.keep(first, draw_batch(model, drawing, first, stop))
             drawn += batch
-            bar.update(batch)
+            bar.named(task, begun + drawn, n)
         if processes.count > 1 and processes.is_main:
-            files.wait(lambda done: bar.update(done - bar.n))
+            files.wait(lambda done: bar.named(task, done, n))
         if processes.is_main:
             written = files.finish()
     for path in written:
@@ -142,11 +139,8 @@ def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
 
 def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
     """Samples `first` to `stop` of a record, drawn together, on the CPU."""
-    settings = dict(record.settings)
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
     batch = stop - first
-    return model.sample(batch, record.seed, start=first, batch_size=batch, **settings).cpu()
+    return model.sample(batch, record.seed, start=first, batch_size=batch, **record.settings).cpu()
 
 
 def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
@@ -216,10 +210,7 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
         raise UserError(f"--out: found '{path}'; --animate writes x.gif")
     model, drawing = controlled(model, record, options.runs)
     assert isinstance(model, DiffusionModel)
-    settings = dict(drawing.settings)
-    if (dtype := settings.pop("dtype", None)) is not None:
-        settings["dtype"] = getattr(torch, dtype)
-    states, _, x_hats = model.trajectory(count, record.seed, **settings)
+    states, _, x_hats = model.trajectory(count, record.seed, **drawing.settings)
     pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
     print(f"wrote {path}")
     return 0
@@ -296,8 +287,10 @@ def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str
     """Where a picture goes by default; its name has the plain settings that were asked for."""
     size = None if options.size is None else "x".join(map(str, options.size))
     asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
-    words = [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
-             for name, value in asked.items() if value is not None]  # fmt: skip
+    asked |= {"strength": options.strength, "posterior": options.posterior}
+    words = [f"-{name}" for name in ("inpaint", "restore", "edit", "guide", "classifier") if getattr(options, name)]
+    words += [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
+              for name, value in asked.items() if value is not None]  # fmt: skip
     return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ...errors import UserError
@@ -36,13 +36,13 @@ def train(argv: Sequence[str]) -> int:
 
         return verify_resume(config)
 
-    from ...training.resume import run_to_continue
+    from ...training.resume import continuing, run_to_continue
 
     run = run_to_continue(config, arguments.resume, arguments.resume_changed)
 
     from ...devices import choose_device
     from ...models.build import parameter_count
-    from ...processes import is_child
+    from ...processes import is_child, typed
     from ...storage import runs
     from ...training.fit import fit
     from ...training.stopping import exits_on_sigterm
@@ -50,7 +50,7 @@ def train(argv: Sequence[str]) -> int:
     from ..subjects import load_subject
 
     if run is not None:
-        print(f"continuing {run}", file=sys.stderr)
+        print(continuing(run, config), file=sys.stderr)
     start = time.perf_counter()
     with full_disk.told(full_disk.CONTINUE):
         done = fit(config, run, told=_print_lines)
@@ -71,15 +71,17 @@ def train(argv: Sequence[str]) -> int:
     subject = load_subject(str(done.run), config.runs, device, points=True)
     model = subject.model
     if config.evaluation.enabled:
-        bar = ProgressBar()
-        with ending.part("evaluation", again), exits_on_sigterm(done.run):
-            estimates, means = evaluation.evaluate(subject, done.data, config.evaluation, device, bar.named)
+        with ending.part("evaluation", again), exits_on_sigterm(done.run), closing(ProgressBar()) as bar:
+
+            def tell(name: str, done: int, count: int) -> None:
+                bar.named(f"measuring {name}", done, count)
+
+            estimates, means = evaluation.evaluate(subject, done.data, config.evaluation, device, tell)
             evaluation.write(done.run, estimates, trained, means)
-        bar.close()
-    with ending.part("codes", f"train.py --resume {named} repeats it."):
+    with ending.part("codes", f"{typed('train')} --resume {named} repeats it."):
         codes, without_codes = model.code_reports(done.data)
         codes_file = evaluation.write_codes(done.run, codes)
-    with ending.part("pictures", f"sample.py --run {named} draws."):
+    with ending.part("pictures", f"{typed('sample')} --run {named} draws."):
         found = report.write_pictures(done.run, model, done.data, config)
     if done.mirror is not None:
         with ending.part("W&B", f"Its figures are in {done.run}."):
@@ -113,7 +115,7 @@ def train(argv: Sequence[str]) -> int:
     places["parameters"] = f"{parameter_count(model.module):,}"
     places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
     option, value = next(iter(model.sampling_settings({}).items()))
-    places["next"] = f"python sample.py --run {named} --{option} {value}"
+    places["next"] = f"{typed('sample')} --run {named} --{option} {value}"
     console.print(report.places_table(places))
     return ending.tell()
 

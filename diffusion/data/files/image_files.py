@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 
 from ...errors import UserError
+from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
 from .array_files import ENDINGS as ARRAYS
@@ -151,10 +152,7 @@ def _list_images(path: Path, stack: ExitStack, passed: PassedOver) -> list[Image
     elif zipfile.is_zipfile(path):
         files = _list_zip(path, stack, passed)
     else:
-        raise UserError(
-            f"data.path: {path} is neither a folder nor a zip file; accepted: a folder, a .zip, .tar, .npz or .npy "
-            "file."
-        )
+        raise UserError(f"data.path: {path} {kind_of_file(path)}; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if not files and path.is_dir() and (shards := sorted(path.glob("*.tar"))):
         passed.endings.pop(".tar", None)
         files = _list_shards(shards, passed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from ...errors import SolverError, UserError, choose
+from ...errors import SolverError, UserError, check_at_least_one, choose
 from ..sampler import Sampler, WithSteps, check_fields
 from .flow import ProbabilityFlow, adaptive_options, angle_from_noise, scale
 
@@ -41,6 +41,7 @@ class ODE(WithSteps, Sampler):
 
     def __post_init__(self):
         check_fields(self)
+        check_at_least_one(max_evaluations=self.max_evaluations)
         choose("method", self.method, (*ADAPTIVE, *FIXED))
         if not 0 < self.tolerance < 1:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 1e-4")

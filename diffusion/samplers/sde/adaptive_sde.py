@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import SolverError, UserError
+from ...errors import SolverError, UserError, check_at_least_one
 from ...numerics.broadcasting import pad_dims_like
 from ...numerics.brownian import Weights, draw, lattice
 from ...numerics.random import Noise
@@ -50,6 +50,7 @@ class AdaptiveSDE(NoiseDial):
 
     def __post_init__(self):
         super().__post_init__()
+        check_at_least_one(max_steps=self.max_steps)
         if not 0.0 < self.tolerance < 1.0:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 0.05")
 

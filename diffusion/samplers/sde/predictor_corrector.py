@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import UserError, check_at_least_one
 from ...numerics.broadcasting import pad_dims_like
 from ...schedules import Schedule
 from ..sampler import RowSampler, remembered
@@ -44,8 +44,7 @@ class PredictorCorrector(NoiseDial, RowSampler):
         super().__post_init__()
         if not 0.0 < self.snr < math.inf:
             raise UserError(f"snr: found {self.snr}; must be positive, e.g. 0.16")
-        if self.corrections < 1:
-            raise UserError(f"corrections: found {self.corrections}; must be at least 1")
+        check_at_least_one(corrections=self.corrections)
 
     @property
     def order(self) -> int:

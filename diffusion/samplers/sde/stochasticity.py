@@ -22,6 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ...denoisers.given import real_number
 from ...errors import UserError
 from ...numerics.brownian import GridNoise
 from ...numerics.random import Noise
@@ -55,16 +56,18 @@ class NoiseProfile:
 
     @classmethod
     def of(cls, eta: float | str | NoiseProfile) -> NoiseProfile:
-        """A profile from a number, from text (`1`, or `1@-3:5`: 1 for log-SNRs from -3 to 5, else 0), or unchanged."""
+        """A profile from a number, from text (`1@-3:5`: 1 for log-SNRs from -3 to 5, else 0), or unchanged."""
         if isinstance(eta, NoiseProfile):
             return eta
+        if not isinstance(eta, str):
+            return cls((real_number("eta", eta),))
+        value, _, interval = eta.partition("@")
         try:
-            value, at, interval = str(eta).partition("@")
-            edges = tuple(float(edge) for edge in interval.split(":")) if at else ()
-            etas = (0.0, float(value), 0.0) if at else (float(value),)
+            low, high = map(float, interval.split(":"))
+            within = float(value)
         except ValueError:
             raise UserError(f"eta: found '{eta}'; accepted: a number, or ETA@LOW:HIGH, e.g. 1@-3:5") from None
-        return cls(etas, edges)
+        return cls((0.0, within, 0.0), (low, high))
 
     def at(self, log_snr: Tensor) -> Tensor:
         """eta at these log-SNRs."""

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...baselines.eae import EAE
+from ...baselines.eae import EAE, EAELosses
 from ...baselines.entropy import knn_entropy
-from ...baselines.vae import VAE
+from ...baselines.vae import VAE, VAELosses
 from ...config import Config
 from ...errors import UserError
 from ...models.build import Data
@@ -50,19 +50,24 @@ class VAEModule(ModelModule):
     def networks(self) -> tuple[nn.Module, ...]:
         return self.autoencoder.encoder, self.autoencoder.decoder
 
-    def noise(self, seed: int, step: int, positions: Tensor) -> Tensor:
+    def noise(self, seed: int, step: int | Tensor, positions: Tensor) -> Tensor:
         """The standard normals (B, K, d) that codes are drawn with."""
         shape = (self.config.autoencoder.iwae_samples, self.autoencoder.latent_dim)
         return random.normal(seed, positions, step, shape, random.STREAM_TRAIN_NOISE)
 
+    def losses(self, x: Tensor, positions: Tensor, step: Tensor) -> VAELosses:
+        """The losses of a part of a step."""
+        options = self.config.autoencoder
+        return self.autoencoder.loss(x, self.noise(self.config.seed, step, positions), options.beta, options.free_bits)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        options, x = self.config.autoencoder, batch["x"]
-        eps = self.noise(self.config.seed, int(batch["step"]), batch["positions"])
-        losses = self.autoencoder.loss(x, eps, options.beta, options.free_bits)
+        x = batch["x"]
+        losses = self.compiled("losses")(x, batch["positions"], self.number(int(batch["step"])))
         loss = losses.loss.mean() / self._nats_per_bit_per_dim
-        parts = {"reconstruction": losses.reconstruction, "kl": losses.kl}
-        figures = {f"train/{name}": part.mean() / self._nats_per_bit_per_dim for name, part in parts.items()}
-        self.log_dict({"train/loss": loss, **figures}, sync_dist=True, batch_size=len(x))
+        if self.is_logged():
+            parts = {"reconstruction": losses.reconstruction, "kl": losses.kl}
+            figures = {f"train/{name}": part.mean() / self._nats_per_bit_per_dim for name, part in parts.items()}
+            self.log_dict({"train/loss": loss, **figures}, sync_dist=True, batch_size=len(x))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -111,11 +116,17 @@ class EAEModule(ModelModule):
     def networks(self) -> tuple[nn.Module, ...]:
         return self.autoencoder.encoder, self.autoencoder.decoder
 
+    def losses(self, x: Tensor) -> EAELosses:
+        """The losses of a part of a step."""
+        options = self.config.autoencoder
+        return self.autoencoder.loss(x, options.entropy_weight, options.neighbours)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        options, x = self.config.autoencoder, batch["x"]
-        losses = self.autoencoder.loss(x, options.entropy_weight, options.neighbours)
-        figures = {"train/reconstruction": losses.reconstruction.mean(), "train/entropy": losses.entropy}
-        self.log_dict({"train/loss": losses.loss, **figures}, sync_dist=True, batch_size=len(x))
+        x = batch["x"]
+        losses = self.compiled("losses")(x)
+        if self.is_logged():
+            figures = {"train/reconstruction": losses.reconstruction.mean(), "train/entropy": losses.entropy}
+            self.log_dict({"train/loss": losses.loss, **figures}, sync_dist=True, batch_size=len(x))
         return losses.loss
 
     def on_validation_epoch_start(self) -> None:

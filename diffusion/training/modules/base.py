@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ...config import Config, OptimizerConfig
 from ...models.build import Data
@@ -32,7 +33,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig,
         options: The optimizer section of the configuration.
         steps: The updates of the run, over which the learning rate falls.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    parameters = list(parameters)
+    fused = not any(isinstance(parameter, DTensor) for parameter in parameters)  # parts of weights are not
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -67,6 +72,8 @@ class ModelModule(L.LightningModule):
         super().__init__()
         self.config = config
         self.metadata = dict(metadata)
+        self.compiles = False
+        self._compiled: dict[str, Callable[..., Any]] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -78,14 +85,35 @@ class ModelModule(L.LightningModule):
     def networks(self) -> tuple[nn.Module, ...]:
         """The parts that are worth compiling."""
 
+    def number(self, value: int) -> Tensor:
+        """A whole number on the module's device, written there: a copy from the host would be a step's only one."""
+        return torch.full((), value, dtype=torch.long, device=self.device)
+
+    def compiled(self, name: str) -> Callable[..., Any]:
+        """The method of this name, compiled with the networks inside where the run compiles (`compiles`)."""
+        if not self.compiles:
+            return getattr(self, name)
+        if name not in self._compiled:
+            if not self._compiled:
+                self.prepare()
+            self._compiled[name] = torch.compile(getattr(self, name), dynamic=False)
+        return self._compiled[name]
+
+    def prepare(self) -> None:
+        """Fill what a model computes at its first call and keeps: a graph refers to it, and does not compute it."""
+
     def configure_model(self) -> None:
         """Shard the networks, where the strategy has a mesh of processes; Lightning calls it once they have met."""
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self.networks, self.model, self.device_mesh["data_parallel"])
 
-    def failed_log_snr(self) -> list[float]:
-        """The log-SNR of each datum of this process whose loss in this step is not finite; none for most families."""
+    def step_losses(self) -> list[tuple[Tensor, Tensor]]:
+        """The losses of this step's data in this process, and their log-SNR, part by part; none for most families."""
         return []
+
+    def is_logged(self) -> bool:
+        """Whether the figures of the present step are written: those of others are not worth their computation."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def check_data(self, data: Data) -> None:
         """Refuse data that `finish` could not be done with, before training.

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...denoisers.denoiser import NetworkDenoiser
+from ...denoisers.evaluations import evaluation_mode
 from ...likelihood.dequantization import Dequantizer
 from ...numerics import random
-from ...objectives import Objective, draw_u
+from ...objectives import Losses, Objective, draw_u
 from ...objectives.weightings import log_snr_ends
 from .base import ModelModule
 
@@ -60,7 +61,7 @@ class DenoiserModule(ModelModule):
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.denoiser.network,)
 
-    def clean(self, x: Tensor, seed: int, step: int, positions: Tensor) -> Tensor:
+    def clean(self, x: Tensor, seed: int, step: int | Tensor, positions: Tensor) -> Tensor:
         """Data as the denoiser sees them: levels at the centres of their bins, or spread over them."""
         if self.dequantizer is None:
             return x
@@ -69,44 +70,61 @@ class DenoiserModule(ModelModule):
         u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
         return self.dequantizer.dequantize(x, u)
 
-    def labels(self, batch: Mapping[str, Any], step: int, dropout: float) -> Tensor | None:
+    def labels(self, labels: Tensor | None, step: int | Tensor, positions: Tensor, dropout: float) -> Tensor | None:
         """The labels to learn, each hidden with the given chance; None for an unconditional model."""
-        if not self.denoiser.num_classes:
+        if labels is None:
             return None
-        labels = batch["labels"]
-        hidden = random.uniform(self.config.seed, batch["positions"], step, (), random.STREAM_LABEL_DROP) < dropout
+        hidden = random.uniform(self.config.seed, positions, step, (), random.STREAM_LABEL_DROP) < dropout
         return torch.where(hidden, self.denoiser.num_classes, labels)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        seed, step, positions = self.config.seed, int(batch["step"]), batch["positions"]
-        torch.manual_seed(random.state_seed(seed, step, int(batch["slice"])))
-        x = self.clean(batch["x"], seed, step, positions)
-        u = draw_u(seed, step, positions, self.config.trainer.batch_size, self.config.objective.stratified)
+    def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+        return batch["labels"] if self.denoiser.num_classes else None
+
+    def losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, step: Tensor) -> Losses:
+        """The losses of a part of a step: everything from the data as they are stored on, which is what is compiled."""
+        seed, options = self.config.seed, self.config.objective
+        x = self.clean(x, seed, step, positions)
+        u = draw_u(seed, step, positions, self.config.trainer.batch_size, options.stratified)
         eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
-        labels = self.labels(batch, step, self.config.denoiser.label_dropout)
-        losses = self.objective(self.denoiser, x, u, eps, labels)
+        labels = self.labels(labels, step, positions, self.config.denoiser.label_dropout)
+        return self.objective(self.denoiser, x, u, eps, labels)
+
+    def validation_losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, draw: Tensor) -> Losses:
+        """The losses of validation data at the draw's times and noises."""
+        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
+        shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
+        x = self.clean(x, _VALIDATION_SEED, draw, positions)
+        eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
+        u = ((draw + shift) / VALIDATION_DRAWS).clamp(1e-9, 1 - 1e-9)
+        return self.objective(self.denoiser, x, u, eps, self.labels(labels, draw, positions, 0.0))
+
+    def prepare(self) -> None:
+        with evaluation_mode(self.denoiser), torch.no_grad():
+            x = torch.zeros(1, *self.denoiser.shape, device=self.device)
+            self.denoiser(x, torch.full((1,), 0.5, dtype=torch.float64, device=self.device))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        step, x = int(batch["step"]), batch["x"]
+        torch.manual_seed(random.state_seed(self.config.seed, step, int(batch["slice"])))
+        losses = self.compiled("losses")(x, self._labels(batch), batch["positions"], self.number(step))
         if self._step_losses[0] != step:
             self._step_losses = (step, [])
         self._step_losses[1].append((losses.weighted.detach(), losses.log_snr.detach()))
-        self.log("train/loss", losses.weighted.mean(), sync_dist=True, batch_size=len(x))
+        if self.is_logged():
+            self.log("train/loss", losses.weighted.mean(), sync_dist=True, batch_size=len(x))
         return losses.mean()
 
-    def failed_log_snr(self) -> list[float]:
-        return [level for loss, log_snr in self._step_losses[1] for level in log_snr[~loss.isfinite()].tolist()]
+    def step_losses(self) -> list[tuple[Tensor, Tensor]]:
+        return self._step_losses[1]
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros_like(self._sums, device=self.device)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        positions = batch["positions"]
+        x, labels, positions = batch["x"], self._labels(batch), batch["positions"]
         low, high = log_snr_ends(self.denoiser.schedule)
-        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
-        shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
         for draw in range(VALIDATION_DRAWS):
-            x = self.clean(batch["x"], _VALIDATION_SEED, draw, positions)
-            eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
-            u = ((draw + shift) / VALIDATION_DRAWS).clamp(1e-9, 1 - 1e-9)
-            losses = self.objective(self.denoiser, x, u, eps, self.labels(batch, draw, 0.0))
+            losses = self.compiled("validation_losses")(x, labels, positions, self.number(draw))
             bins = ((losses.log_snr - low) / (high - low) * VALIDATION_BINS).long().clamp(0, VALIDATION_BINS - 1)
             sums = torch.zeros_like(self._sums)
             sums[0], sums[1] = losses.weighted.double().sum(), len(x)

@@ -45,6 +45,9 @@ class Setting:
         fitted: Whether the sampler `fitted` takes it: its numbers are for plain draws, with no image to begin at.
         figure: Whether it is an option of `quality`.
         image: Whether it names image files.
+        control: Whether it wraps the denoiser or the sampler (`commands.sample.control`).
+        field: Whether it is a field of the sampler.
+        codes: Whether it is for the families that decode codes, which take nothing else.
     """
 
     check: _Check
@@ -52,48 +55,57 @@ class Setting:
     fitted: bool = False
     figure: bool = False
     image: bool = False
+    control: bool = False
+    field: bool = False
+    codes: bool = False
 
 
 _MANY = range(1, 100_000)
 SETTINGS: Mapping[str, Setting] = {
     "sampler": Setting(_text, fitted=True, figure=True),
     "steps": Setting(is_whole, fitted=True, figure=True),
-    "eta": Setting(_any_of(_number, _text), figure=True),
-    "variance": Setting(_text),
+    "eta": Setting(_any_of(_number, _text), figure=True, field=True),
+    "variance": Setting(_text, field=True),
     "grid": Setting(_any_of(_text, _several(_number, *_MANY)), figure=True),
     "log_snr_end": Setting(_number, figure=True),
     "label": Setting(is_whole, fitted=True),
     "guidance": Setting(_number, fitted=True),
-    "tolerance": Setting(_number, figure=True),
-    "method": Setting(_text, figure=True),
+    "tolerance": Setting(_number, figure=True, field=True),
+    "method": Setting(_text, figure=True, field=True),
     "dtype": Setting(lambda value: value in ("float32", "float64"), fitted=True),
-    "prior": Setting(_text, figure=True),
-    "output": Setting(_text, figure=True),
+    "prior": Setting(_text, figure=True, codes=True),
+    "output": Setting(_text, figure=True, codes=True),
     "guidance_interval": Setting(_several(_bound, 2), fitted=True),
-    "guide": Setting(_text, fitted=True),
-    "inpaint": Setting(_text, image=True),
-    "mask": Setting(_text, image=True),
-    "restore": Setting(_text, image=True),
-    "degradation": Setting(_text),
-    "posterior": Setting(_text),
-    "observation_noise": Setting(_number),
-    "edit": Setting(_text, image=True),
-    "strength": Setting(_number),
+    "guide": Setting(_text, fitted=True, control=True),
+    "inpaint": Setting(_text, image=True, control=True),
+    "mask": Setting(_text, image=True, control=True),
+    "restore": Setting(_text, image=True, control=True),
+    "degradation": Setting(_text, control=True),
+    "posterior": Setting(_text, control=True),
+    "observation_noise": Setting(_number, control=True),
+    "edit": Setting(_text, image=True, control=True),
+    "strength": Setting(_number, control=True),
     "size": Setting(_any_of(is_whole, _several(is_whole, 2)), fitted=True),
-    "classifier": Setting(_text, fitted=True),
+    "classifier": Setting(_text, fitted=True, control=True),
     "encode": Setting(_several(_text, *_MANY), option=False, image=True),
     "interpolate": Setting(_several(_text, 2), option=False, image=True),
-    "numbers": Setting(_several(_number, *_MANY), option=False),  # of a fitted sampler
+    "numbers": Setting(_several(_number, *_MANY), option=False, field=True),  # of a fitted sampler
 }
+CONTROLS = tuple(name for name, setting in SETTINGS.items() if setting.control)
 # What `sample` takes besides, which no command line sets.
 _NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
-_FIELD = Setting(_any_of(_number, _text, lambda value: isinstance(value, bool)))  # of a sampler, by --option
+_FIELD = Setting(_any_of(_number, _text, lambda value: isinstance(value, bool)), field=True)  # by --option
 
 
 def given_settings(options: Any, use: str = "option") -> dict[str, Any]:
     """The settings that a command line gives, of those of a use: `option` or `figure`."""
     named = {name: getattr(options, name) for name, setting in SETTINGS.items() if getattr(setting, use)}
     return {name: value for name, value in named.items() if value is not None}
+
+
+def fields_of_sampler(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are fields of the sampler: those not known here are, too."""
+    return {name: value for name, value in settings.items() if SETTINGS.get(name, _FIELD).field}
 
 
 def are_settings(settings: Any) -> bool:

@@ -1,0 +1,1 @@
+"""`convert`: any model that is taken as one file of this package."""

@@ -1,0 +1,30 @@
+"""The command line of `convert`, read before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..options import Parser, path
+
+
+def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of `convert`.
+
+    Raises:
+        UserError: For anything that is not understood, in one line.
+        SystemExit: With code 0, after `--help` has printed.
+    """
+    parser = Parser(
+        prog="python -m diffusion convert",
+        description="Write the averaged weights of a model as one .safetensors file, with its configuration and facts "
+        "inside: all that sampling and likelihoods need.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", type=path, metavar="MODEL", help="a run folder or its name, a model file, a checkpoint, "
+        "or pretrained:NAME")  # fmt: skip
+    add("out", type=path, metavar="OUT.safetensors", help="the file to write; one that is there is not replaced")
+    add("--half", action="store_true", help="weights as float16, half the size; they are computed with as float32")
+    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    return parser.parse_args(list(argv))

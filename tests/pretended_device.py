@@ -1,0 +1,137 @@
+"""A device that is not there: what a GPU would be given to do is done on the CPU, and counted.
+
+Tensors on it have the device `meta`, whose backward passes run where a CPU's do, and hold their values. As on a GPU a
+tensor with a dimension meets none of the CPU, the host waits where it reads a value, and copies are seen.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+_ATEN = torch.ops.aten
+# What a GPU cannot give without the host waiting: a value, or a shape that depends on values.
+_WAITS = {
+    _ATEN._local_scalar_dense.default, _ATEN.is_nonzero.default, _ATEN.equal.default, _ATEN.nonzero.default,
+    _ATEN.masked_select.default, _ATEN._unique2.default, _ATEN.repeat_interleave.Tensor,
+}  # fmt: skip
+_NO_WORK = ("detach", "alias", "view", "_unsafe_view", "expand", "slice", "select", "unsqueeze", "squeeze", "t",
+            "transpose", "permute", "split", "unbind", "as_strided", "unfold", "lift_fresh", "empty", "empty_like",
+            "new_empty", "split_with_sizes", "diagonal", "empty_strided", "new_empty_strided")  # fmt: skip
+
+
+class Pretended(torch.Tensor):
+    """A tensor on the device: its values are in `held`."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
+        made.held = held
+        return made
+
+    def tolist(self):
+        return self.to("cpu").tolist()
+
+    def __repr__(self, *, tensor_contents=None):
+        return f"Pretended({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {}, Counter(), [])
+
+
+class Device(TorchDispatchMode):
+    """Counts what goes on while it is entered.
+
+    Attributes:
+        counts: `waits`, `to_device`, `to_host` and `operations`.
+        places: Where the host waited or copied, as texts.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {}, self.counts, self.places)
+
+    def clear(self):
+        self.counts.clear()
+        self.places.clear()
+
+
+@contextmanager
+def counted(device: Device):
+    """The counts of a block, from nothing."""
+    device.clear()
+    with device:
+        yield device.counts
+
+
+def _run(func, args, kwargs, counts, places):
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    here = [value for value in tensors if isinstance(value, Pretended)]
+    others = [value for value in tensors if not isinstance(value, Pretended) and value.ndim]
+    asked = kwargs.get("device")
+    to_device = torch.device(asked).type == DEVICE.type if asked is not None else bool(here)
+    name = func.overloadpacket.__name__
+
+    def note(kind):
+        counts[kind] += 1
+        frames = [f for f in traceback.extract_stack() if "/diffusion/" in f.filename or "/lightning/" in f.filename]
+        places.append(f"{kind} {name}: " + " < ".join(f"{f.filename[-40:]}:{f.lineno}" for f in frames[:-4:-1]))
+
+    if not here and not to_device:
+        return func(*args, **kwargs)
+    if name in ("_to_copy", "copy_", "_copy_from"):
+        source = args[1] if name == "copy_" else args[0]
+        target = isinstance(args[0], Pretended) if name == "copy_" else to_device
+        if isinstance(source, Pretended) and not target:
+            note("to_host")
+        elif not isinstance(source, Pretended) and target:
+            note("to_device")
+    elif func in _WAITS or (name in ("index", "index_put_") and any(_is_mask(value) for value in args[1])):
+        note("waits")
+    elif here and others:
+        if name in ("index", "index_put_"):
+            note("to_device")
+        else:
+            raise RuntimeError(f"{name}: a tensor of the CPU meets one of the device; {[t.shape for t in tensors]}")
+    if name not in _NO_WORK:
+        counts["operations"] += 1
+
+    def bare(value):
+        return value.held if isinstance(value, Pretended) else value
+
+    more = {key: bare(value) for key, value in kwargs.items()} if kwargs else {}
+    more = tree_map(bare, kwargs)
+    if "device" in more:
+        more["device"] = torch.device("cpu")
+    more.pop("pin_memory", None)
+    found = func(*tree_map(bare, args), **more)
+    if not to_device or (func in _WAITS and not isinstance(found, torch.Tensor)):
+        return found
+    made = tree_map(lambda value: Pretended(value) if isinstance(value, torch.Tensor) else value, found)
+    if not here or asked is not None:
+        return made
+    return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+def _is_mask(value):
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8)

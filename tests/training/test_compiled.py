@@ -1,0 +1,117 @@
+"""What is compiled is one graph: the loss of every objective and schedule, from levels to its value, and no second one.
+
+Counted with a backend that compiles nothing, so that no compiler is needed. A GPU gains nothing from a graph that is
+cut in the middle, and a run waits for each that is compiled anew.
+"""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_configs import autoencoder_config, digits_config
+from torch._dynamo.utils import counters
+
+import diffusion
+from diffusion.models.build import DataFacts
+from diffusion.training.modules.build import build_module
+
+FACTS = DataFacts("digits", (1, 8, 8), 17, 10)
+FLOW = ("schedule.name=rectified", "objective.time=logit-normal", "denoiser.prediction=velocity")
+OBJECTIVES = {
+    "cosine": ("network.dropout=0.3", "denoiser.conditional=true"),
+    "learned": ("schedule.name=learned", "objective.time=uniform"),
+    "ddpm": ("schedule.name=ddpm", "objective.time=uniform", "objective.weighting=simple", "objective.stratified=false",
+             "denoiser.prediction=eps", "objective.dequantize=false"),
+    "edm": ("schedule.name=edm", "objective.weighting=edm", "objective.time=log-normal", "denoiser.prediction=edm"),
+    "vp": ("schedule.name=vp", "objective.time=uniform", "objective.weighting=min-snr", "denoiser.prediction=x"),
+    "flow": FLOW,
+    "ve": ("schedule.name=ve", "denoiser.prediction=score"),
+    "subvp": ("schedule.name=subvp", "objective.time=uniform", "objective.weighting=likelihood"),
+    "levels": ("denoiser.prediction=levels", "objective.dequantize=false", "objective.time=uniform"),
+}  # fmt: skip
+SIZE = 4
+
+
+@contextlib.contextmanager
+def one_graph():
+    """No break, and one graph alone, whatever is called within."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    assert dict(counters["graph_break"]) == {}
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.fixture
+def compiles_nothing(monkeypatch, pytestconfig):
+    if pytestconfig.getoption("jaxtyping_packages", None):
+        pytest.skip("dynamo cannot trace the shape checks of the tests")
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend="eager", **options))
+
+
+def test_without_the_shape_checks_of_the_tests(pytestconfig):
+    if pytestconfig.getoption("jaxtyping_packages", None):
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", __file__]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=pytestconfig.rootpath)
+        assert done.returncode == 0, done.stdout[-4000:]
+
+
+def batch(k):
+    return {
+        "x": torch.randint(0, 17, (SIZE, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(k)),
+        "labels": torch.arange(SIZE) % 10,
+        "positions": torch.arange(SIZE),
+        "step": k,
+        "slice": 0,
+    }
+
+
+def losses_of(config, compiles, steps=3):
+    torch.manual_seed(0)
+    module = build_module(config, FACTS, {})
+    module.train()
+    module.is_logged = lambda: False  # there is no trainer
+    module.compiles = compiles
+    with torch.no_grad():  # networks start at zero: the loss would not depend on their randomness
+        for parameter in module.parameters():
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    found = []
+    for k in range(steps):
+        loss = module.training_step(batch(k), k)
+        loss.backward()
+        optimizer.step()  # a learned schedule changes with each step
+        optimizer.zero_grad()
+        found.append(float(loss.detach()))
+    return found
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
+    config = digits_config(tmp_path, f"trainer.batch_size={SIZE}", *OBJECTIVES[name])
+    with one_graph():
+        compiled = losses_of(config, compiles=True)
+    assert compiled == pytest.approx(losses_of(config, compiles=False), rel=1e-5)
+    assert len(set(compiled)) == 3
+
+
+@pytest.mark.parametrize("family", ["vae", "eae"])
+def test_the_loss_of_an_autoencoder_is_one_graph(tmp_path, compiles_nothing, family):
+    config = autoencoder_config(family, tmp_path, f"trainer.batch_size={SIZE}")
+    with one_graph():
+        compiled = losses_of(config, compiles=True)
+    assert compiled == pytest.approx(losses_of(config, compiles=False), rel=1e-5)
+
+
+def test_a_denoiser_is_one_graph_for_all_steps_of_a_sampler(compiles_nothing):
+    model = diffusion.load("pretrained:digits")
+    expected = diffusion.sample(model, 2, steps=4)
+    with one_graph():
+        model.denoiser.compile(dynamic=False)
+        found = diffusion.sample(model, 2, steps=4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
