@@ -18,7 +18,7 @@ ROOMS = {
     "errors": "",
     "processes": "",
     "devices": "torch",
-    "numerics": THEORY,
+    "numerics": THEORY + " triton",
     "storage": "torch safetensors",
     "config": "yaml pydantic",
     "networks": THEORY,

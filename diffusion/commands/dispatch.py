@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..config.preflight import check_device
 from ..errors import choose, told_as
 from .app import sample
+from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
 from .doctor.arguments import parse_doctor_arguments
@@ -27,6 +28,7 @@ commands:
   quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
   tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
   compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
@@ -79,6 +81,17 @@ def tradeoff(argv: Sequence[str]) -> int:
         from .tradeoff.tradeoff import run
 
         return run(options)
+
+
+def check(argv: Sequence[str]) -> int:
+    """`check`: a model against images, at every noise level."""
+    options = parse_check_arguments(argv)
+    check_models([options.model], options.runs)
+    check_device(options.device)
+
+    from .check.check import run
+
+    return run(options)
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -143,6 +156,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "quality": quality,
     "tradeoff": tradeoff,
     "compare": compare,
+    "check": check,
     "convert": convert,
     "doctor": doctor,
     "train-classifier": train_classifier,

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -111,18 +111,37 @@ def _words(
     device: torch.device | str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every fourth word, four times, of shape (B, blocks): enough for `count` a row; step and stream may be per row."""
-    index = torch.as_tensor(indices, dtype=torch.int64).to(device)[:, None]
-    block = torch.arange((count + 3) // 4, dtype=torch.int64, device=index.device)[None, :]
+    index = torch.as_tensor(indices, dtype=torch.int64).to(device)
     step, stream = (
-        key.to(index).reshape(-1, 1)
+        key.to(index).reshape(-1)
         if isinstance(key, Tensor)
-        else torch.full((1, 1), key, dtype=torch.int64, device=index.device)  # written there: nothing is copied
+        else torch.full((1,), key, dtype=torch.int64, device=index.device)  # written there: nothing is copied
         for key in (step, stream)
     )
+    blocks = (count + 3) // 4
+    if index.device.type == "cuda" and not torch.compiler.is_compiling() and (kernel := _kernel()) is not None:
+        with torch.cuda.device(index.device):
+            a, b, c, d = kernel(seed, index, step, stream, blocks)
+        return a, b, c, d
+    index, step, stream = index[:, None], step[:, None], stream[:, None]
+    block = torch.arange(blocks, dtype=torch.int64, device=index.device)[None, :]
     # counter = (block, index low, step, index high and stream): 2^32 blocks, 2^48 samples, 2^32 steps, 2^16 streams.
     # They are not expanded: the first rounds, on single rows or columns, then cost next to nothing.
     counter = (block, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
+
+
+@cache
+def _kernel() -> Callable[..., tuple[Tensor, ...]] | None:
+    """The words from one kernel, where Triton is there and can make one (it needs a C compiler)."""
+    try:
+        from .philox_kernel import words
+
+        one = torch.zeros(1, dtype=torch.int64, device="cuda")
+        words(0, one, one, one, 1)
+    except Exception:  # whatever it lacks: the operations on tensors give the same words
+        return None
+    return words
 
 
 def uniform(

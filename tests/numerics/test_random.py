@@ -1,6 +1,9 @@
 """Randomness is a function of (seed, index, step): known answers, laws of the draws, independence of the batch."""
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import pytest
 import scipy.stats
@@ -96,3 +99,27 @@ def test_no_class_of_an_ordered_or_alternating_set_is_left_out():
     for labels in (torch.arange(1000) // 100, torch.arange(1000) % 10):
         counts = labels[fixed_order(1000)[:200]].bincount(minlength=10)
         assert 8 <= int(counts.min()) <= int(counts.max()) <= 34, "20 each, but for chance"
+
+
+def test_the_kernel_gives_the_same_words():
+    """By Triton's interpreter, which has to be asked for before the kernel is made: in a process of its own."""
+    pytest.importorskip("triton")
+    program = """
+import torch
+from diffusion.numerics import random
+from diffusion.numerics.philox_kernel import words
+
+index = torch.tensor([0, 1, 5, 2**40 + 3, 2**48 - 1, 123456])
+rows = torch.arange(6) * 77
+for seed in (0, 7, 2**63 + 12345, -5):
+    for step in (torch.tensor([0]), torch.tensor([2**31 + 5]), rows):
+        for stream in (torch.tensor([4]), random.STREAM_PATH | rows):
+            expected = random._words(seed, index, step, 1030, stream, None)
+            for a, b in zip(words(seed, index, step, stream, 258), expected, strict=True):
+                assert torch.equal(a, b)
+assert words(0, index[:0], rows[:1], rows[:1], 3)[0].shape == (0, 3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

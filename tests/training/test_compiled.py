@@ -15,6 +15,8 @@ from torch._dynamo.utils import counters
 
 import diffusion
 from diffusion.models.build import DataFacts
+from diffusion.training.fit import fit
+from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.build import build_module
 
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)
@@ -35,13 +37,13 @@ SIZE = 4
 
 
 @contextlib.contextmanager
-def one_graph():
-    """No break, and one graph alone, whatever is called within."""
+def graphs(number):
+    """No break, and so many graphs, whatever is called within."""
     torch._dynamo.reset()
     counters.clear()
     yield
     assert dict(counters["graph_break"]) == {}
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == number
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def losses_of(config, compiles, steps=3):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
     config = digits_config(tmp_path, f"trainer.batch_size={SIZE}", *OBJECTIVES[name])
-    with one_graph():
+    with graphs(1):
         compiled = losses_of(config, compiles=True)
     assert compiled == pytest.approx(losses_of(config, compiles=False), rel=1e-5)
     assert len(set(compiled)) == 3
@@ -103,7 +105,7 @@ def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
 @pytest.mark.parametrize("family", ["vae", "eae"])
 def test_the_loss_of_an_autoencoder_is_one_graph(tmp_path, compiles_nothing, family):
     config = autoencoder_config(family, tmp_path, f"trainer.batch_size={SIZE}")
-    with one_graph():
+    with graphs(1):
         compiled = losses_of(config, compiles=True)
     assert compiled == pytest.approx(losses_of(config, compiles=False), rel=1e-5)
 
@@ -111,7 +113,21 @@ def test_the_loss_of_an_autoencoder_is_one_graph(tmp_path, compiles_nothing, fam
 def test_a_denoiser_is_one_graph_for_all_steps_of_a_sampler(compiles_nothing):
     model = diffusion.load("pretrained:digits")
     expected = diffusion.sample(model, 2, steps=4)
-    with one_graph():
+    with graphs(1):
         model.denoiser.compile(dynamic=False)
         found = diffusion.sample(model, 2, steps=4)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_compiles_its_loss_and_that_of_validation_once_each(tmp_path, compiles_nothing):
+    """Two validations, whose last batch is smaller, and training after each; the figures are those of no compiling."""
+    found = []
+    for compiles, number in (("true", 2), ("false", 0)):
+        settings = ("trainer.validate_every=3", f"trainer.compile={compiles}", "evaluation.batch_size=80")
+        config = digits_config(tmp_path / compiles, *settings, "evaluation.enabled=false")
+        with graphs(number):
+            run = fit(config).run
+        rows = read_metrics(run / "metrics.jsonl")
+        found.append({(row["step"], key): row[key] for row in rows for key in row if "loss" in key or "error" in key})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert sum(key == "validation/loss" for _, key in found[0]) == 2

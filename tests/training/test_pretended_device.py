@@ -46,6 +46,10 @@ def fit_there(monkeypatch):
     # torch has a list of the devices that have a fused kernel; the pretended one is not on it
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
 
+    # nor a type for autocast
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
+
     def fit(config):
         device = Device()
         steps = Steps(device)

@@ -55,6 +55,7 @@ class DenoiserModule(ModelModule):
         self.objective = objective
         self.dequantizer = dequantizer
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
+        self._most = 0  # rows of the largest batch of a validation, its first
         self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
 
     @property
@@ -119,17 +120,24 @@ class DenoiserModule(ModelModule):
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros_like(self._sums, device=self.device)
+        self._most = 0
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         x, labels, positions = batch["x"], self._labels(batch), batch["positions"]
         low, high = log_snr_ends(self.denoiser.schedule)
+        n = len(x)
+        self._most = max(self._most, n)
+        if self.compiles and n < self._most:  # the last data again: a smaller batch would be compiled anew
+            rows = torch.arange(self._most, device=x.device).clamp(max=n - 1)
+            x, labels, positions = x[rows], None if labels is None else labels[rows], positions[rows]
         for draw in range(VALIDATION_DRAWS):
             losses = self.compiled("validation_losses")(x, labels, positions, self.number(draw))
-            bins = ((losses.log_snr - low) / (high - low) * VALIDATION_BINS).long().clamp(0, VALIDATION_BINS - 1)
+            weighted, error, log_snr = (of[:n] for of in (losses.weighted, losses.eps_error, losses.log_snr))
+            bins = ((log_snr - low) / (high - low) * VALIDATION_BINS).long().clamp(0, VALIDATION_BINS - 1)
             sums = torch.zeros_like(self._sums)
-            sums[0], sums[1] = losses.weighted.double().sum(), len(x)
-            sums.index_add_(0, 2 + bins, losses.eps_error.double())
-            sums.index_add_(0, 2 + VALIDATION_BINS + bins, torch.ones_like(losses.eps_error.double()))
+            sums[0], sums[1] = weighted.double().sum(), n
+            sums.index_add_(0, 2 + bins, error.double())
+            sums.index_add_(0, 2 + VALIDATION_BINS + bins, torch.ones_like(error.double()))
             self._sums += sums
 
     def on_validation_epoch_end(self) -> None:
