@@ -20,13 +20,17 @@ from .moved import MOVED, Finder
 if TYPE_CHECKING:
     from . import baselines, data, denoisers, likelihood, metrics, networks, objectives, samplers, schedules
     from .likelihood.measure import log_density, log_likelihood
+    from .models.adopt import adopt
     from .models.load import load
     from .sampling.encode import edit, encode, interpolate
     from .sampling.sample import sample
+    from .storage.foreign_weights import read_weights
     from .training import ema
     from .training.fit import train
 
 _HOME = {
+    "read_weights": "storage.foreign_weights",
+    "adopt": "models.adopt",
     "edit": "sampling.encode",
     "encode": "sampling.encode",
     "interpolate": "sampling.encode",
@@ -44,6 +48,7 @@ _MODULES = {
 } | {"ema": "training.ema"}  # fmt: skip
 
 __all__ = [
+    "adopt",
     "baselines",
     "data",
     "denoisers",
@@ -58,6 +63,7 @@ __all__ = [
     "metrics",
     "networks",
     "objectives",
+    "read_weights",
     "sample",
     "samplers",
     "schedules",

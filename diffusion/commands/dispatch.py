@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..config.preflight import check_device
 from ..errors import choose, reported_as
 from .app import sample
+from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
 from .doctor.arguments import parse_doctor_arguments
@@ -27,6 +28,7 @@ commands:
   quality    compare samples with training images: FID, KID, precision, recall, coverage, copies
   tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
+  check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
@@ -77,6 +79,18 @@ def tradeoff(argv: Sequence[str]) -> int:
         check_tradeoff(options)
 
         from .tradeoff.tradeoff import run
+
+        return run(options)
+
+
+def check(argv: Sequence[str]) -> int:
+    """`check`: a model against images, at every noise level."""
+    options = parse_check_arguments(argv)
+    with in_flags(options):
+        check_models([options.model], options.runs)
+        check_device(options.device)
+
+        from .check.check import run
 
         return run(options)
 
@@ -143,6 +157,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "quality": quality,
     "tradeoff": tradeoff,
     "compare": compare,
+    "check": check,
     "convert": convert,
     "doctor": doctor,
     "train-classifier": train_classifier,

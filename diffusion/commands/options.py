@@ -14,7 +14,16 @@ TUNING_SECONDS = 300.0
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of ours."""
+    """argparse without abbreviations; what is not understood is a `UserError`, in one line.
+
+    Args:
+        command: A file, or a command of `python -m diffusion`.
+        description: What it does.
+    """
+
+    def __init__(self, command: str, description: str | None = None):
+        prog = command if command.endswith(".py") else f"python -m diffusion {command}"
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "

@@ -89,7 +89,7 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
     model = load(source, device)
     if model.facts.levels is None and not points:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
-    return Subject(name, home, model, runs.file_digest(source))
+    return Subject(name, home, model, model.weights)
 
 
 def named_apart(names: Sequence[str], places: Sequence[Path]) -> list[str]:

@@ -29,6 +29,7 @@ from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed
 from ..sampling.settings import SETTINGS, fields_of_sampler
 from ..schedules.time_grids import AUTO, later_end
 from .build import Data, DataFacts
+from .check import Check, check, data_of
 from .trained_model import TrainedModel
 from .tuning_cache import kept_grids, moments_of
 
@@ -155,6 +156,10 @@ class DiffusionModel(TrainedModel):
     def log_density(self, x: Float[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-density of continuous data (`diffusion.log_density` has the options)."""
         return measure.log_density(self.denoiser, x, **options)
+
+    def check(self, images: Any, **options: Any) -> Check:
+        """As `TrainedModel.check`; the neighbours are those of an adopted network's conventions."""
+        return check(self.denoiser, data_of(images, self.dequantizer, self.denoiser.shape), **options)
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.

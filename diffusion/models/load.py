@@ -1,11 +1,12 @@
 """`load` makes a model of any family from its file.
 
 A model file is safetensors: weights, with the configuration and the facts of the data as text beside them. Loading
-reads no data, imports no Lightning and runs no code from the file.
+reads no data, imports no Lightning and runs no code from the file. `FILE.py:NAME` is not a model file but a program.
 """
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import SamplingConfig, parse_config
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..storage import runs, tensor_files
 from ..storage.checkpoint_files import read_checkpoint
 from ..storage.paths import named_path
@@ -31,7 +32,8 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, or `pretrained:digits`.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, or `FILE.py:NAME`, a model that
+            your own Python file makes (`adopt`): the one thing here that is run.
         device: Where the model goes.
         runs_dir: Where runs are looked up by bare name.
 
@@ -43,6 +45,8 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     """
     if not isinstance(path_or_name, str | Path):
         raise UserError(f"model: found a {type(path_or_name).__name__}; needs a run, a file, or a pretrained: name")
+    if (of_python := runs.python_model(str(path_or_name))) is not None:
+        return _of_python(runs.resolve_model(path_or_name), *of_python).to(device)
     path = named_path(path_or_name, "model")
     if path.suffix == ".ckpt":
         state, metadata = _of_checkpoint(path)
@@ -71,6 +75,20 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
         config = config.replace(sampling=SamplingConfig())
     return BY_FAMILY[config.family](module, config, facts, source, step)
+
+
+def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
+    """What a file of the user's calls `name`, a model or a function that makes one."""
+    made = runpy.run_path(str(path))
+    if name not in made:
+        known = [key for key, value in made.items() if isinstance(value, TrainedModel)]
+        raise UserError(f"{spec}: {path} makes no '{name}'.{did_you_mean(name, known or made)}")
+    found = made[name]
+    model = found() if callable(found) and not isinstance(found, TrainedModel) else found
+    if not isinstance(model, TrainedModel):
+        raise UserError(f"{spec}: found a {type(model).__name__}; needs a model, as of diffusion.adopt")
+    model.source = str(spec)
+    return model
 
 
 def _of_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,7 +17,9 @@ from ..denoisers.evaluations import EvaluationCount
 from ..errors import UserError
 from ..likelihood import Estimate
 from ..likelihood.dequantization import Dequantizer
+from ..storage import runs
 from .build import Data, DataFacts, build_dequantizer
+from .check import Check
 
 
 @runtime_checkable
@@ -61,6 +63,11 @@ class TrainedModel(ABC):
         """The levels and their places; None for continuous data."""
         return build_dequantizer(self.facts)
 
+    @property
+    def weights(self) -> str:
+        """What tells it from other models: the SHA-256 of its file."""
+        return runs.file_digest(self.source)
+
     def to(self, device: torch.device | str) -> TrainedModel:
         """Move the weights to a device; returns the model itself."""
         self.module.to(device)
@@ -92,6 +99,18 @@ class TrainedModel(ABC):
             UserError: Where it does not.
         """
         raise UserError(f"log_density: family '{self.config.family}' models images of levels; use log_likelihood")
+
+    def check(self, images: Any, **options: Any) -> Check:
+        """Whether the model denoises as it should, on images of levels or continuous data, by noise level.
+
+        Args:
+            images: Images, shape (N, *shape), best held out.
+            options: `levels=` (of noise), `cond=` (labels), `seed=`.
+
+        Raises:
+            UserError: For a family that does not denoise, and images that do not fit.
+        """
+        raise UserError(f"check: family '{self.config.family}' does not denoise; doctor checks the estimators")
 
     @abstractmethod
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..denoisers.denoiser import Denoiser
+from ..denoisers.denoiser import Denoiser, DenoiserWrapper
 from ..errors import UserError, check_at_least_one
 from ..schedules import Schedule
 from ..schedules.forward_process import transition
@@ -24,13 +24,11 @@ from .ancestral import Ancestral
 from .sampler import LinearSampler, Sampler, check_fields
 
 
-class _Known(Denoiser):
+class _Known(DenoiserWrapper):
     """A denoiser whose x_hat contains the known pixels."""
 
     def __init__(self, denoiser: Denoiser, known: Tensor, kept: Tensor):
-        super().__init__()
-        self.denoiser = denoiser
-        self.schedule, self.shape, self.num_classes = denoiser.schedule, denoiser.shape, denoiser.num_classes
+        super().__init__(denoiser)
         self.known, self.kept = known, kept
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:

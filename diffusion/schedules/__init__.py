@@ -1,7 +1,8 @@
 """Schedules: the pair (alpha, sigma) of a Gaussian path x_t = alpha_t x + sigma_t eps."""
 
 from .continuous import EDM, VE, VP, Cosine, Rectified, SubVP
-from .discrete import DDPM
+from .discrete import DDPM, Table
+from .foreign import Functions, Scaled, SongVE
 from .learned import Learned
 from .schedule import Schedule
 from .time_grids import time_grid
@@ -18,4 +19,20 @@ BY_NAME: dict[str, type[Schedule]] = {
     "learned": Learned,
 }
 
-__all__ = ["BY_NAME", "DDPM", "EDM", "VE", "VP", "Cosine", "Learned", "Rectified", "Schedule", "SubVP", "time_grid"]
+__all__ = [
+    "BY_NAME",
+    "DDPM",
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "Functions",
+    "Learned",
+    "Rectified",
+    "Scaled",
+    "Schedule",
+    "SongVE",
+    "SubVP",
+    "Table",
+    "time_grid",
+]

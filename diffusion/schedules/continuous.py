@@ -194,7 +194,7 @@ class Rectified(Schedule):
         return self._time_at(max(self.log_snr_min, NOISE_END))
 
 
-class _VarianceExploding(Schedule):
+class VarianceExploding(Schedule):
     """alpha = 1: the data are not scaled, noise is added. Subclasses give log sigma and its derivative and inverse."""
 
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class _VarianceExploding(Schedule):
 
 
 @dataclass(frozen=True)
-class VE(_VarianceExploding):
+class VE(VarianceExploding):
     """Variance exploding (Song et al. 2021, arXiv 2011.13456, eq. 30): sigma_t = sigma_min (sigma_max / sigma_min)^t.
 
     Args:
@@ -239,7 +239,7 @@ class VE(_VarianceExploding):
 
 
 @dataclass(frozen=True)
-class EDM(_VarianceExploding):
+class EDM(VarianceExploding):
     """EDM (Karras et al. 2022, arXiv 2206.00364, eq. 5): alpha = 1, sigma^(1/rho) linear in t.
 
     sigma_t = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho: uniform times are the paper's grid.

@@ -7,14 +7,17 @@ path equals DDPM's to the last bit, and between them it is continuous, so any so
 
 from __future__ import annotations
 
+import hashlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, choose
-from .schedule import Schedule, check_ends, check_numbers, log_sigmoid_alpha
+from .schedule import NOISE_END, Schedule, check_ends, check_numbers, log_sigmoid_alpha
 
 _MOST_STEPS = 1_000_000
 
@@ -32,49 +35,33 @@ def _betas(kind: str, steps: int, beta_start: float, beta_end: float) -> Tensor:
 @lru_cache(maxsize=16)
 def _log_snrs(kind: str, steps: int, beta_start: float, beta_end: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the table may also be used where gradients are taken
-        log_alphas_cumprod = torch.log1p(-_betas(kind, steps, beta_start, beta_end)).cumsum(0)
-        # -log(expm1(-log_alphas_cumprod)), where the exponential may overflow
-        return (log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))).to(device)
+        return _log_snrs_of(_betas(kind, steps, beta_start, beta_end)).to(device)
 
 
-@dataclass(frozen=True)
-class DDPM(Schedule):
-    """Discrete-time DDPM (arXiv 2006.11239, sec. 4; cosine: arXiv 2102.09672, eq. 17), interpolated between its levels.
+def _log_snrs_of(betas: Tensor) -> Tensor:
+    """The log-SNR of every level."""
+    log_alphas_cumprod = torch.log1p(-betas).cumsum(0)
+    # -log(expm1(-log_alphas_cumprod)), where the exponential may overflow
+    return log_alphas_cumprod - torch.log(-torch.expm1(log_alphas_cumprod))
 
-    Args:
-        steps: The number T of noise levels.
-        betas: `linear` from beta_start to beta_end, or `cosine` (which ignores both).
-        beta_start: The first beta of `linear`.
-        beta_end: The last beta of `linear`.
+
+class Levels(Schedule):
+    """A variance-preserving path through T levels at the times 1/T .. 1, linear in log-SNR between them.
+
+    Attributes:
+        steps: The number T of levels.
     """
 
-    steps: int = 1000
-    betas: str = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    steps: int
 
-    def __post_init__(self):
-        choose("schedule.betas", self.betas, ("linear", "cosine"))
-        check_numbers(beta_start=self.beta_start, beta_end=self.beta_end)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 2 <= self.steps <= _MOST_STEPS:
-            raise UserError(f"schedule.steps: found {self.steps}; must be a whole number from 2 to {_MOST_STEPS}")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(
-                f"schedule.beta_start, beta_end: found {self.beta_start}, {self.beta_end}; "
-                "needs 0 < beta_start <= beta_end < 1"
-            )
-        check_ends(self, "schedule.steps, beta_start, beta_end")
-
-    def alphas_cumprod(self) -> Tensor:
-        """alpha_t^2 at the levels t = 1/T .. 1, float64 of shape (T,)."""
-        return (1.0 - _betas(self.betas, self.steps, self.beta_start, self.beta_end)).cumprod(0)
+    @abstractmethod
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        """The log-SNR of every level, float64 of shape (T,)."""
 
     def _table(self, like: Tensor) -> Tensor:
         """The log-SNR at the levels, kept for each device: an attribute is what a compiled graph can refer to."""
         if (found := self._tables.get(like.device)) is None:
-            found = self._tables[like.device] = _log_snrs(
-                self.betas, self.steps, self.beta_start, self.beta_end, like.device
-            )
+            found = self._tables[like.device] = self._log_snrs(like.device)
         return found
 
     @cached_property
@@ -116,3 +103,91 @@ class DDPM(Schedule):
     @cached_property
     def t_max(self) -> float:
         return self._within_noise(1.0)
+
+
+@dataclass(frozen=True)
+class DDPM(Levels):
+    """Discrete-time DDPM (arXiv 2006.11239, sec. 4; cosine: arXiv 2102.09672, eq. 17), interpolated between its levels.
+
+    Args:
+        steps: The number T of noise levels.
+        betas: `linear` from beta_start to beta_end, or `cosine` (which ignores both).
+        beta_start: The first beta of `linear`.
+        beta_end: The last beta of `linear`.
+    """
+
+    steps: int = 1000
+    betas: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self):
+        choose("schedule.betas", self.betas, ("linear", "cosine"))
+        check_numbers(beta_start=self.beta_start, beta_end=self.beta_end)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 2 <= self.steps <= _MOST_STEPS:
+            raise UserError(f"schedule.steps: found {self.steps}; must be a whole number from 2 to {_MOST_STEPS}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"schedule.beta_start, beta_end: found {self.beta_start}, {self.beta_end}; "
+                "needs 0 < beta_start <= beta_end < 1"
+            )
+        check_ends(self, "schedule.steps, beta_start, beta_end")
+
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_t^2 at the levels t = 1/T .. 1, float64 of shape (T,)."""
+        return (1.0 - _betas(self.betas, self.steps, self.beta_start, self.beta_end)).cumprod(0)
+
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        return _log_snrs(self.betas, self.steps, self.beta_start, self.beta_end, device)
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Levels):
+    """The levels of somebody's table.
+
+    Args:
+        log_snrs: The log-SNR of every level, decreasing (`of_betas`, `of_alphas_cumprod`).
+    """
+
+    log_snrs: tuple[float, ...]
+
+    def __post_init__(self):
+        if not 2 <= len(self.log_snrs) <= _MOST_STEPS or not bool(torch.tensor(self.log_snrs).diff().lt(0).all()):
+            raise UserError(f"path: found a table of {len(self.log_snrs)} levels; needs two or more, ever noisier")
+        check_ends(self, "path")
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256(repr(self.log_snrs).encode()).hexdigest()[:12]
+        return f"Table({self.steps} levels, log-SNR {self.log_snrs[0]:.4g} to {self.log_snrs[-1]:.4g}, {digest})"
+
+    @classmethod
+    def of_betas(cls, betas: Any) -> Table:
+        """The path of a table of betas."""
+        return cls(tuple(_log_snrs_of(_numbers("betas", betas, 0.0, 1.0)).clamp(min=NOISE_END).tolist()))
+
+    @classmethod
+    def of_alphas_cumprod(cls, alphas_cumprod: Any) -> Table:
+        """The path of a table of alphas_cumprod; a first entry of exactly 1, the clean data, is not a level."""
+        table = _numbers("alphas_cumprod", alphas_cumprod, 0.0, 1.0)
+        table = table[1:] if float(table[0]) == 1.0 else table
+        return cls(tuple((table.log() - torch.log1p(-table)).clamp(min=NOISE_END).tolist()))
+
+    @property
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The number T of levels."""
+        return len(self.log_snrs)
+
+    def _log_snrs(self, device: torch.device) -> Tensor:
+        with torch.inference_mode(False):
+            return torch.tensor(self.log_snrs, dtype=torch.float64, device=device)
+
+
+def _numbers(name: str, table: Any, low: float, high: float) -> Tensor:
+    """A table of two or more numbers between two ends, float64."""
+    try:
+        found = torch.as_tensor(table).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"path: found {name} {str(table)[:40]}; needs a table of numbers") from None
+    if found.ndim != 1 or len(found) < 2 or not bool(((found >= low) & (found <= high)).all()):
+        raise UserError(f"path: found {name} of shape {tuple(found.shape)}; needs (T,), each from {low:g} to {high:g}")
+    return found

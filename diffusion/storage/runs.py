@@ -34,6 +34,7 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 DATA = "data.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _PREFIX = "pretrained:"
+_OF_PYTHON = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 # Endings of the networks shipped next to the models: features, and classifiers of noisy images.
 FEATURES, CLASSIFIER = "-features", "-classifier"
 
@@ -89,12 +90,18 @@ def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> 
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """Return the model file meant by a run folder, the name of a run, a `.safetensors` file or `pretrained:NAME`.
 
+    `FILE.py:NAME`, a model that a Python file makes, is returned as it is.
+
     Raises:
         UserError: There is no such run, file or pretrained model, or the run has no weights yet.
     """
     text = str(path_or_name)
     if text.startswith(_PREFIX):
         return _pretrained(text)
+    if (found := python_model(text)) is not None:
+        if not found[0].is_file():
+            raise UserError(f"{found[0]}: there is no such file.")
+        return Path(text)
     path, runs_dir = named_path(path_or_name, "model"), named_path(runs_dir, "runs")
     if not path.exists() and (runs_dir / path).is_dir():
         path = runs_dir / path
@@ -115,6 +122,15 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
     hint = did_you_mean(path.name, siblings) or listed(runs_dir, (entry.name for entry in _models_in(runs_dir)))
     raise UserError(f"{path}: there is no such run or model file.{hint}")
+
+
+def python_model(text: str) -> tuple[Path, str] | None:
+    """The file and the name of `FILE.py:NAME`, a model that the user's own Python file makes; None for anything else.
+
+    The file is run: nothing but what the user names so is taken for one.
+    """
+    match = _OF_PYTHON.fullmatch(text)
+    return None if match is None else (named_path(match[1], "model"), match[2])
 
 
 def listed(runs_dir: Path, names: Iterable[str], most: int = 8) -> str:

@@ -10,17 +10,11 @@ from ..options import Parser, path
 
 
 def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `compare`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `compare`."""
     parser = Parser(
-        prog="python -m diffusion compare",
-        description="One table of what `evaluate` measured, with differences paired on the same images; also as "
+        "compare",
+        "One table of what `evaluate` measured, with differences paired on the same images; also as "
         "Markdown, CSV, JSON and a self-contained HTML page.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -7,8 +7,10 @@ import argparse
 import torch
 
 from ...config import dump_config
+from ...errors import UserError
 from ...models.load import FACTS, STEP, load
 from ...storage import tensor_files
+from ...storage.runs import python_model
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,6 +19,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: For a model that cannot be loaded, and weights beyond the range of float16 with `--half`.
     """
+    if python_model(options.model) is not None:
+        raise UserError(f"{options.model}: is no file of this package's own networks; convert takes those")
     model = load(options.model, runs_dir=options.runs)
     state = model.module.state_dict()
     if options.half:

@@ -13,18 +13,12 @@ WANDB = LoggingConfig.words("wandb")
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `evaluate`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `evaluate`."""
     parser = Parser(
-        prog="python -m diffusion evaluate",
-        description="Measure the likelihood of images under models. Results are stored in RUN/evaluations, keyed by "
+        "evaluate",
+        "Measure the likelihood of images under models. Results are stored in RUN/evaluations, keyed by "
         "everything they depend on: repeating the command prints them at once, and an interrupted one resumes. Each "
         "comes with an error budget; errors that a single run cannot reveal are measured on a few of the images.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", nargs="+", type=path, metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")

@@ -11,18 +11,12 @@ from ..options import Parser, add_tuning_seconds, number, path, positive, seed, 
 
 
 def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `quality`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `quality`."""
     parser = Parser(
-        prog="python -m diffusion quality",
-        description="Compare samples with training images: FID and KID with standard errors, precision, recall, "
+        "quality",
+        "Compare samples with training images: FID and KID with standard errors, precision, recall, "
         "density, coverage, and the fraction of suspiciously close copies. Results are stored in "
         "RUN/evaluations/quality, keyed by everything they depend on.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", nargs="+", type=path, metavar="RUN|FOLDER",

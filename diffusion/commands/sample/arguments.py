@@ -11,17 +11,8 @@ from ..options import Parser, add_tuning_seconds, bound, dial, number, path, pos
 
 
 def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of sample.py.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
-    parser = Parser(
-        prog="sample.py",
-        description="Draw samples from the newest run, or from a pretrained model where there is none.",
-        allow_abbrev=False,
-    )
+    """Read the command line of sample.py."""
+    parser = Parser("sample.py", "Draw samples from the newest run, or from a pretrained model where there is none.")
     add = parser.add_argument
     add("--run", type=path, metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")

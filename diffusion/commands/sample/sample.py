@@ -146,7 +146,7 @@ def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int)
 def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
     """Draw the picture of a record again, and tell whether the pixels are the same; returns the exit code."""
     old = Path(options.from_image)
-    weights = runs.file_digest(model.source)
+    weights = model.weights
     if weights != record.weights:
         raise UserError(
             f"--from: {old} was drawn with another model ({record.model}, SHA-256 {record.weights[:12]}...) than "
@@ -222,7 +222,7 @@ def _record(
     steered = _steering_digests(settings, runs_dir)
     return SampleRecord(
         model=model.source,
-        weights=runs.file_digest(model.source),
+        weights=model.weights,
         data=model.facts.name,
         seed=seed,
         settings=model.settled(settings),

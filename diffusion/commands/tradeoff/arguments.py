@@ -13,18 +13,12 @@ BY = ("fid", "kid", "distance")
 
 
 def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `tradeoff`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `tradeoff`."""
     parser = Parser(
-        prog="python -m diffusion tradeoff",
-        description="Quality against cost: samplers at several numbers of network evaluations, each with its distance "
+        "tradeoff",
+        "Quality against cost: samplers at several numbers of network evaluations, each with its distance "
         "to an accurate solution from the same noise, the observed order, FID and KID with standard errors, and "
         "seconds. Results go to RUN/tradeoff one by one, so that repeating an interrupted command resumes it.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", type=path, metavar="RUN|exact:NAME",

@@ -13,7 +13,7 @@ CLASSIFIER_STEPS = 2000
 
 def parse_training_arguments(argv: Sequence[str], name: str, steps: int) -> argparse.Namespace:
     """Read the command line of `name`, which trains for `steps` by default."""
-    parser = Parser(prog=f"python -m diffusion {name}", allow_abbrev=False)
+    parser = Parser(name)
     add = parser.add_argument
     add("data", metavar="DATA", help="a named data set with labels: digits, mnist, ...")
     add("--path", type=path, help="a folder, .zip, .tar or .npz of images to use instead of the data set's own")

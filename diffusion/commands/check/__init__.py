@@ -1,0 +1,1 @@
+"""`check`: does a model answer what it is taken to answer?"""

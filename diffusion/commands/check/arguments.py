@@ -1,0 +1,34 @@
+"""The command line of `check`, read before torch is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ...config import SPLITS
+from ..options import Parser, path, positive, seed
+
+
+def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of `check`."""
+    parser = Parser(
+        "check",
+        "Check on images that a diffusion model denoises as it should, at every noise level: the error of "
+        "its noise estimate beside that of a linear filter, the mean and deviation of its clean estimate beside those "
+        "of the data. Of an adopted network the neighbouring conventions are tried too (path, prediction, time, range "
+        "of the data), and one that fits better is named. Exit code 0 if nothing is wrong, 1 if something is.",
+    )
+    add = parser.add_argument
+    add("model", type=path, metavar="MODEL",
+        help="a run folder or its name, a model file, pretrained:NAME, or FILE.py:NAME, a model that your own Python "
+        "file makes with diffusion.adopt")  # fmt: skip
+    add("--data", type=path, metavar="PATH", help="the images, where the model does not know them: a folder, a .zip, "
+        ".tar, .npy or .npz file")  # fmt: skip
+    add("--split", choices=SPLITS, default="test", help="(default: test)")
+    add("--images", type=positive, default=64, metavar="N", help="how many (default: 64)")
+    add("--levels", type=positive, default=16, metavar="K", help="noise levels (default: 16)")
+    add("--seed", type=seed, default=0, help="of the noise (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--runs", type=path, default="runs", help="folder in which runs are looked up (default: runs)")
+    add("--json", action="store_true", help="print what was found as JSON")
+    return parser.parse_args(list(argv))

@@ -1,0 +1,65 @@
+"""`python -m diffusion check MODEL`: the noise levels in a table, and a line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from operator import attrgetter
+from typing import Any
+
+from rich.markup import escape
+
+from ...devices import choose_device
+from ...errors import UserError
+from ...models.check import Check, Level
+from ..app import ProgressBar
+from ..report import console
+from ..subjects import images_of, load_images_of, load_subject, rows_of
+from ..table import Column, Table
+
+FAILED = 1
+COLUMNS = (
+    *(Column(name, attrgetter(key), form) for name, key, form in (
+        ("log-SNR", "log_snr", ".2f"), ("eps error", "error", ".4g"), ("linear filter", "linear", ".4g"),
+        ("mean of x_hat", "mean", ".3f"), ("deviation of x_hat", "std", ".3f"),
+    )),
+)  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check what the command line names; 0 if nothing is wrong, 1 if something is."""
+    subject = load_subject(options.model, options.runs, choose_device(options.device))
+    data = load_images_of(subject, options.data)
+    total = len(getattr(data, options.split))
+    if total < 2 or options.levels < 2:
+        raise UserError(f"--images, --levels: a check needs two or more of each; the {options.split} split has {total}")
+    images, identity = images_of(data, options.split, min(options.images, total))
+    labels: Any = getattr(data, f"{options.split}_labels")
+    classes = getattr(getattr(subject.model, "denoiser", None), "num_classes", 0)
+    cond = labels[rows_of(identity)] if classes and labels is not None else None
+    bar = ProgressBar()
+    found = subject.model.check(
+        images, levels=options.levels, seed=options.seed, cond=cond,
+        progress=lambda done, count: bar.named("conventions", done, count),
+    )  # fmt: skip
+    bar.close()
+    if options.json:
+        print(json.dumps({"model": subject.name, "data": identity, **_plain(found)}, indent=1))
+    else:
+        out = console()
+        out.print(_table(subject.name, found))
+        for line in found.lines():
+            out.print(escape(f"- {line}"), style="green" if found.passed else "bold red")
+    return 0 if found.passed else FAILED
+
+
+def _table(name: str, found: Check) -> Table:
+    caption = f"{found.images} images, of mean {found.mean:.3f} and deviation {found.std:.3f}"
+    rows: tuple[Level, ...] = found.levels
+    return Table(COLUMNS, rows, title=f"{name} by noise level", caption=caption)
+
+
+def _plain(found: Check) -> Mapping[str, Any]:
+    return {**asdict(found), "better": dict(found.better), "passed": found.passed, "lines": found.lines()}

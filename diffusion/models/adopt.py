@@ -1,0 +1,183 @@
+"""`adopt` makes a model of a network that was trained elsewhere, from its conventions.
+
+The model is one as `load` returns: it draws images whose bins fill [-1, 1] with any solver, and tells their likelihood
+with any estimator, while its network sees data in its own range, on its own path, unscaled unless that is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..config import Config, DataConfig
+from ..denoisers.adopted import AdoptedDenoiser, Call
+from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
+from ..denoisers.given import outside_inference_mode, positive_number, real_number, switch, whole_number
+from ..errors import UserError
+from ..likelihood import Estimate
+from ..schedules.schedule import log_snr_ends
+from . import check
+from .build import DataFacts
+from .diffusion_model import DiffusionModel
+from .tuning_cache import weights_digest
+
+BEST = "best"
+# The first call with images looks at so many of them at the data end of the path.
+_LOOKED_AT = 16
+
+
+class AdoptedNote(UserWarning):
+    """What an adopted model has to say of its own figures."""
+
+
+class AdoptedModel(DiffusionModel):
+    """A network of somebody else as a model.
+
+    Args:
+        denoiser: The network by its convention.
+        facts: The shape, the levels and the classes of its data.
+        name: Its name in messages.
+    """
+
+    def __init__(self, denoiser: AdoptedDenoiser, facts: DataFacts, name: str):
+        # where its images are is said by --data
+        config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
+        super().__init__(denoiser, config, facts, name, beside="")
+        self.adopted = denoiser
+        self._said: set[str] = set()
+
+    @property
+    def weights(self) -> str:
+        """The SHA-256 of the weights and the convention; a function that the user passed is known by its name."""
+        convention = f"{self.adopted.convention!r} {self.adopted.labels.classes} {self.adopted.labels.null}"
+        plain = re.sub(r" at 0x[0-9a-f]+", "", convention)
+        return hashlib.sha256(f"{weights_digest(self.denoiser)} {plain}".encode()).hexdigest()
+
+    def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
+        """As `DiffusionModel.sample`; says where the path does not begin in noise."""
+        if options.get("noise") is None:
+            self._say_start()
+        return super().sample(n, seed, **options)
+
+    def log_likelihood(self, images_uint8: Tensor, **options: Any) -> Estimate:
+        """As `DiffusionModel.log_likelihood`; says where the path or the network does not reach an end of it."""
+        self._say_start()
+        estimate = super().log_likelihood(images_uint8, **options)
+        if "log_snr_max" not in options:
+            self._say_end(images_uint8, options.get("cond"))
+        return estimate
+
+    def _say_start(self) -> None:
+        low, _ = log_snr_ends(self.denoiser.schedule)
+        if low > check.NOISY_ENOUGH:
+            self._say(check.not_noise(low))
+
+    def _say_end(self, images: Tensor, cond: Any) -> None:
+        """Whether the network knows anything at the data end of the path."""
+        _, high = log_snr_ends(self.denoiser.schedule)
+        x = check.data_of(images[:_LOOKED_AT], self.dequantizer, self.denoiser.shape)
+        cond = None if cond is None else cond[: len(x)]
+        error = check.useless_at(self.denoiser, x, high, cond) if len(x) > 1 else None
+        if error is not None:
+            self._say(
+                f"at log-SNR {high:.3g}, the data end of its path, the noise estimate is worse than none (error "
+                f"{error:.3g}; none has 1), which every likelihood pays for: adopt it with log_snr_max='best'"
+            )
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            warnings.warn(f"{self.source}: {line}", AdoptedNote, stacklevel=4)
+
+
+@outside_inference_mode
+def adopt(
+    network: Any,
+    path: Any,
+    predicts: str,
+    time: str | Callable[[Tensor], Tensor],
+    shape: Any,
+    data_range: Any = None,
+    levels: Any = None,
+    labels: Any = None,
+    call: Call | None = None,
+    log_snr_max: Any = None,
+    scaled: Any = False,
+    sigma_data: Any = 0.5,
+    images: Any = None,
+    name: str = "adopted",
+) -> AdoptedModel:
+    """Make a model of a network that was trained elsewhere.
+
+        model = diffusion.adopt(network, path="ddpm", predicts="eps", time="index", shape=(1, 28, 28), levels=256)
+
+    Args:
+        network: A module or a function of (x, time) or (x, time, labels); tuples, and objects with a `.sample`, are
+            understood, and of twice the channels the first half is the prediction.
+        path: The path of the network's data. `ddpm`, `vp`, `sub-vp`, `cosine`, `ve` (geometric), `ve-song` (sigma^t,
+            25), `edm`, `flow` (data at t = 0) or `flow-to-data` (data at t = 1); with options `{"name": "ddpm",
+            "steps": 4000, "betas": "cosine"}`; a schedule; a table, `{"betas": ...}` or `{"alphas_cumprod": ...}`, of T
+            entries, or T + 1 that begin with clean data; or two functions (alpha, sigma) of time.
+        predicts: `eps`, `x`, `v`, `score`, `velocity` (the derivative in the path's own time), any of them but x and
+            score with the other sign (`-eps`, ...), or `edm`, the raw network inside EDM's preconditioning.
+        time: What the network is told: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
+            `999t`, `1000t`, `sigma` (sigma / alpha), `log-sigma`, `log-sigma/4`, `log-snr`, `log-snr/4`, or a function
+            of t, a tensor.
+        shape: The shape of one sample.
+        data_range: The values of the lowest and the highest level, by default (-1, 1).
+        levels: The number of levels of a pixel, 256 for most images; None for continuous data, which are as they are.
+        labels: None; the number of classes, of which the network needs one; or (classes, what stands for no label), a
+            number or None.
+        call: Calls a network of another signature: `lambda network, x, t, labels: ...`.
+        log_snr_max: Where the path ends near the data, in log-SNR; `best` chooses it on `images`.
+        scaled: Whether the network sees x_t / sqrt(alpha^2 sigma_data^2 + sigma^2), as one that predicts `edm` always
+            does; otherwise it sees x_t as it is.
+        sigma_data: The deviation of the data in that formula and in EDM's.
+        images: Held-out images of levels (or continuous data): the model is checked on them, and the check printed.
+        name: Its name in messages.
+
+    Returns:
+        The model, in evaluation mode; `model.denoiser` is its denoiser, on the path of images in [-1, 1].
+
+    Raises:
+        UserError: For names that are not known, and whatever does not fit together.
+    """
+    if levels is None and data_range is not None:
+        raise UserError(
+            "data_range: goes with levels=, the number of levels a pixel has; continuous data have no range"
+        )
+    levels = None if levels is None else whole_number("levels", levels, 2)
+    if data_range is not None and not (isinstance(data_range, tuple | list) and len(data_range) == 2):
+        raise UserError(f"data_range: found {data_range}; needs the lowest and the highest value, e.g. (0, 1)")
+    low, high = (real_number("data_range", end) for end in (data_range or DEFAULT_RANGE))
+    convention = Convention(
+        path_of(path),
+        predicts,
+        time,
+        switch("scaled", scaled),
+        positive_number("sigma_data", sigma_data),
+        levels,
+        (low, high),
+    )
+    best = isinstance(log_snr_max, str)
+    if best and log_snr_max != BEST:
+        raise UserError(f"log_snr_max: found '{log_snr_max}'; accepted: a number, or '{BEST}'")
+    if best and images is None:
+        raise UserError(f"log_snr_max: '{BEST}' is chosen on held-out images; give images=")
+    end = None if best or log_snr_max is None else real_number("log_snr_max", log_snr_max)
+    denoiser = AdoptedDenoiser(network, convention, shape, labels, call, end)
+    denoiser.eval()
+    facts = DataFacts(name, denoiser.shape, levels, denoiser.num_classes)
+    model = AdoptedModel(denoiser, facts, name)
+    if best:
+        end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape))
+        model = AdoptedModel(denoiser.within(end).eval(), facts, name)
+        print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
+    if images is not None:
+        print(model.check(images))
+    return model

@@ -1,0 +1,332 @@
+"""Weights of files that others wrote: found in them, with plain names, and no code of the file run.
+
+A safetensors file holds tensors alone. What `torch.save` wrote is a pickle, which is read by torch's own reader of
+weights; where that refuses, because a whole module was pickled, it is read with every class of somebody else's as an
+empty shell that keeps what it is given and does nothing, and the tensors are taken out of the shells.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..errors import UserError, did_you_mean
+from .paths import named_path
+from .records import reading
+
+# Where weights are in a checkpoint, the averages first.
+AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params", "averages")
+WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
+LIST = "shadow_params"  # averages in the order of the parameters, without names
+# What wrappers put in front of every name.
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "denoiser", "unet", "online_model", "average")
+_BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+_DEEPEST, _MOST_ENTRIES = 16, 2**20
+
+
+def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
+    """Read the weights in a file of safetensors or of `torch.save`: a state dict, a checkpoint around one, or a module.
+
+    Averaged weights are preferred where the file has them, also as a list in the order of the parameters. What all
+    names have in front (`module.`, `model.`, `network.`, ...) is taken off.
+
+    Args:
+        path: The file.
+        prefix: What the full names of those wanted begin with, `ema.` or `model.diffusion_model.`; it is taken off.
+            A name is full with the keys on the way to it.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: For a file that is missing, damaged, none of weights, or one that would run code.
+    """
+    path = named_path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file of weights.")
+    found = _open(path)
+    with reading(f"{path}: holds weights in no known way"):
+        every = dict(_tensors(found, _Steps()))
+        groups = dict(_groups(found, _Steps()))
+    if prefix is not None:
+        return _with_prefix(path, every, prefix)
+    if not groups:
+        raise UserError(f"{path}: holds no weights: no dictionary of tensors is in it.")
+    return dict(_plain(_chosen(path, groups)))
+
+
+def _open(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a pointer of Git LFS, not the weights; `git lfs pull` fetches them.")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise UserError(f"{path}: is a web page, not weights; the download was refused, or needs another address.")
+    if path.suffix == ".safetensors":
+        with reading(f"{path}: not a safetensors file, or cut short or corrupt"):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            except Exception as error:  # safetensors has errors of its own
+                raise ValueError(error) from error
+    return _of_torch(path)
+
+
+def _of_torch(path: Path) -> Any:
+    damaged = f"{path}: not a file of torch.save, or cut short or corrupt ({{}})."
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        # A flipped bit in the archive's own headers can surface as almost any exception of the parsers.
+        try:
+            with zipfile.ZipFile(path) as archive:
+                stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+                bad = archive.testzip() if stored else None
+        except Exception as error:
+            raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+        if not stored:  # its content could be of any size
+            raise UserError(damaged.format("compressed, as torch.save writes nothing"))
+        if bad is not None:
+            raise UserError(damaged.format(f"wrong checksum of {bad}"))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not is_zip:
+            raise UserError(
+                f"{path}: refused, it is a pickle that holds more than tensors, and could run code; save the state "
+                "dict of the model alone, where it is trusted."
+            ) from error
+    except Exception as error:
+        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+    try:
+        return _shells(path)
+    except Exception as error:  # of a pickle from anybody
+        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+
+
+class Shell:
+    """Stands for an object of a class that is not loaded: it keeps its state, and does nothing."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Shell:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.items: dict[Any, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.__dict__.update({str(key): value for key, value in part.items()})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__dict__.setdefault("items", {})[key] = value
+
+    def append(self, value: Any) -> None:
+        """An entry of a list, which is not kept."""
+
+    def extend(self, values: Any) -> None:
+        """Entries of a list, which are not kept."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Shell:
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+_STORAGES = {
+    f"{name}Storage": dtype
+    for name, dtype in (
+        ("Float", torch.float32), ("Double", torch.float64), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
+        ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8),
+        ("Byte", torch.uint8), ("Bool", torch.bool),
+    )
+}  # fmt: skip
+
+
+class _Shells(pickle.Unpickler):
+    """Makes tensors and plain containers; every other class and function is a shell."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(archive.open(f"{root}/data.pkl"))
+        self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"):
+            return _Rebuild()
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        return Shell
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _, numel = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", str(key)):
+            raise ValueError("a storage of an unknown kind")
+        if key not in self.storages:
+            content = self.archive.read(f"{self.root}/data/{key}")
+            if len(content) != numel * dtype.itemsize:
+                raise ValueError(f"storage {key} has {len(content)} bytes")
+            self.storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0)
+        return self.storages[key]
+
+
+class _Rebuild:
+    """A tensor in a storage, or a parameter of a tensor. It has no attributes that a pickle could set."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> Tensor:
+        if not isinstance(storage, Tensor):
+            raise ValueError("a tensor without numbers")
+        if not isinstance(size, tuple):
+            return storage
+        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or math.prod(size) > storage.numel():
+            raise ValueError("a tensor of an impossible shape")
+        return torch.as_strided(storage, size, stride, offset).clone()
+
+
+def _shells(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        roots = [name[: -len("/data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise ValueError("no archive of torch.save")
+        return _Shells(archive, roots[0]).load()
+
+
+class _Steps:
+    """Counts what is looked at: dictionaries that hold each other have no end."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_ENTRIES
+
+    def of(self, value: Any) -> Iterator[tuple[str, Any]]:
+        """The entries of a dictionary or a shell."""
+        for entry in _entries(value):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError(f"more than {_MOST_ENTRIES} entries")
+            yield entry
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in a dictionary, or in the shell of a module: parameters, buffers, modules, and other attributes."""
+    if isinstance(value, dict):  # whose own `items` a pickle may have replaced
+        yield from ((str(key), entry) for key, entry in dict.items(value))
+    elif isinstance(value, Shell):
+        own = vars(value)
+        for name in ("_parameters", "_buffers", "_modules"):
+            yield from _entries(own.get(name))
+        yield from ((str(key), entry) for key, entry in own.items() if key not in _OF_MODULES)
+
+
+_OF_MODULES = ("_parameters", "_buffers", "_modules", "items")
+
+
+def _tensors(value: Any, steps: _Steps, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by their full names."""
+    for name, entry in steps.of(value) if depth < _DEEPEST else ():
+        if isinstance(entry, Tensor):
+            yield name, entry
+        elif isinstance(entry, dict | Shell):
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(entry, steps, depth + 1))
+
+
+def _with_prefix(path: Path, every: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in every.items() if name.startswith(prefix)}
+    if not chosen:
+        heads = sorted({name.rpartition(".")[0] + "." for name in every} - {"."})
+        near = did_you_mean(prefix, heads)
+        raise UserError(f"{path}: no name begins with prefix '{prefix}'; the first is '{next(iter(every), '')}'.{near}")
+    return chosen
+
+
+def _groups(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """State dicts, modules and lists of averages, by the keys on the way to them."""
+    if isinstance(value, Shell) and "_modules" in vars(value):
+        yield name, dict(_tensors(value, steps))
+        return
+    entries = dict(steps.of(value)) if depth < 4 else {}
+    own = {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
+    if own and 2 * len(own) >= len(entries):
+        yield name, own
+    for key, entry in entries.items():
+        inner = f"{name}.{key}" if name else key
+        if key == LIST and isinstance(entry, list | tuple) and entry and all(isinstance(x, Tensor) for x in entry):
+            yield inner, list(entry)
+        elif isinstance(entry, dict | Shell) and "optim" not in key:
+            yield from _groups(entry, steps, inner, depth + 1)
+        elif key == "averages" and isinstance(entry, list | tuple) and entry:
+            yield from _groups(entry[0], steps, inner, depth + 1)
+
+
+def _chosen(path: Path, groups: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights that are meant: averages, else those under a known name, else the only ones."""
+
+    def ranked(names: tuple[str, ...]) -> list[str]:
+        return [name for name in groups if any(part in names for part in name.split("."))]
+
+    lists = [name for name, found in groups.items() if isinstance(found, list)]
+    named = {name: found for name, found in groups.items() if name not in lists}
+    for averages in ranked(AVERAGES):
+        if averages in named:
+            return named[averages]
+    plain = next((named[name] for name in ranked(WEIGHTS) if name in named), next(iter(named.values()), None))
+    if lists:
+        return _with_names(path, groups[lists[0]], plain)
+    assert plain is not None
+    heads = {name.partition(".")[0] for name in plain if "." in name}
+    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average beside the model, in one dictionary
+        return {name: tensor for name, tensor in plain.items() if name.startswith(f"{average}.")}
+    return plain
+
+
+def _with_names(path: Path, averages: list[Tensor], weights: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Averages in the order of the parameters by the names of the weights; the rest of these as they are.
+
+    Which of the weights are buffers is not said. They are matched by shape, in order, from the front and from the back:
+    where both agree no other matching exists.
+    """
+    if weights is None:
+        raise UserError(f"{path}: holds averages without names ({LIST}), and no weights that have them.")
+    names = [name for name in weights if not _BUFFERS.search(name)]
+    shapes = [average.shape for average in averages]
+    forward = _matched(names, shapes, weights)
+    backward = _matched(names[::-1], shapes[::-1], weights)
+    if forward is None or backward is None or forward != backward[::-1]:
+        raise UserError(
+            f"{path}: its {len(averages)} averages ({LIST}) do not go with its {len(names)} weights in one way alone; "
+            "prefix= reads the weights that are not averaged."
+        )
+    return {**weights, **dict(zip(forward, averages, strict=True))}
+
+
+def _matched(names: list[str], shapes: list[torch.Size], weights: dict[str, Tensor]) -> list[str] | None:
+    found: list[str] = []
+    for name in names:
+        if len(found) < len(shapes) and weights[name].shape == shapes[len(found)]:
+            found.append(name)
+    return found if len(found) == len(shapes) else None
+
+
+def _plain(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Without what wrappers put in front of every name."""
+    names = list(weights)
+    while True:
+        heads = {name.partition(".")[0] for name in names if "." in name}
+        if len(heads) != 1 or not all("." in name for name in names) or not heads <= {*WRAPPERS, *AVERAGES}:
+            break
+        names = [name.partition(".")[2] for name in names]
+    yield from zip(names, (tensor.detach() for tensor in weights.values()), strict=True)

@@ -1,0 +1,243 @@
+"""Networks of other people's conventions: adopted rightly they are exact, wrongly they are caught by the check."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from foreign_networks import CASES, LEVELS, LINEAR, SHAPE, Foreign, eps, images, law, song, table, with_variance
+from torch import nn
+
+import diffusion
+from diffusion.denoisers.exact import Gaussian
+from diffusion.errors import UserError
+from diffusion.likelihood import Dequantizer
+from diffusion.models.adopt import AdoptedNote
+from diffusion.models.check import best_end, data_of
+from diffusion.schedules import DDPM, VP
+
+HELD_OUT = images(32)
+WRONG = [(name, truth) for name, case in CASES.items() for truth in case.wrong]
+
+
+def adopt(case, **changes):
+    return diffusion.adopt(case.network, **{**case.said, "shape": SHAPE, "levels": LEVELS, **changes})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_convention_adopted_rightly_is_the_exact_denoiser(name):
+    """At its own noise levels, in every prediction: the law's posterior mean in [-1, 1]."""
+    model = adopt(CASES[name])
+    schedule = model.denoiser.schedule
+    exact = law(schedule)
+    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    low, high = schedule.log_snr(ends)
+    times = schedule.inverse_log_snr(torch.linspace(float(low), float(high), 7, dtype=torch.float64))
+    if model.adopted.convention.time == "index-rounded":
+        times = (times * 1000).round() / 1000
+    x_t = torch.randn(7, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(model.denoiser.eps(x_t, times), exact.eps(x_t, times), rtol=1e-8, atol=1e-8)
+    middle = times[3]
+    for kind in ("x", "eps", "score", "v", "velocity"):
+        found = model.denoiser.prediction(kind, x_t, middle)
+        torch.testing.assert_close(found, exact.prediction(kind, x_t, middle), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_check_has_nothing_to_say_of_a_convention_adopted_rightly(name):
+    found = adopt(CASES[name]).check(HELD_OUT, levels=10)
+    assert found.passed, str(found)
+    assert found.tried > 15
+    assert "nothing wrong on 32 images" in str(found)
+
+
+@pytest.mark.parametrize(("name", "truth"), WRONG)
+def test_the_check_names_what_was_said_wrongly(name, truth):
+    some = images(160) if "index one" in truth else HELD_OUT  # a step of a thousand is seen on many numbers alone
+    found = adopt(CASES[name], **CASES[name].wrong[truth]).check(some, levels=12)
+    assert any(truth in better for better in found.better), str(found)
+    assert not found.passed
+    assert sum("fits better" in line for line in found.lines()) == len(found.better)
+
+
+@pytest.mark.parametrize("name", ["DDPM", "Song's VE", "EDM", "flow matching"])
+def test_likelihoods_and_samples_are_those_of_the_law(name):
+    model = adopt(CASES[name])
+    schedule, some = model.denoiser.schedule, HELD_OUT[:4]
+    exact = law(schedule)
+    found = diffusion.log_likelihood(model, some, method="ode", probes=2, seed=1)
+    truth = diffusion.log_likelihood(exact, some, method="ode", probes=2, seed=1)
+    torch.testing.assert_close(found.bits_per_dim, truth.bits_per_dim, rtol=1e-4, atol=1e-4)
+    bound = diffusion.log_likelihood(model, some, method="elbo", evaluations=8)
+    torch.testing.assert_close(
+        bound.log_prob, diffusion.log_likelihood(exact, some, method="elbo", evaluations=8).log_prob
+    )
+    drawn = diffusion.sample(model, 4, sampler="ddim", steps=8, dtype="float64")
+    torch.testing.assert_close(drawn, diffusion.sample(exact, 4, sampler="ddim", steps=8, dtype="float64").clamp(-1, 1))
+
+
+def test_a_likelihood_is_that_of_the_closed_form():
+    """Not only equal to our own exact denoiser: of a Gaussian in (0, 1), whose density is known."""
+    scale = 0.5 * LEVELS / (LEVELS - 1)
+    own = Gaussian(torch.full((3,), scale * 0.2 + 0.5, dtype=torch.float64), scale * 0.3, VP())
+
+    def network(x, time):
+        alpha, sigma = song(time.double())
+        return (own.posterior_mean(x, alpha, sigma) * alpha[:, None] - x) / sigma[:, None] ** 2
+
+    model = diffusion.adopt(network, "ve-song", "score", "t", (3,), (0, 1), LEVELS)
+    some = Dequantizer(LEVELS).quantize(0.2 + 0.3 * torch.randn(40, 3))
+    x = data_of(some, model.dequantizer, (3,))
+    normal = torch.distributions.Normal(0.2, math.hypot(0.3, math.exp(-0.5 * float(model.denoiser.schedule.log_snr(
+        torch.tensor(model.denoiser.schedule.t_min).double())))))  # fmt: skip
+    found = diffusion.log_density(model, x, method="ode", tolerance=1e-6)
+    torch.testing.assert_close(found.log_prob, normal.log_prob(x).sum(1), rtol=2e-2, atol=2e-2)
+    mean = diffusion.log_likelihood(model, some, method="ode", draws=4, trace="exact").mean()
+    truth = -(normal.log_prob(x).sum(1) + 3 * math.log(2 / LEVELS)).mean() / (3 * math.log(2))
+    assert mean.mean == pytest.approx(float(truth), abs=0.02)
+
+
+class Ended(nn.Module):
+    """Right up to a log-SNR, and then an answer of the wrong size, as of a network that was not trained there."""
+
+    def __init__(self, network, index):
+        super().__init__()
+        self.network, self.index = network, index
+
+    def forward(self, x, time):
+        answer = self.network(x, time)
+        return torch.where((time < self.index)[:, None, None, None], 3.0 + answer, answer)
+
+
+def test_a_network_that_is_useless_at_the_data_end_is_said_and_ended(capsys):
+    case = CASES["DDPM"]
+    said = {**case.said, "shape": SHAPE, "levels": LEVELS}
+    network = Ended(case.network, 30)
+    edge = float(DDPM().log_snr(torch.tensor(31 / 1000, dtype=torch.float64)))
+    whole = diffusion.adopt(network, **said)
+    with pytest.warns(AdoptedNote, match=r"the noise estimate is worse than none \(error .*log_snr_max='best'"):
+        bad = diffusion.log_likelihood(whole, HELD_OUT, method="elbo", evaluations=16)
+    found = whole.check(HELD_OUT, levels=12)
+    assert any("is worse than none" in line and "'best'" in line for line in found.lines())
+    model = diffusion.adopt(network, **said, log_snr_max="best", images=HELD_OUT)
+    assert "is best on 32 images" in capsys.readouterr().out
+    high = float(model.denoiser.schedule.log_snr(torch.tensor(model.denoiser.schedule.t_min).double()))
+    assert edge - 0.7 < high < edge + 0.1
+    good = diffusion.log_likelihood(model, HELD_OUT, method="elbo", evaluations=16)
+    assert good.mean().mean < bad.mean().mean - 1.0
+    # the exact network is best to the end of its path
+    right = adopt(case)
+    assert best_end(right.denoiser, data_of(HELD_OUT, right.dequantizer, SHAPE)) > 8.5
+
+
+def test_a_path_that_does_not_reach_noise_is_said_once():
+    model = diffusion.adopt(
+        Foreign(table(LINEAR[:500]), eps), {"alphas_cumprod": LINEAR[:500]}, "eps", "index", SHAPE, levels=LEVELS
+    )
+    with pytest.warns(AdoptedNote, match=r"ends at log-SNR .*, not in noise .*noise="):
+        model.sample(1, sampler="ddim", steps=2)
+    assert any("not in noise" in line for line in model.check(HELD_OUT, levels=4).lines())
+    model.sample(1, sampler="ddim", steps=2)  # a second warning would fail
+
+
+class Embedded(nn.Module):
+    """Adds a class's number; what stands for none is asked for by the index that it was trained with."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.table = nn.Embedding(classes, 1)
+        with torch.no_grad():
+            self.table.weight.copy_(torch.arange(float(classes))[:, None])
+
+    def forward(self, x, time, y=None):
+        return 0.1 * x + (10.0 if y is None else self.table(y))
+
+
+@pytest.mark.parametrize(("labels", "classes", "none"), [((3, None), 3, 10.0), ((3, 3), 4, 3.0), ((3, -1), 3, None)])
+def test_labels_with_a_null(labels, classes, none):
+    network = Embedded(classes)
+    call = (lambda net, x, t, y: net(x, t, torch.where(y < 0, 2, y))) if none is None else None
+    model = diffusion.adopt(network, "cosine", "eps", "t", (2,), labels=labels, call=call)
+    x, t = torch.zeros(4, 2), torch.tensor(0.5)
+    expected = 2.0 if none is None else none
+    assert model.denoiser.eps(x, t).tolist() == [[expected, expected]] * 4
+    mixed = model.denoiser.eps(x, t, torch.tensor([0, 3, 1, 3])).detach()
+    assert mixed[:, 0].tolist() == [0.0, expected, 1.0, expected]
+    assert diffusion.sample(model, 2, sampler="ddim", steps=2, label=1, guidance=2.0).shape == (2, 2)
+
+
+def test_a_label_that_is_required():
+    model = diffusion.adopt(Embedded(3), "cosine", "eps", "t", (2,), labels=3)
+    for call in (
+        lambda: diffusion.sample(model, 1),
+        lambda: diffusion.log_density(model, torch.zeros(1, 2)),
+        lambda: diffusion.sample(model, 1, label=0, guidance=2.0),
+    ):
+        with pytest.raises(UserError, match=r"label: this network needs one, 0 to 2"):
+            call()
+    assert diffusion.sample(model, 1, label=2, sampler="ddim", steps=2).shape == (1, 2)
+    plain = diffusion.adopt(lambda x, t: x, "cosine", "eps", "t", (2,))
+    with pytest.raises(UserError, match="label"):
+        diffusion.sample(plain, 1, label=0)
+
+
+def test_outputs_as_people_have_them():
+    plain = adopt(CASES["DDPM"])
+    x, t = torch.zeros(2, *SHAPE), torch.tensor(0.5)
+    for wrap in (lambda y: (y, None), lambda y: SimpleNamespace(sample=y), lambda y: {"sample": y}):
+        other = adopt(CASES["DDPM"], call=lambda net, x, t, labels, wrap=wrap: wrap(net(x, t)))
+        assert torch.equal(other.denoiser(x, t), plain.denoiser(x, t))
+    two = diffusion.adopt(Foreign(table(LINEAR), with_variance), "ddpm", "eps", "index", SHAPE, levels=LEVELS)
+    assert torch.equal(two.denoiser(x, t), plain.denoiser(x, t))
+
+
+GOOD = {"path": "ddpm", "predicts": "eps", "time": "index", "shape": SHAPE, "levels": LEVELS}
+REFUSED = [
+    ({"path": "dpm"}, r"path: 'dpm' is not known.*Did you mean 'ddpm'"),
+    ({"path": {"name": "ddpm", "step": 3}}, r"path: DDPM does not take step"),
+    ({"path": {"beta": [0.1]}}, r"path: 'beta' is not known; accepted: betas, alphas_cumprod.*Did you mean 'betas'"),
+    ({"path": {"betas": [0.1, 2.0]}}, r"path: found betas"),
+    ({"path": 7}, r"path: found 7; accepted: ddpm, "),
+    ({"path": (lambda t: t, lambda t: "a")}, r"path: the functions \(alpha, sigma\) failed"),
+    ({"path": (lambda t: 1 + 0 * t, lambda t: (t - 0.5).abs())}, r"path: alpha_t / sigma_t"),
+    ({"predicts": "epsilon"}, r"predicts: 'epsilon' is not known.*Did you mean 'eps'"),
+    ({"time": "indx"}, r"time: 'indx' is not known.*Did you mean 'index'"),
+    ({"path": "vp"}, r"time: found an index, and the path VP.*no numbered levels; accepted: t, 1-t, 999t"),
+    ({"shape": 3}, r"shape: found 3"),
+    ({"data_range": (1, 0)}, r"data_range: found \(1\.0, 0\.0\)"),
+    ({"data_range": 1}, r"data_range: found 1"),
+    ({"levels": None, "data_range": (0, 1)}, r"data_range: goes with levels="),
+    ({"levels": 1}, r"levels: found 1"),
+    ({"labels": (1, 2, 3)}, r"labels: found"),
+    ({"log_snr_max": "bst"}, r"log_snr_max: found 'bst'; accepted: a number, or 'best'"),
+    ({"log_snr_max": "best"}, r"log_snr_max: 'best' is chosen on held-out images"),
+    ({"log_snr_max": -40.0}, r"log_snr_max: found -40; the path is from"),
+    ({"sigma_data": 0}, r"sigma_data: found 0; must be positive"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_is_refused(changes, told):
+    with pytest.raises(UserError, match=told) as error:
+        diffusion.adopt(CASES["DDPM"].network, **{**GOOD, **changes})
+    assert "\n" not in str(error.value)
+
+
+def test_a_check_of_images_that_do_not_fit():
+    model = adopt(CASES["DDPM"])
+    with pytest.raises(UserError, match=r"images: found shape"):
+        model.check(torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"images: found 1 at"):
+        model.check(HELD_OUT[:1])
+
+
+def test_the_check_of_a_model_of_our_own_and_of_one_that_is_not_trained():
+    model = diffusion.load("pretrained:digits")
+    test = diffusion.data.load_images("digits").test[:24]
+    found = model.check(test, levels=6)
+    assert found.passed, str(found)
+    assert found.tried == 0
+    last = next(value for name, value in model.module.named_parameters() if value.ndim == 4 and value.shape[0] <= 17)
+    with torch.no_grad():
+        last.normal_()
+    assert not model.check(test, levels=6).passed

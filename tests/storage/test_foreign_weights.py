@@ -1,0 +1,230 @@
+"""Weights of files that others wrote: found, named plainly, and nothing of the file run."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hostile_files import FORMATS, FUZZ, Hostile, mutated, one_line, raw_zip, saved
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from diffusion import read_weights
+from diffusion.errors import UserError
+
+REBUILD = vars(torch)["_utils"]._rebuild_tensor_v2
+
+
+class Block(nn.Module):
+    """What a file holds as a whole is of a class that its reader need not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        self.width = 3
+
+
+NET = Block()
+STATE = NET.state_dict()
+AVERAGE = {name: value + 1 if value.is_floating_point() else value for name, value in STATE.items()}
+
+
+def behind(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def same(found, expected):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}
+SHADOW = [value.detach() + 1 for value in NET.parameters()]
+OF_SHADOW = {name: AVERAGE[name] if "running" not in name else value for name, value in STATE.items()}
+FILES = {
+    "a state dict": (STATE, STATE),
+    "of several GPUs": (behind("module.", STATE), STATE),
+    "of several wrappers": ({"state_dict": behind("module._orig_mod.model.", STATE)}, STATE),
+    "a checkpoint": ({"model": STATE, "optimizer": OPTIMIZER, "step": 3}, STATE),
+    "a checkpoint with its average": ({"model": STATE, "ema": AVERAGE, "opt": OPTIMIZER, "args": {"lr": 0.1}}, AVERAGE),
+    "an average in its own checkpoint": ({"state_dict": STATE, "model_ema": {"module": AVERAGE, "n": 2}}, AVERAGE),
+    "an average beside the model": ({**behind("online_model.", STATE), **behind("ema_model.", AVERAGE)}, AVERAGE),
+    "averages in the order of the parameters": (
+        {"model": behind("module.", STATE), "ema": {"decay": 0.9, "num_updates": 7, "shadow_params": SHADOW}},
+        OF_SHADOW,
+    ),
+    "a training checkpoint of this package": (
+        {"state_dict": STATE, "weight_average": {"averages": [AVERAGE], "half_lives": [2]}, "model": {"config": "x"}},
+        AVERAGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_weights_are_found(tmp_path, kind):
+    content, expected = FILES[kind]
+    torch.save(content, tmp_path / "x.pt")
+    same(read_weights(tmp_path / "x.pt"), expected)
+    Block().load_state_dict(read_weights(tmp_path / "x.pt"))
+
+
+def test_safetensors_and_the_old_format(tmp_path):
+    save_file(behind("module.", STATE), tmp_path / "x.safetensors")
+    found = read_weights(tmp_path / "x.safetensors")
+    assert found.keys() == STATE.keys()
+    torch.save({"model": STATE}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    same(read_weights(tmp_path / "x.pth"), STATE)
+
+
+def test_a_prefix(tmp_path):
+    both = {**behind("model.diffusion_model.", STATE), **behind("vae.", AVERAGE)}
+    torch.save({"state_dict": both}, tmp_path / "x.pt")
+    same(read_weights(tmp_path / "x.pt", "state_dict.model.diffusion_model."), STATE)
+    with pytest.raises(UserError, match=r"prefix 'state_dict\.vea\.'.*Did you mean 'state_dict\.vae\."):
+        read_weights(tmp_path / "x.pt", "state_dict.vea.")
+
+
+def test_a_whole_module_is_read_without_its_class(tmp_path, monkeypatch):
+    torch.save({"model": NET, "ema": NET.double(), "epoch": 3}, tmp_path / "x.pt")
+    NET.float()
+    ran = []
+    monkeypatch.setattr(Block, "__setstate__", lambda self, state: ran.append(state), raising=False)
+    found = read_weights(tmp_path / "x.pt")
+    assert {name: value.float().tolist() for name, value in found.items()} == {
+        name: value.float().tolist() for name, value in STATE.items()
+    }
+    assert not ran
+    torch.save(NET, tmp_path / "y.pt")
+    assert read_weights(tmp_path / "y.pt").keys() == STATE.keys()
+
+
+def test_averages_that_do_not_go_with_the_weights_in_one_way(tmp_path):
+    twice = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    torch.save({"model": twice, "ema": {"shadow_params": [torch.ones(2)]}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="in one way alone; prefix="):
+        read_weights(tmp_path / "x.pt")
+    same(read_weights(tmp_path / "x.pt", "model."), twice)
+    torch.save({"ema": {"shadow_params": [torch.ones(2)]}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="averages without names"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page"),
+        (b"<HTML><body>404</body></HTML>", "is a web page"),
+        (b"", "not a file of torch.save"),
+        (b"abc" * 100, "refused|not a file of torch.save"),
+        (saved({"epoch": 3, "names": ["a"]}), "holds no weights"),
+        (saved([1, 2]), "holds no weights"),
+    ],
+)
+def test_what_is_no_file_of_weights(tmp_path, content, told):
+    for name in ("x.pt", "x.bin"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=told) as error:
+            read_weights(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no such file"):
+        read_weights(tmp_path / "y.pt")
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / "x.safetensors")
+    assert "\n" not in str(error.value)
+
+
+class Running:
+    """Code that a pickle asks for: on reduction, on a state, on a call."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,), {"a": 1}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_pickle_is_executed(tmp_path, kind):
+    for name in ("x.pt", "x.ckpt", "x.safetensors"):
+        (tmp_path / name).write_bytes(FORMATS[kind](Hostile(tmp_path / "executed")))
+        assert one_line(read_weights, tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_beside_a_module_is_not_run(tmp_path):
+    torch.save({"model": NET, "hook": Running(tmp_path / "executed")}, tmp_path / "x.pt")
+    assert read_weights(tmp_path / "x.pt").keys() == STATE.keys()
+    assert not (tmp_path / "executed").exists()
+
+
+def archive(*arguments):
+    """An archive whose pickle makes a tensor of a storage of four numbers with these arguments."""
+
+    class Storage:
+        pass
+
+    class Tensor:
+        def __reduce__(self):
+            return REBUILD, (Storage(), *arguments)
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, thing):
+            return ("storage", torch.FloatStorage, "0", "cpu", 4) if isinstance(thing, Storage) else None
+
+    buffer, content = io.BytesIO(), io.BytesIO()
+    Pickler(content, protocol=2).dump({"model": {"w": Tensor(), "shell": NET}})
+    with zipfile.ZipFile(buffer, "w") as made:
+        made.writestr("archive/data.pkl", content.getvalue())
+        made.writestr("archive/version", "3\n")
+        made.writestr("archive/data/0", bytes(16))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0, (10**12,), (1,), False, {}),
+        (0, (10**9,), (0,), False, {}),
+        (0, (4,), (10**9,), False, {}),
+        (3, (4,), (1,), False, {}),
+        (-1, (2,), (1,), False, {}),
+    ],
+)
+def test_tensors_outside_of_their_storage(tmp_path, arguments):
+    (tmp_path / "x.pt").write_bytes(archive(*arguments))
+    with pytest.raises(UserError):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_dictionaries_without_an_end(tmp_path):
+    around: dict[str, object] = {}
+    around |= {str(i): around for i in range(20)}
+    torch.save({"model": around, "code": Running(tmp_path / "executed")}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="in no known way"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_an_archive_that_is_compressed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("archive/data.pkl", pickle.dumps({"a": 1}))
+        made.writestr("archive/data/0", bytes(10**7))
+    with pytest.raises(UserError, match="compressed"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_random_bytes_and_mutated_files(tmp_path):
+    @FUZZ
+    @given(st.sampled_from([saved({"ema": AVERAGE}), saved(NET), raw_zip(b"\x80\x02}.")]).flatmap(mutated))
+    def fuzz(data):
+        (tmp_path / "x.pt").write_bytes(data)
+        one_line(read_weights, tmp_path / "x.pt")
+
+    fuzz()
