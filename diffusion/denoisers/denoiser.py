@@ -295,7 +295,23 @@ class NetworkDenoiser(Denoiser):
         return predictions.convert(self.raw_to_x(raw, x_t, at), "x", kind, x_t, at)
 
 
-class Retimed(Denoiser):
+class DenoiserWrapper(Denoiser):
+    """A denoiser around another, for the same data, labels and path; abstract.
+
+    Args:
+        denoiser: The denoiser, or a diffusion model.
+        schedule: The path, if it is another.
+    """
+
+    def __init__(self, denoiser: Any, schedule: Schedule | None = None):
+        super().__init__()
+        self.denoiser = denoiser_of("denoiser", denoiser)
+        self.schedule = self.denoiser.schedule if schedule is None else schedule
+        self.shape = self.denoiser.shape
+        self.num_classes = self.denoiser.num_classes
+
+
+class Retimed(DenoiserWrapper):
     """A denoiser on the path of another schedule, matched by log-SNR.
 
     x_t on the new path, times alpha_u / alpha_t, is x_u on the old one where lambda_u = lambda_t: E[x | x_t] is the
@@ -307,12 +323,8 @@ class Retimed(Denoiser):
     """
 
     def __init__(self, denoiser: Any, schedule: Schedule):
-        super().__init__()
         check_schedule(schedule)
-        self.denoiser = denoiser_of("denoiser", denoiser)
-        self.schedule = schedule
-        self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
+        super().__init__(denoiser, schedule)
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
@@ -324,7 +336,7 @@ class Retimed(Denoiser):
         return self.denoiser(pad_dims_like(scale, x_t).to(x_t.dtype) * x_t, u, cond)
 
 
-class Clipped(Denoiser):
+class Clipped(DenoiserWrapper):
     """A denoiser whose x_hat is clipped to the range of the data (DDPM's `clip_denoised`).
 
     Args:
@@ -334,11 +346,7 @@ class Clipped(Denoiser):
     """
 
     def __init__(self, denoiser: Any, low: float = -1.0, high: float = 1.0):
-        super().__init__()
-        self.denoiser = denoiser_of("denoiser", denoiser)
-        self.schedule = self.denoiser.schedule
-        self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
+        super().__init__(denoiser)
         self.low, self.high = low, high
 
     def forward(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..denoisers.denoiser import Denoiser
+from ..denoisers.denoiser import Denoiser, DenoiserWrapper
 from ..errors import UserError, check_at_least_one
 from ..schedules import Schedule
 from ..schedules.forward_process import transition
@@ -24,13 +24,11 @@ from .ancestral import Ancestral
 from .sampler import LinearSampler, Sampler, check_fields
 
 
-class _Known(Denoiser):
+class _Known(DenoiserWrapper):
     """A denoiser whose x_hat contains the known pixels."""
 
     def __init__(self, denoiser: Denoiser, known: Tensor, kept: Tensor):
-        super().__init__()
-        self.denoiser = denoiser
-        self.schedule, self.shape, self.num_classes = denoiser.schedule, denoiser.shape, denoiser.num_classes
+        super().__init__(denoiser)
         self.known, self.kept = known, kept
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
@@ -105,15 +103,15 @@ class RePaint(Sampler):
         last = len(times) - 1
         for first in range(0, last, self.jump):
             end = min(first + self.jump, last)
-            for walk in range(self.resamples):
-                if walk:
+            for repeat in range(self.resamples):
+                if repeat:
                     x = _back(schedule, x, times[end], times[first], fresh)
                 for i in range(first, end):
                     pair = times[i : i + 2]
                     x = self.step.integrate(denoiser, x, pair, fresh, cond, None)
                     alpha, sigma = schedule(pair[1])
                     x = torch.where(denoiser.kept, alpha.to(x) * denoiser.known + sigma.to(x) * fresh(), x)
-                    if callback is not None and walk == self.resamples - 1:
+                    if callback is not None and repeat == self.resamples - 1:
                         callback(i, float(pair[1]), x, None)
         return x
 

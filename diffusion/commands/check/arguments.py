@@ -10,19 +10,13 @@ from ..options import Parser, path, positive, seed
 
 
 def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `check`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `check`."""
     parser = Parser(
-        prog="python -m diffusion check",
-        description="Check on images that a diffusion model denoises as it should, at every noise level: the error of "
+        "check",
+        "Check on images that a diffusion model denoises as it should, at every noise level: the error of "
         "its noise estimate beside that of a linear filter, the mean and deviation of its clean estimate beside those "
         "of the data. Of an adopted network the neighbouring conventions are tried too (path, prediction, time, range "
         "of the data), and one that fits better is named. Exit code 0 if nothing is wrong, 1 if something is.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", type=path, metavar="MODEL",

@@ -10,17 +10,11 @@ from ..options import Parser, path
 
 
 def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `compare`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `compare`."""
     parser = Parser(
-        prog="python -m diffusion compare",
-        description="One table of what `evaluate` measured, with differences paired on the same images; also as "
+        "compare",
+        "One table of what `evaluate` measured, with differences paired on the same images; also as "
         "Markdown, CSV, JSON and a self-contained HTML page.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -33,5 +27,5 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     _common(parser)
     add("--out", type=path, metavar="DIR", default="comparison", help="where the files go (default: comparison)")
     add("--no-baselines", dest="baselines", action="store_false",
-        help="leave out the classical models (histogram a pixel, mixtures, forest, PNG)")  # fmt: skip
+        help="omit the classical models (pixel histograms, mixtures, forest, PNG)")  # fmt: skip
     return parser.parse_args(list(argv))

@@ -9,17 +9,11 @@ from ..options import Parser, path
 
 
 def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `convert`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `convert`."""
     parser = Parser(
-        prog="python -m diffusion convert",
-        description="Write the averaged weights of a model as one .safetensors file, with its configuration and facts "
+        "convert",
+        "Write the averaged weights of a model as one .safetensors file, with its configuration and facts "
         "inside: all that sampling and likelihoods need.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", type=path, metavar="MODEL", help="a run folder or its name, a model file, a checkpoint, "

@@ -9,21 +9,15 @@ from ..options import Parser
 
 
 def parse_doctor_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line of `doctor`.
-
-    Raises:
-        UserError: For anything that is not understood, in one line.
-        SystemExit: With code 0, after `--help` has printed.
-    """
+    """Read the command line of `doctor`."""
     parser = Parser(
-        prog="python -m diffusion doctor",
-        description="Check this machine in under a minute: every sampler and every likelihood estimator against exact "
+        "doctor",
+        "Check this machine in under a minute: every sampler and every likelihood estimator against exact "
         "models, a network forward and backward in the precision that would be chosen, and what is installed. Exit "
         "code 0 if all pass, 1 if not.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
     add("--json", action="store_true", help="print the checks as JSON")
-    add("--all", action="store_true", help="list the checks that pass, too, one by one (default: a line each name)")
+    add("--all", action="store_true", help="also list every check that passes (default: one line per name)")
     return parser.parse_args(list(argv))

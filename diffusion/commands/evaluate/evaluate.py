@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     subjects = [
         load_subject(name, options.runs, points=True) for name in options.run
-    ]  # a wrong name is told before hours of work
+    ]  # a wrong name is reported before hours of work
     out = console()
     out.quiet = not processes.is_main
     for subject in subjects:
@@ -79,13 +79,13 @@ def run(options: argparse.Namespace) -> int:
             protocol = question(subject, identity, method, asked)
             bar = ProgressBar()
             how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
-            told = partial(bar.named, f"{subject.name} {method}")
+            progress = partial(bar.named, f"{subject.name} {method}")
             spent, taken = None, images
             if options.target_error is None:
-                evaluation, found = measure(subject, images, protocol, progress=told, **how)
+                evaluation, found = measure(subject, images, protocol, progress=progress, **how)
             else:
                 target = options.target_error
-                evaluation, spent, found = measure_to(target, subject, images, protocol, progress=told, **how)
+                evaluation, spent, found = measure_to(target, subject, images, protocol, progress=progress, **how)
                 protocol = evaluation.protocol
                 taken, _ = first_of(images, identity, len(evaluation.estimate))
             places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
@@ -98,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
             other = None
             if foreign is not None:
                 foreign_protocol = question(subject, foreign.identity, method, dict(protocol.options))
-                told = partial(bar.named, f"{subject.name} on other data")
-                other, _ = measure(subject, foreign.images, foreign_protocol, progress=told, **how)
+                progress = partial(bar.named, f"{subject.name} on other data")
+                other, _ = measure(subject, foreign.images, foreign_protocol, progress=progress, **how)
                 places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
                 if processes.is_main:
                     pictures.save(places["histograms"], ood.picture(evaluation, other))
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
                 for line in verdict(spent):
                     out.print(line)
             if foreign is not None and other is not None:
-                out.print(escape(foreign.told), soft_wrap=True)
+                out.print(escape(foreign.note), soft_wrap=True)
                 out.print(escape(ood.sentence(evaluation, other)))
             for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
                 out.print(f"{what}: {escape(str(place))}", soft_wrap=True)

@@ -13,13 +13,13 @@ CLASSIFIER_STEPS = 2000
 
 def parse_training_arguments(argv: Sequence[str], name: str, steps: int) -> argparse.Namespace:
     """Read the command line of `name`, which trains for `steps` by default."""
-    parser = Parser(prog=f"python -m diffusion {name}", allow_abbrev=False)
+    parser = Parser(name)
     add = parser.add_argument
     add("data", metavar="DATA", help="a named data set with labels: digits, mnist, ...")
-    add("--path", type=path, help="a folder, .zip, .tar or .npz of images in place of the set's own")
-    add("--root", type=path, default="data", help="the folder that data sets are kept in (default: data)")
-    add("--size", type=positive, metavar="PIXELS", help="resize the images, as data.size (default: as they are)")
+    add("--path", type=path, help="a folder, .zip, .tar or .npz of images to use instead of the data set's own")
+    add("--root", type=path, default="data", help="the folder of data sets (default: data)")
+    add("--size", type=positive, metavar="PIXELS", help="resize the images, like data.size (default: unchanged)")
     add("--steps", type=positive, default=steps, metavar="N", help=f"training steps (default: {steps})")
-    add("--seed", type=seed, default=0, metavar="S", help="default: 0")
+    add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--out", type=path, required=True, metavar="FILE", help="the .safetensors file to write")
     return parser.parse_args(list(argv))

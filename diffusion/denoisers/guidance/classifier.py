@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...numerics.broadcasting import pad_dims_like
 from ...schedules import Schedule
 from ..condition import labels_only
-from ..denoiser import Denoiser, denoiser_of
+from ..denoiser import DenoiserWrapper
 from ..given import outside_inference_mode, real_number, whole_number
 from ..network_call import dtype_of
 from ..preconditioning import c_noise
@@ -42,7 +42,7 @@ class PathClassifier(nn.Module):
         return self.network((pad_dims_like(scale, x_t).to(x_t) * x_t).to(dtype), level).to(x_t.dtype)
 
 
-class ClassifierGuided(Denoiser):
+class ClassifierGuided(DenoiserWrapper):
     """x_hat = x_hat(x_t) + w (sigma^2 / alpha) grad log p(label | x_t): Bayes' rule for the score, p(label | x_t)^w.
 
     With the exact classifier of noisy data w = 1 gives the exact conditional denoiser E[x | x_t, label].
@@ -63,14 +63,10 @@ class ClassifierGuided(Denoiser):
         weight: Any = 1.0,
         interval: Any = ALWAYS,
     ):
-        super().__init__()
-        found: Any = classifier
-        if not callable(found):
-            raise UserError(f"classifier: found {found!r}; needs a module or a function of (x_t, t)")
-        self.denoiser = denoiser_of("denoiser", denoiser)
+        super().__init__(denoiser)
+        if not callable(classifier):
+            raise UserError(f"classifier: found {classifier!r}; needs a module or a function of (x_t, t)")
         self.classifier: Any = classifier
-        self.schedule = self.denoiser.schedule
-        self.shape = self.denoiser.shape
         self.num_classes = whole_number("num_classes", num_classes, 1)
         self.weight = real_number("weight", weight)
         self.interval = Interval.of(interval)

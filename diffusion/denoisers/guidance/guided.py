@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...schedules import Schedule
-from ..denoiser import Denoiser, denoiser_of
+from ..denoiser import DenoiserWrapper
 from ..given import real_number
 
 
@@ -65,7 +65,7 @@ class Interval:
 ALWAYS = Interval()
 
 
-class Guided(Denoiser):
+class Guided(DenoiserWrapper):
     """x_hat = away + w (towards - away) within an interval of noise levels, x_hat = towards outside of it.
 
     Abstract: `towards` is the guided denoiser, subclasses define `away`. A pair counts as two evaluations; if the
@@ -78,11 +78,7 @@ class Guided(Denoiser):
     """
 
     def __init__(self, denoiser: Any, weight: Any, interval: Any = ALWAYS):
-        super().__init__()
-        self.denoiser = denoiser_of("denoiser", denoiser)
-        self.schedule = self.denoiser.schedule
-        self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
+        super().__init__(denoiser)
         self.weight = real_number("weight", weight)
         self.interval = Interval.of(interval)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...numerics.broadcasting import pad_dims_like
-from ..denoiser import Denoiser, denoiser_of
+from ..denoiser import DenoiserWrapper
 from ..given import outside_inference_mode, real_number, tensor_of
 
 # v -> (sigma^2 / alpha) J^T v: the covariance of x given x_t, as a function of a vector (B, *shape).
@@ -77,7 +77,7 @@ class Observation:
         return self.y.to(seen) - seen
 
 
-class Posterior(Denoiser):
+class Posterior(DenoiserWrapper):
     """A denoiser given an observation; abstract, subclasses define (s^2 I + A V A^T)^-1.
 
     It costs one evaluation and at least one vector-Jacobian product, which takes the time of about two evaluations.
@@ -88,13 +88,9 @@ class Posterior(Denoiser):
     """
 
     def __init__(self, denoiser: Any, observation: Any):
-        super().__init__()
+        super().__init__(denoiser)
         if not isinstance(observation, Observation):
             raise UserError(f"observation: found a {type(observation).__name__}; needs Observation(operator, y)")
-        self.denoiser = denoiser_of("denoiser", denoiser)
-        self.schedule = self.denoiser.schedule
-        self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
         self.observation = observation
 
     @abstractmethod
