@@ -1,4 +1,4 @@
-"""`python -m diffusion evaluate`: measure runs one after another; figures, pictures and the W&B summary of each."""
+"""`python -m diffusion evaluate`: measure runs one by one, with tables, pictures and the W&B summary of each."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .toys import gap_sentence, measure_toy
 
 
 def default_method(family: str) -> str:
-    """The estimator that a family is measured by where none is named."""
+    """The default estimator of a family."""
     return "ode" if family == "diffusion" else "iwae"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Run the command; returns the exit code."""
     processes = launched()
     if options.again and processes.count > 1:
         raise UserError("--again: several processes cannot know which figures are old; measure again with one")
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
-    """The entries of W&B's run table, under the names that are the same for every family of model."""
+    """The entries of W&B's run table, under names that are the same for every family of models."""
     values = summary(evaluation.estimate)
     estimate = evaluation.estimate
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}

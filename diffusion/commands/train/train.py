@@ -53,7 +53,7 @@ def train(argv: Sequence[str]) -> int:
         print(continuing(run, config), file=sys.stderr)
     start = time.perf_counter()
     with full_disk.reported(full_disk.CONTINUE):
-        done = fit(config, run, told=_print_lines)
+        done = fit(config, run, report=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
