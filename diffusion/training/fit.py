@@ -97,12 +97,12 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
     if run is not None:
         print(continuing(run, settings), file=sys.stderr)
     with torch.random.fork_rng(devices=[]):
-        with full_disk.reported("Make room; the same call continues the run."):
+        with full_disk.reported("Free some space; the same call resumes the run."):
             done = fit(settings, run)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code)
         if done.exit_code:
-            stopped = f"stopped early; the same call continues {done.run}"
+            stopped = f"stopped early; the same call resumes {done.run}"
             raise KeyboardInterrupt(stopped) if done.exit_code == EXIT_CODES[signal.SIGINT] else UserError(stopped)
         return load(done.run, choose_device(settings.device))
 

@@ -74,11 +74,11 @@ def run_to_continue(config: Config, resume: str, changed: bool = False, flag: st
         own = str(run / _CONFIG)
         use = f"--config {shlex.quote(own)}" if typed_here else f"diffusion.train({own!r})"
         raise UserError(
-            f"{flag}: {run} was trained with another configuration: {'; '.join(fixed)}. "
+            f"{flag}: {run} was trained with a different configuration: {'; '.join(fixed)}. "
             f"Use {use}, {way_out}or start a new run with {never}"
         )
     if differences:
-        _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+        _tell(f"{run} resumes with a different configuration: {'; '.join(differences.values())}")
     return run
 
 
@@ -124,14 +124,14 @@ def status(config: Config, resume: str = "auto") -> int:
         return 1
     saved = (run / _CHECKPOINT).is_file() and resume not in ("auto", "never")
     command = f"{typed('train')} --resume {shlex.quote(str(run))}" if saved else "the same command"
-    goes_on = f"{command} continues it {_from(run, config)}"
+    goes_on = f"{command} resumes it {_from(run, config)}"
     if code := run_status.exit_code(run):
         print(f"{run}: stopped by a signal; {goes_on}")
         return code
     if _is_trained(run, config):
-        print(f"{run}: trained, and not measured; {command} measures it")
+        print(f"{run}: trained, but not evaluated; {command} evaluates it")
     else:
-        print(f"{run}: cut off, by a failure or a kill; {goes_on}")
+        print(f"{run}: interrupted by a failure or a kill; {goes_on}")
     return 1
 
 
@@ -171,13 +171,13 @@ def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None
     for run, differences in found.items():
         if not differences or (changed and all(key.startswith(_CHANGEABLE) for key in differences)):
             if differences:
-                _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+                _tell(f"{run} resumes with a different configuration: {'; '.join(differences.values())}")
             return run
     # one that its own configuration has finished is not cut off
     cut_off = [run for run in unfinished if not _is_finished(run, _saved(run) or config)]
     if cut_off:
-        newest = cut_off[0]
-        _tell(f"{newest} is unfinished, but of another configuration ({'; '.join(found[newest].values())}); a new run")
+        newest, unlike = cut_off[0], "; ".join(found[cut_off[0]].values())
+        _tell(f"{newest} is unfinished, but has a different configuration ({unlike}); starting a new run")
     return None
 
 

@@ -86,7 +86,7 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
             axes[1].stairs([v.mean for v in found], edges, color=colour(i), linewidth=1.6, baseline=None)
             band = {"color": colour(i), "alpha": 0.18, "linewidth": 0, "step": "post"}
             axes[1].fill_between(edges, *([*bound, bound[-1]] for bound in _bounds(found)), **band)
-    axes[0].set_ylabel("bits/dim a unit of log-SNR")
+    axes[0].set_ylabel("bits/dim per unit of log-SNR")
     axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
     if len(heights) == 2:
         axes[1].axhline(0.0, color=PALE, linewidth=1)

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             evaluation, spent, found = measure_to(target, subject, images, protocol, progress=progress, **how)
             protocol = evaluation.protocol
             images, _ = first_of(images, identity, len(evaluation.estimate))
-        places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
+        places: dict[str, Path] = {"stored in": subject.home / records.FOLDER / f"{protocol.name}.json"}
         if options.ranked and processes.is_main:
             places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
             pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
@@ -135,6 +135,6 @@ def _budget(estimate: Estimate) -> Table:
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"
         table.add_row(f"{sort}, {cause}:", known("{:.4f} bits/dim", error))
-    table.add_row("error of the measurement of these images:", known("{:.4f} bits/dim", estimate.measurement_error))
-    table.add_row("total error, with their choice:", known("{:.4f} bits/dim", estimate.total_error))
+    table.add_row("error of measuring these images:", known("{:.4f} bits/dim", estimate.measurement_error))
+    table.add_row("total error, including their choice:", known("{:.4f} bits/dim", estimate.total_error))
     return table
