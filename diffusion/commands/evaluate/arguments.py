@@ -26,7 +26,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--method",
         metavar="NAME",
-        help="ode, elbo, elbo-discrete, iwae, ais, ... (default: ode for diffusion, iwae else)",
+        help="ode, elbo, elbo-discrete, iwae, ais, ..., or several: ode,elbo (default: ode for diffusion, iwae else)",
     )
     add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
         "SHA-256 of their row (default: all)")  # fmt: skip
@@ -87,20 +87,22 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 # What `--draws` is called by each estimator.
-_DRAWS = {"elbo-discrete": "evaluations", "iwae": "samples", "ais": "chains"}
+_DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
 _OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
 
 
-def estimator_options(arguments: argparse.Namespace, method: str, family: str) -> dict[str, object]:
+def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:
     """The estimator options given on the command line of `evaluate`, for a family of models.
+
+    With several estimators (not `alone`) the options of the ODE are for it only; unknown options are refused.
 
     Raises:
         UserError: For an `--option` that is given twice, or has its own argument.
     """
     found: dict[str, object] = {"seed": arguments.seed}
     for key, value in (("tolerance", arguments.tolerance), ("probes", arguments.probes)):
-        if value is not None:
+        if value is not None and (alone or method == "ode"):
             found[key] = value
     if arguments.draws is not None:
         # noise levels are drawn for a diffusion model's bound, codes for the others'
