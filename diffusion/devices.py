@@ -9,10 +9,10 @@ from .processes import launched
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda[:i]`; `auto` is a GPU where there is one.
+    """The device named by `auto`, `cpu` or `cuda[:i]`; `auto` is a GPU if there is one.
 
     Raises:
-        UserError: For a device that is not there, or a name that is none.
+        UserError: For a device that does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,14 +32,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or the name of the GPU: what a result's last bits depend on."""
+    """`cpu`, or the name of the GPU, on which the last bits of a result depend."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Lightning's name of the precision of a configuration: bf16 on a GPU that has it, else float32.
+    """Lightning's name for the configured precision; `auto` is bf16 on a GPU that supports it, else float32.
 
-    bf16 is several times slower on a processor without the instruction, and is never chosen for one.
+    On CPUs without the instruction bf16 is several times slower, so it is never chosen there.
     """
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
@@ -47,5 +47,5 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def choose_compile(choice: str | bool, device: torch.device) -> bool:
-    """Whether to compile the network: where it is asked for, or by itself on a GPU."""
+    """Whether to compile the network: as configured; `auto` compiles on a GPU."""
     return device.type == "cuda" if choice == "auto" else bool(choice)

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, no traceback, exit code 2."""
+"""Errors in what the user gave: one clear line, no traceback, exit code 2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
     """Return `word` if it is one of `options`, else raise a `UserError` that lists them.
 
     Args:
-        key: What the word is a value of, as the user writes it (`--sampler`, `data.name`).
+        key: The option or key that the word was given for, as the user writes it (`--sampler`, `data.name`).
         word: The value found.
         options: The values accepted.
     """
@@ -35,11 +35,11 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
 
 
 @contextmanager
-def told_as(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors in the block that begin with a key of a configuration begin with what the user wrote in its place.
+def reported_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, errors about a configuration key are reported under the name that the user knows it by.
 
     Args:
-        names: From keys to what stands for them, {"data.path": "--path"}.
+        names: The replacement for each key, e.g. {"data.path": "--path"}.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def told_as(names: Mapping[str, str]) -> Iterator[None]:
 
 
 class SolverError(UserError):
-    """A solver that cannot go on: a state that is not finite, or more evaluations than allowed."""
+    """A solver that cannot continue: a non-finite state, or more evaluations than allowed."""
 
 
 def check_at_least_one(**values: int) -> None:
@@ -62,10 +62,10 @@ def check_at_least_one(**values: int) -> None:
 
 
 class Default(str):
-    """The default of an argument that each family of models has its own for; equal to the word it holds.
+    """A default that each family of models may replace with its own; equal to the word it holds.
 
-    `sample(model, n, sampler=Default("ode"))` lets a model that knows no samplers draw in its own way, while
-    `sampler="ode"`, asked for by the user, is still refused there.
+    `sample(model, n, sampler=Default("ode"))` lets a model without samplers draw in its own way, while
+    an explicit `sampler="ode"` is still refused there.
     """
 
     __slots__ = ()

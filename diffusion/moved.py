@@ -48,7 +48,7 @@ MOVED = {
 
 
 class Finder(MetaPathFinder, Loader):
-    """Finds `diffusion.<former name>` where nothing of that name is there: the very module that moved, not a copy."""
+    """Finds the module behind a former name, `diffusion.<former name>`: the moved module itself, not a copy."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

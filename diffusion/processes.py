@@ -1,7 +1,7 @@
-"""Which of several processes this is, as its launcher (torchrun) says in the environment; no process talks to another.
+"""Which of several processes this is, from the environment set by the launcher (torchrun), without communication.
 
-Work that is cut into parts by index needs no more: each process takes the parts of its rank and puts them on the disk,
-and one joins them when all are there.
+That is enough for work divided by index: each process writes the parts of its rank to disk, and the main process joins
+them when all are there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of its launch.
+    """This process among those launched together.
 
     Args:
-        rank: Its number among all.
-        count: How many there are.
-        local_rank: Its number among those of this machine.
-        local_count: How many of them are on this machine, the same on each.
+        rank: Its number among all processes.
+        count: The number of processes.
+        local_rank: Its number among the processes on this machine.
+        local_count: The number of processes on each machine.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes what all share."""
+        """Whether this process writes the shared files."""
         return self.rank == 0
 
     @property
@@ -46,15 +46,15 @@ class Processes:
         return self.count // self.local_count
 
 
-# One process, as most runs have.
+# A single process, the usual case.
 ALONE = Processes()
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Processes:
-    """The processes that the launcher tells of; one alone where there is none.
+    """The processes according to the launcher; a single one without a launcher.
 
     Raises:
-        UserError: For variables that are no numbers, or contradict each other.
+        UserError: For variables that are not numbers or contradict each other.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
@@ -62,27 +62,27 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
     texts = [environment.get(name, "") for name in names[:2]]
     texts += [environment.get(name, default) for name, default in zip(names[2:], texts, strict=True)]
     if not all(text.isascii() and text.isdigit() for text in texts):
-        told = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-        raise UserError(f"{told}: found in the environment; whole numbers are accepted, as torchrun sets them")
+        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        raise UserError(f"{found_text}: found in the environment; whole numbers are accepted, as torchrun sets them")
     found = Processes(*map(int, texts))
     if not (found.rank < found.count and found.local_rank < found.local_count and found.count % found.local_count == 0):
-        told = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-        raise UserError(f"{told}: found in the environment; these contradict each other")
+        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        raise UserError(f"{found_text}: found in the environment; these contradict each other")
     return found
 
 
 def is_child(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether another process of this command has started this one (`trainer.devices`), and ends when it does."""
+    """Whether this process was started by another one of the same command (`trainer.devices`), and ends with it."""
     return launched(environment).count == 1 and environment.get("LOCAL_RANK", "0") != "0"
 
 
 def is_helper() -> bool:
-    """Whether another process than this one writes what all share."""
+    """Whether a different process writes the shared files."""
     return is_child() or not launched().is_main
 
 
 def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
-    """How the user types another command of this program (`train`, `sample`), by how this one was started.
+    """How to type another command of this program (`train`, `sample`), given how this one was started.
 
     That is `uv run sample.py` after `uv run train.py`, and `python -m diffusion sample` after `python -m diffusion`.
     """
@@ -94,10 +94,10 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def end_with_parent(seconds: float = 1.0) -> None:
-    """End this process when its parent has died, though it waits for it in a collective, which no signal ends.
+    """End this process once its parent has died, even while it waits in a collective operation, which ignores signals.
 
     Args:
-        seconds: How often to look.
+        seconds: How often to check.
     """
     parent = os.getppid()
 
@@ -112,9 +112,9 @@ def end_with_parent(seconds: float = 1.0) -> None:
 def end(exit_code: int) -> NoReturn:
     """End the program.
 
-    One of several processes ends without destructors: those of the group's threads abort now and then (gloo, torch
-    2.15: exit code -6 after all the work is done), and the launcher would take that for a failure. One that a signal
-    has stopped ends so too: the scheduler's SIGKILL does not wait for W&B's.
+    One of several processes exits without running destructors: those of the process group's threads sometimes abort
+    (gloo, torch 2.15: exit code -6 after all work is done), which the launcher would take for a failure. A process
+    stopped by a signal does the same: the scheduler's SIGKILL does not wait for W&B's destructors.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" or exit_code in (75, 130):
         sys.stdout.flush()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -71,23 +70,28 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {}, self.counts, self.places)
 
+    def __enter__(self):
+        self._tensor = torch.tensor
+        torch.tensor = self._made  # what it does below no mode sees
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.tensor = self._tensor
+        return super().__exit__(*error)
+
+    def _made(self, data, *, device=None, **options):
+        made = self._tensor(data, **options)
+        return made if device is None else made.to(device)
+
     def clear(self):
         self.counts.clear()
         self.places.clear()
 
 
-@contextmanager
-def counted(device: Device):
-    """The counts of a block, from nothing."""
-    device.clear()
-    with device:
-        yield device.counts
-
-
 def _run(func, args, kwargs, counts, places):
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
     here = [value for value in tensors if isinstance(value, Pretended)]
-    others = [value for value in tensors if not isinstance(value, Pretended) and value.ndim]
+    others = [value for value in tensors if not isinstance(value, Pretended) and value.ndim and value.numel()]
     asked = kwargs.get("device")
     to_device = torch.device(asked).type == DEVICE.type if asked is not None else bool(here)
     name = func.overloadpacket.__name__

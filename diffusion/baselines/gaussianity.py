@@ -58,7 +58,7 @@ class Gaussianity:
         """The p-value of the worst dimension's Kolmogorov-Smirnov distance, with Bonferroni's correction."""
         return min(1.0, self.dims * float(self.ks_p_value.min()))
 
-    def told(self) -> dict[str, tuple[str, str]]:
+    def summary(self) -> dict[str, tuple[str, str]]:
         """Each figure as text: (of the codes, for N(0, I)), for the worst dimension."""
         normal = f"{self.normal_entropy:.3f}"
         return {

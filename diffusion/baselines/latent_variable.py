@@ -55,7 +55,7 @@ def lower_bound(
     evaluate: Callable[[Batch], Values],
     protocol: dict[str, object],
     nfe: int,
-    rows_an_image: int,
+    rows_per_image: int,
 ) -> Estimate:
     """Join the lower bounds of all batches.
 
@@ -64,7 +64,7 @@ def lower_bound(
         evaluate: The log-probabilities of a batch, their errors and their terms.
         protocol: The estimator's part of the protocol; the model's and the seed are added.
         nfe: Decoder evaluations per image.
-        rows_an_image: The number of latents per image decoded together, which divides the default batch size.
+        rows_per_image: The number of latents per image decoded together, which divides the default batch size.
 
     Raises:
         UserError: As `batching.in_batches`; for labels, which these models do not have.
@@ -72,6 +72,6 @@ def lower_bound(
     if batches.cond is not None:
         raise UserError("cond: a latent-variable model has no labels; leave it out")
     protocol = {**protocol, "seed": batches.seed, **model.protocol, "levels": model.levels}
-    size = batches.size(math.prod(x.shape[1:]) * rows_an_image)
+    size = batches.size(math.prod(x.shape[1:]) * rows_per_image)
     found = in_batches(model, x, batches, evaluate, "lower bound", protocol, model.levels, size, float(nfe))
     return found.with_error("samples", mean_error(found.std_error, found.dims))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config.preflight import check_device
-from ..errors import choose, told_as
+from ..errors import choose, reported_as
 from .app import sample
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
@@ -24,15 +24,15 @@ HELP = """usage: python -m diffusion COMMAND ...
 commands:
   train      train a model, as train.py
   sample     draw samples, as sample.py
-  evaluate   measure the likelihood of images under runs; what is measured is kept, and continued where it was cut off
-  quality    measure samples against training images: FID, KID, precision, recall, coverage, copies
-  tradeoff   quality against cost: samplers x evaluations, distances, FID and KID with errors, the cheapest good one
-  compare    one table of what was measured: paired differences, pictures, error budgets, as text, CSV and HTML
+  evaluate   measure the likelihood of images under runs; results are stored, and an interrupted command resumes
+  quality    compare samples with training images: FID, KID, precision, recall, coverage, copies
+  tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
+  compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
-  train-classifier   train the classifier of noisy images that sample.py --classifier draws a label by
-  train-features     train the network whose features samples of other data are measured by
+  train-classifier   train a classifier of noisy images, for sample.py --classifier
+  train-features     train a feature network, for the quality of samples of other data
 
 python -m diffusion COMMAND --help explains each."""
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """`evaluate`: measure runs and keep the figures with them."""
     options = parse_evaluate_arguments(argv)
-    with in_flags(options), told_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
+    with in_flags(options), reported_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
         check_models(options.run, options.runs)
         check_device(options.device)
 
@@ -86,12 +86,13 @@ def tradeoff(argv: Sequence[str]) -> int:
 def check(argv: Sequence[str]) -> int:
     """`check`: a model against images, at every noise level."""
     options = parse_check_arguments(argv)
-    check_models([options.model], options.runs)
-    check_device(options.device)
+    with in_flags(options):
+        check_models([options.model], options.runs)
+        check_device(options.device)
 
-    from .check.check import run
+        from .check.check import run
 
-    return run(options)
+        return run(options)
 
 
 def doctor(argv: Sequence[str]) -> int:

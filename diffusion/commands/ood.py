@@ -34,12 +34,12 @@ class Foreign:
     Args:
         images: Level indices.
         identity: What identifies them.
-        told: Which images they are, and what was done to them, in a line.
+        note: Which images they are and how they were converted, in one line.
     """
 
     images: Tensor
     identity: dict[str, Any]
-    told: str
+    note: str
 
 
 def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign:

@@ -7,7 +7,7 @@ import math
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
-from ..errors import UserError, did_you_mean, told_as
+from ..errors import UserError, did_you_mean, reported_as
 from ..storage.paths import expanded
 
 TUNING_SECONDS = 300.0
@@ -43,7 +43,7 @@ def flag(name: str) -> str:
 def in_flags(options: argparse.Namespace) -> AbstractContextManager[None]:
     """Errors in the block that begin with the name of an option begin with the option as it is typed."""
     fields = {key: f"--option {key}" for key, _ in getattr(options, "option", None) or ()}
-    return told_as({**fields, **{name: flag(name) for name in vars(options)}})
+    return reported_as({**fields, **{name: flag(name) for name in vars(options)}})
 
 
 def path(text: str) -> str:
@@ -121,7 +121,7 @@ def size(text: str) -> tuple[int, int]:
 def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:
     """The option that limits `--grid auto` and `--sampler fitted`."""
     parser.add_argument("--tuning-seconds", type=seconds, default=TUNING_SECONDS, metavar="S",
-        help="what a grid auto or a sampler fitted may take to make; the best until then is used "
+        help="time limit for tuning a grid (auto) or fitting a sampler (fitted); the best so far is then used "
         f"(default: {TUNING_SECONDS:g})")  # fmt: skip
 
 

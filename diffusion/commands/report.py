@@ -17,7 +17,7 @@ from ..data import pictures
 from ..likelihood import Estimate
 from ..models.build import Data
 from ..models.load import TrainedModel
-from ..models.tuning_cache import told_tuning
+from ..models.tuning_cache import reported_tuning
 from ..storage import runs
 from .compare.groups import kind_text
 from .evaluation import summary
@@ -33,7 +33,7 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
     """
     folder = run / runs.SAMPLES
     found = {"samples": folder / "samples.png"}
-    with told_tuning(TUNING_SECONDS):
+    with reported_tuning(TUNING_SECONDS):
         drawn = model.sample(config.sampling.n, seed=config.seed, **model.sampling_settings({}))
         pictures.save_samples(found["samples"], drawn, data.toy)
         for name, (file, image) in model.pictures(data, config.seed).items():
@@ -80,10 +80,10 @@ def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
     Of the figures of each dimension the worst is shown. The nearest-neighbour entropy is biased in high dimensions, by
     as much for a normal sample of as many draws and dimensions, which therefore stands beside it.
     """
-    told = {name: report.told() for name, report in reports.items()}
-    normal = next(iter(told.values()), {})
+    figures = {name: report.summary() for name, report in reports.items()}
+    normal = next(iter(figures.values()), {})
     rows = (
-        {"": row, **{name: of[row][0] for name, of in told.items()}, "N(0, I)": truth}
+        {"": row, **{name: of[row][0] for name, of in figures.items()}, "N(0, I)": truth}
         for row, (_, truth) in normal.items()
     )
     return Table.of(rows, title="Codes against the prior N(0, I)")

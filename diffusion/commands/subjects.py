@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import with_places
 from ..data import ImageData
-from ..errors import UserError, told_as
+from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
 from ..models.load import TrainedModel, load
 from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
@@ -99,7 +99,7 @@ def named_apart(names: Sequence[str], places: Sequence[Path]) -> list[str]:
         UserError: For one place that is named twice.
     """
     parts = [place.expanduser().resolve().parts for place in places]
-    told = list(names)
+    apart = list(names)
     for name in {name for name in names if names.count(name) > 1}:
         rows = [row for row, other in enumerate(names) if other == name]
         paths = [parts[row] for row in rows]
@@ -109,8 +109,8 @@ def named_apart(names: Sequence[str], places: Sequence[Path]) -> list[str]:
         rest = [path[shared:] for path in paths]
         ending = min(_common([path[::-1] for path in rest]), min(map(len, rest)) - 1)
         for row, path in zip(rows, rest, strict=True):
-            told[row] = f"{name} ({'/'.join(path[: len(path) - ending])})"
-    return told
+            apart[row] = f"{name} ({'/'.join(path[: len(path) - ending])})"
+    return apart
 
 
 def _common(paths: Sequence[tuple[str, ...]]) -> int:
@@ -139,7 +139,7 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
             f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the images "
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
         )
-    with told_as({} if path is None else {"data.path": "--data"}):
+    with reported_as({} if path is None else {"data.path": "--data"}):
         data = build_data(config)
     assert data.images is not None
     changed = known.images_changed(data.facts)

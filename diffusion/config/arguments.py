@@ -20,18 +20,18 @@ usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
                 [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
                 [--resume-changed] [--verify-resume] [--status]
 
-Train a model. Without arguments: the digits, on whatever device there is.
+Train a model; without arguments on the digits, on a GPU if there is one.
 
   --config NAME|FILE         a configuration file, or the name of one in configs/ (default: digits):
                              {names}
-  key=value, --key VALUE     set a key listed below, over the file; the last one wins; lists as '[1, 2]'
+  key=value, --key VALUE     set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'
   --print_config             print the resulting configuration and stop
   --wandb MODE               the same as logging.wandb=MODE
-  --resume auto|RUN|never    auto: go on with the last unfinished run of this name, if any; RUN: with that run, by its
-                             own configuration where no --config is given; never: start anew (default: auto)
-  --resume-changed           let the run that goes on differ in seed, trainer, optimizer and objective
-  --verify-resume            prove on this machine, in a few steps, that a killed run goes on bit by bit; keep nothing
-  --status                   say how the run of this command, or of --resume, stands, and answer with an exit code:
+  --resume auto|RUN|never    auto: resume the last unfinished run of this name, if any; RUN: resume that run, with its
+                             own configuration unless --config is given; never: start a new run (default: auto)
+  --resume-changed           let the resumed run differ in seed, trainer, optimizer and objective
+  --verify-resume            check on this machine in a few steps that a killed run resumes bit for bit; keeps nothing
+  --status                   print the state of the run of this command, or of --resume, and exit with a code:
                              0 complete, 75 or 130 stopped by a signal, 1 failed, killed or still being trained
   -h, --help                 print this page and stop
 """

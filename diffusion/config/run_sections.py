@@ -22,9 +22,9 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw"] = option("adamw", "the optimizer; with weight_decay 0 it is Adam")
     lr: float = option(2e-4, "learning rate after the warmup", gt=0)
-    betas: tuple[Decay, Decay] = option((0.9, 0.999), "decay of the averages of the gradient and its square")
+    betas: tuple[Decay, Decay] = option((0.9, 0.999), "decay rates of the averages of the gradient and its square")
     weight_decay: float = option(0.0, "decoupled weight decay", ge=0)
-    warmup: int = option(1000, "steps in which the learning rate rises linearly from 0", ge=0)
+    warmup: int = option(1000, "steps over which the learning rate rises linearly from 0", ge=0)
     decay: Literal["constant", "cosine"] = option("constant", "the learning rate after the warmup")
     gradient_clip: float | None = option(1.0, "largest norm of the gradient; null: not clipped", gt=0)
 
@@ -36,29 +36,29 @@ class EMAConfig(Section):
 
     half_life: float = option(500_000.0, "half-life of the average, in images", gt=0)
     ramp_up: float | None = option(
-        0.05, "longest half-life as a share of the images seen so far; null: not limited", gt=0, le=1
+        0.05, "largest half-life as a fraction of the images seen so far; null: not limited", gt=0, le=1
     )
 
 
 class TrainerConfig(Section):
-    """How long training is, on what it runs, and how often it looks up."""
+    """How long to train, on what, and how often to log, validate, sample and save."""
 
     section = "trainer"
 
-    steps: int = option(100_000, "updates of the weights, in all", ge=1)
-    batch_size: int = option(128, "images of one update, over all devices", ge=1)
-    accumulate: int = option(1, "parts that a batch is worked through in, to save memory", ge=1)
+    steps: int = option(100_000, "total number of optimiser steps", ge=1)
+    batch_size: int = option(128, "images per step, over all devices", ge=1)
+    accumulate: int = option(1, "number of parts in which a batch is processed, to save memory", ge=1)
     precision: Literal["auto", "32", "bf16"] = option("auto", "of the network; auto: bf16 where it is fast")
     compile: Literal["auto"] | bool = option("auto", "torch.compile; auto: on a GPU")
-    devices: int = option(1, "number of processes, one a device", ge=1)
+    devices: int = option(1, "number of processes, one per device", ge=1)
     strategy: Literal["ddp", "sharded"] = option(
-        "ddp", "several processes: each holds the model (ddp), or a part of it (sharded)"
+        "ddp", "with several processes: each holds the whole model (ddp) or a part of it (sharded)"
     )
-    workers: int = option(0, "processes that load the data, a device; 0: none, for data in memory", ge=0)
+    workers: int = option(0, "data-loading processes per device; 0: none, for data in memory", ge=0)
     log_every: int = option(50, "steps between two lines of metrics", ge=1)
     validate_every: int = option(5000, "steps between two validations; 0: none", ge=0)
     sample_every: int = option(5000, "steps between two grids of samples; 0: none", ge=0)
-    checkpoint_every: int = option(5000, "steps between two checkpoints; the end is always kept", ge=1)
+    checkpoint_every: int = option(5000, "steps between two checkpoints; the last step is always kept", ge=1)
     keep_last: int = option(2, "number of checkpoints kept", ge=1)
 
     def check(self) -> None:
@@ -84,30 +84,33 @@ class SamplingConfig(Section):
         "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
         "deis", "adams", "abm",
     ] = option(
-        "abm", "the method; fitted, a solver fitted to the trained model, is for --sampler alone",
+        "abm", "the sampler; fitted, a solver fitted to the trained model, can only be given as --sampler",
         families=("diffusion",),
     )  # fmt: skip
     steps: int | None = option(
         None,
-        "steps of the method, where it does not choose them itself; null: 20 of abm, 50 of others",
+        "number of steps, unless the sampler is adaptive; null: 20 for abm, 50 for others",
         ge=1,
         families=("diffusion",),
     )
     grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto"] | None = option(
         None,
-        "the times of the steps; null: as suits the sampler; auto: tuned to the model once it is trained",
+        "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
         families=("diffusion",),
     )
     log_snr_end: float | None = option(
         None,
-        "log-SNR at which the grid leaves the path; null: 3 log(steps) of cauchy, else 9.25 (later with grid null)",
+        "log-SNR at which sampling ends; null: 3 log(steps) for cauchy, else 9.25 (later with grid null)",
         families=("diffusion",),
     )
     eta: float | None = option(
-        None, "fresh noise: 0 none, 1 the reverse SDE; null: the method's own", ge=0, families=("diffusion",)
+        None,
+        "stochasticity: 0 for the ODE, 1 for the reverse SDE; null: the sampler's default",
+        ge=0,
+        families=("diffusion",),
     )
     prior: Literal["normal", "mixture"] = option(
-        "normal", "eae: where codes are drawn; mixture: fitted to the codes", families=("eae",)
+        "normal", "eae: the law from which codes are drawn; mixture: fitted to the codes", families=("eae",)
     )
     n: int = option(64, "number of samples", ge=1)
 
@@ -121,18 +124,18 @@ class EvaluationConfig(Section):
 
     section = "evaluation"
 
-    enabled: bool = option(True, "measure it")
-    images: int | None = option(None, "number of test images, the same ones every time; null: all of them", ge=1)
+    enabled: bool = option(True, "whether to measure it")
+    images: int | None = option(None, "number of test images, the same every time; null: all", ge=1)
     tolerance: float = option(
         1e-4, "relative and absolute tolerance of the ODE solver", gt=0, lt=1, families=("diffusion",)
     )
-    probes: int = option(1, "random vectors of the trace estimator, an image", ge=1, families=("diffusion",))
-    elbo_draws: int = option(32, "draws (of times, of codes) of the variational bound, an image", ge=1)
+    probes: int = option(1, "probe vectors of the trace estimator per image", ge=1, families=("diffusion",))
+    elbo_draws: int = option(32, "draws (of times or codes) per image for the variational bound", ge=1)
     iwae_samples: int = option(
-        1000, "draws K of the importance-weighted bound, an image (vae, eae)", ge=1, families=("vae", "eae")
+        1000, "draws K per image for the importance-weighted bound (vae, eae)", ge=1, families=("vae", "eae")
     )
-    baselines: bool = option(True, "measure classical models beside it: fitted once for a data set, and kept")
-    batch_size: int = option(256, "images, or codes of images, measured at once", ge=1)
+    baselines: bool = option(True, "also measure classical models: fitted once per data set, and stored")
+    batch_size: int = option(256, "images, or codes of images, processed at a time", ge=1)
 
 
 class LoggingConfig(Section):
@@ -140,24 +143,24 @@ class LoggingConfig(Section):
 
     section = "logging"
 
-    wandb: Literal["auto", "online", "offline", "off"] = option("auto", "auto: as WANDB_MODE says, else offline")
-    project: str = option("diffusion", "the project that the run belongs to")
-    group: str | None = option(None, "name that joins runs of one experiment")
-    tags: tuple[str, ...] = option((), "words to find the run by")
+    wandb: Literal["auto", "online", "offline", "off"] = option("auto", "auto: WANDB_MODE if set, else offline")
+    project: str = option("diffusion", "the W&B project")
+    group: str | None = option(None, "the W&B group, which joins the runs of an experiment")
+    tags: tuple[str, ...] = option((), "W&B tags")
 
 
 class Config(Section):
-    """A run: what is learned, how, and what is drawn and measured on the way."""
+    """A run: model, data, training, and what is sampled and measured."""
 
     section = ""
 
     family: Literal["diffusion", "vae", "eae"] = option(
         "diffusion", "the family of the model: diffusion, variational or entropic autoencoder"
     )
-    name: str | None = option(None, "name of the run; by default the name of the configuration file")
-    seed: int = option(0, "seed of everything random", ge=0)
-    runs: Place = option("runs", "folder that runs are kept in")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto: on a GPU if there is one")
+    name: str | None = option(None, "name of the run; null: the name of the configuration file")
+    seed: int = option(0, "the random seed", ge=0)
+    runs: Place = option("runs", "folder of runs")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "the device; auto: a GPU if there is one")
 
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()

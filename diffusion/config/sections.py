@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class DataConfig(Section):
-    """The data that the model learns."""
+    """The training data."""
 
     section = "data"
 
@@ -28,18 +28,20 @@ class DataConfig(Section):
         "digits", "the data set: images, images of your own (folder), or points"
     )
     path: Place | None = option(
-        None, "a folder or a .zip, .tar, .npz or .npy file of images, in place of the set's own"
+        None, "a folder or a .zip, .tar, .npz or .npy file of images, instead of the data set's own"
     )
-    root: Place = option("data", "folder that data sets are kept in")
-    download: bool = option(True, "fetch a data set that is not in root")
-    size: int | None = option(None, "height and width that images are brought to; null: as they are", ge=1)
-    bits: int | None = option(None, "bits that the values of 16-bit files use, e.g. 12; null: all 16", ge=8, le=16)
-    unreadable: Literal["refuse", "skip"] = option("refuse", "files that cannot be read as images (folder, zip, tar)")
+    root: Place = option("data", "folder of data sets")
+    download: bool = option(True, "download a data set that is not in root")
+    size: int | None = option(None, "height and width that images are resized to; null: unchanged", ge=1)
+    bits: int | None = option(None, "number of bits that 16-bit files use, e.g. 12; null: all 16", ge=8, le=16)
+    unreadable: Literal["refuse", "skip"] = option(
+        "refuse", "what to do with files that cannot be read as images (folder, zip, tar)"
+    )
     cache: Place | None = option(
-        None, "folder that decoded images are kept in and mapped from, for large sets (folder, zip, tar)"
+        None, "folder in which decoded images are cached and mapped from, for large data sets (folder, zip, tar)"
     )
-    place: Literal["memory", "device"] = option("memory", "where training images are held; device: on each GPU, whole")
-    flip: bool | None = option(None, "mirror training images at random; null: where the data set allows it")
+    place: Literal["memory", "device"] = option("memory", "where training images are held; device: a copy on each GPU")
+    flip: bool | None = option(None, "mirror training images at random; null: if the data set allows it")
 
     def check(self) -> None:
         if self.name == "folder" and not self.path:
@@ -59,7 +61,7 @@ class ScheduleConfig(Section):
     families = ("diffusion",)
 
     name: Literal["vp", "cosine", "subvp", "ve", "edm", "rectified", "ddpm", "learned"] = option(
-        "cosine", "the kind of schedule; learned: for the least variance of the loss (VDM)"
+        "cosine", "the noise schedule; learned: minimises the variance of the loss (VDM)"
     )
     beta_min: float | None = option({"vp": 0.1, "subvp": 0.1}, "rate of noise at t = 0", gt=0)
     beta_max: float | None = option({"vp": 20.0, "subvp": 20.0}, "rate of noise at t = 1", gt=0)
@@ -81,7 +83,7 @@ class ScheduleConfig(Section):
     betas: Literal["linear", "cosine"] | None = option({"ddpm": "linear"}, "how the betas grow")
     beta_start: float | None = option({"ddpm": 0.0001}, "first beta of linear", gt=0, lt=1)
     beta_end: float | None = option({"ddpm": 0.02}, "last beta of linear", gt=0, lt=1)
-    segments: int | None = option({"learned": 32}, "pieces of the learned density of the noise levels", ge=1)
+    segments: int | None = option({"learned": 32}, "pieces of the learned density of noise levels", ge=1)
 
     def check(self) -> None:
         pairs = (
@@ -109,10 +111,10 @@ class NetworkConfig(Section):
     multipliers: tuple[Count, ...] | None = option(
         {"unet": (1, 2, 2, 2)}, "channels of each level as multiples of base_channels"
     )
-    blocks: int | None = option({"unet": 2}, "residual blocks a level", ge=1)
-    attention: tuple[Count, ...] | None = option({"unet": (16,)}, "heights of the feature maps that have attention")
+    blocks: int | None = option({"unet": 2}, "residual blocks per level", ge=1)
+    attention: tuple[Count, ...] | None = option({"unet": (16,)}, "heights of the feature maps with attention")
     head_channels: int | None = option({"unet": None}, "width of an attention head; null: one head", ge=1)
-    dropout: float | None = option({"unet": 0.1, "mlp": 0.0}, "share of activations dropped in training", ge=0, lt=1)
+    dropout: float | None = option({"unet": 0.1, "mlp": 0.0}, "fraction of activations dropped in training", ge=0, lt=1)
     fourier_features: tuple[Annotated[int, Field(ge=0)], ...] | None = option(
         {"unet": ()},
         "exponents n of the inputs sin, cos(2^n pi x), for likelihood: [6, 7] for 256 levels, [2, 3] for 17",
@@ -147,39 +149,39 @@ class NetworkConfig(Section):
 
 
 class DenoiserConfig(Section):
-    """What the network predicts, and from what."""
+    """What the network predicts, and what it is conditioned on."""
 
     section = "denoiser"
     families = ("diffusion",)
 
     prediction: Literal["eps", "x", "v", "score", "velocity", "edm", "levels"] = option(
-        "v", "the quantity that the network predicts; levels: how likely each level of a pixel is, for likelihood"
+        "v", "what the network predicts; levels: the probabilities of each pixel's grey levels, for likelihood"
     )
-    sigma_data: float = option(1.0, "standard deviation of the data that edm scales its inputs and outputs by", gt=0)
-    conditional: bool = option(False, "learn each class of the data set, for sampling by label and for guidance")
-    label_dropout: float = option(0.1, "share of labels hidden in training, for guidance", ge=0, le=1)
+    sigma_data: float = option(1.0, "standard deviation of the data, with which edm scales inputs and outputs", gt=0)
+    conditional: bool = option(False, "condition on class labels, for sampling by label and for guidance")
+    label_dropout: float = option(0.1, "fraction of labels dropped in training, for guidance", ge=0, le=1)
 
 
 class ObjectiveConfig(Section):
-    """The loss, and the times that it is taken at."""
+    """The loss, and the distribution of training times."""
 
     section = "objective"
     families = ("diffusion",)
 
     weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm"] = option(
-        "elbo", "weight of the loss at each time"
+        "elbo", "weighting of the loss over time"
     )
-    min_snr_gamma: float | None = option({"min-snr": 5.0}, "SNR above which min-snr weights all times alike", gt=0)
+    min_snr_gamma: float | None = option({"min-snr": 5.0}, "SNR at which the weight of min-snr is capped", gt=0)
     time: Literal["uniform", "log-snr", "log-normal", "logit-normal"] = option(
         "uniform",
-        "training times: uniform in t or in log-snr; log-normal is of sigma / alpha, logit-normal of t",
+        "distribution of training times: uniform in t or in log-snr, log-normal in sigma / alpha, logit-normal in t",
     )
-    stratified: bool = option(True, "spread the times of a batch evenly (low discrepancy), over all devices")
+    stratified: bool = option(True, "stratify the times of a batch (low discrepancy), over all devices")
     time_mean: float | None = option({"log-normal": -1.2, "logit-normal": 0.0}, "mean of the normal distribution")
     time_std: float | None = option(
         {"log-normal": 1.2, "logit-normal": 1.0}, "standard deviation of the normal distribution", gt=0
     )
-    dequantize: bool = option(True, "train on images with uniform noise within each level, as pixel likelihoods need")
+    dequantize: bool = option(True, "train on images with uniform noise within each grey level, as likelihoods need")
 
 
 class AutoencoderConfig(Section):
@@ -191,24 +193,29 @@ class AutoencoderConfig(Section):
     latent_dim: int = option(64, "length of the code", ge=1)
     base_channels: int = option(32, "channels at full resolution", ge=1)
     multipliers: tuple[Count, ...] = option((1, 2, 4), "channels of each level as multiples of base_channels")
-    blocks: int = option(1, "residual blocks a level", ge=1)
+    blocks: int = option(1, "residual blocks per level", ge=1)
     observation: Literal["logistic-mixture", "gaussian", "bernoulli", "categorical"] = option(
         "logistic-mixture",
-        "vae: distribution of a pixel's level given the code; bernoulli takes 2 levels",
+        "vae: distribution of a pixel's grey level given the code; bernoulli is for 2 levels",
         families=("vae",),
     )
-    components: int | None = option({"logistic-mixture": 5}, "logistics of a pixel's mixture", ge=1, families=("vae",))
+    components: int | None = option(
+        {"logistic-mixture": 5}, "components of a pixel's mixture of logistics", ge=1, families=("vae",)
+    )
     beta: float = option(1.0, "vae: weight of the KL term; 1 is the variational bound", ge=0, families=("vae",))
     free_bits: float = option(
-        0.0, "vae: KL of a dimension, in nats, below which it is not pressed", ge=0, families=("vae",)
+        0.0, "vae: KL per dimension, in nats, below which it is not penalised", ge=0, families=("vae",)
     )
     iwae_samples: int = option(
-        1, "vae: draws of the code an image; above 1 the importance-weighted loss", ge=1, families=("vae",)
+        1, "vae: draws of the code per image; above 1: the importance-weighted loss", ge=1, families=("vae",)
     )
     entropy_weight: float = option(
-        1.0, "eae: lambda, squared error an image that a nat of the codes is worth", gt=0, families=("eae",)
+        1.0,
+        "eae: lambda, the weight of the entropy in nats against the squared error per image",
+        gt=0,
+        families=("eae",),
     )
-    neighbours: int = option(3, "eae: the neighbour k of the entropy's estimator", ge=1, families=("eae",))
+    neighbours: int = option(3, "eae: k of the nearest-neighbour entropy estimator", ge=1, families=("eae",))
 
     def check(self) -> None:
         if self.multipliers == ():

@@ -39,7 +39,7 @@ from ..data.images import UNREADABLE
 from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
 from ..denoisers.denoiser import PREDICTIONS
-from ..errors import UserError, told_as
+from ..errors import UserError, reported_as
 from ..likelihood.dequantization import Dequantizer
 from ..networks import MLP, DiT, UNet
 from ..networks.attention import SCALES
@@ -207,7 +207,7 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
         options["image_size"] = facts.shape[1:]
     if config.denoiser.prediction == "levels":
         options["out_channels"] = facts.shape[0] * _levels(config, facts)
-    with _told_as_keys(config.network):
+    with _reported_as_keys(config.network):
         return NETWORKS[name](facts.shape[0], num_classes=classes, **options)
 
 
@@ -274,14 +274,14 @@ def _levels(config: Config, facts: DataFacts) -> int:
 def _coders(config: Config, facts: DataFacts, features: int, parameters: int) -> tuple[Encoder, Decoder]:
     """An encoder to so many features, and a decoder to so many parameters of a pixel's channel."""
     widths = {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
-    with _told_as_keys(config.autoencoder, shape="data.size"):
+    with _reported_as_keys(config.autoencoder, shape="data.size"):
         encoder = Encoder(facts.shape, features, **widths)
         return encoder, Decoder(facts.shape, config.autoencoder.latent_dim, facts.shape[0] * parameters, **widths)
 
 
-def _told_as_keys(section: Section, **more: str) -> AbstractContextManager[None]:
+def _reported_as_keys(section: Section, **more: str) -> AbstractContextManager[None]:
     """What a part says of an argument is said of the key that it comes from."""
-    return told_as({name: section.key(name) for name in type(section).model_fields} | more)
+    return reported_as({name: section.key(name) for name in type(section).model_fields} | more)
 
 
 def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:

@@ -107,15 +107,15 @@ def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_tuning(seconds: float) -> Iterator[None]:
+def reported_tuning(seconds: float) -> Iterator[None]:
     """While open, what is tuned takes no longer than this, each, and stderr says every few seconds how far it is."""
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        nonlocal start, told
+        nonlocal start, reported
         now = time.monotonic()
-        if now - told > _TELL_EVERY:
-            told = now
+        if now - reported > _TELL_EVERY:
+            reported = now
             print(f"tuning: {done / total:.0%} of at most {total} evaluations, {now - start:.0f} s", file=sys.stderr)
 
     with tuning(seconds, tell):

@@ -22,7 +22,7 @@ from .sde.dpm_solver_sde import DPMSolverSDE
 from .sde.predictor_corrector import PredictorCorrector
 from .sde.reverse_sde import EulerMaruyama, ExponentialSDE
 from .sde.sa_solver import SASolver
-from .sde.stochasticity import NoiseDial, NoiseProfile
+from .sde.stochasticity import EtaSampler, NoiseProfile
 from .sdedit import SDEdit
 
 _CLASSES: dict[str, type[Sampler]] = {
@@ -76,7 +76,7 @@ def build(name: str, **options: object) -> Sampler:
     for key in given:
         if key not in accepted:
             raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(accepted)}")
-    if isinstance(given.get("eta"), str) and not issubclass(cls, NoiseDial):
+    if isinstance(given.get("eta"), str) and not issubclass(cls, EtaSampler):
         raise UserError(f"eta: found '{given['eta']}'; sampler '{name}' takes a number")
     return cls(**given)
 

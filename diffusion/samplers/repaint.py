@@ -97,15 +97,15 @@ class RePaint(Sampler):
         last = len(times) - 1
         for first in range(0, last, self.jump):
             end = min(first + self.jump, last)
-            for walk in range(self.resamples):
-                if walk:
+            for repeat in range(self.resamples):
+                if repeat:
                     x = _back(schedule, x, times[end], times[first], fresh)
                 for i in range(first, end):
                     pair = times[i : i + 2]
                     x = self.step.integrate(denoiser, x, pair, fresh, cond, None)
                     alpha, sigma = schedule(pair[1])
                     x = torch.where(denoiser.kept, alpha.to(x) * denoiser.known + sigma.to(x) * fresh(), x)
-                    if callback is not None and walk == self.resamples - 1:
+                    if callback is not None and repeat == self.resamples - 1:
                         callback(i, float(pair[1]), x, None)
         return x
 

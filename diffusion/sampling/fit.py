@@ -38,7 +38,7 @@ from .auto_grid import (
     known_grids,
     trajectories,
 )
-from .fitted import Fitted, walk
+from .fitted import Fitted, integrate
 
 DEFAULT_STEPS = 5
 _ROWS, _UNSEEN = 256, 128
@@ -178,7 +178,7 @@ def _parts(n: int) -> list[int]:
 
 def _residual(denoiser: Denoiser, sampler: Fitted, along: Trajectories) -> Tensor:
     """The error at the ends of trajectories: shape (B, dimensions), float64."""
-    return _missed(walk(denoiser, sampler.plan(denoiser.schedule), along.x_1, ()), along)
+    return _missed(integrate(denoiser, sampler.plan(denoiser.schedule), along.x_1, ()), along)
 
 
 def _missed(x: Tensor, along: Trajectories) -> Tensor:
@@ -198,7 +198,7 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
         outputs.insert(0, x_hat - plan.from_x[step] * states[-1])
         states.append(x)
 
-    residual = _missed(walk(denoiser, plan, along.x_1, (), callback=keep), along)
+    residual = _missed(integrate(denoiser, plan, along.x_1, (), callback=keep), along)
     columns = []
     for i, stage in enumerate(family.stages):  # a stage is the number of unaffected evaluations
         moved = numbers.clone()
@@ -206,7 +206,7 @@ def _jacobian(denoiser: Denoiser, family: Family, numbers: Tensor, along: Trajec
         own = family.solver(moved).plan(denoiser.schedule)
         if not torch.equal(own.times[:stage], plan.times[:stage]):
             stage = 0  # earlier times also moved: all gaps were shrunk to stay within the path
-        x = walk(denoiser, own, states[stage], outputs[len(outputs) - stage :])
+        x = integrate(denoiser, own, states[stage], outputs[len(outputs) - stage :])
         columns.append((_missed(x, along) - residual) / _MOVE)
     return residual, torch.stack(columns, -1)
 

@@ -125,14 +125,14 @@ class Fitted(Sampler):
         own = self.own_grid(denoiser.schedule)
         given = grid.detach().to(device="cpu", dtype=torch.float64)
         if given.shape != own.shape or not torch.allclose(given, own, rtol=0.0, atol=1e-9):
-            raise UserError(f"grid: a fitted sampler walks its own {len(own) - 1} steps; leave the grid out")
-        return walk(denoiser, self.plan(denoiser.schedule), x_1, (), cond, callback)
+            raise UserError(f"grid: a fitted sampler has its own {len(own) - 1} steps; leave the grid out")
+        return integrate(denoiser, self.plan(denoiser.schedule), x_1, (), cond, callback)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        raise UserError("grid: a fitted sampler walks its own steps, to the datum")
+        raise UserError("grid: a fitted sampler has its own steps, to the datum")
 
 
-def walk(
+def integrate(
     denoiser: Denoiser,
     plan: Plan,
     x: Tensor,

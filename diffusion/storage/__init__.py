@@ -1,1 +1,1 @@
-"""Where things are on the disk."""
+"""Files on disk."""

@@ -1,4 +1,4 @@
-"""Files that are whole: whatever the moment of a crash, a reader finds the old content or the new, never a part.
+"""Atomic writes: whenever a crash happens, a reader finds the old content or the new, never a part of it.
 
 The recipe is the POSIX one. The bytes go to a temporary file *in the folder of the target* (a rename is atomic only
 within one file system, which `$TMPDIR` often is not), are flushed to the disk with `fsync`, and `os.replace` puts them
@@ -33,7 +33,7 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         A binary file to write to; it may be read back and is seekable.
 
     Raises:
-        OSError: What kept it from being written; it names `path`.
+        OSError: If it cannot be written; the error names `path`.
     """
     path = Path(path)
     # Not `tempfile.mkstemp`: that makes files that only their owner may read, which a shared run folder must not hold.
@@ -56,14 +56,14 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: str | os.PathLike[str], may_be_folder: bool = False) -> None:
-    """See that `path` could be written, by a file beside it that is removed again; no folder is made.
+    """Check that `path` could be written, with a temporary file next to it; no folder is created.
 
     Args:
         path: The file.
-        may_be_folder: Whether it may also be a folder that is there.
+        may_be_folder: Whether it may also be an existing folder.
 
     Raises:
-        OSError: What would keep it from being written.
+        OSError: If it could not be written.
     """
     path = Path(os.path.abspath(path))
     if not path.name or (path.is_dir() and not may_be_folder):  # the root has no name
@@ -88,7 +88,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give the content of `source` the second name `target`, atomically, and without a copy where the disk can.
+    """Give `source` the second name `target`, atomically, as a hard link where the file system allows it.
 
     Hard links are safe here because files written by this module are replaced and never changed in place.
     """
@@ -107,7 +107,7 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 def sweep(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove the temporary files that killed processes left in `folder`, and return their paths.
 
-    Call it only where nobody else is writing: by the process that owns a run folder, at its start.
+    Only for the process that owns the run folder, at its start, while nobody else is writing.
     """
     stale = sorted(Path(folder).glob(f".*.????????{_SUFFIX}"))
     for path in stale:

@@ -1,4 +1,4 @@
-"""Reading a training checkpoint: checked before it is loaded, and never run."""
+"""Reading training checkpoints: checked before they are loaded, and without executing code from them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def step_of(path: str | Path) -> int:
-    """The step of a checkpoint, whose tensors are left on the disk; 0 for one that cannot be read."""
+    """The step of a checkpoint, without reading its tensors; 0 if it cannot be read."""
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except Exception:  # said where it is loaded: a flipped bit can surface as almost any exception

@@ -1,4 +1,4 @@
-"""A disk with no room left, told in one line that says what to do about it."""
+"""Full disks, reported in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CONTINUE = "Make room; the same command continues the run."
 
 
 @contextmanager
-def told(way_out: str) -> Iterator[None]:
-    """Run a block whose writes may find no room.
+def reported(way_out: str) -> Iterator[None]:
+    """Within the block, report a write that fails because the disk is full.
 
     Args:
-        way_out: What the user can do then.
+        way_out: What the user can do about it.
 
     Raises:
-        UserError: For such a write. Other errors of the system are left as they are.
+        UserError: For such a write; other system errors pass unchanged.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def told(way_out: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a write failed: PyTorch's writer tells of a position where the system told it of a full disk."""
+    """Why a write failed: PyTorch's writer reports a file position where the system reported a full disk."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

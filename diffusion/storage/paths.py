@@ -1,4 +1,4 @@
-"""Paths as people write them: read here wherever a configuration, an option or a call names a file or a folder."""
+"""Paths as users write them, in configurations, options and calls."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from ..errors import UserError
 
 
 def named_path(path: str | os.PathLike[str], key: str = "path") -> Path:
-    """As `expanded`, as a path."""
+    """`expanded`, as a `Path`."""
     return Path(expanded(path, key))
 
 
 def expanded(path: str | os.PathLike[str], key: str = "path") -> str:
-    """The path that is meant: `~` and `~user` at its beginning are home folders; else it stays to the letter.
+    """Expand `~` and `~user` at the beginning of a path; everything else stays as it is.
 
-    A shell does so in a word of its own alone, and not in `--out=~/x`, in YAML, in a notebook or in a scheduler's
-    script; taken as it is, `~` would become a folder of that name.
+    A shell expands `~` only at the beginning of a word, not in `--out=~/x`, in YAML, in a notebook or in a scheduler's
+    script, where a folder called `~` would be created.
 
     Args:
-        path: What was named.
-        key: What it is a value of, for messages: a key, an option or an argument.
+        path: The path as given.
+        key: The key, option or argument it was given for, for messages.
 
     Raises:
-        UserError: For no path at all, one with a zero byte, and a user that there is not.
+        UserError: For an empty path, one with a zero byte, and an unknown user.
     """
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
@@ -36,7 +36,7 @@ def expanded(path: str | os.PathLike[str], key: str = "path") -> str:
 
 
 def file_name(text: str) -> str:
-    """A name of something as a part of a file's name: letters, digits and . _ - of it, at most 80."""
+    """A name made safe for use in a file name: its letters, digits and . _ -, at most 80 characters."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.")[:80] or "unnamed"
 
 
@@ -55,7 +55,7 @@ _KINDS = {
 
 
 def kind_of_file(path: Path) -> str:
-    """What a file is that images cannot be read from, as far as its first bytes and its name say: `is ...`."""
+    """What is known of a file from which no images can be read, from its first bytes and its name: `is ...`."""
     with path.open("rb") as file:
         start = file.read(8)
     named = "is no zip file, or is damaged" if path.suffix.lower() == ".zip" else "is no archive, and no array"

@@ -1,4 +1,4 @@
-"""Answers kept on the disk as JSON under the digest of their question, so that none is computed twice.
+"""Results stored as JSON under the digest of the question they answer, so that none is computed twice.
 
 A question is plain values. What is read back may have been damaged, or come from anybody: a line cut short, a missing
 key, a number of a megabyte, lists nested a thousand deep. `find` takes such a file for none, and `reading` makes one
@@ -24,7 +24,7 @@ DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError
 
 
 def digest(question: Any, length: int = 12) -> str:
-    """The first digits of the SHA-256 of a question, plain values; the order of its keys does not matter."""
+    """The first digits of the SHA-256 of a question (plain values), whatever the order of its keys."""
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:length]
 
 
@@ -34,7 +34,7 @@ def keep(path: str | Path, answer: Any) -> None:
 
 
 def find(path: str | Path, make: Callable[[Any], Answer]) -> Answer | None:
-    """What `make` makes of the values of a JSON file; None where it is missing, damaged, or not what `make` takes."""
+    """`make` applied to the values of a JSON file; None if it is missing, damaged, or not accepted by `make`."""
     with suppress(*DAMAGED):
         return make(json.loads(Path(path).read_text(encoding="utf-8")))
     return None
@@ -42,13 +42,13 @@ def find(path: str | Path, make: Callable[[Any], Answer]) -> Answer | None:
 
 @contextmanager
 def reading(damaged: str) -> Iterator[None]:
-    """Read what may be damaged or foreign.
+    """Within the block, data that may be damaged or come from elsewhere is read.
 
     Args:
-        damaged: What to say then, the file named in it; the reason is appended.
+        damaged: The beginning of the message, naming the file; the reason is appended.
 
     Raises:
-        UserError: For whatever reading raises, in one line.
+        UserError: For whatever the reader raises, in one line.
     """
     try:
         yield

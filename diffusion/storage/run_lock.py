@@ -1,7 +1,7 @@
-"""One process a run, or a draw: a lock that the kernel lets go of when the process ends, however it ends.
+"""One process per run or draw: a lock that the kernel releases when the process ends, however it ends.
 
-A run whose process has been killed and one that is being trained look alike on the disk: both are unfinished. The lock
-tells them apart, so that the same command, given twice at once, does not train one run twice, or draw into one file.
+On disk, a run whose process was killed looks like one that is being trained: both are unfinished. The lock tells them
+apart, so that the same command started twice does not train one run twice or write one file twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 def holder(run: Path) -> str | None:
-    """Who holds a folder's lock now, as the file says; None where nobody does (or where the disk knows no locks)."""
+    """Who holds the lock of a folder, from the lock file; None if nobody does, or if the file system has no locks."""
     path = run / LOCK
     if fcntl is None or not path.is_file():
         return None
@@ -44,12 +44,12 @@ def holder(run: Path) -> str | None:
 
 
 @contextmanager
-def held(run: Path, told: str = IN_TRAINING) -> Iterator[None]:
-    """Hold the lock of a run's folder, or another, during a block; children of this process do not inherit it.
+def held(run: Path, message: str = IN_TRAINING) -> Iterator[None]:
+    """Hold the lock of a folder within the block; child processes do not inherit it.
 
     Args:
         run: The folder.
-        told: What an error says, with the places `{folder}` and `{holder}`.
+        message: The error message, with placeholders `{folder}` and `{holder}`.
 
     Raises:
         UserError: Another process holds it.
@@ -58,7 +58,7 @@ def held(run: Path, told: str = IN_TRAINING) -> Iterator[None]:
         yield
         return
     path = run / LOCK
-    descriptor = _take(path, told)
+    descriptor = _take(path, message)
     with suppress(OSError):  # a full disk: the lock holds without a word of whose it is
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -69,7 +69,7 @@ def held(run: Path, told: str = IN_TRAINING) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path, told: str) -> int:
+def _take(path: Path, message: str) -> int:
     assert fcntl is not None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -78,7 +78,7 @@ def _take(path: Path, told: str) -> int:
         except OSError as error:
             os.close(descriptor)
             if error.errno in _HELD:
-                raise UserError(told.format(folder=path.parent, holder=_who(path))) from None
+                raise UserError(message.format(folder=path.parent, holder=_who(path))) from None
             return os.open(path, os.O_RDWR)  # a disk without locks
         try:
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:

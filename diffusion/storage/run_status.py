@@ -1,7 +1,7 @@
-"""How a run came to its end: the record that a stop leaves in its folder, and `train.py --status`, which reads it.
+"""Why a run stopped: the record that a signal leaves in its folder, which `train.py --status` reads.
 
-torchrun and most launchers answer 1 whatever the exit code of their processes was. A script that is to start a stopped
-run again, and not one that has failed, asks the folder.
+torchrun and most launchers exit with 1 whatever the exit code of their processes. A script that should restart stopped
+runs, but not failed ones, looks in the folder.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ STOPPED = "stopped.json"
 
 
 def record(run: Path, exit_code: int, step: int | None = None) -> None:
-    """Say in the run folder that a signal has stopped it.
+    """Record in the run folder that a signal has stopped the run.
 
     Args:
         run: The run folder.
         exit_code: The command's: 75 or 130.
-        step: The steps that are done; None after training.
+        step: The number of steps done; None after training.
     """
     keep(run / STOPPED, {"exit_code": exit_code, "step": step})
 
 
 def clear(run: Path) -> None:
-    """Take the record back: the run goes on."""
+    """Remove the record: the run continues."""
     (run / STOPPED).unlink(missing_ok=True)
 
 
 def exit_code(run: Path) -> int:
-    """The exit code of the stop that a run was left by, 0 where it was none."""
+    """The exit code with which a signal stopped the run, 0 if none did."""
     return find(run / STOPPED, lambda found: int(found["exit_code"])) or 0

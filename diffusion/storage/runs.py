@@ -2,10 +2,10 @@
 
     runs/<name>-0001/   config.yaml        the complete configuration
                         model.safetensors  the averaged weights, with the configuration inside: all that sampling needs
-                        data.json          what was understood of the data, with the SHA-256 of each split
+                        data.json          what was found in the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
-                        training.json      images seen, seconds, and on what
+                        training.json      images seen, seconds, hardware
                         samples/  evaluation.json  evaluations/  wandb/
                         stopped.json       while a signal has stopped the run: its exit code and step
 
@@ -35,14 +35,14 @@ DATA = "data.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _PREFIX = "pretrained:"
 _OF_PYTHON = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
-# Endings of what is shipped beside the models: feature networks, and classifiers of noisy images.
+# Endings of the networks shipped next to the models: features, and classifiers of noisy images.
 FEATURES, CLASSIFIER = "-features", "-classifier"
 
 
 def create_run(runs_dir: str | Path, name: str) -> Path:
     """Make the next folder `<name>-0001`, `<name>-0002`, ... of `runs_dir` and return its path.
 
-    An existing folder is never taken, also not by two processes that start at once.
+    An existing folder is never reused, even if two processes start at once.
 
     Raises:
         UserError: `name` is not a plain file name.
@@ -134,7 +134,7 @@ def python_model(text: str) -> tuple[Path, str] | None:
 
 
 def listed(runs_dir: Path, names: Iterable[str], most: int = 8) -> str:
-    """A sentence on the runs that there are, for an error about one that is not."""
+    """A sentence that lists the existing runs, for an error about one that does not exist."""
     found = sorted(names)
     if not found:
         return f" {runs_dir} holds no run yet."
@@ -143,19 +143,19 @@ def listed(runs_dir: Path, names: Iterable[str], most: int = 8) -> str:
 
 
 def file_digest(path_or_name: str | Path) -> str:
-    """The SHA-256 of a file, or of that of `pretrained:NAME`: what tells one model from another."""
+    """The SHA-256 of a file or of `pretrained:NAME`, which identifies a model."""
     text = str(path_or_name)
     with open(_pretrained(text) if text.startswith(_PREFIX) else named_path(text), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shipped(ending: str) -> dict[str, Path]:
-    """The shipped networks of a kind (`FEATURES`, `CLASSIFIER`) by the data set that they are for."""
+    """The shipped networks of a kind (`FEATURES`, `CLASSIFIER`) by data set."""
     return {path.stem.removesuffix(ending): path for path in sorted(PRETRAINED.glob(f"*{ending}.safetensors"))}
 
 
 def resolve_classifier(name: str) -> Path:
-    """The file of a classifier of noisy images: the one named, or that which is shipped for a data set.
+    """The file of a classifier of noisy images, given by its path or by the data set it is shipped for.
 
     Raises:
         UserError: There is no such file.
@@ -169,7 +169,7 @@ def resolve_classifier(name: str) -> Path:
 
 
 def shipped_file(source: str) -> Path | None:
-    """The file behind `pretrained:NAME`; None for any other source, and where there is no such file."""
+    """The file of `pretrained:NAME`; None for any other source, or if there is no such file."""
     path = PRETRAINED / f"{source.removeprefix(_PREFIX)}.safetensors"
     return path if source.startswith(_PREFIX) and path.is_file() else None
 
@@ -191,5 +191,5 @@ def _models_in(folder: Path) -> list[Path]:
 
 
 def user_cache(kind: str) -> Path:
-    """The folder of a kind of things in $XDG_CACHE_HOME/diffusion, by default ~/.cache/diffusion; it may not exist."""
+    """A folder in the user's cache, $XDG_CACHE_HOME/diffusion or ~/.cache/diffusion; it may not exist."""
     return named_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "diffusion" / kind

@@ -1,4 +1,4 @@
-"""Tensors with text beside them as one safetensors file: it cannot run code, and no flipped bit passes.
+"""Tensors and text in one safetensors file, which cannot execute code; every flipped bit is detected.
 
 The format has no checksum of its own, so a SHA-256 over every name, type, shape, value and metadata entry is stored in
 the metadata and verified on reading.
@@ -43,10 +43,10 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
 
 def _ordered_header(data: bytes) -> tuple[bytes, int]:
-    """The header with its text entries in order, and where the numbers begin.
+    """The header with its text entries sorted, and the position where the tensors begin.
 
-    safetensors writes the entries as they lie in a hash table, in another order each time. Models are known by the
-    SHA-256 of their file, so that the same run twice would be two models.
+    safetensors writes the entries in the order of a hash table, which changes each time. Models are identified by the
+    SHA-256 of their file, so the same model written twice would count as two.
     """
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])

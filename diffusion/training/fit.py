@@ -97,7 +97,7 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
     if run is not None:
         print(continuing(run, settings), file=sys.stderr)
     with torch.random.fork_rng(devices=[]):
-        with full_disk.told("Make room; the same call continues the run."):
+        with full_disk.reported("Make room; the same call continues the run."):
             done = fit(settings, run)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code)

@@ -63,12 +63,12 @@ def test_what_is_told_is_of_the_worst_dimension():
     z = normal(500, 3)
     z[:, 1] = z[:, 1].exp()
     report = gaussianity(z)
-    told = report.told()
-    assert told["codes, dimensions"][0] == "500, 3"
-    assert told["largest |skewness|"][0] == f"{float(report.skewness[1]):.3f}"
-    assert told["largest |mean|"][0] == f"{float(z[:, 1].mean()):.3f}"
-    assert told["standard deviation"] == (f"{report.std.min():.3f} to {float(report.std[1]):.3f}", "1")
-    assert told["entropy, nats (d/2 log 2 pi e for the prior)"][1] == f"{1.5 * math.log(2 * math.pi * math.e):.3f}"
+    summary = report.summary()
+    assert summary["codes, dimensions"][0] == "500, 3"
+    assert summary["largest |skewness|"][0] == f"{float(report.skewness[1]):.3f}"
+    assert summary["largest |mean|"][0] == f"{float(z[:, 1].mean()):.3f}"
+    assert summary["standard deviation"] == (f"{report.std.min():.3f} to {float(report.std[1]):.3f}", "1")
+    assert summary["entropy, nats (d/2 log 2 pi e for the prior)"][1] == f"{1.5 * math.log(2 * math.pi * math.e):.3f}"
     # the p-value is corrected for having chosen the worst of d dimensions, and is a probability
     assert report.p_value == 3 * float(report.ks_p_value.min())
     assert gaussianity(normal(500, 3, seed=1)).p_value <= 1.0

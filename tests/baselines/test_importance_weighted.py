@@ -86,10 +86,12 @@ def test_rows_do_not_depend_on_batches_and_samples_extend_each_other():
     torch.testing.assert_close(parts.log_prob, whole.log_prob, rtol=0, atol=1e-12)
     torch.testing.assert_close(some.log_prob, whole.log_prob[4:6], rtol=0, atol=1e-12)
     assert not torch.allclose(importance_weighted(model, x, samples=70, seed=4).log_prob, whole.log_prob)
-    # 50 + 20 samples: the mean of log w over the first 50 is that of a run of 50
-    first = importance_weighted(model, x, samples=50, seed=3).terms["elbo"]
-    fewer = importance_weighted(model, x, samples=1, seed=3)
-    assert (70 * whole.terms["elbo"] - 50 * first).isfinite().all()
+    # the means of log w over 1, 2, ..., 6 samples tell each log w, and these the bound of 6
+    runs = [importance_weighted(model, x, samples=k, seed=3) for k in range(1, 7)]
+    log_w = torch.stack([k * run.terms["elbo"] for k, run in enumerate(runs, 1)])
+    log_w = log_w.diff(dim=0, prepend=torch.zeros_like(log_w[:1]))
+    torch.testing.assert_close(runs[-1].log_prob, log_w.logsumexp(0) - math.log(6), rtol=0, atol=1e-10)
+    fewer = runs[0]
     assert fewer.std_error.isnan().all()
     torch.testing.assert_close(fewer.log_prob, fewer.terms["elbo"])
 

@@ -113,7 +113,7 @@ def test_a_target_error_holds_for_all_images(classes):
     assert "cached" in classes(*again)[1]
 
 
-def test_figures_of_the_first_images_of_a_file_are_read_and_answer_no_new_question(classes, small_forest):
+def test_figures_of_the_first_images_of_a_file_are_read_and_answer_no_new_question(classes, small_baselines):
     subject = load_subject("classes", "runs")
     data = load_images_of(subject)
     images = data.test[:30]

@@ -75,12 +75,12 @@ def test_all_images_of_a_source_without_splits_are_measured(tmp_path, count):
     whole = ood.load(str(tmp_path / "pool.npz"), images(), "test", count)
     assert len(whole.images) == min(count or 30, 30)
     assert {x.numpy().tobytes() for x in whole.images} <= {x.tobytes() for x in pixels}
-    assert "all 30 images, as it has no splits" in whole.told
-    assert ("7 of them measured" in whole.told) == (count == 7)
+    assert "all 30 images, as it has no splits" in whole.note
+    assert ("7 of them measured" in whole.note) == (count == 7)
     given = ood.load(str(tmp_path / "split.npz"), images(), "test", count)
     assert len(given.images) == min(count or 10, 10)
     assert {x.numpy().tobytes() for x in given.images} <= {x.tobytes() for x in pixels[20:]}
-    assert "10 test images" in given.told
+    assert "10 test images" in given.note
 
 
 def test_colour_and_grey_come_as_the_model_has_them(tmp_path):
@@ -91,7 +91,7 @@ def test_colour_and_grey_come_as_the_model_has_them(tmp_path):
     by_pillow = {np.asarray(Image.fromarray(x).convert("L")).astype(int).tobytes() for x in pixels}
     near = [min(np.abs(np.frombuffer(y, int) - x.numpy().ravel()).max() for y in by_pillow) for x in found.images]
     assert max(near) <= 1, "Rec. 601, which Pillow computes in whole numbers"
-    assert "turned grey" in found.told
+    assert "turned grey" in found.note
     found = ood.load(str(tmp_path / "grey.npz"), images(shape=(3, 4, 4)), "test", None)
     assert found.images.shape == (30, 3, 4, 4)
     assert {x[c].numpy().tobytes() for x in found.images for c in range(3)} == {x[..., 0].tobytes() for x in pixels}

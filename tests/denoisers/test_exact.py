@@ -140,17 +140,20 @@ def test_float32_on_images_at_both_ends(schedule):
         for model in models:
             x_hat = model(x_t, t.float())
             assert x_hat.dtype == torch.float32
-            truth = model.double()(x_t.double(), t.float().double())
-            model.float()
-            torch.testing.assert_close(x_hat.double(), truth, rtol=2e-3, atol=2e-3)
             log_prob = model.log_prob_at(x_t, t.float()).double()
-            assert torch.isfinite(log_prob).all()
+            model.double()
+            truth = model(x_t.double(), t.float().double())
+            torch.testing.assert_close(x_hat.double(), truth, rtol=2e-3, atol=2e-3)
+            truth = model.log_prob_at(x_t.double(), t.float().double())
+            torch.testing.assert_close(log_prob, truth, rtol=1e-3, atol=1.0)
+            model.float()
 
 
 def test_far_outside_the_data_nothing_overflows():
     for model in _models(EDM()):
-        x_t = torch.full((2, 2, 3), 1e4)
-        assert torch.isfinite(model(x_t, torch.tensor(1e-6))).all()
+        x_t, t = torch.full((2, 2, 3), 1e4), torch.tensor(1e-6)
+        x_hat = model.float()(x_t, t)
+        torch.testing.assert_close(x_hat.double(), model.double()(x_t.double(), t.double()), rtol=1e-4, atol=1e-3)
 
 
 def test_blocks_of_the_data_do_not_change_the_answer(monkeypatch):
@@ -190,7 +193,9 @@ def test_moments_and_law_of_draws():
 def test_a_component_without_weight_is_never_drawn():
     mix = GaussianMixture(f64([[0.0], [9.0], [1.0], [9.0]]), f64([0.1] * 4), VP(), f64([1.0, 0.0, 1.0, 0.0]))
     assert float(mix.draw(2000, seed=0).max()) < 3
-    assert torch.isfinite(mix.score(f64([[9.0]]), f64(0.1))).all()
+    others = GaussianMixture(f64([[0.0], [1.0]]), f64([0.1] * 2), VP(), f64([1.0, 1.0]))
+    x_t = f64([[9.0], [0.3]])
+    torch.testing.assert_close(mix.score(x_t, f64(0.1)), others.score(x_t, f64(0.1)))
 
 
 def test_a_draw_depends_on_seed_and_index_only():

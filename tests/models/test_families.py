@@ -114,7 +114,9 @@ def run_command(capsys, body, argv):
 
 
 @pytest.mark.parametrize("family", ["vae", "eae"])
-def test_from_the_command_to_the_table_and_to_samples(tmp_path, monkeypatch, capsys, quick_fit, small_forest, family):
+def test_from_the_command_to_the_table_and_to_samples(
+    tmp_path, monkeypatch, capsys, quick_fit, small_baselines, family
+):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)

@@ -30,7 +30,8 @@ from diffusion.schedules.forward_process import posterior
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 four_schedules = pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=name)
-STEPS = [16, 32, 64, 128]
+STEPS = [16, 32, 96]
+FINER = [32, 64, 128]  # some errors cancel in coarse steps
 
 
 def _grid(schedule, steps, spacing):
@@ -71,13 +72,13 @@ def test_order_of_the_trajectory(sampler, schedule):
 def test_order_of_solvers_of_the_sde_without_noise(sampler, schedule):
     assert not sampler.is_stochastic
     denoiser, errors = gaussian(schedule), []
-    for steps in STEPS:
+    for steps in FINER:
         grid = times(schedule, steps + 1, -3.0, 3.0)
         mean, variance = gaussian_law(schedule, grid[0])
         x_1 = (mean + variance.sqrt() * f64([-1.5, 0.3, 2.0]))[:, None]
         exact = probability_flow(schedule, x_1, grid[0], grid[-1])
         errors.append(float((sampler.sample(denoiser, x_1, grid) - exact).abs().max()))
-    assert slope(STEPS, errors) == pytest.approx(sampler.order, abs=0.35), errors
+    assert slope(FINER, errors) == pytest.approx(sampler.order, abs=0.35), errors
 
 
 @pytest.mark.parametrize(

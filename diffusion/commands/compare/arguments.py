@@ -27,5 +27,5 @@ def parse_compare_arguments(argv: Sequence[str]) -> argparse.Namespace:
     _common(parser)
     add("--out", type=path, metavar="DIR", default="comparison", help="where the files go (default: comparison)")
     add("--no-baselines", dest="baselines", action="store_false",
-        help="leave out the classical models (histogram a pixel, mixtures, forest, PNG)")  # fmt: skip
+        help="omit the classical models (pixel histograms, mixtures, forest, PNG)")  # fmt: skip
     return parser.parse_args(list(argv))

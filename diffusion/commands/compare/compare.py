@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from ...data import ImageData, pictures
 from ...errors import UserError
-from ...models.tuning_cache import told_tuning
+from ...models.tuning_cache import reported_tuning
 from ...storage import atomic, runs
 from ...storage.paths import file_name
 from .. import ood, records
@@ -156,7 +156,7 @@ def _samples(subject: Subject) -> Image.Image:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
         pass  # not there, or no picture
     model = subject.model
-    with told_tuning(TUNING_SECONDS):
+    with reported_tuning(TUNING_SECONDS):
         return pictures.grid(model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu())
 
 

@@ -19,5 +19,5 @@ def parse_doctor_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
     add("--json", action="store_true", help="print the checks as JSON")
-    add("--all", action="store_true", help="list the checks that pass, too, one by one (default: a line each name)")
+    add("--all", action="store_true", help="also list every check that passes (default: one line per name)")
     return parser.parse_args(list(argv))

@@ -16,9 +16,9 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line of `evaluate`."""
     parser = Parser(
         "evaluate",
-        "Measure how likely models hold images to be. Figures are kept in RUN/evaluations, keyed by all "
-        "that they depend on: the same command again prints them at once, and one that was cut off goes on where it "
-        "was. Beside each stands its error budget; what a run cannot see itself is measured on a few of the images.",
+        "Measure the likelihood of images under models. Results are stored in RUN/evaluations, keyed by "
+        "everything they depend on: repeating the command prints them at once, and an interrupted one resumes. Each "
+        "comes with an error budget; errors that a single run cannot reveal are measured on a few of the images.",
     )
     add = parser.add_argument
     add("run", nargs="+", type=path, metavar="RUN", help="a run folder or its name, a model file, or pretrained:NAME")
@@ -26,39 +26,39 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--method",
         metavar="NAME",
-        help="ode, elbo, elbo-discrete, iwae, ais, ... (default: ode for diffusion, iwae else)",
+        help="ode, elbo, elbo-discrete, iwae, ais, ..., or several: ode,elbo (default: ode for diffusion, iwae else)",
     )
-    add("--images", type=positive, metavar="N", help="only N images, the same ones every time: the first in the order "
-        "of the SHA-256 of their row (default: all)")  # fmt: skip
+    add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
+        "SHA-256 of their row (default: all)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
-        help="spend compute where the error budget is largest until one standard error, with the biases added, is at "
-        "most E bits/dim (a 95 %% interval then reaches about 2 E to either side), and say what was spent: as many of "
-        "the images as it takes (of --images N at most N), draws, probes, a tighter solve; with all images taken, E is "
-        "for the measurement of these. --draws, --probes, --tolerance are the least")  # fmt: skip
-    add("--tolerance", type=tolerance, metavar="X", help="error allowed a step (ode)")
-    add("--draws", type=positive, metavar="K", help="random draws an image: dequantised points (ode), noise "
-        "levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
-    add("--probes", type=positive, metavar="P", help="random vectors of the trace estimator a draw (ode)")
+        help="spend compute on the largest entry of the error budget until one standard error plus the biases is at "
+        "most E bits/dim (a 95 %% interval is then about E times 2 to either side), and report what was spent: more "
+        "images (at most --images N), draws, probes, or a tighter tolerance. Once all images are used, E refers to the "
+        "error of measuring these. --draws, --probes and --tolerance are the starting values")  # fmt: skip
+    add("--tolerance", type=tolerance, metavar="X", help="error tolerance per step (ode)")
+    add("--draws", type=positive, metavar="K", help="random draws per image: dequantised points (ode), "
+        "noise levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
+    add("--probes", type=positive, metavar="P", help="probe vectors of the trace estimator per draw (ode)")
     add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
-    add("--batch-size", type=positive, metavar="B", help="images measured, and kept, at a time (default: 128)")
-    add("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
+    add("--batch-size", type=positive, metavar="B", help="images measured and stored at a time (default: 128)")
+    add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
-    add("--again", action="store_true", help="measure again what was measured before")
-    add("--ranked", action="store_true", help="draw the most and the least likely images beside the figures")
+    add("--again", action="store_true", help="measure again, replacing stored results")
+    add("--ranked", action="store_true", help="also write a picture of the most and the least likely images")
     add("--ood", type=path, metavar="DATA",
         help="also measure the images of another data set (a name, a folder, .zip or .npz), "
-        "and draw both histograms with their AUROC")  # fmt: skip
+        "and plot both histograms with their AUROC")  # fmt: skip
     return parser.parse_args(list(argv))
 
 
-DATA_HELP = "where the images of the training are now, where they have moved: a path (default: the run's data.path)"
+DATA_HELP = "where the training images are now, if they have moved (default: the run's data.path)"
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--split", choices=SPLITS[::-1], default="test", help="the images (default: test)")
+    add("--split", choices=SPLITS[::-1], default="test", help="which images (default: test)")
     add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
 
@@ -87,20 +87,22 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 # What `--draws` is called by each estimator.
-_DRAWS = {"elbo-discrete": "evaluations", "iwae": "samples", "ais": "chains"}
+_DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
 _OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
 
 
-def estimator_options(arguments: argparse.Namespace, method: str, family: str) -> dict[str, object]:
+def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:
     """The options of an estimator, of a family of models, that a command line of `evaluate` asks for.
+
+    Beside others (not `alone`) the options of the ODE are its own; an estimator refuses what it does not take.
 
     Raises:
         UserError: For an `--option` that is given twice, or has an argument of its own.
     """
     found: dict[str, object] = {"seed": arguments.seed}
     for key, value in (("tolerance", arguments.tolerance), ("probes", arguments.probes)):
-        if value is not None:
+        if value is not None and (alone or method == "ode"):
             found[key] = value
     if arguments.draws is not None:
         # noise levels are drawn for a diffusion model's bound, codes for the others'

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from ...data import pictures
 from ...devices import choose_device
-from ...errors import UserError
+from ...errors import UserError, choose
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
+from ...likelihood.measure import METHODS
 from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
@@ -25,6 +26,7 @@ from ..records import Evaluation
 from ..report import console, known, likelihood_table
 from ..subjects import Subject, first_of, images_of, load_images_of, load_subject
 from .arguments import estimator_options
+from .laws import laws_apart
 from .measuring import measure, question
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
@@ -35,6 +37,19 @@ def default_method(family: str) -> str:
     return "ode" if family == "diffusion" else "iwae"
 
 
+def methods_of(named: str | None, family: str) -> list[str]:
+    """The estimators that are asked for, separated by commas, each once.
+
+    Raises:
+        UserError: For one of several that is not known, before the first is measured.
+    """
+    methods = list(dict.fromkeys((named or default_method(family)).split(",")))
+    if len(methods) > 1 and family == "diffusion":
+        for method in methods:
+            choose("--method", method, METHODS)
+    return methods
+
+
 def run(options: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     processes = launched()
@@ -43,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     subjects = [
         load_subject(name, options.runs, points=True) for name in options.run
-    ]  # a wrong name is told before hours of work
+    ]  # a wrong name is reported before hours of work
     out = console()
     out.quiet = not processes.is_main
     for subject in subjects:
@@ -53,54 +68,61 @@ def run(options: argparse.Namespace) -> int:
                 _toy(subject, options)
             continue
         family = subject.model.config.family
-        method = options.method or default_method(family)
+        methods = methods_of(options.method, family)
         data = load_images_of(subject, options.data)
         images, identity = images_of(data, options.split, options.images)
         # before hours of work, too
         foreign = None if options.ood is None else ood.load(options.ood, data, options.split, options.images)
-        protocol = question(subject, identity, method, estimator_options(options, method, family))
-        bar = ProgressBar()
-        how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
-        told = partial(bar.named, f"{subject.name} {method}")
-        spent = None
-        if options.target_error is None:
-            evaluation, found = measure(subject, images, protocol, progress=told, **how)
-        else:
-            target = options.target_error
-            evaluation, spent, found = measure_to(target, subject, images, protocol, progress=told, **how)
-            protocol = evaluation.protocol
-            images, _ = first_of(images, identity, len(evaluation.estimate))
-        places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
-        if options.ranked and processes.is_main:
-            places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
-            pictures.save(places["ranked"], ranked_picture(images, evaluation.estimate, data.levels))
-        title = f"{subject.name}: {len(images)} {options.split} images of {data.name}" + (" (cached)" if found else "")
-        table = likelihood_table({method: evaluation.estimate}, title)
-        other = None
-        if foreign is not None:
-            foreign_protocol = question(subject, foreign.identity, method, dict(protocol.options))
-            told = partial(bar.named, f"{subject.name} on other data")
-            other, _ = measure(subject, foreign.images, foreign_protocol, progress=told, **how)
-            places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
-            if processes.is_main:
-                pictures.save(places["histograms"], ood.picture(evaluation, other))
-        bar.close()
-        if not processes.is_main:
-            continue
-        mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
-        out.print(table)
-        out.print(_budget(evaluation.estimate))
-        if (warning := weights_warning(evaluation.estimate)) is not None:
-            out.print(warning, soft_wrap=True)
-        if spent is not None:
-            out.print(spent_table(spent))
-            for line in verdict(spent):
-                out.print(line)
-        if foreign is not None and other is not None:
-            out.print(escape(foreign.told), soft_wrap=True)
-            out.print(escape(ood.sentence(evaluation, other)))
-        for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
-            out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        measured: list[Evaluation] = []
+        for method in methods:
+            asked = estimator_options(options, method, family, alone=len(methods) == 1)
+            protocol = question(subject, identity, method, asked)
+            bar = ProgressBar()
+            how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
+            progress = partial(bar.named, f"{subject.name} {method}")
+            spent, taken = None, images
+            if options.target_error is None:
+                evaluation, found = measure(subject, images, protocol, progress=progress, **how)
+            else:
+                target = options.target_error
+                evaluation, spent, found = measure_to(target, subject, images, protocol, progress=progress, **how)
+                protocol = evaluation.protocol
+                taken, _ = first_of(images, identity, len(evaluation.estimate))
+            places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
+            if options.ranked and processes.is_main:
+                places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
+                pictures.save(places["ranked"], ranked_picture(taken, evaluation.estimate, data.levels))
+            cached = " (cached)" if found else ""
+            title = f"{subject.name}: {len(taken)} {options.split} images of {data.name}{cached}"
+            table = likelihood_table({method: evaluation.estimate}, title)
+            other = None
+            if foreign is not None:
+                foreign_protocol = question(subject, foreign.identity, method, dict(protocol.options))
+                progress = partial(bar.named, f"{subject.name} on other data")
+                other, _ = measure(subject, foreign.images, foreign_protocol, progress=progress, **how)
+                places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
+                if processes.is_main:
+                    pictures.save(places["histograms"], ood.picture(evaluation, other))
+            bar.close()
+            if not processes.is_main:
+                continue
+            measured.append(evaluation)
+            mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
+            out.print(table)
+            out.print(_budget(evaluation.estimate))
+            if (warning := weights_warning(evaluation.estimate)) is not None:
+                out.print(warning, soft_wrap=True)
+            if spent is not None:
+                out.print(spent_table(spent))
+                for line in verdict(spent):
+                    out.print(line)
+            if foreign is not None and other is not None:
+                out.print(escape(foreign.note), soft_wrap=True)
+                out.print(escape(ood.sentence(evaluation, other)))
+            for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
+                out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        for line in laws_apart(measured):
+            out.print(line, soft_wrap=True)
         subject.model.to("cpu")
     return 0
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
-from ...errors import UserError, told_as
+from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
-from ...models.tuning_cache import told_tuning
+from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
 from ..options import flag
@@ -82,7 +82,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
         model.to(device)
-        with told_tuning(options.tuning_seconds):
+        with reported_tuning(options.tuning_seconds):
             drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
             x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
@@ -100,7 +100,7 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
         raise UserError(f"--data: {text} holds images; name the data set that they are to be compared with")
     data = _reference_data(options.data, options.runs, options.download)
-    with told_as({"data.path": text}):
+    with reported_as({"data.path": text}):
         raw = load_files(Path(text))
     pixels = raw.images
     if tuple(pixels.shape[1:]) != data.shape:
@@ -129,7 +129,7 @@ def moved(options: argparse.Namespace) -> str | None:
 
 def _reference_data(text: str, runs_dir: str, download: bool) -> ImageData:
     check_reference(text, runs_dir)
-    with told_as({"data.path": "--data", "data.name": "--data"}):
+    with reported_as({"data.path": "--data", "data.name": "--data"}):
         if text in IMAGE_SETS:
             return load_images(text, download=download)
         if Path(text).exists() and are_images(text, runs_dir):

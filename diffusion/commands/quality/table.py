@@ -76,7 +76,7 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
 
 def remarks(rows: Sequence[Row]) -> list[str]:
     """What the table cannot say: which samples are copies, and why there is no corrected figure; a line each."""
-    told = []
+    lines = []
     for row in rows:
         for exact, what in ((True, "training images to the bit"), (False, "training images but for a little")):
             found = [copy for copy in row.copies if copy["exact"] == exact]
@@ -87,12 +87,12 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             )
             if found:
                 more = f", ... ({len(found) - NAMED} more in its record)" if len(found) > NAMED else ""
-                told.append(f"{row.name}: {len(found)} of {row.samples} samples are {what}: {listed}{more}")
+                lines.append(f"{row.name}: {len(found)} of {row.samples} samples are {what}: {listed}{more}")
     few = [f"{row.name} ({row.samples})" for row in rows if row.figures.get("fid_corrected", 0.0) is None]
     if few:
         features = next((f"{row.features} " for row in rows if row.features), "")
-        told.append(
+        lines.append(
             f"corrected: withheld for {', '.join(few)}: fewer than {ENOUGH} times the {features}features, where the "
             "correction takes too much"
         )
-    return told
+    return lines

@@ -19,80 +19,81 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--sampler", help=f"{', '.join(SamplingConfig.words('sampler'))}, or {FITTED}, to the model, for "
         f"{FITTED_STEPS[0]} to {FITTED_STEPS[-1]} steps (default: the run's own, abm)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
-    add("--steps", type=positive, metavar="N", help="intervals of the grid (default: the run's own, else 20 of abm "
-        "and 50 of others); an adaptive ode ignores it")  # fmt: skip
-    add("--seed", type=seed, default=0, help="sample i depends on the seed and i alone (default: 0)")
-    add("--eta", type=dial, help="fresh noise: 0 none, 1 the reverse SDE (ddim and the samplers of the SDE); 1@-3:5: "
-        "1 for log-SNRs from -3 to 5, else none (the samplers of the SDE)")  # fmt: skip
+    add("--steps", type=positive, metavar="N", help="number of steps (default: the run's own, else 20 for abm "
+        "and 50 for others); ignored by an adaptive ode")  # fmt: skip
+    add("--seed", type=seed, default=0, help="the random seed; sample i depends on the seed and i only (default: 0)")
+    add("--eta", type=dial, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
+        "1 for log-SNRs from -3 to 5 and 0 elsewhere (SDE samplers)")  # fmt: skip
     add("--variance", help="lower, upper or analytic (ancestral)")
-    add("--grid", help=f"where the steps are: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
-        "(default: the run's own, else as suits the sampler)")  # fmt: skip
-    add("--log-snr-end", type=number, metavar="L", help="log-SNR at which the grid leaves the path for the datum "
-        "(default: 3 log(steps) of cauchy, else 9.25, or later of a grid not asked for); details narrower than "
-        "exp(-L / 2) are lost")  # fmt: skip
+    add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
+        "(default: the run's own, else that which suits the sampler)")  # fmt: skip
+    add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends (default: 3 log(steps) for "
+        "cauchy, else 9.25, or later if no grid is given); details narrower than exp(-L / 2) are lost")  # fmt: skip
     add_tuning_seconds(parser)
-    add("--label", metavar="CLASS", help="draw this class, by its number or its name (a model trained with labels, or "
-        "with --classifier any)")  # fmt: skip
-    add("--size", type=size, metavar="PIXELS", help="draw images of another size than those of training, 16 or "
-        "12x16 (height x width), with a unet or a dit")  # fmt: skip
+    add("--label", metavar="CLASS", help="draw this class, given by number or name (for models trained with labels; "
+        "for any model with --classifier)")  # fmt: skip
+    add("--size", type=size, metavar="PIXELS", help="draw images of another size than the training images: 16, or "
+        "12x16 (height x width); unet and dit only")  # fmt: skip
     add("--classifier", type=path, metavar="FILE",
-        help="draw --label by a classifier of noisy images, with a model that need not "
-        "know labels: digits, or a file of python -m diffusion train-classifier")  # fmt: skip
-    add("--guidance", type=number, help="classifier-free guidance towards --label, or the weight of --guide "
+        help="draw --label with a classifier of noisy images, from a model that needs no "
+        "labels itself: digits, or a file from python -m diffusion train-classifier")  # fmt: skip
+    add("--guidance", type=number, help="weight of classifier-free guidance (towards --label) or of --guide "
         "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
-    add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise, sigma / "
-        "alpha, is above LO and not above HI (default: at all levels)")  # fmt: skip
+    add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise level "
+        "sigma / alpha is in (LO, HI] (default: at all levels)")  # fmt: skip
     add(
         "--guide",
         type=path,
         metavar="RUN",
-        help="autoguidance by a worse model, e.g. an earlier checkpoint; set --guidance too",
+        help="autoguidance by a worse model, e.g. an earlier checkpoint; needs --guidance",
     )
-    add("--inpaint", type=path, metavar="IMAGE", help="fill in the part of an image that --mask shows white")
+    add("--inpaint", type=path, metavar="IMAGE", help="fill in the part of an image where --mask is white")
     add("--mask", type=path, metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
     add("--restore", type=path, metavar="IMAGE", help="undo the --degradation of an image")
-    add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images by "
-        "a whole factor), grey (IMAGE has lost its colours), blur or blur:STD (in pixels; default: 1)")  # fmt: skip
-    add("--posterior", metavar="METHOD", help="how --inpaint and --restore hold to IMAGE: moment-matching (default), "
+    add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images "
+        "by a whole factor), grey (IMAGE has no colour), blur or blur:STD (in pixels; default: 1)")  # fmt: skip
+    add("--posterior", metavar="METHOD", help="how --inpaint and --restore use IMAGE: moment-matching (default), "
         "pseudo-inverse (3 times as fast), dps, repaint (--inpaint only; no gradient, 10 times the steps)")  # fmt: skip
     add("--observation-noise", type=number, metavar="STD",
-        help="of IMAGE, in units of [-1, 1] (default: that of rounding to levels)")  # fmt: skip
+        help="noise of IMAGE, in units of [-1, 1] (default: that of rounding to grey levels)")  # fmt: skip
     add(
         "--edit",
         type=path,
         metavar="IMAGE",
-        help="variations of an image: noise is added, up to --strength, and taken away",
+        help="variations of an image: noise is added, as much as --strength says, and removed",
     )
     add("--strength", type=number, metavar="S",
-        help="with --edit: above 0 (IMAGE itself) and below 1 (another image) (default: 0.5)")  # fmt: skip
+        help="with --edit: between 0 (IMAGE itself) and 1 (another image) (default: 0.5)")  # fmt: skip
     add("--encode", type=path, metavar="IMAGE", nargs="+",
-        help="write the noise that a sampler without noise draws the images "
-        "from, to --out x.npz")  # fmt: skip
+        help="write the noise from which a deterministic sampler draws these images "
+        "to --out x.npz")  # fmt: skip
     add("--interpolate", type=path, metavar=("A", "B"), nargs=2,
-        help="a strip of --n pictures (default: 8) from image A to B, on "
+        help="a strip of --n pictures (default: 8) from image A to image B, along "
         "the arc between their noises")  # fmt: skip
-    add("--tolerance", type=tolerance, help="error allowed a step (adaptive ode; default: 1e-4)")
+    add("--tolerance", type=tolerance, help="error tolerance per step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
-    add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other field of the sampler, e.g. "
-        "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be given again")  # fmt: skip
+    add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other parameter of the sampler, e.g. "
+        "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be repeated")  # fmt: skip
     add(
-        "--prior", choices=SamplingConfig.words("prior"), help="where an eae's codes are drawn (default: the run's own)"
+        "--prior",
+        choices=SamplingConfig.words("prior"),
+        help="the law from which the codes of an eae are drawn (default: the run's own)",
     )
-    add("--output", choices=("mean", "draw"), help="of p(image | code), of a vae or an eae (default: mean)")
-    add("--dtype", choices=("float32", "float64"), help="of the solver's state (default: float32)")
-    add("--batch-size", type=positive, metavar="N", help="samples drawn at once (default: 256)")
+    add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
+    add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")
+    add("--batch-size", type=positive, metavar="N", help="samples drawn at a time (default: 256)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
     add("--out", type=path, metavar="PATH",
-        help="where to: x.png a grid; x.npz, x.zip or dir/ the images themselves and a grid; "
-        "the same command again goes on where it was cut off")  # fmt: skip
+        help="x.png: a grid; x.npz, x.zip or dir/: the images themselves, and a grid; "
+        "repeating an interrupted command resumes it")  # fmt: skip
     add(
         "--from",
         dest="from_image",
         type=path,
         metavar="PNG",
-        help="draw the picture again that sample.py wrote, by its own settings",
+        help="draw a picture of sample.py again, with the settings recorded in it",
     )
-    add("--animate", action="store_true", help="write the path from noise as a GIF, x_t beside E[x | x_t]")
+    add("--animate", action="store_true", help="write the path from noise to images as a GIF, x_t next to E[x | x_t]")
     options = parser.parse_args(list(argv))
     if options.from_image is not None:
         _refuse_beside_from(parser, options)
@@ -110,4 +111,4 @@ def _refuse_beside_from(parser: Parser, options: argparse.Namespace) -> None:
         if flag in ("--run", "--runs", "--device", "--out", "--from", "-h", "--help"):
             continue
         if getattr(options, action.dest, action.default) != action.default:
-            raise UserError(f"{flag}: --from takes it from the picture; accepted beside it: --run, --device, --out")
+            raise UserError(f"{flag}: --from takes it from the picture; accepted with it: --run, --device, --out")

@@ -23,7 +23,7 @@ from ...devices import choose_device, device_name
 from ...errors import UserError
 from ...models import DiffusionModel
 from ...models.load import TrainedModel, load
-from ...models.tuning_cache import told_tuning
+from ...models.tuning_cache import reported_tuning
 from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
@@ -82,7 +82,7 @@ def draw(options: argparse.Namespace) -> int:
     if way == FITTED:
         _check_fitted(settings)
         print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
-    with told_tuning(options.tuning_seconds):
+    with reported_tuning(options.tuning_seconds):
         record = _record(model, options.seed, settings, device, options.runs)
     if options.encode:
         return encode_command(model, record, options)

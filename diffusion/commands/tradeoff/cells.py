@@ -24,7 +24,7 @@ from ...denoisers.evaluations import count_evaluations
 from ...devices import device_name
 from ...errors import SolverError, UserError
 from ...metrics import frechet_estimate, kernel_distance
-from ...models.tuning_cache import told_tuning
+from ...models.tuning_cache import reported_tuning
 from ...numerics.random import FIXED_ORDER
 from ...samplers import ODE, Sampler, build
 from ...sampling.fit import FITTED_NOW
@@ -190,7 +190,7 @@ class Bench:
     def _measure(self, cell: Cell) -> Measured:
         tight, denoiser = self.tight(), self.subject.denoiser
         # before anything is counted: what is tuned to a model is made once for all samples
-        with self.subject.tuned(), told_tuning(self.options.tuning_seconds):
+        with self.subject.tuned(), reported_tuning(self.options.tuning_seconds):
             sampler = cell.build(denoiser)
             where = (None,) if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
             grid = grid_for(denoiser, sampler, cell.steps, *where)

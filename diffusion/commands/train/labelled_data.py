@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import ImageData, image_names, load_images
-from ...errors import UserError, choose, told_as
+from ...errors import UserError, choose, reported_as
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -24,7 +24,7 @@ def labelled(options: argparse.Namespace) -> tuple[ImageData, tuple[Tensor, Tens
         UserError: For data that are not known or have no labels, or what `load_images` refuses.
     """
     choose("DATA", options.data, image_names())
-    with told_as({"data.path": "--path", "data.root": "--root", "data.size": "--size", "data.name": "DATA"}):
+    with reported_as({"data.path": "--path", "data.root": "--root", "data.size": "--size", "data.name": "DATA"}):
         data = load_images(options.data, path=options.path, root=options.root, size=options.size)
     if data.train_labels is None or data.test_labels is None:
         raise UserError(f"DATA: '{options.data}' has no labels; a classifier cannot be trained on it")

@@ -52,7 +52,7 @@ def train(argv: Sequence[str]) -> int:
     if run is not None:
         print(continuing(run, config), file=sys.stderr)
     start = time.perf_counter()
-    with full_disk.told(full_disk.CONTINUE):
+    with full_disk.reported(full_disk.CONTINUE):
         done = fit(config, run, told=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code

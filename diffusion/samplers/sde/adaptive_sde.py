@@ -14,7 +14,7 @@ from ...numerics.brownian import Weights, draw, lattice
 from ...numerics.random import Noise
 from ...schedules import Schedule
 from ..sampler import NoiseFunction
-from .stochasticity import DialSteps, NoiseDial
+from .stochasticity import EtaSampler, EtaSteps
 
 _SAFETY, _EXPONENT = 0.9, 0.9  # theta and r of the paper
 _SMALLEST_ERROR = 0.1  # below it the next step grows no further: at most 7 times
@@ -24,7 +24,7 @@ _RESOLUTION = 2.0**-6  # the step whose lattice all points of a path use: any st
 
 
 @dataclass(frozen=True)
-class AdaptiveSDE(NoiseDial):
+class AdaptiveSDE(EtaSampler):
     """Two solutions per step, of order 1 and 2, with the same noise; their difference controls the step (alg. 1).
 
         x'  = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) x_hat_t + noise
@@ -69,15 +69,15 @@ class AdaptiveSDE(NoiseDial):
         log_snr = denoiser.schedule.log_snr(times)
         # Without a callback only the ends matter.
         stops = (log_snr if callback is not None else log_snr[[0, -1]]).tolist()
-        walk = _Walk(self, denoiser, cond, noise, x, stops[0])
+        path = _Integration(self, denoiser, cond, noise, x, stops[0])
         for step, stop in enumerate(stops[1:]):
-            walk.to(stop)
+            path.to(stop)
             if callback is not None:
-                callback(step, float(times[step + 1]), walk.x.clone(), None)
-        return walk.x
+                callback(step, float(times[step + 1]), path.x.clone(), None)
+        return path.x
 
 
-class _Walk:
+class _Integration:
     """The state of one solve: every sample at its own log-SNR, with its own step."""
 
     def __init__(self, sampler: AdaptiveSDE, denoiser, cond, noise, x: Tensor, log_snr: float):
@@ -143,7 +143,7 @@ class _Walk:
         self.x[there[kept]], self.size[there[kept]] = second[kept], size[kept]
         self.log_snr[done], self.point[done], self.known[done] = end[taken], point_s[taken], False
 
-    def _step(self, x: Tensor, x_hat: Tensor, step: DialSteps, alpha: Tensor, rows: Tensor, point: Tensor) -> Tensor:
+    def _step(self, x: Tensor, x_hat: Tensor, step: EtaSteps, alpha: Tensor, rows: Tensor, point: Tensor) -> Tensor:
         """The exponential step of order 1 of these rows, with the noise up to this point of the lattice."""
         keep, from_x, fresh = (
             pad_dims_like(value, x).to(x) for value in (step.keep, -alpha * torch.expm1(-step.decay), step.fresh)

@@ -11,11 +11,11 @@ from torch import Tensor
 from ...errors import UserError
 from ...schedules import Schedule
 from ..sampler import RowSampler, remembered, times_of
-from .stochasticity import NoiseDial
+from .stochasticity import EtaSampler
 
 
 @dataclass(frozen=True)
-class DPMSolverSDE(NoiseDial, RowSampler):
+class DPMSolverSDE(EtaSampler, RowSampler):
     """The single-step solver known as DPM++ SDE: DPM-Solver++(2S) (alg. 1) with the noise of the SDE.
 
     With m between t and s in log-SNR, lambda_m = lambda_t + midpoint (lambda_s - lambda_t), x_m is an exponential step

@@ -13,11 +13,11 @@ from ...errors import UserError, check_at_least_one
 from ...numerics.broadcasting import pad_dims_like
 from ...schedules import Schedule
 from ..sampler import RowSampler, remembered
-from .stochasticity import NoiseDial
+from .stochasticity import EtaSampler
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(NoiseDial, RowSampler):
+class PredictorCorrector(EtaSampler, RowSampler):
     """An exponential step of the reverse SDE, then Langevin steps at the time reached.
 
     With g = score(x_s) = -eps_hat / sigma and the signal-to-noise ratio r, a Langevin step is (alg. 4)

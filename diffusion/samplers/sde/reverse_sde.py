@@ -14,11 +14,11 @@ from ...errors import UserError
 from ...schedules import Schedule
 from ..sampler import Coefficients, LinearSampler, RowSampler, remembered
 from .sde import diffusion_squared, drift
-from .stochasticity import NoiseDial
+from .stochasticity import EtaSampler
 
 
 @dataclass(frozen=True)
-class ExponentialSDE(NoiseDial, RowSampler):
+class ExponentialSDE(EtaSampler, RowSampler):
     """The step that is exact for constant x_hat: it contracts the noise exactly, at any step size and eta.
 
         x_s = (sigma_s / sigma_t) rho x_t + alpha_s (1 - exp(-k)) D + sigma_s sqrt(1 - rho^2) z
@@ -72,7 +72,7 @@ class ExponentialSDE(NoiseDial, RowSampler):
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(NoiseDial, LinearSampler):
+class EulerMaruyama(EtaSampler, LinearSampler):
     """Euler-Maruyama in the schedule's time: the textbook step, stable only where (1 + eta^2) g^2 dt << sigma^2.
 
     Args:

@@ -12,13 +12,13 @@ from ...errors import UserError
 from ...schedules import Schedule
 from ..ode.coordinates import gauss_legendre, lagrange
 from ..sampler import RowSampler, remembered
-from .stochasticity import DialSteps, NoiseDial
+from .stochasticity import EtaSampler, EtaSteps
 
 _QUADRATURE_POINTS = 24
 
 
 @dataclass(frozen=True)
-class SASolver(NoiseDial, RowSampler):
+class SASolver(EtaSampler, RowSampler):
     """A polynomial through the last outputs for x_hat, in x_s = keep x_t + integral + noise (`stochasticity`).
 
     The predictor (prop. 5.1) interpolates the last `predictor` outputs; the corrector (prop. 5.2) repeats the step,
@@ -90,7 +90,7 @@ class SASolver(NoiseDial, RowSampler):
         return list(zip(times.unbind()[:-1], times[1:].tolist(), keep, weights, steps.fresh.tolist(), strict=True))
 
     def _weights(
-        self, schedule: Schedule, times: Tensor, steps: DialSteps, count: int, ahead: int = 0
+        self, schedule: Schedule, times: Tensor, steps: EtaSteps, count: int, ahead: int = 0
     ) -> list[list[float]]:
         """Each step's weights of the last `count` outputs, newest first: that at t, or at s where `ahead` is 1."""
         log_snr, alpha = schedule.log_snr(times), schedule(times[1:])[0]

@@ -84,7 +84,7 @@ class NoiseProfile:
 
 
 @dataclass(frozen=True)
-class DialSteps:
+class EtaSteps:
     """The coefficients of steps from t to s, float64 of their shape.
 
     Args:
@@ -103,7 +103,7 @@ class DialSteps:
 
 
 @dataclass(frozen=True)
-class NoiseDial(WithSteps, Sampler):
+class EtaSampler(WithSteps, Sampler):
     """A sampler of the reverse SDE; its noise follows a Brownian path that is the same for every grid.
 
     Args:
@@ -137,10 +137,10 @@ class NoiseDial(WithSteps, Sampler):
         """The times between which noise is drawn: those of the grid, unless a step draws more than once."""
         return times_of(schedule, grid)
 
-    def linear_part(self, schedule: Schedule, t: Tensor, s: Tensor) -> DialSteps:
+    def linear_part(self, schedule: Schedule, t: Tensor, s: Tensor) -> EtaSteps:
         """The linear part and the noise of the steps from `t` to `s`, which are exact in every solver."""
         log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
         u = self.profile.clock(log_snr_s) - self.profile.clock(log_snr_t)
         rho, sigma_s = torch.exp(-0.5 * u), schedule(s)[1]
         h = log_snr_s - log_snr_t
-        return DialSteps(h, 0.5 * (h + u), rho * sigma_s / schedule(t)[1], sigma_s * torch.sqrt(-torch.expm1(-u)), rho)
+        return EtaSteps(h, 0.5 * (h + u), rho * sigma_s / schedule(t)[1], sigma_s * torch.sqrt(-torch.expm1(-u)), rho)

@@ -80,7 +80,7 @@ class VAEModule(ModelModule):
         for draw in range(draws):
             losses = self.autoencoder.loss(x, self.noise(_VALIDATION_SEED, draw, positions))
             parts = (losses.loss, losses.reconstruction, losses.kl)
-            self._sums += torch.stack([*(part.double().sum() for part in parts), self._sums.new_tensor(len(x))])
+            self._sums += torch.stack([*(part.double().sum() for part in parts), self._sums.new_full((), len(x))])
 
     def on_validation_epoch_end(self) -> None:
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
@@ -144,7 +144,8 @@ class EAEModule(ModelModule):
         count = sum(len(codes) for codes in self._codes)
         enough = count > options.neighbours
         entropy = float(knn_entropy(torch.cat(self._codes), options.neighbours)) if enough else 0.0
-        sums = self._error.new_tensor([float(self._error), count, entropy * count * enough, count * enough])
+        parts = [float(self._error), count, entropy * count * enough, count * enough]
+        sums = torch.tensor(parts, dtype=torch.float64, device=self.device)
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
         self._codes = []

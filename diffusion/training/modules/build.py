@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ... import samplers
 from ...config import Config
-from ...errors import told_as
+from ...errors import reported_as
 from ...models.build import DataFacts, build_denoiser, build_dequantizer, build_eae, build_objective, build_vae
 from .autoencoder import EAEModule, VAEModule
 from .base import ModelModule
@@ -29,7 +29,7 @@ def build_module(config: Config, facts: DataFacts, metadata: Mapping[str, str]) 
 
 def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> DenoiserModule:
     denoiser = build_denoiser(config, facts)
-    with told_as({"eta": "sampling.eta"}):  # a wrong one is told now, not after training
+    with reported_as({"eta": "sampling.eta"}):  # a wrong one is told now, not after training
         samplers.build(config.sampling.sampler, eta=config.sampling.eta)
     return DenoiserModule(denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata)
 

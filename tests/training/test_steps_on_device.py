@@ -50,9 +50,9 @@ def fit_there(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
 
-    def fit(config):
+    def fit(config, kind=Steps):
         device = Device()
-        steps = Steps(device)
+        steps = kind(device)
         with device:
             run = fitting.fit(config, callbacks=[steps]).run
         return run, steps
@@ -93,6 +93,28 @@ def test_of_data_in_memory_the_batch_is_copied(tmp_path, fit_there, family, copi
     _, steps = fit_there(config_of(tmp_path, family))
     assert steps.counts["to_device"] == copies * (LAST - FIRST), steps.places
     assert not steps.counts.keys() & {"waits", "to_host"}
+
+
+class Validation(Steps):
+    """What the second batch of a validation costs."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Of no concern."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.device.clear()
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.counts, self.places = dict(self.device.counts), list(self.device.places)
+
+
+@pytest.mark.usefixtures("quick_fit")
+@pytest.mark.parametrize("family", ["digits", "vae", "eae"])
+def test_a_batch_of_validation_waits_for_nothing(tmp_path, fit_there, family):
+    config = config_of(tmp_path, family, "trainer.validate_every=4", "evaluation.batch_size=80")
+    _, steps = fit_there(config, Validation)
+    assert steps.counts.pop("operations") > 20
+    assert steps.counts == {}, steps.places
 
 
 def _nan_in(monkeypatch, bad):
