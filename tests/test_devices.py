@@ -25,10 +25,10 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch, count):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(UserError, match=r"'cuda:1' is not there: 1 GPU\(s\) found; accepted: auto, cpu"):
+    with pytest.raises(UserError, match=r"'cuda:1' does not exist: 1 GPU\(s\) found; accepted: auto, cpu"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="'cuda' is not there: 0"):
+    with pytest.raises(UserError, match="'cuda' does not exist: 0"):
         choose_device("cuda")
 
 

@@ -132,11 +132,14 @@ class AdoptedDenoiser(Denoiser):
         """The same network, understood by another convention."""
         return AdoptedDenoiser(self.network, convention, self.shape, self.labels)
 
-    def learned_variance(self, x_t: Tensor, t: Tensor, cond: Any = None) -> tuple[Tensor, Tensor | None]:
-        """x_hat, and the second half of twice the channels, with which some networks interpolate the variance."""
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_variance`, from the second half of twice the channels, in [-1, 1] (2102.09672, eq. 15)."""
         x_t = reals("x_t", x_t)
-        answer, second, y_t, at = self._answer(x_t, path_times(t, len(x_t)), cond)
-        return self._ours(self._to(answer, "x", y_t, at)), second
+        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t))
+        answer, second, y_t, at = self._answer(x_t, t, cond)
+        if second is None:
+            return super().with_variance(x_t, t, cond)
+        return self._ours(self._to(answer, "x", y_t, at)), 0.5 * (second + 1.0)
 
     def forward(
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None

@@ -88,6 +88,14 @@ class Denoiser(nn.Module, ABC):
             cond: Class labels, shape (B,), None, or another condition of the network (`condition.Condition`).
         """
 
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """x_hat, and where a network places the logarithm of the variance of a step: 0 the lower choice, 1 the upper.
+
+        Raises:
+            UserError: For a denoiser that does not say.
+        """
+        raise UserError("variance: found 'learned'; this model's network does not predict one; accepted: lower, upper")
+
     def at_size(self, size: Any) -> Denoiser:
         """The same denoiser, with the same weights, for images of another size; itself for its own size.
 

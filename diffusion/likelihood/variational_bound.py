@@ -37,6 +37,7 @@ from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import tensor_of
 from ..errors import UserError, check_at_least_one, choose
 from ..numerics import random
+from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
 from ..schedules.schedule import log_snr_ends
@@ -57,7 +58,8 @@ from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
 from .gaussian_reference import REFERENCES, GaussianReference
 
-VARIANCES = ("lower", "upper")
+LEARNED = "learned"
+VARIANCES = ("lower", "upper", LEARNED)
 # Noise is drawn at step i for evaluation i, that of the strata at 2^31; this step differs from all of them.
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
 # The standard error of a batch's images, among its terms.
@@ -141,7 +143,8 @@ class DiscreteBound:
     Args:
         times: The T + 1 times of the sampler in either order, 0 < t <= 1; the decoder acts at the smallest. By default
             `discrete_times`.
-        variance: The model's variance: `lower` (that of q(x_s | x_t, x)) or `upper` (that for unit-variance data).
+        variance: The model's variance: `lower` (that of q(x_s | x_t, x)), `upper` (that for unit-variance data), or
+            `learned`: between them, where the network places it (`Denoiser.with_variance`).
         evaluations: The number K of steps drawn per image, one in each of K equal strata; None uses all T.
         dequantize: As `ContinuousBound`.
         steps: T, if no times are given; 1000 by default.
@@ -179,7 +182,8 @@ class DiscreteBound:
             raise UserError(f"evaluations: found {self.evaluations}; there are only {steps} steps")
         s_all, t_all = times[:-1], times[1:]
         q = posterior(schedule, t_all, s_all)
-        model_variance = q.variance if self.variance == "lower" else variance_for_unit_data(schedule, t_all, s_all)
+        upper = variance_for_unit_data(schedule, t_all, s_all)
+        model_variance = upper if self.variance == "upper" else q.variance
         ratio = q.variance / model_variance
         # KL between Gaussians: offset + factor ||x - x_hat||^2
         offset = 0.5 * math.prod(denoiser.shape) * (ratio - 1.0 - ratio.log())
@@ -194,8 +198,15 @@ class DiscreteBound:
             for i in range(count):
                 x = points(i)
                 t = t_all[step[:, i]].to(x.device)
-                x_hat = denoiser(diffuse(schedule, x, t, _normal(seed, batch.keys, i, x)), t, batch.cond)
-                kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
+                x_t = diffuse(schedule, x, t, _normal(seed, batch.keys, i, x))
+                if self.variance == LEARNED:
+                    x_hat, place = denoiser.with_variance(x_t, t, batch.cond)
+                    log_ratio = place * pad_dims_like((q.variance / upper).log()[step[:, i]].to(x), x)
+                    error = pad_dims_like(factor[step[:, i]].to(x), x) * (x - x_hat).square() * log_ratio.exp()
+                    kl = (0.5 * (torch.expm1(log_ratio) - log_ratio) + error).double().flatten(1).sum(1).cpu()
+                else:
+                    x_hat = denoiser(x_t, t, batch.cond)
+                    kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
                 values.append(-kl * (steps / count))
             steps_of = torch.stack(values, dim=1)
             return {"steps": steps_of, _NOISE: stratified_error(steps_of)}

@@ -15,6 +15,7 @@ from diffusion.likelihood import Dequantizer
 from diffusion.models.adopt import AdoptedNote
 from diffusion.models.check import best_end, data_of
 from diffusion.schedules import DDPM, VP
+from diffusion.schedules.forward_process import posterior, variance_for_unit_data
 
 HELD_OUT = images(32)
 WRONG = [(name, truth) for name, case in CASES.items() for truth in case.wrong]
@@ -189,6 +190,37 @@ def test_outputs_as_people_have_them():
         assert torch.equal(other.denoiser(x, t), plain.denoiser(x, t))
     two = diffusion.adopt(Foreign(table(LINEAR), with_variance), "ddpm", "eps", "index", SHAPE, levels=LEVELS)
     assert torch.equal(two.denoiser(x, t), plain.denoiser(x, t))
+
+
+@pytest.mark.parametrize("place", [0.0, 1.0, 0.3])
+def test_a_learned_variance_is_used_by_the_discrete_bound(place):
+    """At its ends it is the lower and the upper choice."""
+    half = 2.0 * place - 1.0
+    network = Foreign(table(LINEAR), lambda x, x_hat, eps, alpha, sigma: torch.cat((eps, 0 * eps + half), 1))
+    model = diffusion.adopt(network, "ddpm", "eps", "index", SHAPE, levels=LEVELS)
+    times, some = torch.arange(1, 1001, 37) / 1000, HELD_OUT[:6]
+
+    def bound(variance):
+        return diffusion.log_likelihood(model, some, method="elbo-discrete", times=times, variance=variance)
+
+    found, lower, upper = (bound(variance).terms["steps"] for variance in ("learned", "lower", "upper"))
+    if place in (0.0, 1.0):
+        torch.testing.assert_close(found, upper if place else lower)
+        return
+    s, t = times.double()[:-1], times.double()[1:]
+    schedule, dims = model.denoiser.schedule, math.prod(SHAPE)
+    q, high = posterior(schedule, t, s).variance, variance_for_unit_data(schedule, t, s)
+    # of the lower choice the whole term is the weighted error, which any variance divides
+    ratio = (q / high) ** place
+    expected = lower * ratio - 0.5 * dims * (ratio - 1 - ratio.log())
+    torch.testing.assert_close(found, expected.expand_as(found))
+
+
+def test_a_network_without_a_learned_variance_is_refused_one():
+    with pytest.raises(UserError, match=r"variance: found 'learned'.*accepted: lower, upper"):
+        diffusion.log_likelihood(
+            adopt(CASES["DDPM"]), HELD_OUT[:2], method="elbo-discrete", steps=3, variance="learned"
+        )
 
 
 GOOD = {"path": "ddpm", "predicts": "eps", "time": "index", "shape": SHAPE, "levels": LEVELS}
