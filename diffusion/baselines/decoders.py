@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -89,13 +90,10 @@ class DiscretizedGaussian(ObservationModel):
     """
 
     levels: int
+    parameters: ClassVar[int] = 2
 
     def __post_init__(self):
         check_levels(self.levels)
-
-    @property
-    def parameters(self) -> int:
-        return 2
 
     def level_log_prob(
         self, images: UInt8[Tensor, " b *dims"], params: Float[Tensor, " b *params"]
@@ -127,14 +125,11 @@ class Bernoulli(ObservationModel):
     """
 
     levels: int = 2
+    parameters: ClassVar[int] = 1
 
     def __post_init__(self):
         if self.levels != 2:
             raise UserError(f"levels: found {self.levels}; Bernoulli takes 2")
-
-    @property
-    def parameters(self) -> int:
-        return 1
 
     def level_log_prob(
         self, images: UInt8[Tensor, " b *dims"], params: Float[Tensor, " b *params"]

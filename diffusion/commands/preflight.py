@@ -38,7 +38,7 @@ def check_sample(options: argparse.Namespace) -> None:
         if options.label is None:
             raise UserError("--classifier: steers towards a class; give --label too")
         if options.guide is not None:
-            raise UserError("--guide, --classifier: take one of them")
+            raise UserError("--guide, --classifier: use only one of them")
         runs.resolve_classifier(options.classifier)
     check_device(options.device)
     if options.run is not None:
@@ -114,7 +114,7 @@ def check_takes_figures(folder: str | Path) -> None:
     try:
         atomic.check_writable(Path(folder) / "x.json")
     except OSError as error:
-        raise UserError(f"{folder}: figures cannot be kept there ({error.strerror})") from error
+        raise UserError(f"{folder}: results cannot be stored there ({error.strerror})") from error
 
 
 def check_quality(options: argparse.Namespace) -> None:

@@ -30,4 +30,4 @@ def note_replaced(path: Path, text: str, what: str, about: Callable[[Any], tuple
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     listed = ", ".join(names[:_NAMED])
-    print(f"note: {path.parent} held {what} of {listed}{more}, which this one replaces", file=sys.stderr)
+    print(f"note: {path.parent} held {what} of {listed}{more}, which is now replaced", file=sys.stderr)

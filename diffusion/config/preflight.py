@@ -127,7 +127,7 @@ def check_device(name: str) -> None:
     if name.startswith("cuda"):
         count = _gpu_count()
         if count is not None and int(found[1] or 0) >= count:
-            raise UserError(f"device: '{name}' is not there: {count} GPU(s) found; accepted: auto, cpu")
+            raise UserError(f"device: '{name}' does not exist: {count} GPU(s) found; accepted: auto, cpu")
 
 
 def _gpu_count() -> int | None:

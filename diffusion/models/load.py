@@ -1,6 +1,6 @@
 """`load` makes a model of any family from its file.
 
-A model file is safetensors: weights, with the configuration and the facts of the data as text beside them. Loading
+A model file is safetensors: weights, with the configuration and the facts about the data as text. Loading
 reads no data, imports no Lightning and runs no code from the file. `FILE.py:NAME` is not a model file but a program.
 """
 
@@ -34,8 +34,8 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     Args:
         path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, or `FILE.py:NAME`, a model that
             your own Python file makes (`adopt`): the one thing here that is run.
-        device: Where the model goes.
-        runs_dir: Where runs are looked up by bare name.
+        device: The device of the model.
+        runs_dir: The folder in which runs are looked up by name.
 
     Returns:
         The model with its averaged weights, in evaluation mode.
@@ -92,7 +92,7 @@ def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
 
 
 def _of_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The averaged weights in a training checkpoint, and what makes them a model."""
+    """The averaged weights of a training checkpoint, with the metadata of a model file."""
     checkpoint = read_checkpoint(path)
     try:
         metadata, state = dict(checkpoint["model"]), dict(checkpoint["weight_average"]["averages"][0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -112,16 +113,13 @@ class Ancestral(WithSteps, LinearSampler):
 
     variance: str = "lower"
     moments: Moments | None = None
+    is_stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         check_fields(self)
         choose("variance", self.variance, VARIANCES)
         if self.moments is not None and self.variance != "analytic":
             raise UserError(f"moments: given with variance '{self.variance}'; only 'analytic' takes them")
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
 
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:
         q = posterior(schedule, t, s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -58,20 +58,14 @@ class RePaint(Sampler):
     step: LinearSampler = field(default_factory=Ancestral)
     jump: int = 1
     resamples: int = 10
+    order: ClassVar[int] = 1
+    is_stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         check_fields(self)
         if self.kept.dtype != torch.bool:
             raise UserError(f"kept: found {self.kept.dtype}; needs booleans, true where the image is known")
         check_at_least_one(jump=self.jump, resamples=self.resamples)
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
 
     @property
     def default_steps(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -97,9 +97,17 @@ class Sampler(ABC):
     Attributes:
         steps: The intervals of the grid that `diffusion.sample` makes for it; None for those of the call, or
             `default_steps`.
+        is_adaptive: Whether it chooses its own steps between the ends of the grid.
+        evaluations_per_step: The evaluations of the denoiser per step; None if it chooses its own steps.
+        starting_evaluations: The additional evaluations of the first step.
+        default_steps: The number of steps if neither the sampler nor the call specifies it.
     """
 
     steps: int | None = None
+    is_adaptive: ClassVar[bool] = False
+    evaluations_per_step: ClassVar[int | None] = 1
+    starting_evaluations: ClassVar[int] = 0
+    default_steps: ClassVar[int] = 50
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,26 +123,6 @@ class Sampler(ABC):
     @abstractmethod
     def is_stochastic(self) -> bool:
         """Whether the sampler draws noise between steps."""
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether the sampler chooses its own steps between the ends of the grid."""
-        return False
-
-    @property
-    def evaluations_per_step(self) -> int | None:
-        """The evaluations of the denoiser per step; None if the sampler chooses its own steps."""
-        return 1
-
-    @property
-    def starting_evaluations(self) -> int:
-        """The additional evaluations of the first step."""
-        return 0
-
-    @property
-    def default_steps(self) -> int:
-        """The number of steps if neither the sampler nor the call specifies it."""
-        return 50
 
     @property
     def default_grid(self) -> str:
@@ -275,9 +263,7 @@ class Coefficients:
 class LinearSampler(RowSampler):
     """One evaluation per step, linear in (x_t, x_hat, z): a subclass is the formula of the coefficients."""
 
-    @property
-    def order(self) -> int:
-        return 1
+    order: ClassVar[int] = 1
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, t: Tensor, s: Tensor) -> Coefficients:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class Fitted(Sampler):
     corrections: tuple[tuple[float, ...], ...] = ()
     scales: tuple[float, ...] = ()
     ending: tuple[float, ...] = ()
+    order: ClassVar[int] = Adams().order
+    is_stochastic: ClassVar[bool] = False
 
     def __post_init__(self):
         check_fields(self)
@@ -84,14 +86,6 @@ class Fitted(Sampler):
             raise UserError(f"scales: found {len(self.scales)} numbers; need {n}, or none")
         if len(self.ending) > n:
             raise UserError(f"ending: found {len(self.ending)} numbers; at most {n}")
-
-    @property
-    def order(self) -> int:
-        return Adams().order
-
-    @property
-    def is_stochastic(self) -> bool:
-        return False
 
     def times(self, schedule: Schedule) -> Tensor:
         """Where the denoiser is evaluated, shape (n,), float64; within the path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -197,15 +198,13 @@ class Rectified(Schedule):
 class VarianceExploding(Schedule):
     """alpha = 1: the data are not scaled, noise is added. Subclasses give log sigma and its derivative and inverse."""
 
+    t_min: ClassVar[float] = 1e-6  # sigma_min to six digits; in a grid, a time of exactly 0 means clean data
+
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
     def d_log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
-
-    @property
-    def t_min(self) -> float:
-        return 1e-6  # sigma_min to six digits; in a grid, a time of exactly 0 means clean data
 
     @cached_property
     def t_max(self) -> float:

@@ -15,6 +15,7 @@ construction.
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ class Learned(Schedule, nn.Module):
     Raises:
         UserError: If log_snr_min is not below log_snr_max, or there is no segment.
     """
+
+    t_min: ClassVar[float] = _T_MIN
+    t_max: ClassVar[float] = 1.0
 
     is_learned = True
 
@@ -142,11 +146,3 @@ class Learned(Schedule, nn.Module):
         k, _, inside = self._knot(log_snr)
         density = torch.lerp(heights[k], heights[k + 1], inside * self.segments)
         return (density / (self.log_snr_max - self.log_snr_min)).to(log_snr.dtype)
-
-    @property
-    def t_min(self) -> float:
-        return _T_MIN
-
-    @property
-    def t_max(self) -> float:
-        return 1.0

@@ -140,7 +140,7 @@ def test_a_draw_that_was_cut_off_goes_on(here, capsys, monkeypatch, out):  # noq
         drawn = interrupted_after(patch, 9)
         code, said, _ = run_sample(capsys, *draw, out)
     assert code == 0
-    assert "4 of 7 samples are there; going on" in said
+    assert "4 of 7 samples are there already; resuming" in said
     assert drawn == [(4, 6), (6, 7)]
     assert not list(here.glob(".*")), "the parts are gone"
     if out == "images":
@@ -160,7 +160,7 @@ def test_another_draw_does_not_go_on_in_its_place(here, capsys, monkeypatch):  #
         run_sample(capsys, *SETTINGS, "--n", "4", "--batch-size", "2", "--out", "x.npz")
     code, _, err = run_sample(capsys, *SETTINGS, "--n", "4", "--steps", "2", "--out", "x.npz")
     assert code == 2
-    assert "holds the beginning of another draw (settings.steps 3 there, 2 here)" in err
+    assert "holds an unfinished draw with other settings (settings.steps 3 there, 2 here)" in err
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -146,7 +146,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
         )
     asked = [flag(name) for name in given_settings(options, "figure")]
     if asked and not any(drawn):
-        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
+        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which need no sampling")
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
@@ -175,7 +175,7 @@ def _measured(
 ) -> tuple[Row, list[tuple[str, Path]]]:
     question, path = _question(candidate, reference)
     closest = path.with_name(f"{path.stem}-closest.png")
-    places = [("kept in", path)]
+    places = [("stored in", path)]
     if not path.is_file() or options.again:
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
         made = reference.get(bar, candidate.mirrored)

@@ -34,7 +34,7 @@ def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.
     """
     model = _of_images(model, record, "--encode")
     if options.interpolate:
-        raise UserError("--encode, --interpolate: take one of them")
+        raise UserError("--encode, --interpolate: use only one of them")
     settings = {**record.settings, "encode": options.encode}
     made = replace(record, settings=settings, images=image_digests(settings), count=len(options.encode))
     path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)

@@ -95,7 +95,7 @@ def draw(options: argparse.Namespace) -> int:
         options.out, _place(model, options, way, "png"), n, record, model.facts.levels is None, processes
     )
     if files.done:
-        print(f"{files.done} of {n} samples are there; going on")
+        print(f"{files.done} of {n} samples are there already; resuming")
     start = time.perf_counter()
     drawn, written, begun = 0, [], files.done
     task = f"sampling ({way})"

@@ -55,11 +55,11 @@ def train(argv: Sequence[str]) -> int:
         print(continuing(run, config), file=sys.stderr)
     start = time.perf_counter()
     with full_disk.reported(full_disk.CONTINUE):
-        done = fit(config, run, told=_print_lines)
+        done = fit(config, run, report=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
-        print(f"stopped early; the same command continues {done.run}", file=sys.stderr)
+        print(f"stopped early; the same command resumes {done.run}", file=sys.stderr)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code, _W_AND_B_SECONDS)
         return done.exit_code

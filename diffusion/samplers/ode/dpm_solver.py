@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +24,7 @@ from .multistep import Stage, StagedSampler
 class _SingleStep(StagedSampler):
     """A Runge-Kutta-like step: stages at fixed fractions of the step in h."""
 
-    @property
-    def variables(self) -> Variables:
-        return NOISE
+    variables: ClassVar[Variables] = NOISE
 
     @property
     def evaluations_per_step(self) -> int:
@@ -59,13 +58,8 @@ class DPMSolver2(_SingleStep):
     x_s = (alpha_s / alpha_t) x_t - sigma_s (e^H - 1) eps_hat(u, m)
     """
 
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def fractions(self) -> tuple[float, ...]:
-        return (0.5,)
+    order: ClassVar[int] = 2
+    fractions: ClassVar[tuple[float, ...]] = (0.5,)
 
     def stages(self, t: int, s: int, inner: list[int]) -> list[Stage]:
         (m,) = inner
@@ -80,13 +74,8 @@ class DPMSolver3(_SingleStep):
     from the straight line through eps_hat at 0 and r_2.
     """
 
-    @property
-    def order(self) -> int:
-        return 3
-
-    @property
-    def fractions(self) -> tuple[float, ...]:
-        return (1.0 / 3.0, 2.0 / 3.0)
+    order: ClassVar[int] = 3
+    fractions: ClassVar[tuple[float, ...]] = (1.0 / 3.0, 2.0 / 3.0)
 
     def stages(self, t: int, s: int, inner: list[int]) -> list[Stage]:
         one, two = inner

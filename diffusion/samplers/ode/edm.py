@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class _Churned(StagedSampler):
     s_min: float = 0.0
     s_max: float = float("inf")
     s_noise: float = 1.0
+    variables: ClassVar[Variables] = SIGMA
 
     def __post_init__(self):
         check_fields(self)
@@ -55,10 +57,6 @@ class _Churned(StagedSampler):
     @property
     def is_stochastic(self) -> bool:
         return self.s_churn > 0
-
-    @property
-    def variables(self) -> Variables:
-        return SIGMA
 
     @abstractmethod
     def stages(self, t: int, s: int) -> list[Stage]:
@@ -106,9 +104,7 @@ class Euler(_Churned):
     One evaluation per step. Arguments as `Heun`.
     """
 
-    @property
-    def order(self) -> int:
-        return 1
+    order: ClassVar[int] = 1
 
     def stages(self, t: int, s: int) -> list[Stage]:
         return [Stage(t, t, s, (t,))]
@@ -132,13 +128,8 @@ class Heun(_Churned):
         s_noise: Multiplies the standard deviation of the added noise.
     """
 
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def evaluations_per_step(self) -> int:
-        return 2
+    order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 2
 
     def stages(self, t: int, s: int) -> list[Stage]:
         return [Stage(t, t, s, (t,), lands=False), Stage(s, t, s, (s, t))]

@@ -81,14 +81,11 @@ class UniPC(Multistep):
 
     predictor: int = 2
     corrector: bool = True
+    variables: ClassVar[Variables] = DATA
 
     def __post_init__(self):
         check_fields(self)
         check_predictor(self.predictor)
-
-    @property
-    def variables(self) -> Variables:
-        return DATA
 
 
 @dataclass(frozen=True)
@@ -105,30 +102,19 @@ class DEIS(Multistep):
     """
 
     predictor: int = 3
+    corrector: ClassVar[bool] = False
+    variables: ClassVar[Variables] = NOISE
 
     def __post_init__(self):
         check_fields(self)
         check_predictor(self.predictor)
 
-    @property
-    def corrector(self) -> bool:
-        return False
-
-    @property
-    def variables(self) -> Variables:
-        return NOISE
-
 
 class _DPMSolverPP(Multistep):
     """Common to both."""
 
-    @property
-    def corrector(self) -> bool:
-        return False
-
-    @property
-    def variables(self) -> Variables:
-        return DATA
+    corrector: ClassVar[bool] = False
+    variables: ClassVar[Variables] = DATA
 
 
 @dataclass(frozen=True)
@@ -142,9 +128,7 @@ class DPMSolverPP2M(_DPMSolverPP):
     line exactly.
     """
 
-    @property
-    def predictor(self) -> int:
-        return 2
+    predictor: ClassVar[int] = 2
 
     def weights(self, t: Nodes, s: Nodes, using: Nodes) -> Tensor:
         middle = 0.5 * (t.h + s.h)[:, None]
@@ -163,9 +147,7 @@ class DPMSolverPP3M(_DPMSolverPP):
     One evaluation per step, and one more in the first step. It is `adams` of order 3 in data variables.
     """
 
-    @property
-    def predictor(self) -> int:
-        return 3
+    predictor: ClassVar[int] = 3
 
 
 _MANY = 12  # steps from which the order is 4
@@ -185,18 +167,12 @@ class ABM(Multistep):
 
     predictor: ClassVar[int] = 3
     corrector: ClassVar[bool] = True
+    default_steps: ClassVar[int] = 20
+    default_grid: ClassVar[str] = "cauchy"
 
     def __post_init__(self):
         check_fields(self)
         Adams(data_std=self.data_std)  # refuses invalid values
-
-    @property
-    def default_steps(self) -> int:
-        return 20
-
-    @property
-    def default_grid(self) -> str:
-        return "cauchy"
 
     @property
     def variables(self) -> Variables:

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,9 +78,7 @@ class Row:
 class StagedSampler(WithSteps, RowSampler):
     """A sampler defined by a plan: a subclass declares its variables and its stages."""
 
-    @property
-    def is_stochastic(self) -> bool:
-        return False
+    is_stochastic: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class ODE(WithSteps, Sampler):
     method: str = "dopri5"
     tolerance: float = 1e-4
     max_evaluations: int = 5000
+    is_stochastic: ClassVar[bool] = False
 
     def __post_init__(self):
         check_fields(self)
@@ -49,10 +51,6 @@ class ODE(WithSteps, Sampler):
     @property
     def order(self) -> int:
         return (ADAPTIVE | FIXED)[self.method]
-
-    @property
-    def is_stochastic(self) -> bool:
-        return False
 
     @property
     def is_adaptive(self) -> bool:

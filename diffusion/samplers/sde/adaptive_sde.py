@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,24 +48,15 @@ class AdaptiveSDE(EtaSampler):
 
     tolerance: float = 0.05
     max_steps: int = 5000
+    order: ClassVar[int] = 2
+    is_adaptive: ClassVar[bool] = True
+    evaluations_per_step: ClassVar[None] = None
 
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(max_steps=self.max_steps)
         if not 0.0 < self.tolerance < 1.0:
             raise UserError(f"tolerance: found {self.tolerance}; must be between 0 and 1, e.g. 0.05")
-
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def is_adaptive(self) -> bool:
-        return True
-
-    @property
-    def evaluations_per_step(self) -> None:
-        return None
 
     def noise_along(self, noise: Noise, schedule: Schedule, grid: Tensor) -> NoiseFunction:
         return noise  # the path is divided as the steps are found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,19 +33,13 @@ class DPMSolverSDE(EtaSampler, RowSampler):
     """
 
     midpoint: float = 0.5
+    order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 2
 
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.midpoint < 1.0:
             raise UserError(f"midpoint: found {self.midpoint}; must be between 0 and 1")
-
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def evaluations_per_step(self) -> int:
-        return 2
 
     def _middles(self, schedule: Schedule, times: Tensor) -> Tensor:
         log_snr = schedule.log_snr(times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,20 +40,14 @@ class PredictorCorrector(EtaSampler, RowSampler):
 
     snr: float = 0.16
     corrections: int = 1
+    order: ClassVar[int] = 1
+    is_stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.snr < math.inf:
             raise UserError(f"snr: found {self.snr}; must be positive, e.g. 0.16")
         check_at_least_one(corrections=self.corrections)
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
 
     @property
     def evaluations_per_step(self) -> int:
