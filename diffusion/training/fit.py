@@ -166,8 +166,8 @@ def fit(
     starts = config.trainer.start is not None and (run is None or not (run / runs.CHECKPOINTS / "last.ckpt").is_file())
     if starts:
         notes = start_from(module.model, config, data.facts)
-        if told is not None and not is_helper():
-            told("\n".join(notes))
+        if report is not None and not is_helper():
+            report("\n".join(notes))
     sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model

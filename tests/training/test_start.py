@@ -29,7 +29,7 @@ def config_from(source, folder, *overrides):
 
 def test_step_0_has_the_figures_of_the_source_to_the_bit(source, tmp_path):
     said = []
-    done = fit(config_from(source, tmp_path, "trainer.steps=2"), told=said.append)
+    done = fit(config_from(source, tmp_path, "trainer.steps=2"), report=said.append)
     before, start, after = (diffusion.load(path) for path in (source, done.run / runs.START, done.run))
     images = done.data.images.test[:5]
     for method in ("elbo", "ode"):
