@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError
-from ..processes import is_helper
+from ..processes import is_helper, waiting_threads_sleep
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -22,6 +22,7 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         body: The command.
         argv: Its arguments; those of the process by default.
     """
+    waiting_threads_sleep()
     try:
         return body(sys.argv[1:] if argv is None else argv)
     except UserError as error:
