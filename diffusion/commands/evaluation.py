@@ -31,7 +31,7 @@ from ..likelihood import Estimate
 from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
-from ..models.load import TrainedModel
+from ..models.load import TrainedModel, load
 from ..storage import atomic, runs
 from ..storage.records import find, keep
 from ..storage.runs import user_cache
@@ -91,6 +91,19 @@ def evaluate(
                     print(f"{classical.name}: not measured ({reason})", file=sys.stderr, flush=True)
     chosen = {key: identity[key] for key in ("of", "order") if key in identity}
     return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}, means
+
+
+def before_training(
+    run: Path, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
+) -> dict[str, Estimate]:
+    """The figures of the model that a run started from, by name; none for a run that started from nothing."""
+    path = run / runs.START
+    if not path.is_file():
+        return {}
+    model = load(path, device)
+    subject = Subject(f"{run.name} before step 1", run / path.stem, model, model.weights)
+    found, _ = evaluate(subject, data, options.replace(baselines=False), device, progress)
+    return {f"{name} before step 1": estimate for name, estimate in found.items() if name != "true density"}
 
 
 def evaluate_points(

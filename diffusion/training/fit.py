@@ -42,6 +42,7 @@ from .modules.build import build_module
 from .record import TrainingRecord
 from .resume import continuing, run_to_continue
 from .same_data import require_same_data
+from .start import start_from
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
 
 # Child processes of a run on several devices find the folder that the first one made.
@@ -162,6 +163,11 @@ def fit(
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
     module.check_data(data)
+    starts = config.trainer.start is not None and (run is None or not (run / runs.CHECKPOINTS / "last.ckpt").is_file())
+    if starts:
+        notes = start_from(module.model, config, data.facts)
+        if report is not None and not is_helper():
+            report("\n".join(notes))
     sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
@@ -174,6 +180,10 @@ def fit(
         _write_config(run, text)
         atomic.write_text(run / runs.DATA, data.facts.to_json())
         run_status.clear(run)
+        if starts:
+            tensor_files.save_model(
+                run / runs.START, module.model.state_dict(), text, {FACTS: metadata[FACTS], STEP: "0"}
+            )
 
     metrics = MetricsLog(run)
     logging = config.logging

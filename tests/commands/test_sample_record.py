@@ -246,6 +246,30 @@ def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noq
     assert files(here) == before
 
 
+def test_records_from_elsewhere_are_refused_without_assertions_too(here, capsys):  # noqa: F811
+    """`python -O` takes every `assert` of the product away; the slow tests run all hostile files so."""
+    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
+    for number, (key, value) in enumerate(HOSTILE):
+        craft("images/000000.png", f"{number}.png", key, value)
+    program = (
+        "import sys\n"
+        "from diffusion.commands.sample.record import SampleRecord\n"
+        "for number in range(int(sys.argv[1])):\n"
+        "    try:\n"
+        "        print(SampleRecord.read(f'{number}.png').settings)\n"
+        "    except ValueError as error:\n"
+        "        print('refused', error)\n"
+    )
+    plain, optimised = (
+        subprocess.run(
+            [sys.executable, *flags, "-c", program, str(len(HOSTILE))], capture_output=True, text=True, check=True
+        ).stdout
+        for flags in ((), ("-O",))
+    )
+    assert plain == optimised
+    assert optimised.count("refused") > 30
+
+
 def test_a_record_that_asks_a_family_for_what_it_does_not_take_gets_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs", autoencoder_config("vae", tmp_path))

@@ -1,7 +1,6 @@
-"""Control over what sample.py draws: a guide, an image to fill in, to restore or to vary.
+"""Control over what sample.py draws: guidance, inpainting, restoration, and variations of an image.
 
-Each makes a denoiser around the model's denoiser, or a sampler around the sampler, so that all samplers and options
-stay what they are.
+Each wraps the model's denoiser in another, or the sampler in another, so that all samplers and options work as before.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ _GOES_WITH = {
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a draw; given an observation the sampler is ancestral, whose fresh noise mends errors.
+    """The sampling options; with an observation the default sampler is ancestral, whose fresh noise corrects errors.
 
-    Its grid goes on to log-SNR 9.25 however few its steps: what is seen is held to as far as the noise that is left.
+    Its grid ends at log-SNR 9.25 even with few steps, since an observation is matched only up to the remaining noise.
     """
     observed = {"sampler": "ancestral", "grid": "log-snr"} if "inpaint" in given or "restore" in given else {}
     return {**observed, **given}
 
 
 def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tuple[TrainedModel, SampleRecord]:
-    """Put a model under the control that a record asks for.
+    """Apply the control options of a record to a model.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Where samples go: a picture of the first of them, and all of them as a folder, an archive or an array.
+"""The files of a draw: a picture of the first samples, and all samples as a folder, an archive or an array.
 
 Images are kept batch by batch in a hidden folder beside their target, `.NAME.parts`, and put together when all are
 there. A draw that was cut off, or is shared by several processes, thus needs no more than to look at what is missing;
