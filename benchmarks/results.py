@@ -70,7 +70,7 @@ FLOW, BOUND, WEIGHTED = "--method ode --tolerance 3e-4", "--method elbo --draws 
 ANNEALED = ("--method ais --images 40 --draws 4 --option steps=200", "--method iwae --images 40 --draws 1000")
 # The best of five recipes on the validation images.
 TUNED = ("trainer.steps=500", "autoencoder.latent_dim=16", "autoencoder.iwae_samples=5")
-# A U-Net of as many weights as the VAE has, 65,682; and the whole one for the tuned VAE's CPU seconds.
+# A U-Net of as many weights as the VAE has, 65,682; the whole one for the tuned VAE's CPU seconds; the small one, too.
 SMALL = "network.base_channels=8"
 PLANS = {
     "digits": Plan(
@@ -82,6 +82,7 @@ PLANS = {
             "eae-digits": Row("eae-digits", (WEIGHTED,)),
             "vdm-equal-parameters": Row("vdm-digits", (BOUND,), (SMALL,)),
             "vdm-equal-time": Row("vdm-digits", (BOUND,), ("trainer.steps=370",)),
+            "vdm-equal-both": Row("vdm-digits", (BOUND,), (SMALL, "trainer.steps=1080")),
         },
         {"pretrained:digits": (FLOW, BOUND)},
     ),

@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise UserError(f"device: '{name}' is not there: {found} GPU(s) found; accepted: auto, cpu")
+        raise UserError(f"device: '{name}' does not exist: {found} GPU(s) found; accepted: auto, cpu")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...")
     return device

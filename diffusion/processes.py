@@ -19,6 +19,16 @@ from typing import NoReturn
 from .errors import UserError
 
 
+def waiting_threads_sleep() -> None:
+    """Let OpenMP's threads sleep while they wait for one another, where the user has not said what they do.
+
+    By default they spin, and on a machine with another job each waits for one that is not running: training on two
+    threads was up to ten times slower (docs/benchmarks.md). The policy is read when torch is loaded: then it is left.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those launched together.

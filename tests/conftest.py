@@ -11,6 +11,7 @@ from types import FunctionType
 # would spend ten seconds on compiling torch.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
 
 import beartype
 import jaxtyping

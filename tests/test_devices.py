@@ -1,11 +1,15 @@
 """Where and how to compute: what is asked for and there, or one line that says what is."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from diffusion.devices import choose_compile, choose_device, choose_precision
 from diffusion.errors import UserError
-from diffusion.processes import typed
+from diffusion.processes import typed, waiting_threads_sleep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -21,10 +25,10 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch, count):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(UserError, match=r"'cuda:1' is not there: 1 GPU\(s\) found; accepted: auto, cpu"):
+    with pytest.raises(UserError, match=r"'cuda:1' does not exist: 1 GPU\(s\) found; accepted: auto, cpu"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="'cuda' is not there: 0"):
+    with pytest.raises(UserError, match="'cuda' does not exist: 0"):
         choose_device("cuda")
 
 
@@ -65,3 +69,29 @@ def test_another_command_is_written_as_this_one_was_started(tmp_path, monkeypatc
     for module in ("/lib/diffusion/__main__.py", "my tests.py", ""):
         monkeypatch.setattr("sys.argv", [module])
         assert typed("sample", plain) == "python3.11 -m diffusion sample"
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch):
+    for given, loaded, expected in ((None, False, "PASSIVE"), ("active", False, "active"), (None, True, None)):
+        with monkeypatch.context() as patch:
+            patch.delenv("OMP_WAIT_POLICY", raising=False)
+            if given:
+                patch.setenv("OMP_WAIT_POLICY", given)
+            if not loaded:
+                patch.delitem(sys.modules, "torch")
+            waiting_threads_sleep()
+            assert os.environ.get("OMP_WAIT_POLICY") == expected
+            os.environ.pop("OMP_WAIT_POLICY", None)
+
+
+def test_a_command_sets_the_policy_and_the_library_does_not():
+    program = "import os, sys; sys.argv[1:] = ['--version']\n{}\nprint(os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for line, expected in (
+        ("import diffusion, diffusion.errors", "None"),
+        ("from diffusion.commands.app import command; command(lambda _: 'torch' in sys.modules and 1 / 0)", "PASSIVE"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(line)], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [expected]

@@ -61,6 +61,7 @@ def test_parts_of_an_evaluation_run_no_code(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_all_of_it_holds_without_assertions():
     """`python -O` takes every `assert` of the product away; those of tests stay, as pytest rewrites them."""
     files = ["test_security.py", "test_fuzzing.py", "test_hostile_readers.py", "commands/test_sample_record.py"]

@@ -8,20 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError
-from ..processes import is_helper
+from ..processes import is_helper, waiting_threads_sleep
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
 def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command: returns its exit code, and turns the user's errors into one line on stderr and exit code 2.
+    """Run a command and return its exit code; errors of the user become one line on stderr and exit code 2.
 
-    Those are `UserError` and what the system refuses: a full disk, a folder that may not be written to.
+    These are `UserError` and system errors such as a full disk or a folder without write permission.
 
     Args:
         body: The command.
         argv: Its arguments; those of the process by default.
     """
+    waiting_threads_sleep()
     try:
         return body(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -54,9 +55,9 @@ def sample(argv: Sequence[str]) -> int:
 
 
 class ProgressBar:
-    """How far a command is, for callbacks of (done, of how many): a bar for each task in a terminal, lines elsewhere.
+    """The progress of a command, from callbacks (done, count): a bar per task in a terminal, lines elsewhere.
 
-    The lines come by the clock, also where nothing calls back for minutes.
+    The lines come at fixed times, even if no callback comes for minutes.
     """
 
     FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
@@ -67,7 +68,7 @@ class ProgressBar:
         self._over = threading.Event()
 
     def named(self, task: str, done: int, count: int, note: str = "") -> None:
-        """Show that `done` of `count` of a task are done; a count of 0 is one that is not known yet."""
+        """Show that `done` of `count` are done; a count of 0 means that it is not known yet."""
         is_new = task != self._task
         if is_new:
             self.close()
@@ -98,7 +99,7 @@ class ProgressBar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """End the present task."""
+        """End the current task."""
         self._task = ""
         self._over.set()
         if self._bar is not None:

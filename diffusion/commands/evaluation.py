@@ -1,8 +1,8 @@
-"""The end of a run: how likely the test set is, beside baselines that give the figure its scale.
+"""The evaluation at the end of a run: the likelihood of the test set, with baselines for scale.
 
-The model's own figures are measured, and kept, by the functions of `evaluate`. All go to the run folder as JSON (each
+The model's own results are measured and stored by the functions of `evaluate`. All go to the run folder as JSON (each
 image's value, kind and protocol) and CSV (the table), and to W&B's run summary under names that are the same for every
-family of model.
+family of models.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..likelihood import Estimate
 from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
-from ..models.load import TrainedModel
+from ..models.load import TrainedModel, load
 from ..storage import atomic, runs
 from ..storage.records import find, keep
 from ..storage.runs import user_cache
@@ -45,27 +45,27 @@ Means = Mapping[str, Mapping[str, Any]]
 
 
 def _silent(name: str, done: int, total: int) -> None:
-    """Tell nobody how far it is."""
+    """Report no progress."""
 
 
 def evaluate(
     subject: Subject, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
 ) -> tuple[dict[str, Estimate], Means]:
-    """Measure a model on the test set (each image once), or on fresh draws of a toy, and the baselines beside it.
+    """Measure a model and the baselines on the test set (each image once), or on fresh draws of a toy.
 
-    Figures of images are those of `python -m diffusion evaluate`: kept in the run's `evaluations/`, found there where
-    the question is the same, and continued where they were cut off. Of fewer images than there are, those that come
-    first in the fixed order (`random.fixed_order`) are taken, each with the noise that it has in the whole set.
+    Results on images are those of `python -m diffusion evaluate`: stored in the run's `evaluations/`, found there if
+    the question is the same, and resumed if interrupted. A subset of the images is the first of the fixed order
+    (`random.fixed_order`), each with the noise that it has in the whole set.
 
     Args:
         subject: The model, on `device`.
         data: The data it was trained on.
         options: Tolerances and numbers of draws.
         device: Where to measure.
-        progress: Called with (estimator, images done, images in all).
+        progress: Called with (estimator, images done, number of images).
 
     Returns:
-        Estimates by name, the model's own first; and for these the means of all terms over the images, in bits/dim.
+        Estimates by name, the model's own first, and for these the means of all terms over the images, in bits/dim.
     """
     if data.toy is not None:
         return evaluate_points(subject.model, data.toy, options, progress), {}
@@ -93,10 +93,23 @@ def evaluate(
     return {name: replace(found[name], protocol={**found[name].protocol, **chosen}) for name in found}, means
 
 
+def before_training(
+    run: Path, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
+) -> dict[str, Estimate]:
+    """The figures of the model that a run started from, by name; none for a run that started from nothing."""
+    path = run / runs.START
+    if not path.is_file():
+        return {}
+    model = load(path, device)
+    subject = Subject(f"{run.name} before step 1", run / path.stem, model, model.weights)
+    found, _ = evaluate(subject, data, options.replace(baselines=False), device, progress)
+    return {f"{name} before step 1": estimate for name, estimate in found.items() if name != "true density"}
+
+
 def evaluate_points(
     model: TrainedModel, toy: Toy, options: EvaluationConfig, progress: Progress = _silent
 ) -> dict[str, Estimate]:
-    """Measure a model of points in the plane, and the true density, on fresh draws: quick, and so not kept."""
+    """Measure a model of points in the plane, and the true density, on fresh draws; quick, so not stored."""
     x = toy.draw(options.images or 1000, seed=1 << 31)
     found = {
         name: model.log_density(
@@ -125,14 +138,14 @@ def measure_classical(
     rows: torch.Tensor,
     tell: Callable[[str], Callable[[int, int], None] | None] = lambda _: None,
 ) -> Estimate:
-    """Fit and measure a classical model, or find what is kept of it in the user's cache.
+    """Fit and measure a classical model, or find the result in the user's cache.
 
     Args:
         model: The model.
-        train, validation: The images that it is fitted to and chosen on; with those measured they are what is kept by.
+        train, validation: The images it is fitted to and selected on; with `test` they are the key of the cache.
         test: The images to measure.
         rows: Their rows in their split, which key their noise.
-        tell: Gives, for a name, what to call with (done, of how many).
+        tell: Returns, for a name, a callback of (done, count).
     """
     digest = hashlib.sha256(f"{model.name} {model.version} {tuple(train.shape[1:])}".encode())
     for images in (train, validation, test, rows):
@@ -150,7 +163,7 @@ def measure_classical(
 
 
 def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
-    """The figures of a run's main estimate under the names that W&B's run table sorts by."""
+    """The values of an estimate under the names by which W&B's run table can be sorted."""
     interval = estimate.mean()
     return {
         f"{prefix}bits_per_dim": interval.mean,
@@ -174,7 +187,7 @@ def effective_samples(estimate: Estimate) -> float | None:
 
 
 def weights_warning(estimate: Estimate) -> str | None:
-    """A line where importance weights of some images are not to be trusted; None where all are, or there are none."""
+    """A warning if the importance weights of some images are unreliable; None otherwise."""
     found = unreliable(estimate)
     if found is None or not bool(found.any()):
         return None
@@ -191,7 +204,7 @@ def _median(shapes: torch.Tensor) -> str:
 
 
 def describe(estimate: Estimate) -> str:
-    """A protocol in one line: short values only (the whole of it is in the JSON file; the law has a column)."""
+    """A protocol in one line, short values only; the JSON file holds all of it, and the law has a column."""
     skipped = ("law", "schedule", "t_min", "t_max", "times", "log_snr", "curve_log_snr", "validation_bits_per_dim")
     values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in estimate.protocol.items()}
     parts = [f"{key} {value}" for key, value in values.items() if key not in skipped and value is not None]
@@ -213,13 +226,13 @@ def write(run: Path, estimates: Mapping[str, Estimate], seconds: float, means: M
 
 
 def _more(estimate: Estimate) -> dict[str, Any]:
-    """Each image's effective number of importance samples, where there are such."""
+    """Each image's effective number of importance samples, if any."""
     log_ess = estimate.terms.get(EFFECTIVE_SAMPLES)
     return {} if log_ess is None else {"effective_samples": log_ess.exp().tolist()}
 
 
 def write_codes(run: Path, reports: Mapping[str, Gaussianity]) -> Path | None:
-    """Write codes.json, how near the codes are to N(0, I), to a run folder; None where there is nothing to write."""
+    """Write codes.json, how close the codes are to N(0, I), to a run folder; None if there is nothing to write."""
     if not reports:
         return None
     path = run / CODES
@@ -228,7 +241,7 @@ def write_codes(run: Path, reports: Mapping[str, Gaussianity]) -> Path | None:
 
 
 def summary_of_codes(reports: Mapping[str, Gaussianity]) -> dict[str, float]:
-    """The figures of codes for W&B's run table, in nats, of the last set of codes reported."""
+    """The values of the last set of codes for W&B's run table, in nats."""
     if not reports:
         return {}
     report = list(reports.values())[-1]

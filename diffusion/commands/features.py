@@ -1,4 +1,4 @@
-"""Which feature network a data set is measured by, and the features of its reference, kept for the next time."""
+"""The feature network for a data set, and cached features of references."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .preflight import INCEPTION, check_features
 
 
 def choose_extractor(name: str | None, data: ImageData, download: bool) -> FeatureExtractor:
-    """The feature network of a name or a file; by default the shipped one of the data set, or Inception.
+    """The feature network given by name or file; by default the one shipped for the data set, else Inception.
 
     Raises:
-        UserError: For a name or file that is none, weights that are absent, or a network of other images.
+        UserError: For an unknown name, an unusable file, missing weights, or a network for other images.
     """
     shipped = runs.shipped(runs.FEATURES)
     if name is None:
@@ -48,7 +48,7 @@ def _fitting(extractor: ClassifierFeatures, data: ImageData) -> ClassifierFeatur
 
 
 class FeatureCache:
-    """Features of references, a file each in $XDG_CACHE_HOME/diffusion (by default ~/.cache/diffusion)."""
+    """Features of references, one file each in $XDG_CACHE_HOME/diffusion (default: ~/.cache/diffusion)."""
 
     def __init__(self) -> None:
         self.folder = user_cache("features")
@@ -57,7 +57,7 @@ class FeatureCache:
         return self.folder / f"{digest(asdict(provenance), 16)}.safetensors"
 
     def read(self, provenance: Provenance) -> Tensor | None:
-        """The features of this very provenance; None where there are none, or they are damaged."""
+        """The features for exactly this provenance; None if there are none, or they are damaged."""
         try:
             tensors, metadata = tensor_files.read(self._path(provenance), "features", "features_of")
         except UserError:
@@ -65,7 +65,7 @@ class FeatureCache:
         return tensors.get("features") if metadata["features_of"] == _text(provenance) else None
 
     def write(self, provenance: Provenance, features: Tensor) -> None:
-        """Keep features; a cache that cannot be written to is none."""
+        """Store features; a cache that cannot be written is skipped."""
         try:
             found = {"features": features.to(torch.float32)}
             tensor_files.write(self._path(provenance), found, {"features_of": _text(provenance)})

@@ -1,4 +1,4 @@
-"""Figures to W&B, as runs of their own, of job type `eval` or `compare`; the files in the run folder are the record."""
+"""Logs results to W&B as separate runs of job type `eval` or `compare`; the files on disk remain the record."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def mirror_evaluation(subject: Subject, evaluation: Evaluation, choice: str, val
 
     Args:
         subject: What was measured.
-        evaluation: The figures.
+        evaluation: The results.
         choice: off, offline, online or auto.
         values: Entries of W&B's run table.
 
     Returns:
-        The folder of the W&B run; None where there is none, or it was there before.
+        The folder of the W&B run; None without one, or if it existed before.
     """
     folder = subject.home / records.FOLDER / evaluation.protocol.name
     logging = subject.model.config.logging

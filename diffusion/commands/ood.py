@@ -1,9 +1,9 @@
-"""Out of distribution: the likelihoods of two data sets under one model, and how well they tell the sets apart.
+"""Out of distribution: likelihoods of two data sets under one model, and how well they separate the sets.
 
     AUROC = P(bits/dim of a foreign image > that of a native one) + P(equal) / 2
 
-0.5 is chance. Below it the model holds the foreign images to be the likelier ones, which happens where they are simpler
-(Nalisnick et al. 2019, arXiv 1810.09136).
+0.5 is chance. Below it the model finds the foreign images more likely, which happens if they are simpler (Nalisnick et
+al. 2019, arXiv 1810.09136).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def auroc(native: Evaluation, foreign: Evaluation) -> float:
 
 
 def pairs(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]]) -> list[tuple[Evaluation, Evaluation]]:
-    """Rows of a comparison, each with what the same question found on another data set: (native, foreign).
+    """Rows of a comparison with the results of the same question on another data set: (native, foreign).
 
     Args:
         rows: The evaluations that are compared.

@@ -1,4 +1,4 @@
-"""The command line of sample.py, read before torch is loaded."""
+"""Parsers of command lines and their values, without torch."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def flag(name: str) -> str:
 
 
 def in_flags(options: argparse.Namespace) -> AbstractContextManager[None]:
-    """Errors in the block that begin with the name of an option begin with the option as it is typed."""
+    """Within the block, errors about an option name it as it is typed."""
     fields = {key: f"--option {key}" for key, _ in getattr(options, "option", None) or ()}
     return reported_as({**fields, **{name: flag(name) for name in vars(options)}})
 
 
 def path(text: str) -> str:
-    """A path, or another name that may stand for one, with `~` for the home folder."""
+    """A path or a name, with `~` expanded."""
     try:
         return expanded(text, "path")
     except UserError as error:

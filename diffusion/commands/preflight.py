@@ -1,4 +1,4 @@
-"""What of the command lines of sample.py and `python -m diffusion` can be known to be wrong before torch is loaded."""
+"""Checks of the command lines of sample.py and `python -m diffusion` that need no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
 
 
 def check_sample(options: argparse.Namespace) -> None:
-    """Refuse a draw that cannot begin: the command line of sample.py.
+    """Check the command line of sample.py.
 
     Raises:
         UserError: For an unknown sampler, grid or device, a model, a classifier or an image that is not there,
@@ -38,7 +38,7 @@ def check_sample(options: argparse.Namespace) -> None:
         if options.label is None:
             raise UserError("--classifier: steers towards a class; give --label too")
         if options.guide is not None:
-            raise UserError("--guide, --classifier: take one of them")
+            raise UserError("--guide, --classifier: use only one of them")
         runs.resolve_classifier(options.classifier)
     check_device(options.device)
     if options.run is not None:
@@ -62,7 +62,7 @@ def _check_out(path: str, may_be_folder: bool = False, name: str = "--out") -> N
 
 
 def _check_fitted(options: argparse.Namespace) -> None:
-    """Refuse what the fitted sampler does not take."""
+    """Refuse options that the fitted sampler does not accept."""
     if options.steps is not None and options.steps not in FITTED_STEPS:
         raise UserError(
             f"--steps: found {options.steps}; --sampler {FITTED} takes {FITTED_STEPS[0]} to {FITTED_STEPS[-1]}"
@@ -75,12 +75,12 @@ def _check_fitted(options: argparse.Namespace) -> None:
 
 
 def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False) -> None:
-    """Refuse models that are not there: run folders, names of runs, model files, `pretrained:NAME`.
+    """Refuse models that do not exist: run folders, names of runs, model files, `pretrained:NAME`.
 
     Args:
-        names: What the command line names.
+        names: The models on the command line.
         runs_dir: The folder of runs.
-        checkpoints: Whether a checkpoint is taken too.
+        checkpoints: Whether checkpoints are accepted too.
 
     Raises:
         UserError: For the first of them.
@@ -106,7 +106,7 @@ def check_conversion(options: argparse.Namespace) -> None:
 
 
 def check_takes_figures(folder: str | Path) -> None:
-    """Refuse, before anything is measured, a folder that its figures could not be written to.
+    """Refuse, before anything is measured, a folder to which the results could not be written.
 
     Raises:
         UserError: For such a folder.
@@ -114,11 +114,11 @@ def check_takes_figures(folder: str | Path) -> None:
     try:
         atomic.check_writable(Path(folder) / "x.json")
     except OSError as error:
-        raise UserError(f"{folder}: figures cannot be kept there ({error.strerror})") from error
+        raise UserError(f"{folder}: results cannot be stored there ({error.strerror})") from error
 
 
 def check_quality(options: argparse.Namespace) -> None:
-    """Refuse a measurement of quality that cannot begin.
+    """Check the command line of `quality`.
 
     Raises:
         UserError: For a run or images that are not there, images without --data, and an unknown sampler, grid, feature
@@ -139,7 +139,7 @@ def check_quality(options: argparse.Namespace) -> None:
 
 
 def check_tradeoff(options: argparse.Namespace) -> None:
-    """Refuse a comparison of samplers that cannot begin.
+    """Check the command line of `tradeoff`.
 
     Raises:
         UserError: For a model that is not there, and an unknown sampler, grid, feature network or device.
@@ -174,7 +174,7 @@ def are_images(text: str, runs_dir: str) -> bool:
 
 
 def check_reference(text: str, runs_dir: str) -> None:
-    """Refuse data to hold images against that are no data set, run or images.
+    """Refuse reference data that are no data set, run or images.
 
     Raises:
         UserError: For such data.
@@ -191,7 +191,7 @@ def check_reference(text: str, runs_dir: str) -> None:
 
 
 def check_training(options: argparse.Namespace) -> None:
-    """Refuse to train a network that could not be kept, or on data that there are not.
+    """Check the command lines of `train-classifier` and `train-features`.
 
     Raises:
         UserError: For data that are not known or not there, and a place that cannot be written to.
@@ -205,7 +205,7 @@ def check_training(options: argparse.Namespace) -> None:
 
 
 def check_comparison(options: argparse.Namespace) -> None:
-    """Refuse a comparison of models that are not there, or whose files could not be kept.
+    """Check the command line of `compare`.
 
     Raises:
         UserError: For a model, and a folder that is a file or cannot be written to.
@@ -215,7 +215,7 @@ def check_comparison(options: argparse.Namespace) -> None:
 
 
 def check_features(name: str | None) -> None:
-    """Refuse a feature network that is none by its name, or a file of one that is not there.
+    """Refuse an unknown feature network, and a file of one that does not exist.
 
     Raises:
         UserError: For such a name.

@@ -1,4 +1,4 @@
-"""Measured likelihoods as files: each part as it is done, the whole when it is complete.
+"""Measured likelihoods as files: each part when it is done, the whole when it is complete.
 
     RUN/evaluations/<method>-<digest>/     parts, one a chunk of images, and the W&B run
     RUN/evaluations/<method>-<digest>.json the whole, with each image's value
@@ -37,7 +37,7 @@ class Protocol:
         data: The images: name, split, number, and the SHA-256 of their bytes.
         weights: The SHA-256 of the model file.
         method: The estimator.
-        options: Its options, as plain values.
+        options: The estimator's options, as plain values.
     """
 
     data: Mapping[str, Any]
@@ -124,7 +124,7 @@ def read_all(home: Path) -> list[Evaluation]:
 
 
 def write_part(folder: Path, estimate: Estimate) -> None:
-    """Keep the estimate of some images."""
+    """Store the estimate for some images."""
     assert estimate.indices is not None
     summary = {
         "dims": estimate.dims,

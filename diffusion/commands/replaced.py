@@ -1,4 +1,4 @@
-"""What is lost where a command's figures take the place of another's."""
+"""Notes on results that a command replaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMED = 6
 
 
 def note_replaced(path: Path, text: str, what: str, about: Callable[[Any], tuple[Sequence[str], Any]]) -> None:
-    """Print one line where a JSON file that is about to be replaced holds what the new one does not.
+    """Print one line if a JSON file that is about to be replaced holds rows that the new one does not.
 
     Args:
         path: The file.
@@ -30,4 +30,4 @@ def note_replaced(path: Path, text: str, what: str, about: Callable[[Any], tuple
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     listed = ", ".join(names[:_NAMED])
-    print(f"note: {path.parent} held {what} of {listed}{more}, which this one replaces", file=sys.stderr)
+    print(f"note: {path.parent} held {what} of {listed}{more}, which is now replaced", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a finished run shows: a table of likelihoods, pictures, and where everything is."""
+"""The report of a finished run: likelihoods, pictures, and the places of all files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
 
 
 def known(text: str, *values: float) -> str:
-    """A text of figures, or `unknown` where one is: one image says nothing of how much images differ."""
+    """A formatted text, or `unknown` if a value is not finite (a single image has no interval)."""
     return text.format(*values) if all(map(math.isfinite, values)) else "unknown"
 
 
@@ -75,10 +75,10 @@ def _protocol(row: Mapping[str, Any]) -> str:
 
 
 def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
-    """How near codes are to N(0, I): moments, tests of normality, and entropy against its largest, d/2 log 2 pi e.
+    """How close codes are to N(0, I): moments, tests of normality, and entropy compared with its maximum.
 
-    Of the figures of each dimension the worst is shown. The nearest-neighbour entropy is biased in high dimensions, by
-    as much for a normal sample of as many draws and dimensions, which therefore stands beside it.
+    Of values per dimension the worst is shown. The nearest-neighbour entropy is biased in high dimensions, equally for
+    a normal sample of the same size, which is therefore shown next to it.
     """
     figures = {name: report.summary() for name, report in reports.items()}
     normal = next(iter(figures.values()), {})
@@ -90,7 +90,7 @@ def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
 
 
 def places_table(places: Mapping[str, Path | str]) -> RichTable:
-    """Where things are."""
+    """The places of all files, as a table."""
     table = RichTable(show_header=False, box=None, pad_edge=False)
     for name, place in places.items():
         table.add_row(f"{name}:", escape(str(place)), style=None)
@@ -98,6 +98,6 @@ def places_table(places: Mapping[str, Path | str]) -> RichTable:
 
 
 def console() -> Console:
-    """The console that reports go to: as wide as the terminal, or 140 columns where there is none."""
+    """The console for reports: as wide as the terminal, or 140 columns without one."""
     made = Console()
     return made if made.is_terminal else Console(width=140)

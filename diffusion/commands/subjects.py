@@ -1,4 +1,4 @@
-"""What is measured: a run's model, where its evaluations are kept, and the images of a split, identified by hash."""
+"""What is measured: a run's model, the folder of its evaluations, and the images of a split, identified by hash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..config import with_places
 from ..data import ImageData
 from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
-from ..models.load import TrainedModel, load
+from ..models.load import TrainedModel, load_named
 from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
 from ..storage import runs
 from ..storage.records import find
@@ -40,7 +40,7 @@ class Subject:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a figure's record says of the model: plain values."""
+        """The model's description in the record of a result, as plain values."""
         return {
             "run": self.name,
             "family": self.model.config.family,
@@ -66,12 +66,12 @@ class Subject:
 
 
 def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
-    """The name of a run or model, the folder of its evaluations' folder, and its file.
+    """The name of a run or model, the folder that holds its `evaluations/`, and its file.
 
     A file that is in no run has its evaluations in `evaluations/<name>` of the working folder.
 
     Raises:
-        UserError: Where there is no such model.
+        UserError: If there is no such model.
     """
     source = runs.resolve_model(path_or_name, runs_dir)
     if source.name == runs.MODEL:
@@ -80,13 +80,13 @@ def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
 
 
 def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = "cpu", points: bool = False) -> Subject:
-    """Load a model to measure; `points` says that it may be one of continuous data.
+    """Load a model to measure; with `points` it may be a model of continuous data.
 
     Raises:
         UserError: For a model that is not there, damaged, or of continuous data where those are not taken.
     """
     name, home, source = locate(path_or_name, runs_dir)
-    model = load(source, device)
+    model = load_named(source, device)
     if model.facts.levels is None and not points:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
     return Subject(name, home, model, model.weights)

@@ -1,6 +1,6 @@
-"""A table, made once and shown anywhere: terminal, Markdown, HTML, CSV, JSON, W&B.
+"""One table for all outputs: terminal, Markdown, HTML, CSV, JSON, W&B.
 
-Where people read, a column writes its values in its own form; other programs get the values as they are.
+For people, a column formats its values; for other programs the values are unformatted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Column:
         of: The key of its values in the rows, or what gives the value of a row; None is an unknown one.
         form: A format specification, or a function from a value to its text.
         left: Whether values align left, as words do, rather than right, as numbers do.
-        whole: Whether texts stay on one line of the terminal, where others fold.
+        whole: Whether texts stay on one line of the terminal, where others wrap.
         style: The rich style of a row's text.
     """
 
@@ -47,7 +47,7 @@ class Column:
         return row.get(self.of) if isinstance(self.of, str) else self.of(row)
 
     def text(self, row: Any) -> str:
-        """A row's value as people read it."""
+        """A row's value as formatted text."""
         value = self.value(row)
         if value is None:
             return UNKNOWN

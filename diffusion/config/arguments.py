@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, did_you_mean
+from ..storage import runs
 from ..storage.paths import expanded
-from .files import KEYS, SECTIONS, available_configs, dump_config, load_config, split_override
+from .files import KEYS, SECTIONS, available_configs, dump_config, load_config, parse_config, split_override
 from .options import Section, declared, describe
 from .run_sections import Config
 
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
-                [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
+                [--from MODEL] [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
                 [--resume-changed] [--verify-resume] [--status]
 
 Train a model; without arguments on the digits, on a GPU if there is one.
@@ -25,6 +26,8 @@ Train a model; without arguments on the digits, on a GPU if there is one.
   --config NAME|FILE         a configuration file, or the name of one in configs/ (default: digits):
                              {names}
   key=value, --key VALUE     set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'
+  --from MODEL               start from the weights of a model, the same as trainer.start=MODEL: a run, a model file or
+                             pretrained:NAME; with its own configuration unless --config is given
   --print_config             print the resulting configuration and stop
   --wandb MODE               the same as logging.wandb=MODE
   --resume auto|RUN|never    auto: resume the last unfinished run of this name, if any; RUN: resume that run, with its
@@ -37,6 +40,7 @@ Train a model; without arguments on the digits, on a GPU if there is one.
 """
 FLAGS = (
     "--config",
+    "--from",
     "--print_config",
     "--wandb",
     "--resume",
@@ -76,7 +80,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         UserError: For anything that is not understood, in one line.
         SystemExit: With code 0, after `--help` or `--print_config` has printed.
     """
-    config, resume, overrides, prints = None, "auto", [], False
+    config, start, resume, overrides, prints = None, None, "auto", [], False
     switches = {"resume_changed": False, "verify_resume": False, "status": False}
     left = list(sys.argv[1:] if argv is None else argv)
     while left:
@@ -108,13 +112,20 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             raise UserError(f"--config: given twice, {config} and {value}")
         if flag == "--config":
             config = value
+        elif flag == "--from":
+            overrides.append(f"trainer.start={value}")
+            start = value
         elif flag == "--resume":
             resume = value if value in ("auto", "never") else expanded(value, flag)
         else:
             overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
     if config is None and resume not in ("auto", "never") and (run := _run_folder(resume, overrides)) is not None:
         config, resume = run / "config.yaml", str(run)
-    arguments = TrainArguments(load_config("digits" if config is None else config, overrides), resume, **switches)
+    if config is None and start is not None:
+        settings = parse_config(*_own_config(start, overrides))
+    else:
+        settings = load_config("digits" if config is None else config, overrides)
+    arguments = TrainArguments(settings, resume, **switches)
     if prints:
         print(dump_config(arguments.config), end="")
         raise SystemExit(0)
@@ -126,6 +137,16 @@ def _run_folder(resume: str, overrides: Sequence[str]) -> Path | None:
     given = [value for key, value in map(split_override, overrides) if key == "runs"]
     folders = (Path(resume), Path(expanded(given[-1] if given else Config().runs, "runs")) / resume)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def _own_config(start: str, overrides: Sequence[str]) -> tuple[str, Sequence[str], str]:
+    """The configuration inside the model that training starts from, as the arguments of `parse_config`."""
+    given = [value for key, value in map(split_override, overrides) if key == "runs"]
+    path = runs.resolve_weights(start, given[-1] if given else Config().runs)
+    text = runs.config_inside(path)
+    if text is None:
+        raise UserError(f"--from: {path} has no configuration that can be read; give --config too")
+    return text, overrides, str(path)
 
 
 def help_text() -> str:

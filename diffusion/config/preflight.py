@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..processes import launched
+from ..storage import runs
 from ..storage.paths import expanded, kind_of_file
 from . import Config
 
@@ -34,6 +35,20 @@ def check(config: Config, makes_run: bool = True) -> None:
     _check_places(config, makes_run)
     check_device(config.device)
     process_count(config)
+
+
+def check_start(config: Config) -> None:
+    """Refuse a model to start from that is not there; a run that continues does not need it any more.
+
+    Raises:
+        UserError: For such a model.
+    """
+    if config.trainer.start is None:
+        return
+    try:
+        runs.resolve_weights(config.trainer.start, config.runs)
+    except UserError as error:
+        raise UserError(f"trainer.start: {error}") from error
 
 
 def process_count(config: Config) -> int:
@@ -112,7 +127,7 @@ def check_device(name: str) -> None:
     if name.startswith("cuda"):
         count = _gpu_count()
         if count is not None and int(found[1] or 0) >= count:
-            raise UserError(f"device: '{name}' is not there: {count} GPU(s) found; accepted: auto, cpu")
+            raise UserError(f"device: '{name}' does not exist: {count} GPU(s) found; accepted: auto, cpu")
 
 
 def _gpu_count() -> int | None:

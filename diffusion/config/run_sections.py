@@ -46,6 +46,9 @@ class TrainerConfig(Section):
     section = "trainer"
 
     steps: int = option(100_000, "total number of optimiser steps", ge=1)
+    start: Place | None = option(
+        None, "the model whose weights training starts from (--from): a run, a file of one, or pretrained:NAME"
+    )
     batch_size: int = option(128, "images per step, over all devices", ge=1)
     accumulate: int = option(1, "number of parts in which a batch is processed, to save memory", ge=1)
     precision: Literal["auto", "32", "bf16"] = option("auto", "of the network; auto: bf16 where it is fast")

@@ -1,7 +1,7 @@
-"""From a configuration to objects: the only place that matches on kinds.
+"""Builds objects from a configuration: the only place that matches on kinds.
 
-What a model must know of its data (shape, levels, classes) is `DataFacts`; it is kept beside the weights, so that a
-model is rebuilt from its file alone, with no data at hand.
+What a model must know about its data (shape, levels, classes) is `DataFacts`, stored with the weights, so that a model
+is rebuilt from its file alone, without the data.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OBSERVATIONS: dict[str, Callable[..., ObservationModel]] = {
 
 
 def _require_same_names(section: type[Section], option: str, known: Iterable[str]) -> None:
-    """The words of a configuration, which is read without torch, are the names of what there is."""
+    """The words that a configuration accepts, which is read without torch, are the names that exist here."""
     if set(section.words(option)) != set(known):
         raise ImportError(f"{section.key(option)} takes {section.words(option)}; there are {list(known)}")
 
@@ -104,13 +104,13 @@ class DataFacts:
         return json.dumps(asdict(self))
 
     def differences(self, now: DataFacts) -> list[str]:
-        """How data that are there now differ from these: number, shape, levels, classes, and SHA-256 of each split."""
+        """How the present data differ from these: number, shape, levels, classes, and SHA-256 of each split."""
         facts = (("name", self.name, now.name), ("classes", _classes(self), _classes(now)))
         found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
         return [*found, *self.images_changed(now), *self._changed(now, "SHA-256 of the {} labels", "labels_sha256")]
 
     def images_changed(self, now: DataFacts) -> list[str]:
-        """How images that are there now differ from these, whatever they and their classes are called."""
+        """How the present images differ from these, whatever they and their classes are called."""
         facts = (("shape", _by(self.shape), _by(now.shape)), ("levels", self.levels, now.levels))
         found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
         found += self._changed(now, "number of {} images", "images")
@@ -272,7 +272,7 @@ def _levels(config: Config, facts: DataFacts) -> int:
 
 
 def _coders(config: Config, facts: DataFacts, features: int, parameters: int) -> tuple[Encoder, Decoder]:
-    """An encoder to so many features, and a decoder to so many parameters of a pixel's channel."""
+    """An encoder with this many outputs, and a decoder with this many parameters per channel of a pixel."""
     widths = {name: getattr(config.autoencoder, name) for name in ("base_channels", "multipliers", "blocks")}
     with _reported_as_keys(config.autoencoder, shape="data.size"):
         encoder = Encoder(facts.shape, features, **widths)
@@ -280,12 +280,12 @@ def _coders(config: Config, facts: DataFacts, features: int, parameters: int) ->
 
 
 def _reported_as_keys(section: Section, **more: str) -> AbstractContextManager[None]:
-    """What a part says of an argument is said of the key that it comes from."""
+    """Errors about an argument are reported under the configuration key it comes from."""
     return reported_as({name: section.key(name) for name in type(section).model_fields} | more)
 
 
 def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:
-    """What a model file of this configuration holds the weights of, whatever the family, with fresh weights.
+    """The module whose weights a model file of this configuration holds, for any family, with fresh weights.
 
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.
@@ -315,7 +315,7 @@ def build_dequantizer(facts: DataFacts) -> Dequantizer | None:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """The number of trainable numbers."""
+    """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 

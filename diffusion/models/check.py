@@ -41,7 +41,7 @@ _NUMBERS = 2**15  # of noise at a level, for the best neighbours: small images g
 NOISY_ENOUGH = -4.0
 _BELOW = -12.0  # no level below is looked at: only noise is there
 _SEEN = -6.0  # below, x_hat is a small difference of large numbers, and its mean and deviation tell nothing
-_EXCESS = 0.005  # of the error of eps, which is 0.004 bits/dim a unit of log-SNR
+_EXCESS = 0.005  # of the error of eps, which is 0.004 bits/dim per unit of log-SNR
 Progress = Callable[[int, int], None]
 
 

@@ -1,4 +1,4 @@
-"""A trained denoiser as a model: sampled by any solver, measured by the probability flow and the variational bound."""
+"""A trained denoiser as a model: samples from any solver, likelihoods from the flow or the variational bound."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CENTRES_TOLERANCE = 1e-5
 
 
 class DiffusionModel(TrainedModel):
-    """A trained denoiser with the map between levels and what it sees.
+    """A trained denoiser with the map between grey levels and its inputs.
 
     Args:
         denoiser: The denoiser.
@@ -126,7 +126,7 @@ class DiffusionModel(TrainedModel):
 
     @cached_property
     def moments(self) -> Moments:
-        """E||eps_hat||^2 / D over log-SNR, from the file beside the model's or estimated now."""
+        """E||eps_hat||^2 / D over log-SNR, from the file next to the model's or estimated now."""
         return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
 
     def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
@@ -162,10 +162,10 @@ class DiffusionModel(TrainedModel):
         return check(self.denoiser, data_of(images, self.dequantizer, self.denoiser.shape), **options)
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The run's own sampler, steps, grid with its end, and noise dial, where they are not given.
+        """The given options, completed by the run's own sampler, steps, grid, its end, and eta.
 
-        Another sampler does not inherit the dial of the run's own, nor another grid its end. Where neither names a
-        grid it is the sampler's, and its end is a setting where it is not that of the grid's name. A tolerance or a
+        A different sampler does not inherit the run's eta, nor a different grid its end. If neither names a grid, the
+        sampler's own is used, and its end becomes a setting if it is not the grid's default. A tolerance or a
         method that the run's own does not take means `ode` (`sampling.unnamed_sampler`).
         """
         own = self.config.sampling
@@ -200,7 +200,7 @@ class DiffusionModel(TrainedModel):
         return {**defaults, **sampler.settings, **given}
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What is tuned, a grid or a sampler, as numbers: a picture's record does not depend on what is cached."""
+        """A tuned grid or sampler as numbers, so that a picture's record does not depend on caches."""
         if settings.get("sampler") == FITTED and "numbers" not in settings:
             return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
         if settings.get("grid") != AUTO:
@@ -212,16 +212,16 @@ class DiffusionModel(TrainedModel):
         return {**settings, "grid": times.tolist()}
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
-        """Those of the run; a grid is tuned only to weights that stay."""
+        """The run's own options; grids are tuned only to final weights."""
         tuned = self.config.sampling.grid == AUTO
         return self.sampling_settings({"grid": None} if tuned else {})
 
     def tuned(self) -> AbstractContextManager[None]:
-        """While open, what was tuned to the model is known, and what is tuned now is kept, beside the model's file."""
+        """Within the block, earlier tuning results are used and new ones are stored, next to the model's file."""
         return kept_grids(self.denoiser, self.beside)
 
     def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
-        """The sampler fitted to the model, from the file beside the model's or fitted now (`fit_sampler`)."""
+        """The sampler fitted to the model, from the file next to the model's or fitted now (`fit_sampler`)."""
         with self.tuned():
             return fitted_to(self.denoiser, steps, progress)
 
@@ -230,7 +230,7 @@ class DiffusionModel(TrainedModel):
         return sampler_for(self.denoiser, settings["sampler"], settings.get("steps"), **options)
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
-        """Count the rows that the network sees."""
+        """Count network evaluations, one per row of a batch."""
         return count_evaluations(self.denoiser)
 
     def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -32,7 +32,7 @@ _MOST_CODES = 10_000
 
 
 class LatentModel(TrainedModel):
-    """A trained VAE, or what its likelihoods and samples have in common with other autoencoders.
+    """A trained VAE, and what other autoencoders share with it.
 
     Args:
         autoencoder: The encoder, the decoder and the observation model.
@@ -57,7 +57,7 @@ class LatentModel(TrainedModel):
         """Draw n images in [-1, 1]; image i depends on (seed, i) alone.
 
         Args:
-            n: Their number.
+            n: The number of images.
             seed: The seed.
             options: `output=` (`mean` of p(x | z), or a `draw` from it), `batch_size=`, `start=`, `progress=`, and for
                 an EAE `prior=` (`normal` or `mixture`).
@@ -95,11 +95,11 @@ class LatentModel(TrainedModel):
             return self.autoencoder.observation.mean(self.autoencoder.decode(mean)).float()
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The mean of p(x | z), where not otherwise given."""
+        """The given options; by default the mean of p(x | z)."""
         return {"output": "mean", **given}
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
-        """Count the codes that are decoded."""
+        """Count decoder evaluations, one per code."""
         return count_rows(self.autoencoder.decoder)
 
     def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -135,7 +135,7 @@ class EAEModel(LatentModel):
         self.entropic = autoencoder
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The run's own prior, and the mean of p(x | z), where not otherwise given."""
+        """The given options; by default the run's own prior and the mean of p(x | z)."""
         return {"prior": self.config.sampling.prior, "output": "mean", **given}
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
@@ -163,9 +163,9 @@ class EAEModel(LatentModel):
         }
 
     def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
-        """Of the codes of training images, whose means and variances are held at 0 and 1, and of test images.
+        """Reports on the codes of training images, standardised by construction, and of test images.
 
-        Those that are too few, or all alike in a dimension, have none.
+        Too few codes, or codes constant in a dimension, have no report.
         """
         reports, left_out = {}, []
         for name, codes in self._codes(data).items():

@@ -1,4 +1,4 @@
-"""Classifiers p(label | x_t, log-SNR) of noisy images: trained, kept in a file, measured by noise level.
+"""Classifiers p(label | x_t, log-SNR) of noisy images: training, files, and accuracy by noise level.
 
 What classifier guidance needs (`denoisers.guidance.ClassifierGuided`). The training images are dequantised as the
 denoiser's are, and noisy at a log-SNR that is uniform in [-10, 10], on the path alpha^2 + sigma^2 = 1; any other path
@@ -32,7 +32,7 @@ _BATCH = 1024
 
 
 def build(shape: tuple[int, ...], num_classes: int, **options: int | float | Sequence[int]) -> NoisyImageClassifier:
-    """A network that takes the noise levels of training for those beyond; `options` as `NoisyImageClassifier`.
+    """A network that clamps noise levels to those of training; `options` as `NoisyImageClassifier`.
 
     Raises:
         UserError: For data that are no images, or options that do not work.
@@ -95,7 +95,7 @@ def by_noise_level(
     log_snrs: Sequence[int | float],
     seed: int = 0,
 ) -> dict[int | float, tuple[float, float]]:
-    """The accuracy, and the cross-entropy in nats, at each log-SNR, one draw of the noise an image."""
+    """The accuracy and the cross-entropy in nats at each log-SNR, with one noise draw per image."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for log_snr in log_snrs:
         right, nats = 0.0, 0.0
@@ -109,7 +109,7 @@ def by_noise_level(
 
 
 def save(path: str | Path, network: NoisyImageClassifier, about: Mapping[str, str | int | float]) -> None:
-    """Write to a safetensors file, with how it is built and what it was trained on beside the weights.
+    """Write the weights, the architecture and the training data's description to a safetensors file.
 
     Args:
         path: The file.

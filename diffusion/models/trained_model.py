@@ -1,4 +1,4 @@
-"""What a trained model is to the rest of the package, whatever its family."""
+"""The interface of a trained model, for every family."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .check import Check
 
 @runtime_checkable
 class GenerativeModel(Protocol):
-    """What a model of any family can do: draw, and tell how likely it holds images to be."""
+    """What a model of any family can do: draw samples and compute likelihoods."""
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """Draw n data, shape (n, *shape); images in [-1, 1]."""
@@ -36,17 +36,17 @@ class GenerativeModel(Protocol):
 
 
 class TrainedModel(ABC):
-    """A module with weights, the configuration that it was trained with, and what it knows of its data.
+    """A trained module, the configuration it was trained with, and facts about its data.
 
     Args:
-        module: What the model file holds the weights of; it is put into evaluation mode.
+        module: The module whose weights the model file holds; it is put into evaluation mode.
         config: The configuration it was trained with.
-        facts: What it knows of its data.
+        facts: Facts about its data.
         source: The file it came from, for messages.
-        step: The training step it was taken at.
+        step: The training step of the weights.
     """
 
-    # The options of `sample` that a user may set, beside the number and the seed.
+    # The options of `sample` that a user may set, apart from the number and the seed.
     sampling_options: ClassVar[tuple[str, ...]]
     # What the networks see at once of an image that is measured: that many rows.
     rows_per_image: ClassVar[int] = 1
@@ -60,7 +60,7 @@ class TrainedModel(ABC):
 
     @property
     def dequantizer(self) -> Dequantizer | None:
-        """The levels and their places; None for continuous data."""
+        """The map between levels and [-1, 1]; None for continuous data."""
         return build_dequantizer(self.facts)
 
     @property
@@ -74,13 +74,13 @@ class TrainedModel(ABC):
         return self
 
     def at_size(self, size: int | Sequence[int]) -> TrainedModel:
-        """The model, with the same weights, of images of another size: drawn, measured and controlled alike.
+        """The same model for images of another size: sampling, likelihoods and control work as before.
 
         Args:
             size: Height and width, or one number for both.
 
         Raises:
-            UserError: Where the model does not take images of it.
+            UserError: If the model does not accept that size.
         """
         raise UserError(f"size: found {size}; family '{self.config.family}' has images of its own size alone")
 
@@ -93,10 +93,10 @@ class TrainedModel(ABC):
         """The log-probability of images of levels, shape (B, *shape)."""
 
     def log_density(self, x: Tensor, **options: Any) -> Estimate:
-        """The log-density of continuous data, which not every family models.
+        """The log-density of continuous data, for the families that model it.
 
         Raises:
-            UserError: Where it does not.
+            UserError: For the other families.
         """
         raise UserError(f"log_density: family '{self.config.family}' models images of levels; use log_likelihood")
 
@@ -114,18 +114,18 @@ class TrainedModel(ABC):
 
     @abstractmethod
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All the options of a draw: those `given`, and the run's own for the rest; the one to show comes first."""
+        """All sampling options: those `given`, completed by the run's own; the one to display comes first."""
 
     def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What `settings` amount to, with all that they leave to defaults, for a reader of the samples."""
+        """`settings` with all defaults made explicit, for readers of the samples' record."""
         return dict(settings)
 
     def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """`settings` with all that is tuned to the model put in as numbers."""
+        """`settings` with everything tuned to the model replaced by its numbers."""
         return dict(settings)
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
-        """Those of the run, without what is fitted only after training."""
+        """The run's own options, without what is fitted only after training."""
         return self.sampling_settings({})
 
     @abstractmethod
@@ -134,18 +134,18 @@ class TrainedModel(ABC):
 
     @abstractmethod
     def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The estimators reported at the end of a run, the run's own figure first: method and options by name.
+        """The estimators reported at the end of a run, the main one first: method and options by name.
 
-        What stands at an estimator's default is left out, as in an `evaluate` that does not name it.
+        Options at their defaults are omitted, as in an `evaluate` command that does not give them.
         """
 
     @abstractmethod
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
-        """Pictures beside that of the samples: by what they show, the name of the file and the picture."""
+        """Further pictures of a run, by what they show: file name and picture."""
 
     def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
-        """How near codes are to the prior N(0, I), by what they are the codes of, and what has no report, a line each.
+        """How close codes are to the prior N(0, I), by images, and one line for each set without a report.
 
-        Nothing where there is no claim.
+        Empty for families that do not claim it.
         """
         return {}, []

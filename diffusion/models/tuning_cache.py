@@ -1,6 +1,6 @@
-"""Where what is tuned to a model, or estimated of it, is kept: beside its file, or for a shipped model in a cache.
+"""Storage for what is tuned to a model or estimated from it: next to its file, or for a shipped model in a cache.
 
-Each file names the weights that it belongs to; one of other weights, or a damaged one, is as good as none.
+Each file names the weights it belongs to; a file for other weights, or a damaged one, is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..storage.runs import user_cache
 
 
 def read_tuned(denoiser: Denoiser, source: str, kind: str) -> dict[str, Any]:
-    """What is kept of a kind, of this model's weights; with nothing kept, nothing.
+    """The stored values of a kind for this model's weights; empty if there are none.
 
     Args:
         denoiser: The model.
@@ -45,7 +45,7 @@ def read_tuned(denoiser: Denoiser, source: str, kind: str) -> dict[str, Any]:
 
 
 def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str, Any]) -> None:
-    """Keep values of a kind; a place that cannot be written to is none."""
+    """Store values of a kind; a place that cannot be written is skipped."""
     if not source:
         return
     digest = weights_digest(denoiser)
@@ -56,7 +56,7 @@ def write_tuned(denoiser: Denoiser, source: str, kind: str, values: Mapping[str,
 
 
 def weights_digest(denoiser: Denoiser) -> str:
-    """The SHA-256 of the weights alone: what is tuned to them holds for every file that has them."""
+    """The SHA-256 of the weights alone, since tuning results hold for every file with these weights."""
     digest = hashlib.sha256()
     for name, value in sorted(denoiser.state_dict().items()):
         digest.update(name.encode())
@@ -65,7 +65,7 @@ def weights_digest(denoiser: Denoiser) -> str:
 
 
 def _places(source: str, kind: str, digest: str) -> tuple[Path | None, Path | None]:
-    """What comes with the package, and what is ours to write."""
+    """The file shipped with the package, and the one to write."""
     ending = f".{kind}.json"
     shipped = runs.shipped_file(source)
     if shipped is not None:
@@ -75,7 +75,7 @@ def _places(source: str, kind: str, digest: str) -> tuple[Path | None, Path | No
 
 
 def _merged(known: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Both; of two dictionaries under one key the entries of both."""
+    """Both merged; dictionaries under the same key are merged in turn."""
     both = {
         key: {**known[key], **value} if isinstance(value, dict) and isinstance(known.get(key), dict) else value
         for key, value in more.items()
@@ -89,7 +89,7 @@ _GRIDS, _MOMENTS, _KEY = "grids", "moments", "log_snrs"
 
 @contextlib.contextmanager
 def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
-    """While open, `auto_grid` knows the grids kept with a model; those made meanwhile are kept after it.
+    """Within the block, `auto_grid` uses the grids stored for a model, and new ones are stored at its end.
 
     So does `fitted_to` the numbers of its samplers.
 
@@ -108,7 +108,7 @@ def kept_grids(denoiser: Denoiser, source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported_tuning(seconds: float) -> Iterator[None]:
-    """While open, what is tuned takes no longer than this, each, and stderr says every few seconds how far it is."""
+    """Within the block, each tuning is limited to this time, and progress is reported on stderr every few seconds."""
     start = reported = time.monotonic()
 
     def tell(done: int, total: int) -> None:

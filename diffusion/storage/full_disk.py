@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ..errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CONTINUE = "Make room; the same command continues the run."
+CONTINUE = "Free some space; the same command resumes the run."
 
 
 @contextmanager

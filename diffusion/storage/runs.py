@@ -5,6 +5,7 @@
                         data.json          what was found in the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        start.safetensors  the model before step 1, of a run that starts from another (--from)
                         training.json      images seen, seconds, hardware
                         samples/  evaluation.json  evaluations/  wandb/
                         stopped.json       while a signal has stopped the run: its exit code and step
@@ -15,13 +16,16 @@ Model files are read and written by `tensor_files`; here they are only found, wi
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
 from .paths import named_path
+from .records import DAMAGED
 
 CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
     "config.yaml",
@@ -32,9 +36,11 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
     "training.json",
 )
 DATA = "data.json"
+START = "start.safetensors"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _PREFIX = "pretrained:"
 _OF_PYTHON = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
+_LONGEST_HEADER = 2**26
 # Endings of the networks shipped next to the models: features, and classifiers of noisy images.
 FEATURES, CLASSIFIER = "-features", "-classifier"
 
@@ -122,6 +128,15 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
     hint = did_you_mean(path.name, siblings) or listed(runs_dir, (entry.name for entry in _models_in(runs_dir)))
     raise UserError(f"{path}: there is no such run or model file.{hint}")
+
+
+def config_inside(path: Path) -> str | None:
+    """The configuration in a model file, as text, read without torch; None where there is none to be read."""
+    with suppress(*DAMAGED), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        found = json.loads(file.read(min(length, _LONGEST_HEADER)))["__metadata__"]["config"]
+        return found if isinstance(found, str) else None
+    return None
 
 
 def python_model(text: str) -> tuple[Path, str] | None:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a run: the average of the weights, and what a user sees of it."""
+"""Callbacks of a run: the average of the weights, progress, and grids of samples."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ class EMACallback(Callback):
 
 
 class Progress(Callback):
-    """A progress bar in a terminal; elsewhere a line soon after the start, then now and then, and at each validation.
+    """A progress bar in a terminal; elsewhere a line after a few seconds, every 30 seconds, and at each validation.
 
     Logs images/s and the learning rate.
 
     Args:
-        images_per_step: Images of one update, over all devices.
+        images_per_step: Images per step, over all devices.
     """
 
     FIRST, EVERY = 5.0, 30.0  # seconds until the first line, and between two
@@ -155,7 +155,7 @@ class Progress(Callback):
         self._close()
 
     def _print(self, trainer: Trainer) -> None:
-        """A line: the step, the figures, and how long the rest will take."""
+        """Print the step, the losses, and the time left."""
         step, now = trainer.global_step, time.perf_counter()
         self._next = now + self.EVERY
         parts = [f"{name} {value}" for name, value in self._figures(trainer).items()]
@@ -177,7 +177,7 @@ class Progress(Callback):
 
 
 class OptimizerOptions(Callback):
-    """Makes the options of the optimiser those of the configuration, where a checkpoint was trained with others.
+    """Sets the optimiser's options to those of the configuration if a checkpoint has others.
 
     Args:
         options: The optimizer section of the configuration.
@@ -199,14 +199,14 @@ class _Stopped(Exception):
 class SampleGrid(Callback):
     """Draws a grid from fixed noise with the averaged weights, every so many steps.
 
-    A signal leaves a grid undrawn; the run that continues draws it before its first step.
+    After a signal, a grid is not drawn; the resumed run draws it before its first step.
 
     Args:
         folder: Where the pictures go, as step-<step>.png.
         model: The model in training, with its configuration.
         data: The data of the run (for the true density of a toy).
         ema: The callback that holds the averaged weights.
-        waiting: How the other processes wait for the main one, and how it hears of signals.
+        waiting: How the other processes wait for the main one, and how it learns of signals.
         mirror: The W&B logger, if there is one.
         compiled: Whether the network is compiled by itself.
     """

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill, are checked before they are believed, and cannot run code.
+"""Checkpoints that survive a kill, are verified before use, and cannot execute code.
 
 Writing is atomic (`storage.atomic`). A `torch.save` file is a zip archive with a CRC-32 of every record, which
-`torch.load` does not look at (it loads most single-bit flips in silence), so the archive is tested first, and the one
-before it is taken where it is damaged. Loading is `weights_only=True` always: tensors and plain types, nothing that
+`torch.load` does not check (it silently loads most single-bit flips), so the archive is tested first, and if it is
+damaged the previous checkpoint is used. Loading is `weights_only=True` always: tensors and plain types, nothing that
 unpickles into a call. Weights that are not finite are never written: the last checkpoint stays the last *good* one.
 """
 
@@ -87,7 +87,7 @@ class Checkpoints(Checkpoint):
     It is written again after a validation, so that the best score so far is in it. Lightning calls callbacks of this
     kind after all others: the average has been updated and the raw weights are in place.
 
-    A validation that a stop or a kill has cut off is made up for when the run continues, before its first step.
+    A validation interrupted by a stop or a kill is repeated when the run resumes, before its first step.
 
     Args:
         folder: Where the checkpoints go.
@@ -188,7 +188,7 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 def _earlier(path: Path) -> list[Path]:
-    """The other checkpoints of a folder, the newest first, the best one last."""
+    """The other checkpoints in a folder, newest first, the best one last."""
     kept = sorted(path.parent.glob("step-*.ckpt"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
     return [other for other in (*kept, path.with_name(BEST)) if other != path and other.is_file()]
 

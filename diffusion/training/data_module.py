@@ -1,7 +1,7 @@
-"""Training batches as a function of the step: what batch k holds, where each process finds its share, and no state.
+"""Training batches as a stateless function of the step, with the share of each process.
 
-A run that resumes at step k asks for batch k and goes on as if it had never stopped; Lightning's own sampler, which
-would start its epoch anew, is left out.
+A run that resumes at step k asks for batch k and continues as if it had never stopped; Lightning's own sampler, which
+would restart its epoch, is not used.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TrainingBatches(IterableDataset):
 
 
 class ValidationBatches(Dataset):
-    """The validation data of one process, each datum once over all processes, with its index."""
+    """The validation data of one process; each sample occurs once over all processes, with its index."""
 
     def __init__(self, data: Data, batch_size: int, rank: int = 0, world_size: int = 1):
         self.labels: Tensor | None = None

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its model file: the parts wired into a Lightning trainer."""
+"""A training run, from its configuration to its model file, with a Lightning trainer."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ from .modules.build import build_module
 from .record import TrainingRecord
 from .resume import continuing, run_to_continue
 from .same_data import require_same_data
+from .start import start_from
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
 
 # Child processes of a run on several devices find the folder that the first one made.
@@ -64,13 +65,13 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
 
         model = diffusion.train("digits", name="mine", trainer={"steps": 2000}, optimizer={"lr": 1e-3})
 
-    The same call continues a run that was cut off. Nothing is measured: that is a call of its own
-    (`diffusion.log_likelihood`, or `python -m diffusion evaluate RUN`), so that `evaluation.*` does not count here.
+    The same call resumes an interrupted run. No likelihood is measured, so `evaluation.*` is ignored: call
+    `diffusion.log_likelihood`, or run `python -m diffusion evaluate RUN`.
 
     Args:
         config: The name of a configuration, its path, or a configuration.
-        resume: `auto`: go on with the last unfinished run of this name and configuration, if any; `never`: start anew;
-            or the run to go on with.
+        resume: `auto`: resume the last unfinished run of this name and configuration, if any; `never`: start a new
+            run; or the run to resume.
         overrides: Keys of the configuration, by section as in its file (`train.py --help` explains them).
 
     Returns:
@@ -97,26 +98,26 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
     if run is not None:
         print(continuing(run, settings), file=sys.stderr)
     with torch.random.fork_rng(devices=[]):
-        with full_disk.reported("Make room; the same call continues the run."):
+        with full_disk.reported("Free some space; the same call resumes the run."):
             done = fit(settings, run)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code)
         if done.exit_code:
-            stopped = f"stopped early; the same call continues {done.run}"
+            stopped = f"stopped early; the same call resumes {done.run}"
             raise KeyboardInterrupt(stopped) if done.exit_code == EXIT_CODES[signal.SIGINT] else UserError(stopped)
         return load(done.run, choose_device(settings.device))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run left.
+    """The result of a training run.
 
     Attributes:
         run: The run folder.
         data: The data it was trained on.
         mirror: The W&B logger, still open, if there is one.
-        exit_code: 0 where training is complete, else that of the signal that stopped it, or came after the last step
-            when there was still something to measure.
+        exit_code: 0 if training is complete, else that of the signal that stopped it, or that came after the last step
+            but before the evaluation.
         is_main: Whether this is the process that writes.
     """
 
@@ -131,7 +132,7 @@ def fit(
     config: Config,
     run: Path | None = None,
     callbacks: Sequence[Callback] = (),
-    told: Callable[[str], object] | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> Fit:
     """Train, and write the averaged weights to the run folder.
 
@@ -139,7 +140,7 @@ def fit(
         config: The configuration.
         run: The folder of a run to continue; None starts a new one.
         callbacks: Further callbacks of the trainer.
-        told: Called, in the process that writes, with what was understood of the data.
+        report: Called in the main process with a description of the data.
 
     Raises:
         UserError: For data, devices or settings that do not fit, before anything is written; for a run that another
@@ -155,13 +156,18 @@ def fit(
         data = build_data(config)
     if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
         require_same_data(run, data.facts)
-    if told is not None and not is_helper():
-        told("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
+    if report is not None and not is_helper():
+        report("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
     module = build_module(config, data.facts, metadata)
     module.check_data(data)
+    starts = config.trainer.start is not None and (run is None or not (run / runs.CHECKPOINTS / "last.ckpt").is_file())
+    if starts:
+        notes = start_from(module.model, config, data.facts)
+        if report is not None and not is_helper():
+            report("\n".join(notes))
     sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
@@ -174,6 +180,10 @@ def fit(
         _write_config(run, text)
         atomic.write_text(run / runs.DATA, data.facts.to_json())
         run_status.clear(run)
+        if starts:
+            tensor_files.save_model(
+                run / runs.START, module.model.state_dict(), text, {FACTS: metadata[FACTS], STEP: "0"}
+            )
 
     metrics = MetricsLog(run)
     logging = config.logging
@@ -252,7 +262,7 @@ def fit(
 
 
 def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) -> None:
-    """What is fitted after training; a failure of it is told in a line, for the model is there.
+    """Fit what is fitted after training; a failure is reported in one line, since the model exists.
 
     Raises:
         UserError: For such a failure.
@@ -270,7 +280,7 @@ def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) ->
 
 
 def _check_drawing(model: TrainedModel) -> None:
-    """Refuse what the run could not draw with, before it is trained: `sampling.*` is otherwise first asked then.
+    """Check `sampling.*` before training, not only when the first samples are drawn.
 
     Raises:
         UserError: For such a setting.
@@ -282,7 +292,7 @@ def _check_drawing(model: TrainedModel) -> None:
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
-    """The folder of this run, and whether there is a checkpoint in it to continue from."""
+    """The folder of this run, and whether it holds a checkpoint to resume from."""
     if launched().count > 1:
         if run is None and launched().is_main:
             run = runs.create_run(config.runs, config.name or "run")
@@ -296,7 +306,7 @@ def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
 
 
 def _write_config(run: Path, text: str) -> None:
-    """Write the configuration of a run; one that it was trained with before is kept beside it, with a number."""
+    """Write the configuration of a run; a previous one is kept under a numbered name."""
     path = run / runs.CONFIG
     atomic.sweep(run)
     if path.is_file():
@@ -309,7 +319,7 @@ def _write_config(run: Path, text: str) -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's advice that does not apply here: data are made by index, in memory, and need no workers."""
+    """Silence advice of Lightning that does not apply: batches are made by index, in memory, without workers."""
     import logging
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]

@@ -1,8 +1,7 @@
-"""What a training run cost, recorded by training itself: images seen, seconds, and on what.
+"""The cost of a training run: images seen, seconds, and hardware.
 
-The seconds are those of the steps: the data of a batch, validation, pictures and checkpoints are not in them. A run
-that goes on adds to what its checkpoint says, so that steps lost with a killed process count as they do in the model,
-once.
+The seconds are those of the steps, without loading data, validation, pictures and checkpoints. A resumed run adds to
+what its checkpoint records, so that steps lost with a killed process count once, as they do in the model.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _MARKS = 100  # steps of a GPU whose time is read at once
 
 
 class TrainingRecord(Callback):
-    """Counts what the steps cost; its place is before all callbacks that do something at the end of a step.
+    """Counts the cost of the steps; it must come before all callbacks that act at the end of a step.
 
     Args:
         images_per_step: Images of one update, over all devices.

@@ -1,8 +1,8 @@
-"""Which run a command continues: the last unfinished one of its name, the one it names, or none; and how it stands.
+"""Which run a command resumes (the last unfinished one of its name, the one it names, or none), and a run's status.
 
-A run goes on with the configuration, and on the data, that it was begun with: where those are now makes no difference
-(`training.same_data` compares what is in them). Where it runs and how it is looked at may differ freely;
-what the optimiser does may be changed on request (`--resume-changed`); what the weights are may not.
+A run resumes with the configuration and on the data it was started with, wherever the data are now
+(`training.same_data` compares their content). Devices, logging and the like may change freely; the optimisation may
+change on request (`--resume-changed`); the architecture may not.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _CHANGEABLE = (
 def run_to_continue(config: Config, resume: str, changed: bool = False, flag: str = "--resume") -> Path | None:
     """The run folder to continue, or None to start a new run.
 
-    `auto` takes the newest run of the configuration's name and content that was cut off, in training or while it was
-    measured, and that no other process trains; `never` takes none; anything else is a run folder, or the name of one.
+    `auto` takes the newest run of the same name and configuration that was interrupted, in training or evaluation, and
+    that no other process is training; `never` takes none; anything else is a run folder, or the name of one.
 
     Args:
         config: The configuration of the command.
         resume: `auto`, `never`, or a run.
-        changed: Whether what the optimiser does may differ from the run's own configuration.
-        flag: What the user gave `resume` by: `--resume`, or `resume` in Python.
+        changed: Whether the optimisation may differ from the run's own configuration.
+        flag: What the user knows `resume` by: `--resume`, or `resume` in Python.
 
     Raises:
         UserError: For a run that is not there, has no checkpoint, is being trained, or differs in its configuration
@@ -74,16 +74,16 @@ def run_to_continue(config: Config, resume: str, changed: bool = False, flag: st
         own = str(run / _CONFIG)
         use = f"--config {shlex.quote(own)}" if typed_here else f"diffusion.train({own!r})"
         raise UserError(
-            f"{flag}: {run} was trained with another configuration: {'; '.join(fixed)}. "
+            f"{flag}: {run} was trained with a different configuration: {'; '.join(fixed)}. "
             f"Use {use}, {way_out}or start a new run with {never}"
         )
     if differences:
-        _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+        _tell(f"{run} resumes with a different configuration: {'; '.join(differences.values())}")
     return run
 
 
 def continuing(run: Path, config: Config) -> str:
-    """What is said of a run that goes on: which, and from which step."""
+    """The message about a run that resumes: which one, and from which step."""
     return f"continuing {run} {_from(run, config)}"
 
 
@@ -95,13 +95,13 @@ def _from(run: Path, config: Config) -> str:
 
 
 def status(config: Config, resume: str = "auto") -> int:
-    """Print how a run stands: the last that a command with this configuration worked on, or the one that is named.
+    """Print the status of a run: the latest one with this name and configuration, or the one that is named.
 
-    The one that is named is held against its own configuration, whatever the rest of the command line.
+    A named run is judged by its own configuration, whatever the rest of the command line says.
 
     Returns:
-        0: complete; 75 or 130: stopped by SIGTERM or SIGINT, and the same command continues it; 1: cut off by something
-        else (a failure, a kill), or being trained.
+        0: complete; 75 or 130: stopped by SIGTERM or SIGINT, and the same command resumes it; 1: interrupted otherwise
+        (a failure, a kill), or still being trained.
 
     Raises:
         UserError: There is no such run.
@@ -124,19 +124,19 @@ def status(config: Config, resume: str = "auto") -> int:
         return 1
     saved = (run / _CHECKPOINT).is_file() and resume not in ("auto", "never")
     command = f"{typed('train')} --resume {shlex.quote(str(run))}" if saved else "the same command"
-    goes_on = f"{command} continues it {_from(run, config)}"
+    goes_on = f"{command} resumes it {_from(run, config)}"
     if code := run_status.exit_code(run):
         print(f"{run}: stopped by a signal; {goes_on}")
         return code
     if _is_trained(run, config):
-        print(f"{run}: trained, and not measured; {command} measures it")
+        print(f"{run}: trained, but not evaluated; {command} evaluates it")
     else:
-        print(f"{run}: cut off, by a failure or a kill; {goes_on}")
+        print(f"{run}: interrupted by a failure or a kill; {goes_on}")
     return 1
 
 
 def _written(run: Path) -> list[Path]:
-    """The files of a run that tell when it was last worked on."""
+    """The files of a run whose times show when it was last worked on."""
     names = (_CONFIG, _CHECKPOINT, _MODEL, _EVALUATION, run_status.STOPPED)
     return [run / name for name in names if (run / name).is_file()]
 
@@ -155,7 +155,7 @@ def _is_of_name(run: Path, config: Config) -> bool:
 
 
 def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None:
-    """The newest run to go on with; of those cut off before their first checkpoint one begins again."""
+    """The newest run to resume; one interrupted before its first checkpoint starts again."""
     unfinished = [
         path.parent
         for path in folder.glob(f"*/{_CONFIG}")
@@ -171,23 +171,23 @@ def _last_unfinished(config: Config, folder: Path, changed: bool) -> Path | None
     for run, differences in found.items():
         if not differences or (changed and all(key.startswith(_CHANGEABLE) for key in differences)):
             if differences:
-                _tell(f"{run} goes on with another configuration: {'; '.join(differences.values())}")
+                _tell(f"{run} resumes with a different configuration: {'; '.join(differences.values())}")
             return run
     # one that its own configuration has finished is not cut off
     cut_off = [run for run in unfinished if not _is_finished(run, _saved(run) or config)]
     if cut_off:
-        newest = cut_off[0]
-        _tell(f"{newest} is unfinished, but of another configuration ({'; '.join(found[newest].values())}); a new run")
+        newest, unlike = cut_off[0], "; ".join(found[cut_off[0]].values())
+        _tell(f"{newest} is unfinished, but has a different configuration ({unlike}); starting a new run")
     return None
 
 
 def _holder(run: Path) -> str | None:
-    """Who trains a run, unless it is the process that this one helps."""
+    """Who is training a run, unless it is the main process of this one."""
     return None if is_helper() else run_lock.holder(run)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
-    """Whether a run has been trained to the end, and measured where that is asked for."""
+    """Whether a run is fully trained, and evaluated if its configuration says so."""
     return _is_trained(run, config) and (not config.evaluation.enabled or (run / _EVALUATION).exists())
 
 
@@ -196,7 +196,7 @@ def _is_trained(run: Path, config: Config) -> bool:
 
 
 def _steps_done(run: Path) -> float:
-    """The steps behind a run that can be continued."""
+    """The number of steps that a resumable run has done."""
     if (run / _MODEL).is_file() and math.isfinite(step := _model_step(run / _MODEL)):
         return step
     from ..storage.checkpoint_files import step_of  # takes torch
@@ -205,7 +205,7 @@ def _steps_done(run: Path) -> float:
 
 
 def _logged(run: Path) -> int:
-    """The step that a run has logged last."""
+    """The last step that a run has logged."""
     try:
         last = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[-2]  # each line has an end
         return int(json.loads(last)["step"]) + 1
@@ -214,9 +214,9 @@ def _logged(run: Path) -> int:
 
 
 def _model_step(path: Path) -> float:
-    """The step that a model file was written at, from its header; infinity where it does not say.
+    """The step at which a model file was written, from its header; infinity if it is not recorded.
 
-    Of a model that is trained, but lacks what is fitted after training, minus infinity: its run is to go on.
+    Minus infinity for a trained model that lacks what is fitted after training: its run must resume.
     """
     try:
         with open(path, "rb") as file:
@@ -247,7 +247,7 @@ def _is_moved(saved: Config, given: Config) -> bool:
 
 
 def _saved(run: Path) -> Config | None:
-    """The configuration of a run, None where it cannot be read."""
+    """The configuration of a run; None if it cannot be read."""
     try:
         return configuration.parse_config((run / _CONFIG).read_text(encoding="utf-8"), source=str(run / _CONFIG))
     except (OSError, ValueError):  # UserError, and what is no text, are

@@ -1,4 +1,4 @@
-"""A run goes on only on the data that it was begun on, known by their content and not by their name or place."""
+"""A run resumes only on the data it was started on, identified by content, not by name or place."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def require_same_data(run: Path, now: DataFacts) -> None:
 
     Args:
         run: The run's folder, with a checkpoint.
-        now: The data that are found now.
+        now: The data found now.
 
     Raises:
-        UserError: Where number, shape, levels, classes or the SHA-256 of a split differ; all that do are listed.
+        UserError: If number, shape, levels, classes or the SHA-256 of a split differ; all differences are listed.
     """
     known = _known(run)
     if known is not None and (differences := known.differences(now)):
@@ -30,7 +30,7 @@ def require_same_data(run: Path, now: DataFacts) -> None:
 
 
 def _known(run: Path) -> DataFacts | None:
-    """What the run keeps of its data: in its folder, or as runs of older versions do, in the checkpoint alone."""
+    """The facts about its data that a run has stored: in its folder, or, for older versions, only in the checkpoint."""
     try:
         return DataFacts.from_json((run / runs.DATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,12 +1,12 @@
-"""A signal ends training at the next step boundary, with a checkpoint and an exit code of its own.
+"""A signal ends training after the current step, with a checkpoint and a specific exit code.
 
 A handler that saves, or talks to other processes, runs in the middle of anything and hangs a distributed job. Here it
 only sets a flag. After each step the processes agree on it (one of them having been signalled is enough), training
 stops, the `Checkpoints` callback saves, and the command exits with 75 (`EX_TEMPFAIL`: try again) after SIGTERM or 130
 after SIGINT; a scheduler that saw 0 would believe the run finished.
 
-A validation can take longer than a scheduler waits. It is left after its present batch: a checkpoint has been written
-before it, and the run that continues from there begins with the validation.
+A validation can take longer than a scheduler waits. It is abandoned after its current batch: a checkpoint was written
+before it, and the resumed run starts with the validation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class ValidationStopped(Exception):
-    """Leaves a validation, in all processes at the same batch."""
+    """Ends a validation, at the same batch in all processes."""
 
 
 class GracefulStop(Callback):
@@ -44,7 +44,7 @@ class GracefulStop(Callback):
 
     Attributes:
         exit_code: 75 or 130 if a signal cut training short, else 0.
-        late_code: The same for a signal that came in the last step or after it, when there was nothing to cut short.
+        late_code: The same for a signal during or after the last step, when there was nothing left to cut short.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class GracefulStop(Callback):
             self._previous = {}
 
     def requested(self) -> bool:
-        """Whether this process has been signalled."""
+        """Whether this process has received a signal."""
         return self._received is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -162,7 +162,7 @@ def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatc
     code, out, err = run_train(capsys, argv)
     assert code == 75
     assert out.startswith("data: 1,797 images")
-    assert f"stopped early; the same command continues {run}" in err
+    assert f"stopped early; the same command resumes {run}" in err
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 3
     assert not (run / runs.MODEL).exists()
 
@@ -241,7 +241,7 @@ BAD = [
     (["evaluation.tolerance=-1e-3"], r"evaluation\.tolerance: found -?0?\.?.*must be .*above 0"),
     (["evaluation.tolerance=2"], r"evaluation\.tolerance: found 2.*below 1"),
     (["optimizer.lr=-1"], r"optimizer\.lr: found -1"),
-    (["device=cuda"], r"device: 'cuda' is not there: 0 GPU\(s\) found"),
+    (["device=cuda"], r"device: 'cuda' does not exist: 0 GPU\(s\) found"),
     (["trainer.batch_size=9", "trainer.accumulate=2"], r"trainer\.batch_size: found 9; must be a multiple"),
     (["network.attention=[5]"], r"network\.attention: no feature map has height 5; "),
     (["data.name=moons"], r"network\.name: found 'unet'; data of shape \(2,\) need mlp"),

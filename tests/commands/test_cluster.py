@@ -65,7 +65,7 @@ def test_the_commands_of_one_machine(shell):
     assert [row["step"] for row in read_metrics(trained / "metrics.jsonl") if "train/loss" in row] == [9, 19]
     assert (trained / runs.MODEL).is_file()
 
-    assert run(evaluate).count("kept in") == 1, "one of them says what was found"
+    assert run(evaluate).count("stored in") == 1, "one of them says what was found"
     (kept,) = (trained / "evaluations").glob("*.json")
     shared = records.read(kept)
     kept.unlink()

@@ -265,7 +265,7 @@ def test_what_a_comparison_replaces_is_told(tmp_path, capsys):
         rows = [{"run": name, "family": "diffusion"} for name in names]
         return json.dumps({"images": images, "rows": [*rows, {"run": "histogram", "family": "classical"}]})
 
-    path, told = tmp_path / "comparison.json", "a comparison of {}, which this one replaces\n"
+    path, told = tmp_path / "comparison.json", "a comparison of {}, which is now replaced\n"
     for kept, new, expected in [
         (None, text("a"), ""),
         ("[1]", text("a"), ""),

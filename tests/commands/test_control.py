@@ -150,8 +150,8 @@ def test_a_picture_by_a_classifier_is_drawn_again_by_that_one_alone(here, capsys
     ("line", "message"),
     [
         ("--inpaint image.png", "--inpaint: needs --mask"),
-        ("--mask mask.png", "--mask: goes with --inpaint"),
-        ("--posterior dps", "--posterior: goes with --inpaint or --restore"),
+        ("--mask mask.png", "--mask: needs --inpaint"),
+        ("--posterior dps", "--posterior: needs --inpaint or --restore"),
         ("--restore image.png", "--restore: needs --degradation; accepted: blur, downsample, grey"),
         ("--restore image.png --degradation blurr", "Did you mean 'blur'?"),
         ("--restore image.png --degradation blur:x", "found 'blur:x'; needs a deviation in pixels"),
@@ -168,7 +168,10 @@ def test_a_picture_by_a_classifier_is_drawn_again_by_that_one_alone(here, capsys
         ("--inpaint image.png --mask mask.png --observation-noise -1", "noise_std: found -1"),
         ("--guide digits-0002", "--guide: needs --guidance"),
         ("--classifier digits", "--classifier: steers towards a class; give --label too"),
-        ("--classifier digits --label 3 --guide digits-0002 --guidance 2", "--guide, --classifier: take one of them"),
+        (
+            "--classifier digits --label 3 --guide digits-0002 --guidance 2",
+            "--guide, --classifier: use only one of them",
+        ),
         ("--classifier nope --label 3", "--classifier: nope does not exist; accepted: digits, or a file of"),
         ("--classifier digits --label 3 --size 6x10", "digits is of images (1, 8, 8); the model's are (1, 6, 10)"),
         ("--classifier digits --label 10", "--label: found 10; the classifier digits knows 0 to 9"),

@@ -139,7 +139,7 @@ BAD = [
     (["--method", "rk4", "--sampler", "ddim"], r"--method: sampler 'ddim' does not take it"),
     (["--variance", "lowest", "--sampler", "ancestral"], r"--variance: 'lowest'.*Did you mean 'lower'"),
     (["--dtype", "float16"], r"--dtype: invalid choice: 'float16'"),
-    (["--device", "cuda"], r"--device: 'cuda' is not there: 0 GPU\(s\) found"),
+    (["--device", "cuda"], r"--device: 'cuda' does not exist: 0 GPU\(s\) found"),
     (["--device", "gpu"], r"--device: found 'gpu'; accepted: auto, cpu"),
     (["--label", "10"], r"--label: found 10; the model has the classes 0 to 9"),
     (["--guidance", "2"], r"--guidance: .*give a label"),

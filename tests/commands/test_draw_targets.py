@@ -95,10 +95,10 @@ def test_the_beginning_of_another_draw_is_refused_and_its_own_goes_on(here, caps
     cut_off(capsys, monkeypatch, "--out", "x.npz")
     code, _, err = run_sample(capsys, *DRAW, "--out", "x.npz", "--seed", "7")
     assert code == 2
-    assert re.search(r"holds the beginning of another draw \(seed 0 there, 7 here\)", err)
+    assert re.search(r"holds an unfinished draw with other settings \(seed 0 there, 7 here\)", err)
     code, out, _ = run_sample(capsys, *DRAW, "--out", "x.npz")
     assert code == 0
-    assert "2 of 5 samples are there; going on" in out
+    assert "2 of 5 samples are there already; resuming" in out
     assert np.array_equal(images("x.npz"), expected(0))
     assert not (here / ".x.npz.parts").exists()
 
@@ -149,7 +149,7 @@ def test_another_image_of_the_same_name_is_another_draw(here, capsys, monkeypatc
             cut_off(capsys, monkeypatch, "--edit", "given.png", "--out", "x.npz")
     code, _, err = run_sample(capsys, *DRAW, "--edit", "given.png", "--out", "x.npz")
     assert code == 2
-    assert "beginning of another draw (images" in err
+    assert "unfinished draw with other settings (images" in err
 
 
 def test_a_damaged_part_is_drawn_again(here, capsys, monkeypatch):  # noqa: F811
@@ -200,7 +200,7 @@ def test_a_second_draw_into_a_target_says_that_the_first_is_drawing_it(here, cap
         assert first.stdout.readline() == "held\n"
         code, _, err = run_sample(capsys, *DRAW, "--out", "x.npz")
         assert code == 2
-        assert re.fullmatch(r"error: --out: \.x\.npz\.parts is being drawn by process \d+ on .*\n", err)
+        assert re.fullmatch(r"error: --out: \.x\.npz\.parts is being written by process \d+ on .*\n", err)
         # one that had begun before the first made its folder
         monkeypatch.setattr(run_lock, "holder", lambda folder: None)
         assert run_sample(capsys, *DRAW, "--out", "x.npz")[0] == 2

@@ -223,7 +223,7 @@ def test_the_interval_of_one_image_is_unknown_and_no_number(diffusion_command):
     code, out, err = diffusion_command(*ELBO, "--images", "1", *OFF)
     assert (code, err) == (0, "")
     assert "nan" not in out.lower()
-    assert re.search(r"total error, with their choice: +unknown", out), out
+    assert re.search(r"total error, including their choice: +unknown", out), out
 
 
 @pytest.mark.parametrize("more", [(), ("--target-error", "0.5")])
@@ -232,7 +232,7 @@ def test_a_run_that_takes_no_figures_is_told_before_it_is_measured(diffusion_com
     monkeypatch.setattr(DiffusionModel, "log_likelihood", None)
     code, out, err = diffusion_command(*ELBO, *more, *OFF)
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert re.search(r"digits-0001/evaluations: figures cannot be kept there \(.*\)$", err.strip()), err
+    assert re.search(r"digits-0001/evaluations: results cannot be stored there \(.*\)$", err.strip()), err
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_comparison_that_would_be_replaced_is_named(content, tmp_path, capsys)
     assert told(content) == "", "the same again"
     names = ", ".join(dict.fromkeys(row.model["run"] for row in content.rows if row.model["family"] != "classical"))
     for other in (replace(content, groups=content.groups[1:]), replace(content, title="Likelihood of other images")):
-        assert f"held a comparison of {names}, which this one replaces" in told(other)
+        assert f"held a comparison of {names}, which is now replaced" in told(other)
     path.write_text("damaged")
     assert told(content) == ""
 

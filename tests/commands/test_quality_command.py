@@ -65,7 +65,7 @@ def test_a_run_is_measured_once_and_its_figures_are_found_again(diffusion_comman
     assert record["question"]["reference"]["sha256"] == data.provenance["train_sha256"]
     assert record["question"]["settings"]["steps"] == 2
     assert record["nfe"] == 2
-    assert all(word in out for word in ("digits-0001", "test set", "noise", f"kept in: {path}"))
+    assert all(word in out for word in ("digits-0001", "test set", "noise", f"stored in: {path}"))
     with Image.open(path.with_name(f"{path.stem}-closest.png")) as picture:
         assert picture.size == (10 * 66 - 2, 4 * 66 - 2)
     assert records.read_all(RUN) == [], "likelihoods are kept apart"
@@ -247,7 +247,7 @@ def test_a_place_that_takes_no_figures_is_told_before_anything_is_drawn(diffusio
     monkeypatch.setattr(DiffusionModel, "sample", None)
     code, out, err = diffusion_command("quality", "digits-0002", "digits-0001", *QUICK)
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "digits-0001/evaluations/quality: figures cannot be kept there (Not a directory)" in err
+    assert "digits-0001/evaluations/quality: results cannot be stored there (Not a directory)" in err
     assert not Path("runs/digits-0002/evaluations").exists()
 
 

@@ -137,7 +137,10 @@ def test_what_the_weights_are_never_changes(tmp_path):
 def test_a_new_run_beside_an_unfinished_one_says_why(tmp_path, capsys):
     make(tmp_path, "toy-0001", toy_config(tmp_path))
     assert run_to_continue(toy_config(tmp_path, "seed=3"), "auto") is None
-    assert "toy-0001 is unfinished, but of another configuration (seed: 0 -> 3); a new run" in capsys.readouterr().err
+    assert (
+        "toy-0001 is unfinished, but has a different configuration (seed: 0 -> 3); starting a new run"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp_path):
@@ -191,8 +194,8 @@ def test_a_named_run_stands_as_its_own_configuration_says(tmp_path, capsys, monk
     trained(run, 6)
     capsys.readouterr()
     assert status(toy_config(tmp_path, *asked), name) == 1
-    again = f"{typed('train')} --resume {run} continues it from step 6 of 9\n"
-    assert capsys.readouterr().out == f"{run}: cut off, by a failure or a kill; {again}"
+    again = f"{typed('train')} --resume {run} resumes it from step 6 of 9\n"
+    assert capsys.readouterr().out == f"{run}: interrupted by a failure or a kill; {again}"
     run_status.record(run, 75, 6)
     assert status(toy_config(tmp_path, *asked), name) == 75
     assert capsys.readouterr().out == f"{run}: stopped by a signal; {again}"
@@ -201,7 +204,7 @@ def test_a_named_run_stands_as_its_own_configuration_says(tmp_path, capsys, monk
 def test_what_is_trained_and_not_measured_is_said(tmp_path, capsys):
     run = trained(make(tmp_path, "toy-0001", toy_config(tmp_path, "trainer.steps=9")), 9)
     assert status(toy_config(tmp_path), "toy-0001") == 1
-    assert "trained, and not measured" in capsys.readouterr().out
+    assert "trained, but not evaluated" in capsys.readouterr().out
     (run / "evaluation.json").write_bytes(b"")
     assert status(toy_config(tmp_path), "toy-0001") == 0
 
@@ -214,7 +217,9 @@ def test_a_finished_run_is_not_called_unfinished_by_a_longer_command(tmp_path, c
     assert run_to_continue(longer, "auto", changed=True).name == "toy-0001"
     make(tmp_path, "toy-0002", toy_config(tmp_path, "trainer.steps=9", QUICK), age=1e9)  # cut off long ago
     assert run_to_continue(longer, "auto") is None
-    assert "toy-0002 is unfinished, but of another configuration (trainer.steps: 9 -> 20)" in capsys.readouterr().err
+    assert (
+        "toy-0002 is unfinished, but has a different configuration (trainer.steps: 9 -> 20)" in capsys.readouterr().err
+    )
 
 
 def test_what_goes_on_says_from_which_step(tmp_path):

@@ -140,7 +140,7 @@ def test_a_draw_that_was_cut_off_goes_on(here, capsys, monkeypatch, out):  # noq
         drawn = interrupted_after(patch, 9)
         code, said, _ = run_sample(capsys, *draw, out)
     assert code == 0
-    assert "4 of 7 samples are there; going on" in said
+    assert "4 of 7 samples are there already; resuming" in said
     assert drawn == [(4, 6), (6, 7)]
     assert not list(here.glob(".*")), "the parts are gone"
     if out == "images":
@@ -160,7 +160,7 @@ def test_another_draw_does_not_go_on_in_its_place(here, capsys, monkeypatch):  #
         run_sample(capsys, *SETTINGS, "--n", "4", "--batch-size", "2", "--out", "x.npz")
     code, _, err = run_sample(capsys, *SETTINGS, "--n", "4", "--steps", "2", "--out", "x.npz")
     assert code == 2
-    assert "holds the beginning of another draw (settings.steps 3 there, 2 here)" in err
+    assert "holds an unfinished draw with other settings (settings.steps 3 there, 2 here)" in err
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -244,6 +244,30 @@ def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noq
     code, _, err = run_sample(capsys, "--from", "crafted.png")
     assert (code, err.count("\n")) == (2, 1), err
     assert files(here) == before
+
+
+def test_records_from_elsewhere_are_refused_without_assertions_too(here, capsys):  # noqa: F811
+    """`python -O` takes every `assert` of the product away; the slow tests run all hostile files so."""
+    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
+    for number, (key, value) in enumerate(HOSTILE):
+        craft("images/000000.png", f"{number}.png", key, value)
+    program = (
+        "import sys\n"
+        "from diffusion.commands.sample.record import SampleRecord\n"
+        "for number in range(int(sys.argv[1])):\n"
+        "    try:\n"
+        "        print(SampleRecord.read(f'{number}.png').settings)\n"
+        "    except ValueError as error:\n"
+        "        print('refused', error)\n"
+    )
+    plain, optimised = (
+        subprocess.run(
+            [sys.executable, *flags, "-c", program, str(len(HOSTILE))], capture_output=True, text=True, check=True
+        ).stdout
+        for flags in ((), ("-O",))
+    )
+    assert plain == optimised
+    assert optimised.count("refused") > 30
 
 
 def test_a_record_that_asks_a_family_for_what_it_does_not_take_gets_one_line(tmp_path, monkeypatch, capsys):

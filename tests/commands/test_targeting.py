@@ -96,5 +96,10 @@ def test_the_budget_of_a_run_is_complete(diffusion_command):
     assert code == 0
     estimate = figure().estimate
     assert set(estimate.error_budget) == {"test set", "probes", "draws", "solver", "data end", "noise end"}
-    for cause in ("standard error, probes:", "error, solver:", "error, data end:", "total error, with their choice:"):
+    for cause in (
+        "standard error, probes:",
+        "error, solver:",
+        "error, data end:",
+        "total error, including their choice:",
+    ):
         assert cause in out, cause

@@ -211,7 +211,7 @@ def test_mistakes_are_one_line(argv, words, tradeoff):
 
 def test_what_a_trade_off_replaces_is_told(tradeoff):
     quick = (EXACT, "--n", "8", "--budgets", "3")
-    note = "note: evaluations/mixture-2d/tradeoff held a trade-off of {}, which this one replaces\n"
+    note = "note: evaluations/mixture-2d/tradeoff held a trade-off of {}, which is now replaced\n"
     both = (*quick, "--samplers", "ddim", "deis")
     assert tradeoff(*both)[::2] == (0, "")
     assert tradeoff(*both)[::2] == (0, ""), "the same figures"
@@ -229,4 +229,4 @@ def test_a_place_that_takes_no_figures_is_told_before_anything_is_drawn(tradeoff
     monkeypatch.setattr(Bench, "measured", None)
     code, out, err = tradeoff(EXACT, "--n", "8")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "evaluations/mixture-2d/tradeoff: figures cannot be kept there (Not a directory)" in err
+    assert "evaluations/mixture-2d/tradeoff: results cannot be stored there (Not a directory)" in err

@@ -121,7 +121,7 @@ def test_a_gpu_is_asked_of_its_driver(monkeypatch):
         check_device(device)
     for device, count in (("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
         monkeypatch.setattr(preflight, "_gpu_count", lambda count=count: count)
-        with pytest.raises(UserError, match=rf"device: '{device}' is not there: {count} GPU\(s\) found"):
+        with pytest.raises(UserError, match=rf"device: '{device}' does not exist: {count} GPU\(s\) found"):
             check_device(device)
 
 

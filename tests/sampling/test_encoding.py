@@ -241,7 +241,7 @@ def test_an_image_is_varied_and_the_picture_drawn_again(here, capsys):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--strength 0.4", "--strength: goes with --edit"),
+        ("--strength 0.4", "--strength: needs --edit"),
         ("--edit a.png --strength 1", "error: --strength: found 1.0"),
         ("--interpolate a.png b.png --n 1", "error: --n: found 1"),
         ("--sampler heun --option s_churn=-1.5", "error: --option s_churn: found -1.5"),
@@ -250,7 +250,7 @@ def test_an_image_is_varied_and_the_picture_drawn_again(here, capsys):
         ("--edit a.png --inpaint a.png --mask b.png", "--edit: not with --inpaint"),
         ("--encode a.png --out x.png", "--encode writes x.npz"),
         ("--encode a.png --sampler ancestral", "draws noise"),
-        ("--encode a.png --interpolate a.png b.png", "take one of them"),
+        ("--encode a.png --interpolate a.png b.png", "use only one of them"),
         ("--interpolate a.png b.png --out x.npz", "--interpolate writes x.png"),
         ("--interpolate a.png b.png --edit a.png", "--interpolate: not with --edit"),
     ],

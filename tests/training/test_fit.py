@@ -14,6 +14,7 @@ import diffusion
 from diffusion import load, sample
 from diffusion.errors import UserError
 from diffusion.storage import runs, tensor_files
+from diffusion.training import callbacks
 from diffusion.training.checkpoint_io import read_checkpoint
 from diffusion.training.fit import fit
 from diffusion.training.logs.metrics import read_metrics
@@ -293,3 +294,14 @@ def test_what_train_does_not_take_is_one_line(tmp_path, config, overrides, told)
         diffusion.train(config, **{"runs": str(tmp_path / "runs"), **overrides})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_log_file_hears_of_the_first_steps(tmp_path, monkeypatch, capfd):
+    """Without a terminal: a line after the first seconds, and then now and then, with what is left."""
+    monkeypatch.setattr(callbacks.Progress, "FIRST", 0.0)
+    monkeypatch.setattr(callbacks.Progress, "EVERY", 0.0)
+    fit(toy_config(tmp_path, "trainer.validate_every=0", "trainer.steps=4", "trainer.log_every=1"))
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in lines] == [f"step {step} of 4" for step in range(1, 5)]
+    assert all("loss " in line for line in lines)
+    assert ["min left" in line for line in lines] == [True, True, True, False]

@@ -55,7 +55,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_continues(tmp_path, trai
             assert code == 2, said
             assert told.startswith(f"error: {disk / 'toy-0001'}/"), told
             assert ": cannot be written (No space left on device" in told
-            assert told.endswith("Make room; the same command continues the run.")
+            assert told.endswith("Free some space; the same command resumes the run.")
             assert not list(disk.rglob(".*")), "remnants"
             last, step = disk / "toy-0001" / LAST, 0
             if last.is_file():

@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_the_run_goes_on_later
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DenoiserModule, "training_step", training_step)
-    with pytest.raises(UserError, match=r"cannot be written .*same command continues"):
+    with pytest.raises(UserError, match=r"cannot be written .*same command resumes"):
         fit(config)
     monkeypatch.undo()
     full_disk(resource.RLIM_INFINITY)

@@ -1,1 +1,1 @@
-"""`compare`: one page of what was measured."""
+"""`compare`: results side by side."""

@@ -1,4 +1,4 @@
-"""The arguments of `compare`."""
+"""The command line of `compare`."""
 
 from __future__ import annotations
 

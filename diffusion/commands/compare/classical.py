@@ -1,4 +1,4 @@
-"""Classical models as rows of a comparison, kept beside it."""
+"""Classical models as rows of a comparison, stored next to it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Tell = Callable[[str], Callable[[int, int], None] | None]
 def classical_rows(
     folder: Path, data: ImageData, images: Tensor, identity: dict[str, object], tell: Tell = lambda _: None
 ) -> tuple[list[Evaluation], list[str]]:
-    """The classical models that fit the data, and PNG (1 or 3 channels); and those left out, a line each.
+    """Rows for the classical models that suit the data, and for PNG; and one line for each that was omitted.
 
     Args:
-        folder: Where they are kept.
+        folder: Where they are stored.
         data: The data set, whose training images they are fitted to.
         images: The images to measure, in the order of their rows in the split.
         identity: What identifies these.
-        tell: Gives, for a model's name, what to call with (done, of how many).
+        tell: Returns, for a model's name, a callback of (done, count).
     """
     rows, left_out, indices = [], [], rows_of(identity)
     fitted_on = hashlib.sha256(data.train.numpy().tobytes() + data.validation.numpy().tobytes()).hexdigest()

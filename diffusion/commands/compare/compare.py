@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _about(kept: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The runs of a comparison, and the images that they are measured on."""
+    """The runs of a comparison, and the images they were measured on."""
     return [str(row["run"]) for row in kept["rows"] if row["family"] != "classical"], kept["images"]
 
 
@@ -99,7 +99,7 @@ def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation
 
     Args:
         evaluations: The rows.
-        found: All evaluations by run that say something of a split.
+        found: All evaluations by run that represent a split.
     """
     groups, identity = group(evaluations), evaluations[0].protocol.data
     rows = [row for each in groups for row in each.rows]
@@ -135,7 +135,7 @@ def _charts(content: Content, found: dict[str, list[Evaluation]]) -> dict[str, I
 
 
 def _ranked(evaluations: Sequence[Evaluation], data: ImageData, split: str) -> dict[str, Image.Image]:
-    """The most and the least likely images under each model, by its best figure."""
+    """The most and the least likely images under each model, by its best result."""
     images, found = getattr(data, split), {}
     for row in sorted(evaluations, key=lambda row: row.estimate.mean().mean):
         if row.model["run"] not in {known.model["run"] for known in found.values()}:
@@ -147,7 +147,7 @@ def _ranked(evaluations: Sequence[Evaluation], data: ImageData, split: str) -> d
 
 
 def _samples(subject: Subject) -> Image.Image:
-    """The run's own picture of samples; where there is none, drawn here."""
+    """The run's own picture of samples; drawn here if there is none."""
     path = subject.home / runs.SAMPLES / "samples.png"
     try:
         with Image.open(path, formats=("PNG",)) as picture:

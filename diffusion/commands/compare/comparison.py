@@ -1,11 +1,11 @@
-"""Differences of figures with their intervals: paired on the same images, unpaired between splits.
+"""Differences of results with intervals: paired on the same images, unpaired between splits.
 
-Two models' figures on the same images share the images' own spread (some digits are hard for every model), so the mean
-of the differences has a far narrower interval than the difference of the means:
+Results of two models on the same images share the variation between images (some digits are hard for every model), so
+the mean difference has a much narrower interval than the difference of the means:
 
     mean(a - b) +- t_{n-1}(0.975) s(a - b) / sqrt(n)      wider for skew differences: `estimate.mean_interval`
 
-Between test and training images nothing can be paired: the interval is Welch's, from both spreads.
+Test and training images cannot be paired: the interval is Welch's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def welch_difference(a: Estimate, b: Estimate) -> Interval:
 
 
 def is_classical(evaluation: Evaluation) -> bool:
-    """Whether a row stands there for scale only."""
+    """Whether a row is a classical model, for scale only."""
     return evaluation.model["family"] == "classical"
 
 
@@ -64,7 +64,7 @@ def is_own(evaluation: Evaluation) -> bool:
 def is_of_first_images(evaluation: Evaluation, sizes: Mapping[str, object]) -> bool:
     """Whether a figure is of the first images of a file, as releases before the fixed order took them.
 
-    They may all be of one class: they are compared among themselves, and with nothing that is said of a split.
+    Those may all be of one class, so they are compared only among themselves.
 
     Args:
         evaluation: The figure.
@@ -78,12 +78,12 @@ def is_of_first_images(evaluation: Evaluation, sizes: Mapping[str, object]) -> b
 def common_images(
     found: dict[str, list[Evaluation]], split: str, is_last: Callable[[Evaluation], bool] = lambda evaluation: False
 ) -> list[Evaluation]:
-    """Of several runs' evaluations those of the same images: the largest set of a split that every run has.
+    """The evaluations of several runs on the same images: the largest set of a split that all of them have.
 
     Args:
         found: Evaluations by run.
         split: The split to compare on.
-        is_last: Tells the evaluations that are taken only where there are no others.
+        is_last: Whether an evaluation is used only if there are no others.
 
     Raises:
         UserError: For a run without evaluation of the split, or runs that have no images in common.
@@ -115,7 +115,7 @@ def common_images(
 
 @dataclass(frozen=True)
 class Gap:
-    """What a model loses on test images against those that it was trained on.
+    """What a model loses on test images compared with training images.
 
     Args:
         test: The figure on test images.
@@ -129,11 +129,11 @@ class Gap:
 
 
 def gaps(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]]) -> list[Gap]:
-    """Test against training images wherever both were measured by one question.
+    """Test against training images wherever both were measured in the same way.
 
     Args:
         rows: The evaluations that are compared; each is one side of its own gap.
-        found: All evaluations by run. Of several on the other split the one of the most images is taken.
+        found: All evaluations by run. Of several on the other split, the one with most images is used.
     """
     made = []
     for row in rows:

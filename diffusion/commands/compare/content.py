@@ -1,4 +1,4 @@
-"""What a comparison holds, whatever it is written as."""
+"""The content of a comparison, independent of its format."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .groups import Group
 
 @dataclass(frozen=True)
 class Content:
-    """What is told of a comparison.
+    """The content of a comparison.
 
     Args:
         title: What was compared, on which images.
         about: The images' identity and how to read the figures.
         groups: The rows, in groups that may be compared.
         gaps: Test against train, wherever both were measured.
-        curves: Bits/dim by log-SNR, of the models that have it.
-        data_sets: Other data sets under the models, a line each.
-        left_out: Classical models that were not fitted, and why, a line each.
+        curves: Bits/dim by log-SNR, for the models that have it.
+        data_sets: Results on other data sets, one line each.
+        left_out: Classical models that were not fitted, and why, one line each.
     """
 
     title: str

@@ -4,10 +4,10 @@ A diffusion model's bound is an integral over the log-SNR lambda and the terms a
 
     bits/dim = prior + reconstruction + integral of c(lambda) dlambda,    c = E||eps - eps_hat||^2 / (2 D ln 2)
 
-(Kingma et al. 2021, arXiv 2107.00630, eq. 11-17), so that c says at which noise levels a model pays. Of dequantised
-images c tends to 1 / (2 ln 2) at high log-SNR, where the noise is finer than the dequantisation's; the reconstruction
-pays that back, and what sets models apart is where the curve rises. Where test images cost more than training images,
-the model has learned these by heart.
+(Kingma et al. 2021, arXiv 2107.00630, eq. 11-17), so c shows at which noise levels a model spends its bits. For
+dequantised images c tends to 1 / (2 ln 2) at high log-SNR, where the noise is finer than that of the dequantisation;
+the reconstruction term compensates for it, and models differ in where the curve rises. Where test images cost more
+than training images, the model has memorised these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NORMAL_95 = 1.959964
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Bits/dim for each unit of log-SNR, in bins of equal width.
+    """Bits/dim per unit of log-SNR, in bins of equal width.
 
     Args:
         name: The model.
@@ -39,7 +39,7 @@ class Curve:
         images: Their number.
         low, high: The ends of the log-SNR axis.
         density: The mean over images, shape (bins,), float64.
-        sem: Its standard error over images, shape (bins,); nan where it is not known.
+        sem: Its standard error over images, shape (bins,); nan if unknown.
     """
 
     name: str
@@ -105,7 +105,7 @@ def curve_of(evaluation: Evaluation) -> Curve | None:
 
 
 def pair_curves(rows: Sequence[Evaluation], gaps: Sequence[Gap]) -> list[CurvePair]:
-    """A pair a model that has a curve, in the order of the rows; of several evaluations that of the most noise levels.
+    """One pair for each model with a curve, in the order of the rows, from the evaluation with most noise levels.
 
     Args:
         rows: The evaluations that are compared.
@@ -145,7 +145,7 @@ def overfit(pair: CurvePair) -> list[Interval] | None:
 
 
 def parts_of(evaluation: Evaluation) -> dict[str, float] | None:
-    """The terms of a bound in bits/dim, which add up to its figure; None where it does not come in such parts.
+    """The terms of a bound in bits/dim, which add up to it; None for an estimate without such terms.
 
     An autoencoder's bound has no diffusion term, and its `prior` is KL(q(z | x) || p(z)).
     """

@@ -1,4 +1,4 @@
-"""A comparison as values for other programs: numbers as numbers, None where one is unknown."""
+"""A comparison as plain values for other programs; None for unknown ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def curve_values(curves: Sequence[CurvePair]) -> list[dict[str, Any]]:
-    """The curves as plain values, a bin a row."""
+    """The curves as plain values, one row per bin."""
     made: list[dict[str, Any]] = []
     for pair in curves:
         lost = overfit(pair)

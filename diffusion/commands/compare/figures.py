@@ -1,7 +1,7 @@
 """Charts of likelihoods: rows with intervals, bits/dim by log-SNR, error budgets, histograms, and images by rank.
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; whatever a colour says, a line's style, a
-marker or a place says too.
+The colours are those of Okabe and Ito, distinguishable by the colour-blind; whatever a colour shows, a line style, a
+marker or a position shows too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BEYOND = 1.3
 
 
 def intervals(content: Content) -> Image.Image:
-    """Every row's bits/dim with its 95 % interval, a panel a group: trained models as dots, classical ones as rings."""
+    """Bits/dim of every row with its 95 % interval, a panel per group; dots are trained models, rings classical."""
     rows = content.rows
     means = [row.estimate.mean() for row in rows]
     trained = [i.mean for row, i in zip(rows, means, strict=True) if not is_classical(row)] or [i.mean for i in means]
@@ -70,7 +70,7 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
     figure, axes = panels(7.6, sum(heights), heights)
     axes[0].axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
     axes[0].annotate(
-        "noise that cannot be told: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
+        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
         xycoords=("axes fraction", "data"), textcoords="offset points",
     )  # fmt: skip
     for i, pair in enumerate(pairs):
@@ -86,7 +86,7 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
             axes[1].stairs([v.mean for v in found], edges, color=colour(i), linewidth=1.6, baseline=None)
             band = {"color": colour(i), "alpha": 0.18, "linewidth": 0, "step": "post"}
             axes[1].fill_between(edges, *([*bound, bound[-1]] for bound in _bounds(found)), **band)
-    axes[0].set_ylabel("bits/dim a unit of log-SNR")
+    axes[0].set_ylabel("bits/dim per unit of log-SNR")
     axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
     if len(heights) == 2:
         axes[1].axhline(0.0, color=PALE, linewidth=1)
@@ -102,7 +102,7 @@ def _bounds(found: Sequence[Any]) -> tuple[list[float], list[float]]:
 
 
 def budgets(rows: Sequence[Evaluation]) -> Image.Image:
-    """The error budget of every row on one logarithmic axis, a marker a cause; what is zero or unknown is left out."""
+    """The error budget of every row on a logarithmic axis, a marker per cause; zero and unknown ones are omitted."""
     causes = list(dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget))
     figure, (axis,) = panels(7.6, 1.3 + 0.27 * len(rows))
     for i, cause in enumerate(causes):

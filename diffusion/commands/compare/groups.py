@@ -1,7 +1,7 @@
-"""Figures that answer one question in one sense, in a group of their own; what sets a group apart is said beside it.
+"""Groups of results that can be compared directly, each with the reason why it is separate.
 
-Rows of one group have one kind of figure, of one law, with one dequantisation and one bound: then the lower figure is
-the better model. Between groups it need not be. The flow, the reverse SDE and a chain of steps are unlike laws of one
+Rows of one group share the kind of estimate, the law, the dequantisation and the bound: then the lower value is the
+better model. Between groups it need not be. The flow, the reverse SDE and a chain of steps are unlike laws of one
 network (`likelihood.law`). Two bounds may differ because one of them is looser, by a gap that is not known; the
 importance-weighted bound of 5,000 samples lies below that of 50 under one and the same model (Burda et al. 2016, arXiv
 1509.00519, theorem 1).
@@ -20,15 +20,15 @@ from ..records import Evaluation
 from .comparison import is_classical, paired_difference
 
 APART = (
-    "Figures of one group have one kind, one law, one dequantisation and one bound: there the lower figure is the "
-    "better model. Those of two groups differ by gaps that are not known as well, so a lower one in another group need "
-    "not be better. The probability flow, the reverse SDE and a chain of steps are unlike laws of one network, alike "
-    "only where it is the exact posterior mean: a bound on one is none on another."
+    "Within a group all values have the same kind, law, dequantisation and bound, and the lower value is the better "
+    "model. Values in different groups also differ by unknown gaps, so a lower value need not be better. The "
+    "probability flow, the reverse SDE and a chain of steps define different laws for one network, equal only if it is "
+    "the exact posterior mean: a bound for one law is not a bound for another."
 )
 _KINDS = {
-    "exact": "The probability of {}, up to rounding and a solver's tolerance",
-    "unbiased": "An estimate of the bits/dim of {}, right on average over its own randomness",
-    "lower bound": "An upper bound on the bits/dim of the levels",
+    "exact": "The exact probability of {}, up to rounding and the tolerance of a solver",
+    "unbiased": "An unbiased estimate of the bits/dim of {}",
+    "lower bound": "An upper bound on the bits/dim of the grey levels",
     "surrogate": "Neither a bound nor an unbiased estimate of the bits/dim of {}: an indication only",
 }
 # Of estimators whose figures on average are below no other's: nothing but the dequantisation makes them bounds.
@@ -44,9 +44,9 @@ class Group:
     Args:
         letter: Its short name.
         kind: The kind of the estimates.
-        law: The law that they are of.
-        dequantization: What is done to the levels before they are measured; `none` where nothing is.
-        bound: What makes the figures bounds, beside the dequantisation; empty where nothing does.
+        law: The law whose likelihood it is.
+        dequantization: How levels are dequantised; `none` if they are not.
+        bound: What makes the values bounds, apart from dequantisation; empty if nothing does.
         rows: The evaluations, the best first.
         differences: Of each to the best, paired; None for the best itself.
     """
@@ -67,19 +67,19 @@ class Group:
 
     @property
     def why(self) -> str:
-        """What the figures of the group are, and so why they stand apart."""
+        """What the values of the group mean, and why they are separate."""
         dequantized = self.dequantization.split(",")[0]
-        images = "the levels as they are" if dequantized == "none" else f"images dequantised by {dequantized} noise"
+        images = "the grey levels themselves" if dequantized == "none" else f"images dequantised by {dequantized} noise"
         text = _KINDS[self.kind].format(images)
         if self.kind == "lower bound":
-            gaps = [] if dequantized == "none" else [f"that of {dequantized} dequantisation (Jensen's)"]
-            gaps += [f"that of the {self.bound}"] if self.bound else []
-            text += f", by a gap that is not known: {' and '.join(gaps)}" if gaps else ""
+            gaps = [] if dequantized == "none" else [f"{dequantized} dequantisation (Jensen's inequality)"]
+            gaps += [f"the {self.bound}"] if self.bound else []
+            text += f", with an unknown gap due to {' and '.join(gaps)}" if gaps else ""
         parts = [f"{text}. The likelihood is of {in_words(self.law)}."]
         if "declared model" in self.dequantization:
-            parts.append("The model is one declared after training, for the sake of the measurement.")
+            parts.append("The model is declared after training, for this measurement.")
         if unlike := unlike_settings(self.rows):
-            parts.append(f"Settings differ within the group ({unlike}): its differences hold these too.")
+            parts.append(f"Settings differ within the group ({unlike}), which contributes to the differences.")
         return " ".join(parts)
 
 
@@ -100,7 +100,7 @@ def dequantization_of(estimate: Estimate) -> str:
 
 
 def bound_of(estimate: Estimate) -> str:
-    """What makes a figure a bound, beside the dequantisation, with every setting that moves its expectation."""
+    """What makes a value a bound, apart from dequantisation, with every setting that changes its expectation."""
     protocol = estimate.protocol
     estimator = str(protocol.get("estimator", ""))
     if estimate.kind != "lower bound" or estimator in _DENSITIES:
@@ -152,7 +152,7 @@ def group(evaluations: Sequence[Evaluation]) -> list[Group]:
 
 
 def leader(group: Group) -> Evaluation:
-    """The best trained model of a group; the best of all rows where none is trained."""
+    """The best trained model of a group; the best row if none is trained."""
     return min(group.rows, key=_rank)
 
 

@@ -1,4 +1,4 @@
-"""A comparison to W&B, as a run of its own."""
+"""Logs a comparison to W&B, as a separate run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .content import Content, name_of
 def mirror_comparison(
     folder: Path, subject: Subject, content: Content, images: Mapping[str, Image], choice: str
 ) -> Path | None:
-    """Log a comparison as a run of its own: the joint table, what is beside it, and every chart.
+    """Log a comparison as a separate run: the joint table, further tables, and every chart.
 
     Args:
         folder: Where the comparison's files are.
@@ -29,7 +29,7 @@ def mirror_comparison(
         choice: off, offline, online or auto.
 
     Returns:
-        The folder of the W&B run; None where there is none.
+        The folder of the W&B run; None without one.
     """
     rows, logging = content.rows, subject.model.config.logging
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: tables, charts and samples, with the pictures inside."""
+"""A comparison as a self-contained HTML page: tables, charts and samples, with embedded pictures."""
 
 from __future__ import annotations
 
@@ -123,14 +123,14 @@ def page(
 
 
 def without_curve(content: Content) -> str:
-    """The trained models that the curves leave out, or `none`."""
+    """The trained models without a curve, or `none`."""
     drawn = {pair.name for pair in content.curves}
     names = dict.fromkeys(str(row.model["run"]) for row in content.rows if row.model["family"] != "classical")
     return ", ".join(name for name in names if name not in drawn) or "none"
 
 
 def _main_table(content: Content) -> str:
-    """Every row with its protocol below it, under a line that says what its group is and why it is apart."""
+    """Every row with its protocol, under a heading that says what its group is and why it is separate."""
     table, body, wide, shown = Table(NARROW, lines(content)), [], f'colspan="{len(NARROW)}"', None
     for line in table.rows:
         group = line["of_group"]

@@ -17,17 +17,17 @@ from .exports import figures
 from .groups import APART, Group, between, kind_text
 
 BETWEEN = (
-    "The best model of each group against the best of all, paired on the same images. These are differences of "
-    "figures: where one is a bound, its model may be better than it says, by a gap that is not known."
+    "The best model of each group compared with that of the first group, paired on the same images. If a value is a "
+    "bound, its model may be better than it says, by an unknown gap."
 )
 SPLITS = (
-    "What is lost on images that the model was not trained on. The two splits hold different images, so nothing is "
-    "paired here: intervals are Welch's, from both spreads, and wider than those of models on the same images."
+    "What is lost on images that the model was not trained on. The two splits hold different images, so nothing can be "
+    "paired: the intervals are Welch's, and wider than those between models on the same images."
 )
 
 
 def interval_text(interval: Interval, sign: bool = False) -> str:
-    """`low to high`; a dash where one value leaves it unknown."""
+    """`low to high`; a dash if it is unknown."""
     if not math.isfinite(interval.low):
         return UNKNOWN
     form = "+.4f" if sign else ".4f"
@@ -40,7 +40,7 @@ def difference_text(interval: Interval) -> str:
 
 
 def half_width(interval: Interval, sign: bool = True) -> str:
-    """`mean ± half`, or `mean +up -down` where the sides are unlike: the same interval in less room."""
+    """`mean ± half`, or `mean +up -down` for an asymmetric interval: the same in less space."""
     mean = f"{interval.mean:+.4f}" if sign else f"{interval.mean:.4f}"
     up, down = (f"{side:.4f}" for side in (interval.high - interval.mean, interval.mean - interval.low))
     if not math.isfinite(interval.high):
@@ -49,7 +49,7 @@ def half_width(interval: Interval, sign: bool = True) -> str:
 
 
 def lines(content: Content) -> list[dict[str, Any]]:
-    """The rows of the table: the figures, with their intervals, and the group that each is of."""
+    """The rows of the table: results with their intervals, and the group of each."""
     made = []
     for shown, (group, row, difference) in zip(figures(content), content.lines(), strict=True):
         gap, best = content.gap(row), "best" if len(group.rows) > 1 else None
@@ -108,9 +108,9 @@ PROTOCOL = Column("protocol", _protocol)
 
 
 def terminal_tables(content: Content) -> tuple[Table, Table]:
-    """The figures, a line between groups, and below them what they cost: each fits 80 columns.
+    """The results, with a line between groups, and their cost: each fits 80 columns.
 
-    The law is the group's, and is named with it; test against train and the protocols, which are long, are apart.
+    The law is named with the group; test against train and the long protocols are printed separately.
     """
     rows, (model, *costs), (method, kind, _) = lines(content), _MODEL, _FIGURE
 
@@ -148,7 +148,7 @@ def part_table(content: Content) -> Table:
 
 
 def budget_table(rows: Sequence[Evaluation]) -> Table:
-    """The error budgets, a column a cause, whatever the causes are called."""
+    """The error budgets, one column per cause."""
     causes = dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget)
     made = []
     for row in rows:
@@ -165,7 +165,7 @@ def _error(value: float) -> str:
 
 
 def sentences(groups: Sequence[Group]) -> list[str]:
-    """The differences between the groups, a line each."""
+    """The differences between the groups, one line each."""
     return [
         f"{name_of(row)} against {name_of(best)}: {difference_text(difference)} bits/dim"
         for row, best, difference in between(groups)

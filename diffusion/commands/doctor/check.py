@@ -1,4 +1,4 @@
-"""One thing that `doctor` looked at: what was found, what it had to be, and whether it was."""
+"""One check of `doctor`: what was found, what was expected, and whether it passed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Check:
     Args:
         group: samplers, estimators, network or machine.
         name: What was checked.
-        what: By which measurement.
-        found: Its outcome, in words.
-        expected: What passes, in words.
-        passed: Whether it does.
-        seconds: What it took.
+        what: How it was measured.
+        found: The outcome, in words.
+        expected: What would pass, in words.
+        passed: Whether it did.
+        seconds: The time it took.
     """
 
     group: str
@@ -35,7 +35,7 @@ Body = Callable[[], list[Check]]
 
 
 def attempt(group: str, name: str, body: Body) -> list[Check]:
-    """The checks of `body`, timed; one that raises anything at all is a check that failed, with the reason."""
+    """The checks of `body`, timed; an exception of any kind is a failed check, with the reason."""
     start = time.perf_counter()
     try:
         made = body()

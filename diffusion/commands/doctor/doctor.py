@@ -58,7 +58,7 @@ COLUMNS = (
 
 
 def table(checks: Sequence[Check], every: bool) -> Table:
-    """What was checked; unless all are asked for, of a sampler whose checks all pass only the last is shown."""
+    """What was checked; without `--all` only the last check of a sampler that passes all is shown."""
     rows: list[Check] = []
     for _, of_name in groupby(checks, key=lambda check: (check.group, check.name)):
         found = list(of_name)

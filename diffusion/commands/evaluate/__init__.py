@@ -1,1 +1,1 @@
-"""`evaluate`: likelihoods, measured and kept."""
+"""`evaluate`: likelihoods, measured and stored."""

@@ -93,12 +93,12 @@ _OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed",
 
 
 def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:
-    """The options of an estimator, of a family of models, that a command line of `evaluate` asks for.
+    """The estimator options given on the command line of `evaluate`, for a family of models.
 
-    Beside others (not `alone`) the options of the ODE are its own; an estimator refuses what it does not take.
+    With several estimators (not `alone`) the options of the ODE are for it only; unknown options are refused.
 
     Raises:
-        UserError: For an `--option` that is given twice, or has an argument of its own.
+        UserError: For an `--option` that is given twice, or has its own argument.
     """
     found: dict[str, object] = {"seed": arguments.seed}
     for key, value in (("tolerance", arguments.tolerance), ("probes", arguments.probes)):

@@ -1,4 +1,4 @@
-"""`python -m diffusion evaluate`: measure runs one after another; figures, pictures and the W&B summary of each."""
+"""`python -m diffusion evaluate`: measure runs one by one, with tables, pictures and the W&B summary of each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .toys import gap_sentence, measure_toy
 
 
 def default_method(family: str) -> str:
-    """The estimator that a family is measured by where none is named."""
+    """The default estimator of a family."""
     return "ode" if family == "diffusion" else "iwae"
 
 
@@ -52,7 +52,7 @@ def methods_of(named: str | None, family: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Run the command; returns the exit code."""
     processes = launched()
     if options.again and processes.count > 1:
         raise UserError("--again: several processes cannot know which figures are old; measure again with one")
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
                 evaluation, spent, found = measure_to(target, subject, images, protocol, how)
                 protocol = evaluation.protocol
                 taken, _ = first_of(images, identity, len(evaluation.estimate))
-            places: dict[str, Path] = {"kept in": subject.home / records.FOLDER / f"{protocol.name}.json"}
+            places: dict[str, Path] = {"stored in": subject.home / records.FOLDER / f"{protocol.name}.json"}
             if options.ranked and processes.is_main:
                 places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
                 pictures.save(places["ranked"], ranked_picture(taken, evaluation.estimate, data.levels))
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
-    """The entries of W&B's run table, under the names that are the same for every family of model."""
+    """The entries of W&B's run table, under names that are the same for every family of models."""
     values = summary(evaluation.estimate)
     estimate = evaluation.estimate
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
@@ -158,6 +158,6 @@ def _budget(estimate: Estimate) -> Table:
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"
         table.add_row(f"{sort}, {cause}:", known("{:.4f} bits/dim", error))
-    table.add_row("error of the measurement of these images:", known("{:.4f} bits/dim", estimate.measurement_error))
-    table.add_row("total error, with their choice:", known("{:.4f} bits/dim", estimate.total_error))
+    table.add_row("error of measuring these images:", known("{:.4f} bits/dim", estimate.measurement_error))
+    table.add_row("total error, including their choice:", known("{:.4f} bits/dim", estimate.total_error))
     return table

@@ -1,9 +1,8 @@
-"""The measurement itself: chunk by chunk, each kept as it is done; then the rest of its error budget.
+"""The measurement itself: chunk by chunk, each stored when it is done, then the rest of the error budget.
 
-Several processes share a measurement without a word between them: each takes the chunks of its rank, of boundaries that
-depend on nothing but the question, and waits for the others' to be on the disk. All of them then read the same parts,
-come to the same decisions, and the main process writes the answer. A solver takes as long as it likes; nobody waits in
-it.
+Several processes share a measurement without communicating: each takes the chunks of its rank, whose boundaries depend
+only on the question, and waits until those of the others are on disk. All then read the same parts and make the same
+decisions, and the main process writes the result. No process waits inside a solver, however long another one takes.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class How:
         device: Where to compute; the model is there.
         batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
             estimator's own choice.
-        again: Measure anew, and replace what there is.
-        progress: Called with (images done, images in all).
-        processes: Those that share the measurement.
+        again: Measure again, replacing the stored result.
+        progress: Called with (images done, number of images).
+        processes: The processes that share the measurement.
     """
 
     device: torch.device
@@ -57,7 +56,7 @@ class How:
 
 
 def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> tuple[Evaluation, bool]:
-    """Measure images under a model, or find what was measured before.
+    """Measure images under a model, or find the stored result.
 
     Args:
         subject: The model.
@@ -66,7 +65,7 @@ def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> t
         how: How to answer it.
 
     Returns:
-        The evaluation, and whether it was found.
+        The evaluation, and whether it was stored already.
 
     Raises:
         UserError: For a method or option that the model does not take; for a damaged record.
@@ -89,11 +88,11 @@ def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> t
 
 
 class AnsweredError(Exception):
-    """The main process has written the answer that this one was waiting for."""
+    """The main process has written the result that this one was waiting for."""
 
 
 class Bench:
-    """Measures images under changes of a question; each chunk is kept as it is done, and none is measured twice.
+    """Measures images under variations of a question; each chunk is stored when done, and none is measured twice.
 
     Args:
         model: The model.
@@ -189,7 +188,7 @@ def _indices(estimate: Estimate) -> list[int]:
 def question(subject: Subject, data: dict[str, Any], method: str, options: dict[str, object]) -> Protocol:
     """The protocol of measuring images of identity `data` under a model.
 
-    How the bound's integral is drawn is asked for by name: an earlier release's figure, drawn otherwise, is no answer.
+    The way in which the bound's integral is sampled is part of the question: results of earlier releases differ.
     """
     if method == "elbo" and subject.model.config.family == "diffusion":
         options = {"reference": REFERENCES[0], **options}

@@ -1,8 +1,8 @@
-"""Measuring to a target error: the question, what was spent on it, and the figure, an evaluation like any other.
+"""Measuring to a target error: the question, what was spent, and the result, an ordinary evaluation.
 
     RUN/evaluations/targets/<method>-<digest>.json    the question with its target, what was spent, the figure's name
 
-Every chunk of every round is kept until the figure is, so that a search that was cut off goes on where it was.
+Every chunk of every round is stored until the result is, so an interrupted search resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOLDER = "targets"
 def measure_to(
     target: float, subject: Subject, images: Tensor, protocol: Protocol, how: How
 ) -> tuple[Evaluation, dict[str, Any], bool]:
-    """Measure as many of the images as it takes to a target error, or find what was measured before.
+    """Measure as many images as the target error requires, or find the stored result.
 
     Args:
         target: The error in bits/dim.
@@ -79,12 +79,12 @@ def measure_to(
 
 
 def _find(place: Path, folder: Path) -> tuple[Evaluation, dict[str, Any]] | None:
-    """What was found before, or None where it is not there, or not whole."""
+    """The stored result, or None if it is missing or incomplete."""
     return find(place, lambda kept: (records.read(folder / f"{kept['figure']}.json"), dict(kept["spent"])))
 
 
 def spent_table(spent: dict[str, Any]) -> Table:
-    """What was spent on what, a row a round."""
+    """What was spent, one row per round."""
     table = Table(title="Spent", title_justify="left", header_style="bold")
     names = list(dict.fromkeys(name for spent_round in spent["rounds"] for name in spent_round["options"]))
     columns = ("", "images", *names, "evaluations", "seconds", "error of the measurement", "total")
@@ -104,7 +104,7 @@ def spent_table(spent: dict[str, Any]) -> Table:
 
 
 def verdict(spent: dict[str, Any]) -> list[str]:
-    """Whether the target was met, and what could not be made less: a line each."""
+    """Whether the target was met, and which errors could not be reduced, one line each."""
     met = "met" if spent["met"] else "not met"
     return [
         f"target error {spent['target_error']:g} bits/dim: {met} (one standard error, biases added)",

@@ -1,4 +1,4 @@
-"""`evaluate` on a run of points in the plane: its density on fresh draws, beside the true one. Quick, so not kept."""
+"""`evaluate` for a model of points in the plane: its density and the true one on fresh draws. Quick, so not stored."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OF_IMAGES = ("method", "draws", "probes", "target_error", "option", "ood", "ran
 def measure_toy(
     subject: Subject, options: argparse.Namespace, progress: Callable[[str, int, int], None]
 ) -> dict[str, Estimate]:
-    """The probability flow with the exact trace, the bound, and the truth, on `--images` (1,000) draws of their own.
+    """The probability flow with the exact trace, the bound, and the true density, on `--images` (1,000) fresh draws.
 
     Raises:
-        UserError: For an option that is of images.
+        UserError: For an option that is for images.
     """
     given = [flag(name) for name in _OF_IMAGES if getattr(options, name)]
     if given:

@@ -1,4 +1,4 @@
-"""What `quality` measures: samples that a model draws, or images that are there, and the data they are held against."""
+"""What `quality` measures: samples drawn from a model, or existing images, and the data they are compared with."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Candidate:
     """Samples to measure.
 
     Args:
-        name: Of the run or the file.
-        place: The model's file, or where the images are.
-        folder: Where its figures are kept.
-        data: What it is held against, all splits.
+        name: The name of the run or the file.
+        place: The model's file, or the place of the images.
+        folder: The folder of its results.
+        data: The data it is compared with, all splits.
         count: The number of samples.
         question: What identifies the samples, as plain values.
-        subject: The model; None for images that are there.
-        draw: Makes the samples, uint8 level indices, and tells the network evaluations each took.
+        subject: The model; None for existing images.
+        draw: Makes the samples, uint8 level indices, and returns the network evaluations per sample.
         mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
-        names: Of the samples' files; None for those that are drawn.
+        names: The names of the samples' files; None for drawn samples.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Candidate:
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
-    """The run, model or images that a command line names.
+    """The run, model or images named on the command line.
 
     Raises:
         UserError: For what is not there or does not fit its data, and options that the model does not take.

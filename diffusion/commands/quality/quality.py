@@ -1,7 +1,7 @@
 """`python -m diffusion quality`: samples of runs, or images, against training images, in one table.
 
-    RUN/evaluations/quality/<digest>.json          the figures, and the question that they answer
-    RUN/evaluations/quality/<digest>-closest.png   the samples that are nearest to training images, above these
+    RUN/evaluations/quality/<digest>.json          the results, and the question they answer
+    RUN/evaluations/quality/<digest>-closest.png   the samples closest to training images, above these
 
 The digest is of the question: the reference with its provenance, and what was drawn how. Figures with unlike references
 or numbers of samples are refused before anything is drawn.
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
-    """Refuse options that nothing on the command line has a use for.
+    """Refuse options that apply to nothing on the command line.
 
     Raises:
         UserError: Naming one.
@@ -146,11 +146,11 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
         )
     asked = [flag(name) for name in given_settings(options, "figure")]
     if asked and not any(drawn):
-        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which are drawn already")
+        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which need no sampling")
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
-    """Refuse to set side by side what has unlike references or numbers of samples, before hours of work.
+    """Refuse to compare results with different references or numbers of samples, before hours of work.
 
     Raises:
         UserError: Naming what differs.
@@ -175,7 +175,7 @@ def _measured(
 ) -> tuple[Row, list[tuple[str, Path]]]:
     question, path = _question(candidate, reference)
     closest = path.with_name(f"{path.stem}-closest.png")
-    places = [("kept in", path)]
+    places = [("stored in", path)]
     if not path.is_file() or options.again:
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
         made = reference.get(bar, candidate.mirrored)
@@ -212,12 +212,12 @@ def _read(path: Path, question: dict[str, Any]) -> Row:
 
 
 def _known(quality: Quality) -> dict[str, float | None]:
-    """The figures; None for one that is not known."""
+    """The values; None for unknown ones."""
     return {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
 
 
 def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
-    """What the best and the worst of models would reach: fresh images of the data, and uniform noise."""
+    """Results for scale: fresh images of the data, and uniform noise."""
     rows, features = [], made.features.shape[1]
     if made.held_out is not None:
         fresh = spread(made.held_out[0], count)

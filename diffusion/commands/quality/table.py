@@ -75,7 +75,7 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What the table cannot say: which samples are copies, and why there is no corrected figure; a line each."""
+    """Remarks on the table: which samples are copies, and why there is no corrected value, one line each."""
     lines = []
     for row in rows:
         for exact, what in ((True, "training images to the bit"), (False, "training images but for a little")):

@@ -1,4 +1,4 @@
-"""The arguments of `sample.py`."""
+"""The command line of sample.py."""
 
 from __future__ import annotations
 

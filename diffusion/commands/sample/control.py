@@ -1,7 +1,6 @@
-"""Control over what sample.py draws: a guide, an image to fill in, to restore or to vary.
+"""Control over what sample.py draws: guidance, inpainting, restoration, and variations of an image.
 
-Each makes a denoiser around the model's denoiser, or a sampler around the sampler, so that all samplers and options
-stay what they are.
+Each wraps the model's denoiser in another, or the sampler in another, so that all samplers and options work as before.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ _GOES_WITH = {
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a draw; given an observation the sampler is ancestral, whose fresh noise mends errors.
+    """The sampling options; with an observation the default sampler is ancestral, whose fresh noise corrects errors.
 
-    Its grid goes on to log-SNR 9.25 however few its steps: what is seen is held to as far as the noise that is left.
+    Its grid ends at log-SNR 9.25 even with few steps, since an observation is matched only up to the remaining noise.
     """
     observed = {"sampler": "ancestral", "grid": "log-snr"} if "inpaint" in given or "restore" in given else {}
     return {**observed, **given}
 
 
 def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tuple[TrainedModel, SampleRecord]:
-    """Put a model under the control that a record asks for.
+    """Apply the control options of a record to a model.
 
     Args:
         model: The model.
@@ -75,10 +74,10 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
         return model, record
     if not isinstance(model, DiffusionModel):  # only a picture's record can ask it: the command line is checked before
         asked = ", ".join(name for name in CONTROLS if name in given)
-        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not take it")
+        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not accept it")
     left = {name: value for name, value in given.items() if name not in CONTROLS}
     if "guide" in given and "classifier" in given:
-        raise UserError("--guide, --classifier: take one of them")
+        raise UserError("--guide, --classifier: use only one of them")
     if "classifier" in given:
         model = _classified(model, given["classifier"], left)
     if "guide" in given:
@@ -86,13 +85,13 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     if "edit" in given:
         left["sampler"] = _edited(model, given, left)
     elif "strength" in given:
-        raise UserError("--strength: goes with --edit")
+        raise UserError("--strength: needs --edit")
     if "inpaint" in given or "restore" in given:
         model = _observed(model, given, left)
     else:
         for name, other in _GOES_WITH.items():
             if name in given:
-                raise UserError(f"{flag(name)}: goes with {other}")
+                raise UserError(f"{flag(name)}: needs {other}")
     return model, replace(record, settings=left)
 
 
@@ -128,7 +127,7 @@ def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> Diffu
 def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> SDEdit:
     """The sampler, starting from an image with noise; takes its fields out of the settings that are left."""
     if "inpaint" in given or "restore" in given:
-        raise UserError("--edit: not with --inpaint or --restore; take one of them")
+        raise UserError("--edit: not with --inpaint or --restore; use only one of them")
     if len(model.facts.shape) != 3:
         raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
     level = log_snr_of_strength(given.get("strength", 0.5))
@@ -146,7 +145,7 @@ def _sampler(model: DiffusionModel, left: dict[str, Any]) -> Sampler:
 def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any]) -> DiffusionModel:
     """The model given a part of an image, or a degraded one; RePaint takes the sampler's place in what is left."""
     if "inpaint" in given and "restore" in given:
-        raise UserError("--inpaint, --restore: take one of them")
+        raise UserError("--inpaint, --restore: use only one of them")
     if len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"--inpaint, --restore: are for images; '{model.facts.name}' are points")
     operator, y = _inpainting(model, given) if "inpaint" in given else _restoration(model, given)
@@ -155,7 +154,7 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
         if not isinstance(operator, Mask):
             raise UserError(f"--posterior {REPAINT}: fills in (--inpaint); to restore take {', '.join(METHODS)}")
         if "observation_noise" in given:
-            raise UserError(f"--observation-noise: not with --posterior {REPAINT}, which takes what is kept as it is")
+            raise UserError(f"--observation-noise: not with --posterior {REPAINT}, which assumes no observation noise")
         step = _sampler(model, left)
         if not isinstance(step, LinearSampler):
             raise UserError(
@@ -172,7 +171,7 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
     if "mask" not in given:
         raise UserError("--inpaint: needs --mask, an image that is white where --inpaint is to be filled")
     if "degradation" in given:
-        raise UserError("--degradation: goes with --restore")
+        raise UserError("--degradation: needs --restore")
     shape = model.facts.shape
     image = read_image("--inpaint", given["inpaint"], shape)
     shown = read_image("--mask", given["mask"], (1, *shape[1:]))
@@ -193,7 +192,7 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     if "degradation" not in given:
         raise UserError(f"--restore: needs --degradation; accepted: {', '.join(DEGRADATIONS)}")
     if "mask" in given:
-        raise UserError("--mask: goes with --inpaint")
+        raise UserError("--mask: needs --inpaint")
     kind, _, value = given["degradation"].partition(":")
     choose("--degradation", kind, DEGRADATIONS)
     path, (channels, height, width) = given["restore"], model.facts.shape

@@ -1,4 +1,4 @@
-"""sample.py --encode and --interpolate: image files to noise, and the way from one image to another."""
+"""sample.py --encode and --interpolate: images to noise, and the path from one image to another."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _STRIP = 8
 
 
 def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
-    """Write the noise of images as an npz, and tell how near they come back; returns the exit code.
+    """Write the noise of images to an npz file and report the error of the way back; returns the exit code.
 
     The file has `noise` (n, *shape), what `diffusion.sample` takes as `noise`, and `record`, how it was made, as JSON.
     """
     model = _of_images(model, record, "--encode")
     if options.interpolate:
-        raise UserError("--encode, --interpolate: take one of them")
+        raise UserError("--encode, --interpolate: use only one of them")
     settings = {**record.settings, "encode": options.encode}
     made = replace(record, settings=settings, images=image_digests(settings), count=len(options.encode))
     path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)

@@ -1,4 +1,4 @@
-"""Where samples go: a picture of the first of them, and all of them as a folder, an archive or an array.
+"""The files of a draw: a picture of the first samples, and all samples as a folder, an archive or an array.
 
 Images are kept batch by batch in a hidden folder beside their target, `.NAME.parts`, and put together when all are
 there. A draw that was cut off, or is shared by several processes, thus needs no more than to look at what is missing;
@@ -37,7 +37,7 @@ KINDS = (".npz", ".zip")
 SHOWN = 256
 _QUESTION = "question.json"
 _POLL_SECONDS = 0.5
-_DRAWN = "--out: {folder} is being drawn by {holder}; wait for it or stop it, or name another target"
+_DRAWN = "--out: {folder} is being written by {holder}; wait for it, stop it, or choose another target"
 
 
 class SampleFiles:
@@ -128,7 +128,7 @@ class SampleFiles:
         unlike = [key for key in {**found, **self._question} if found.get(key) != self._question.get(key)]
         differences = ", ".join(f"{key} {found.get(key)} there, {self._question.get(key)} here" for key in unlike)
         raise UserError(
-            f"--out: {self._parts} holds the beginning of another draw ({differences}); repeat its command to "
+            f"--out: {self._parts} holds an unfinished draw with other settings ({differences}); repeat its command to "
             "finish it, or remove that folder"
         )
 

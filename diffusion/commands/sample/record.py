@@ -1,4 +1,4 @@
-"""What a sample carries: a record, in the metadata of its PNG, of all that is needed to draw it again.
+"""The record in the metadata of a sample's PNG: everything needed to draw it again.
 
 The same seed and index give the same noise whatever the batch; the pixels are equal to the bit where the batch has the
 same shape too (matrix products differ in the last bits between batch sizes), so the record holds the batches.
@@ -80,7 +80,7 @@ class SampleRecord:
         return replace(self, index=index, batches=(batch,), count=1)
 
     def draws(self) -> dict[str, Any]:
-        """What tells one draw from another, as JSON has it: not where, and in which batches, it was drawn."""
+        """What identifies a draw, as in JSON: neither the device nor the batches."""
         return _draws(json.loads(json.dumps(asdict(self), default=repr)))
 
     def to_text(self) -> dict[str, str]:
@@ -94,7 +94,7 @@ class SampleRecord:
         return {**settings, **facts, KEY: json.dumps(asdict(self), default=repr)}
 
     def _is_sound(self) -> bool:
-        """Whether the values are of the kinds that they have in a record: what was read can come from anywhere."""
+        """Whether all values have valid types and ranges: the file may come from anywhere."""
         texts = (self.model, self.weights, self.data, self.device, self.torch)
         return (
             are_settings(self.settings)

@@ -1,4 +1,4 @@
-"""sample.py: which model, which sampler, the drawing itself, and the files it leaves."""
+"""sample.py: chooses model and sampler, draws, and writes the files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...data.class_names import names_of, number_of
 from ...devices import choose_device, device_name
 from ...errors import UserError
 from ...models import DiffusionModel
-from ...models.load import TrainedModel, load
+from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
 from ...processes import launched
 from ...sampling.fit import FITTED
@@ -44,13 +44,14 @@ ANIMATED = 16
 
 
 def draw(options: argparse.Namespace) -> int:
-    """Draw what the command line asks for; returns the exit code."""
+    """Run the command; returns the exit code."""
     processes = launched()
     if processes.count > 1 and (options.out is None or Path(options.out).suffix == ".png" or options.animate):
         raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
     record = SampleRecord.read(options.from_image) if options.from_image is not None else None
     device = choose_device(options.device)
-    model = load(_which(options, record), device, options.runs)
+    of_command = load if options.run is None else load_named  # a picture's record runs no Python file
+    model = of_command(_which(options, record), device, options.runs)
     print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
     if record is not None:
         return redraw(model, record, options, device)
@@ -95,7 +96,7 @@ def draw(options: argparse.Namespace) -> int:
         options.out, _place(model, options, way, "png"), n, record, model.facts.levels is None, processes
     )
     if files.done:
-        print(f"{files.done} of {n} samples are there; going on")
+        print(f"{files.done} of {n} samples are there already; resuming")
     start = time.perf_counter()
     drawn, written, begun = 0, [], files.done
     task = f"sampling ({way})"
@@ -144,7 +145,7 @@ def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int)
 
 
 def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
-    """Draw the picture of a record again, and tell whether the pixels are the same; returns the exit code."""
+    """Draw the picture of a record again and report whether the pixels are equal; returns the exit code."""
     old = Path(options.from_image)
     weights = model.weights
     if weights != record.weights:
@@ -243,7 +244,7 @@ def _check_fitted(settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_files(old: Path, record: SampleRecord, runs_dir: str) -> None:
-    """Files that a picture was drawn with must be what they were; one that is gone is told where it is read."""
+    """Refuse files that have changed since a picture was drawn with them; missing ones are reported when read."""
     steered, images = _steering_digests(record.settings, runs_dir), image_digests(record.settings)
     for name, drawn_with in (("classifier", record.classifier), ("guide", record.guide)):
         if drawn_with is not None and steered[name] != drawn_with:
@@ -270,12 +271,12 @@ def _steering_digests(settings: Mapping[str, Any], runs_dir: str) -> dict[str, s
 
 
 def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
-    """The model of images of the size asked for, before anything is made for it."""
+    """The model at the requested image size."""
     return model.at_size(settings["size"]) if "size" in settings else model
 
 
 def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Path:
-    """The model asked for: the one named, that of a record, else the newest run, else the pretrained one."""
+    """The model to use: the one named, that of a record, else the newest run, else the pretrained one."""
     if options.run is not None:
         return options.run
     if record is not None:
@@ -284,7 +285,7 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
 
 
 def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str) -> Path:
-    """Where a picture goes by default; its name has the plain settings that were asked for."""
+    """The default path of a picture; its name contains the settings that were given."""
     size = None if options.size is None else "x".join(map(str, options.size))
     asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
     asked |= {"strength": options.strength, "posterior": options.posterior}

@@ -1,7 +1,7 @@
-"""The cells of a trade-off: one sampler at one cost, measured, and kept as a file that its protocol names.
+"""The cells of a trade-off: one sampler at one cost, stored in a file named after its protocol.
 
-The distance is the root mean square, over samples and dimensions, from a tight solve of the probability flow that
-starts at the same noise: the error of the solver alone. Samplers that draw noise follow no such path.
+The distance is the root mean square, over samples and dimensions, to an accurate solution of the probability flow from
+the same noise: the error of the solver alone. Stochastic samplers follow no such path.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of a cell; None for what is not known.
+    """The results of a cell; None for unknown ones.
 
     Args:
         cell: The cell.
-        nfe: Network evaluations a sample, counted.
-        seconds: Wall time a sample.
-        distance: From the tight solve; None for samplers that draw noise.
+        nfe: Network evaluations per sample, counted.
+        seconds: Wall time per sample.
+        distance: To the accurate solution; None for stochastic samplers.
         median: The median over samples of each one's distance, which a few that end in another mode do not move.
         fid, fid_sem, kid, kid_sem: Against the reference.
         excess, excess_sem: Mean of log p of the tight solve's samples less that of these, nats a sample, where p is

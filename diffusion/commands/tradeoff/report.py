@@ -20,7 +20,7 @@ class Row:
 
     Args:
         found: The cell's figures.
-        order: log(ratio of medians) / log(ratio of intervals walked); None where there are no two.
+        order: log(ratio of medians) / log(ratio of steps); None where there are no two.
     """
 
     found: Measured

@@ -1,4 +1,4 @@
-"""What `tradeoff` draws from, and what its samples are held against: a trained denoiser, or one in closed form."""
+"""What `tradeoff` samples, and its reference: a trained denoiser, or one in closed form."""
 
 from __future__ import annotations
 

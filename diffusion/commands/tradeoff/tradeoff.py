@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{shown.markdown()}\n\n{caption}\n")
     atomic.write_text(folder / "tradeoff.csv", Table.of(plain).csv())
     atomic.write_text(folder / "tradeoff.json", text)
-    out.print(f"kept in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
+    out.print(f"stored in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
     if bench.fresh or not (folder / "wandb").exists():
         logged = _mirror(subject, rows, protocol, line, {} if chart is None else {"tradeoff": chart}, options.wandb)
         if logged is not None:

@@ -39,6 +39,8 @@ def train(argv: Sequence[str]) -> int:
     from ...training.resume import continuing, run_to_continue
 
     run = run_to_continue(config, arguments.resume, arguments.resume_changed)
+    if run is None:
+        preflight.check_start(config)
 
     from ...devices import choose_device
     from ...models.build import parameter_count
@@ -53,11 +55,11 @@ def train(argv: Sequence[str]) -> int:
         print(continuing(run, config), file=sys.stderr)
     start = time.perf_counter()
     with full_disk.reported(full_disk.CONTINUE):
-        done = fit(config, run, told=_print_lines)
+        done = fit(config, run, report=_print_lines)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
-        print(f"stopped early; the same command continues {done.run}", file=sys.stderr)
+        print(f"stopped early; the same command resumes {done.run}", file=sys.stderr)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code, _W_AND_B_SECONDS)
         return done.exit_code
@@ -66,7 +68,7 @@ def train(argv: Sequence[str]) -> int:
     # The model is there: what fails from here on costs nothing but itself.
     ending = Ending(done.run / runs.MODEL)
     again, named = "The same command repeats it.", shlex.quote(str(done.run))
-    estimates, codes, without_codes, found, codes_file = {}, {}, [], {}, None
+    estimates, before, codes, without_codes, found, codes_file = {}, {}, {}, [], {}, None
     device = choose_device(config.device)
     subject = load_subject(str(done.run), config.runs, device, points=True)
     model = subject.model
@@ -78,6 +80,7 @@ def train(argv: Sequence[str]) -> int:
 
             estimates, means = evaluation.evaluate(subject, done.data, config.evaluation, device, tell)
             evaluation.write(done.run, estimates, trained, means)
+            before = evaluation.before_training(done.run, done.data, config.evaluation, device, tell)
     with ending.part("codes", f"{typed('train')} --resume {named} repeats it."):
         codes, without_codes = model.code_reports(done.data)
         codes_file = evaluation.write_codes(done.run, codes)
@@ -98,7 +101,7 @@ def train(argv: Sequence[str]) -> int:
     console = report.console()
     console.print()
     if estimates:
-        console.print(report.likelihood_table(estimates))
+        console.print(report.likelihood_table({**estimates, **before}))
         for name, estimate in estimates.items():
             if (warning := evaluation.weights_warning(estimate)) is not None:
                 console.print(f"{name}: {warning}", soft_wrap=True)

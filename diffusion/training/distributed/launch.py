@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, how they meet, and what Lightning is told of them.
+"""Several processes that train one model: how they are identified, connected and described to Lightning.
 
 They come from torchrun (on one machine or many), or, with `trainer.devices`, from this process itself on this machine.
 The model is replicated (DistributedDataParallel) or sharded (`fully_shard`, Zhao et al. 2023, arXiv 2304.11277: each
@@ -36,7 +36,7 @@ class Sharded(ModelParallelStrategy):
 
 
 def process_options(config: Config, device: torch.device) -> dict[str, Any]:
-    """What Lightning's trainer is told of the processes."""
+    """The options of Lightning's trainer that describe the processes."""
     processes, count = launched(), process_count(config)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
     if count == 1:
@@ -50,7 +50,7 @@ def process_options(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def meet(device: torch.device) -> None:
-    """Let the processes that a launcher has started find each other; Lightning goes on with this group."""
+    """Connect the processes started by a launcher; Lightning then uses this group."""
     processes = launched()
     if processes.count == 1:
         return
@@ -68,7 +68,7 @@ def meet(device: torch.device) -> None:
 
 
 def agree(value: Any) -> Any:
-    """The value of the main process, on all that torchrun has started."""
+    """The main process's value, on all processes started by torchrun."""
     if launched().count == 1:
         return value
     found = [value]
@@ -78,7 +78,7 @@ def agree(value: Any) -> Any:
 
 @contextmanager
 def first_on_each_machine() -> Iterator[None]:
-    """Run a block on one process of each machine, then on its others, which find what it has fetched."""
+    """Run a block on one process per machine first, then on the others, which find what it downloaded."""
     processes = launched()
     several = processes.count > 1
     if several and processes.local_rank:

@@ -18,7 +18,7 @@ from ...errors import UserError
 
 
 def part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: a view, all of it where it is not sharded."""
+    """The part of a tensor on this process, as a view; the whole tensor if it is not sharded."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
@@ -77,5 +77,5 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def group_is_up() -> bool:
-    """Whether this process can talk to others."""
+    """Whether a process group is initialised."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""What the main process does alone, a grid of samples, while the others wait for it outside of any collective.
+"""Lets the main process work alone, on a grid of samples, while the others wait without a collective operation.
 
 A process within a collective is deaf: Python runs the handler of a signal when the call has returned, and the main
 process may draw for minutes. So the others ask, a few times a second, the store that the processes met by (a table of
@@ -22,7 +22,7 @@ _runs = itertools.count()
 
 
 class Waiting:
-    """The words of one training run; each process makes one of these for it.
+    """The signalling of one training run; each process makes one instance.
 
     Args:
         requested: Whether this process has been asked to stop.

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, one line per logged step, each on the disk as soon as it is logged.
+"""The log of a run: `metrics.jsonl`, one line per logged step, written to disk at once.
 
 Every line is written with one system call, so a killed process loses nothing that it logged; W&B only mirrors this
 file. A line is `{"step": s, "train/loss": ..., ...}` with Lightning's step: the s-th optimiser step counting from 0,
@@ -77,7 +77,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one line, without Lightning's `epoch`, which means nothing where batches are functions of the step."""
+        """Append one line, without Lightning's `epoch`, which is meaningless: batches are functions of the step."""
         values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
         if not values:
             return
@@ -91,10 +91,10 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int, last: Mapping[str, Any] | None = None) -> None:
-        """Drop every line that a run with `step` optimiser steps behind it is going to log again.
+        """Drop every line that a run resumed after `step` optimiser steps will log again.
 
         Args:
-            step: The number of steps that are done.
+            step: The number of steps done.
             last: What the checkpoint says of the last of them: `names`, what a training line holds; `line`, that of
                 this step, empty if none was due; `validated`, whether its validation is complete.
         """

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the record: never a prompt, never a wait of minutes, never the end of a run.
+"""Weights & Biases as a mirror of the log: it never prompts, never blocks for minutes, and never ends a run.
 
 Left to itself, `wandb.init` without a key is an error, or a prompt where there is a terminal, and with a key but
 without network it waits for minutes. So the mode is decided here, before W&B is asked: what the user chose; else
@@ -72,7 +72,7 @@ def resolve_mode(choice: str = "auto", environment: Mapping[str, str] = os.envir
 
 
 class WandbMirror(WandbLogger):
-    """Lightning's W&B logger, whose first fault is a warning and its last word: training goes on without it."""
+    """Lightning's W&B logger; its first failure is a warning, after which training continues without it."""
 
     faulty: bool = False
 
@@ -136,7 +136,7 @@ class WandbMirror(WandbLogger):
 
         Args:
             exit_code: The command's.
-            seconds: How long to wait for it (a server that does not answer); None for as long as W&B does.
+            seconds: How long to wait for a server that does not answer; None for as long as W&B does.
         """
         closing = threading.Thread(target=self._close, args=(exit_code,), daemon=True)
         closing.start()
@@ -173,7 +173,7 @@ def make_wandb_logger(
     summaries: Mapping[str, str] | None = None,
     job_type: str = "train",
 ) -> WandbMirror | None:
-    """Return a Lightning logger that mirrors a run to W&B, or None where there is none to make.
+    """Return a Lightning logger that mirrors a run to W&B, or None if W&B is off or fails.
 
     The files go to `run_dir/wandb`; the W&B run is named after the run folder, and its id is kept there, so that a
     resumed run continues the same curve. Nothing is printed and nothing is asked.
@@ -215,7 +215,7 @@ def make_wandb_logger(
 
 
 def _forget() -> None:
-    """End W&B's own process, which else would hold the id of the run that could not begin."""
+    """End W&B's own process, which would otherwise hold the id of the run that failed to start."""
     import wandb
 
     with suppress(Exception):

@@ -175,4 +175,4 @@ class EAEModule(ModelModule):
 
 
 def _tell(what: str) -> None:
-    print(f"after training, fitting {what}", file=sys.stderr, flush=True)
+    print(f"after training: fitting {what}", file=sys.stderr, flush=True)

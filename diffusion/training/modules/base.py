@@ -1,4 +1,4 @@
-"""What the Lightning modules of all families are to a run: what is optimised, averaged, compiled; and what follows."""
+"""The common part of the Lightning modules: what is optimised, averaged and compiled, and what follows training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..distributed.shards import is_sharded, shard
 
 
 def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
-    """What the learning rate is multiplied by: a linear rise over the warmup, then constant or half a cosine to 0."""
+    """The factor of the learning rate: linear warmup, then constant or half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     if config.decay == "constant":
         return rise
@@ -29,7 +29,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig,
     """AdamW and its learning rate, as Lightning takes them.
 
     Args:
-        parameters: What is trained.
+        parameters: The parameters to train.
         options: The optimizer section of the configuration.
         steps: The updates of the run, over which the learning rate falls.
     """
@@ -45,7 +45,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig,
 def apply_options(
     optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, options: OptimizerConfig
 ) -> None:
-    """Replace the options that an optimiser and its schedule were loaded with; nothing where they are the same."""
+    """Replace the options with which an optimiser and its schedule were loaded, if they differ."""
     for group in optimizer.param_groups:
         group["betas"], group["weight_decay"] = tuple(options.betas), options.weight_decay
     if set(schedule.base_lrs) != {options.lr}:
@@ -83,7 +83,7 @@ class ModelModule(L.LightningModule):
     @property
     @abstractmethod
     def networks(self) -> tuple[nn.Module, ...]:
-        """The parts that are worth compiling."""
+        """The parts to compile."""
 
     def number(self, value: int) -> Tensor:
         """A whole number on the module's device, written there: a copy from the host would be a step's only one."""

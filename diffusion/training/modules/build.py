@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: a Lightning module for each family of models."""
+"""Builds the Lightning module of each family of models from a configuration."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""A run that starts from the weights of another model: `train.py --from`, `trainer.start`.
+
+Both the weights and their average begin as the averaged weights of the source; the optimiser, the counters and the
+ramp-up of the average are fresh. At step 0 the model has the figures of its source, to the bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..data.class_names import names_of
+from ..errors import UserError
+from ..models.build import DataFacts, check_state
+from ..models.load import load
+
+_CLASSES = "conditioning.classes.weight"
+# Options that change neither the shapes nor the meaning of the weights.
+_FREE = ("network.dropout", "denoiser.conditional")
+
+
+def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
+    """Load the weights of `trainer.start` into a model of the run, in place.
+
+    Args:
+        model: The model of the run, with fresh weights.
+        config: The configuration of the run.
+        facts: The data of the run.
+
+    Returns:
+        The source, and what differs from it, a line each.
+
+    Raises:
+        UserError: For a source that is not there, or whose weights would mean something else here.
+    """
+    assert config.trainer.start is not None
+    with torch.random.fork_rng(devices=[]):
+        source = load(config.trainer.start, runs_dir=config.runs)
+    name, own = f"trainer.start: {source.source}", source.config
+    if own.family != config.family:
+        raise UserError(f"{name} is of family '{own.family}', and the run of '{config.family}'")
+    for section in ("network", "denoiser", "autoencoder"):
+        ours, theirs = getattr(config, section), getattr(own, section)
+        for option in type(ours).model_fields:
+            key, here, there = ours.key(option), getattr(ours, option), getattr(theirs, option)
+            if here != there and key not in _FREE:
+                raise UserError(f"{name} was trained with {key} {there}, and the run has {here}; it must be the same")
+    if source.facts.shape[0] != facts.shape[0]:
+        channels = f"{source.facts.shape[0]} channels, and '{facts.name}' has {facts.shape[0]}"
+        raise UserError(f"{name} takes data of {channels}")
+    state, notes = _with_classes(source.module.state_dict(), model.state_dict(), source.facts, facts)
+    check_state(state, model, name)
+    model.load_state_dict(state)
+    for what, there, here in (
+        ("size", source.facts.shape[1:], facts.shape[1:]),
+        ("grey levels", source.facts.levels, facts.levels),
+        ("path", own.schedule, config.schedule),
+    ):
+        if there != here:
+            notes.append(f"{what}: {there} in its training, {here} now")
+    return [f"starting from {source.source} (step {source.step:,})", *notes]
+
+
+def _with_classes(
+    state: dict[str, Tensor], fresh: dict[str, Tensor], there: DataFacts, here: DataFacts
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state with the label embedding of the run: the source's where the classes are as many, else a new one.
+
+    Its last row, no label, stays what it was, so that without labels the model is the same.
+    """
+    notes, made = [], dict(state)
+    for name in {key for key in (*state, *fresh) if key.endswith(_CLASSES)}:
+        if name not in fresh:
+            notes.append(f"labels: its {len(made.pop(name)) - 1} classes are left out; the run takes no labels")
+        elif name not in state or len(state[name]) != len(fresh[name]):
+            made[name] = fresh[name].clone()
+            made[name][-1] = state[name][-1] if name in state else 0.0
+            before = len(state[name]) - 1 if name in state else 0
+            notes.append(f"labels: {before} classes in its training, {len(fresh[name]) - 1} now: a new label embedding")
+        elif names_of(there.provenance, there.num_classes) != names_of(here.provenance, here.num_classes):
+            notes.append("labels: as many classes, by other names; their embedding is kept")
+    return made, notes
