@@ -16,7 +16,7 @@ from ..config import with_places
 from ..data import ImageData
 from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
-from ..models.load import TrainedModel, load
+from ..models.load import TrainedModel, load_named
 from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
 from ..storage import runs
 from ..storage.records import find
@@ -86,7 +86,7 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
         UserError: For a model that is not there, damaged, or of continuous data where those are not taken.
     """
     name, home, source = locate(path_or_name, runs_dir)
-    model = load(source, device)
+    model = load_named(source, device)
     if model.facts.levels is None and not points:
         raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
     return Subject(name, home, model, model.weights)

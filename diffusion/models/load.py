@@ -1,7 +1,7 @@
 """`load` makes a model of any family from its file.
 
 A model file is safetensors: weights, with the configuration and the facts about the data as text. Loading
-reads no data, imports no Lightning and runs no code from the file. `FILE.py:NAME` is not a model file but a program.
+reads no data, imports no Lightning and runs no code from the file.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, or `FILE.py:NAME`, a model that
-            your own Python file makes (`adopt`): the one thing here that is run.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, or `pretrained:digits`.
         device: The device of the model.
         runs_dir: The folder in which runs are looked up by name.
 
@@ -45,8 +44,8 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     """
     if not isinstance(path_or_name, str | Path):
         raise UserError(f"model: found a {type(path_or_name).__name__}; needs a run, a file, or a pretrained: name")
-    if (of_python := runs.python_model(str(path_or_name))) is not None:
-        return _of_python(runs.resolve_model(path_or_name), *of_python).to(device)
+    if runs.python_model(str(path_or_name)) is not None:
+        raise UserError(f"{path_or_name}: a Python file is run only where a command names it as its model; import it")
     path = named_path(path_or_name, "model")
     if path.suffix == ".ckpt":
         state, metadata = _of_checkpoint(path)
@@ -75,6 +74,16 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
         config = config.replace(sampling=SamplingConfig())
     return BY_FAMILY[config.family](module, config, facts, source, step)
+
+
+def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
+    """As `load`, of what the user's own command line names; `FILE.py:NAME` is run, and makes the model (`adopt`).
+
+    Never call it with a name that a file holds: the record in a picture, a configuration.
+    """
+    if (of_python := runs.python_model(str(path_or_name))) is not None:
+        return _of_python(runs.resolve_model(path_or_name), *of_python).to(device)
+    return load(path_or_name, device, runs_dir)
 
 
 def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:

@@ -63,6 +63,27 @@ def test_an_adopted_network_under_every_command(diffusion_command, adopted, caps
     assert code == 0, out + err
 
 
+def test_a_python_file_that_a_file_names_is_not_run(diffusion_command, adopted, place):
+    """Only the command line names one: not the record of a picture, nor a configuration, a guide or `load`."""
+    import diffusion
+    from diffusion.errors import UserError
+
+    code, out, err = diffusion_command("sample", "--run", adopted, "--n", "4", "--steps", "4", "--out", "x.png")
+    assert code == 0, out + err
+    (place / "mine.py").write_text("open('executed', 'w').close()\nmodel = None\n")
+    code, _, err = diffusion_command("sample", "--from", "x.png")
+    assert (code, err.count("\n")) == (2, 1), err
+    code, _, err = diffusion_command(
+        "sample", "--run", "digits-0001", "--n", "1", "--guide", adopted, "--guidance", "2"
+    )
+    assert (code, err.count("\n")) == (2, 1), err
+    code, _, err = diffusion_command("train", f"trainer.start={adopted}", "--resume", "never", "logging.wandb=off")
+    assert (code, err.count("\n")) == (2, 1), err
+    with pytest.raises(UserError, match="a Python file is run only where a command names it"):
+        diffusion.load(adopted)
+    assert not (place / "executed").exists()
+
+
 def test_what_is_refused(diffusion_command, adopted):
     for argv, told in (
         (("check", "mine.py:modl", "--data", "images.npz"), "Did you mean 'model'"),

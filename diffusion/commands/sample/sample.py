@@ -22,7 +22,7 @@ from ...data.class_names import names_of, number_of
 from ...devices import choose_device, device_name
 from ...errors import UserError
 from ...models import DiffusionModel
-from ...models.load import TrainedModel, load
+from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
 from ...processes import launched
 from ...sampling.fit import FITTED
@@ -50,7 +50,8 @@ def draw(options: argparse.Namespace) -> int:
         raise UserError("--out: several processes draw into x.npz, x.zip or a folder; name one")
     record = SampleRecord.read(options.from_image) if options.from_image is not None else None
     device = choose_device(options.device)
-    model = load(_which(options, record), device, options.runs)
+    of_command = load if options.run is None else load_named  # a picture's record runs no Python file
+    model = of_command(_which(options, record), device, options.runs)
     print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
     if record is not None:
         return redraw(model, record, options, device)
