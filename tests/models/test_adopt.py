@@ -248,7 +248,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("changes", "told"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else next(iter(value), "")
+)
 def test_what_is_refused(changes, told):
     with pytest.raises(UserError, match=told) as error:
         diffusion.adopt(CASES["DDPM"].network, **{**GOOD, **changes})
