@@ -35,7 +35,7 @@ from ..models.load import TrainedModel, load
 from ..storage import atomic, runs
 from ..storage.records import find, keep
 from ..storage.runs import user_cache
-from .evaluate.measuring import measure, question
+from .evaluate.measuring import How, measure, question
 from .subjects import Subject, images_of, rows_of
 
 CODES = "codes.json"
@@ -77,7 +77,7 @@ def evaluate(
     at_once = max(1, options.batch_size // subject.model.rows_per_image)
     for name, (method, settings) in subject.model.estimators(options).items():
         protocol = question(subject, identity, method, {"seed": 0, **settings})
-        kept, _ = measure(subject, test, protocol, device, at_once, progress=partial(progress, name))
+        kept, _ = measure(subject, test, protocol, How(device, at_once, progress=partial(progress, name)))
         found[name], means[name] = kept.estimate, kept.terms
     if options.baselines:
         for classical in classical_models(images.train, images.validation, images.levels):

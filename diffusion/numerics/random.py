@@ -241,13 +241,25 @@ def state_seed(seed: int, *keys: int) -> int:
         keys: Numbers that distinguish the uses, e.g. step, part of the batch and process.
     """
     a, b, c = (*keys, 0, 0, 0)[:3]
-    c0, c1, c2, c3 = a & _MASK, b & _MASK, c & _MASK, STREAM_STATE << 16
+    low, high = _first_words(seed, (a & _MASK, b & _MASK, c & _MASK, STREAM_STATE << 16))
+    return (high & 0x7FFFFFFF) << 32 | low
+
+
+def one_uniform(seed: int, index: int, step: int, stream: int) -> float:
+    """The float64 that `uniform` has for one index, step and stream, computed from numbers, without a tensor."""
+    counter = (0, index & _MASK, step & _MASK, ((index >> 32) & 0xFFFF) | (stream << 16))
+    return (_first_words(seed, counter)[0] + 0.5) * 2.0**-32
+
+
+def _first_words(seed: int, counter: tuple[int, int, int, int]) -> tuple[int, int]:
+    """The first two words of `philox4x32`, of numbers."""
+    c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(_ROUNDS):  # as `philox4x32`, of numbers
+    for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return (c1 & 0x7FFFFFFF) << 32 | c0
+    return c0, c1
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,13 @@ def draw_u(seed: int, step: int | Tensor, positions: Tensor, batch_size: int, st
         raise UserError(f"batch_size: found {batch_size}; must be at least 1")
     if not stratified:
         return random.uniform(seed, positions, step, (), random.STREAM_TRAIN_TIME, torch.float64)
-    shift = random.uniform(seed, torch.zeros_like(positions[:1]), step, (), random.STREAM_TRAIN_TIME, torch.float64)
+    if isinstance(step, int):
+        shift = random.one_uniform(seed, 0, step, random.STREAM_TRAIN_TIME)
+    else:
+        shift = random.uniform(seed, torch.zeros_like(positions[:1]), step, (), random.STREAM_TRAIN_TIME, torch.float64)
     return evenly_spaced(shift, positions, batch_size)
 
 
-def evenly_spaced(shift: Tensor, positions: Tensor, batch_size: int) -> Tensor:
+def evenly_spaced(shift: float | Tensor, positions: Tensor, batch_size: int) -> Tensor:
     """Uniforms of a batch, 1 / batch_size apart, shifted by one uniform (VDM, arXiv 2107.00630, app. I.1)."""
     return (shift + positions.to(torch.float64) / batch_size) % 1.0

@@ -1,6 +1,7 @@
 """evaluate by several processes: each image once, one writer, and the figure of one process to the bit."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from diffusion.processes import Processes
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
-HOW = {"device": torch.device("cpu"), "batch_size": 6}
+HOW = measuring.How(torch.device("cpu"), batch_size=6)
 OPTIONS = {"ode": {"seed": 0, "tolerance": 0.1}, "elbo": {"seed": 0, "evaluations": 4}}
 
 
@@ -27,11 +28,11 @@ def shared(count, method, home, target=None):
         object.__setattr__(subject, "home", home)
         images, identity = images_of(load_images_of(subject), "test", 20)
         protocol = measuring.question(subject, identity, method, OPTIONS[method])
-        how = {**HOW, "processes": Processes(rank, count, rank, count)}
+        how = replace(HOW, processes=Processes(rank, count, rank, count))
         if target is None:
-            results[rank] = measuring.measure(subject, images, protocol, **how)
+            results[rank] = measuring.measure(subject, images, protocol, how)
         else:
-            results[rank] = targeting.measure_to(target, subject, images, protocol, **how)[::2]
+            results[rank] = targeting.measure_to(target, subject, images, protocol, how)[::2]
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
     for thread in threads:

@@ -123,3 +123,9 @@ assert words(0, index[:0], rows[:1], rows[:1], 3)[0].shape == (0, 3)
         [sys.executable, "-c", program], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_one_uniform_is_that_of_the_tensor():
+    for seed, index, step, stream in ((0, 0, 0, 0), (7, 2**40 + 3, 5, 3), (2**63 + 1, 1, 2**31, 13), (-4, 9, 1, 2)):
+        expected = random.uniform(seed, torch.tensor([index]), step, (), stream, torch.float64)
+        assert random.one_uniform(seed, index, step, stream) == float(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..report import console, known, likelihood_table
 from ..subjects import Subject, first_of, images_of, load_images_of, load_subject
 from .arguments import estimator_options
 from .laws import laws_apart
-from .measuring import measure, question
+from .measuring import How, measure, question
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
 
@@ -78,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
             asked = estimator_options(options, method, family, alone=len(methods) == 1)
             protocol = question(subject, identity, method, asked)
             bar = ProgressBar()
-            how = {"device": device, "batch_size": options.batch_size, "again": options.again, "processes": processes}
             progress = partial(bar.named, f"{subject.name} {method}")
+            how = How(device, options.batch_size, options.again, progress, processes)
             spent, taken = None, images
             if options.target_error is None:
-                evaluation, found = measure(subject, images, protocol, progress=progress, **how)
+                evaluation, found = measure(subject, images, protocol, how)
             else:
                 target = options.target_error
-                evaluation, spent, found = measure_to(target, subject, images, protocol, progress=progress, **how)
+                evaluation, spent, found = measure_to(target, subject, images, protocol, how)
                 protocol = evaluation.protocol
                 taken, _ = first_of(images, identity, len(evaluation.estimate))
             places: dict[str, Path] = {"stored in": subject.home / records.FOLDER / f"{protocol.name}.json"}
@@ -98,8 +99,8 @@ def run(options: argparse.Namespace) -> int:
             other = None
             if foreign is not None:
                 foreign_protocol = question(subject, foreign.identity, method, dict(protocol.options))
-                progress = partial(bar.named, f"{subject.name} on other data")
-                other, _ = measure(subject, foreign.images, foreign_protocol, progress=progress, **how)
+                elsewhere = replace(how, progress=partial(bar.named, f"{subject.name} on other data"))
+                other, _ = measure(subject, foreign.images, foreign_protocol, elsewhere)
                 places["histograms"] = _beside(subject, f"{protocol.name}-against-{foreign_protocol.name}.png")
                 if processes.is_main:
                     pictures.save(places["histograms"], ood.picture(evaluation, other))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,34 @@ _POLL_SECONDS = 0.2
 Progress = Callable[[int, int], None]
 
 
-def measure(
-    subject: Subject,
-    images: Tensor,
-    protocol: Protocol,
-    device: torch.device,
-    batch_size: int | None = None,
-    again: bool = False,
-    progress: Progress | None = None,
-    processes: Processes = ALONE,
-) -> tuple[Evaluation, bool]:
-    """Measure images under a model, or find the stored result.
+@dataclass(frozen=True)
+class How:
+    """How a question is answered, which is no part of it.
 
     Args:
-        subject: The model, on `device`.
-        images: Level indices, uint8 of shape (B, *shape): those that `protocol.data` identifies.
-        protocol: The question.
-        device: Where to compute.
+        device: Where to compute; the model is there.
         batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
             estimator's own choice.
         again: Measure again, replacing the stored result.
         progress: Called with (images done, number of images).
         processes: The processes that share the measurement.
+    """
+
+    device: torch.device
+    batch_size: int | None = None
+    again: bool = False
+    progress: Progress | None = None
+    processes: Processes = ALONE
+
+
+def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> tuple[Evaluation, bool]:
+    """Measure images under a model, or find the stored result.
+
+    Args:
+        subject: The model.
+        images: Level indices, uint8 of shape (B, *shape): those that `protocol.data` identifies.
+        protocol: The question.
+        how: How to answer it.
 
     Returns:
         The evaluation, and whether it was stored already.
@@ -66,13 +72,13 @@ def measure(
     """
     folder = subject.home / records.FOLDER
     answer = folder / f"{protocol.name}.json"
-    if answer.is_file() and not again:
+    if answer.is_file() and not how.again:
         return records.read(answer), True
-    bench = Bench(subject.model, images, protocol, folder / protocol.name, device, batch_size, processes, answer)
-    if again:
+    bench = Bench(subject.model, images, protocol, folder / protocol.name, how, answer)
+    if how.again:
         bench.clear()
     try:
-        completed = complete(bench(bench.rows, {}, progress), bench)
+        completed = complete(bench(bench.rows, {}, how.progress), bench)
         bench.leave_to_main()
     except AnsweredError:
         return records.read(answer), False
@@ -89,11 +95,11 @@ class Bench:
     """Measures images under variations of a question; each chunk is stored when done, and none is measured twice.
 
     Args:
-        model: The model, on `device`.
+        model: The model.
         images: All the images, level indices; their rows in the split are the attribute `rows`.
         protocol: The question.
         parts: The folder of the parts; those under changed options are in folders of their own within.
-        device, batch_size, processes: As of `measure`.
+        how: Where, in what chunks and by whom it is measured.
         answer: The file that the main process writes in the end.
 
     Raises:
@@ -106,16 +112,13 @@ class Bench:
         images: Tensor,
         protocol: Protocol,
         parts: Path,
-        device: torch.device,
-        batch_size: int | None = None,
-        processes: Processes = ALONE,
+        how: How,
         answer: Path | None = None,
     ):
         check_takes_figures(parts.parent)
         self.model, self.images, self.protocol = model, images, protocol
         self.rows = rows_of(protocol.data)
-        self.parts, self.device, self.batch_size = parts, device, batch_size
-        self.processes, self.answer = processes, answer
+        self.parts, self.how, self.answer = parts, how, answer
         self._asked: dict[Path, set[int]] = {}
 
     def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
@@ -127,12 +130,12 @@ class Bench:
         done = _rows(self._read(parts, asked))
         if progress is not None:
             progress(len(done & asked), len(asked))
-        for number, chunk in enumerate(rows.split(self.batch_size or CHUNK)):
+        for number, chunk in enumerate(rows.split(self.how.batch_size or CHUNK)):
             some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
-            if not len(some) or number % self.processes.count != self.processes.rank:
+            if not len(some) or number % self.how.processes.count != self.how.processes.rank:
                 continue
-            images = self.images[torch.searchsorted(self.rows, some)].to(self.device)
-            records.write_part(parts, _chunk(self.model, images, some, protocol, self.batch_size))
+            images = self.images[torch.searchsorted(self.rows, some)].to(self.how.device)
+            records.write_part(parts, _chunk(self.model, images, some, protocol, self.how.batch_size))
             done |= set(some.tolist())
             if progress is not None:
                 progress(len(done & asked), len(asked))
@@ -147,9 +150,9 @@ class Bench:
         return [part for part in records.read_parts(parts, set(self.rows.tolist())) if asked & set(_indices(part))]
 
     def _wait(self) -> None:
-        if self.processes.count == 1:  # it has written all of them
+        if self.how.processes.count == 1:  # it has written all of them
             raise UserError(f"{self.parts}: parts are missing or damaged; the same command measures them again")
-        if not self.processes.is_main and self.answer is not None and self.answer.is_file():
+        if not self.how.processes.is_main and self.answer is not None and self.answer.is_file():
             raise AnsweredError
         time.sleep(_POLL_SECONDS)
 
@@ -159,7 +162,7 @@ class Bench:
         Raises:
             AnsweredError: When it is there.
         """
-        while not self.processes.is_main:
+        while not self.how.processes.is_main:
             self._wait()
 
     def clear(self) -> None:

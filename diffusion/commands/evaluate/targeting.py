@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -21,34 +20,26 @@ from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.target_error import reach
 from ...numerics.random import FIXED_ORDER, fixed_order
-from ...processes import ALONE, Processes
 from ...storage.records import find, keep
 from .. import records
 from ..records import Evaluation, Protocol
 from ..subjects import Subject, first_of
-from .measuring import AnsweredError, Bench, Progress
+from .measuring import AnsweredError, Bench, How
 
 FOLDER = "targets"
 
 
 def measure_to(
-    target: float,
-    subject: Subject,
-    images: Tensor,
-    protocol: Protocol,
-    device: torch.device,
-    batch_size: int | None = None,
-    again: bool = False,
-    progress: Progress | None = None,
-    processes: Processes = ALONE,
+    target: float, subject: Subject, images: Tensor, protocol: Protocol, how: How
 ) -> tuple[Evaluation, dict[str, Any], bool]:
     """Measure as many images as the target error requires, or find the stored result.
 
     Args:
         target: The error in bits/dim.
-        subject, images, device, batch_size, again, progress, processes: As `measuring.measure`; the images are those
-            that may be taken, in the fixed order (`random.fixed_order`).
+        subject: The model.
+        images: Those that may be taken, in the fixed order (`random.fixed_order`).
         protocol: The question, with the least options that are spent.
+        how: As `measuring.measure`.
 
     Returns:
         The evaluation, what was spent (see `likelihood.target_error.Reached.to_dict`), and whether it was found.
@@ -59,16 +50,16 @@ def measure_to(
     folder = subject.home / records.FOLDER
     question = replace(protocol, options={**protocol.options, "target_error": target, "order": FIXED_ORDER})
     place = folder / FOLDER / f"{question.name}.json"
-    if not again and (kept := _find(place, folder)) is not None:
+    if not how.again and (kept := _find(place, folder)) is not None:
         return *kept, True
     parts = folder / question.name
-    bench = Bench(subject.model, images, protocol, parts, device, batch_size, processes, place)
-    if again:
+    bench = Bench(subject.model, images, protocol, parts, how, place)
+    if how.again:
         bench.clear()
 
     def measure(rows: Tensor, options: Mapping[str, Any]) -> Estimate:
         changes = {key: value for key, value in options.items() if protocol.options.get(key) != value}
-        return bench(rows, changes, progress)
+        return bench(rows, changes, how.progress)
 
     try:
         reached = reach(measure, bench.rows[fixed_order(bench.rows)], protocol.options, target)

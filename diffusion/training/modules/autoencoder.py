@@ -55,7 +55,7 @@ class VAEModule(ModelModule):
         shape = (self.config.autoencoder.iwae_samples, self.autoencoder.latent_dim)
         return random.normal(seed, positions, step, shape, random.STREAM_TRAIN_NOISE)
 
-    def losses(self, x: Tensor, positions: Tensor, step: Tensor) -> VAELosses:
+    def losses(self, x: Tensor, positions: Tensor, step: int | Tensor) -> VAELosses:
         """The losses of a part of a step."""
         options = self.config.autoencoder
         return self.autoencoder.loss(x, self.noise(self.config.seed, step, positions), options.beta, options.free_bits)

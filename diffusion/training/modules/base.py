@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from ...config import Config, OptimizerConfig
 from ...models.build import Data
+from ...numerics import random
 from ..distributed.shards import is_sharded, shard
 
 
@@ -85,9 +86,19 @@ class ModelModule(L.LightningModule):
     def networks(self) -> tuple[nn.Module, ...]:
         """The parts to compile."""
 
-    def number(self, value: int) -> Tensor:
-        """A whole number on the module's device, written there: a copy from the host would be a step's only one."""
-        return torch.full((), value, dtype=torch.long, device=self.device)
+    def seed_step(self, step: int, part: int) -> None:
+        """Seed what draws from a generator, dropout, by the step and the part of it that this process works on.
+
+        `torch.manual_seed` would also note, with a traceback, what devices that are not there are to be seeded with.
+        """
+        seed = random.state_seed(self.config.seed, step, part)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def number(self, value: int) -> int | Tensor:
+        """A whole number, as a graph takes it: on the module's device, and written there, not copied from the host."""
+        return torch.full((), value, dtype=torch.long, device=self.device) if self.compiles else value
 
     def compiled(self, name: str) -> Callable[..., Any]:
         """The method of this name, compiled with the networks inside where the run compiles (`compiles`)."""

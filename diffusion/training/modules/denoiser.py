@@ -81,7 +81,7 @@ class DenoiserModule(ModelModule):
     def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         return batch["labels"] if self.denoiser.num_classes else None
 
-    def losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, step: Tensor) -> Losses:
+    def losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, step: int | Tensor) -> Losses:
         """The losses of a part of a step: everything from the data as they are stored on, which is what is compiled."""
         seed, options = self.config.seed, self.config.objective
         x = self.clean(x, seed, step, positions)
@@ -90,7 +90,7 @@ class DenoiserModule(ModelModule):
         labels = self.labels(labels, step, positions, self.config.denoiser.label_dropout)
         return self.objective(self.denoiser, x, u, eps, labels)
 
-    def validation_losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, draw: Tensor) -> Losses:
+    def validation_losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, draw: int | Tensor) -> Losses:
         """The losses of validation data at the draw's times and noises."""
         # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
@@ -106,7 +106,7 @@ class DenoiserModule(ModelModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         step, x = int(batch["step"]), batch["x"]
-        torch.manual_seed(random.state_seed(self.config.seed, step, int(batch["slice"])))
+        self.seed_step(step, int(batch["slice"]))
         losses = self.compiled("losses")(x, self._labels(batch), batch["positions"], self.number(step))
         if self._step_losses[0] != step:
             self._step_losses = (step, [])
