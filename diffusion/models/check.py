@@ -329,7 +329,7 @@ def _better(
         passed: list[tuple[_Gain, str, AdoptedDenoiser]] = []
         for _, name, other in finalists:
             gain = _gain(bench, whole, other, log_snrs, n, draws)
-            if gain is not None and gain.mean > max(_LEAST, _SIGMAS * gain.error):
+            if gain is not None and gain.likeness > 0.0 and gain.mean > max(_LEAST, _SIGMAS * gain.error):
                 passed.append((gain, name, other))
         if not passed:
             break
