@@ -267,7 +267,7 @@ def test_train_goes_on_where_a_signal_stopped_it(tmp_path, interrupt):
     whole = diffusion.train("toy", **toy_settings(tmp_path / "whole"))
     for step, number, told in ((2, signal.SIGINT, KeyboardInterrupt), (4, signal.SIGTERM, UserError)):
         interrupt(step, lambda number=number: os.kill(os.getpid(), number))
-        with pytest.raises(told, match=r"stopped early; the same call continues .*toy-0001"):
+        with pytest.raises(told, match=r"stopped early; the same call resumes .*toy-0001"):
             diffusion.train("toy", **toy_settings(tmp_path / "cut"))
     ended = diffusion.train("toy", **toy_settings(tmp_path / "cut"))
     for name, tensor in ended.module.state_dict().items():
