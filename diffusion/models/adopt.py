@@ -7,7 +7,7 @@ with any estimator, while its network sees data in its own range, on its own pat
 from __future__ import annotations
 
 import hashlib
-import re
+import uuid
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +21,11 @@ from ..denoisers.given import outside_inference_mode, positive_number, real_numb
 from ..errors import UserError
 from ..likelihood import Estimate
 from ..schedules.schedule import log_snr_ends
+from ..storage import runs
 from . import check
 from .build import DataFacts
 from .diffusion_model import DiffusionModel
-from .tuning_cache import weights_digest
+from .identity import identity
 
 BEST = "best"
 # The first call with images looks at so many of them at the data end of the path.
@@ -50,13 +51,21 @@ class AdoptedModel(DiffusionModel):
         super().__init__(denoiser, config, facts, name, beside="")
         self.adopted = denoiser
         self._said: set[str] = set()
+        self._alone = uuid.uuid4().hex
 
     @property
     def weights(self) -> str:
-        """The SHA-256 of the weights and the convention; a function that the user passed is known by its name."""
-        convention = f"{self.adopted.convention!r} {self.adopted.labels.classes} {self.adopted.labels.null}"
-        plain = re.sub(r" at 0x[0-9a-f]+", "", convention)
-        return hashlib.sha256(f"{weights_digest(self.denoiser)} {plain}".encode()).hexdigest()
+        """The SHA-256 of all that makes it: weights, code, convention, path, and the content of `FILE.py:NAME`.
+
+        Of something that cannot be known, such as an object of a C extension, it is this object's alone.
+        """
+        denoiser, labels = self.adopted, self.adopted.labels
+        parts = denoiser.network.network, denoiser.network.call, denoiser.convention, denoiser.schedule
+        digest, known = identity(*parts, denoiser.shape, labels.classes, labels.null)
+        of_python = runs.python_model(self.source)
+        if of_python is not None and of_python[0].is_file():
+            digest += f" {runs.file_digest(of_python[0])} {of_python[1]}"
+        return hashlib.sha256(f"{digest} {'' if known else self._alone}".encode()).hexdigest()
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """As `DiffusionModel.sample`; says where the path does not begin in noise."""
