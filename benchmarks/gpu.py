@@ -99,16 +99,22 @@ def operations(config: Config, data: Data, device: torch.device) -> float:
     return counter.get_total_flops() / len(x)
 
 
-def training(config: Config, data: Data, device: torch.device, batches: Sequence[int], steps: int) -> list[Row]:
-    """Images/s of `train.py`'s steps, by batch size."""
-    best, work, rows = peak(device, 8192 if device.type == "cuda" else 1024), operations(config, data, device), []
+def training(
+    config: Config, data: Data, device: torch.device, batches: Sequence[int], steps: int, best: float
+) -> list[Row]:
+    """Images/s of `train.py`'s steps, by batch size, and their share of the `best` rate; a batch may be too large."""
+    work, rows = operations(config, data, device), []
     for batch in batches:
         trainer = config.trainer.replace(
             batch_size=batch, steps=WARM_UP + steps, validate_every=0, checkpoint_every=10**9
         )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rate = steps * batch / ours(config.replace(trainer=trainer))
+        try:
+            rate = steps * batch / ours(config.replace(trainer=trainer))
+        except torch.OutOfMemoryError:
+            print(f"batch {batch}: more than the memory of {device_name(device)}; left out")
+            continue
         rows.append(
             {
                 "batch": batch,
@@ -206,8 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--config: found {options.config}, which learns points; images are needed")
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out)
-    report.add("Machine", [machine(device)])
-    speeds = training(config, data, device, options.batches, options.steps)
+    best = peak(device, 8192 if device.type == "cuda" else 1024)
+    report.add("Machine", [machine(device, best)])
+    speeds = training(config, data, device, options.batches, options.steps, best)
     report.add("Training", speeds)
 
     fresh = DiffusionModel(build_denoiser(config, data.facts).eval().to(device), config, data.facts)
@@ -218,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = end - time.monotonic() - MARGIN_SECONDS
     rates: Mapping[Any, Any] = {row["batch"]: row["images/s"] for row in speeds}
     batch = config.trainer.batch_size
-    rate = rates.get(batch) or speeds[0]["images/s"]
+    rate = rates.get(batch) or (speeds[0]["images/s"] if speeds else 0)
     steps = int(left * float(str(rate)) / batch)
     if steps < 10:
         print(f"{left:.0f} s are left: too little for a training run")
@@ -244,16 +251,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def machine(device: torch.device) -> Row:
+def machine(device: torch.device, best: float) -> Row:
     """The card, and the rate of its bf16 product."""
     cuda = device.type == "cuda"
     memory = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None
-    rate = peak(device, 8192 if cuda else 1024)
     return {
         "device": device_name(device),
         "GiB": memory,
         "torch": torch.__version__,
-        "peak TFLOP/s": round(rate / 1e12, 3),
+        "peak TFLOP/s": round(best / 1e12, 3),
     }
 
 

@@ -69,6 +69,11 @@ def test_likelihoods_refuse_what_they_do_not_take_by_name():
     images, x = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, 1, 2, 2)
     with pytest.raises(UserError, match="a likelihood is of levels in uint8"):
         diffusion.log_likelihood(denoiser, x)
+    expected = diffusion.log_likelihood(denoiser, images, method="elbo").log_prob
+    for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.int64):
+        assert torch.equal(diffusion.log_likelihood(denoiser, images.to(dtype), method="elbo").log_prob, expected)
+        with pytest.raises(UserError, match="found levels 0 to 300; accepted: 0 to 255"):
+            diffusion.log_likelihood(denoiser, torch.tensor([0, 300]).to(dtype).reshape(2, 1, 1, 1).expand(2, 1, 2, 2))
     with pytest.raises(UserError, match=r"method: 'oed'.*Did you mean 'ode'"):
         diffusion.log_likelihood(denoiser, images, method="oed")
     with pytest.raises(UserError, match=r"method: 'elbow'.*Did you mean 'elbo'"):

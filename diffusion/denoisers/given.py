@@ -219,6 +219,8 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
             f"{name}: found {x.dtype}{span}; a likelihood is of levels in uint8, 0 to {most} "
             "(log_density takes real numbers)"
         )
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch knows no least or greatest of these
+        x = x.to(torch.int64)
     low, high = map(int, x.aminmax()) if x.numel() and not (x.dtype == torch.uint8 and most == 255) else (0, 0)
     if not 0 <= low <= high <= most:
         raise UserError(f"{name}: found levels {low} to {high}; accepted: 0 to {most}")

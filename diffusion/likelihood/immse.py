@@ -50,7 +50,7 @@ from .gaussian_reference import GaussianReference
 class IMMSE:
     """The log-density from denoising errors alone (arXiv 2302.03792; formula in the module docstring).
 
-    Of images it is the uniformly dequantised bound E_u log p(x + u) + D log w; the integral is linear, so every noise
+    Of images it is the uniformly dequantised value E_u log p(x + u) + D log w; the integral is linear, so every noise
     level has its own draw of u, and the standard error includes both.
 
     Args:

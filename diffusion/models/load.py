@@ -7,6 +7,8 @@ reads no data, imports no Lightning and runs no code from the file.
 from __future__ import annotations
 
 import runpy
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +89,27 @@ def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "r
 
 
 def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
-    """What a file of the user's calls `name`, a model or a function that makes one."""
-    made = runpy.run_path(str(path))
+    """What a file of the user's calls `name`, a model or a function that makes one.
+
+    It finds the modules beside it, as a script does.
+
+    Raises:
+        UserError: For a file that fails, and one that has no such model.
+    """
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        made = runpy.run_path(str(path))
+    except UserError:
+        raise
+    except Exception as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else None
+        where = f"{path}:{line}" if line else str(path)
+        raise UserError(
+            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
+    finally:
+        sys.path.pop(0)
     if name not in made:
         known = [key for key, value in made.items() if isinstance(value, TrainedModel)]
         raise UserError(f"{spec}: {path} makes no '{name}'.{did_you_mean(name, known or made)}")

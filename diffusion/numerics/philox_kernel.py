@@ -49,6 +49,7 @@ def _kernel(
         high_0, high_1 = tl.umulhi(c0, m0), tl.umulhi(c2, m1)
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    total = total.to(tl.int64)  # three times it is beyond int32 from 0.7 thousand million words on
     tl.store(out + place, c0.to(tl.int64), mask=inside)
     tl.store(out + total + place, c1.to(tl.int64), mask=inside)
     tl.store(out + 2 * total + place, c2.to(tl.int64), mask=inside)

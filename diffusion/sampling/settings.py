@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ def _bound(value: Any) -> bool:
     return _number(value) or value in (math.inf, -math.inf)
 
 
-def _several(check: _Check, *counts: int) -> _Check:
+def _several(check: _Check, counts: Container[int]) -> _Check:
     return lambda value: isinstance(value, list | tuple) and len(value) in counts and all(map(check, value))
 
 
@@ -66,7 +66,7 @@ SETTINGS: Mapping[str, Setting] = {
     "steps": Setting(is_whole, fitted=True, figure=True),
     "eta": Setting(_any_of(_number, _text), figure=True, field=True),
     "variance": Setting(_text, field=True),
-    "grid": Setting(_any_of(_text, _several(_number, *_MANY)), figure=True),
+    "grid": Setting(_any_of(_text, _several(_number, _MANY)), figure=True),
     "log_snr_end": Setting(_number, figure=True),
     "label": Setting(is_whole, fitted=True),
     "guidance": Setting(_number, fitted=True),
@@ -75,7 +75,7 @@ SETTINGS: Mapping[str, Setting] = {
     "dtype": Setting(lambda value: value in ("float32", "float64"), fitted=True),
     "prior": Setting(_text, figure=True, codes=True),
     "output": Setting(_text, figure=True, codes=True),
-    "guidance_interval": Setting(_several(_bound, 2), fitted=True),
+    "guidance_interval": Setting(_several(_bound, (2,)), fitted=True),
     "guide": Setting(_text, fitted=True, control=True),
     "inpaint": Setting(_text, image=True, control=True),
     "mask": Setting(_text, image=True, control=True),
@@ -85,11 +85,11 @@ SETTINGS: Mapping[str, Setting] = {
     "observation_noise": Setting(_number, control=True),
     "edit": Setting(_text, image=True, control=True),
     "strength": Setting(_number, control=True),
-    "size": Setting(_any_of(is_whole, _several(is_whole, 2)), fitted=True),
+    "size": Setting(_any_of(is_whole, _several(is_whole, (2,))), fitted=True),
     "classifier": Setting(_text, fitted=True, control=True),
-    "encode": Setting(_several(_text, *_MANY), option=False, image=True),
-    "interpolate": Setting(_several(_text, 2), option=False, image=True),
-    "numbers": Setting(_several(_number, *_MANY), option=False, field=True),  # of a fitted sampler
+    "encode": Setting(_several(_text, _MANY), option=False, image=True),
+    "interpolate": Setting(_several(_text, (2,)), option=False, image=True),
+    "numbers": Setting(_several(_number, _MANY), option=False, field=True),  # of a fitted sampler
 }
 CONTROLS = tuple(name for name, setting in SETTINGS.items() if setting.control)
 # What `sample` takes besides, which no command line sets.

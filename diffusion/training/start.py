@@ -17,7 +17,10 @@ from ..models.load import load
 
 _CLASSES = "conditioning.classes.weight"
 # Options that change neither the shapes nor the meaning of the weights.
-_FREE = ("network.dropout", "denoiser.conditional")
+_FREE = (
+    "network.dropout", "denoiser.conditional", "denoiser.label_dropout",
+    "autoencoder.beta", "autoencoder.free_bits", "autoencoder.iwae_samples",
+)  # fmt: skip
 
 
 def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
@@ -40,12 +43,15 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
     name, own = f"trainer.start: {source.source}", source.config
     if own.family != config.family:
         raise UserError(f"{name} is of family '{own.family}', and the run of '{config.family}'")
+    unlike = []
     for section in ("network", "denoiser", "autoencoder"):
         ours, theirs = getattr(config, section), getattr(own, section)
         for option in type(ours).model_fields:
             key, here, there = ours.key(option), getattr(ours, option), getattr(theirs, option)
             if here != there and key not in _FREE:
-                raise UserError(f"{name} was trained with {key} {there}, and the run has {here}; it must be the same")
+                unlike.append(f"{key} {there} (the run has {here})")
+    if unlike:
+        raise UserError(f"{name} was trained with {', '.join(unlike)}; it must be the same")
     if source.facts.shape[0] != facts.shape[0]:
         channels = f"{source.facts.shape[0]} channels, and '{facts.name}' has {facts.shape[0]}"
         raise UserError(f"{name} takes data of {channels}")

@@ -97,3 +97,21 @@ def test_what_is_refused(diffusion_command, adopted):
         code, _, err = diffusion_command(*argv)
         assert (code, err.count("\n")) == (2, 1), err
         assert told in err, err
+
+
+def test_a_file_finds_its_neighbours_and_says_where_it_fails(diffusion_command, adopted, place):
+    folder = place / "elsewhere"
+    folder.mkdir()
+    (folder / "neighbour_of_mine.py").write_text((place / "mine.py").read_text())
+    (folder / "uses.py").write_text("from neighbour_of_mine import model\n")
+    code, _, err = diffusion_command("check", "elsewhere/uses.py:model", "--data", "images.npz")
+    assert code == 0, err
+    for text, told in (
+        ("x = 1\nimport nothing_of_that_name\n", r":2: ModuleNotFoundError: "),
+        ("x = (\n", ":1: SyntaxError: "),
+    ):
+        (folder / "fails.py").write_text(text)
+        code, _, err = diffusion_command("check", "elsewhere/fails.py:model")
+        assert code == 2
+        assert told in err
+        assert len(err.strip().splitlines()) == 1

@@ -104,8 +104,11 @@ def test_what_is_other_and_allowed_is_said(source, tmp_path):
 def test_what_is_refused(source, tmp_path):
     facts = diffusion.load(source).facts
     for overrides, told in (
-        (["denoiser.prediction=eps"], "denoiser.prediction v, and the run has eps"),
-        (["network.base_channels=6"], "network.base_channels 4, and the run has 6"),
+        (["denoiser.prediction=eps"], r"denoiser.prediction v \(the run has eps\); it must"),
+        (
+            ["network.base_channels=6", "denoiser.prediction=eps"],
+            r"network.base_channels 4 \(the run has 6\), denoiser.prediction v \(the run has eps\); it must",
+        ),
     ):
         config = config_from(source, tmp_path, *overrides)
         with pytest.raises(UserError, match=rf"^trainer\.start: .* was trained with {told}") as error:
