@@ -6,6 +6,7 @@ The names are declared here once. `Convention.neighbours` are the conventions th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,12 +116,17 @@ def path_of(given: Any) -> Path:
         return Path(make(), backwards)
     if isinstance(given, Mapping):
         return _of_mapping(dict(given))
-    if isinstance(given, tuple | list) and len(given) == 2 and all(map(callable, given)):
+    if isinstance(given, tuple | list) and any(map(callable, given)):
+        if len(given) != 2 or not all(map(callable, given)):
+            raise UserError(f"path: found {', '.join(type(one).__name__ for one in given)}; needs two functions")
         return _of_functions(*given)
     if isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__"):
-        values = torch.as_tensor(given)
-        falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
-        return _of_mapping({"alphas_cumprod" if falls else "betas": values})
+        values = None
+        with suppress(TypeError, ValueError, RuntimeError):
+            values = torch.as_tensor(given)
+        if values is not None:
+            falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
+            return _of_mapping({"alphas_cumprod" if falls else "betas": values})
     raise UserError(
         f"path: found {str(given)[:60]}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or alphas_cumprod, "
         "or two functions (alpha, sigma)"
@@ -163,7 +169,7 @@ class Convention:
     Args:
         path: The path of the data as the network sees them.
         predicts: A name of `PREDICTS`.
-        time: A name of `TIMES`, or a function of the path's own time, a tensor.
+        time: A name of `TIMES`, or a function of the path's own time, a tensor of shape (B,), to one of that shape.
         scaled: Whether the network sees c_in x_t rather than x_t; a network that predicts `edm` always does.
         sigma_data: The deviation of the data as the network sees them, in c_in and in EDM's skip connection.
         levels: The number of levels; None for continuous data.
@@ -186,7 +192,13 @@ class Convention:
             choose("time", self.time, TIMES)
         if not self.data_range[0] < self.data_range[1]:
             raise UserError(f"data_range: found {self.data_range}; needs the lowest and the highest value")
-        self.told(torch.tensor([0.5], dtype=torch.float64))  # refused here, before the network is called
+        try:  # refused here, before the network is called
+            self.told(torch.tensor([0.25, 0.75], dtype=torch.float64))
+        except UserError:
+            raise
+        except Exception as error:  # of a function that is the user's
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise UserError(f"time: the function failed on a tensor of times of shape (B,) ({reason})") from error
 
     @property
     def takes_scaled(self) -> bool:
@@ -204,7 +216,14 @@ class Convention:
     def told(self, t: Tensor) -> Tensor:
         """What the network is told of times, float64, or int64 for a rounded index."""
         if callable(self.time):
-            return torch.as_tensor(self.time(_own(self.path, t)))
+            own = _own(self.path, t).reshape(-1)
+            found = torch.as_tensor(self.time(own))
+            if found.shape != own.shape or found.is_complex() or found.dtype == torch.bool:
+                raise UserError(
+                    f"time: the function returned {found.dtype} of shape {tuple(found.shape)} for times of shape "
+                    f"{tuple(own.shape)}; needs one real number for each"
+                )
+            return found.reshape(t.shape)
         told = TIMES[self.time](self.path, t)
         return told + self.shift if self.shift else told
 
