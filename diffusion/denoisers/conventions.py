@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,7 @@ TIMES: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "log-snr": lambda path, t: path.schedule.log_snr(t),
     "log-snr/4": lambda path, t: 0.25 * path.schedule.log_snr(t),
 }
+SHIFTED = "an index"  # begins the name of a convention whose index is another
 INDICES = ("index", "index-rounded", "i/T")
 # What the lowest and the highest level may be.
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5), (0.0, 255.0))
@@ -232,8 +233,9 @@ class Convention:
         yield from self._of("predicts", PREDICTS)
         yield from self._of("time", TIMES)
         if self.time in INDICES:
-            for shift, word in ((1, "higher"), (-1, "lower")):
-                yield f"an index one {word}", replace(self, shift=self.shift + shift)
+            for shift in {self.shift + 1, self.shift - 1} - {0}:
+                by = "one" if abs(shift) == 1 else abs(shift)
+                yield f"{SHIFTED} {by} {'higher' if shift > 0 else 'lower'}", replace(self, shift=shift)
         if self.predicts != "edm":
             yield f"scaled={not self.scaled}", replace(self, scaled=not self.scaled)
         if self.levels is not None:
@@ -252,10 +254,9 @@ class Convention:
 
     def _of_paths(self) -> Iterator[tuple[str, Convention]]:
         own = self.path.schedule
-        for betas in ("linear", "cosine"):
-            if isinstance(own, DDPM) and betas != own.betas:
-                other = replace(self.path, schedule=replace(own, betas=betas))
-                yield f"path={{'name': 'ddpm', 'betas': '{betas}'}}", replace(self, path=other)
+        for other in _other_betas(own) if isinstance(own, DDPM) else ():
+            said = {"name": "ddpm", "betas": other.betas, **_changed(other)}
+            yield f"path={said}", replace(self, path=replace(self.path, schedule=other))
         for name, (make, backwards) in PATHS.items():
             made = Path(make(), backwards)
             if (type(own), self.path.backwards) != (type(made.schedule), backwards):
@@ -263,3 +264,19 @@ class Convention:
                     yield f"path='{name}'", replace(self, path=made)
                 except UserError:
                     continue
+
+
+def _other_betas(own: DDPM) -> Iterator[DDPM]:
+    """Of as many levels: linear betas as they are, linear ones scaled by 1000 / T (2102.09672's code), cosine."""
+    for scale in {1.0, 1000 / own.steps}:
+        start, end = DDPM.beta_start * scale, DDPM.beta_end * scale
+        if end < 1.0 and (other := DDPM(own.steps, "linear", start, end)) != own:
+            yield other
+    if own.betas != "cosine":
+        yield DDPM(own.steps, "cosine")
+
+
+def _changed(schedule: DDPM) -> dict[str, Any]:
+    """The fields that are not as they are by default."""
+    values = {field.name: (getattr(schedule, field.name), field.default) for field in fields(schedule)}
+    return {name: value for name, (value, default) in values.items() if value != default}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers.adopted import AdoptedDenoiser
-from ..denoisers.conventions import Convention
+from ..denoisers.conventions import SHIFTED, Convention
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import cond_for, level_data, real_data, seed_number, whole_number
@@ -316,15 +316,16 @@ def _better(
     few, draws = min(n, _PILOT), max(1, _NUMBERS // bench.data.numel())
     for _ in range(_ROUNDS):
         candidates = list(denoiser.convention.neighbours())
-        tried = max(tried, len(candidates))
-        pilots, scores = bench.measure(denoiser, log_snrs, few).error, []
+        pilots, scores, count = bench.measure(denoiser, log_snrs, few).error, [], 0
         for done, (name, convention) in enumerate(candidates):
             other = _tried(denoiser, convention)
             gain = None if other is None else _gain(bench, pilots, other, log_snrs, few)
+            count += gain is not None
             if gain is not None and gain.mean + 2.0 * gain.error > 0.0:
                 scores.append((gain.likeness, name, other))
             if progress is not None:
                 progress(done + 1, len(candidates))
+        tried = max(tried, count)
         finalists = sorted(scores, key=lambda one: -one[0])[:_FINALISTS]
         whole = bench.measure(denoiser, log_snrs, n, draws=draws).error
         passed: list[tuple[_Gain, str, AdoptedDenoiser]] = []
@@ -336,9 +337,14 @@ def _better(
             break
         best, _, denoiser = max(passed, key=lambda one: one[0].likeness)
         names = " or ".join(name for gain, name, _ in passed if gain.likeness > (1.0 - _ALIKE) * best.likeness)
-        same = next((known for known in found if known.partition("=")[0] == names.partition("=")[0]), None)
+        same = next((known for known in found if _argument(known) == _argument(names)), None)
         found[names] = best.mean + (found.pop(same) if same else 0.0)  # a second word on one argument is the last
     return found, tried
+
+
+def _argument(name: str) -> str:
+    """What a convention that is so named changes."""
+    return SHIFTED if name.startswith(SHIFTED) else name.partition("=")[0]
 
 
 def _tried(denoiser: AdoptedDenoiser, convention: Convention) -> AdoptedDenoiser | None:

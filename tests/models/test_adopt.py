@@ -98,6 +98,40 @@ def test_a_likelihood_is_that_of_the_closed_form():
     assert mean.mean == pytest.approx(float(truth), abs=0.02)
 
 
+def test_the_check_names_linear_betas_that_are_scaled_with_the_number_of_levels():
+    """And all that has to be said of the path, the number of levels, too."""
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(2.5e-5, 0.005, 4000, dtype=torch.float64), 0)
+    path = {"name": "ddpm", "steps": 4000}
+    model = diffusion.adopt(Foreign(table(alphas_cumprod), eps), path, "eps", "index", SHAPE, levels=LEVELS)
+    better = list(model.check(HELD_OUT, levels=6).better)
+    fields = {"betas": "linear", "steps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}
+    assert better[0] == f"path={ {'name': 'ddpm', **fields} }"
+    told = diffusion.adopt(model.adopted.network.network, {**path, **fields}, "eps", "index", SHAPE, levels=LEVELS)
+    names = [name for name, _ in told.adopted.convention.neighbours()]
+    assert "path={'name': 'ddpm', 'betas': 'linear', 'steps': 4000}" in names
+    assert better[0] not in names
+    assert "path={'name': 'ddpm', 'betas': 'cosine', 'steps': 4000}" in names
+
+
+def test_an_index_that_is_two_off_is_named_once():
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
+    network = Foreign(table(alphas_cumprod, first=2), eps)
+    model = diffusion.adopt(network, {"alphas_cumprod": alphas_cumprod}, "eps", "index", SHAPE, levels=LEVELS)
+    assert list(model.check(HELD_OUT, levels=6).better) == ["an index 2 higher"]
+
+
+def test_what_does_not_fit_a_network_is_not_counted_as_tried():
+    def network(x, time):
+        if not 0.0 <= float(time.min()) <= float(time.max()) <= 1.0:
+            raise ValueError("not trained for that")
+        return x
+
+    model = diffusion.adopt(network, "flow", "velocity", "t", (2,))
+    convention = model.adopted.convention
+    found = model.check(torch.randn(16, 2), levels=4)
+    assert 0 < found.tried < len(list(convention.neighbours())) - 3
+
+
 class Ended(nn.Module):
     """Right up to a log-SNR, and then an answer of the wrong size, as of a network that was not trained there."""
 
