@@ -336,6 +336,7 @@ def _better(
         if not passed:
             break
         best, _, denoiser = max(passed, key=lambda one: one[0].likeness)
+        log_snrs = log_snrs[_inside(denoiser, log_snrs)]  # where it was measured: its path may be shorter
         names = " or ".join(name for gain, name, _ in passed if gain.likeness > (1.0 - _ALIKE) * best.likeness)
         same = next((known for known in found if _argument(known) == _argument(names)), None)
         found[names] = best.mean + (found.pop(same) if same else 0.0)  # a second word on one argument is the last
@@ -352,6 +353,12 @@ def _tried(denoiser: AdoptedDenoiser, convention: Convention) -> AdoptedDenoiser
         return denoiser.by(convention)
     except UserError:  # a path that these units leave too short
         return None
+
+
+def _inside(denoiser: Denoiser, log_snrs: Tensor) -> Tensor:
+    """Which of these levels its path has."""
+    low, high = log_snr_ends(denoiser.schedule)
+    return (log_snrs >= low - 1e-6) & (log_snrs <= high + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -372,8 +379,7 @@ class _Gain:
 def _gain(
     bench: _Bench, against: Tensor, other: AdoptedDenoiser, log_snrs: Tensor, n: int, draws: int = 1
 ) -> _Gain | None:
-    low, high = log_snr_ends(other.schedule)
-    inside = (log_snrs >= low - 1e-6) & (log_snrs <= high + 1e-6)
+    inside = _inside(other, log_snrs)
     if int(inside.sum()) < 2:
         return None
     at, steps = log_snrs[inside], inside.nonzero().flatten()
