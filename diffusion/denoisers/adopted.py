@@ -80,7 +80,8 @@ class Called(nn.Module):
 
     def __init__(self, network: Any, call: Call | None):
         super().__init__()
-        self.network, self.call = as_module(network), call
+        self.network = as_module(network)
+        self.call = None if call is None else as_module(call)  # with the modules that it closes over
 
     def forward(self, x: Tensor, time: Tensor, labels: Any) -> Any:
         if self.call is not None:
@@ -174,7 +175,7 @@ class AdoptedDenoiser(Denoiser):
         at = PathPoint(convention.path.schedule, t, x_t)
         scale, middle = convention.units
         y_t = scale * x_t + at.alpha * middle if convention.levels is not None else x_t
-        dtype = dtype_of(self.network, x_t.dtype)
+        dtype = dtype_of(self.network.network, dtype_of(self.network, x_t.dtype))
         seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype)
         told = convention.told(t.double())
         told = told.to(device=x_t.device, dtype=dtype if told.is_floating_point() else None).expand(n)

@@ -6,7 +6,8 @@ The names are declared here once. `Convention.neighbours` are the conventions th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -94,6 +95,7 @@ TIMES: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "log-snr": lambda path, t: path.schedule.log_snr(t),
     "log-snr/4": lambda path, t: 0.25 * path.schedule.log_snr(t),
 }
+SHIFTED = "an index"  # begins the name of a convention whose index is another
 INDICES = ("index", "index-rounded", "i/T")
 # What the lowest and the highest level may be.
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5), (0.0, 255.0))
@@ -115,12 +117,17 @@ def path_of(given: Any) -> Path:
         return Path(make(), backwards)
     if isinstance(given, Mapping):
         return _of_mapping(dict(given))
-    if isinstance(given, tuple | list) and len(given) == 2 and all(map(callable, given)):
+    if isinstance(given, tuple | list) and any(map(callable, given)):
+        if len(given) != 2 or not all(map(callable, given)):
+            raise UserError(f"path: found {', '.join(type(one).__name__ for one in given)}; needs two functions")
         return _of_functions(*given)
     if isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__"):
-        values = torch.as_tensor(given)
-        falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
-        return _of_mapping({"alphas_cumprod" if falls else "betas": values})
+        values = None
+        with suppress(TypeError, ValueError, RuntimeError):
+            values = torch.as_tensor(given)
+        if values is not None:
+            falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
+            return _of_mapping({"alphas_cumprod" if falls else "betas": values})
     raise UserError(
         f"path: found {str(given)[:60]}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or alphas_cumprod, "
         "or two functions (alpha, sigma)"
@@ -163,7 +170,7 @@ class Convention:
     Args:
         path: The path of the data as the network sees them.
         predicts: A name of `PREDICTS`.
-        time: A name of `TIMES`, or a function of the path's own time, a tensor.
+        time: A name of `TIMES`, or a function of the path's own time, a tensor of shape (B,), to one of that shape.
         scaled: Whether the network sees c_in x_t rather than x_t; a network that predicts `edm` always does.
         sigma_data: The deviation of the data as the network sees them, in c_in and in EDM's skip connection.
         levels: The number of levels; None for continuous data.
@@ -186,7 +193,13 @@ class Convention:
             choose("time", self.time, TIMES)
         if not self.data_range[0] < self.data_range[1]:
             raise UserError(f"data_range: found {self.data_range}; needs the lowest and the highest value")
-        self.told(torch.tensor([0.5], dtype=torch.float64))  # refused here, before the network is called
+        try:  # refused here, before the network is called
+            self.told(torch.tensor([0.25, 0.75], dtype=torch.float64))
+        except UserError:
+            raise
+        except Exception as error:  # of a function that is the user's
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise UserError(f"time: the function failed on a tensor of times of shape (B,) ({reason})") from error
 
     @property
     def takes_scaled(self) -> bool:
@@ -204,7 +217,14 @@ class Convention:
     def told(self, t: Tensor) -> Tensor:
         """What the network is told of times, float64, or int64 for a rounded index."""
         if callable(self.time):
-            return torch.as_tensor(self.time(_own(self.path, t)))
+            own = _own(self.path, t).reshape(-1)
+            found = torch.as_tensor(self.time(own))
+            if found.shape != own.shape or found.is_complex() or found.dtype == torch.bool:
+                raise UserError(
+                    f"time: the function returned {found.dtype} of shape {tuple(found.shape)} for times of shape "
+                    f"{tuple(own.shape)}; needs one real number for each"
+                )
+            return found.reshape(t.shape)
         told = TIMES[self.time](self.path, t)
         return told + self.shift if self.shift else told
 
@@ -213,8 +233,9 @@ class Convention:
         yield from self._of("predicts", PREDICTS)
         yield from self._of("time", TIMES)
         if self.time in INDICES:
-            for shift, word in ((1, "higher"), (-1, "lower")):
-                yield f"an index one {word}", replace(self, shift=self.shift + shift)
+            for shift in {self.shift + 1, self.shift - 1} - {0}:
+                by = "one" if abs(shift) == 1 else abs(shift)
+                yield f"{SHIFTED} {by} {'higher' if shift > 0 else 'lower'}", replace(self, shift=shift)
         if self.predicts != "edm":
             yield f"scaled={not self.scaled}", replace(self, scaled=not self.scaled)
         if self.levels is not None:
@@ -233,10 +254,9 @@ class Convention:
 
     def _of_paths(self) -> Iterator[tuple[str, Convention]]:
         own = self.path.schedule
-        for betas in ("linear", "cosine"):
-            if isinstance(own, DDPM) and betas != own.betas:
-                other = replace(self.path, schedule=replace(own, betas=betas))
-                yield f"path={{'name': 'ddpm', 'betas': '{betas}'}}", replace(self, path=other)
+        for other in _other_betas(own) if isinstance(own, DDPM) else ():
+            said = {"name": "ddpm", "betas": other.betas, **_changed(other)}
+            yield f"path={said}", replace(self, path=replace(self.path, schedule=other))
         for name, (make, backwards) in PATHS.items():
             made = Path(make(), backwards)
             if (type(own), self.path.backwards) != (type(made.schedule), backwards):
@@ -244,3 +264,19 @@ class Convention:
                     yield f"path='{name}'", replace(self, path=made)
                 except UserError:
                     continue
+
+
+def _other_betas(own: DDPM) -> Iterator[DDPM]:
+    """Of as many levels: linear betas as they are, linear ones scaled by 1000 / T (2102.09672's code), cosine."""
+    for scale in {1.0, 1000 / own.steps}:
+        start, end = DDPM.beta_start * scale, DDPM.beta_end * scale
+        if end < 1.0 and (other := DDPM(own.steps, "linear", start, end)) != own:
+            yield other
+    if own.betas != "cosine":
+        yield DDPM(own.steps, "cosine")
+
+
+def _changed(schedule: DDPM) -> dict[str, Any]:
+    """The fields that are not as they are by default."""
+    values = {field.name: (getattr(schedule, field.name), field.default) for field in fields(schedule)}
+    return {name: value for name, (value, default) in values.items() if value != default}

@@ -6,8 +6,9 @@ with any estimator, while its network sees data in its own range, on its own pat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import re
+import uuid
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +18,15 @@ from torch import Tensor
 from ..config import Config, DataConfig
 from ..denoisers.adopted import AdoptedDenoiser, Call
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
-from ..denoisers.given import outside_inference_mode, positive_number, real_number, switch, whole_number
+from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
 from ..errors import UserError
 from ..likelihood import Estimate
 from ..schedules.schedule import log_snr_ends
+from ..storage import runs
 from . import check
 from .build import DataFacts
 from .diffusion_model import DiffusionModel
-from .tuning_cache import weights_digest
+from .identity import identity
 
 BEST = "best"
 # The first call with images looks at so many of them at the data end of the path.
@@ -50,13 +52,21 @@ class AdoptedModel(DiffusionModel):
         super().__init__(denoiser, config, facts, name, beside="")
         self.adopted = denoiser
         self._said: set[str] = set()
+        self._alone = uuid.uuid4().hex
 
     @property
     def weights(self) -> str:
-        """The SHA-256 of the weights and the convention; a function that the user passed is known by its name."""
-        convention = f"{self.adopted.convention!r} {self.adopted.labels.classes} {self.adopted.labels.null}"
-        plain = re.sub(r" at 0x[0-9a-f]+", "", convention)
-        return hashlib.sha256(f"{weights_digest(self.denoiser)} {plain}".encode()).hexdigest()
+        """The SHA-256 of all that makes it: weights, code, convention, path, and the content of `FILE.py:NAME`.
+
+        Of something that cannot be known, such as an object of a C extension, it is this object's alone.
+        """
+        denoiser, labels = self.adopted, self.adopted.labels
+        parts = denoiser.network.network, denoiser.network.call, denoiser.convention, denoiser.schedule
+        digest, known = identity(*parts, denoiser.shape, labels.classes, labels.null)
+        of_python = runs.python_model(self.source)
+        if of_python is not None and of_python[0].is_file():
+            digest += f" {runs.file_digest(of_python[0])} {of_python[1]}"
+        return hashlib.sha256(f"{digest} {'' if known else self._alone}".encode()).hexdigest()
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """As `DiffusionModel.sample`; says where the path does not begin in noise."""
@@ -80,13 +90,16 @@ class AdoptedModel(DiffusionModel):
     def _say_end(self, images: Tensor, cond: Any) -> None:
         """Whether the network knows anything at the data end of the path."""
         _, high = log_snr_ends(self.denoiser.schedule)
-        x = check.data_of(images[:_LOOKED_AT], self.dequantizer, self.denoiser.shape)
-        cond = None if cond is None else cond[: len(x)]
-        error = check.useless_at(self.denoiser, x, high, cond) if len(x) > 1 else None
+        error = None
+        with contextlib.suppress(Exception):  # the estimate is there; a remark on it must not cost it
+            x = check.data_of(images[:_LOOKED_AT], self.dequantizer, self.denoiser.shape)
+            cond = None if cond is None else cond_for(cond, self.denoiser.num_classes, len(images))[: len(x)]
+            error = check.useless_at(self.denoiser, x, high, cond) if len(x) > 1 else None
         if error is not None:
             self._say(
-                f"at log-SNR {high:.3g}, the data end of its path, the noise estimate is worse than none (error "
-                f"{error:.3g}; none has 1), which every likelihood pays for: adopt it with log_snr_max='best'"
+                f"at log-SNR {high:.3g}, the data end of its path, the noise estimate is worse than predicting zero, "
+                f"whose error is 1 (error {error:.3g}), which every likelihood pays for: adopt it with "
+                "log_snr_max='best'"
             )
 
     def _say(self, line: str) -> None:
@@ -111,6 +124,7 @@ def adopt(
     sigma_data: Any = 0.5,
     images: Any = None,
     name: str = "adopted",
+    cond: Any = None,
 ) -> AdoptedModel:
     """Make a model of a network that was trained elsewhere.
 
@@ -127,7 +141,7 @@ def adopt(
             score with the other sign (`-eps`, ...), or `edm`, the raw network inside EDM's preconditioning.
         time: What the network is told: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
             `999t`, `1000t`, `sigma` (sigma / alpha), `log-sigma`, `log-sigma/4`, `log-snr`, `log-snr/4`, or a function
-            of t, a tensor.
+            of the path's own t, a tensor of shape (B,), to one of that shape.
         shape: The shape of one sample.
         data_range: The values of the lowest and the highest level, by default (-1, 1).
         levels: The number of levels of a pixel, 256 for most images; None for continuous data, which are as they are.
@@ -140,6 +154,7 @@ def adopt(
         sigma_data: The deviation of the data in that formula and in EDM's.
         images: Held-out images of levels (or continuous data): the model is checked on them, and the check printed.
         name: Its name in messages.
+        cond: The class labels of `images`, or another condition of the network; needed if it needs a label.
 
     Returns:
         The model, in evaluation mode; `model.denoiser` is its denoiser, on the path of images in [-1, 1].
@@ -174,10 +189,12 @@ def adopt(
     denoiser.eval()
     facts = DataFacts(name, denoiser.shape, levels, denoiser.num_classes)
     model = AdoptedModel(denoiser, facts, name)
+    if cond is not None and images is None:
+        raise UserError("cond: says the labels of images=, the held-out images; give those, too")
     if best:
-        end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape))
+        end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape), cond)
         model = AdoptedModel(denoiser.within(end).eval(), facts, name)
         print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
     if images is not None:
-        print(model.check(images))
+        print(model.check(images, cond=cond))
     return model

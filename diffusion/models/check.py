@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..denoisers.adopted import AdoptedDenoiser
-from ..denoisers.conventions import Convention
+from ..denoisers.conventions import SHIFTED, Convention
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
-from ..denoisers.given import level_data, real_data
+from ..denoisers.given import cond_for, level_data, real_data, seed_number, whole_number
 from ..errors import UserError
 from ..likelihood.batching import choose_batch_size
 from ..likelihood.dequantization import Dequantizer
@@ -107,9 +107,9 @@ class Check:
 def check(
     denoiser: Denoiser,
     data: Tensor,
-    levels: int = LEVELS,
-    cond: Tensor | None = None,
-    seed: int = 0,
+    levels: Any = LEVELS,
+    cond: Any = None,
+    seed: Any = 0,
     progress: Progress | None = None,
 ) -> Check:
     """Check a denoiser on data, and if it was adopted try the neighbouring conventions.
@@ -125,9 +125,10 @@ def check(
     Raises:
         UserError: For fewer than two data or levels.
     """
+    levels = whole_number("levels", levels)
     if len(data) < 2 or levels < 2:
         raise UserError(f"images: found {len(data)} at {levels} noise levels; a check needs two or more of each")
-    bench = _Bench(data.double().to(device_of(denoiser)), cond, seed)
+    bench = _Bench(data.double(), cond, seed_number(seed), denoiser)
     low, high = log_snr_ends(denoiser.schedule)
     log_snrs = torch.linspace(min(max(low, _BELOW), high - 1.0), high, levels, dtype=torch.float64)
     found = bench.measure(denoiser, log_snrs, len(data))
@@ -143,8 +144,8 @@ def check(
     if isinstance(denoiser, AdoptedDenoiser):
         better, tried = _better(bench, denoiser, log_snrs, progress)
         for number, (name, gain) in enumerate(better.items()):
-            with_it = "with that, " if number else ""
-            verdicts.append(f"{with_it}{name} fits better, by {gain:.3g} bits/dim over these noise levels")
+            better_so = f"after that change, {name} fits better still" if number else f"{name} fits better"
+            verdicts.append(f"{better_so}, by {gain:.3g} bits/dim over these noise levels")
     return Check(rows, mean, std, len(data), tuple(verdicts), better, tried)
 
 
@@ -164,14 +165,14 @@ def data_of(data: Any, dequantizer: Dequantizer | None, shape: tuple[int, ...], 
     return dequantizer.dequantize(images.cpu(), u)
 
 
-def useless_at(denoiser: Denoiser, data: Tensor, log_snr: float, cond: Tensor | None = None) -> float | None:
+def useless_at(denoiser: Denoiser, data: Tensor, log_snr: float, cond: Any = None) -> float | None:
     """The error of eps at a log-SNR, if it is larger than that of no answer, 1, beyond doubt."""
-    bench = _Bench(data.to(device_of(denoiser)), cond, 0)
+    bench = _Bench(data, cond, 0, denoiser)
     found = bench.measure(denoiser, torch.tensor([log_snr], dtype=torch.float64), len(data))
     return 1.0 + float(found.over.mean()) if bool(found.worse_than_none) else None
 
 
-def best_end(denoiser: Denoiser, data: Tensor, cond: Tensor | None = None, levels: int = 33, seed: int = 0) -> float:
+def best_end(denoiser: Denoiser, data: Tensor, cond: Any = None, levels: int = 33, seed: int = 0) -> float:
     """The log-SNR at which the path of a denoiser is best ended, on held-out data.
 
     The bound of dequantised data whose path ends at lambda changes with it by (1 - e) / 2 nats a dimension, e the error
@@ -184,7 +185,7 @@ def best_end(denoiser: Denoiser, data: Tensor, cond: Tensor | None = None, level
         raise UserError(f"images: found {len(data)}; log_snr_max='best' needs two or more")
     low, high = log_snr_ends(denoiser.schedule)
     log_snrs = torch.linspace(low, high, levels, dtype=torch.float64)
-    found = _Bench(data.double().to(device_of(denoiser)), cond, seed).measure(denoiser, log_snrs, len(data))
+    found = _Bench(data.double(), cond, seed, denoiser).measure(denoiser, log_snrs, len(data))
     gains = 1.0 - found.error.mean(1)
     total = torch.cat((gains.new_zeros(1), (0.5 * (gains[1:] + gains[:-1])).cumsum(0)))
     return float(log_snrs[max(1, int(total.argmax()))])
@@ -208,11 +209,11 @@ class _Measured:
 
 
 class _Bench:
-    """Data and their noise, the same for every denoiser."""
+    """Data and their noise, the same for every denoiser; of this one the classes and the device are."""
 
-    def __init__(self, data: Tensor, cond: Tensor | None, seed: int):
-        self.data, self.seed = data, seed
-        self.cond = None if cond is None else cond.to(data.device)
+    def __init__(self, data: Tensor, cond: Any, seed: int, denoiser: Denoiser):
+        self.data, self.seed = data.to(device_of(denoiser)), seed
+        self.cond = None if cond is None else cond_for(cond, denoiser.num_classes, len(data)).to(self.data.device)
 
     @torch.no_grad()
     def measure(
@@ -257,13 +258,13 @@ def _faults(rows: Sequence[Level], found: _Measured, mean: float, std: float, va
     ends = rows[-len(useless) :] if useless else []
     if useless and list(ends) == useless:
         lines.append(
-            f"from log-SNR {useless[0].log_snr:.3g} on the noise estimate is worse than none (error "
-            f"{useless[-1].error:.3g} at the end; none has 1): end the path earlier, log_snr_max='best'"
+            f"from log-SNR {useless[0].log_snr:.3g} on the noise estimate is worse than predicting zero, whose error "
+            f"is 1 (error {useless[-1].error:.3g} at the end): end the path earlier, log_snr_max='best'"
         )
     elif useless:
         lines.append(
-            f"the noise estimate is worse than none at {len(useless)} of {len(rows)} levels (error "
-            f"{max(row.error for row in useless):.3g} at worst; none has 1)"
+            f"at {len(useless)} of {len(rows)} levels the noise estimate is worse than predicting zero, whose error "
+            f"is 1 (error {max(row.error for row in useless):.3g} at worst)"
         )
     blind = [
         row
@@ -315,15 +316,16 @@ def _better(
     few, draws = min(n, _PILOT), max(1, _NUMBERS // bench.data.numel())
     for _ in range(_ROUNDS):
         candidates = list(denoiser.convention.neighbours())
-        tried = max(tried, len(candidates))
-        pilots, scores = bench.measure(denoiser, log_snrs, few).error, []
+        pilots, scores, count = bench.measure(denoiser, log_snrs, few).error, [], 0
         for done, (name, convention) in enumerate(candidates):
             other = _tried(denoiser, convention)
             gain = None if other is None else _gain(bench, pilots, other, log_snrs, few)
+            count += gain is not None
             if gain is not None and gain.mean + 2.0 * gain.error > 0.0:
                 scores.append((gain.likeness, name, other))
             if progress is not None:
                 progress(done + 1, len(candidates))
+        tried = max(tried, count)
         finalists = sorted(scores, key=lambda one: -one[0])[:_FINALISTS]
         whole = bench.measure(denoiser, log_snrs, n, draws=draws).error
         passed: list[tuple[_Gain, str, AdoptedDenoiser]] = []
@@ -335,9 +337,14 @@ def _better(
             break
         best, _, denoiser = max(passed, key=lambda one: one[0].likeness)
         names = " or ".join(name for gain, name, _ in passed if gain.likeness > (1.0 - _ALIKE) * best.likeness)
-        same = next((known for known in found if known.partition("=")[0] == names.partition("=")[0]), None)
+        same = next((known for known in found if _argument(known) == _argument(names)), None)
         found[names] = best.mean + (found.pop(same) if same else 0.0)  # a second word on one argument is the last
     return found, tried
+
+
+def _argument(name: str) -> str:
+    """What a convention that is so named changes."""
+    return SHIFTED if name.startswith(SHIFTED) else name.partition("=")[0]
 
 
 def _tried(denoiser: AdoptedDenoiser, convention: Convention) -> AdoptedDenoiser | None:
@@ -372,6 +379,8 @@ def _gain(
     at, steps = log_snrs[inside], inside.nonzero().flatten()
     try:
         found = bench.measure(other, at, n, steps, draws).error
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # a network that does not take what another convention tells it
         return None
     width = float(log_snrs[-1] - log_snrs[0]) / (len(log_snrs) - 1) * len(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class SongVE(VarianceExploding):
         return self.earliest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Functions(Schedule):
     """The path of two functions of time, differentiated by autograd and inverted by bisection.
 
@@ -76,6 +77,13 @@ class Functions(Schedule):
         if not bool(torch.isfinite(log_snr).all()) or not bool((log_snr.diff() < 0).all()):
             raise UserError("path: alpha_t / sigma_t of the two functions must be positive and fall from t = 0 to 1")
         check_ends(self, "path")
+
+    def __repr__(self) -> str:
+        """By its values on a grid: the same in another process."""
+        with torch.no_grad():
+            values = torch.stack(self._values(self._times)).flatten().tolist()
+        digest = hashlib.sha256(" ".join(f"{value:.9g}" for value in values).encode()).hexdigest()[:12]
+        return f"Functions({float(self._inside[0]):.4g} to {float(self._inside[-1]):.4g} in log-SNR, {digest})"
 
     @cached_property
     def _times(self) -> Tensor:

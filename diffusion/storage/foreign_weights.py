@@ -7,8 +7,10 @@ empty shell that keeps what it is given and does nothing, and the tensors are ta
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
@@ -31,7 +33,7 @@ LIST = "shadow_params"  # averages in the order of the parameters, without names
 # What wrappers put in front of every name.
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "denoiser", "unet", "online_model", "average")
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
-_DEEPEST, _MOST_ENTRIES = 16, 2**20
+_DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 16, 2**20, 1000
 
 
 def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
@@ -46,7 +48,7 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
             A name is full with the keys on the way to it.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by name, on the CPU. Those that share their numbers in the file share them here.
 
     Raises:
         UserError: For a file that is missing, damaged, none of weights, or one that would run code.
@@ -57,12 +59,12 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
     found = _open(path)
     with reading(f"{path}: holds weights in no known way"):
         every = dict(_tensors(found, _Steps()))
-        groups = dict(_groups(found, _Steps()))
+        groups = {name: group for name, group in _groups(found, _Steps()) if group}
     if prefix is not None:
-        return _with_prefix(path, every, prefix)
+        return _plainly_stored(path, _with_prefix(path, every, prefix))
     if not groups:
         raise UserError(f"{path}: holds no weights: no dictionary of tensors is in it.")
-    return dict(_plain(_chosen(path, groups)))
+    return _plainly_stored(path, dict(_plain(_chosen(path, groups))))
 
 
 def _open(path: Path) -> Any:
@@ -89,12 +91,16 @@ def _of_torch(path: Path) -> Any:
         # A flipped bit in the archive's own headers can surface as almost any exception of the parsers.
         try:
             with zipfile.ZipFile(path) as archive:
-                stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-                bad = archive.testzip() if stored else None
+                entries = archive.infolist()
+                stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+                apart = sum(entry.file_size for entry in entries) <= path.stat().st_size
+                bad = archive.testzip() if stored and apart else None
         except Exception as error:
             raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
         if not stored:  # its content could be of any size
             raise UserError(damaged.format("compressed, as torch.save writes nothing"))
+        if not apart:
+            raise UserError(damaged.format("its entries are larger than the file"))
         if bad is not None:
             raise UserError(damaged.format(f"wrong checksum of {bad}"))
     try:
@@ -126,7 +132,7 @@ class Shell:
         parts = state if isinstance(state, tuple) else (state,)
         for part in parts:
             if isinstance(part, dict):
-                self.__dict__.update({str(key): value for key, value in part.items()})
+                self.__dict__.update({key: value for key, value in dict.items(part) if isinstance(key, str)})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.__dict__.setdefault("items", {})[key] = value
@@ -154,13 +160,27 @@ _STORAGES = {
 }  # fmt: skip
 
 
+class _Sealed:
+    """A tensor that a pickle hands on: nothing can be set in it, so its storage cannot grow."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("a tensor that is changed after it is made")
+
+
 class _Shells(pickle.Unpickler):
     """Makes tensors and plain containers; every other class and function is a shell."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
+        content = archive.read(f"{root}/data.pkl")
+        _check_memo(content)
+        super().__init__(io.BytesIO(content))
         self.archive, self.root = archive, root
-        self.storages: dict[str, Tensor] = {}
+        self.storages: dict[str, _Sealed] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -171,16 +191,24 @@ class _Shells(pickle.Unpickler):
             return _STORAGES[name]
         return Shell
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: Any) -> _Sealed:
         kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", str(key)):
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", key):
             raise ValueError("a storage of an unknown kind")
         if key not in self.storages:
             content = self.archive.read(f"{self.root}/data/{key}")
             if len(content) != numel * dtype.itemsize:
                 raise ValueError(f"storage {key} has {len(content)} bytes")
-            self.storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0)
+            empty = torch.empty(0, dtype=dtype)
+            self.storages[key] = _Sealed(torch.frombuffer(bytearray(content), dtype=dtype) if content else empty)
         return self.storages[key]
+
+
+def _check_memo(content: bytes) -> None:
+    """The unpickler's memory is as large as the largest index that a pickle names: none is beyond its operations."""
+    for count, (operation, index, _) in enumerate(pickletools.genops(content)):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (index or 0) > count:
+            raise ValueError(f"operation {count} of the pickle is kept at index {index}")
 
 
 class _Rebuild:
@@ -188,14 +216,15 @@ class _Rebuild:
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> Tensor:
-        if not isinstance(storage, Tensor):
+    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> _Sealed:
+        if not isinstance(storage, _Sealed):
             raise ValueError("a tensor without numbers")
         if not isinstance(size, tuple):
             return storage
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or math.prod(size) > storage.numel():
+        numbers = storage.tensor
+        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or math.prod(size) > numbers.numel():
             raise ValueError("a tensor of an impossible shape")
-        return torch.as_strided(storage, size, stride, offset).clone()
+        return _Sealed(torch.as_strided(numbers, size, stride, offset))
 
 
 def _shells(path: Path) -> Any:
@@ -212,36 +241,54 @@ class _Steps:
     def __init__(self) -> None:
         self.left = _MOST_ENTRIES
 
-    def of(self, value: Any) -> Iterator[tuple[str, Any]]:
-        """The entries of a dictionary or a shell."""
-        for entry in _entries(value):
-            self.left -= 1
+    def of(self, value: Any, name: str) -> Iterator[tuple[str, str, Any]]:
+        """The keys, full names and entries of a dictionary or a shell of this name; a long name is many steps."""
+        for key, entry in _entries(value):
+            full = f"{name}.{key}" if name else key
+            if len(full) > _LONGEST_NAME:
+                raise ValueError(f"a name of {len(full)} characters")
+            self.left -= 1 + len(full) // 64
             if self.left < 0:
                 raise ValueError(f"more than {_MOST_ENTRIES} entries")
-            yield entry
+            yield key, full, entry.tensor if isinstance(entry, _Sealed) else entry
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
     """What is in a dictionary, or in the shell of a module: parameters, buffers, modules, and other attributes."""
     if isinstance(value, dict):  # whose own `items` a pickle may have replaced
-        yield from ((str(key), entry) for key, entry in dict.items(value))
+        yield from ((str(key), entry) for key, entry in dict.items(value) if isinstance(key, str | int))
     elif isinstance(value, Shell):
         own = vars(value)
-        for name in ("_parameters", "_buffers", "_modules"):
-            yield from _entries(own.get(name))
-        yield from ((str(key), entry) for key, entry in own.items() if key not in _OF_MODULES)
+        for part in map(own.get, ("_parameters", "_buffers", "_modules")):
+            yield from _entries(part) if isinstance(part, dict) else ()
+        yield from ((key, entry) for key, entry in own.items() if key not in _OF_MODULES)
 
 
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "items")
 
 
-def _tensors(value: Any, steps: _Steps, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _tensors(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """All tensors by their full names."""
-    for name, entry in steps.of(value) if depth < _DEEPEST else ():
+    for _, full, entry in steps.of(value, name) if depth < _DEEPEST else ():
         if isinstance(entry, Tensor):
-            yield name, entry
+            yield full, entry
         elif isinstance(entry, dict | Shell):
-            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(entry, steps, depth + 1))
+            yield from _tensors(entry, steps, full, depth + 1)
+
+
+def _plainly_stored(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, where every number of every tensor is in the file: a few bytes can name a tensor of any size."""
+    size = path.stat().st_size
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+            raise UserError(f"{path}: '{name}' is no dense tensor with numbers ({tensor.layout}, {tensor.device}).")
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.itemsize > stored or stored > size:
+            raise UserError(
+                f"{path}: '{name}' of shape {tuple(tensor.shape)} has more numbers than the file stores; "
+                "an expanded tensor is saved as tensor.contiguous()."
+            )
+    return weights
 
 
 def _with_prefix(path: Path, every: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -258,14 +305,15 @@ def _groups(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterat
     if isinstance(value, Shell) and "_modules" in vars(value):
         yield name, dict(_tensors(value, steps))
         return
-    entries = dict(steps.of(value)) if depth < 4 else {}
-    own = {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
+    entries = list(steps.of(value, name)) if depth < 4 else []
+    own = {key: entry for key, _, entry in entries if isinstance(entry, Tensor)}
     if own and 2 * len(own) >= len(entries):
         yield name, own
-    for key, entry in entries.items():
-        inner = f"{name}.{key}" if name else key
-        if key == LIST and isinstance(entry, list | tuple) and entry and all(isinstance(x, Tensor) for x in entry):
-            yield inner, list(entry)
+    for key, inner, entry in entries:
+        if key == LIST and isinstance(entry, list | tuple) and entry:
+            averages = [item.tensor if isinstance(item, _Sealed) else item for item in entry]
+            if all(isinstance(average, Tensor) for average in averages):
+                yield inner, averages
         elif isinstance(entry, dict | Shell) and "optim" not in key:
             yield from _groups(entry, steps, inner, depth + 1)
         elif key == "averages" and isinstance(entry, list | tuple) and entry:

@@ -98,6 +98,40 @@ def test_a_likelihood_is_that_of_the_closed_form():
     assert mean.mean == pytest.approx(float(truth), abs=0.02)
 
 
+def test_the_check_names_linear_betas_that_are_scaled_with_the_number_of_levels():
+    """And all that has to be said of the path, the number of levels, too."""
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(2.5e-5, 0.005, 4000, dtype=torch.float64), 0)
+    path = {"name": "ddpm", "steps": 4000}
+    model = diffusion.adopt(Foreign(table(alphas_cumprod), eps), path, "eps", "index", SHAPE, levels=LEVELS)
+    better = list(model.check(HELD_OUT, levels=6).better)
+    fields = {"betas": "linear", "steps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}
+    assert better[0] == f"path={ {'name': 'ddpm', **fields} }"
+    told = diffusion.adopt(model.adopted.network.network, {**path, **fields}, "eps", "index", SHAPE, levels=LEVELS)
+    names = [name for name, _ in told.adopted.convention.neighbours()]
+    assert "path={'name': 'ddpm', 'betas': 'linear', 'steps': 4000}" in names
+    assert better[0] not in names
+    assert "path={'name': 'ddpm', 'betas': 'cosine', 'steps': 4000}" in names
+
+
+def test_an_index_that_is_two_off_is_named_once():
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-3, 0.2, 100, dtype=torch.float64), 0)
+    network = Foreign(table(alphas_cumprod, first=2), eps)
+    model = diffusion.adopt(network, {"alphas_cumprod": alphas_cumprod}, "eps", "index", SHAPE, levels=LEVELS)
+    assert list(model.check(HELD_OUT, levels=6).better) == ["an index 2 higher"]
+
+
+def test_what_does_not_fit_a_network_is_not_counted_as_tried():
+    def network(x, time):
+        if not 0.0 <= float(time.min()) <= float(time.max()) <= 1.0:
+            raise ValueError("not trained for that")
+        return x
+
+    model = diffusion.adopt(network, "flow", "velocity", "t", (2,))
+    convention = model.adopted.convention
+    found = model.check(torch.randn(16, 2), levels=4)
+    assert 0 < found.tried < len(list(convention.neighbours())) - 3
+
+
 class Ended(nn.Module):
     """Right up to a log-SNR, and then an answer of the wrong size, as of a network that was not trained there."""
 
@@ -116,10 +150,10 @@ def test_a_network_that_is_useless_at_the_data_end_is_said_and_ended(capsys):
     network = Ended(case.network, 30)
     edge = float(DDPM().log_snr(torch.tensor(31 / 1000, dtype=torch.float64)))
     whole = diffusion.adopt(network, **said)
-    with pytest.warns(AdoptedNote, match=r"the noise estimate is worse than none \(error .*log_snr_max='best'"):
+    with pytest.warns(AdoptedNote, match=r"the noise estimate is worse than predicting zero.*log_snr_max='best'"):
         bad = diffusion.log_likelihood(whole, HELD_OUT, method="elbo", evaluations=16)
     found = whole.check(HELD_OUT, levels=12)
-    assert any("is worse than none" in line and "'best'" in line for line in found.lines())
+    assert any("is worse than predicting zero" in line and "'best'" in line for line in found.lines())
     model = diffusion.adopt(network, **said, log_snr_max="best", images=HELD_OUT)
     assert "is best on 32 images" in capsys.readouterr().out
     high = float(model.denoiser.schedule.log_snr(torch.tensor(model.denoiser.schedule.t_min).double()))
@@ -232,6 +266,14 @@ REFUSED = [
     ({"path": 7}, r"path: found 7; accepted: ddpm, "),
     ({"path": (lambda t: t, lambda t: "a")}, r"path: the functions \(alpha, sigma\) failed"),
     ({"path": (lambda t: 1 + 0 * t, lambda t: (t - 0.5).abs())}, r"path: alpha_t / sigma_t"),
+    ({"path": (lambda t: 1 - t, 0.5)}, r"path: found function, float; needs two functions"),
+    ({"path": [0.1, 2.0]}, r"path: found betas of shape"),
+    ({"path": ["a", "b"]}, r"path: found \['a', 'b'\]; accepted: ddpm, "),
+    ({"time": lambda t: None}, r"time: the function failed on a tensor of times of shape \(B,\)"),
+    ({"time": lambda t: t[:, None]}, r"time: the function returned torch.float64 of shape \(2, 1\) for times of shape"),
+    ({"time": lambda t: t.sum()}, r"time: the function returned torch.float64 of shape \(\) for"),
+    ({"time": lambda t, more: t}, r"time: the function failed"),
+    ({"cond": [1, 2]}, r"cond: says the labels of images="),
     ({"predicts": "epsilon"}, r"predicts: 'epsilon' is not known.*Did you mean 'eps'"),
     ({"time": "indx"}, r"time: 'indx' is not known.*Did you mean 'index'"),
     ({"path": "vp"}, r"time: found an index, and the path VP.*no numbered levels; accepted: t, 1-t, 999t"),
@@ -263,6 +305,45 @@ def test_a_check_of_images_that_do_not_fit():
         model.check(torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"images: found 1 at"):
         model.check(HELD_OUT[:1])
+
+
+class Classes(nn.Module):
+    """The right eps for the label that a datum has, 0 or 1: the value of all its pixels."""
+
+    def forward(self, x, time, labels):
+        a = LINEAR[time].reshape(-1, 1)
+        return (x - a.sqrt() * (labels[:, None] - 0.5)) / (1 - a).sqrt()
+
+
+def test_a_network_that_needs_a_label_is_checked_on_labelled_images(capsys):
+    labels = [0, 1] * 8
+    x = torch.tensor(labels)[:, None].expand(16, 3) - 0.5 + 1e-3 * torch.randn(16, 3)
+    said = {"path": "ddpm", "predicts": "eps", "time": "index-rounded", "shape": (3,), "labels": 2}
+    model = diffusion.adopt(Classes(), **said, images=x, cond=labels, log_snr_max="best")
+    printed = capsys.readouterr().out
+    assert "is best on 16 images" in printed
+    assert "eps error" in printed
+    assert max(level.error for level in model.check(x, cond=labels, levels=4).levels) < 0.1
+    found = diffusion.log_density(model, x, cond=labels, method="elbo", evaluations=4)
+    assert len(found.log_prob) == 16
+    some = diffusion.adopt(Classes(), **said, levels=4)
+    assert len(some.log_likelihood(torch.ones(2, 3).byte(), cond=[0, 1], method="elbo", evaluations=4).log_prob) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"levels": "4"}, r"levels: found '4'; must be a whole number"),
+        ({"levels": 3.0}, r"levels: found 3\.0; must be a whole number"),
+        ({"levels": 1}, r"images: found 32 at 1 noise levels"),
+        ({"seed": 0.5}, r"seed: found 0\.5"),
+        ({"cond": [0, 1]}, r"cond: found 2 labels for 32 samples"),
+        ({"cond": [3] * 32}, r"cond: found 3; the model has the classes 0 to 2"),
+    ],
+)
+def test_what_a_check_refuses(options, told):
+    with pytest.raises(UserError, match=told):
+        adopt(CASES["DDPM"], labels=3).check(HELD_OUT, **{"cond": 0, **options})
 
 
 def test_the_check_of_a_model_of_our_own_and_of_one_that_is_not_trained():

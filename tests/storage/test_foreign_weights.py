@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -201,6 +203,129 @@ def archive(*arguments):
 def test_tensors_outside_of_their_storage(tmp_path, arguments):
     (tmp_path / "x.pt").write_bytes(archive(*arguments))
     with pytest.raises(UserError):
+        read_weights(tmp_path / "x.pt")
+
+
+def text(string):
+    return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+
+def integer(number):
+    return b"J" + struct.pack("<i", number)
+
+
+def storage(key="0"):
+    """The opcodes of a storage of four numbers."""
+    return b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + integer(4) + b"tQ"
+
+
+def view(size=4, stride=1, offset=0):
+    """The opcodes of offset, size and stride."""
+    return integer(offset) + b"(" + integer(size) + b"t(" + integer(stride) + b"t"
+
+
+def tensor(**shape):
+    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage() + view(**shape)
+    return made + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+UNKNOWN = b"cfoo\nBar\n0"  # torch's own reader refuses the class
+PLAIN = b"}" + text("w") + tensor() + b"s"
+
+
+def opcodes(path, content):
+    """Write an archive with a pickle of these opcodes and a storage of four numbers."""
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
+        made.writestr("archive/version", "3\n")
+        made.writestr("archive/data/0", bytes(16))
+
+
+def test_what_is_written_opcode_by_opcode_is_read(tmp_path):
+    for content in (PLAIN, UNKNOWN + PLAIN):
+        opcodes(tmp_path / "x.pt", content)
+        same(read_weights(tmp_path / "x.pt"), {"w": torch.zeros(4)})
+
+
+LONG = text("k" * 1001)
+HOSTILE = {
+    "an index of the memo beyond the pickle": (UNKNOWN + b"}r" + struct.pack("<I", 2**22) + PLAIN[1:], "kept at index"),
+    "the same in text": (UNKNOWN + b"}p4194304\n" + PLAIN[1:], "kept at index"),
+    "a tensor that grows": (
+        UNKNOWN + b"}" + text("w") + tensor() + b"(" + storage() + view(2**20) + b"tbs",
+        "changed after it is made",
+    ),
+    "a storage that grows": (
+        UNKNOWN + b"}" + text("w") + storage() + b"(" + storage() + view(2**20) + b"tbs",
+        "changed after it is made",
+    ),
+    "a tensor whose entries are set": (UNKNOWN + b"}" + text("w") + tensor() + integer(0) + integer(1) + b"ss", "x.pt"),
+    "a long name": (b"}" + LONG + tensor() + b"s", "a name of 1001 characters"),
+    "a long name around others": (UNKNOWN + b"}" + LONG + PLAIN + b"s", "a name of 1001 characters"),
+    "an expanded tensor": (b"}" + text("w") + tensor(size=2**29, stride=0) + b"s", "more numbers than the file stores"),
+    "an expanded tensor of a list": (
+        b"}" + text("model") + PLAIN + b"s" + text("shadow_params") + b"]" + tensor(size=5, stride=0) + b"as",
+        "do not go with",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_small_file_takes_little_memory(tmp_path, kind):
+    content, told = HOSTILE[kind]
+    opcodes(tmp_path / "x.pt", content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=told) as error:
+            read_weights(tmp_path / "x.pt")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert "x.pt" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_expanded_averages_without_names(tmp_path):
+    torch.save({"model": {"w": torch.zeros(9)}, "shadow_params": [torch.zeros(1).expand(9)]}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="'w' of shape \\(9,\\) has more numbers"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("head", [b"", UNKNOWN])
+def test_views_of_one_storage_share_it(tmp_path, head):
+    opcodes(tmp_path / "x.pt", head + b"}(" + b"".join(text(f"w{i}") + tensor() for i in range(200)) + b"u")
+    found = read_weights(tmp_path / "x.pt")
+    assert len(found) == 200
+    assert len({value.untyped_storage().data_ptr() for value in found.values()}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("weight", [torch.zeros(4, device="meta"), torch.eye(2).to_sparse()])
+def test_tensors_without_numbers_of_their_own(tmp_path, weight):
+    torch.save({"w": weight}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="'w' is no dense tensor"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_shells_in_shells_are_not_followed_where_dictionaries_belong(tmp_path):
+    """Three ways down at each of 40 levels have no end, though none has an entry."""
+    content = b"cfoo\nBar\n)Rq\x00"
+    for _ in range(40):
+        fields = b"".join(text(name) + b"h\x00" for name in ("_parameters", "_buffers", "_modules"))
+        content += b"0cfoo\nBar\n)R}(" + fields + b"ubq\x00"
+    opcodes(tmp_path / "x.pt", content)
+    with pytest.raises(UserError, match="holds no weights"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_entries_that_lie_in_each_other(tmp_path):
+    """Both records of the archive's directory are of the same bytes."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as made:
+        made.writestr("archive/data.pkl", b"\x80\x02" + UNKNOWN + PLAIN + b".")
+        made.writestr("archive/data/0", bytes(2000))
+        made.filelist += [made.filelist[-1]] * 9
+    with pytest.raises(UserError, match="entries are larger than the file"):
         read_weights(tmp_path / "x.pt")
 
 
