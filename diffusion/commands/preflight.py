@@ -43,6 +43,8 @@ def check_sample(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.run is not None:
         check_models([options.run], options.runs, checkpoints=True)
+    elif options.runs != "runs" and not Path(options.runs).is_dir():
+        raise UserError(f"--runs: {options.runs} does not exist; a folder of runs is accepted")
     if options.from_image is not None:
         SampleRecord.read(options.from_image)
     for option in ("inpaint", "mask", "restore", "edit", "encode", "interpolate"):

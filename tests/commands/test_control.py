@@ -222,3 +222,28 @@ def test_a_guided_model_keeps_its_facts(here):
     model = load("runs/digits-0001")
     again = model.around(model.denoiser)
     assert (again.source, again.step, again.facts) == (model.source, model.step, model.facts)
+
+
+def test_an_image_that_is_changed_to_fit_is_reported(place, capsys):
+    from PIL import Image
+
+    from diffusion.commands.sample.control import read_image
+
+    for name, mode, size in (
+        ("fits", "L", (8, 8)),
+        ("large", "L", (20, 10)),
+        ("colour", "RGB", (8, 8)),
+        ("both", "RGB", (9, 9)),
+    ):
+        Image.new(mode, size).save(f"{name}.png")
+        assert read_image("--inpaint", f"{name}.png", (1, 8, 8)).shape == (1, 1, 8, 8)
+    assert capsys.readouterr().err.splitlines() == [
+        "--inpaint: large.png: 20 x 10 pixels resized and cropped to 8 x 8",
+        "--inpaint: colour.png: turned grey",
+        "--inpaint: both.png: 9 x 9 pixels resized and cropped to 8 x 8, turned grey",
+    ]
+
+
+def test_a_folder_of_runs_that_is_not_there_is_refused(place, capsys):
+    assert command(sample, ["--runs", "nowhere"]) == 2
+    assert capsys.readouterr().err == "error: --runs: nowhere does not exist; a folder of runs is accepted\n"

@@ -217,16 +217,24 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
 
 
 def read_image(option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...]) -> Tensor:
-    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for."""
+    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for, which is reported."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{option}: {path} does not exist; an image file is accepted")
     channels, height, width = shape
     size = height if height == width else None
-    pixels = torch.from_numpy(decode(ImageFile(file.name, path, file.read_bytes), size).copy()).float()
+    image = ImageFile(file.name, path, file.read_bytes)
+    whole = decode(image, None)
+    fitting = whole if size is None or whole.shape[:2] == (size, size) else decode(image, size)
+    pixels, changes = torch.from_numpy(fitting.copy()).float(), []
     x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 127.5 - 1.0
     if height is not None and tuple(x.shape[1:]) != (height, width):
         raise UserError(f"{option}: {path} is {x.shape[2]} x {x.shape[1]} pixels; needs {width} x {height}")
+    if fitting is not whole:
+        changes.append(f"{whole.shape[1]} x {whole.shape[0]} pixels resized and cropped to {size} x {size}")
     if len(x) == 3 and channels == 1:
         x = Grey()(x[None])[0]
+        changes.append("turned grey")
+    if changes:
+        print(f"{option}: {path}: {', '.join(changes)}", file=sys.stderr)
     return x.expand(channels, *x.shape[1:])[None]
