@@ -96,6 +96,8 @@ def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
     Raises:
         UserError: For a file that fails, and one that has no such model.
     """
+    from .adopt import AdoptedModel
+
     sys.path.insert(0, str(path.resolve().parent))
     try:
         made = runpy.run_path(str(path))
@@ -117,7 +119,8 @@ def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
     model = found() if callable(found) and not isinstance(found, TrainedModel) else found
     if not isinstance(model, TrainedModel):
         raise UserError(f"{spec}: found a {type(model).__name__}; needs a model, as of diffusion.adopt")
-    model.source = str(spec)
+    if isinstance(model, AdoptedModel):  # what was loaded from a file is known by that file
+        model.source = str(spec)
     return model
 
 

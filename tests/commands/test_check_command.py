@@ -115,3 +115,13 @@ def test_a_file_finds_its_neighbours_and_says_where_it_fails(diffusion_command, 
         assert code == 2
         assert told in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_may_load_a_model(diffusion_command, place):
+    """It is known by the file that it was loaded from."""
+    (place / "loads.py").write_text('import diffusion\nmodel = diffusion.load("runs/digits-0001")\n')
+    line = ("evaluate", "loads.py:model", "--method", "elbo", "--images", "4", "--draws", "2", "--wandb", "off")
+    code, out, err = diffusion_command(*line)
+    assert code == 0, err
+    assert "cached" not in out
+    assert "cached" in diffusion_command(*line)[1]
