@@ -1,5 +1,7 @@
 """The contract of `sample`: what it draws, counts, calls back and refuses."""
 
+import math
+
 import pytest
 import torch
 from laws import F64, FIXED_STEP, NOISELESS_SDE, SCHEDULES, STOCHASTIC, f64, mixture, name, seeded
@@ -79,11 +81,16 @@ def test_no_state_between_calls(sampler):
 @every_sampler
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 4)], ids=str)
 def test_any_shape_of_datum(sampler, shape):
-    model = exact.Gaussian(torch.zeros(shape), torch.ones(shape), EDM())
-    noise = Noise(0, torch.arange(3), shape)
-    x = sampler.sample(model, 80 * noise.initial(), time_grid(EDM(), 5), noise)
+    """The shape is no matter: each number is drawn as in a row of as many."""
+
+    def drawn(shape):
+        noise = Noise(0, torch.arange(3), shape)
+        model = exact.Gaussian(torch.zeros(shape), torch.ones(shape), EDM())
+        return sampler.sample(model, 80 * noise.initial(), time_grid(EDM(), 5), noise)
+
+    x = drawn(shape)
     assert x.shape == (3, *shape)
-    assert torch.isfinite(x).all()
+    torch.testing.assert_close(x.reshape(3, -1), drawn((math.prod(shape),)))
 
 
 @every_sampler
