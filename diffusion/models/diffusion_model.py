@@ -67,6 +67,9 @@ class DiffusionModel(TrainedModel):
         self.beside = source if beside is None else beside
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
+    def _path(self) -> str:
+        return f", path {self.denoiser.schedule!r}"
+
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
         return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
