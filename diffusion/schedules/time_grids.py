@@ -68,12 +68,12 @@ _TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "q
 
 
 # Every (T / steps)-th of T levels: from the noisiest down, or from the cleanest up (arXiv 2305.08891, table 2).
-_STRIDES = ("trailing", "leading")
+STRIDES = ("trailing", "leading")
 
 
 def names() -> list[str]:
     """The names that `grid=` and `--grid` accept, besides `auto`."""
-    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *_STRIDES]
+    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *STRIDES]
 
 
 def default_end(name: str, steps: int) -> float:
@@ -117,12 +117,8 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
     if steps < 1:
         raise UserError(f"steps: found {steps}; must be at least 1")
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
-    if name in _STRIDES:
-        if log_snr_end not in (None, math.inf):
-            raise UserError(f"log_snr_end: found {log_snr_end:g}; grid '{name}' has its own end; leave it out")
-        left = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
-        times = ends[0] * left if name == "trailing" else (ends[0] * left[1:] + ends[1]).clamp(max=ends[0])
-        return times if name == "trailing" else torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+    if name in STRIDES:
+        return _in_strides(ends, steps, name, log_snr_end)
     start, end = schedule.log_snr(ends)
     if log_snr_end is None:
         log_snr_end = max(default_end(name, steps), float(start) + 1.0)
@@ -137,3 +133,16 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
         times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
     times[0] = ends[0]
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+
+
+def _in_strides(ends: Tensor, steps: int, name: str, log_snr_end: float | None) -> Tensor:
+    """Times every t_max / steps, between the ends (t_max, t_min)."""
+    if log_snr_end not in (None, math.inf):
+        raise UserError(f"log_snr_end: found {log_snr_end:g}; grid '{name}' has its own end; leave it out")
+    most = math.floor(float(ends[0] / ends[1]) * (1.0 + 1e-9)) if ends[1] > 0 else steps
+    if steps > most:
+        raise UserError(f"steps: found {steps}; grid '{name}' takes at most {most} on this path")
+    left = torch.arange(steps, -1, -1, dtype=torch.float64) * (ends[0] / steps)
+    if name == "trailing":
+        return left
+    return torch.cat(((left[1:] + ends[1]).clamp(max=ends[0]), torch.zeros(1, dtype=torch.float64)))
