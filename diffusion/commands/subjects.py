@@ -88,7 +88,7 @@ def load_subject(path_or_name: str, runs_dir: str, device: torch.device | str = 
     name, home, source = locate(path_or_name, runs_dir)
     model = load_named(source, device)
     if model.facts.levels is None and not points:
-        raise UserError(f"{path_or_name}: its data '{model.facts.name}' are points; images are measured here")
+        raise UserError(f"{path_or_name}: its data '{model.facts.name}' are not of levels; images are measured here")
     return Subject(name, home, model, model.weights)
 
 

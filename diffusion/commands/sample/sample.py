@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ... import samplers
-from ...data import pictures
+from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
 from ...devices import choose_device, device_name
 from ...errors import UserError
@@ -172,12 +172,9 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
         picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
         pictures.save(target, picture, record.to_text())
     else:
-        toy = None
-        if model.facts.levels is None:
-            from ...data import load_toy
-
-            toy = load_toy(model.facts.name)
-        pictures.save_samples(target, samples[: record.count], toy, record.to_text())
+        continuous = model.facts.levels is None
+        toy = find_toy(model.facts.name) if continuous else None
+        pictures.save_samples(target, samples[: record.count], toy, record.to_text(), continuous)
     print(f"wrote {target}")
     print(_compare(old, target, record, device_name(device)))
     return 0
