@@ -72,7 +72,7 @@ FLOW, BOUND, WEIGHTED = "--method ode --tolerance 3e-4", "--method elbo --draws 
 ANNEALED = ("--method ais --images 40 --draws 4 --option steps=200", "--method iwae --images 40 --draws 1000")
 # All 10,000 test images: few noise levels an image are enough.
 LARGE = "--method elbo --draws 8"
-QUALITY = tuple(f"quality RUN --steps {steps} --no-scale" for steps in (5, 10, 20)) + ("quality RUN --steps 50",)
+QUALITY = (*(f"quality RUN --steps {steps} --no-scale" for steps in (5, 10, 20)), "quality RUN --steps 50")
 # The best of five recipes on the validation images.
 TUNED = ("trainer.steps=500", "autoencoder.latent_dim=16", "autoencoder.iwae_samples=5")
 # A U-Net of as many weights as the VAE has, 65,682; the whole one for the tuned VAE's CPU seconds; the small one, too.
