@@ -109,7 +109,7 @@ def before_training(
 def evaluate_points(
     model: TrainedModel, toy: Toy, options: EvaluationConfig, progress: Progress = _silent
 ) -> dict[str, Estimate]:
-    """Measure a model of points in the plane, and the true density, on fresh draws; quick, so not stored."""
+    """Measure a model of draws from a known density, and that density, on fresh ones; quick, so not stored."""
     x = toy.draw(options.images or 1000, seed=1 << 31)
     found = {
         name: model.log_density(
@@ -118,7 +118,7 @@ def evaluate_points(
         for name, (method, how) in model.estimators(options).items()
     }
     true = toy.log_prob(x).double()
-    truth = Estimate(true, 2, None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
+    truth = Estimate(true, x[0].numel(), None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
     return {**found, "true density": truth}
 
 

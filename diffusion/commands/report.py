@@ -35,7 +35,7 @@ def write_pictures(run: Path, model: TrainedModel, data: Data, config: Config) -
     found = {"samples": folder / "samples.png"}
     with reported_tuning(TUNING_SECONDS):
         drawn = model.sample(config.sampling.n, seed=config.seed, **model.sampling_settings({}))
-        pictures.save_samples(found["samples"], drawn, data.toy)
+        pictures.save_samples(found["samples"], drawn, data.toy, continuous=model.facts.levels is None)
         for name, (file, image) in model.pictures(data, config.seed).items():
             found[name] = folder / file
             pictures.save(found[name], image)

@@ -19,8 +19,8 @@ from .run_sections import (
 )
 from .sections import (
     IMAGE_SETS,
-    POINT_SETS,
     SPLITS,
+    TOY_SETS,
     AutoencoderConfig,
     DataConfig,
     DenoiserConfig,
@@ -33,8 +33,8 @@ __all__ = [
     "FITTED",
     "FITTED_STEPS",
     "IMAGE_SETS",
-    "POINT_SETS",
     "SPLITS",
+    "TOY_SETS",
     "AutoencoderConfig",
     "Config",
     "DataConfig",

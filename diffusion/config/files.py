@@ -14,7 +14,7 @@ from ..errors import UserError, did_you_mean
 from ..storage.paths import named_path
 from .options import Section
 from .run_sections import Config
-from .sections import POINT_SETS
+from .sections import TOY_SETS
 from .strict_yaml import NULL, Plain, read_yaml, show, write_yaml
 
 SECTIONS: dict[str, type[Section]] = {section.section: type(section) for section in Config().sections()}
@@ -88,7 +88,7 @@ def dump_config(config: Config) -> str:
 def with_places(config: Config) -> Config:
     """The configuration with whole paths to its data, so that they are found from any working folder."""
     data = config.data
-    fetched = data.path is None and data.name not in ("digits", *POINT_SETS)
+    fetched = data.path is None and data.name not in ("digits", *TOY_SETS)
     places = {"path": data.path, "cache": data.cache, **({"root": data.root} if fetched else {})}
     whole = {key: str(named_path(place).absolute()) for key, place in places.items() if place is not None}
     return config.replace(data=data.replace(**whole))

@@ -14,8 +14,8 @@ from .options import Count, Place, Section, option
 from .strict_yaml import show
 
 _Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
-_Points = Literal["gaussians", "moons", "rings", "spiral", "checkerboard"]
-IMAGE_SETS, POINT_SETS = get_args(_Images), get_args(_Points)
+_Toys = Literal["gaussians", "moons", "rings", "spiral", "checkerboard", "ar1", "ar1-volume"]
+IMAGE_SETS, TOY_SETS = get_args(_Images), get_args(_Toys)
 SPLITS = ("train", "validation", "test")
 
 
@@ -24,8 +24,8 @@ class DataConfig(Section):
 
     section = "data"
 
-    name: Literal[_Images, "folder", _Points] = option(
-        "digits", "the data set: images, images of your own (folder), or points"
+    name: Literal[_Images, "folder", _Toys] = option(
+        "digits", "the data set: images, images of your own (folder), or draws of a distribution of known density"
     )
     path: Place | None = option(
         None, "a folder or a .zip, .tar, .npz or .npy file of images, instead of the data set's own"
@@ -47,8 +47,8 @@ class DataConfig(Section):
         if self.name == "folder" and not self.path:
             raise UserError(f"data.path: found {show(self.path)}; must be the images where data.name is 'folder'")
         of_files = ("path", "bits", "unreadable", "cache")
-        unused = (*of_files, "size", "place", "flip") if self.name in POINT_SETS else of_files
-        for name in unused if self.name in ("digits", *POINT_SETS) else ():
+        unused = (*of_files, "size", "place", "flip") if self.name in TOY_SETS else of_files
+        for name in unused if self.name in ("digits", *TOY_SETS) else ():
             found = getattr(self, name)
             if found not in (type(self).model_fields[name].default, False):
                 raise UserError(f"data.{name}: found {show(found)}; '{self.name}' does not take it")
@@ -105,7 +105,7 @@ class NetworkConfig(Section):
     families = ("diffusion",)
 
     name: Literal["unet", "dit", "mlp"] = option(
-        "unet", "convolutions (unet) or patches (dit) for images; mlp for points"
+        "unet", "convolutions (unet) or patches (dit) for images, signals and volumes; mlp for vectors"
     )
     base_channels: int | None = option({"unet": 128}, "channels at full resolution, even", ge=2)
     multipliers: tuple[Count, ...] | None = option(

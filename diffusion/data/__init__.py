@@ -1,11 +1,12 @@
-"""Images as level indices with fixed splits, distributions in the plane, and the order of training batches."""
+"""Images as level indices with fixed splits, distributions of known density, and the order of training batches."""
 
 from .batches import augment, batch_indices, global_positions
 from .images import DataNote, ImageData, image_names, load_images
 from .summary import describe
-from .toy import Checkerboard, MixtureToy, Toy, load_toy, toy_names
+from .toy import AutoregressiveToy, Checkerboard, MixtureToy, Toy, find_toy, load_toy, toy_names
 
 __all__ = [
+    "AutoregressiveToy",
     "Checkerboard",
     "DataNote",
     "ImageData",
@@ -14,6 +15,7 @@ __all__ = [
     "augment",
     "batch_indices",
     "describe",
+    "find_toy",
     "global_positions",
     "image_names",
     "load_images",

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, the denoising path, densities in the plane. All are written atomically as PNG."""
+"""Pictures: grids of samples, signals, volumes, the denoising path, densities in the plane. PNG, written atomically."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from .charts import INK, colour, draw, panels
 # Small images are enlarged, pixel by pixel, until a cell of a grid is about this large.
 _CELL = 64
 _GAP = 2
+# Signals, volumes or entries that a picture shows, and slices of a volume.
+_MOST_PANELS, _MOST_SLICES = 16, 12
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -68,9 +70,29 @@ def save(path: Path, image: Image.Image, text: dict[str, str] | None = None) -> 
     atomic.write_bytes(path, encode(image, text))
 
 
-def save_samples(path: Path, x: Tensor, toy: Toy | None = None, text: dict[str, str] | None = None) -> None:
-    """Draw samples: images (N, C, H, W) as a grid, points (N, 2) over the true density where it is known."""
-    save(path, grid(x) if x.ndim == 4 else _points_picture(x, toy), text)
+def save_samples(
+    path: Path, x: Tensor, toy: Toy | None = None, text: dict[str, str] | None = None, continuous: bool = False
+) -> None:
+    """Draw samples (`samples_picture`) and write them."""
+    save(path, samples_picture(x, toy, continuous), text)
+
+
+def samples_picture(x: Tensor, toy: Toy | None = None, continuous: bool = False) -> Image.Image:
+    """Samples as fits their shape: images as a grid, volumes as slices, signals as lines, vectors by their entries.
+
+    Args:
+        x: Images (N, C, H, W), volumes (N, C, D, H, W) of which a row of slices is shown, signals (N, C, L), points
+            (N, 2), over their true density where that is known, or vectors (N, d), whose entries have a histogram each.
+        toy: The distribution they are of.
+        continuous: Whether images are of any units, shown between their 1 % and 99 % quantiles, and not in [-1, 1].
+    """
+    if x.ndim == 4:
+        return grid(_at_own_range(x) if continuous else x)
+    if x.ndim == 5:
+        return _slices_picture(_at_own_range(x[:_MOST_PANELS]))
+    if x.ndim == 3:
+        return _lines_picture(x)
+    return _points_picture(x, toy) if x.shape[1:] == (2,) else _histograms_picture(x.flatten(1))
 
 
 def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Sequence[Tensor]) -> Image.Image:
@@ -128,6 +150,52 @@ def _at_own_contrast(x: Tensor) -> Tensor:
     return x / x.flatten(1).abs().quantile(0.99, 1).clamp(min=1.0).reshape(-1, 1, 1, 1)
 
 
+def _at_own_range(x: Tensor) -> Tensor:
+    """Numbers of any units with their 1 % and 99 % quantiles at -1 and 1."""
+    x = x.detach().double().cpu()
+    # of a million at most, evenly spread: torch's quantile takes no more than 16 million
+    low, high = x.flatten()[:: max(1, x.numel() // 2**20)].quantile(torch.tensor([0.01, 0.99], dtype=x.dtype))
+    return (2 * (x - low) / (high - low).clamp(min=1e-300) - 1).clamp(-1, 1)
+
+
+def _slices_picture(x: Tensor) -> Image.Image:
+    """Volumes (N, C, D, H, W) in [-1, 1], a row each: slices at even distances along the depth."""
+    shown = min(x.shape[2], _MOST_SLICES)
+    depths = ((torch.arange(shown) + 0.5) * x.shape[2] / shown).long()
+    return grid(rearrange(x[:, :, depths], "n c d h w -> (n d) c h w"), columns=shown)
+
+
+def _lines_picture(x: Tensor) -> Image.Image:
+    """Signals (N, C, L), a panel each, a line a channel, all on one scale."""
+    signals = x[:_MOST_PANELS].detach().double().cpu().numpy()
+    columns = math.ceil(math.sqrt(len(signals)))
+    rows = math.ceil(len(signals) / columns)
+    figure, axes = panels(2.4 * columns, 1.6 * rows, rows=(1.0,) * rows, columns=columns)
+    low, high = float(signals.min()), float(signals.max())
+    margin = 0.05 * (high - low) or 1.0
+    for axis, signal in zip(axes, signals, strict=False):
+        for channel, values in enumerate(signal):
+            axis.plot(values, linewidth=0.8, color=colour(channel))
+        axis.set(ylim=(low - margin, high + margin))
+    for axis in axes[len(signals) :]:
+        axis.set_visible(False)
+    return draw(figure)
+
+
+def _histograms_picture(x: Tensor) -> Image.Image:
+    """The histogram of each of the first entries of vectors (N, d)."""
+    entries = x.detach().double().cpu().numpy().T[:_MOST_PANELS]
+    columns = math.ceil(math.sqrt(len(entries)))
+    rows = math.ceil(len(entries) / columns)
+    figure, axes = panels(2.4 * columns, 1.8 * rows, rows=(1.0,) * rows, columns=columns)
+    for number, (axis, values) in enumerate(zip(axes, entries, strict=False)):
+        axis.hist(values, bins=40, color=colour(0))
+        axis.set(xlabel=f"entry {number}")
+    for axis in axes[len(entries) :]:
+        axis.set_visible(False)
+    return draw(figure)
+
+
 def _points_picture(x: Tensor, toy: Toy | None) -> Image.Image:
     points = x.detach().cpu().numpy()
     figure, axes = _panels(1 if toy is None else 2)
@@ -141,7 +209,8 @@ def _points_picture(x: Tensor, toy: Toy | None) -> Image.Image:
     axes[-1].scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
     axes[-1].set_title(f"{len(points)} samples")
     for axis in axes:
-        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        limits = {} if toy is None else {"xlim": (-extent, extent), "ylim": (-extent, extent)}  # else of any units
+        axis.set(aspect="equal", **limits)
     return draw(figure)
 
 

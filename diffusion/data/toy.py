@@ -1,7 +1,8 @@
-"""Distributions in the plane with exact densities: data sets whose likelihood is known.
+"""Distributions with exact densities, in the plane and of signals and volumes: data sets whose likelihood is known.
 
 All have mean 0 and mean variance 1 per coordinate. The curves (moons, rings, spiral) are not "a curve plus noise" but
-fine mixtures of Gaussians along it, sum_k w_k N(mu_k, s^2 I), so that the density is exact by definition.
+fine mixtures of Gaussians along it, sum_k w_k N(mu_k, s^2 I), so that the density is exact by definition. The signals
+and volumes are autoregressive along each side.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -22,19 +24,31 @@ _BLOCK = 2**22  # entries of the (points, components) table in memory at once
 
 
 class Toy(ABC):
+    """A distribution with a known density.
+
+    Attributes:
+        shape: The shape of one datum; (2,) in the plane.
+    """
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def draw(self, n: int, seed: int = 0) -> Float32[Tensor, " n *shape"]:
+        """Draw `n` data; datum i depends on (seed, i) alone, so that a longer draw begins with the shorter one."""
+
+    @abstractmethod
+    def log_prob(self, x: Float[Tensor, " n *shape"]) -> Float[Tensor, " n"]:
+        """Return the log density in nats at the data `x`, (N, *shape), in their dtype; computed in float64."""
+
+
+class PlanarToy(Toy):
     """A distribution in the plane."""
 
-    @abstractmethod
-    def draw(self, n: int, seed: int = 0) -> Float32[Tensor, " n 2"]:
-        """Draw `n` points; point i depends on (seed, i) alone, so that a longer draw begins with the shorter one."""
-
-    @abstractmethod
-    def log_prob(self, x: Float[Tensor, " n 2"]) -> Float[Tensor, " n"]:
-        """Return the log density in nats at the points `x`, shape (N, 2), in their dtype; computed in float64."""
+    shape: ClassVar[tuple[int, ...]] = (2,)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
-class MixtureToy(Toy):
+class MixtureToy(PlanarToy):
     """Mixture of isotropic Gaussians, p(x) = sum_k weights_k N(x; means_k, stds_k^2 I).
 
     Args:
@@ -68,7 +82,7 @@ class MixtureToy(Toy):
 
 
 @dataclass(frozen=True)
-class Checkerboard(Toy):
+class Checkerboard(PlanarToy):
     """Uniform on the 8 dark squares of a 4 x 4 board that spans [-half_width, half_width]^2.
 
     Each coordinate alone is uniform, so its variance is half_width^2 / 3.
@@ -93,6 +107,44 @@ class Checkerboard(Toy):
         inside = ((cell >= 0) & (cell < 4)).all(dim=1) & (cell.sum(dim=1) % 2 == 0)
         log_density = -math.log(2 * self.half_width**2)
         return torch.full_like(x[:, 0], log_density).masked_fill(~inside, -torch.inf)
+
+
+@dataclass(frozen=True)
+class AutoregressiveToy(Toy):
+    """A stationary Gaussian process of order one, AR(1), along each side: of signals (C, L), volumes (C, D, H, W), ...
+
+    Along a side, x_1 = z_1 and x_k = a x_{k-1} + sqrt(1 - a^2) z_k with z of N(0, 1). Each coordinate has variance 1,
+    and two of one channel that are (k, l, ...) apart have the covariance a^(|k| + |l| + ...); channels are independent.
+
+    Args:
+        shape: The shape (C, *sides) of one datum.
+        a: The correlation of neighbours, between -1 and 1.
+    """
+
+    shape: tuple[int, ...]
+    a: float
+
+    def draw(self, n: int, seed: int = 0) -> Float32[Tensor, " n *shape"]:
+        """Draw `n` data: normals, then the recursion along each side."""
+        x = normal(seed, torch.arange(n), 0, self.shape, stream=STREAM_TOY, dtype=torch.float64)
+        for axis in range(2, x.ndim):
+            steps = list(x.unbind(axis))
+            for k in range(1, len(steps)):
+                steps[k] = self.a * steps[k - 1] + math.sqrt(1 - self.a**2) * steps[k]
+            x = torch.stack(steps, axis)
+        return x.float()
+
+    def log_prob(self, x: Float[Tensor, " n *shape"]) -> Float[Tensor, " n"]:
+        """Return the log density in nats at `x`, shape (N, *shape): that of z, which the recursion gives back."""
+        z, count, log_det = x.double(), math.prod(self.shape), 0.0
+        for axis in range(2, z.ndim):
+            length = z.shape[axis]
+            first, rest = z.narrow(axis, 0, 1), z.narrow(axis, 1, length - 1)
+            gaps = (rest - self.a * z.narrow(axis, 0, length - 1)) / math.sqrt(1 - self.a**2)
+            z = torch.cat((first, gaps), axis)
+            log_det += 0.5 * math.log(1 - self.a**2) * (length - 1) * count / length
+        log_prob = -0.5 * z.square().flatten(1).sum(1) - 0.5 * count * math.log(2 * math.pi) - log_det
+        return log_prob.to(x.dtype)
 
 
 def _standardised(means: Tensor, std: float) -> MixtureToy:
@@ -143,12 +195,19 @@ TOYS: dict[str, Callable[[], Toy]] = {
     "checkerboard": Checkerboard,
     "gaussians": gaussians,
     "spiral": spiral,
+    "ar1": lambda: AutoregressiveToy((1, 64), 0.9),
+    "ar1-volume": lambda: AutoregressiveToy((1, 8, 8, 8), 0.7),
 }
 
 
 def toy_names() -> list[str]:
     """Return the names that `load_toy` takes."""
     return list(TOYS)
+
+
+def find_toy(name: str) -> Toy | None:
+    """The distribution that a data set is drawn from; None where it is none."""
+    return TOYS[name]() if name in TOYS else None
 
 
 def load_toy(name: str) -> Toy:

@@ -159,7 +159,7 @@ def _short(value: str | int | float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The data of a run: images with splits, or points in the plane that are drawn as needed.
+    """The data of a run: images with splits, or a distribution that data are drawn from as needed.
 
     Exactly one of `images` and `toy` is given.
     """
@@ -178,7 +178,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     options = config.data
     if options.name in toy_names():
         toy = load_toy(options.name)
-        return Data(DataFacts(options.name, (2,), None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
+        return Data(DataFacts(options.name, toy.shape, None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
@@ -199,9 +199,11 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
     """
     options = config.network.options()
     classes = facts.num_classes if config.denoiser.conditional else 0
-    name = config.network.name
-    if len(facts.shape) != (1 if name == "mlp" else 3):
-        fitting = "mlp" if len(facts.shape) == 1 else "unet or dit"
+    name, axes = config.network.name, len(facts.shape)
+    if axes > 4:
+        raise UserError(f"data: found the shape {facts.shape}; networks take vectors, or channels and up to 3 sides")
+    if (name == "mlp") != (axes == 1):
+        fitting = "mlp" if axes == 1 else "unet or dit"
         raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
     if name != "mlp":
         options["image_size"] = facts.shape[1:]
@@ -223,7 +225,7 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     prediction, sigma_data = config.denoiser.prediction, config.denoiser.sigma_data
     classes = facts.num_classes if config.denoiser.conditional else 0
     if prediction == "levels" and facts.levels is None:
-        raise UserError(f"denoiser.prediction: found 'levels'; the points of '{facts.name}' have none")
+        raise UserError(f"denoiser.prediction: found 'levels'; the data '{facts.name}' have none")
     network = build_network(config, facts)
     size_multiple = network.size_multiple
     if prediction == "levels":
@@ -267,7 +269,7 @@ def build_eae(config: Config, facts: DataFacts) -> EAE:
 
 def _levels(config: Config, facts: DataFacts) -> int:
     if facts.levels is None:
-        raise UserError(f"family: found '{config.family}', which models images; '{facts.name}' are points")
+        raise UserError(f"family: found '{config.family}', which models images of levels; '{facts.name}' has none")
     return facts.levels
 
 

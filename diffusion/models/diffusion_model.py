@@ -37,6 +37,9 @@ PATH_IMAGES, PATH_TIMES = 6, 12
 # A density that is all at the centres of bins has the noise of t_min for its width: of exact denoisers, bits/dim at a
 # tolerance of 1e-4 are 3e-3 off, at 1e-5 they are 1e-4 off (at 256 levels, 16 and 192 dimensions, VP and cosine).
 CENTRES_TOLERANCE = 1e-5
+# Dimensions of continuous data up to which the trace of the flow is exact by default, at the cost of one backward pass
+# for each; above, it is Hutchinson's, which is unbiased.
+EXACT_TRACE = 16
 
 
 class DiffusionModel(TrainedModel):
@@ -70,6 +73,11 @@ class DiffusionModel(TrainedModel):
     def _path(self) -> str:
         return f", path {self.denoiser.schedule!r}"
 
+    @property
+    def drawn_with(self) -> Denoiser:
+        """The denoiser of plain draws."""
+        return self.denoiser
+
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
         return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
@@ -99,7 +107,7 @@ class DiffusionModel(TrainedModel):
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
         with self.tuned() if tuned else nullcontext():
-            x = sample(self.denoiser, n, seed=seed, **options)
+            x = sample(self.drawn_with, n, seed=seed, **options)
         return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
 
     def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -237,24 +245,26 @@ class DiffusionModel(TrainedModel):
         return count_evaluations(self.denoiser)
 
     def estimators(self, options: EvaluationConfig) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The probability flow's likelihood (of points with the exact trace), and the variational bound."""
+        """The probability flow's likelihood (with the exact trace in few dimensions), and the variational bound."""
         bound = ("elbo", {"evaluations": options.elbo_draws})
         if self.dequantizer is None:
-            return {"PF-ODE": ("ode", {"trace": "exact", "tolerance": options.tolerance}), "ELBO": bound}
+            exact = math.prod(self.facts.shape) <= EXACT_TRACE
+            trace = {"trace": "exact"} if exact else {"trace": "hutchinson", "probes": options.probes}
+            return {"PF-ODE": ("ode", {**trace, "tolerance": options.tolerance}), "ELBO": bound}
         own, defaults = self._as_trained({}).get("tolerance"), EvaluationConfig()  # the estimator has the same ones
         asked = {"tolerance": min(options.tolerance, own or 1.0), "probes": options.probes}
         known = {"tolerance": own or defaults.tolerance, "probes": defaults.probes}
         return {"PF-ODE": ("ode", {k: v for k, v in asked.items() if v != known[k]}), "ELBO": bound}
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
-        """The denoising path of a few images, or the density of a toy."""
-        if data.toy is not None:
+        """The denoising path of a few images, or the density in the plane."""
+        if data.toy is not None and data.toy.shape == (2,):
             drawn = self.sample(self.config.sampling.n, seed=seed, **self.sampling_settings({}))
             image = pictures.density_picture(
                 data.toy, lambda x: self.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
             )
             return {"density": ("density.png", image)}
-        if data.facts.shape[0] in (1, 3):
+        if len(data.facts.shape) == 3 and data.facts.shape[0] in (1, 3):
             return {"denoising path": ("path.png", self.denoising_path(seed))}
         return {}
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
-from .layers import check_at_least, glorot, group_norm, zero
+from .layers import Norm, check_at_least, glorot, group_norm, zero
 
 SCALES = ("constant", "entropy_invariant")
 
@@ -74,21 +74,22 @@ class TokenAttention(nn.Module):
 
 
 class FeatureMapAttention(nn.Module):
-    """x + attention(group norm(x)) among the pixels of a feature map (B, C, H, W); initially the identity (DDPM).
+    """x + attention(group norm(x)) among the pixels of a feature map (B, C, *sides); initially the identity (DDPM).
 
     Args:
         channels: Number of channels C.
         heads: Number of heads; must divide `channels`.
         train_tokens: As `TokenAttention`.
+        norm: Makes its normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.attention = TokenAttention(channels, heads, train_tokens)
         zero(self.attention.out)
 
-    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
-        """Mix the pixels of x (B, C, H, W)."""
-        tokens = self.attention(rearrange(self.norm(x), "b c h w -> b (h w) c"))
-        return x + rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
+    def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *sides"]:
+        """Mix the pixels of x (B, C, *sides)."""
+        tokens = self.attention(self.norm(x).flatten(2).transpose(1, 2))
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: For images of another shape.
         """
-        check_input(x, self.shape[0], "HW")
+        check_input(x, self.shape[0])
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"images: found shape {tuple(x.shape[1:])}; this encoder takes {self.shape}")
         h = self.body(pad_to_multiple(x, self.multiple))

@@ -79,7 +79,7 @@ class NoisyImageClassifier(nn.Module):
         Raises:
             UserError: x is not (B, `in_channels`, H, W).
         """
-        check_input(x, self.in_channels, "HW")
+        check_input(x, self.in_channels)
         embedding = self.conditioning(c_noise.clamp(-self.c_noise_limit, self.c_noise_limit), None)
         h = self.conv_in(x)
         for downsample, block in zip(self.downsamples, self.blocks, strict=True):

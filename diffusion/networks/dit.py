@@ -2,7 +2,8 @@
 
 The image is divided into patches, each a token. Blocks of attention and perceptron follow; the noise level and the
 class set shift, scale and gate of each branch (adaptive layer norm). The gates are initialised at zero, so each block
-is initially the identity. Positions are sines and cosines of row and column.
+is initially the identity. Positions are sines and cosines of row and column. Signals and volumes have as many
+coordinates as sides.
 
 An image of a size other than in training is the same picture in more or fewer patches: its rows and columns are
 stretched over the range seen in training (as in the position embeddings of Dosovitskiy et al. 2021, arXiv 2010.11929,
@@ -16,14 +17,23 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import TokenAttention, entropy_invariant
 from .embeddings import Conditioning, sinusoids
-from .layers import check_at_least, check_input, crop_like, glorot, pad_to_multiple, sides_of, zero
+from .layers import (
+    check_at_least,
+    check_input,
+    crop_like,
+    from_patches,
+    glorot,
+    pad_to_multiple,
+    sides_of,
+    to_patches,
+    zero,
+)
 
 # Features of the noise level before the perceptron, as in the paper's code, for any width.
 NOISE_FEATURES = 256
@@ -37,12 +47,14 @@ def stretched(count: int, trained: int, like: Tensor) -> Float[Tensor, " {count}
     return positions if count == trained else (positions + 0.5) * (trained / count) - 0.5
 
 
-def positions_2d(rows: Float[Tensor, " r"], columns: Float[Tensor, " c"], width: int) -> Float[Tensor, " n {width}"]:
-    """Embed the positions of a grid, row by row, as (n, width), n = r c: half of the features for the row, half for
-    the column; `width` is a multiple of 4.
+def grid_positions(coordinates: Sequence[Tensor], width: int) -> Float[Tensor, " n {width}"]:
+    """Embed the positions of a grid, row by row, as (n, width), n the product of the lengths of `coordinates`: an equal
+    and even number of features for each side (of an image half for the row, half for the column); what is left is 0.
     """
-    row, column = sinusoids(rows, width // 2), sinusoids(columns, width // 2)
-    return torch.cat([row.repeat_interleave(len(columns), dim=0), column.repeat(len(rows), 1)], dim=-1)
+    features = 2 * (width // (2 * len(coordinates)))
+    mesh = torch.meshgrid(*coordinates, indexing="ij")
+    waves = torch.cat([sinusoids(places.flatten(), features) for places in mesh], dim=-1)
+    return F.pad(waves, (0, width - waves.shape[-1]))
 
 
 def modulate(x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"]) -> Tensor:
@@ -81,12 +93,14 @@ class DiT(nn.Module):
     With `out_channels` the result has as many channels. The defaults are DiT-S/2 (33 million parameters). Heights and
     widths not divisible by `patch_size` are padded internally by repeating the border, and the result is cropped.
 
+    With one or three numbers in `image_size` it is a network of signals (B, C, L) or volumes (B, C, D, H, W).
+
     Attributes:
         size_multiple: The size of a patch.
 
     Args:
         in_channels: Channels C of an image.
-        patch_size: Height and width of a patch.
+        patch_size: The sides of a patch.
         width: Width of a token, a multiple of 4 (row and column, sine and cosine).
         depth: Number of blocks.
         heads: Number of attention heads; must divide `width`.
@@ -94,7 +108,7 @@ class DiT(nn.Module):
         num_classes: Number of classes, 0 for none.
         noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
-        image_size: Size of the images of training: height and width, or one number for both.
+        image_size: Size of the data of training: all sides, or one number for the height and width of an image.
         out_channels: Channels of the result; None: those of an image.
 
     Raises:
@@ -128,12 +142,13 @@ class DiT(nn.Module):
         for name, parameter in self.conditioning.named_parameters():
             if name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
-        self.dense_in = glorot(nn.Linear(in_channels * patch_size**2, width))
-        self.train_rows, self.train_columns = (math.ceil(side / patch_size) for side in sides)
-        train_tokens = self.train_rows * self.train_columns if entropy_invariant(attention_scale) else None
+        self.patch = patch_size ** len(sides)
+        self.dense_in = glorot(nn.Linear(in_channels * self.patch, width))
+        self.train_sides = tuple(math.ceil(side / patch_size) for side in sides)
+        train_tokens = math.prod(self.train_sides) if entropy_invariant(attention_scale) else None
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, train_tokens) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
-        self.dense_out = zero(nn.Linear(width, (in_channels if out_channels is None else out_channels) * patch_size**2))
+        self.dense_out = zero(nn.Linear(width, (in_channels if out_channels is None else out_channels) * self.patch))
 
     def forward(
         self,
@@ -144,23 +159,22 @@ class DiT(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: Images (B, C, H, W).
+            x: Images (B, C, H, W), or data with the sides of `image_size`.
             c_noise: Noise levels (B,), about in [-5, 5].
             labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
 
         Raises:
             UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
         """
-        check_input(x, self.in_channels, "HW")
+        check_input(x, self.in_channels, len(self.train_sides))
         embedding = self.conditioning(c_noise, labels)
-        padded = pad_to_multiple(x, self.patch_size)
-        p = self.patch_size
-        rows, columns = padded.shape[-2] // p, padded.shape[-1] // p
-        tokens = self.dense_in(rearrange(padded, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
-        by_row, by_column = stretched(rows, self.train_rows, x), stretched(columns, self.train_columns, x)
-        tokens = tokens + positions_2d(by_row, by_column, self.width)
+        patches = to_patches(pad_to_multiple(x, self.patch_size), self.patch_size)
+        sides = patches.shape[2:]
+        tokens = self.dense_in(patches.flatten(2).transpose(1, 2))
+        coordinates = [stretched(side, trained, x) for side, trained in zip(sides, self.train_sides, strict=True)]
+        tokens = tokens + grid_positions(coordinates, self.width)
         for block in self.blocks:
             tokens = block(tokens, embedding)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=-1)
         tokens = self.dense_out(modulate(tokens, shift, scale))
-        return crop_like(rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p, q=p), x)
+        return crop_like(from_patches(tokens.transpose(1, 2).unflatten(2, sides), self.patch_size), x)

@@ -7,7 +7,7 @@ each block is initially the identity and the network the zero function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch.nn.functional as F
@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+# The convolution, and the letters of the sides, of data with so many sides: signals, images, volumes.
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+SIDES = {1: "L", 2: "HW", 3: "DHW"}
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+# Makes the normalisation of so many channels.
+Norm = Callable[[int], nn.GroupNorm]
 
 
 def glorot(layer: Layer) -> Layer:
@@ -35,39 +41,66 @@ def zero(layer: Layer) -> Layer:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494) with at most 32 groups of at least 4 channels.
 
     From 128 channels on this is DDPM's 32 groups. Fewer channels get fewer groups: statistics over a group of one or
     two channels would erase the contrast information of a narrow network. Counts not divisible by 4 get the largest
-    number of groups that divides them.
+    number of groups that divides them. A network made elsewhere may say its number of `groups`, and `eps`.
     """
+    if groups is not None:
+        return nn.GroupNorm(groups, channels, eps)
     most = min(32, max(1, channels // 4))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(groups, channels, eps)
 
 
-def pad_to_multiple(x: Float[Tensor, " b c h w"], multiple: int) -> Float[Tensor, " b c h2 w2"]:
-    """Repeat the border of `x` until height and width are multiples of `multiple`; `x` itself if they already are.
+def pad_to_multiple(x: Float[Tensor, " b c *sides"], multiple: int) -> Float[Tensor, " b c *padded"]:
+    """Repeat the border of `x` until all sides are multiples of `multiple`; `x` itself if they already are.
 
     The border is repeated rather than mirrored because mirroring cannot add more rows than the image has.
     """
-    height, width = -x.shape[-2] % multiple, -x.shape[-1] % multiple
-    if height == 0 and width == 0:
+    missing = [-side % multiple for side in x.shape[2:]]
+    if not any(missing):
         return x
-    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), mode="replicate")
+    ends = [end for more in reversed(missing) for end in (more // 2, more - more // 2)]  # the last side comes first
+    return F.pad(x, ends, mode="replicate")
 
 
-def crop_like(y: Float[Tensor, " b c h2 w2"], x: Float[Tensor, " b c_x h w"]) -> Float[Tensor, " b c h w"]:
+def crop_like(y: Float[Tensor, " b c *padded"], x: Float[Tensor, " b c_x *sides"]) -> Float[Tensor, " b c *sides"]:
     """Undo `pad_to_multiple`: the part of `y` at the position of `x`."""
-    top, left = (y.shape[-2] - x.shape[-2]) // 2, (y.shape[-1] - x.shape[-1]) // 2
-    return y[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+    firsts = [(padded - side) // 2 for padded, side in zip(y.shape[2:], x.shape[2:], strict=True)]
+    return y[(..., *(slice(first, first + side) for first, side in zip(firsts, x.shape[2:], strict=True)))]
 
 
-def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of images, from two numbers or one for both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def to_patches(x: Float[Tensor, " b c *sides"], p: int) -> Float[Tensor, " b c_patch *fewer"]:
+    """Make patches of p entries along each side the channels of a map p times smaller (space to depth)."""
+    batch, channels, *sides = x.shape
+    dims, fewer = len(sides), [side // p for side in sides]
+    split = x.reshape(batch, channels, *(n for side in fewer for n in (side, p)))
+    apart = split.permute(0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2))
+    return apart.reshape(batch, channels * p**dims, *fewer)
+
+
+def from_patches(x: Float[Tensor, " b c_patch *fewer"], p: int) -> Float[Tensor, " b c *sides"]:
+    """The inverse of `to_patches`."""
+    batch, channels, *fewer = x.shape
+    dims = len(fewer)
+    apart = x.reshape(batch, channels // p**dims, *(p,) * dims, *fewer)
+    joined = apart.permute(0, 1, *(axis for i in range(dims) for axis in (2 + dims + i, 2 + i)))
+    return joined.reshape(batch, channels // p**dims, *(p * side for side in fewer))
+
+
+def sides_of(size: int | Sequence[int]) -> tuple[int, ...]:
+    """The sides of one to three dimensions of data; one number: height and width of an image.
+
+    Raises:
+        UserError: For more or fewer sides.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) not in CONVOLUTIONS:
+        raise UserError(f"image_size: found {sides}; accepted: 1 to 3 sides, of signals, images or volumes")
+    return sides
 
 
 def check_at_least(minimum: int, **values: int) -> None:
@@ -83,8 +116,8 @@ def check_dropout(dropout: float) -> None:
         raise UserError(f"dropout: {dropout} is not a probability below 1; accepted: 0 <= dropout < 1.")
 
 
-def check_input(x: Float[Tensor, " b c *spatial"], channels: int, spatial: str) -> None:
-    """Raise a `UserError` unless `x` has the shape (B, `channels`, *spatial) for axes named by letters in `spatial`."""
-    if x.dim() != 2 + len(spatial) or x.shape[1] != channels:
-        axes = ", ".join(["B", str(channels), *spatial])
+def check_input(x: Float[Tensor, " b c *spatial"], channels: int, dims: int = 2) -> None:
+    """Raise a `UserError` unless `x` has the shape (B, `channels`, *sides) with `dims` sides."""
+    if x.dim() != 2 + dims or x.shape[1] != channels:
+        axes = ", ".join(["B", str(channels), *SIDES.get(dims, "")])
         raise UserError(f"network input: the shape {tuple(x.shape)} does not fit; this network takes ({axes}).")

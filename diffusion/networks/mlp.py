@@ -88,7 +88,7 @@ class MLP(nn.Module):
         Raises:
             UserError: x is not (B, `in_channels`), or labels are given to a network without classes.
         """
-        check_input(x, self.in_channels, "")
+        check_input(x, self.in_channels, 0)
         embedding = self.conditioning(c_noise, labels)
         h = self.dense_in(x)
         for block in self.blocks:

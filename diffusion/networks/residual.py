@@ -6,12 +6,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import glorot, group_norm, zero
+from .layers import CONVOLUTIONS, Norm, glorot, group_norm, zero
 
 
-def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution that preserves the size (halves it for stride 2), initialised by Glorot's rule."""
-    return glorot(nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2))
+def conv(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, dims: int = 2
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """A convolution over `dims` sides that preserves them (halves them for stride 2), initialised by Glorot's rule."""
+    return glorot(CONVOLUTIONS[dims](in_channels, out_channels, kernel, stride=stride, padding=kernel // 2))
 
 
 class ResidualBlock(nn.Module):
@@ -22,46 +24,67 @@ class ResidualBlock(nn.Module):
         out_channels: Channels of the result; the shortcut is a 1x1 convolution if they differ, else the identity.
         embedding_channels: Width of the embedding, to which silu has been applied.
         dropout: Probability of dropping an activation in training.
+        dims: Number of sides of x.
+        norm: Makes its normalisations.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        dims: int = 2,
+        norm: Norm = group_norm,
+    ) -> None:
         super().__init__()
-        self.norm_1 = group_norm(in_channels)
-        self.conv_1 = conv(in_channels, out_channels)
+        self.norm_1 = norm(in_channels)
+        self.conv_1 = conv(in_channels, out_channels, dims=dims)
         self.dense = glorot(nn.Linear(embedding_channels, out_channels))
-        self.norm_2 = group_norm(out_channels)
+        self.norm_2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = zero(conv(out_channels, out_channels))
-        self.shortcut = conv(in_channels, out_channels, kernel=1) if in_channels != out_channels else nn.Identity()
+        self.conv_2 = zero(conv(out_channels, out_channels, dims=dims))
+        widens = in_channels != out_channels
+        self.shortcut = conv(in_channels, out_channels, kernel=1, dims=dims) if widens else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, " b c_in h w"], embedding: Float[Tensor, " b e"]
-    ) -> Float[Tensor, " b c_out h w"]:
-        """Map x (B, C_in, H, W) and the embedding (B, E) to (B, C_out, H, W)."""
-        h = self.conv_1(F.silu(self.norm_1(x))) + self.dense(embedding)[:, :, None, None]
+        self, x: Float[Tensor, " b c_in *sides"], embedding: Float[Tensor, " b e"]
+    ) -> Float[Tensor, " b c_out *sides"]:
+        """Map x (B, C_in, *sides) and the embedding (B, E) to (B, C_out, *sides)."""
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.dense(embedding)[(..., *(None,) * (h.ndim - 2))]
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
         return self.shortcut(x) + h
 
 
 class Downsample(nn.Module):
-    """Halve height and width (both even) by a 3x3 convolution of stride 2."""
+    """Halve all sides (even) by a convolution of kernel 3 and stride 2.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Channels of x and of the result.
+        dims: Number of sides of x.
+        pad_end: Whether the zeros beside x are on the right and below, as in DDPM's own code; else left and above.
+    """
+
+    def __init__(self, channels: int, dims: int = 2, pad_end: bool = False) -> None:
         super().__init__()
-        self.conv = conv(channels, channels, stride=2)
+        self.conv = conv(channels, channels, stride=2, dims=dims)
+        self.at_end = (0, 1) * dims if pad_end else ()
+        if pad_end:
+            self.conv.padding = (0,) * dims
 
-    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h2 w2"]:
-        """Map (B, C, H, W) to (B, C, H/2, W/2)."""
-        return self.conv(x)
+    def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *halves"]:
+        """Map (B, C, H, W) to (B, C, H/2, W/2), or as many sides as there are."""
+        return self.conv(F.pad(x, self.at_end) if self.at_end else x)
 
 
 class Upsample(nn.Module):
-    """Double height and width: each pixel becomes four, then a 3x3 convolution."""
+    """Double all sides: each entry is repeated (a pixel becomes four), then a convolution of kernel 3."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = conv(channels, channels, dims=dims)
 
-    def forward(self, x: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h2 w2"]:
-        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
+    def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *doubles"]:
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or as many sides as there are."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,19 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .attention import FeatureMapAttention, entropy_invariant
 from .embeddings import Conditioning
-from .layers import check_at_least, check_dropout, check_input, crop_like, group_norm, pad_to_multiple, sides_of, zero
+from .layers import (
+    Norm,
+    check_at_least,
+    check_dropout,
+    check_input,
+    crop_like,
+    from_patches,
+    group_norm,
+    pad_to_multiple,
+    sides_of,
+    to_patches,
+    zero,
+)
 from .residual import Downsample, ResidualBlock, Upsample, conv
 
 
@@ -26,11 +39,19 @@ class _Block(nn.Module):
     """A residual block, followed by attention if `heads` > 0."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float, heads: int, tokens: int | None
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        dropout: float,
+        heads: int,
+        tokens: int | None,
+        dims: int,
+        norm: Norm,
     ) -> None:
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout)
-        self.attention = FeatureMapAttention(out_channels, heads, tokens) if heads else nn.Identity()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout, dims, norm)
+        self.attention = FeatureMapAttention(out_channels, heads, tokens, norm) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.residual(x, embedding))
@@ -80,6 +101,9 @@ class UNet(nn.Module):
     parameters). Heights and widths not divisible by p 2^(levels - 1) are padded internally by repeating the border, and
     the result is cropped.
 
+    With one or three numbers in `image_size` it is a network of signals (B, C, L) or volumes (B, C, D, H, W): the
+    convolutions have as many sides, and all that is said of heights and widths holds for all of them.
+
     Attributes:
         size_multiple: p 2^(levels - 1).
 
@@ -93,16 +117,19 @@ class UNet(nn.Module):
             with four levels counts as 32).
         dropout: Dropout inside the residual blocks.
         num_classes: Number of classes, 0 for none.
-        image_size: Height of the training images, to which `attention` refers, or height and width (`attention` then
-            refers to the longer one). It is no restriction: images of other sizes have attention at the same levels.
+        image_size: Height of the training images, to which `attention` refers, or all sides (`attention` then refers
+            to the longest one). It is no restriction: images of other sizes have attention at the same levels.
         head_channels: Width of an attention head; None: a single head as wide as the feature map, as in DDPM.
         fourier_features: Exponents n for which sin(2^n pi x) and cos(2^n pi x) are added to the input channels (VDM,
             Kingma et al. 2021, arXiv 2107.00630), which expose the fine detail that likelihood depends on: (6, 7) for
             256 grey levels on [-1, 1], (2, 3) for 17.
-        noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
+        noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE); `"index"` or `"index-endpoint"` for networks
+            made elsewhere that are told the number of a level in place of c_noise.
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         out_channels: Channels of the result; None: those of an image.
         patch_size: The p above.
+        norm_groups, norm_eps: Groups of every normalisation, and its epsilon; None: `layers.group_norm` chooses.
+        pad_end: As `residual.Downsample`.
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is not the height of any level, or
@@ -125,6 +152,9 @@ class UNet(nn.Module):
         attention_scale: str = "constant",
         out_channels: int | None = None,
         patch_size: int = 1,
+        norm_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        pad_end: bool = False,
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -141,28 +171,32 @@ class UNet(nn.Module):
         self.size_multiple = patch_size * 2 ** (len(multipliers) - 1)
         self.fourier_features = tuple(fourier_features)
         by_side = [_lengths(-(-side // patch_size), len(multipliers)) for side in sides]
-        tokens = [height * width for height, width in zip(*by_side, strict=True)]
+        tokens = [math.prod(lengths) for lengths in zip(*by_side, strict=True)]
+        self.dims = len(sides)
         has_attention = _levels_with_attention(attention, max(sides), max(by_side))
         follow = entropy_invariant(attention_scale)
 
         embedding = 4 * base_channels
+        norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
         self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
 
         def block(channels: int, width: int, level: int, attention: bool) -> _Block:
             heads = _number_of_heads(width, head_channels) if attention else 0
-            return _Block(channels, width, embedding, dropout, heads, tokens[level] if follow else None)
+            return _Block(
+                channels, width, embedding, dropout, heads, tokens[level] if follow else None, self.dims, norm
+            )
 
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels
         skips = [channels]
-        patch = patch_size**2
-        self.conv_in = conv(patch * in_channels * (1 + 2 * len(self.fourier_features)), channels)
+        patch = patch_size**self.dims
+        self.conv_in = conv(patch * in_channels * (1 + 2 * len(self.fourier_features)), channels, dims=self.dims)
 
         down = []
         for level, width in enumerate(widths):
             inputs = [channels] + [width] * (blocks - 1)
             skips += ([channels] if level > 0 else []) + [width] * blocks
-            downsample = Downsample(channels) if level > 0 else None
+            downsample = Downsample(channels, self.dims, pad_end) if level > 0 else None
             down.append(_Down(downsample, [block(c, width, level, has_attention[level]) for c in inputs]))
             channels = width
         self.down = nn.ModuleList(down)
@@ -173,13 +207,14 @@ class UNet(nn.Module):
         up = []
         for level, width in reversed(list(enumerate(widths))):
             inputs = [c + skips.pop() for c in [channels] + [width] * blocks]
-            upsample = Upsample(channels) if level < len(widths) - 1 else None
+            upsample = Upsample(channels, self.dims) if level < len(widths) - 1 else None
             up.append(_Up(upsample, [block(c, width, level, has_attention[level]) for c in inputs]))
             channels = width
         self.up = nn.ModuleList(up)
 
-        self.norm_out = group_norm(channels)
-        self.conv_out = zero(conv(channels, patch * (in_channels if out_channels is None else out_channels)))
+        self.norm_out = norm(channels)
+        out_channels = in_channels if out_channels is None else out_channels
+        self.conv_out = zero(conv(channels, patch * out_channels, dims=self.dims))
 
     def forward(
         self,
@@ -190,20 +225,20 @@ class UNet(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: Images (B, C, H, W).
+            x: Images (B, C, H, W), or data with the sides of `image_size`.
             c_noise: Noise levels (B,), about in [-5, 5].
             labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
 
         Raises:
             UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
         """
-        check_input(x, self.in_channels, "HW")
+        check_input(x, self.in_channels, self.dims)
         embedding = self.conditioning(c_noise, labels)
         h = pad_to_multiple(x, self.size_multiple)
         if self.fourier_features:
             h = _with_fourier_features(h, self.fourier_features)
         if self.patch_size > 1:
-            h = F.pixel_unshuffle(h, self.patch_size)
+            h = to_patches(h, self.patch_size)
         skips = [self.conv_in(h)]
         for level in self.down:
             skips += level(skips[-1], embedding)
@@ -211,7 +246,7 @@ class UNet(nn.Module):
         for level in self.up:
             h = level(h, skips, embedding)
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return crop_like(F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h, x)
+        return crop_like(from_patches(h, self.patch_size) if self.patch_size > 1 else h, x)
 
 
 def _lengths(side: int, levels: int) -> list[int]:

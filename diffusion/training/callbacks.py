@@ -273,7 +273,7 @@ class SampleGrid(Callback):
         except _Stopped:
             return
         path = self._path(step)
-        pictures.save_samples(path, drawn, self.data.toy)
+        pictures.save_samples(path, drawn, self.data.toy, continuous=self.model.facts.levels is None)
         if self.mirror is not None:
             self.mirror.log_image("samples", [str(path)], step=step - 1)
 

@@ -191,7 +191,7 @@ def test_points_have_nothing_to_fill_in(here, tmp_path, capsys):
     make_run(tmp_path / "runs", toy_config(tmp_path), DataFacts("gaussians", (2,), None, 0))
     (run,) = (path.name for path in Path("runs").iterdir() if not path.name.startswith("digits"))
     assert command(sample, f"--run {run} --inpaint image.png --mask mask.png --device cpu".split()) == 2
-    assert "are for images; 'gaussians' are points" in capsys.readouterr().err
+    assert "are for images of levels; 'gaussians' has none" in capsys.readouterr().err
 
 
 def test_a_picture_under_a_guide_is_drawn_again_by_that_one_alone(here, capsys):

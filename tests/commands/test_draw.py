@@ -97,11 +97,11 @@ def test_points_are_drawn_over_their_density(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert re.search(r"20 samples, sampler ode, NFE \d+", out)
     with np.load("points.npz") as arrays:
-        assert arrays["points"].shape == (20, 2)
-        assert arrays["points"].dtype == np.float64
+        assert arrays["samples"].shape == (20, 2)
+        assert arrays["samples"].dtype == np.float64
     code, _, err = run_sample(capsys, "--out", "points.zip")
     assert code == 2
-    assert "are points; accepted: x.npz, x.png" in err
+    assert "are numbers; accepted: x.npz, x.npy, x.png" in err
 
 
 def test_the_batch_size_does_not_change_the_images(here, capsys):

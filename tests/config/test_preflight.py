@@ -89,7 +89,7 @@ OF_THE_PARTS = {
         "objective.weighting=simple",
     ): "objective.weighting: found 'simple'; a learned schedule takes elbo",
     ("vdm-digits", "digits", "objective.time=log-snr"): "objective.time: found 'log-snr'; .* 'learned' takes uniform",
-    ("vae-digits", "toy", ""): "family: found 'vae', which models images; 'moons' are points",
+    ("vae-digits", "toy", ""): "family: found 'vae', which models images of levels; 'moons' has none",
     ("vae-digits", "small", ""): r"data.size: found \(1, 7, 7\); accepted: .* H and W at least 8",
     ("vae-digits", "digits", "autoencoder.multipliers=[1,1,1,1,1]"): "autoencoder.multipliers: 5 levels .*at most 4",
     (

@@ -88,6 +88,29 @@ def test_points_are_shown_beside_their_density(tmp_path):
             assert len(np.unique(np.asarray(picture))) > 10
 
 
+@pytest.mark.parametrize("shape", [(1, 16), (3, 16), (5,), (1,), (2,), (1, 4, 6, 6), (3, 4, 6, 6), (1, 8, 8)])
+def test_numbers_of_any_shape_and_units_are_shown(shape):
+    """The picture is the same whatever the units: it is of their own range."""
+    x = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0))
+    plain, scaled = (np.asarray(pictures.samples_picture(y, continuous=True)).astype(int) for y in (x, 1e6 * x))
+    assert plain.ndim in (2, 3)
+    assert len(np.unique(plain)) > 10
+    if len(shape) > 2:
+        assert np.array_equal(plain, scaled)
+        assert plain.min() == 0, "the lowest hundredth is black"
+        assert not np.array_equal(plain, np.asarray(pictures.samples_picture(-x, continuous=True)))
+
+
+def test_a_row_of_slices_is_a_volume():
+    """Slice k of volume n is at row n and column k, in order of depth."""
+    depth, n = 4, 3
+    values = torch.arange(n * depth, dtype=torch.float32).reshape(n, 1, depth, 1, 1).expand(n, 1, depth, 8, 8)
+    pixels = np.asarray(pictures.samples_picture(values, continuous=True)).astype(int)
+    middles = pixels[32::66, 32::66]
+    assert middles.shape == (n, depth)
+    assert (np.diff(middles.flatten()) > 0).all()
+
+
 def test_the_density_picture_shows_truth_model_and_samples():
     toy = load_toy("gaussians")
     asked = []

@@ -1,12 +1,15 @@
-"""Toy distributions: densities that integrate to one, draws that follow them."""
+"""Toy distributions: densities that integrate to one or are those of a matrix, draws that follow them."""
 
 import math
 
 import pytest
 import torch
 
-from diffusion.data import Checkerboard, MixtureToy, Toy, load_toy, toy_names
+from diffusion.data import AutoregressiveToy, Checkerboard, MixtureToy, Toy, load_toy, toy_names
 from diffusion.errors import UserError
+
+PLANAR = [name for name in toy_names() if load_toy(name).shape == (2,)]
+AUTOREGRESSIVE = [name for name in toy_names() if name not in PLANAR]
 
 
 def grid(half_width: float, n: int) -> tuple[torch.Tensor, float]:
@@ -27,7 +30,7 @@ def quadrature(toy: Toy) -> tuple[torch.Tensor, torch.Tensor, float]:
     return x, toy.log_prob(x), area
 
 
-@pytest.mark.parametrize("name", toy_names())
+@pytest.mark.parametrize("name", PLANAR)
 def test_density_integrates_to_one_with_unit_moments(name: str) -> None:
     x, log_prob, area = quadrature(load_toy(name))
     p = log_prob.exp() * area
@@ -38,7 +41,7 @@ def test_density_integrates_to_one_with_unit_moments(name: str) -> None:
     assert abs((p[:, None] * x.square()).sum().item() / 2 - 1) < 2e-3
 
 
-@pytest.mark.parametrize("name", toy_names())
+@pytest.mark.parametrize("name", PLANAR)
 def test_draws_have_the_entropy_of_the_density(name: str) -> None:
     toy = load_toy(name)
     _, log_prob, area = quadrature(toy)
@@ -49,7 +52,7 @@ def test_draws_have_the_entropy_of_the_density(name: str) -> None:
     assert abs(-drawn.mean().item() - entropy) < 4 * drawn.std().item() / math.sqrt(20_000) + 1e-3
 
 
-@pytest.mark.parametrize("name", toy_names())
+@pytest.mark.parametrize("name", PLANAR)
 def test_histogram_of_draws(name: str) -> None:
     toy = load_toy(name)
     n, cells, half_width = 50_000, 8, math.sqrt(3)
@@ -67,7 +70,7 @@ def test_histogram_of_draws(name: str) -> None:
 def test_draws_are_keyed_by_seed_and_index(name: str) -> None:
     toy = load_toy(name)
     x = toy.draw(50, seed=7)
-    assert x.shape == (50, 2)
+    assert x.shape == (50, *toy.shape)
     assert x.dtype == torch.float32
     assert toy.draw(50, seed=7).equal(x)
     assert toy.draw(20, seed=7).equal(x[:20])
@@ -99,3 +102,38 @@ def test_blocks_do_not_change_the_density() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'moons'"):
         load_toy("moon")
+
+
+def covariance(toy: AutoregressiveToy) -> torch.Tensor:
+    """The matrix of all coordinates, from a^(distance along the sides) and independent channels."""
+    places = torch.cartesian_prod(*(torch.arange(side) for side in toy.shape)).double()
+    channels, sides = places[:, :1], places[:, 1:]
+    distance = torch.cdist(sides, sides, p=1)
+    return toy.a**distance * (torch.cdist(channels, channels) == 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 5), (1, 3, 4), (2, 2, 3, 2)])
+def test_autoregressive_density_is_that_of_the_matrix(shape: tuple[int, ...]) -> None:
+    toy = AutoregressiveToy(shape, -0.6)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(math.prod(shape)).double(), covariance(toy))
+    x = 1.5 * toy.draw(20, seed=3).double()
+    torch.testing.assert_close(toy.log_prob(x), normal.log_prob(x.flatten(1)), rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_autoregressive_draws_have_its_autocovariance_and_entropy(name: str) -> None:
+    toy = load_toy(name)
+    assert isinstance(toy, AutoregressiveToy)
+    n = 4_000
+    x = toy.draw(n, seed=1).double()
+    for axis in range(2, x.ndim):
+        for lag in (0, 1, 3):
+            length = x.shape[axis] - lag
+            products = (x.narrow(axis, 0, length) * x.narrow(axis, lag, length)).flatten(1).mean(1)
+            assert abs(products.mean() - toy.a**lag) < 4 * products.std() / math.sqrt(n)
+    drawn = toy.log_prob(x)
+    # E |z|^2 = D, so that the mean of -log p is the entropy; its deviation is sqrt(D / 2)
+    d = math.prod(toy.shape)
+    sides = [math.log(1 - toy.a**2) * (side - 1) / side for side in toy.shape[1:]]
+    entropy = 0.5 * d * (math.log(2 * math.pi * math.e) + sum(sides))
+    assert abs(-drawn.mean() - entropy) < 4 * math.sqrt(d / 2 / n)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.errors import UserError
-from diffusion.networks import MLP, DiT, UNet
+from diffusion.networks import MLP, DiT, UNet, layers
 
 CLASSES = 3
 
@@ -18,6 +18,22 @@ def small_dit(**options):
     return DiT(2, width=16, depth=2, heads=2, **options)
 
 
+def signal_unet(**options):
+    return UNet(2, 8, (1, 2), 1, (4,), image_size=(8,), **options)
+
+
+def volume_unet(**options):
+    return UNet(2, 8, (1, 2), 1, (2,), image_size=(4, 2, 4), **options)
+
+
+def signal_dit(**options):
+    return DiT(2, width=16, depth=2, heads=2, image_size=(8,), **options)
+
+
+def volume_dit(**options):
+    return DiT(2, width=16, depth=2, heads=2, image_size=(4, 2, 4), **options)
+
+
 def small_mlp(**options):
     return MLP(2, width=16, depth=2, **options)
 
@@ -26,6 +42,10 @@ BUILDERS = [
     pytest.param(small_unet, (2, 8, 8), id="unet"),
     pytest.param(small_dit, (2, 8, 8), id="dit"),
     pytest.param(small_mlp, (2,), id="mlp"),
+    pytest.param(signal_unet, (2, 8), id="unet of signals"),
+    pytest.param(volume_unet, (2, 4, 2, 4), id="unet of volumes"),
+    pytest.param(signal_dit, (2, 8), id="dit of signals"),
+    pytest.param(volume_dit, (2, 4, 2, 4), id="dit of volumes"),
 ]
 each_network = pytest.mark.parametrize(("build", "shape"), BUILDERS)
 
@@ -201,3 +221,44 @@ def test_dropout_acts_in_training_only(build, shape, waken):
     assert not torch.equal(network(x, c_noise), network(x, c_noise))
     with pytest.raises(UserError, match="dropout"):
         build(dropout=1.0)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_a_signal_is_an_image_of_width_one(name, waken, monkeypatch):
+    """In one level, the middle columns of 2-D kernels are all that acts on it; positions are those of one axis."""
+    monkeypatch.setattr("diffusion.networks.dit.grid_positions", lambda *_: 0.0)
+    options = {"unet": {"base_channels": 8, "multipliers": (1,), "blocks": 1, "attention": (7,), "image_size": (7,)},
+               "dit": {"patch_size": 1, "width": 8, "depth": 1, "heads": 2, "image_size": (7,)}}[name]  # fmt: skip
+    kind = {"unet": UNet, "dit": DiT}[name]
+    image, signal = waken(kind(2, **{**options, "image_size": (7, 1)})).double(), kind(2, **options).eval().double()
+    state = {key: value[..., value.shape[-1] // 2] if value.ndim == 4 else value
+             for key, value in image.state_dict().items()}  # fmt: skip
+    signal.load_state_dict(state)
+    x, c_noise, _ = inputs((2, 7), dtype=torch.float64)
+    torch.testing.assert_close(signal(x, c_noise), image(x[..., None], c_noise)[..., 0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+@pytest.mark.parametrize("sides", [(7,), (5, 6), (4, 3, 5)])
+def test_sides_that_no_patch_divides(patch_size, sides, waken):
+    for network in (UNet(1, 8, (1, 2), 1, (), image_size=sides, patch_size=patch_size),
+                    DiT(1, patch_size, width=8, depth=1, heads=2, image_size=sides)):  # fmt: skip
+        x = torch.randn(2, 1, *sides)
+        padded = layers.pad_to_multiple(x, network.size_multiple)
+        y = waken(network)(x, torch.zeros(2))
+        assert y.shape == x.shape
+        assert torch.equal(y, layers.crop_like(network(padded, torch.zeros(2)), x))
+
+
+@pytest.mark.parametrize("sides", [(6,), (4, 6), (2, 4, 6)])
+def test_patches_come_back_and_are_those_of_torch(sides):
+    x = torch.randn(2, 3, *sides)
+    patches = layers.to_patches(x, 2)
+    assert torch.equal(layers.from_patches(patches, 2), x)
+    if len(sides) == 2:
+        assert torch.equal(patches, torch.nn.functional.pixel_unshuffle(x, 2))
+
+
+def test_more_than_three_sides_are_refused():
+    with pytest.raises(UserError, match="1 to 3 sides"):
+        UNet(1, image_size=(4, 4, 4, 4))

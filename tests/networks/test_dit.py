@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from diffusion.errors import UserError
 from diffusion.networks import DiT
-from diffusion.networks.dit import positions_2d, stretched
+from diffusion.networks.dit import grid_positions, stretched
 
 
 def count(network):
@@ -43,7 +43,7 @@ def test_padding_repeats_the_border_and_is_cropped_again(waken):
 
 def test_positions_are_the_sines_and_cosines_of_row_and_column():
     width, rows, columns = 16, 3, 5
-    found = positions_2d(*(torch.arange(n, dtype=torch.float64) for n in (rows, columns)), width)
+    found = grid_positions([torch.arange(n, dtype=torch.float64) for n in (rows, columns)], width)
     assert found.shape == (rows * columns, width)
     for row in range(rows):
         for column in range(columns):
@@ -68,11 +68,11 @@ def test_each_side_is_stretched_by_itself(monkeypatch, waken):
     network = waken(DiT(1, 2, width=8, depth=1, heads=2, image_size=(4, 6)))
     asked = []
 
-    def positions(rows, columns, width):
-        asked.append((rows.tolist(), columns.tolist()))
-        return positions_2d(rows, columns, width)
+    def positions(coordinates, width):
+        asked.append(tuple(along.tolist() for along in coordinates))
+        return grid_positions(coordinates, width)
 
-    monkeypatch.setattr("diffusion.networks.dit.positions_2d", positions)
+    monkeypatch.setattr("diffusion.networks.dit.grid_positions", positions)
     for size in ((4, 6), (8, 6), (4, 3)):
         network(torch.randn(2, 1, *size), torch.zeros(2))
     assert asked == [([0, 1], [0, 1, 2]), ([-0.25, 0.25, 0.75, 1.25], [0, 1, 2]), ([0, 1], [0.25, 1.75])]
@@ -90,7 +90,7 @@ def test_only_the_positions_tell_patches_apart(monkeypatch, waken):
     permuted = permute_patches(x, order, 2)
     with_positions = network(permuted, c_noise) - permute_patches(network(x, c_noise), order, 2)
     assert with_positions.abs().max() > 1e-3
-    monkeypatch.setattr("diffusion.networks.dit.positions_2d", lambda *_args, **_options: 0.0)
+    monkeypatch.setattr("diffusion.networks.dit.grid_positions", lambda *_args, **_options: 0.0)
     torch.testing.assert_close(
         network(permuted, c_noise), permute_patches(network(x, c_noise), order, 2), rtol=1e-9, atol=1e-9
     )

@@ -230,7 +230,7 @@ def test_the_model_of_an_eae_is_the_average_fitted_after_training(tmp_path, quic
 
 
 BAD = {
-    "points": ("vae", ["data.name=moons"], "models images; 'moons' are points"),
+    "points": ("vae", ["data.name=moons"], "models images of levels; 'moons' has none"),
     "levels": ("vae", ["autoencoder.observation=bernoulli"], "takes 2 levels, the data have 17"),
     "depth": ("vae", ["autoencoder.multipliers=[1,1,1,1,1]"], "multipliers"),
     "neighbours": ("eae", ["autoencoder.neighbours=8"], "neighbours: found 8; must be below .*, 8"),

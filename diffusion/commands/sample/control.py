@@ -129,7 +129,7 @@ def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any
     if "inpaint" in given or "restore" in given:
         raise UserError("--edit: not with --inpaint or --restore; use only one of them")
     if len(model.facts.shape) != 3:
-        raise UserError(f"--edit: is for images; '{model.facts.name}' are points")
+        raise UserError(f"--edit: is for images of levels; '{model.facts.name}' has none")
     level = log_snr_of_strength(given.get("strength", 0.5))
     return SDEdit(read_image("--edit", given["edit"], model.facts.shape), level, _sampler(model, left))
 
@@ -147,7 +147,7 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
     if "inpaint" in given and "restore" in given:
         raise UserError("--inpaint, --restore: use only one of them")
     if len(model.facts.shape) != 3 or model.dequantizer is None:
-        raise UserError(f"--inpaint, --restore: are for images; '{model.facts.name}' are points")
+        raise UserError(f"--inpaint, --restore: are for images of levels; '{model.facts.name}' has none")
     operator, y = _inpainting(model, given) if "inpaint" in given else _restoration(model, given)
     posterior = choose("--posterior", given.get("posterior", next(iter(METHODS))), (*METHODS, REPAINT))
     if posterior == REPAINT:

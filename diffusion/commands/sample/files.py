@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data import pictures
+from ...data import find_toy, pictures
 from ...errors import UserError
 from ...processes import ALONE, Processes
 from ...storage import atomic, run_lock
 from ...storage.records import DAMAGED, digest, find, keep
 from .record import SampleRecord, free_name
 
-KINDS = (".npz", ".zip")
+ARRAYS = (".npz", ".npy")
+KINDS = (*ARRAYS, ".zip")
 # The samples that a picture shows.
 SHOWN = 256
 _QUESTION = "question.json"
@@ -53,7 +54,7 @@ class SampleFiles:
         picture: The picture's file where `out` does not name it; a number is appended where another draw has it.
         n: The number of samples.
         record: How they are drawn.
-        points: Whether samples are points of a toy rather than images.
+        continuous: Whether samples are numbers rather than images of levels: kept as they are, in arrays.
         processes: Those that share the draw.
 
     Raises:
@@ -62,11 +63,17 @@ class SampleFiles:
     """
 
     def __init__(
-        self, out: str | None, picture: Path, n: int, record: SampleRecord, points: bool, processes: Processes = ALONE
+        self,
+        out: str | None,
+        picture: Path,
+        n: int,
+        record: SampleRecord,
+        continuous: bool,
+        processes: Processes = ALONE,
     ):
         self.n = n
         self.record = record
-        self.points = points
+        self.continuous = continuous
         self.processes = processes
         self.picture, self._is_named = picture, False
         self.target: Path | None = None
@@ -101,14 +108,14 @@ class SampleFiles:
                 self._parts.rmdir()
 
     def _check_target(self, target: Path) -> None:
-        if not self.is_folder and target.suffix not in KINDS:
-            raise UserError(f"--out: found '{target}'; accepted: x.png, x.npz, x.zip or a folder")
-        if self.points and (self.is_folder or target.suffix != ".npz"):
+        if self.continuous and (self.is_folder or target.suffix not in ARRAYS):
             raise UserError(
-                f"--out: found '{target}'; samples of '{self.record.data}' are points; accepted: x.npz, x.png"
+                f"--out: found '{target}'; samples of '{self.record.data}' are numbers; accepted: x.npz, x.npy, x.png"
             )
+        if not self.is_folder and target.suffix not in KINDS:
+            raise UserError(f"--out: found '{target}'; accepted: x.png, x.npz, x.npy, x.zip or a folder")
         if self.is_folder and target.exists() and not target.is_dir():
-            raise UserError(f"--out: {target} is a file; name a folder, x.png, x.npz or x.zip")
+            raise UserError(f"--out: {target} is a file; name a folder, x.png, x.npz, x.npy or x.zip")
         # all parts are there: it was cut off while it wrote the folder
         if self.is_folder and target.is_dir() and any(target.iterdir()) and self._holes():
             raise UserError(f"--out: the folder {target} is not empty; name a new one")
@@ -199,14 +206,14 @@ class SampleFiles:
         return [(stop, first) for (_, stop), (first, _) in pairwise(edges) if stop < first]
 
     def keep(self, first: int, samples: Tensor) -> None:
-        """Keep a batch of samples: images (B, C, H, W) in [-1, 1], or points (B, D)."""
+        """Keep a batch of samples: images (B, C, H, W) in [-1, 1], or numbers (B, *shape)."""
         stop = first + len(samples)
         if self.target is None:
-            if first < SHOWN or self.points:
+            if first < SHOWN or self._shows_all(samples):
                 self._shown.append(samples)
                 self._batches.append((first, stop))
             return
-        values = samples.numpy() if self.points else pictures.to_bytes(samples).numpy()
+        values = samples.numpy() if self.continuous else pictures.to_bytes(samples).numpy()
         self._begin()
         with atomic.writer(self._part(first, stop)) as file:
             np.save(file, values)
@@ -220,34 +227,34 @@ class SampleFiles:
 
     def finish(self) -> list[Path]:
         """Write the picture and the samples; returns the files."""
-        from ...data import load_toy
-
         if self.target is not None:
             self._begin()
             self._finishing = True
             if self._holes():  # someone has removed parts
                 raise UserError(f"{self._parts}: parts are missing; the same command draws them again")
             for (first, stop), values in self._read():
-                if first < SHOWN or self.points:
-                    x = torch.from_numpy(values)
-                    self._shown.append(x if self.points else x / 127.5 - 1.0)
+                x = torch.from_numpy(values)
+                if first < SHOWN or self._shows_all(x):
+                    self._shown.append(x if self.continuous else x / 127.5 - 1.0)
                     self._batches.append((first, stop))
         samples = torch.cat(self._shown)
-        samples = samples if self.points else samples[:SHOWN]
+        samples = samples if self._shows_all(samples) else samples[:SHOWN]
         record = replace(self.record, batches=tuple(self._batches), count=len(samples))
-        toy = load_toy(self.record.data) if self.points else None
+        toy = find_toy(self.record.data) if self.continuous else None
         picture = self.picture if self._is_named else free_name(self.picture, record)
-        pictures.save_samples(picture, samples, toy, record.to_text())
+        pictures.save_samples(picture, samples, toy, record.to_text(), self.continuous)
         if self.target is None:
             return [picture]
-        if self.points:
-            self._write_npz("points")
+        if self.continuous or self.target.suffix in ARRAYS:
+            self._write_array("samples" if self.continuous else "images")
         elif self.is_folder or self.target.suffix == ".zip":
             self._write_images()
-        else:
-            self._write_npz("images")
         self._remove("*")
         return [picture, self.target]
+
+    def _shows_all(self, samples: Tensor) -> bool:
+        """Whether the picture shows all samples, and not the first of them: points and vectors."""
+        return self.continuous and samples.ndim == 2
 
     def _read(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         for first, stop in self._ranges():
@@ -262,16 +269,16 @@ class SampleFiles:
                 raise UserError(f"{path}: is damaged and has been removed; the same command draws it again")
             yield (first, stop), values
 
-    def _write_npz(self, name: str) -> None:
-        """One array, written as it is read: an archive with one member in NumPy's own format."""
+    def _write_array(self, name: str) -> None:
+        """One array, written as it is read, in NumPy's own format: a file, or an archive with this one member."""
         assert self.target is not None
-        with (
-            atomic.writer(self.target) as file,
-            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
-            archive.open(f"{name}.npy", "w", force_zip64=True) as member,
-        ):
+        with ExitStack() as stack:
+            member = stack.enter_context(atomic.writer(self.target))
+            if self.target.suffix == ".npz":
+                archive = stack.enter_context(zipfile.ZipFile(member, "w", zipfile.ZIP_DEFLATED))
+                member = stack.enter_context(archive.open(f"{name}.npy", "w", force_zip64=True))
             for (first, _), values in self._read():
-                if name == "images":
+                if not self.continuous:
                     values = values.transpose(0, 2, 3, 1)
                     values = values[..., 0] if values.shape[-1] == 1 else values
                 if first == 0:

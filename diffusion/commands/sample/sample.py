@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ... import samplers
-from ...data import pictures
+from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
 from ...devices import choose_device, device_name
 from ...errors import UserError
@@ -29,7 +29,7 @@ from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
 from ...schedules import time_grids
-from ...storage import runs
+from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
 from ..options import flag
@@ -175,12 +175,9 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
         picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
         pictures.save(target, picture, record.to_text())
     else:
-        toy = None
-        if model.facts.levels is None:
-            from ...data import load_toy
-
-            toy = load_toy(model.facts.name)
-        pictures.save_samples(target, samples[: record.count], toy, record.to_text())
+        continuous = model.facts.levels is None
+        toy = find_toy(model.facts.name) if continuous else None
+        pictures.save_samples(target, samples[: record.count], toy, record.to_text(), continuous)
     print(f"wrote {target}")
     print(_compare(old, target, record, device_name(device)))
     return 0
@@ -283,6 +280,8 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
     if options.run is not None:
         return options.run
     if record is not None:
+        if record.model.startswith(hub.PREFIX):  # a picture may come from anybody: it makes nobody fetch a model
+            raise UserError(f"--from: the picture names {record.model}; give it as the model, if you want it")
         return record.model
     return runs.newest_run(options.runs) or DEFAULT_MODEL
 
@@ -299,4 +298,6 @@ def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str
 
 
 def _folder(model: TrainedModel) -> Path:
-    return Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")
+    source = Path(model.source)
+    of_a_run = source.name == runs.MODEL and not source.is_symlink()  # as the files in the Hub's cache are
+    return source.parent / runs.SAMPLES if of_a_run else Path("samples")

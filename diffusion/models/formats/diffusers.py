@@ -1,0 +1,129 @@
+"""The folders of the library diffusers: `unet/` with config.json and weights, `scheduler/`, and model_index.json.
+
+The scheduler's fields say how the network was trained: the table of betas is the path, `prediction_type` the answer,
+and the network is told the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
+grid, `clip_sample` the clipping of x_hat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...denoisers.conventions import path_of
+from ...errors import UserError
+from ...schedules.discrete import Levels, without_signal
+from ...storage.foreign_weights import read_weights
+from ...storage.runs import FOREIGN_MARKS
+from . import diffusers_unet
+from .fields import Fields
+from .known import Known
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+PREDICTS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "time"}
+# Their schedulers on a table of betas, and the sampler of ours that draws as they do; None: another one does.
+SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"} | dict.fromkeys(
+    f"{name}Scheduler"
+    for name in (
+        "PNDM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "EulerDiscrete",
+        "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",
+    )
+)  # fmt: skip
+VE = "ScoreSdeVeScheduler"
+BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+LEVELS = 256
+
+
+NETWORKS = {"unet": "UNet2DModel", "transformer": "DiTTransformer2DModel"}  # by the folder they are in
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is the folder of a pipeline."""
+    return path.is_dir() and any((path / mark).is_file() for mark in FOREIGN_MARKS)
+
+
+def read(path: Path) -> Known:
+    """The network and the conventions of a pipeline.
+
+    Raises:
+        UserError: For a file that is missing or damaged, a field of another kind, and a pipeline of other parts.
+    """
+    part = "transformer" if (path / "transformer").is_dir() else "unet"
+    fields, scheduler = Fields(path / part / "config.json"), Fields(path / "scheduler" / "scheduler_config.json")
+    kind = fields.word("_class_name", None, [NETWORKS[part]])
+    weights = _weights(path / part)
+    conventions, sampling = conventions_of(scheduler), sampling_of(scheduler)
+    conventions["shape"] = [fields.whole("in_channels", None), *fields.sides("sample_size")]
+    if (path / "vae").is_dir() or (path / "vqvae").is_dir():  # its data are an encoder's, which is not read
+        conventions |= {"levels": None, "data_range": None}
+    if part == "transformer":
+        classes = fields.whole("num_embeds_ada_norm", None)
+        conventions["labels"] = [classes, classes]
+    elif fields.get("num_class_embeds") is not None:
+        conventions["labels"] = fields.whole("num_class_embeds", None)
+    if fields.get("time_embedding_type") == "learned":  # a table has no rows in between
+        conventions["time"] = "index-rounded"
+    options = diffusers_unet.options_of(fields) if part == "unet" else None
+    if options is None:
+        return Known("diffusers", {"kind": kind, "config": fields.values}, weights, conventions, sampling)
+    ours = diffusers_unet.to_ours(weights, options, fields.flag("flip_sin_to_cos", True))
+    return Known("unet", options, ours, conventions, sampling)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_weights(folder / name, prefix="")
+    raise UserError(f"{folder}: holds no weights; accepted: {' or '.join(WEIGHTS)}")
+
+
+def conventions_of(scheduler: Fields) -> dict[str, Any]:
+    """Arguments of `adopt`, from the scheduler that the network was trained by.
+
+    Raises:
+        UserError: For a scheduler of no known path, and a field of another kind.
+    """
+    kind = scheduler.word("_class_name", None, [*SCHEDULERS, VE])
+    if kind == VE:  # score_sde's, whose data are in [0, 1] and whose network answers the score
+        ends = {f"sigma_{end}": scheduler.number(f"sigma_{end}", None, 1e-9, 1e9) for end in ("min", "max")}
+        return {"path": {"name": "ve", **ends}, "predicts": "score", "time": "sigma", "levels": LEVELS,
+                "data_range": [0, 1]}  # fmt: skip
+    clips = scheduler.flag("clip_sample", SCHEDULERS[kind] is not None)
+    return {
+        "path": _path_of(scheduler),
+        "predicts": PREDICTS[scheduler.word("prediction_type", "epsilon", PREDICTS)],
+        "time": "index",
+        "levels": LEVELS,
+        "clip": scheduler.number("clip_sample_range", 1.0, 1e-9) if clips else None,
+    }
+
+
+def _path_of(scheduler: Fields) -> dict[str, Any]:
+    """The path of a table of betas, as `adopt` takes it."""
+    if scheduler.get("trained_betas") is not None:
+        path: dict[str, Any] = {"betas": scheduler.numbers("trained_betas")}
+    else:
+        path = {
+            "name": "ddpm",
+            "steps": scheduler.whole("num_train_timesteps", None, 2, 1_000_000),
+            "betas": BETAS[scheduler.word("beta_schedule", None, BETAS)],
+            "beta_start": scheduler.number("beta_start", None, 1e-9, 1.0),
+            "beta_end": scheduler.number("beta_end", None, 1e-9, 1.0),
+        }
+    if not scheduler.flag("rescale_betas_zero_snr", False):
+        return path
+    levels = path_of(path).schedule
+    assert isinstance(levels, Levels)
+    return {"alphas_cumprod": without_signal(levels).tolist()}
+
+
+def sampling_of(scheduler: Fields) -> dict[str, Any]:
+    """Fields of `SamplingConfig`: how the pipeline draws, where its sampler is one of ours."""
+    sampler = SCHEDULERS.get(scheduler.get("_class_name"))
+    if sampler is None:
+        return {}
+    steps = {"steps": scheduler.whole("num_train_timesteps", None)} if sampler == "ancestral" else {}
+    return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **steps}
