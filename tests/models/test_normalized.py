@@ -36,17 +36,20 @@ class FullGaussian(Denoiser):
         return x_hat.reshape(x_t.shape).to(x_t.dtype)
 
 
-def model(kind, tmp_path, shape=(D,), scale=1.0):
+def model(kind, tmp_path, shape=(D,), scale=1.0, shift=0.0):
     """The exact model of the law behind a normaliser that is fitted on draws, as one in training would be."""
     torch.manual_seed(0)
-    draws = LAW.sample((2_000,)).reshape(-1, *shape) / scale
+    draws = ((LAW.sample((2_000,)) - shift) / scale).reshape(-1, *shape)
     made = normalizers.fit(kind, lambda: iter([draws]), shape)
     ends = torch.cat((torch.zeros(1, D), torch.eye(D))).double().reshape(-1, *shape)
     # x = zero + z A: what the normaliser does is read off, and not taken from its fields
     back = (ends if made is None else made.denormalize(ends)).flatten(1)
     zero, directions = back[0], back[1:] - back[0]
     inverse = torch.linalg.inv(directions)
-    mean, covariance = (MEAN / scale - zero) @ inverse, inverse.T @ (LAW.covariance_matrix / scale**2) @ inverse
+    mean, covariance = (
+        ((MEAN - shift) / scale - zero) @ inverse,
+        inverse.T @ (LAW.covariance_matrix / scale**2) @ inverse,
+    )
     facts = DataFacts("array", shape, None, 0, normalizer=made)
     return DiffusionModel(FullGaussian(mean, covariance, shape), toy_config(tmp_path), facts)
 
@@ -70,11 +73,12 @@ def test_the_likelihood_of_a_gaussian_is_that_of_its_own_units(kind, shape, tmp_
 def test_all_normalisers_give_the_same(tmp_path):
     """Also none, for data whose deviations are not far from 1."""
     torch.manual_seed(2)
-    x = LAW.sample((8,)) / UNITS
+    shift = MEAN - UNITS
+    x = (LAW.sample((8,)) - shift) / UNITS
     found = {}
     for kind in normalizers.KINDS:
-        found[kind] = diffusion.log_density(model(kind, tmp_path, scale=UNITS), x, tolerance=1e-6).log_prob
-    truth = LAW.log_prob(x * UNITS) + float(UNITS.log().sum())
+        found[kind] = diffusion.log_density(model(kind, tmp_path, (D,), UNITS, shift), x, tolerance=1e-6).log_prob
+    truth = LAW.log_prob(x * UNITS + shift) + float(UNITS.log().sum())
     for kind, log_prob in found.items():
         assert float((log_prob - truth).abs().max()) < 2e-3, kind
 
