@@ -171,7 +171,9 @@ def are_images(text: str, runs_dir: str) -> bool:
     path = Path(text)
     if path.suffix.lower() in (".zip", ".tar", ".npz", ".npy"):
         return True
-    is_run = any((folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN)
+    is_run = runs.of_another_project(path) or any(
+        (folder / name).exists() for folder in (path, Path(runs_dir) / text) for name in _OF_A_RUN
+    )
     return path.is_dir() and not is_run
 
 

@@ -96,10 +96,12 @@ class SamplingConfig(Section):
         ge=1,
         families=("diffusion",),
     )
-    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "auto"] | None = option(
-        None,
-        "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
-        families=("diffusion",),
+    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "trailing", "leading", "auto"] | None = (
+        option(
+            None,
+            "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
+            families=("diffusion",),
+        )
     )
     log_snr_end: float | None = option(
         None,

@@ -10,23 +10,28 @@ import contextlib
 import hashlib
 import uuid
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..config import Config, DataConfig
+from ..denoisers import Clipped, Denoiser
 from ..denoisers.adopted import AdoptedDenoiser, Call
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
 from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
 from ..errors import UserError
 from ..likelihood import Estimate
+from ..sampling.sample import unnamed_sampler
 from ..schedules.schedule import log_snr_ends
 from ..storage import runs
 from . import check
 from .build import DataFacts
 from .diffusion_model import DiffusionModel
 from .identity import identity
+
+if TYPE_CHECKING:
+    from .formats.known import Known
 
 BEST = "best"
 # The first call with images looks at so many of them at the data end of the path.
@@ -44,13 +49,20 @@ class AdoptedModel(DiffusionModel):
         denoiser: The network by its convention.
         facts: The shape, the levels and the classes of its data.
         name: Its name in messages.
+        clip: What x_hat is clipped to in draws, as the network sees data; None: it is not.
+
+    Attributes:
+        known: All that makes it, as plain values and tensors, where it was read from a file of a known format.
     """
 
-    def __init__(self, denoiser: AdoptedDenoiser, facts: DataFacts, name: str):
+    known: Known | None = None
+
+    def __init__(self, denoiser: AdoptedDenoiser, facts: DataFacts, name: str, clip: float | None = None):
         # where its images are is said by --data
         config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
         super().__init__(denoiser, config, facts, name, beside="")
         self.adopted = denoiser
+        self.clip = clip
         self._said: set[str] = set()
         self._alone = uuid.uuid4().hex
 
@@ -62,11 +74,27 @@ class AdoptedModel(DiffusionModel):
         """
         denoiser, labels = self.adopted, self.adopted.labels
         parts = denoiser.network.network, denoiser.network.call, denoiser.convention, denoiser.schedule
+        parts += () if self.clip is None else (self.clip,)
         digest, known = identity(*parts, denoiser.shape, labels.classes, labels.null)
         of_python = runs.python_model(self.source)
         if of_python is not None and of_python[0].is_file():
             digest += f" {runs.file_digest(of_python[0])} {of_python[1]}"
         return hashlib.sha256(f"{digest} {'' if known else self._alone}".encode()).hexdigest()
+
+    def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As `DiffusionModel.sampling_settings`; the steps and the grid of its own are for its own sampler alone."""
+        own = self.config.sampling.sampler
+        if given.get("sampler", unnamed_sampler(own, given)) != own:
+            given = {"steps": None, "grid": None, **given}
+        return super().sampling_settings(given)
+
+    @property
+    def drawn_with(self) -> Denoiser:
+        """As `DiffusionModel.drawn_with`; clipped, where that was said."""
+        if self.clip is None:
+            return self.denoiser
+        scale, middle = self.adopted.convention.units
+        return Clipped(self.denoiser, (-self.clip - middle) / scale, (self.clip - middle) / scale)
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """As `DiffusionModel.sample`; says where the path does not begin in noise."""
@@ -125,6 +153,7 @@ def adopt(
     images: Any = None,
     name: str = "adopted",
     cond: Any = None,
+    clip: Any = None,
 ) -> AdoptedModel:
     """Make a model of a network that was trained elsewhere.
 
@@ -155,6 +184,7 @@ def adopt(
         images: Held-out images of levels (or continuous data): the model is checked on them, and the check printed.
         name: Its name in messages.
         cond: The class labels of `images`, or another condition of the network; needed if it needs a label.
+        clip: x_hat is clipped to plus and minus this in draws, as the network sees data (DDPM's `clip_denoised`).
 
     Returns:
         The model, in evaluation mode; `model.denoiser` is its denoiser, on the path of images in [-1, 1].
@@ -188,12 +218,13 @@ def adopt(
     denoiser = AdoptedDenoiser(network, convention, shape, labels, call, end)
     denoiser.eval()
     facts = DataFacts(name, denoiser.shape, levels, denoiser.num_classes)
-    model = AdoptedModel(denoiser, facts, name)
+    clip = None if clip is None else positive_number("clip", clip)
+    model = AdoptedModel(denoiser, facts, name, clip)
     if cond is not None and images is None:
         raise UserError("cond: says the labels of images=, the held-out images; give those, too")
     if best:
         end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape), cond)
-        model = AdoptedModel(denoiser.within(end).eval(), facts, name)
+        model = AdoptedModel(denoiser.within(end).eval(), facts, name, clip)
         print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
     if images is not None:
         print(model.check(images, cond=cond))

@@ -71,6 +71,11 @@ class DiffusionModel(TrainedModel):
         self.beside = source if beside is None else beside
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
+    @property
+    def drawn_with(self) -> Denoiser:
+        """The denoiser of plain draws."""
+        return self.denoiser
+
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
         return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
@@ -100,7 +105,7 @@ class DiffusionModel(TrainedModel):
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
         with self.tuned() if tuned else nullcontext():
-            x = sample(self.denoiser, n, seed=seed, **options)
+            x = sample(self.drawn_with, n, seed=seed, **options)
         if self.facts.levels is not None:
             return x.clamp(-1.0, 1.0)
         return x if self.normalizer is None else self.normalizer.denormalize(x)

@@ -10,10 +10,10 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import SamplingConfig, parse_config
 from ..errors import UserError, did_you_mean
@@ -22,19 +22,23 @@ from ..storage.checkpoint_files import read_checkpoint
 from ..storage.paths import named_path
 from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
 from .build import DataFacts, build_model, check_state
+from .formats import KNOWN, load_known, recognise
+from .formats.known import Known
 
 __all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel", "load"]
 
 FACTS = "data"
 STEP = "step"
+Moved = TypeVar("Moved", nn.Module, TrainedModel)
 NOT_FITTED = "not_fitted"  # marks a model that is trained, but lacks what is fitted after training
 
 
 def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
-    """Make a model from a run folder, a model file, a training checkpoint, or the name of a pretrained model.
+    """Make a model from a run folder, a model file, a training checkpoint, the name of a pretrained model, or what
+    another project wrote in a known format (`formats`).
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, or `pretrained:digits`.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, or a folder of diffusers.
         device: The device of the model.
         runs_dir: The folder in which runs are looked up by name.
 
@@ -53,7 +57,11 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
         state, metadata = _of_checkpoint(path)
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
+        if runs.of_another_project(path) or (runs.config_inside(path) is None and recognise(path) is not None):
+            return _moved(load_known(path), device)
         state, metadata = tensor_files.read_model(path)
+        if KNOWN in metadata:
+            return _moved(Known.from_json(metadata[KNOWN], state, str(path)).model(path), device)
     if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))
@@ -66,16 +74,25 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
         module = build_model(config, facts)
         check_state(state, module, str(path))
         module.load_state_dict(state)
-        try:
-            module = module.to(device)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            reason = str(error).splitlines()[0][:80]
-            raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ...") from error
+        module = _moved(module, device)
     # A picture's metadata names the model: for a shipped one by its name, not by where the package happens to lie.
     source = f"pretrained:{path.stem}" if path.parent == runs.PRETRAINED else str(path)
     if path.parent == runs.PRETRAINED:  # nobody chose how it is drawn: as this version does when nothing is said
         config = config.replace(sampling=SamplingConfig())
     return BY_FAMILY[config.family](module, config, facts, source, step)
+
+
+def _moved(thing: Moved, device: Any) -> Moved:
+    """A model or a module on a device.
+
+    Raises:
+        UserError: For a device that there is not.
+    """
+    try:
+        return cast(Moved, thing.to(device))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ...") from error
 
 
 def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
-from .layers import check_at_least, glorot, group_norm, zero
+from .layers import Norm, check_at_least, glorot, group_norm, zero
 
 SCALES = ("constant", "entropy_invariant")
 
@@ -80,11 +80,12 @@ class FeatureMapAttention(nn.Module):
         channels: Number of channels C.
         heads: Number of heads; must divide `channels`.
         train_tokens: As `TokenAttention`.
+        norm: Makes its normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.attention = TokenAttention(channels, heads, train_tokens)
         zero(self.attention.out)
 

@@ -23,12 +23,20 @@ from .layers import check_at_least, glorot
 NOISE_SCALE = 1000 / 10
 
 NOISE_EMBEDDINGS = ("sinusoidal", "fourier")
+# Of networks made elsewhere, which are told the number of a level: sinusoids of it as it is, without (guided-diffusion)
+# and with the frequency 1/10000 (DDPM's code).
+INDEX_EMBEDDINGS = ("index", "index-endpoint")
 
 
-def sinusoids(positions: Float[Tensor, " *n"], features: int) -> Float[Tensor, " *n {features}"]:
-    """sin(w_i p) and cos(w_i p), w_i = 10000^(-i / (features / 2)), in the dtype of `positions`; `features` is even."""
+def sinusoids(
+    positions: Float[Tensor, " *n"], features: int, endpoint: bool = False
+) -> Float[Tensor, " *n {features}"]:
+    """sin(w_i p) and cos(w_i p), w_i = 10000^(-i / n), in the dtype of `positions`; `features` is even.
+
+    n is features / 2; with `endpoint` one less, so that the last frequency is 1/10000.
+    """
     half = features // 2
-    exponents = torch.arange(half, dtype=positions.dtype, device=positions.device) / half
+    exponents = torch.arange(half, dtype=positions.dtype, device=positions.device) / (half - endpoint)
     angles = positions[..., None] * torch.exp(-math.log(10_000.0) * exponents)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -40,15 +48,19 @@ class SinusoidalEmbedding(nn.Module):
 
     Args:
         features: Number of features, even.
+        scale: The factor of what it is given: 100 for c_noise.
+        endpoint: As `sinusoids`.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, scale: float = NOISE_SCALE, endpoint: bool = False) -> None:
         super().__init__()
         self.features = features
+        self.scale = scale
+        self.endpoint = endpoint
 
     def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, " b features"]:
         """Embed `c_noise` (B,) as (B, features), in the dtype of `c_noise`."""
-        return sinusoids(NOISE_SCALE * c_noise, self.features)
+        return sinusoids(self.scale * c_noise, self.features, self.endpoint)
 
 
 class FourierEmbedding(nn.Module):
@@ -82,14 +94,19 @@ class Conditioning(nn.Module):
         features: Number of features of the noise level, even.
         channels: Width of the result.
         num_classes: Number of classes; the embedding has one more row, the last, for "no label". 0: no classes.
-        noise_embedding: `"sinusoidal"` or `"fourier"`.
+        noise_embedding: `"sinusoidal"` or `"fourier"`; of a level's number `"index"` or `"index-endpoint"`.
     """
 
     def __init__(self, features: int, channels: int, num_classes: int = 0, noise_embedding: str = "sinusoidal") -> None:
         super().__init__()
         check_at_least(0, num_classes=num_classes)
-        choose("noise_embedding", noise_embedding, NOISE_EMBEDDINGS)
-        self.noise = SinusoidalEmbedding(features) if noise_embedding == "sinusoidal" else FourierEmbedding(features)
+        choose("noise_embedding", noise_embedding, (*NOISE_EMBEDDINGS, *INDEX_EMBEDDINGS))
+        if noise_embedding in INDEX_EMBEDDINGS:
+            self.noise = SinusoidalEmbedding(features, 1.0, noise_embedding == "index-endpoint")
+        else:
+            self.noise = (
+                SinusoidalEmbedding(features) if noise_embedding == "sinusoidal" else FourierEmbedding(features)
+            )
         self.dense_1 = glorot(nn.Linear(features, channels))
         self.dense_2 = glorot(nn.Linear(channels, channels))
         self.classes = nn.Embedding(num_classes + 1, channels) if num_classes else None

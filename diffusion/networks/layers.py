@@ -7,7 +7,7 @@ each block is initially the identity and the network the zero function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d
 SIDES = {1: "L", 2: "HW", 3: "DHW"}
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+# Makes the normalisation of so many channels.
+Norm = Callable[[int], nn.GroupNorm]
 
 
 def glorot(layer: Layer) -> Layer:
@@ -39,16 +41,18 @@ def zero(layer: Layer) -> Layer:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494) with at most 32 groups of at least 4 channels.
 
     From 128 channels on this is DDPM's 32 groups. Fewer channels get fewer groups: statistics over a group of one or
     two channels would erase the contrast information of a narrow network. Counts not divisible by 4 get the largest
-    number of groups that divides them.
+    number of groups that divides them. A network made elsewhere may say its number of `groups`, and `eps`.
     """
+    if groups is not None:
+        return nn.GroupNorm(groups, channels, eps)
     most = min(32, max(1, channels // 4))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(groups, channels, eps)
 
 
 def pad_to_multiple(x: Float[Tensor, " b c *sides"], multiple: int) -> Float[Tensor, " b c *padded"]:

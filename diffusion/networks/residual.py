@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import CONVOLUTIONS, glorot, group_norm, zero
+from .layers import CONVOLUTIONS, Norm, glorot, group_norm, zero
 
 
 def conv(
@@ -25,16 +25,23 @@ class ResidualBlock(nn.Module):
         embedding_channels: Width of the embedding, to which silu has been applied.
         dropout: Probability of dropping an activation in training.
         dims: Number of sides of x.
+        norm: Makes its normalisations.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_channels: int, dropout: float, dims: int = 2
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        dims: int = 2,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
-        self.norm_1 = group_norm(in_channels)
+        self.norm_1 = norm(in_channels)
         self.conv_1 = conv(in_channels, out_channels, dims=dims)
         self.dense = glorot(nn.Linear(embedding_channels, out_channels))
-        self.norm_2 = group_norm(out_channels)
+        self.norm_2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero(conv(out_channels, out_channels, dims=dims))
         widens = in_channels != out_channels
@@ -51,15 +58,24 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve all sides (even) by a convolution of kernel 3 and stride 2."""
+    """Halve all sides (even) by a convolution of kernel 3 and stride 2.
 
-    def __init__(self, channels: int, dims: int = 2) -> None:
+    Args:
+        channels: Channels of x and of the result.
+        dims: Number of sides of x.
+        pad_end: Whether the zeros beside x are on the right and below, as in DDPM's own code; else left and above.
+    """
+
+    def __init__(self, channels: int, dims: int = 2, pad_end: bool = False) -> None:
         super().__init__()
         self.conv = conv(channels, channels, stride=2, dims=dims)
+        self.at_end = (0, 1) * dims if pad_end else ()
+        if pad_end:
+            self.conv.padding = (0,) * dims
 
     def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *halves"]:
         """Map (B, C, H, W) to (B, C, H/2, W/2), or as many sides as there are."""
-        return self.conv(x)
+        return self.conv(F.pad(x, self.at_end) if self.at_end else x)
 
 
 class Upsample(nn.Module):

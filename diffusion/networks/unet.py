@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from ..errors import UserError
 from .attention import FeatureMapAttention, entropy_invariant
 from .embeddings import Conditioning
 from .layers import (
+    Norm,
     check_at_least,
     check_dropout,
     check_input,
@@ -45,10 +47,11 @@ class _Block(nn.Module):
         heads: int,
         tokens: int | None,
         dims: int,
+        norm: Norm,
     ) -> None:
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout, dims)
-        self.attention = FeatureMapAttention(out_channels, heads, tokens) if heads else nn.Identity()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout, dims, norm)
+        self.attention = FeatureMapAttention(out_channels, heads, tokens, norm) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.residual(x, embedding))
@@ -120,10 +123,13 @@ class UNet(nn.Module):
         fourier_features: Exponents n for which sin(2^n pi x) and cos(2^n pi x) are added to the input channels (VDM,
             Kingma et al. 2021, arXiv 2107.00630), which expose the fine detail that likelihood depends on: (6, 7) for
             256 grey levels on [-1, 1], (2, 3) for 17.
-        noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
+        noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE); `"index"` or `"index-endpoint"` for networks
+            made elsewhere that are told the number of a level in place of c_noise.
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         out_channels: Channels of the result; None: those of an image.
         patch_size: The p above.
+        norm_groups, norm_eps: Groups of every normalisation, and its epsilon; None: `layers.group_norm` chooses.
+        pad_end: As `residual.Downsample`.
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is not the height of any level, or
@@ -146,6 +152,9 @@ class UNet(nn.Module):
         attention_scale: str = "constant",
         out_channels: int | None = None,
         patch_size: int = 1,
+        norm_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        pad_end: bool = False,
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -168,11 +177,14 @@ class UNet(nn.Module):
         follow = entropy_invariant(attention_scale)
 
         embedding = 4 * base_channels
+        norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
         self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
 
         def block(channels: int, width: int, level: int, attention: bool) -> _Block:
             heads = _number_of_heads(width, head_channels) if attention else 0
-            return _Block(channels, width, embedding, dropout, heads, tokens[level] if follow else None, self.dims)
+            return _Block(
+                channels, width, embedding, dropout, heads, tokens[level] if follow else None, self.dims, norm
+            )
 
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels
@@ -184,7 +196,7 @@ class UNet(nn.Module):
         for level, width in enumerate(widths):
             inputs = [channels] + [width] * (blocks - 1)
             skips += ([channels] if level > 0 else []) + [width] * blocks
-            downsample = Downsample(channels, self.dims) if level > 0 else None
+            downsample = Downsample(channels, self.dims, pad_end) if level > 0 else None
             down.append(_Down(downsample, [block(c, width, level, has_attention[level]) for c in inputs]))
             channels = width
         self.down = nn.ModuleList(down)
@@ -200,7 +212,7 @@ class UNet(nn.Module):
             channels = width
         self.up = nn.ModuleList(up)
 
-        self.norm_out = group_norm(channels)
+        self.norm_out = norm(channels)
         out_channels = in_channels if out_channels is None else out_channels
         self.conv_out = zero(conv(channels, patch * out_channels, dims=self.dims))
 

@@ -192,8 +192,9 @@ def sample(
             solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The stochasticity (ddim, sde, euler-maruyama).
-        grid: The placement of the steps (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, or `auto`, tuned
-            to the model without guidance), or the times themselves; by default `Sampler.default_grid`.
+        grid: The placement of the steps (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, `trailing`,
+            `leading`, or `auto`, tuned to the model without guidance), or the times themselves; by default
+            `Sampler.default_grid`.
         label: One class label, or one per sample; None for any class. A trained model also accepts the names of its
             classes.
         guidance: Classifier-free guidance; 1 is off.

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import UserError, choose
 from .schedule import NOISE_END, Schedule, check_ends, check_numbers, log_sigmoid_alpha
 
+BETAS = ("linear", "cosine", "scaled-linear", "sigmoid")
 _MOST_STEPS = 1_000_000
 
 
@@ -26,6 +27,11 @@ _MOST_STEPS = 1_000_000
 def _betas(kind: str, steps: int, beta_start: float, beta_end: float) -> Tensor:
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    if kind == "scaled-linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64).square()
+    if kind == "sigmoid":
+        rise = torch.sigmoid(torch.linspace(-6.0, 6.0, steps, dtype=torch.float64))
+        return beta_start + (beta_end - beta_start) * rise
     # Nichol and Dhariwal 2021, eq. 17, with their offset and cap
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
     alphas_cumprod = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
@@ -111,9 +117,10 @@ class DDPM(Levels):
 
     Args:
         steps: The number T of noise levels.
-        betas: `linear` from beta_start to beta_end, or `cosine` (which ignores both).
-        beta_start: The first beta of `linear`.
-        beta_end: The last beta of `linear`.
+        betas: `linear` from beta_start to beta_end, `scaled-linear` (their roots are; arXiv 2112.10752), `sigmoid`, or
+            `cosine` (which ignores both).
+        beta_start: The first beta.
+        beta_end: The last beta.
     """
 
     steps: int = 1000
@@ -122,7 +129,7 @@ class DDPM(Levels):
     beta_end: float = 0.02
 
     def __post_init__(self):
-        choose("schedule.betas", self.betas, ("linear", "cosine"))
+        choose("schedule.betas", self.betas, BETAS)
         check_numbers(beta_start=self.beta_start, beta_end=self.beta_end)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 2 <= self.steps <= _MOST_STEPS:
             raise UserError(f"schedule.steps: found {self.steps}; must be a whole number from 2 to {_MOST_STEPS}")
@@ -182,10 +189,18 @@ class Table(Levels):
             return torch.tensor(self.log_snrs, dtype=torch.float64, device=device)
 
 
+def without_signal(levels: Levels) -> Tensor:
+    """alphas_cumprod of a path whose last level has no signal: roots shifted and scaled (arXiv 2305.08891, alg. 1)."""
+    times = torch.arange(1, levels.steps + 1, dtype=torch.float64) / levels.steps
+    roots = torch.exp(levels.log_alpha(times))
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()
+
+
 def _numbers(name: str, table: Any, low: float, high: float) -> Tensor:
     """A table of two or more numbers between two ends, float64."""
     try:
-        found = torch.as_tensor(table).detach().cpu().double()
+        plain = isinstance(table, list | tuple)  # whose numbers torch would round to float32
+        found = torch.as_tensor(table, dtype=torch.float64 if plain else None).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"path: found {name} {str(table)[:40]}; needs a table of numbers") from None
     if found.ndim != 1 or len(found) < 2 or not bool(((found >= low) & (found <= high)).all()):

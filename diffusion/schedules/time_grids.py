@@ -67,9 +67,13 @@ _LOG_SNR_SPACINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 _TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "quadratic": lambda u: 1 - (1 - u) ** 2}
 
 
+# Every (T / steps)-th of T levels: from the noisiest down, or from the cleanest up (arXiv 2305.08891, table 2).
+STRIDES = ("trailing", "leading")
+
+
 def names() -> list[str]:
     """The names that `grid=` and `--grid` accept, besides `auto`."""
-    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS]
+    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *STRIDES]
 
 
 def default_end(name: str, steps: int) -> float:
@@ -90,17 +94,19 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
         schedule: The path.
         steps: The number of intervals, at least 1; the last one ends at clean data.
         name: `cauchy` (uniform in arctan((lambda - 1) / 4)), `log-snr` (uniform in lambda), `karras` (sigma^(1/7)),
-            `angle` (uniform in arctan(sigma / alpha)), `time` (uniform in the schedule's own time) or `quadratic`
-            (finer near the data).
+            `angle` (uniform in arctan(sigma / alpha)), `time` (uniform in the schedule's own time), `quadratic` (finer
+            near the data), or in strides of t_max / steps: `trailing`, from t_max, or `leading`, which ends at t_min
+            and begins a stride before t_max, as many published models are drawn from.
         log_snr_end: The log-SNR at which the last step, x = E[x | x_t], is taken, if the path reaches that far; by
             default 3 log(steps) for `cauchy`, 9.25 for the others. Data of standard deviation c are sampled with a
             standard deviation smaller by the factor c / sqrt(c^2 + exp(-log_snr_end)).
 
     Returns:
-        float64 times of shape (steps + 1,), decreasing from t_max to 0.
+        float64 times of shape (steps + 1,), decreasing from t_max (`leading`: from earlier) to 0.
 
     Raises:
-        UserError: For an unknown name, less than one step, or an end that is not above the path's start.
+        UserError: For an unknown name, less than one step, or an end that is not above the path's start, or given with
+            strides.
     """
     choose("grid", name, names())
     if not isinstance(schedule, Schedule):
@@ -111,6 +117,8 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
     if steps < 1:
         raise UserError(f"steps: found {steps}; must be at least 1")
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
+    if name in STRIDES:
+        return _in_strides(ends, steps, name, log_snr_end)
     start, end = schedule.log_snr(ends)
     if log_snr_end is None:
         log_snr_end = max(default_end(name, steps), float(start) + 1.0)
@@ -125,3 +133,16 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
         times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
     times[0] = ends[0]
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+
+
+def _in_strides(ends: Tensor, steps: int, name: str, log_snr_end: float | None) -> Tensor:
+    """Times every t_max / steps, between the ends (t_max, t_min)."""
+    if log_snr_end not in (None, math.inf):
+        raise UserError(f"log_snr_end: found {log_snr_end:g}; grid '{name}' has its own end; leave it out")
+    most = math.floor(float(ends[0] / ends[1]) * (1.0 + 1e-9)) if ends[1] > 0 else steps
+    if steps > most:
+        raise UserError(f"steps: found {steps}; grid '{name}' takes at most {most} on this path")
+    left = torch.arange(steps, -1, -1, dtype=torch.float64) * (ends[0] / steps)
+    if name == "trailing":
+        return left
+    return torch.cat(((left[1:] + ends[1]).clamp(max=ends[0]), torch.zeros(1, dtype=torch.float64)))

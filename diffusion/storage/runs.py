@@ -38,6 +38,9 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 DATA = "data.json"
 START = "start.safetensors"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
+# Files in the folder of a model that another project wrote, and the endings of its files.
+FOREIGN_MARKS = ("model_index.json", "unet/config.json", "transformer/config.json")
+FOREIGN_SUFFIXES = (".pkl", ".pt", ".pth")
 _PREFIX = "pretrained:"
 _OF_PYTHON = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _LONGEST_HEADER = 2**26
@@ -114,12 +117,14 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     if path.is_dir():
         if (path / MODEL).is_file():
             return path / MODEL
+        if of_another_project(path):
+            return path
         if (inner := newest_run(path)) is not None:
             raise UserError(f"{path}: is a folder of runs, not a run; the newest in it is {inner}.")
         if (last := path / CHECKPOINTS / "last.ckpt").is_file():
             raise UserError(f"{path}: its training is not finished; load {last} for the model so far.")
         raise UserError(f"{path}: has no {MODEL}; it is no run, or its training has not reached its first checkpoint.")
-    if path.suffix == ".safetensors" and path.is_file():
+    if (path.suffix == ".safetensors" and path.is_file()) or of_another_project(path):
         return path
     if path.is_file():
         near = [folder / MODEL for folder in path.resolve().parents[:2] if (folder / MODEL).is_file()]
@@ -128,6 +133,13 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
     siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
     hint = did_you_mean(path.name, siblings) or listed(runs_dir, (entry.name for entry in _models_in(runs_dir)))
     raise UserError(f"{path}: there is no such run or model file.{hint}")
+
+
+def of_another_project(path: Path) -> bool:
+    """Whether this looks like a model that another project wrote; `models.formats` knows which, and reads it."""
+    if path.is_dir():
+        return any((path / mark).is_file() for mark in FOREIGN_MARKS)
+    return path.is_file() and path.suffix in FOREIGN_SUFFIXES
 
 
 def config_inside(path: Path) -> str | None:

@@ -8,13 +8,13 @@ from laws import F64, SCHEDULES, name
 
 from diffusion.errors import UserError
 from diffusion.schedules import DDPM, EDM, VP, Cosine, time_grid
-from diffusion.schedules.time_grids import default_end, names
+from diffusion.schedules.time_grids import STRIDES, default_end, names
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 
 
 @every_schedule
-@pytest.mark.parametrize("grid", names())
+@pytest.mark.parametrize("grid", [grid for grid in names() if grid not in STRIDES])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 250])
 def test_a_grid_falls_from_the_start_of_the_path_to_the_datum(schedule, grid, steps):
     t = time_grid(schedule, steps, grid)
@@ -26,6 +26,24 @@ def test_a_grid_falls_from_the_start_of_the_path_to_the_datum(schedule, grid, st
     if steps > 1:
         end = min(default_end(grid, steps), float(schedule.log_snr(torch.tensor(schedule.t_min, dtype=F64))))
         assert float(schedule.log_snr(t[-2])) == pytest.approx(end, abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 250, 1000])
+def test_strides_are_of_whole_levels(steps):
+    """Every (T / steps)-th of T levels, from the last down or from the first up (arXiv 2305.08891, table 2)."""
+    stride = 1000 // steps
+    levels = {"trailing": range(1000, 0, -stride), "leading": range(1001 - stride, 0, -stride)}
+    for grid, numbers in levels.items():
+        expected = torch.tensor([*numbers, 0], dtype=F64) / 1000
+        torch.testing.assert_close(time_grid(DDPM(), steps, grid), expected, rtol=0, atol=1e-15)
+
+
+def test_strides_are_no_smaller_than_those_of_the_levels():
+    for grid in STRIDES:
+        with pytest.raises(UserError, match="at most 100"):
+            time_grid(DDPM(100), 101, grid)
+        with pytest.raises(UserError, match="log_snr_end"):
+            time_grid(DDPM(), 10, grid, log_snr_end=5.0)
 
 
 def _assert_uniform(value):

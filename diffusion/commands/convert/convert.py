@@ -8,6 +8,8 @@ import torch
 
 from ...config import dump_config
 from ...errors import UserError
+from ...models.adopt import AdoptedModel
+from ...models.formats import KNOWN
 from ...models.load import FACTS, STEP, load
 from ...storage import tensor_files
 from ...storage.runs import python_model
@@ -22,10 +24,12 @@ def run(options: argparse.Namespace) -> int:
     if python_model(options.model) is not None:
         raise UserError(f"{options.model}: is no file of this package's own networks; convert takes those")
     model = load(options.model, runs_dir=options.runs)
-    state = model.module.state_dict()
+    known = model.known if isinstance(model, AdoptedModel) else None
+    state = model.module.state_dict() if known is None else known.weights
     if options.half:
         state = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
     metadata = {FACTS: model.facts.to_json(), STEP: str(model.step)}
+    metadata |= {} if known is None else {KNOWN: known.to_json()}
     tensor_files.save_model(options.out, state, dump_config(model.config), metadata)
     size = sum(value.numel() * value.element_size() for value in state.values())
     print(f"model: {options.out} ({size / 2**20:.1f} MiB of weights)")

@@ -1,0 +1,52 @@
+"""Models that other projects wrote, known by their files: what their networks are, and by what conventions.
+
+A format is one module of this folder with two functions, and a line in `FORMATS`:
+
+    recognises(path)    whether a file or a folder is of this format; looks, and raises nothing
+    read(path)          the model as plain values and tensors (`known.Known`); a `UserError` names the file and the key
+
+Nothing in a file is run: weights come through `read_weights`, fields through `fields.Fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import UserError
+from ..adopt import AdoptedModel
+from . import diffusers
+from .known import Known
+
+KNOWN = "known"  # the metadata entry of a file of ours that holds `Known.to_json`
+
+
+@dataclass(frozen=True)
+class Format:
+    """What tells a format, and reads it."""
+
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Known]
+
+
+FORMATS: dict[str, Format] = {
+    "diffusers": Format(diffusers.recognises, diffusers.read),
+}
+
+
+def recognise(path: Path) -> Format | None:
+    """The format of a file or a folder; None for one that is of no known format."""
+    return next((known for known in FORMATS.values() if known.recognises(path)), None)
+
+
+def load_known(path: Path) -> AdoptedModel:
+    """The model in a file or a folder of another project.
+
+    Raises:
+        UserError: For one of no known format, and whatever its format refuses.
+    """
+    known = recognise(path)
+    if known is None:
+        raise UserError(f"{path}: is no model of ours, and of no known format; accepted: {', '.join(FORMATS)}")
+    return known.read(path).model(path)

@@ -1,0 +1,112 @@
+"""The folders of the library diffusers: `unet/` with config.json and weights, `scheduler/`, and model_index.json.
+
+The scheduler's fields say how the network was trained: the table of betas is the path, `prediction_type` the answer,
+and the network is told the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
+grid, `clip_sample` the clipping of x_hat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...denoisers.conventions import path_of
+from ...errors import UserError
+from ...schedules.discrete import Levels, without_signal
+from ...storage.foreign_weights import read_weights
+from . import diffusers_unet
+from .fields import Fields
+from .known import Known
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+PREDICTS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "time"}
+# Their schedulers on a table of betas, and the sampler of ours that draws as they do; None: another one does.
+SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"} | dict.fromkeys(
+    f"{name}Scheduler"
+    for name in (
+        "PNDM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "EulerDiscrete",
+        "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",
+    )
+)  # fmt: skip
+BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+LEVELS = 256
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is the folder of a pipeline."""
+    return path.is_dir() and any((path / mark).is_file() for mark in ("model_index.json", "unet/config.json"))
+
+
+def read(path: Path) -> Known:
+    """The network and the conventions of a pipeline.
+
+    Raises:
+        UserError: For a file that is missing or damaged, a field of another kind, and a pipeline of other parts.
+    """
+    unet, scheduler = Fields(path / "unet" / "config.json"), Fields(path / "scheduler" / "scheduler_config.json")
+    kind = unet.word("_class_name", None, ["UNet2DModel"])
+    weights = _weights(path / "unet")
+    conventions, sampling = conventions_of(scheduler), sampling_of(scheduler)
+    conventions["shape"] = [unet.whole("in_channels", 3), *unet.sides("sample_size")]
+    if unet.get("num_class_embeds") is not None:
+        conventions["labels"] = unet.whole("num_class_embeds", None)
+    options = diffusers_unet.options_of(unet)
+    if options is None:
+        return Known("diffusers", {"kind": kind, "config": unet.values}, weights, conventions, sampling)
+    ours = diffusers_unet.to_ours(weights, options, unet.flag("flip_sin_to_cos", True))
+    return Known("unet", options, ours, conventions, sampling)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_weights(folder / name, prefix="")
+    raise UserError(f"{folder}: holds no weights; accepted: {' or '.join(WEIGHTS)}")
+
+
+def conventions_of(scheduler: Fields) -> dict[str, Any]:
+    """Arguments of `adopt`, from the scheduler that the network was trained by.
+
+    Raises:
+        UserError: For a scheduler that is not on a table of betas, and a field of another kind.
+    """
+    draws_as_ours = SCHEDULERS[scheduler.word("_class_name", None, SCHEDULERS)] is not None
+    clips = scheduler.flag("clip_sample", draws_as_ours)
+    return {
+        "path": _path_of(scheduler),
+        "predicts": PREDICTS[scheduler.word("prediction_type", "epsilon", PREDICTS)],
+        "time": "index",
+        "levels": LEVELS,
+        "clip": scheduler.number("clip_sample_range", 1.0, 0.0) if clips else None,
+    }
+
+
+def _path_of(scheduler: Fields) -> dict[str, Any]:
+    """The path of a table of betas, as `adopt` takes it."""
+    if scheduler.get("trained_betas") is not None:
+        path: dict[str, Any] = {"betas": scheduler.numbers("trained_betas")}
+    else:
+        path = {
+            "name": "ddpm",
+            "steps": scheduler.whole("num_train_timesteps", 1000, 2, 1_000_000),
+            "betas": BETAS[scheduler.word("beta_schedule", "linear", BETAS)],
+            "beta_start": scheduler.number("beta_start", 1e-4, 0.0, 1.0),
+            "beta_end": scheduler.number("beta_end", 0.02, 0.0, 1.0),
+        }
+    if not scheduler.flag("rescale_betas_zero_snr", False):
+        return path
+    levels = path_of(path).schedule
+    assert isinstance(levels, Levels)
+    return {"alphas_cumprod": without_signal(levels).tolist()}
+
+
+def sampling_of(scheduler: Fields) -> dict[str, Any]:
+    """Fields of `SamplingConfig`: how the pipeline draws, where its sampler is one of ours."""
+    sampler = SCHEDULERS[scheduler.word("_class_name", None, SCHEDULERS)]
+    if sampler is None:
+        return {}
+    steps = {"steps": scheduler.whole("num_train_timesteps", 1000)} if sampler == "ancestral" else {}
+    return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **steps}
