@@ -25,7 +25,7 @@ from diffusion.processes import Processes
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 N, OFFSET, SCALE = 60, 5e4, 100.0
-_UNET = ("network.name=unet", "network.base_channels=4", "network.multipliers=[1]", "network.blocks=1",
+_UNET = ("network.base_channels=4", "network.multipliers=[1]", "network.blocks=1",
          "network.attention=[]", "sampling.sampler=ddim")  # fmt: skip
 _MLP = tuple(option for option in TOY if option.startswith("network."))
 _ALL = tuple(option for option in TOY if not option.startswith("network."))
@@ -51,11 +51,13 @@ def made(folder, kind):
     shape, network = KINDS[kind]
     x = OFFSET + SCALE * np.random.default_rng(0).normal(size=(N, *shape))
     np.save(folder / "x.npy", x)
-    return x, [*_ALL, "data.path=x.npy", *network, "evaluation.enabled=false"]
+    config = "table" if len(shape) == 1 else "ar1"
+    array = ("data.name=array", "data.path=x.npy", "name=table")
+    return x, ["--config", config, *_ALL, *array, *network, "evaluation.enabled=false"]
 
 
 def trained(*overrides):
-    return command(train, ["--config", "table", *overrides])
+    return command(train, list(overrides))
 
 
 def run(*argv):
@@ -194,19 +196,20 @@ def test_what_is_for_images_is_refused(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("config", "overrides", "message"),
     [
-        (["data.path=none.npy"], "data.path: none.npy does not exist; accepted: a .npy or .npz file, or a folder"),
-        (["data.size=8"], "data.size: found 8; 'array' does not take it"),
-        (["data.normalize=whitten"], "Did you mean 'whiten'"),
-        (["network.name=unet"], "network.name: found 'unet'; data of shape (3,) need mlp"),
-        (["family=vae"], "family: found 'vae', which models images of levels; 'array' has none"),
+        ("table", ["data.path=none.npy"], "data.path: none.npy does not exist; accepted: a .npy or .npz file, or a"),
+        ("table", ["data.size=8"], "data.size: found 8; 'array' does not take it"),
+        ("table", ["data.normalize=whitten"], "Did you mean 'whiten'"),
+        ("toy", ["data.normalize=whiten"], "data.normalize: found 'whiten'; 'gaussians' does not take it"),
+        ("ar1", ["data.name=array"], "network.name: found 'unet'; data of shape (3,) need mlp"),
+        ("vae-digits", ["data.name=array"], "family: found 'vae', which models images of levels; 'array' has none"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_in_one_line(here, capsys, overrides, message):
-    _, settings = made(here, "vectors")
-    kept = [option for option in settings if not option.startswith("network.")]  # those of the mlp
-    assert trained(*kept, *overrides) == 2
+def test_settings_that_do_not_fit_are_refused_in_one_line(here, capsys, config, overrides, message):
+    made(here, "vectors")
+    path = () if config == "toy" else ("data.path=x.npy",)
+    assert trained("--config", config, "device=cpu", "logging.wandb=off", *path, *overrides) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

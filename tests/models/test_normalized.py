@@ -46,9 +46,11 @@ def model(kind, tmp_path, shape=(D,), scale=1.0, shift=0.0):
     back = (ends if made is None else made.denormalize(ends)).flatten(1)
     zero, directions = back[0], back[1:] - back[0]
     inverse = torch.linalg.inv(directions)
+    scales = torch.ones(D).double() * scale
+    covariance = LAW.covariance_matrix / (scales * scales[:, None])
     mean, covariance = (
         ((MEAN - shift) / scale - zero) @ inverse,
-        inverse.T @ (LAW.covariance_matrix / scale**2) @ inverse,
+        inverse.T @ covariance @ inverse,
     )
     facts = DataFacts("array", shape, None, 0, normalizer=made)
     return DiffusionModel(FullGaussian(mean, covariance, shape), toy_config(tmp_path), facts)
