@@ -38,7 +38,8 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     another project wrote in a known format (`formats`).
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, or a folder of diffusers.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, a folder of diffusers, or
+            `hf:OWNER/NAME[@REVISION]`, of either kind.
         device: The device of the model.
         runs_dir: The folder in which runs are looked up by name.
 
