@@ -116,7 +116,7 @@ def test_options_given_anew_reach_both_parts():
 @pytest.mark.quick
 def test_its_learning_rate_belongs_to_it():
     assert load_config("digits", ["optimizer.name=muon"]).optimizer.muon_lr == 0.02
-    with pytest.raises(UserError, match="optimizer.muon_lr"):
+    with pytest.raises(UserError, match=r"optimizer\.muon_lr"):
         load_config("digits", ["optimizer.muon_lr=0.1"])
 
 
