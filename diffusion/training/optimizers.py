@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -20,8 +19,8 @@ _SMALLEST = 16  # rows and columns of a matrix; a smaller one is one of features
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(matrix: Float[Tensor, " m n"], iterations: int = 5) -> Float[Tensor, " m n"]:
-    """About U V^T of the singular value decomposition U S V^T: each singular value becomes one of 0.7 to 1.2.
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """About U V^T of a matrix (m, n) with the singular value decomposition U S V^T: the values become 0.7 to 1.2.
 
     By Newton-Schulz iterations (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"); in
     bfloat16 on a GPU, where that is fast and accurate enough. Values far below the largest stay smaller.
