@@ -61,7 +61,7 @@ def test_scans_are_trained_on_measured_and_drawn(here, capsys):
         (
             "vae-digits",
             ["autoencoder.multipliers=[1]"],
-            "levels: found 65,536; an autoencoder's decoder takes 2 to 256",
+            "levels: found 65,536; an autoencoder's decoder",
         ),
         ("digits", ["denoiser.prediction=levels"], "denoiser.prediction: found 'levels'; it is for up to 256"),
     ],
