@@ -26,8 +26,8 @@ ENDINGS = (".npz", ".npy")
 _MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "arr_1")
-_MOST_CHANNELS = 4  # a last axis of 2 or 4 is of channels that nothing here takes
-_ACCEPTED = "accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3"
+_MOST_CHANNELS = 32  # of images that are neither grey nor colour
+_ACCEPTED = f"accepted: uint8 (N, H, W) or (N, H, W, C), C = 1, 3, or up to {_MOST_CHANNELS} and below H and W"
 _CLASS_NAMES = ("classes", "class_names", "label_names")
 Arrays = dict[str, np.ndarray]
 
@@ -211,8 +211,8 @@ def _names_of_classes(arrays: Arrays, count: int) -> str | None:
 def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: int | None) -> np.ndarray:
     """Level indices (N, H, W, C): uint8, or int32 for `bits`."""
     told = f"{path}: '{name}' is {array.dtype} {array.shape}"
-    last, second = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (3, 1))
-    second = second and min(array.shape[2:]) > _MOST_CHANNELS
+    last, second = (array.ndim == 4 and _are_channels(array.shape, axis) for axis in (3, 1))
+    second = second and min(array.shape[2:]) > 4  # else its last axis may be of channels
     if array.dtype.kind not in "uifb" or array.ndim not in (3, 4) or (array.ndim == 4 and not (last or second)):
         raise UserError(f"{told}; {_ACCEPTED}.")
     if array.size == 0:
@@ -230,6 +230,12 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: in
             raise UserError(f"{told}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
         return array.astype(np.int32)
     return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
+
+
+def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether an axis of (N, H, W, C) or (N, C, H, W) is of channels: 1 or 3, or a few, and fewer than the others."""
+    count, others = shape[axis], [side for i, side in enumerate(shape) if i not in (0, axis)]
+    return count in (1, 3) or 1 < count <= min(_MOST_CHANNELS, min(others) - 1)
 
 
 def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:

@@ -57,10 +57,10 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def resize_arrays(images: Integer[Tensor, " n c h w"], size: int | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
-    """Apply `resize_and_crop` to images in memory (1 or 3 channels); values stay in 0 .. levels - 1."""
+    """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
     if size is None or images.shape[-2:] == (size, size):
         return images
-    if levels > 256:
+    if levels > 256 or images.shape[1] not in (1, 3):
         rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
     resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
