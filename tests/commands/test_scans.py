@@ -66,7 +66,7 @@ def test_scans_are_trained_on_measured_and_drawn(here, capsys):
         (
             "digits",
             ["denoiser.prediction=levels", "objective.dequantize=false"],
-            "denoiser.prediction: found 'levels'; it is for up to 256",
+            "denoiser.prediction: found 'levels'; it takes up to 256",
         ),
     ],
 )

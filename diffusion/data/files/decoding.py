@@ -60,7 +60,9 @@ def resize_arrays(images: Integer[Tensor, " n c h w"], size: int | None, levels:
     """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
     if size is None or images.shape[-2:] == (size, size):
         return images
-    if levels > 256 or images.shape[1] not in (1, 3):
+    if images.shape[1] not in (1, 3):
+        return torch.cat([resize_arrays(band, size, levels) for band in images.split(1, dim=1)], dim=1)
+    if levels > 256:
         rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
     resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
