@@ -169,6 +169,21 @@ class Estimate:
         """-log_prob / (D ln 2) of each image, shape (B,); a lower bound on log_prob is an upper bound on this."""
         return -self.log_prob / self.nats_per_bit_per_dim
 
+    @property
+    def nats_per_dim(self) -> Float[Tensor, " b"]:
+        """-log_prob / D of each datum, shape (B,): the unit of densities, which are not counted in bits."""
+        return -self.log_prob / self.dims
+
+    def shifted(self, constant: float, protocol: Mapping[str, object]) -> Estimate:
+        """The same estimate in other units of the data, whose log-density differs by a constant in nats.
+
+        Args:
+            constant: log |det| of the change of units.
+            protocol: What to say of it.
+        """
+        terms = {**self.terms, "change of units": torch.full_like(self.log_prob, constant)} if self.terms else {}
+        return replace(self, log_prob=self.log_prob + constant, protocol={**self.protocol, **protocol}, terms=terms)
+
     def at(self, order: Int[Tensor, " b"]) -> Estimate:
         """The same estimate with its images in another order: `order` holds the current position of each."""
         assert self.indices is not None

@@ -195,7 +195,7 @@ def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
 
 def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
     """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(
             f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
         )
