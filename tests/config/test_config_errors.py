@@ -94,7 +94,7 @@ REFUSED_ARGUMENTS = {
     (
         "--config",
         "cifr",
-    ): "configuration 'cifr': not found; available: cifar, digits, eae-cifar, eae-digits, eae-mnist, mnist, "
+    ): "configuration 'cifr': not found; available: ar1, ar1-volume, cifar, digits, eae-cifar, eae-digits, "
     "mnist-class, toy, vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
     ("--config", "/"): "configuration '/': is a folder; available: ",
     ("--config",): "--config: needs a value",
