@@ -15,10 +15,11 @@ are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are mag
 which need not cancel. Hence
 
     error of the measurement    sqrt(sum of squares of the random) + sum of the systematic,
-    total error                 "test set" + sum of the systematic,
+    total error                 the larger of "test set" and the first root + sum of the systematic,
 
 the first for the mean of these images, the second for the population: "test set" is the spread over images, which
-already includes the random causes, so they are not added again.
+already includes the random causes, so they are not added again. The spread over few images can by chance be smaller
+than the random causes, which are then the better estimate.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Interval:
     low: float
     high: float
     sem: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"
 
 
 def student_interval(values: Float[Tensor, " n"]) -> Interval:
@@ -224,7 +228,8 @@ class Estimate:
     @property
     def total_error(self) -> float:
         """The error in bits/dim of the mean, including the choice of images (see the module docstring)."""
-        return self.error_budget[TEST_SET] + self.systematic_error
+        spread, random = self.error_budget[TEST_SET], self.random_error
+        return (random if random > spread else spread) + self.systematic_error  # unlike max, nan spread stays nan
 
     @staticmethod
     def join(parts: Sequence[Estimate]) -> Estimate:

@@ -71,6 +71,9 @@ class DiffusionModel(TrainedModel):
         self.beside = source if beside is None else beside
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
+    def _path(self) -> str:
+        return f", path {self.denoiser.schedule!r}"
+
     @property
     def drawn_with(self) -> Denoiser:
         """The denoiser of plain draws."""

@@ -59,6 +59,20 @@ class TrainedModel(ABC):
         self.source = source
         self.step = step
 
+    def __repr__(self) -> str:
+        """What it is, in two lines: where from, what it draws, its path if it has one, and its size."""
+        levels = "real numbers" if self.facts.levels is None else f"{self.facts.levels} levels"
+        size = sum(weight.numel() for weight in self.module.parameters())
+        name, family = type(self).__name__, self.config.family
+        return (
+            f"{name} of family '{family}' from {self.source or 'memory'}, step {self.step}:\n"
+            f"  shape {self.facts.shape}, {levels}{self._path()}, {size:,} parameters"
+        )
+
+    def _path(self) -> str:
+        """The noising path, for `repr`, where the family has one."""
+        return ""
+
     @property
     def dequantizer(self) -> Dequantizer | None:
         """The map between levels and [-1, 1]; None for continuous data."""

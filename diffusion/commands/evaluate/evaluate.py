@@ -12,6 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ...baselines import latent_images
 from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
 from ...errors import UserError, choose
@@ -43,12 +44,18 @@ def methods_of(named: str | None, family: str) -> list[str]:
     """The estimators that are asked for, separated by commas, each once.
 
     Raises:
-        UserError: For one of several that is not known, before the first is measured.
+        UserError: For one that the family does not have, before the first is measured.
     """
     methods = list(dict.fromkeys((named or default_method(family)).split(",")))
-    if len(methods) > 1 and family == "diffusion":
-        for method in methods:
-            choose("--method", method, METHODS)
+    own, others, why = (
+        (METHODS, latent_images.METHODS, "it has no codes to weigh")
+        if family == "diffusion"
+        else (latent_images.METHODS, METHODS, "it decodes codes, and has no path from noise to follow")
+    )
+    for method in methods:
+        if method in others and method not in own:
+            raise UserError(f"--method: found '{method}'; a model of family '{family}' has {', '.join(own)}: {why}")
+        choose("--method", method, own)
     return methods
 
 

@@ -39,6 +39,7 @@ from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
 
 DEFAULT_MODEL = "pretrained:digits"
+_NEWEST = "; it is the newest run, --run names another"
 # The samples that an animation shows.
 ANIMATED = 16
 
@@ -52,7 +53,9 @@ def draw(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     of_command = load if options.run is None else load_named  # a picture's record runs no Python file
     model = of_command(_which(options, record), device, options.runs)
-    print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
+    newest = "" if options.run is not None or record is not None or model.source == DEFAULT_MODEL else _NEWEST
+    family = model.config.family
+    print(f"model: {model.source} ({family}, {model.facts.name}, step {model.step}) on {device}{newest}")
     if record is not None:
         return redraw(model, record, options, device)
 
