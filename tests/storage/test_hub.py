@@ -1,6 +1,7 @@
 """Models by `hf:`: the library itself, without a network, on a cache laid out as it lays it out."""
 
 import json
+import sys
 
 import pytest
 from made_runs import make_run
@@ -57,7 +58,7 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(cache):
 
 
 def test_without_the_library_a_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hub.fetched.cache_clear()
     with pytest.raises(UserError, match=r"diffusion\[hub\]"):
         diffusion.load("hf:owner/name")
