@@ -45,6 +45,18 @@ def test_a_model_in_the_hubs_layout_and_back(tmp_path, cache, capsys):
         assert capsys.readouterr().err.count("the local cache") == name.startswith("hf:")
 
 
+def test_no_path_of_this_machine_is_published(tmp_path):
+    places = (f"data.path={tmp_path / 'secret' / 'cats.zip'}", f"runs={tmp_path / 'runs'}", "data.name=folder")
+    run = make_run(tmp_path, load_config("digits", (*DIGITS, "name=small", *places)))
+    assert str(tmp_path).encode() in (run / "model.safetensors").read_bytes()
+    out = tmp_path / "out"
+    assert main(["export", str(run), str(out), "--to", "hub"]) == 0
+    for path in out.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert "cats.zip" in (out / "README.md").read_text()
+    assert diffusion.load(out).config.data.path == "cats.zip"
+
+
 @pytest.mark.parametrize("text", ["hf:", "hf:name", "hf:a/b/c", "hf:../../x", "hf:a/b@", "hf:a/b@x y"])
 def test_what_is_no_name_of_the_hub_is_refused(text):
     with pytest.raises(UserError, match="hf:OWNER/NAME"):
