@@ -19,9 +19,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The folder of a model OWNER/NAME in the local cache; the Hub cannot be reached."""
-    library = pytest.importorskip("huggingface_hub", reason="an optional extra")
-    monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants", reason="an optional extra")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.fetched.cache_clear()
     place = tmp_path / "cache" / "models--owner--name"
     (place / "refs").mkdir(parents=True)
