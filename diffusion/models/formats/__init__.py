@@ -11,7 +11,7 @@ Nothing in a file is run: weights come through `read_weights`, fields through `f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import UserError
@@ -40,8 +40,12 @@ def recognise(path: Path) -> Format | None:
     return next((known for known in FORMATS.values() if known.recognises(path)), None)
 
 
-def load_known(path: Path) -> AdoptedModel:
+def load_known(path: Path, name: str) -> AdoptedModel:
     """The model in a file or a folder of another project.
+
+    Args:
+        path: The file or the folder.
+        name: What its data are called, where the format does not say.
 
     Raises:
         UserError: For one of no known format, and whatever its format refuses.
@@ -49,4 +53,5 @@ def load_known(path: Path) -> AdoptedModel:
     known = recognise(path)
     if known is None:
         raise UserError(f"{path}: is no model of ours, and of no known format; accepted: {', '.join(FORMATS)}")
-    return known.read(path).model(path)
+    found = known.read(path)
+    return replace(found, conventions={"name": name, **found.conventions}).model(path)
