@@ -58,13 +58,13 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
         raise UserError(f"{path}: there is no such file of weights.")
     found = _open(path)
     with reading(f"{path}: holds weights in no known way"):
-        every = dict(_tensors(found, _Steps()))
+        every = dict(tensors_of(found))
         groups = {name: group for name, group in _groups(found, _Steps()) if group}
     if prefix is not None:
-        return _plainly_stored(path, _with_prefix(path, every, prefix))
+        return plainly_stored(path, _with_prefix(path, every, prefix))
     if not groups:
         raise UserError(f"{path}: holds no weights: no dictionary of tensors is in it.")
-    return _plainly_stored(path, dict(_plain(_chosen(path, groups))))
+    return plainly_stored(path, dict(_plain(_chosen(path, groups))))
 
 
 def _open(path: Path) -> Any:
@@ -150,7 +150,7 @@ class Shell:
         return id(self)
 
 
-_STORAGES = {
+STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in (
         ("Float", torch.float32), ("Double", torch.float64), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
@@ -160,7 +160,7 @@ _STORAGES = {
 }  # fmt: skip
 
 
-class _Sealed:
+class Sealed:
     """A tensor that a pickle hands on: nothing can be set in it, so its storage cannot grow."""
 
     __slots__ = ("tensor",)
@@ -177,21 +177,21 @@ class _Shells(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         content = archive.read(f"{root}/data.pkl")
-        _check_memo(content)
+        check_memo(content)
         super().__init__(io.BytesIO(content))
         self.archive, self.root = archive, root
-        self.storages: dict[str, _Sealed] = {}
+        self.storages: dict[str, Sealed] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"):
-            return _Rebuild()
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+            return Rebuild()
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         return Shell
 
-    def persistent_load(self, pid: Any) -> _Sealed:
+    def persistent_load(self, pid: Any) -> Sealed:
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", key):
             raise ValueError("a storage of an unknown kind")
@@ -200,31 +200,31 @@ class _Shells(pickle.Unpickler):
             if len(content) != numel * dtype.itemsize:
                 raise ValueError(f"storage {key} has {len(content)} bytes")
             empty = torch.empty(0, dtype=dtype)
-            self.storages[key] = _Sealed(torch.frombuffer(bytearray(content), dtype=dtype) if content else empty)
+            self.storages[key] = Sealed(torch.frombuffer(bytearray(content), dtype=dtype) if content else empty)
         return self.storages[key]
 
 
-def _check_memo(content: bytes) -> None:
+def check_memo(content: bytes | io.BytesIO) -> None:
     """The unpickler's memory is as large as the largest index that a pickle names: none is beyond its operations."""
     for count, (operation, index, _) in enumerate(pickletools.genops(content)):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (index or 0) > count:
             raise ValueError(f"operation {count} of the pickle is kept at index {index}")
 
 
-class _Rebuild:
+class Rebuild:
     """A tensor in a storage, or a parameter of a tensor. It has no attributes that a pickle could set."""
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> _Sealed:
-        if not isinstance(storage, _Sealed):
+    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> Sealed:
+        if not isinstance(storage, Sealed):
             raise ValueError("a tensor without numbers")
         if not isinstance(size, tuple):
             return storage
         numbers = storage.tensor
         if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or math.prod(size) > numbers.numel():
             raise ValueError("a tensor of an impossible shape")
-        return _Sealed(torch.as_strided(numbers, size, stride, offset))
+        return Sealed(torch.as_strided(numbers, size, stride, offset))
 
 
 def _shells(path: Path) -> Any:
@@ -250,7 +250,7 @@ class _Steps:
             self.left -= 1 + len(full) // 64
             if self.left < 0:
                 raise ValueError(f"more than {_MOST_ENTRIES} entries")
-            yield key, full, entry.tensor if isinstance(entry, _Sealed) else entry
+            yield key, full, entry.tensor if isinstance(entry, Sealed) else entry
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
@@ -267,6 +267,11 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "items")
 
 
+def tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a dictionary or a shell by their full names; a `ValueError` for more entries than any file has."""
+    return _tensors(value, _Steps())
+
+
 def _tensors(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """All tensors by their full names."""
     for _, full, entry in steps.of(value, name) if depth < _DEEPEST else ():
@@ -276,7 +281,7 @@ def _tensors(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Itera
             yield from _tensors(entry, steps, full, depth + 1)
 
 
-def _plainly_stored(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def plainly_stored(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same, where every number of every tensor is in the file: a few bytes can name a tensor of any size."""
     size = path.stat().st_size
     for name, tensor in weights.items():
@@ -311,7 +316,7 @@ def _groups(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterat
         yield name, own
     for key, inner, entry in entries:
         if key == LIST and isinstance(entry, list | tuple) and entry:
-            averages = [item.tensor if isinstance(item, _Sealed) else item for item in entry]
+            averages = [item.tensor if isinstance(item, Sealed) else item for item in entry]
             if all(isinstance(average, Tensor) for average in averages):
                 yield inner, averages
         elif isinstance(entry, dict | Shell) and "optim" not in key:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import UserError, choose
-from ...networks import DiT, UNet
+from ...networks import ADM, DiT, SongUNet, UNet
 
 LIBRARY_CLASSES = ("UNet2DModel", "DiTTransformer2DModel")
 
@@ -32,4 +32,10 @@ def of_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
 
 
 # The arguments of each are the `options` of a `known.Known`.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "dit": DiT, "diffusers": of_diffusers}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "song": SongUNet,
+    "adm": ADM,
+    "diffusers": of_diffusers,
+}
