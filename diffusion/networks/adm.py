@@ -46,7 +46,7 @@ class ADM(nn.Module):
         channels: int,
         image_size: int = 64,
         base_channels: int = 192,
-        multipliers: Sequence[float] = (1, 2, 3, 4),
+        multipliers: Sequence[int | float] = (1, 2, 3, 4),
         blocks: int = 3,
         attention: Sequence[int] = (32, 16, 8),
         heads: int = 4,

@@ -22,7 +22,7 @@ from .renamed import Pair, layers, renamed, sines_first, sites, under, with_none
 
 CLASSES = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 NETWORK_CLASSES = {"SongUNet": "song", "DhariwalUNet": "adm"}
-MOST = 64  # levels, and blocks of a level
+MOST, WIDEST = 64, 2**13  # levels, blocks of a level, and multiples of channels; channels
 _RESIDUAL = ("norm0", "conv0", "affine", "norm1", "conv1", "skip")
 _ATTENTION = ("norm2", "qkv", "proj")
 _QKV = "heads width qkv"  # the order of theirs
@@ -48,7 +48,7 @@ def read(path: Path) -> Known:
     if found.class_name not in CLASSES or not isinstance(found.arguments, dict):
         raise UserError(f"{path}: holds a {str(found.class_name)[:60]}; accepted: {', '.join(CLASSES)}")
     given = Fields(path, found.arguments)
-    size, channels = given.whole("img_resolution", None, 2), given.whole("img_channels", 3)
+    size, channels = given.whole("img_resolution", None, 2, WIDEST), given.whole("img_channels", 3, high=WIDEST)
     default = "SongUNet" if found.class_name in ("VPPrecond", "VEPrecond") else "DhariwalUNet"
     network = NETWORK_CLASSES[given.word("model_type", default, NETWORK_CLASSES)]
     song = network == "song"
@@ -95,7 +95,7 @@ def _adm(given: Fields) -> dict[str, Any]:
 
 
 def _counts(given: Fields, default: list[int]) -> list[int]:
-    found = given.wholes("channel_mult", default)
+    found = given.wholes("channel_mult", default, high=MOST)
     if len(found) > MOST:
         raise given.refuse("channel_mult", f"at most {MOST} numbers")
     return found
@@ -103,11 +103,11 @@ def _counts(given: Fields, default: list[int]) -> list[int]:
 
 def _common(given: Fields, channels: int, blocks: int, attention: list[int]) -> dict[str, Any]:
     return {
-        "base_channels": given.whole("model_channels", channels),
+        "base_channels": given.whole("model_channels", channels, high=WIDEST),
         "blocks": given.whole("num_blocks", blocks, high=MOST),
         "attention": given.wholes("attn_resolutions", attention),
-        "embedding_multiplier": given.whole("channel_mult_emb", 4),
-        "num_classes": given.whole("label_dim", 0, 0),
+        "embedding_multiplier": given.whole("channel_mult_emb", 4, high=MOST),
+        "num_classes": given.whole("label_dim", 0, 0, 2**20),
         "dropout": given.number("dropout", 0.1, 0.0, 0.999),
     }
 
@@ -118,10 +118,10 @@ def _conventions(kind: str, given: Fields) -> dict[str, Any]:
         sigma_data = given.number("sigma_data", 0.5, 1e-6, 1e6)
         return {"path": {"name": "edm"}, "predicts": "edm", "time": "log-sigma/4", "sigma_data": sigma_data}
     if kind == "VEPrecond":  # noise of images in [-1, 1]; the network is told that of images in [0, 1]
-        low, high = given.number("sigma_min", 0.02, 1e-9, 1e9), given.number("sigma_max", 100, 1e-9, 1e9)
+        low, high = given.number("sigma_min", 0.02, 1e-9, 1e9), given.number("sigma_max", 100.0, 1e-9, 1e9)
         path = {"name": "ve", "sigma_min": 0.5 * low, "sigma_max": 0.5 * high}
         return {"path": path, "predicts": "-eps", "time": "log-sigma", "data_range": [0, 1]}
-    _only(given, "M", 1000)
+    _only(given, "M", 1000.0)
     if kind == "VPPrecond":
         low, more = given.number("beta_min", 0.1, 0.0, 1e6), given.number("beta_d", 19.9, 0.0, 1e6)
         return {"path": {"name": "vp", "beta_min": low, "beta_max": low + more}, "predicts": "eps", "time": "999t"}

@@ -19,7 +19,7 @@ from .known import Known
 from .networks import NETWORKS
 from .renamed import Pair, attended, layers, renamed, sines_first, sites, under, with_none
 
-MOST = 64  # levels, and blocks of a level
+MOST, WIDEST = 64, 2**13  # levels, and blocks of a level; channels
 CHANNELS, CLASSES = 3, 1000
 # Their flags where a file says nothing else, and levels of each size.
 DEFAULTS = {
@@ -94,7 +94,7 @@ def read(path: Path, configuration: Any = None) -> Known:
             if key not in DEFAULTS:
                 near = did_you_mean(str(key), DEFAULTS)
                 raise UserError(f"{path}: configuration: no flag '{key}'; accepted: {', '.join(DEFAULTS)}.{near}")
-    elif named in CONFIGURATIONS:
+    elif isinstance(named, str) and named in CONFIGURATIONS:
         flags = CONFIGURATIONS[named]
     else:
         raise UserError(
@@ -126,11 +126,11 @@ def _options(given: Fields) -> dict[str, Any]:
     return {
         "channels": CHANNELS,
         "image_size": size,
-        "base_channels": given.whole("num_channels", 128),
+        "base_channels": given.whole("num_channels", 128, high=WIDEST),
         "multipliers": multipliers,
         "blocks": given.whole("num_res_blocks", 2, high=MOST),
         "attention": _numbers(given, "attention_resolutions"),
-        "heads": given.whole("num_heads", 4),
+        "heads": given.whole("num_heads", 4, high=WIDEST),
         "head_channels": several if several > 0 else None,
         "scale_shift": given.flag("use_scale_shift_norm", True),
         "norm_groups": 32,
@@ -148,7 +148,7 @@ def _numbers(given: Fields, key: str) -> list[int]:
         found = [int(part) for part in str(given.get(key)).split(",")]
     except ValueError:
         found = []
-    if not 0 < len(found) <= MOST or min(found) < 1:
+    if not 0 < len(found) <= MOST or not 1 <= min(found) <= max(found) <= WIDEST:
         raise given.refuse(key, "whole numbers separated by commas")
     return found
 
@@ -166,6 +166,7 @@ def _conventions(given: Fields) -> dict[str, Any]:
         "path": path,
         "predicts": "x" if given.flag("predict_xstart", False) else "eps",
         "time": "index",
+        "clip": 1.0,  # clip_denoised of their scripts
         **said,
     }
 

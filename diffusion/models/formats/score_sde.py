@@ -63,7 +63,7 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def read(path: Path, configuration: str | None = None) -> Known:
+def read(path: Path, configuration: Any = None) -> Known:
     """The averaged network of a checkpoint.
 
     Args:
@@ -74,8 +74,8 @@ def read(path: Path, configuration: str | None = None) -> Known:
         UserError: For a configuration that is not known, and weights that are not its own.
     """
     named = "/".join(path.resolve().parent.parts[-2:]) if configuration is None else configuration
-    if named not in CONFIGURATIONS:
-        near = did_you_mean(named, CONFIGURATIONS)
+    if not isinstance(named, str) or named not in CONFIGURATIONS:
+        near = did_you_mean(str(named), CONFIGURATIONS)
         where = (
             "is in no folder with the name of its configuration" if configuration is None else f"'{named}' is unknown"
         )
