@@ -20,7 +20,7 @@ Measure = Callable[[Tensor, Tensor, Progress | None], Estimate]
 # Beyond these a fit takes longer than the model it is compared with, or more memory than a laptop has.
 _DENSITY_DIMS = 128
 _FOREST_PIXELS = 300_000
-_COUNTS = 30_000_000
+_COUNTED_PIXELS = 60_000_000
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
     dims = math.prod(train.shape[1:])
     unchosen = "" if len(validation) else "there are no validation images to choose its free numbers on"
     large = f"{dims:,} dimensions are more than {_DENSITY_DIMS}" if dims > _DENSITY_DIMS else ""
-    counts, pixels = len(train) * dims * levels, len(train) * dims
-    uncounted = f"{counts:,} counts (images x pixels x levels) are more than {_COUNTS:,}" if counts > _COUNTS else ""
+    pixels = len(train) * dims
+    uncounted = f"{pixels:,} training pixels are more than {_COUNTED_PIXELS:,}" if pixels > _COUNTED_PIXELS else ""
     slow = f"{pixels:,} training pixels are more than {_FOREST_PIXELS:,}" if pixels > _FOREST_PIXELS else ""
 
     def histogram(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:

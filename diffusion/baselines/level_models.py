@@ -19,16 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..errors import UserError
 from ..likelihood.estimate import Estimate
 from .classical import IndependentPixels
 
 Progress = Callable[[int, int], None]
-_EM_TOLERANCE = 1e-4  # nats per image
+_EM_TOLERANCE = 1.5e-6  # nats per pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class CategoricalMixture:
         validation: UInt8[Tensor, " m *dims"],
         levels: int,
         components: Sequence[int] = (10, 20, 40, 80),
-        pseudocounts: Sequence[float] = (3.0, 10.0, 30.0),
+        pseudocounts: Sequence[float] = (3.0, 10.0, 30.0, 100.0),
         iterations: int = 100,
         seed: int = 0,
         progress: Progress | None = None,
@@ -67,7 +66,7 @@ class CategoricalMixture:
             components: The candidate numbers K (those beyond the number of training images are skipped).
             pseudocounts: Counts of the pixel's histogram added to those of a component: a Dirichlet prior.
             iterations: The maximum number of EM steps; they stop when the mean log-probability increases by less than
-                1e-4 nats.
+                1.5e-6 nats per pixel.
             seed: The seed of the images that initialise the components.
             progress: Called with (combinations done, total).
 
@@ -81,12 +80,12 @@ class CategoricalMixture:
                 "training images; positive ones are accepted, components no more than images"
             )
         prior = IndependentPixels.fit(train, levels).log_probs.exp()
-        counts = one_hot(train.flatten(1).long(), levels).flatten(1).double()
+        counts = _Counts.of(train.flatten(1).long(), prior.argmax(1), levels)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         best, scores = None, {}
         combinations = list(itertools.product(tried, pseudocounts))
         for done, (count, pseudocount) in enumerate(combinations, start=1):
-            found = _expectation_maximisation(counts, counts[order[:count]], prior, pseudocount, iterations)
+            found = _expectation_maximisation(counts, order[:count], prior, pseudocount, iterations)
             model = cls(*found, tuple(train.shape[1:]), {"components": count, "pseudocounts": pseudocount})
             score = model.log_likelihood(validation).mean().mean
             scores[f"{count} components, {pseudocount:g} pseudocounts"] = score
@@ -109,32 +108,72 @@ class CategoricalMixture:
         return _exact(log_prob, self.log_probs.shape[:2], "mixture of categoricals", self.choice, start)
 
 
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """The levels of images, one-hot over (pixel, level), without the `common` level of each pixel: it is what is left.
+
+    Most pixels of most images have their pixel's common level (81 % of MNIST's), so that products with the rest are
+    cheap.
+
+    Args:
+        rest: The other levels, shape (N, D L), a sparse matrix of scipy.
+        transposed: The same, (D L, N).
+        common: One level a pixel, shape (D,).
+        levels: L.
+    """
+
+    rest: Any
+    transposed: Any
+    common: Int[Tensor, " d"]
+    levels: int
+
+    @classmethod
+    def of(cls, pixels: Int[Tensor, " n d"], common: Int[Tensor, " d"], levels: int) -> _Counts:
+        from scipy.sparse import csr_matrix
+
+        rows, places = (pixels != common).nonzero(as_tuple=True)
+        columns = places * levels + pixels[rows, places]
+        ones = torch.ones(len(rows), dtype=torch.float64)
+        size = (len(pixels), pixels.shape[1] * levels)
+        rest = csr_matrix((ones.numpy(), (rows.numpy(), columns.numpy())), size)
+        return cls(rest, rest.T.tocsr(), common, levels)
+
+    def sums(self, of: Float[Tensor, " d l k"]) -> Float[Tensor, " n k"]:
+        """For each image the sum over its pixels of the entry of their levels."""
+        usual = of[torch.arange(len(of)), self.common]  # (D, K)
+        return usual.sum(0) + torch.from_numpy(self.rest @ (of - usual[:, None]).flatten(0, 1).numpy())
+
+    def totals(self, weights: Float[Tensor, " n k"]) -> Float[Tensor, " d l k"]:
+        """The weights of the images, summed by pixel and level."""
+        found = torch.from_numpy(self.transposed @ weights.numpy()).view(-1, self.levels, weights.shape[1])
+        found[torch.arange(len(found)), self.common] = weights.sum(0) - found.sum(1)
+        return found
+
+
 def _expectation_maximisation(
-    counts: Float[Tensor, " n dl"],
-    centres: Float[Tensor, " k dl"],
-    prior: Float[Tensor, " d l"],
-    pseudocount: float,
-    iterations: int,
+    counts: _Counts, centres: Int[Tensor, " k"], prior: Float[Tensor, " d l"], pseudocount: float, iterations: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " d l k"]]:
-    """log w and log p after EM from images as centres; `counts` and `centres` are one-hot over (pixel, level)."""
-    (n, _), k = counts.shape, len(centres)
+    """log w and log p after EM; `centres` are the rows of the images that initialise the components."""
+    n, k = counts.rest.shape[0], len(centres)
+    one = torch.zeros(n, k, dtype=torch.float64)
+    one[centres, torch.arange(k)] = 1.0
     # the initial responsibilities: a softmax of the number of pixels that agree with a centre
-    responsible = (counts @ centres.T / 3.0).softmax(1)
+    responsible = (counts.sums(counts.totals(one)) / 3.0).softmax(1)
     former = -math.inf
     log_weights, log_probs = torch.empty(0), torch.empty(0)
     for _ in range(iterations):
         mass = responsible.sum(0)
-        probs = (responsible.T @ counts).view(k, *prior.shape) + pseudocount * prior
-        log_probs = (probs / (mass.view(-1, 1, 1) + pseudocount)).log()
+        probs = counts.totals(responsible) + pseudocount * prior[:, :, None]
+        log_probs = (probs / (mass + pseudocount)).log()
         log_weights = ((mass + 1.0) / (n + k)).log()
-        joint = counts @ log_probs.flatten(1).T + log_weights
+        joint = counts.sums(log_probs) + log_weights
         total = joint.logsumexp(1, keepdim=True)
         responsible = (joint - total).exp()
         mean = float(total.mean())
-        if mean - former < _EM_TOLERANCE:
+        if mean - former < _EM_TOLERANCE * len(prior):
             break
         former = mean
-    return log_weights, log_probs.permute(1, 2, 0).contiguous()
+    return log_weights, log_probs
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,17 @@ from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
+from .export.arguments import parse_export_arguments
 from .options import in_flags
-from .preflight import check_comparison, check_conversion, check_models, check_quality, check_tradeoff, check_training
+from .preflight import (
+    check_comparison,
+    check_conversion,
+    check_export,
+    check_models,
+    check_quality,
+    check_tradeoff,
+    check_training,
+)
 from .quality.arguments import parse_quality_arguments
 from .tradeoff.arguments import parse_tradeoff_arguments
 from .train.arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
@@ -30,6 +39,7 @@ commands:
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
+  export     write a model as a pipeline of diffusers, or in the layout of the Hugging Face hub
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
@@ -128,6 +138,17 @@ def convert(argv: Sequence[str]) -> int:
         return run(options)
 
 
+def export(argv: Sequence[str]) -> int:
+    """`export`: a model in the layout of others."""
+    options = parse_export_arguments(argv)
+    with in_flags(options):
+        check_export(options)
+
+        from .export.export import run
+
+        return run(options)
+
+
 def train_classifier(argv: Sequence[str]) -> int:
     """`train-classifier`: train a classifier of noisy images."""
     options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
@@ -159,6 +180,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "check": check,
     "convert": convert,
+    "export": export,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,

@@ -107,6 +107,18 @@ def check_conversion(options: argparse.Namespace) -> None:
     _check_out(options.out, name="OUT")
 
 
+def check_export(options: argparse.Namespace) -> None:
+    """Refuse an export that cannot begin.
+
+    Raises:
+        UserError: For a model that is not there, and a folder that is there or cannot be made.
+    """
+    check_models([options.model], options.runs, checkpoints=True)
+    if Path(options.folder).exists():
+        raise UserError(f"DIR: {options.folder} is there already; name another folder")
+    _check_out(str(Path(options.folder) / "model.safetensors"), name="DIR")
+
+
 def check_takes_figures(folder: str | Path) -> None:
     """Refuse, before anything is measured, a folder to which the results could not be written.
 

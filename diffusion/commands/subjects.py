@@ -18,7 +18,7 @@ from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
 from ..models.load import TrainedModel, load_named
 from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
-from ..storage import runs
+from ..storage import hub, runs
 from ..storage.records import find
 
 
@@ -74,6 +74,8 @@ def locate(path_or_name: str, runs_dir: str) -> tuple[str, Path, Path]:
         UserError: If there is no such model.
     """
     source = runs.resolve_model(path_or_name, runs_dir)
+    if (name := hub.name_of(str(path_or_name))) is not None:
+        return name, Path("evaluations") / name, source
     if source.name == runs.MODEL:
         return source.resolve().parent.name, source.parent, source
     return source.stem, Path("evaluations") / source.stem, source

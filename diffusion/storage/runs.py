@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
+from . import hub
 from .paths import named_path
 from .records import DAMAGED
 
@@ -99,7 +100,8 @@ def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> 
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
     """Return the model file meant by a run folder, the name of a run, a `.safetensors` file or `pretrained:NAME`.
 
-    `FILE.py:NAME`, a model that a Python file makes, is returned as it is.
+    `FILE.py:NAME`, a model that a Python file makes, is returned as it is, and so is what another project wrote; of
+    `hf:OWNER/NAME`, a model on the Hugging Face hub, the local copy.
 
     Raises:
         UserError: There is no such run, file or pretrained model, or the run has no weights yet.
@@ -111,6 +113,8 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
         if not found[0].is_file():
             raise UserError(f"{found[0]}: there is no such file.")
         return Path(text)
+    if text.startswith(hub.PREFIX):
+        path_or_name = hub.fetched(text)
     path, runs_dir = named_path(path_or_name, "model"), named_path(runs_dir, "runs")
     if not path.exists() and (runs_dir / path).is_dir():
         path = runs_dir / path

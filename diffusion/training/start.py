@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data.class_names import names_of
 from ..errors import UserError
+from ..models.adopt import AdoptedModel
 from ..models.build import DataFacts, check_state
 from ..models.load import load
 
@@ -41,6 +42,8 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
     with torch.random.fork_rng(devices=[]):
         source = load(config.trainer.start, runs_dir=config.runs)
     name, own = f"trainer.start: {source.source}", source.config
+    if isinstance(source, AdoptedModel):
+        raise UserError(f"{name} is another project's, by conventions of its own; training starts from a model of ours")
     if own.family != config.family:
         raise UserError(f"{name} is of family '{own.family}', and the run of '{config.family}'")
     unlike = []

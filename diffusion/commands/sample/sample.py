@@ -29,7 +29,7 @@ from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
 from ...schedules import time_grids
-from ...storage import runs
+from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
 from ..options import flag
@@ -277,6 +277,8 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
     if options.run is not None:
         return options.run
     if record is not None:
+        if record.model.startswith(hub.PREFIX):  # a picture may come from anybody: it makes nobody fetch a model
+            raise UserError(f"--from: the picture names {record.model}; give it as the model, if you want it")
         return record.model
     return runs.newest_run(options.runs) or DEFAULT_MODEL
 
@@ -293,4 +295,6 @@ def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str
 
 
 def _folder(model: TrainedModel) -> Path:
-    return Path(model.source).parent / runs.SAMPLES if Path(model.source).name == runs.MODEL else Path("samples")
+    source = Path(model.source)
+    of_a_run = source.name == runs.MODEL and not source.is_symlink()  # as the files in the Hub's cache are
+    return source.parent / runs.SAMPLES if of_a_run else Path("samples")

@@ -16,6 +16,7 @@ from ...denoisers.conventions import path_of
 from ...errors import UserError
 from ...schedules.discrete import Levels, without_signal
 from ...storage.foreign_weights import read_weights
+from ...storage.runs import FOREIGN_MARKS
 from . import diffusers_unet
 from .fields import Fields
 from .known import Known
@@ -31,13 +32,17 @@ SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"} | dict.from
         "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",
     )
 )  # fmt: skip
+VE = "ScoreSdeVeScheduler"
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 LEVELS = 256
 
 
+NETWORKS = {"unet": "UNet2DModel", "transformer": "DiTTransformer2DModel"}  # by the folder they are in
+
+
 def recognises(path: Path) -> bool:
     """Whether this is the folder of a pipeline."""
-    return path.is_dir() and any((path / mark).is_file() for mark in ("model_index.json", "unet/config.json"))
+    return path.is_dir() and any((path / mark).is_file() for mark in FOREIGN_MARKS)
 
 
 def read(path: Path) -> Known:
@@ -46,17 +51,25 @@ def read(path: Path) -> Known:
     Raises:
         UserError: For a file that is missing or damaged, a field of another kind, and a pipeline of other parts.
     """
-    unet, scheduler = Fields(path / "unet" / "config.json"), Fields(path / "scheduler" / "scheduler_config.json")
-    kind = unet.word("_class_name", None, ["UNet2DModel"])
-    weights = _weights(path / "unet")
+    part = "transformer" if (path / "transformer").is_dir() else "unet"
+    fields, scheduler = Fields(path / part / "config.json"), Fields(path / "scheduler" / "scheduler_config.json")
+    kind = fields.word("_class_name", None, [NETWORKS[part]])
+    weights = _weights(path / part)
     conventions, sampling = conventions_of(scheduler), sampling_of(scheduler)
-    conventions["shape"] = [unet.whole("in_channels", 3), *unet.sides("sample_size")]
-    if unet.get("num_class_embeds") is not None:
-        conventions["labels"] = unet.whole("num_class_embeds", None)
-    options = diffusers_unet.options_of(unet)
+    conventions["shape"] = [fields.whole("in_channels", None), *fields.sides("sample_size")]
+    if (path / "vae").is_dir() or (path / "vqvae").is_dir():  # its data are an encoder's, which is not read
+        conventions |= {"levels": None, "data_range": None}
+    if part == "transformer":
+        classes = fields.whole("num_embeds_ada_norm", None)
+        conventions["labels"] = [classes, classes]
+    elif fields.get("num_class_embeds") is not None:
+        conventions["labels"] = fields.whole("num_class_embeds", None)
+    if fields.get("time_embedding_type") == "learned":  # a table has no rows in between
+        conventions["time"] = "index-rounded"
+    options = diffusers_unet.options_of(fields) if part == "unet" else None
     if options is None:
-        return Known("diffusers", {"kind": kind, "config": unet.values}, weights, conventions, sampling)
-    ours = diffusers_unet.to_ours(weights, options, unet.flag("flip_sin_to_cos", True))
+        return Known("diffusers", {"kind": kind, "config": fields.values}, weights, conventions, sampling)
+    ours = diffusers_unet.to_ours(weights, options, fields.flag("flip_sin_to_cos", True))
     return Known("unet", options, ours, conventions, sampling)
 
 
@@ -71,16 +84,20 @@ def conventions_of(scheduler: Fields) -> dict[str, Any]:
     """Arguments of `adopt`, from the scheduler that the network was trained by.
 
     Raises:
-        UserError: For a scheduler that is not on a table of betas, and a field of another kind.
+        UserError: For a scheduler of no known path, and a field of another kind.
     """
-    draws_as_ours = SCHEDULERS[scheduler.word("_class_name", None, SCHEDULERS)] is not None
-    clips = scheduler.flag("clip_sample", draws_as_ours)
+    kind = scheduler.word("_class_name", None, [*SCHEDULERS, VE])
+    if kind == VE:  # score_sde's, whose data are in [0, 1] and whose network answers the score
+        ends = {f"sigma_{end}": scheduler.number(f"sigma_{end}", None, 1e-9, 1e9) for end in ("min", "max")}
+        return {"path": {"name": "ve", **ends}, "predicts": "score", "time": "sigma", "levels": LEVELS,
+                "data_range": [0, 1]}  # fmt: skip
+    clips = scheduler.flag("clip_sample", SCHEDULERS[kind] is not None)
     return {
         "path": _path_of(scheduler),
         "predicts": PREDICTS[scheduler.word("prediction_type", "epsilon", PREDICTS)],
         "time": "index",
         "levels": LEVELS,
-        "clip": scheduler.number("clip_sample_range", 1.0, 0.0) if clips else None,
+        "clip": scheduler.number("clip_sample_range", 1.0, 1e-9) if clips else None,
     }
 
 
@@ -91,10 +108,10 @@ def _path_of(scheduler: Fields) -> dict[str, Any]:
     else:
         path = {
             "name": "ddpm",
-            "steps": scheduler.whole("num_train_timesteps", 1000, 2, 1_000_000),
-            "betas": BETAS[scheduler.word("beta_schedule", "linear", BETAS)],
-            "beta_start": scheduler.number("beta_start", 1e-4, 0.0, 1.0),
-            "beta_end": scheduler.number("beta_end", 0.02, 0.0, 1.0),
+            "steps": scheduler.whole("num_train_timesteps", None, 2, 1_000_000),
+            "betas": BETAS[scheduler.word("beta_schedule", None, BETAS)],
+            "beta_start": scheduler.number("beta_start", None, 1e-9, 1.0),
+            "beta_end": scheduler.number("beta_end", None, 1e-9, 1.0),
         }
     if not scheduler.flag("rescale_betas_zero_snr", False):
         return path
@@ -105,8 +122,8 @@ def _path_of(scheduler: Fields) -> dict[str, Any]:
 
 def sampling_of(scheduler: Fields) -> dict[str, Any]:
     """Fields of `SamplingConfig`: how the pipeline draws, where its sampler is one of ours."""
-    sampler = SCHEDULERS[scheduler.word("_class_name", None, SCHEDULERS)]
+    sampler = SCHEDULERS.get(scheduler.get("_class_name"))
     if sampler is None:
         return {}
-    steps = {"steps": scheduler.whole("num_train_timesteps", 1000)} if sampler == "ancestral" else {}
+    steps = {"steps": scheduler.whole("num_train_timesteps", None)} if sampler == "ancestral" else {}
     return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **steps}
