@@ -40,8 +40,8 @@ def load(
     another project wrote in a known format (`formats`).
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, a folder of diffusers, a file of EDM,
-            score_sde, improved-diffusion or guided-diffusion, or `hf:OWNER/NAME[@REVISION]`.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, a folder of diffusers, a file of
+            EDM, score_sde, improved-diffusion or guided-diffusion, or `hf:OWNER/NAME[@REVISION]`.
         device: The device of the model.
         runs_dir: The folder in which runs are looked up by name.
         configuration: Of a file of another project that does not say it, and has another name than published ones: the
