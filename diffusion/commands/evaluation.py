@@ -51,10 +51,10 @@ def _silent(name: str, done: int, total: int) -> None:
 def evaluate(
     subject: Subject, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
 ) -> tuple[dict[str, Estimate], Means]:
-    """Measure a model and the baselines on the test set (each image once), or on fresh draws of a toy.
+    """Measure a model and the baselines on the test set (each datum once), or on fresh draws of a toy.
 
-    Results on images are those of `python -m diffusion evaluate`: stored in the run's `evaluations/`, found there if
-    the question is the same, and resumed if interrupted. A subset of the images is the first of the fixed order
+    Results on data with splits are those of `python -m diffusion evaluate`: stored in the run's `evaluations/`, found
+    there if the question is the same, and resumed if interrupted. A subset is the first of the fixed order
     (`random.fixed_order`), each with the noise that it has in the whole set.
 
     Args:
@@ -69,9 +69,9 @@ def evaluate(
     """
     if data.toy is not None:
         return evaluate_points(subject.model, data.toy, options, progress), {}
-    assert data.images is not None
-    images, total = data.images, len(data.images.test)
-    test, identity = images_of(images, "test", min(options.images or total, total))
+    assert data.split is not None
+    total, images = len(data.split.test), data.images
+    test, identity = images_of(data.split, "test", min(options.images or total, total))
     found: dict[str, Estimate] = {}
     means: dict[str, Mapping[str, Any]] = {}
     at_once = max(1, options.batch_size // subject.model.rows_per_image)
@@ -79,7 +79,7 @@ def evaluate(
         protocol = question(subject, identity, method, {"seed": 0, **settings})
         kept, _ = measure(subject, test, protocol, How(device, at_once, progress=partial(progress, name)))
         found[name], means[name] = kept.estimate, kept.terms
-    if options.baselines:
+    if options.baselines and images is not None:
         for classical in classical_models(images.train, images.validation, images.levels):
             if not classical.left_out:
                 try:
@@ -113,7 +113,13 @@ def evaluate_points(
     x = toy.draw(options.images or 1000, seed=1 << 31)
     found = {
         name: model.log_density(
-            x, method=method, error_budget=True, batch_size=options.batch_size, progress=partial(progress, name), **how
+            x,
+            method=method,
+            error_budget=True,
+            batch_size=options.batch_size,
+            progress=partial(progress, name),
+            **({"tolerance": options.tolerance} if method == "ode" else {}),
+            **how,
         )
         for name, (method, how) in model.estimators(options).items()
     }
@@ -165,7 +171,13 @@ def measure_classical(
 def summary(estimate: Estimate, prefix: str = "eval/") -> dict[str, Any]:
     """The values of an estimate under the names by which W&B's run table can be sorted."""
     interval = estimate.mean()
+    nats = {
+        f"{prefix}nats": interval.mean * estimate.nats_per_bit_per_dim,
+        **{f"{prefix}nats_per_dim{end}": math.log(2.0) * value for end, value in
+           (("", interval.mean), ("_low", interval.low), ("_high", interval.high), ("_sem", interval.sem))},
+    }  # fmt: skip
     return {
+        **({} if estimate.levels is not None else nats),
         f"{prefix}bits_per_dim": interval.mean,
         f"{prefix}bits_per_dim_low": interval.low,
         f"{prefix}bits_per_dim_high": interval.high,

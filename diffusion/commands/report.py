@@ -48,14 +48,14 @@ def known(text: str, *values: float) -> str:
 
 
 def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
-    """The likelihoods as a table: bits/dim (images) or nats (points) with interval, kind, law and protocol."""
+    """The likelihoods as a table: bits/dim of images, nats of densities, with interval, kind, law and protocol."""
     discrete = next(iter(estimates.values())).levels is not None
+    unit, words = ("bits_per_dim", "bits/dim") if discrete else ("nats_per_dim", "nats/dim")
     columns = (
         Column("", "estimate", left=True),
-        Column("bits/dim" if discrete else "bits/dim (density)", "bits_per_dim", ".4f"),
-        Column(
-            "95 % interval", lambda row: known("{:.4f} to {:.4f}", row["bits_per_dim_low"], row["bits_per_dim_high"])
-        ),
+        *(() if discrete else (Column("-log p, nats", "nats", ".4f"),)),
+        Column(words, unit, ".4f"),
+        Column("95 % interval", lambda row: known("{:.4f} to {:.4f}", row[f"{unit}_low"], row[f"{unit}_high"])),
         Column("kind", "kind", kind_text, left=True),
         Column("law", "law", left=True),
         Column("NFE", lambda row: row["nfe"] or None, ".0f"),
@@ -63,10 +63,6 @@ def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likel
         Column("protocol", _protocol, left=True),
     )
     return Table(columns, [{"estimate": name, **summary(found, "")} for name, found in estimates.items()], title)
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    return known("{:.4f} to {:.4f}", row["bits_per_dim_low"], row["bits_per_dim_high"])
 
 
 def _protocol(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..config import with_places
-from ..data import ImageData
+from ..data import ImageData, SplitData
+from ..data.files.mapped_rows import MappedRows
 from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
 from ..models.load import TrainedModel, load_named
@@ -121,7 +122,15 @@ def _common(paths: Sequence[tuple[str, ...]]) -> int:
 
 
 def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
-    """The images that a model was trained on, all splits.
+    """As `load_data_of`, of a model of images."""
+    data = load_data_of(subject, path)
+    if not isinstance(data, ImageData):
+        raise UserError(f"{subject.name}: its data '{data.name}' are not of levels; images are measured here")
+    return data
+
+
+def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
+    """The images or the array that a model was trained on, all splits.
 
     Args:
         subject: The model.
@@ -138,12 +147,13 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
     place = config.data.path
     if place is not None and not Path(place).exists():
         raise UserError(
-            f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the images "
+            f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the data "
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
         )
     with reported_as({} if path is None else {"data.path": "--data"}):
         data = build_data(config)
-    assert data.images is not None
+    if data.split is None:
+        raise UserError(f"{subject.name}: its data '{known.name}' are drawn anew, and have no splits")
     changed = known.images_changed(data.facts)
     if changed and path is not None:
         raise UserError(f"--data: {path} does not hold the images that {subject.name} was trained on: {changed[0]}")
@@ -153,10 +163,10 @@ def load_images_of(subject: Subject, path: str | None = None) -> ImageData:
             "that it may have seen what it would be tested on; bring back the old ones (--data PATH, where they have "
             "moved), or train anew"
         )
-    return data.images
+    return data.split
 
 
-def images_of(data: ImageData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
+def images_of(data: SplitData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:
     """`count` images of a split, the first in the fixed order (`random.fixed_order`), and what identifies them.
 
     The images are in the order of the split, whose rows they are by `rows_of`.
@@ -164,16 +174,16 @@ def images_of(data: ImageData, split: str, count: int | None) -> tuple[Tensor, d
     Raises:
         UserError: For a split without images, or with fewer.
     """
-    images: Tensor = getattr(data, split)
+    images: Tensor | MappedRows = getattr(data, split)
     if not len(images):
         raise UserError(f"--split: '{data.name}' has no {split} images")
     if count is not None and count > len(images):
         raise UserError(f"--images: found {count}; the {split} split of '{data.name}' has {len(images)}")
     total = len(images)
     if count is None or count == total:
-        return images, identify(images, data.name, split, data.levels)
-    images = images[fixed_subset(total, count)]
-    return images, identify(images, data.name, split, data.levels, total)
+        return images[:], identify(images[:], data.name, split, data.levels)
+    chosen = images[fixed_subset(total, count)]
+    return chosen, identify(chosen, data.name, split, data.levels, total)
 
 
 def rows_of(identity: Mapping[str, Any]) -> Tensor:
@@ -194,8 +204,8 @@ def first_of(images: Tensor, identity: Mapping[str, Any], count: int) -> tuple[T
     return images, identify(images, name, split, levels, int(identity.get("of", identity["images"])))
 
 
-def identify(images: Tensor, name: str, split: str, levels: int, of: int | None = None) -> dict[str, Any]:
-    """What identifies images of levels: the SHA-256 of their bytes, beside name, split, number, shape and levels.
+def identify(images: Tensor, name: str, split: str, levels: int | None, of: int | None = None) -> dict[str, Any]:
+    """What identifies images or numbers: the SHA-256 of their bytes, beside name, split, number, shape and levels.
 
     Args:
         images: Shape (B, C, H, W).

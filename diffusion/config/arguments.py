@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError, did_you_mean
 from ..storage import runs
 from ..storage.paths import expanded
-from .files import KEYS, SECTIONS, available_configs, dump_config, load_config, parse_config, split_override
+from .files import KEYS, SECTIONS, available_configs, dump_config, key_hint, load_config, parse_config, split_override
 from .options import Section, declared, describe
 from .run_sections import Config
 
@@ -49,6 +49,8 @@ FLAGS = (
     "--status",
     "--help",
 )
+# What a file that is named without a flag is meant for; another path is meant as a run.
+_FLAG_OF_FILE = {".yaml": "--config", ".yml": "--config", ".safetensors": "--from", ".ckpt": "--resume"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,8 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             switches[key] = True
             continue
         if flag not in FLAGS and key not in KEYS and "." not in key:
-            raise UserError(
-                f"unknown option '{argument}'.{did_you_mean(flag, [*FLAGS, *(f'--{key}' for key in KEYS)])}"
-            )
+            hint = key_hint(key, [*FLAGS, *(f"--{known}" for known in KEYS)], "--")
+            raise UserError(f"unknown option '{argument}'.{hint}")
         if not equals:
             if not left or left[0].startswith("--"):
                 raise UserError(f"{flag}: needs a value")
@@ -197,4 +198,6 @@ def _override(argument: str) -> str:
         raise UserError(f"{argument}: needs a value; write {argument}=VALUE or --{argument} VALUE")
     named = [f"--config {name}" for name in available_configs()]
     hint = did_you_mean(f"--config {argument}", named) if did_you_mean(argument, available_configs()) else ""
+    if not hint and (flag := _FLAG_OF_FILE.get(Path(argument).suffix, "--resume" if "/" in argument else "")):
+        hint = f" Did you mean '{flag} {argument}'?"
     raise UserError(f"unknown argument '{argument}'; write key=value, --key VALUE or --config NAME.{hint}")

@@ -193,8 +193,18 @@ def _unknown_key(key: str, where: str) -> str:
         return (
             f"'{key}' {where} is a section; give one of its keys, e.g. {key}.{next(iter(SECTIONS[key].model_fields))}."
         )
-    same = [known for known in KEYS if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    options = KEYS if "." in key else [*SECTIONS, *KEYS]
-    # the right option of the wrong section, or of none, before one that only looks alike
-    hint = did_you_mean(key, same) or (f" Did you mean '{same[0]}'?" if same else did_you_mean(key, options))
-    return f"unknown key {show(str(key))} {where}.{hint}"
+    return f"unknown key {show(str(key))} {where}.{key_hint(key, KEYS if '.' in key else [*SECTIONS, *KEYS])}"
+
+
+def key_hint(key: str, options: Iterable[str], before: str = "") -> str:
+    """'Did you mean', for what is not a key: the right option of the wrong section, or of none, before one that only
+    looks alike.
+
+    Args:
+        key: What was found.
+        options: What it may stand for.
+        before: What stands in front of a key there, `--` on a command line.
+    """
+    same = [before + known for known in KEYS if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    written = before + key
+    return did_you_mean(written, same) or (f" Did you mean '{same[0]}'?" if same else did_you_mean(written, options))

@@ -97,14 +97,19 @@ def _check_places(config: Config, makes_run: bool) -> None:
         ):  # what is filled may be read-only; only its key, of all files, tells whose it is
             _check_writable("data.cache", cache)
     path = Path(data.path)
+    arrays, archives = (".npz", ".npy"), "a folder, a .zip, .tar, .npz or .npy file."
+    accepted = "a .npy or .npz file, or a folder of .npy files" if data.name == "array" else archives
     if not path.exists():
-        raise UserError(f"data.path: {data.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
-    if path.is_file() and path.suffix.lower() not in (".npz", ".npy", ".tar") and not zipfile.is_zipfile(path):
+        raise UserError(f"data.path: {data.path} does not exist; accepted: {accepted}")
+    if data.name == "array":
+        if path.is_file() and path.suffix.lower() not in arrays:
+            raise UserError(f"data.path: {data.path} is no array; accepted: {accepted}")
+    elif path.is_file() and path.suffix.lower() not in (*arrays, ".tar") and not zipfile.is_zipfile(path):
         try:
             kind = kind_of_file(path)
         except OSError as error:
             kind = f"cannot be read ({error.strerror})"
-        raise UserError(f"data.path: {data.path} {kind}; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+        raise UserError(f"data.path: {data.path} {kind}; accepted: {accepted}")
 
 
 def _check_writable(key: str, folder: Path) -> None:

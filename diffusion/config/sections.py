@@ -24,11 +24,12 @@ class DataConfig(Section):
 
     section = "data"
 
-    name: Literal[_Images, "folder", _Toys] = option(
-        "digits", "the data set: images, images of your own (folder), or draws of a distribution of known density"
+    name: Literal[_Images, "folder", "array", _Toys] = option(
+        "digits",
+        "the data set: images, images of your own (folder), floats of any shape (array), or draws of a known density",
     )
     path: Place | None = option(
-        None, "a folder or a .zip, .tar, .npz or .npy file of images, instead of the data set's own"
+        None, "a folder or a .zip, .tar, .npz or .npy file of images, instead of the data set's own; of array: its file"
     )
     root: Place = option("data", "folder of data sets")
     download: bool = option(True, "download a data set that is not in root")
@@ -42,13 +43,18 @@ class DataConfig(Section):
     )
     place: Literal["memory", "device"] = option("memory", "where training images are held; device: a copy on each GPU")
     flip: bool | None = option(None, "mirror training images at random; null: if the data set allows it")
+    normalize: Literal["none", "standard", "whiten"] | None = option(
+        {"array": "standard"}, "scale by each channel's mean and deviation, or whiten all entries; densities stay yours"
+    )
 
     def check(self) -> None:
-        if self.name == "folder" and not self.path:
-            raise UserError(f"data.path: found {show(self.path)}; must be the images where data.name is 'folder'")
-        of_files = ("path", "bits", "unreadable", "cache")
-        unused = (*of_files, "size", "place", "flip") if self.name in TOY_SETS else of_files
-        for name in unused if self.name in ("digits", *TOY_SETS) else ():
+        if self.name in ("folder", "array") and not self.path:
+            what = "images" if self.name == "folder" else "array"
+            raise UserError(f"data.path: found {show(self.path)}; must be the {what} where data.name is '{self.name}'")
+        of_files, of_images = ("bits", "unreadable", "cache"), ("size", "flip")
+        unused = {"digits": ("path", *of_files), "array": (*of_files, *of_images)}
+        of_toys = ("path", *of_files, *of_images, "place")
+        for name in unused.get(self.name, of_toys if self.name in TOY_SETS else ()):
             found = getattr(self, name)
             if found not in (type(self).model_fields[name].default, False):
                 raise UserError(f"data.{name}: found {show(found)}; '{self.name}' does not take it")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from ..errors import UserError
@@ -87,12 +87,12 @@ def batch_indices(
 
 
 def augment(
-    images: UInt8[Tensor, " b c h w"], seed: int, step: int, positions: Int64[Tensor, " b"], flip: bool
-) -> UInt8[Tensor, " b c h w"]:
+    images: Shaped[Tensor, " b *shape"], seed: int, step: int, positions: Int64[Tensor, " b"], flip: bool
+) -> Shaped[Tensor, " b *shape"]:
     """Mirror each image left to right with chance 1/2, keyed by (seed, step, its position in the global batch).
 
     Args:
-        images: Images, shape (B, C, H, W).
+        images: Images, shape (B, C, H, W), or other data that are not mirrored.
         seed: The seed of the run.
         step: The training step.
         positions: Positions in the global batch, shape (B,); see `global_positions`.

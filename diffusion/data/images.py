@@ -1,22 +1,17 @@
 """Image data sets as level indices in memory, with fixed train, validation and test splits.
 
-An image is uint8 (C, H, W) with values 0 .. levels - 1. The split is part of the data set and never depends on a seed
-(see `splits.py`); what was read is recorded in `provenance`, with the SHA-256 of each split's bytes.
+An image is uint8 (C, H, W) with values 0 .. levels - 1.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import operator
-import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ..errors import UserError, choose
@@ -24,13 +19,9 @@ from ..storage.paths import named_path
 from . import named_sets
 from .files.decoding import Progress
 from .files.image_files import load_files
-from .files.raw_images import RawImages
 from .named_sets import has_layout, load_torchvision
+from .split_data import SplitData, rows_of, split_data, trained_on
 from .splits import SPLITS, split_rows
-
-
-class DataNote(UserWarning):
-    """Something in a source of images was guessed, or left out."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +45,13 @@ IMAGE_SETS = {
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set of images, split.
+class ImageData(SplitData):
+    """A data set of images, split: level indices, uint8 of shape (N, C, H, W)."""
 
-    Args:
-        name: One of `image_names()`.
-        train, validation, test: Level indices, shapes (N, C, H, W); validation may be empty.
-        train_labels, validation_labels, test_labels: Classes 0 .. num_classes - 1, shapes (N,), or None.
-        levels: Number of values that a channel can take (17 for digits, else 256).
-        num_classes: Number of classes, 0 without labels.
-        flip: Whether horizontal flips are a valid augmentation of the training images.
-        provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
-            was guessed or left out (`notes`), as plain text and numbers.
-        train_names: The files of the training images, or their numbers in the source where they are no files.
-    """
-
-    name: str
     train: UInt8[Tensor, " n_train c h w"] = field(repr=False)
-    train_labels: Int64[Tensor, " n_train"] | None = field(repr=False)
     validation: UInt8[Tensor, " n_validation c h w"] = field(repr=False)
-    validation_labels: Int64[Tensor, " n_validation"] | None = field(repr=False)
     test: UInt8[Tensor, " n_test c h w"] = field(repr=False)
-    test_labels: Int64[Tensor, " n_test"] | None = field(repr=False)
     levels: int
-    num_classes: int
-    flip: bool
-    provenance: dict[str, str | int | float] = field(repr=False)
-    train_names: Sequence[str] = field(default=(), repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -159,82 +130,43 @@ def load_images(
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
         raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits)
 
-    low, high = int(raw.images.min()), int(raw.images.max())
-    rows, rule = _rows(raw, validation, facts, test_fraction)
-    images = {split: raw.images[rows[split]] for split in SPLITS}
+    pixels, levels = raw.images, raw.levels
+    assert isinstance(pixels, Tensor)
+    assert levels is not None
+    low, high = int(pixels.min()), int(pixels.max())
+    rows, rule = rows_of(raw, validation, facts.validation_fraction, test_fraction)
+    images = {split: pixels[rows[split]] for split in SPLITS}
     if path is not None:
-        raw = replace(raw, notes=(*raw.notes, *_poor(raw, low, high), *_trained_on(images)))
-    for note in raw.notes:
-        warnings.warn(f"data.path: {note}", DataNote, stacklevel=2)
-    labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
-    channels, height, width = raw.images.shape[1:]
-    provenance: dict[str, str | int | float] = {
-        "name": name,
-        "source": raw.source,
+        raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high), *trained_on(images)))
+    channels, height, width = pixels.shape[1:]
+    about: dict[str, str | int | float] = {
         "channels": channels,
         "height": height,
         "width": width,
-        "levels": raw.levels,
+        "levels": levels,
         "used": f"{low} to {high}",
         "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
-        "classes": ", ".join(raw.class_names) or raw.num_classes,
-        **({"class_names": json.dumps(raw.class_names)} if raw.class_names else {}),
         "split": rule,
-        **({"skipped": raw.skipped} if raw.skipped else {}),
-        **({"notes": "\n".join(raw.notes)} if raw.notes else {}),
     }
-    for split in SPLITS:
-        provenance[f"{split}_images"] = len(images[split])
-        provenance[f"{split}_sha256"] = hashlib.sha256(images[split].numpy().data).hexdigest()
-        if (of_split := labels[split]) is not None:
-            provenance[f"{split}_labels_sha256"] = hashlib.sha256(of_split.numpy().data).hexdigest()
-    return ImageData(
-        name=name,
-        train=images["train"],
-        train_labels=labels["train"],
-        validation=images["validation"],
-        validation_labels=labels["validation"],
-        test=images["test"],
-        test_labels=labels["test"],
-        levels=raw.levels,
-        num_classes=raw.num_classes,
-        flip=facts.flip,
-        provenance=provenance,
-        train_names=raw.keys[rows["train"]]
-        if isinstance(rows["train"], slice)
-        else [raw.keys[i] for i in rows["train"]],
-    )
+    return split_data(ImageData, name, raw, images, rows, about, facts.flip)
 
 
-def _poor(raw: RawImages, low: int, high: int) -> list[str]:
+def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
     """What is to be told of images that may not be what they are taken for, a line each.
 
     Raises:
         UserError: Where all are of one value: there is nothing to learn.
     """
     if low == high:
-        raise UserError(f"data.path: all {len(raw.images):,} images are of the one value {low}; nothing can be learnt.")
-    flat = raw.images.flatten(1)
+        raise UserError(f"data.path: all {len(images):,} images are of the one value {low}; nothing can be learnt.")
+    flat = images.flatten(1)
     notes = []
-    if high < raw.levels // 2:
+    if high < levels // 2:
         dark = "nearly black" if high < 16 else "dark"
-        notes.append(f"no value above {high} of {raw.levels - 1}: the images are {dark}")
+        notes.append(f"no value above {high} of {levels - 1}: the images are {dark}")
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")
     return notes
-
-
-def _trained_on(images: Mapping[str, Tensor]) -> list[str]:
-    """A line for each split that holds images of the training set, to the bit: its figures flatter the model."""
-    held_out = {split: [hash(x.numpy().tobytes()) for x in images[split]] for split in SPLITS[1:]}
-    wanted = {key for keys in held_out.values() for key in keys}
-    known = {key for x in images["train"] if (key := hash(x.numpy().tobytes())) in wanted} if wanted else set()
-    counts = {split: sum(key in known for key in keys) for split, keys in held_out.items()}
-    return [
-        f"{count:,} of {len(held_out[split]):,} {split} images are training images, too, to the bit"
-        for split, count in counts.items()
-        if count
-    ]
 
 
 def _whole(key: str, value: Any, least: int | None = None) -> int | None:
@@ -249,12 +181,3 @@ def _whole(key: str, value: Any, least: int | None = None) -> int | None:
         wanted = "" if least is None else f" from {least} on"
         raise UserError(f"{key}: found {value!r}; must be a whole number{wanted}")
     return number
-
-
-def _rows(
-    raw: RawImages, validation: int | float | None, facts: ImageSet, test_fraction: float
-) -> tuple[Mapping[str, slice | list[int]], str]:
-    """The rows of each split, as slices (views, not copies) where the images lie in their order."""
-    if raw.rule is not None:
-        return {split: slice(raw.parts[split].start, raw.parts[split].stop) for split in SPLITS}, raw.rule
-    return split_rows(raw.keys, raw.parts, validation, facts.validation_fraction, test_fraction)

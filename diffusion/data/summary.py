@@ -19,17 +19,23 @@ def describe(provenance: Mapping[str, Any], num_classes: int) -> list[str]:
     if "train_images" not in provenance:
         return []
     of = provenance
+    is_array = "shape" in of
+    kind = "rows" if is_array else "images"
     counts = {split: int(of[f"{split}_images"]) for split in SPLITS}
-    what = "grey" if of["channels"] == 1 else f"{of['channels']} channels"
-    used = f", of which {of['used']} are used" if "used" in of else ""
     numbers = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     classes = (
-        f"{num_classes:,}: {numbered(names_of(of, num_classes))}" if num_classes else "none, images have no labels"
+        f"{num_classes:,}: {numbered(names_of(of, num_classes))}" if num_classes else f"none, {kind} have no labels"
     )
+    about = f"{of['shape']} numbers each, {of['type']}" if is_array else _of_images(of)
     return [
-        f"data: {sum(counts.values()):,} images from {of['source']}: {of['width']} x {of['height']} (width x height), "
-        f"{what}, {of['levels']} levels{used}",
+        f"data: {sum(counts.values()):,} {kind} from {of['source']}: {about}",
         f"  splits: {numbers} ({of['split']})",
         f"  classes: {classes}",
         *(f"  note: {line}" for line in str(of.get("notes", "")).splitlines()),
     ]
+
+
+def _of_images(of: Mapping[str, Any]) -> str:
+    what = "grey" if of["channels"] == 1 else f"{of['channels']} channels"
+    used = f", of which {of['used']} are used" if "used" in of else ""
+    return f"{of['width']} x {of['height']} (width x height), {what}, {of['levels']} levels{used}"

@@ -15,10 +15,11 @@ are standard errors of independent noise. Systematic ones (`SYSTEMATIC`) are mag
 which need not cancel. Hence
 
     error of the measurement    sqrt(sum of squares of the random) + sum of the systematic,
-    total error                 "test set" + sum of the systematic,
+    total error                 the larger of "test set" and the first root + sum of the systematic,
 
 the first for the mean of these images, the second for the population: "test set" is the spread over images, which
-already includes the random causes, so they are not added again.
+already includes the random causes, so they are not added again. The spread over few images can by chance be smaller
+than the random causes, which are then the better estimate.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class Interval:
     low: float
     high: float
     sem: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"
 
 
 def student_interval(values: Float[Tensor, " n"]) -> Interval:
@@ -169,6 +173,21 @@ class Estimate:
         """-log_prob / (D ln 2) of each image, shape (B,); a lower bound on log_prob is an upper bound on this."""
         return -self.log_prob / self.nats_per_bit_per_dim
 
+    @property
+    def nats_per_dim(self) -> Float[Tensor, " b"]:
+        """-log_prob / D of each datum, shape (B,): the unit of densities, which are not counted in bits."""
+        return -self.log_prob / self.dims
+
+    def shifted(self, constant: float, protocol: Mapping[str, object]) -> Estimate:
+        """The same estimate in other units of the data, whose log-density differs by a constant in nats.
+
+        Args:
+            constant: log |det| of the change of units.
+            protocol: What to say of it.
+        """
+        terms = {**self.terms, "change of units": torch.full_like(self.log_prob, constant)} if self.terms else {}
+        return replace(self, log_prob=self.log_prob + constant, protocol={**self.protocol, **protocol}, terms=terms)
+
     def at(self, order: Int[Tensor, " b"]) -> Estimate:
         """The same estimate with its images in another order: `order` holds the current position of each."""
         assert self.indices is not None
@@ -209,7 +228,8 @@ class Estimate:
     @property
     def total_error(self) -> float:
         """The error in bits/dim of the mean, including the choice of images (see the module docstring)."""
-        return self.error_budget[TEST_SET] + self.systematic_error
+        spread, random = self.error_budget[TEST_SET], self.random_error
+        return (random if random > spread else spread) + self.systematic_error  # unlike max, nan spread stays nan
 
     @staticmethod
     def join(parts: Sequence[Estimate]) -> Estimate:

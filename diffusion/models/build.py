@@ -11,7 +11,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,23 @@ from ..config import (
     ScheduleConfig,
 )
 from ..config.options import Section
-from ..data import DataNote, ImageData, Toy, image_names, load_images, load_toy, toy_names
+from ..data import (
+    ARRAY,
+    ArrayData,
+    DataNote,
+    ImageData,
+    SplitData,
+    Toy,
+    image_names,
+    load_array,
+    load_images,
+    load_toy,
+    toy_names,
+)
+from ..data import normalizer as normalizers
 from ..data.class_names import names_of, numbered
 from ..data.images import UNREADABLE
+from ..data.normalizer import Normalizer
 from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
 from ..denoisers.denoiser import PREDICTIONS
@@ -64,8 +79,9 @@ def _require_same_names(section: type[Section], option: str, known: Iterable[str
         raise ImportError(f"{section.key(option)} takes {section.words(option)}; there are {list(known)}")
 
 
-_require_same_names(DataConfig, "name", (*image_names(), *toy_names()))
+_require_same_names(DataConfig, "name", (*image_names(), ARRAY, *toy_names()))
 _require_same_names(DataConfig, "unreadable", UNREADABLE)
+_require_same_names(DataConfig, "normalize", normalizers.KINDS)
 _require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
 _require_same_names(NetworkConfig, "name", NETWORKS)
 _require_same_names(NetworkConfig, "noise_embedding", NOISE_EMBEDDINGS)
@@ -91,6 +107,7 @@ class DataFacts:
         levels: The number of levels of a pixel; None for continuous data.
         num_classes: The number of classes, 0 without labels.
         provenance: Where the data came from, as plain values.
+        normalizer: The map from continuous data to the units of the denoiser; None where these are the same.
     """
 
     name: str
@@ -98,10 +115,17 @@ class DataFacts:
     levels: int | None
     num_classes: int
     provenance: dict[str, str | int | float] = field(default_factory=dict)
+    normalizer: Normalizer | None = None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Its plain values, without the normaliser."""
+        return {name: getattr(self, name) for name in ("name", "shape", "levels", "num_classes", "provenance")}
 
     def to_json(self) -> str:
         """As text for a model file's metadata."""
-        return json.dumps(asdict(self))
+        more = {} if self.normalizer is None else {"normalizer": self.normalizer.to_plain()}
+        return json.dumps({**self.plain, **more})
 
     def differences(self, now: DataFacts) -> list[str]:
         """How the present data differ from these: number, shape, levels, classes, and SHA-256 of each split."""
@@ -136,12 +160,17 @@ class DataFacts:
         """
         with reading("not the facts of a data set"):
             values = json.loads(text)
+            normalizer = values.pop("normalizer", None)
             facts = cls(**{**values, "shape": tuple(values["shape"])})
             counts = (*facts.shape, facts.num_classes, 1 if facts.levels is None else facts.levels)
             sound = isinstance(facts.name, str) and isinstance(facts.provenance, dict) and facts.shape != ()
             sound = sound and all(isinstance(n, int) and n >= 0 for n in counts)
             if not (sound and math.prod(facts.shape) <= _MOST_NUMBERS):
                 raise ValueError("a name, a shape, numbers and a provenance are needed")
+            if normalizer is not None:
+                if facts.levels is not None:
+                    raise ValueError("levels have no normaliser")
+                facts = replace(facts, normalizer=Normalizer.from_plain(normalizer, facts.shape))
         return facts
 
 
@@ -159,14 +188,20 @@ def _short(value: str | int | float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The data of a run: images with splits, or a distribution that data are drawn from as needed.
+    """The data of a run: images or numbers with splits, or a distribution that data are drawn from as needed.
 
-    Exactly one of `images` and `toy` is given.
+    Exactly one of `images`, `array` and `toy` is given.
     """
 
     facts: DataFacts
     images: ImageData | None = None
+    array: ArrayData | None = None
     toy: Toy | None = None
+
+    @property
+    def split(self) -> SplitData | None:
+        """The images or the array: data with splits; None where data are drawn."""
+        return self.array if self.images is None else self.images
 
 
 def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
@@ -179,16 +214,34 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     if options.name in toy_names():
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, toy.shape, None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
+    if options.name == ARRAY:
+        return _array_data(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits,
         )  # fmt: skip
-    facts = DataFacts(images.name, images.shape, images.levels, images.num_classes, dict(images.provenance))
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
-    return Data(facts, images=images)
+    return Data(_facts(images), images=images)
+
+
+def _array_data(options: DataConfig) -> Data:
+    """An array, with the normaliser that is fitted on its training part."""
+    assert options.path is not None
+    assert options.normalize is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNote)  # they are in the provenance
+        array = load_array(options.path)
+    if not len(array.train):
+        raise UserError(f"data.path: {options.path} leaves no rows to train on")
+    normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
+    return Data(_facts(array, normalizer), array=array)
+
+
+def _facts(data: SplitData, normalizer: Normalizer | None = None) -> DataFacts:
+    return DataFacts(data.name, data.shape, data.levels, data.num_classes, dict(data.provenance), normalizer)
 
 
 def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:

@@ -20,6 +20,7 @@ from ..data import pictures
 from ..data.class_names import check_number, names_of, number_of
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.evaluations import EvaluationCount, count_evaluations
+from ..denoisers.given import real_data
 from ..errors import UserError
 from ..likelihood import Estimate, measure
 from ..samplers import ODE, Ancestral, Moments
@@ -70,6 +71,9 @@ class DiffusionModel(TrainedModel):
         self.beside = source if beside is None else beside
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
+    def _path(self) -> str:
+        return f", path {self.denoiser.schedule!r}"
+
     @property
     def drawn_with(self) -> Denoiser:
         """The denoiser of plain draws."""
@@ -92,7 +96,7 @@ class DiffusionModel(TrainedModel):
         return sized
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
-        """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1].
+        """Draw n data (`diffusion.sample` has the options); images are cut to [-1, 1], numbers in their own units.
 
         The optimal variance (`variance="analytic"`, or `samplers.Ancestral("analytic")`) takes the model's own moments,
         estimated once.
@@ -105,7 +109,9 @@ class DiffusionModel(TrainedModel):
         tuned = options.get("grid") == AUTO or fitted_now
         with self.tuned() if tuned else nullcontext():
             x = sample(self.drawn_with, n, seed=seed, **options)
-        return x if self.facts.levels is None else x.clamp(-1.0, 1.0)
+        if self.facts.levels is not None:
+            return x.clamp(-1.0, 1.0)
+        return x if self.normalizer is None else self.normalizer.denormalize(x)
 
     def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a draw, with the model's own moments for the optimal variance, by name or of a sampler."""
@@ -162,12 +168,24 @@ class DiffusionModel(TrainedModel):
         return {"dequantization": "truncated-normal", "tolerance": CENTRES_TOLERANCE}
 
     def log_density(self, x: Float[Tensor, " b *shape"], **options: Any) -> Estimate:
-        """The log-density of continuous data (`diffusion.log_density` has the options)."""
-        return measure.log_density(self.denoiser, x, **options)
+        """The log-density of continuous data in their own units (`diffusion.log_density` has the options).
+
+        By default the trace is exact up to 16 dimensions, and Hutchinson's above. The normaliser's constant is part of
+        the density, and stands in the protocol as `log_det`.
+        """
+        if options.get("method", "ode") == "ode" and math.prod(self.facts.shape) > EXACT_TRACE:
+            options = {"trace": "hutchinson", **options}
+        if self.normalizer is None:
+            return measure.log_density(self.denoiser, x, **options)
+        x = real_data("x", x, self.denoiser.shape)
+        found = measure.log_density(self.denoiser, self.normalizer.normalize(x), **options)
+        constant = {"normalizer": self.normalizer.kind, "log_det": self.normalizer.log_det}
+        return found.shifted(self.normalizer.log_det, constant)
 
     def check(self, images: Any, **options: Any) -> Check:
         """As `TrainedModel.check`; the neighbours are those of an adopted network's conventions."""
-        return check(self.denoiser, data_of(images, self.dequantizer, self.denoiser.shape), **options)
+        data = data_of(images, self.dequantizer, self.denoiser.shape)
+        return check(self.denoiser, data if self.normalizer is None else self.normalizer.normalize(data), **options)
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options, completed by the run's own sampler, steps, grid, its end, and eta.
@@ -245,9 +263,9 @@ class DiffusionModel(TrainedModel):
         """The probability flow's likelihood (with the exact trace in few dimensions), and the variational bound."""
         bound = ("elbo", {"evaluations": options.elbo_draws})
         if self.dequantizer is None:
-            exact = math.prod(self.facts.shape) <= EXACT_TRACE
-            trace = {"trace": "exact"} if exact else {"trace": "hutchinson", "probes": options.probes}
-            return {"PF-ODE": ("ode", {**trace, "tolerance": options.tolerance}), "ELBO": bound}
+            set_ones = {"tolerance": options.tolerance, "probes": options.probes}
+            defaults = EvaluationConfig().model_dump()
+            return {"PF-ODE": ("ode", {k: v for k, v in set_ones.items() if v != defaults[k]}), "ELBO": bound}
         own, defaults = self._as_trained({}).get("tolerance"), EvaluationConfig()  # the estimator has the same ones
         asked = {"tolerance": min(options.tolerance, own or 1.0), "probes": options.probes}
         known = {"tolerance": own or defaults.tolerance, "probes": defaults.probes}
@@ -261,7 +279,7 @@ class DiffusionModel(TrainedModel):
                 data.toy, lambda x: self.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
             )
             return {"density": ("density.png", image)}
-        if len(data.facts.shape) == 3 and data.facts.shape[0] in (1, 3):
+        if data.facts.levels is not None and data.facts.shape[0] in (1, 3):
             return {"denoising path": ("path.png", self.denoising_path(seed))}
         return {}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..baselines.gaussianity import Gaussianity
 from ..config import Config, EvaluationConfig
+from ..data.normalizer import Normalizer
 from ..denoisers.evaluations import EvaluationCount
 from ..errors import UserError
 from ..likelihood import Estimate
@@ -58,10 +59,29 @@ class TrainedModel(ABC):
         self.source = source
         self.step = step
 
+    def __repr__(self) -> str:
+        """What it is, in two lines: where from, what it draws, its path if it has one, and its size."""
+        levels = "real numbers" if self.facts.levels is None else f"{self.facts.levels} levels"
+        size = sum(weight.numel() for weight in self.module.parameters())
+        name, family = type(self).__name__, self.config.family
+        return (
+            f"{name} of family '{family}' from {self.source or 'memory'}, step {self.step}:\n"
+            f"  shape {self.facts.shape}, {levels}{self._path()}, {size:,} parameters"
+        )
+
+    def _path(self) -> str:
+        """The noising path, for `repr`, where the family has one."""
+        return ""
+
     @property
     def dequantizer(self) -> Dequantizer | None:
         """The map between levels and [-1, 1]; None for continuous data."""
         return build_dequantizer(self.facts)
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """The map between continuous data and the units of the denoiser; None where these are the same."""
+        return self.facts.normalizer
 
     @property
     def weights(self) -> str:
@@ -86,7 +106,7 @@ class TrainedModel(ABC):
 
     @abstractmethod
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
-        """Draw n data, shape (n, *shape); images in [-1, 1]."""
+        """Draw n data, shape (n, *shape); images in [-1, 1], numbers in the units of the data."""
 
     @abstractmethod
     def log_likelihood(self, images_uint8: Tensor, **options: Any) -> Estimate:
@@ -99,6 +119,10 @@ class TrainedModel(ABC):
             UserError: For the other families.
         """
         raise UserError(f"log_density: family '{self.config.family}' models images of levels; use log_likelihood")
+
+    def log_prob(self, x: Tensor, **options: Any) -> Estimate:
+        """The log-probability of images of levels, or the log-density of continuous data: what the model's data are."""
+        return self.log_density(x, **options) if self.dequantizer is None else self.log_likelihood(x, **options)
 
     def check(self, images: Any, **options: Any) -> Check:
         """Whether the model denoises as it should, on images of levels or continuous data, by noise level.

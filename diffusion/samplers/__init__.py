@@ -8,7 +8,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, did_you_mean
 from .ancestral import VARIANCES, Ancestral, Moments, estimate_moments
 from .ddim import DDIM
 from .ode.dpm_solver import DPMSolver2, DPMSolver3
@@ -75,7 +75,8 @@ def build(name: str, **options: object) -> Sampler:
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in accepted:
-            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(accepted)}")
+            hint = did_you_mean(key, accepted)
+            raise UserError(f"{key}: sampler '{name}' does not take it; it takes: {', '.join(accepted)}.{hint}")
     if isinstance(given.get("eta"), str) and not issubclass(cls, EtaSampler):
         raise UserError(f"eta: found '{given['eta']}'; sampler '{name}' takes a number")
     return cls(**given)

@@ -66,7 +66,7 @@ def encode(
 
     Args:
         model: A denoiser, or a diffusion model.
-        x: Data, shape (n, *shape); images in [-1, 1].
+        x: Data, shape (n, *shape); images in [-1, 1], numbers in their own units.
         sampler: A sampler without noise: `ode`, `ddim`, `heun`, `unipc`, `adams`, ...
         steps, grid, label, cond, batch_size, log_snr_end: As `diffusion.sample`.
         dtype: The dtype of the solver's state, float32 or float64; that of `x` by default.
@@ -84,7 +84,7 @@ def encode(
     denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
-    x = real_data("x", x, denoiser.shape)
+    x = _as_seen(model, real_data("x", x, denoiser.shape))
     if label is not None and cond is not None:
         raise UserError("label, cond: give one of them")
     label = label if isinstance(model, Denoiser) else model.class_numbers(label)
@@ -230,7 +230,7 @@ def edit(
         raise UserError("strength, log_snr: give one of them")
     x = tensor_of("x", x)
     one = x.ndim == len(denoiser.shape)
-    x = real_data("x", x[None] if one else x, denoiser.shape)
+    x = _as_seen(model, real_data("x", x[None] if one else x, denoiser.shape))
     x, n = x[0] if one else x, None if n is None else whole_number("n", n, 1)
     if not one and n not in (None, len(x)):
         raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
@@ -249,6 +249,12 @@ def _denoiser_of(model: Any, name: str) -> Denoiser:
     if not isinstance(denoiser, Denoiser):
         raise UserError(f"{name}: found a {type(model).__name__}; needs a denoiser or a diffusion model")
     return denoiser
+
+
+def _as_seen(model: Any, x: Tensor) -> Tensor:
+    """Data in the units of the denoiser of a model (which `model.sample` leaves again)."""
+    normalizer = getattr(model, "normalizer", None)
+    return x if normalizer is None else normalizer.normalize(x).to(x.dtype)
 
 
 def _built(sampler: Any, options: dict[str, Any]) -> Sampler:

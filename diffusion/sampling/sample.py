@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ..denoisers.given import (
 )
 from ..denoisers.guidance.classifier_free import ClassifierFree
 from ..denoisers.guidance.guided import ALWAYS, Interval
-from ..errors import Default, UserError
+from ..errors import Default, UserError, did_you_mean
 from ..numerics.random import Noise
 from ..samplers.ode.probability_flow import SolverError
 from ..samplers.sampler import NoiseFunction, Sampler, checked_grid
@@ -65,7 +66,7 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
         raise UserError(
             "label: given to a model that was trained without labels; leave it out, "
             "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier); "
-            "a network's own condition is given as cond="
+            "in Python, a network's own condition is given as cond="
         )
     return class_labels("label", label, classes, n)
 
@@ -90,6 +91,13 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
         steps: Intervals of the grid; only `fitted` depends on them (5 by default).
         options: Fields of the sampler; for `fitted` `numbers=`, an earlier fit.
     """
+    taken = ["steps", "numbers"] if name == FITTED else samplers.takes(name)
+    for key, value in options.items():
+        if value is None or key in taken or key in _ARGUMENTS:
+            continue
+        # a slip in an argument of `sample` arrives here among the fields of the sampler
+        if hint := did_you_mean(key, [*taken, *_ARGUMENTS]):
+            raise UserError(f"{key}: neither sample nor its sampler '{name}' takes it.{hint}")
     if name != FITTED:
         return samplers.build(name, **options)
     for key, value in options.items():
@@ -274,7 +282,9 @@ def sample(
     if cond is None:
         condition = labels_for(model, label, n)
         if guidance != 1.0 and condition is None and not model.num_classes:
-            raise UserError("guidance: the model was trained without labels; leave it out, or give a condition, cond=")
+            raise UserError(
+                "guidance: the model was trained without labels; leave it out, or in Python give a condition, cond="
+            )
         if guidance != 1.0 and condition is None:
             raise UserError("guidance: steers towards a class; give a label too")
     elif label is not None:
@@ -314,6 +324,9 @@ def sample(
             if progress is not None:
                 progress(rows.stop, n)
     return torch.cat(drawn)
+
+
+_ARGUMENTS = tuple(name for name in signature(sample).parameters if name not in ("model", "options"))
 
 
 def _not_finite(

@@ -7,13 +7,10 @@ empty shell that keeps what it is given and does nothing, and the tensors are ta
 
 from __future__ import annotations
 
-import io
-import math
+import codecs
 import pickle
-import pickletools
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from torch import Tensor
 from ..errors import UserError, did_you_mean
 from .paths import named_path
 from .records import reading
+from .shells import Sealed, Shell, check_copies, read_module
 
 # Where weights are in a checkpoint, the averages first.
 AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params", "averages")
@@ -34,6 +32,7 @@ LIST = "shadow_params"  # averages in the order of the parameters, without names
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "denoiser", "unet", "online_model", "average")
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 16, 2**20, 1000
+_HEAD = 512  # bytes that tell what else a file is
 
 
 def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
@@ -69,11 +68,13 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
 
 def _open(path: Path) -> Any:
     with path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(_HEAD)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a pointer of Git LFS, not the weights; `git lfs pull` fetches them.")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         raise UserError(f"{path}: is a web page, not weights; the download was refused, or needs another address.")
+    if (begins := _text(head)) is not None:
+        raise UserError(f"{path}: is a text file, which begins '{begins}', not weights.")
     if path.suffix == ".safetensors":
         with reading(f"{path}: not a safetensors file, or cut short or corrupt"):
             try:
@@ -82,6 +83,16 @@ def _open(path: Path) -> Any:
             except Exception as error:  # safetensors has errors of its own
                 raise ValueError(error) from error
     return _of_torch(path)
+
+
+def _text(head: bytes) -> str | None:
+    """How a text begins; None of what is none."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # whose last letter may be cut
+    except UnicodeDecodeError:
+        return None
+    line = text.strip().partition("\n")[0].strip()
+    return line[:40] if line and all(letter.isprintable() or letter.isspace() for letter in text) else None
 
 
 def _of_torch(path: Path) -> Any:
@@ -104,6 +115,10 @@ def _of_torch(path: Path) -> Any:
         if bad is not None:
             raise UserError(damaged.format(f"wrong checksum of {bad}"))
     try:
+        check_copies(path, is_zip)
+    except Exception as error:
+        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not is_zip:
@@ -114,125 +129,9 @@ def _of_torch(path: Path) -> Any:
     except Exception as error:
         raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
     try:
-        return _shells(path)
+        return read_module(path)
     except Exception as error:  # of a pickle from anybody
         raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
-
-
-class Shell:
-    """Stands for an object of a class that is not loaded: it keeps its state, and does nothing."""
-
-    def __new__(cls, *arguments: Any, **options: Any) -> Shell:
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.items: dict[Any, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)
-        for part in parts:
-            if isinstance(part, dict):
-                self.__dict__.update({key: value for key, value in dict.items(part) if isinstance(key, str)})
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__dict__.setdefault("items", {})[key] = value
-
-    def append(self, value: Any) -> None:
-        """An entry of a list, which is not kept."""
-
-    def extend(self, values: Any) -> None:
-        """Entries of a list, which are not kept."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Shell:
-        return self
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in (
-        ("Float", torch.float32), ("Double", torch.float64), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
-        ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8),
-        ("Byte", torch.uint8), ("Bool", torch.bool),
-    )
-}  # fmt: skip
-
-
-class Sealed:
-    """A tensor that a pickle hands on: nothing can be set in it, so its storage cannot grow."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("a tensor that is changed after it is made")
-
-
-class _Shells(pickle.Unpickler):
-    """Makes tensors and plain containers; every other class and function is a shell."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        content = archive.read(f"{root}/data.pkl")
-        check_memo(content)
-        super().__init__(io.BytesIO(content))
-        self.archive, self.root = archive, root
-        self.storages: dict[str, Sealed] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"):
-            return Rebuild()
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        return Shell
-
-    def persistent_load(self, pid: Any) -> Sealed:
-        kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", key):
-            raise ValueError("a storage of an unknown kind")
-        if key not in self.storages:
-            content = self.archive.read(f"{self.root}/data/{key}")
-            if len(content) != numel * dtype.itemsize:
-                raise ValueError(f"storage {key} has {len(content)} bytes")
-            empty = torch.empty(0, dtype=dtype)
-            self.storages[key] = Sealed(torch.frombuffer(bytearray(content), dtype=dtype) if content else empty)
-        return self.storages[key]
-
-
-def check_memo(content: bytes | io.BytesIO) -> None:
-    """The unpickler's memory is as large as the largest index that a pickle names: none is beyond its operations."""
-    for count, (operation, index, _) in enumerate(pickletools.genops(content)):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (index or 0) > count:
-            raise ValueError(f"operation {count} of the pickle is kept at index {index}")
-
-
-class Rebuild:
-    """A tensor in a storage, or a parameter of a tensor. It has no attributes that a pickle could set."""
-
-    __slots__ = ()
-
-    def __call__(self, storage: Any, offset: Any, size: Any = None, stride: Any = None, *_: Any) -> Sealed:
-        if not isinstance(storage, Sealed):
-            raise ValueError("a tensor without numbers")
-        if not isinstance(size, tuple):
-            return storage
-        numbers = storage.tensor
-        if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or math.prod(size) > numbers.numel():
-            raise ValueError("a tensor of an impossible shape")
-        return Sealed(torch.as_strided(numbers, size, stride, offset))
-
-
-def _shells(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        roots = [name[: -len("/data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise ValueError("no archive of torch.save")
-        return _Shells(archive, roots[0]).load()
 
 
 class _Steps:

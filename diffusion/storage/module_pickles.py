@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from . import foreign_weights as weights
-from .foreign_weights import Shell
+from .foreign_weights import plainly_stored, tensors_of
+from .shells import STORAGES, Rebuild, Sealed, Shell, check_memo
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save's old format
 
@@ -34,7 +34,7 @@ class Pickled:
     def __init__(self, path: Path, shell: Shell):
         own = vars(shell)
         self.class_name, self.arguments = own.get("class_name"), own.get("_init_kwargs")
-        self.tensors: dict[str, Tensor] = weights.plainly_stored(path, dict(weights.tensors_of(shell)))
+        self.tensors: dict[str, Tensor] = plainly_stored(path, dict(tensors_of(shell)))
 
 
 def read_pickled(path: Path, name: str) -> Pickled:
@@ -46,7 +46,7 @@ def read_pickled(path: Path, name: str) -> Pickled:
     refused = f"{path}: not a pickle of a network with its source, or cut short or corrupt ({{}})."
     try:
         content = path.read_bytes()
-        weights.check_memo(content)
+        check_memo(content)
         found = _Modules(io.BytesIO(content)).load()
         entry = dict.get(found, name) if isinstance(found, dict) else None
         if not isinstance(entry, Shell) or not isinstance(vars(entry).get("class_name"), str):
@@ -101,7 +101,7 @@ class _StorageOfBytes:
         if size != numel or len(numbers) != numel * dtype.itemsize:
             raise ValueError(f"a storage of {size} numbers in {len(numbers)} bytes")
         tensor = torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
-        return weights.Sealed(tensor)
+        return Sealed(tensor)
 
 
 class _Modules(pickle.Unpickler):
@@ -113,8 +113,8 @@ class _Modules(pickle.Unpickler):
             ("dnnlib.util", "EasyDict"): _Fields,
             ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Reconstructed(),
             ("torch.storage", "_load_from_bytes"): _StorageOfBytes(),
-            ("torch._utils", "_rebuild_tensor_v2"): weights.Rebuild(),
-            ("torch._utils", "_rebuild_parameter"): weights.Rebuild(),
+            ("torch._utils", "_rebuild_tensor_v2"): Rebuild(),
+            ("torch._utils", "_rebuild_parameter"): Rebuild(),
         }
         return known.get((module, name), Shell)
 
@@ -125,7 +125,7 @@ class _Modules(pickle.Unpickler):
 def _head(file: io.BytesIO) -> Any:
     """The next of the pickles that a storage begins with."""
     start = file.tell()
-    weights.check_memo(file)
+    check_memo(file)
     file.seek(start)
     return _Storage(file).load()
 
@@ -134,9 +134,9 @@ class _Storage(pickle.Unpickler):
     """Reads the heads of a storage: plain values, and the type of its numbers."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module != "torch" or name not in weights.STORAGES:
+        if module != "torch" or name not in STORAGES:
             raise ValueError(f"{module}.{name} in a storage")
-        return weights.STORAGES[name]
+        return STORAGES[name]
 
     def persistent_load(self, pid: Any) -> tuple[torch.dtype, int]:
         kind, dtype, _, _, numel, *_ = pid

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..config import Config
 from ..data import augment, batch_indices, global_positions
+from ..data.files.mapped_rows import MappedRows
 from ..errors import UserError
 from ..models.build import Data
 from ..numerics.random import state_seed
@@ -53,9 +54,9 @@ class TrainingBatches(IterableDataset):
         device: torch.device | None = None,
     ):
         self.device = device
-        images = data.images
-        self._held = None if images is None else images.train.to(device)
-        labels = None if images is None else images.train_labels
+        split = data.split
+        self._held = None if split is None else split.train.to(device)
+        labels = None if split is None else split.train_labels
         self._labels = None if labels is None else labels.to(device)
         self._positions: dict[int, Tensor] = {}
         self.data = data
@@ -76,11 +77,11 @@ class TrainingBatches(IterableDataset):
         if self.data.toy is not None:
             points = self.data.toy.draw(trainer.batch_size, seed=state_seed(seed, step))
             return batch | {"x": points[positions]}
-        images = self.data.images
-        assert images is not None
+        split = self.data.split
+        assert split is not None
         assert self._held is not None
         rows = batch_indices(seed, step, trainer.batch_size, len(self._held), slice_, slices, self.device)
-        flip = images.flip if self.config.data.flip is None else self.config.data.flip
+        flip = split.flip if self.config.data.flip is None else self.config.data.flip
         batch["x"] = augment(self._held[rows], seed, step, positions, flip)
         if self._labels is not None:
             batch["labels"] = self._labels[rows]
@@ -100,10 +101,10 @@ class ValidationBatches(Dataset):
     def __init__(self, data: Data, batch_size: int, rank: int = 0, world_size: int = 1):
         self.labels: Tensor | None = None
         if data.toy is not None:
-            self.x: Tensor = data.toy.draw(_TOY_VALIDATION, seed=_TOY_VALIDATION_KEY)
+            self.x: Tensor | MappedRows = data.toy.draw(_TOY_VALIDATION, seed=_TOY_VALIDATION_KEY)
         else:
-            assert data.images is not None
-            self.x, self.labels = data.images.validation, data.images.validation_labels
+            assert data.split is not None
+            self.x, self.labels = data.split.validation, data.split.validation_labels
         least, most = len(self.x) // world_size, -(-len(self.x) // world_size)
         if len(self.x) and not least:
             raise UserError(f"data: {len(self.x)} validation images are fewer than the {world_size} processes")

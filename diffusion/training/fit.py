@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def fit(
     with first_on_each_machine():
         data = build_data(config)
     if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
-        require_same_data(run, data.facts)
+        data = replace(data, facts=require_same_data(run, data.facts))
     if report is not None and not is_helper():
         report("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
     torch.manual_seed(state_seed(config.seed, 0))
@@ -189,7 +189,7 @@ def fit(
     logging = config.logging
     mirror = make_wandb_logger(
         run, wandb_mode, logging.project, logging.group, list(logging.tags),
-        {**plain_values(config), "data_facts": asdict(data.facts)}, SUMMARIES,
+        {**plain_values(config), "data_facts": data.facts.plain}, SUMMARIES,
     )  # fmt: skip
     trainer_options = config.trainer
     checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
@@ -11,12 +12,16 @@ from ..storage import runs
 from ..storage.checkpoint_files import read_checkpoint
 
 
-def require_same_data(run: Path, now: DataFacts) -> None:
+def require_same_data(run: Path, now: DataFacts) -> DataFacts:
     """Refuse to continue a run on other data than its own.
 
     Args:
         run: The run's folder, with a checkpoint.
         now: The data found now.
+
+    Returns:
+        The data found now, with the normaliser of the run: fitted anew it may differ by rounding, or, where two
+        directions have the same variance, by more.
 
     Raises:
         UserError: If number, shape, levels, classes or the SHA-256 of a split differ; all differences are listed.
@@ -27,6 +32,7 @@ def require_same_data(run: Path, now: DataFacts) -> None:
             f"data: these are not the data that {run} was trained on: {'; '.join(differences)}. Bring those back "
             "(data.path may say where they are now), or start a new run with --resume never"
         )
+    return now if known is None else replace(now, normalizer=known.normalizer)
 
 
 def _known(run: Path) -> DataFacts | None:

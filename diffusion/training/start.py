@@ -65,6 +65,7 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
         ("size", source.facts.shape[1:], facts.shape[1:]),
         ("grey levels", source.facts.levels, facts.levels),
         ("path", own.schedule, config.schedule),
+        ("normalize", own.data.normalize, config.data.normalize),
     ):
         if there != here:
             notes.append(f"{what}: {there} in its training, {here} now")

@@ -41,7 +41,7 @@ def files(folder):
 def test_the_newest_run_is_drawn_from_with_its_own_settings(here, capsys):
     code, out, err = run_sample(capsys)
     assert (code, err) == (0, "")
-    assert f"model: runs/digits-0001/{runs.MODEL} (digits, step 6) on cpu" in out
+    assert f"model: runs/digits-0001/{runs.MODEL} (diffusion, digits, step 6) on cpu; it is the newest run," in out
     assert re.search(r"4 samples, sampler ddim, NFE 3, \d+\.\d s", out)
     (written,) = (here / "runs/digits-0001/samples").iterdir()
     assert f"wrote runs/digits-0001/samples/{written.name}" in out

@@ -18,6 +18,7 @@ from diffusion.commands import records
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
+from diffusion.commands.evaluate.evaluate import methods_of
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.commands.train.train import train
 from diffusion.config import dump_config
@@ -240,6 +241,7 @@ def test_a_run_that_takes_no_figures_is_told_before_it_is_measured(diffusion_com
     [
         (("--method", "eblo"), "Did you mean 'elbo'?"),
         (("--method", "../elbo"), "--method"),
+        (("--method", "iwae"), "a model of family 'diffusion' has ode, elbo"),
         (("--probes", "3"), "probes: not an option of elbo_continuous"),
         (("--images", "361"), "has 360"),
         (("--device", "gpu"), "device"),
@@ -254,6 +256,12 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(diffusion_comman
     assert word in err
     if "--ood" not in argv:
         assert not (RUN / "evaluations").exists()
+
+
+def test_a_method_of_another_family_is_answered_with_its_own():
+    assert methods_of("iwae,elbo", "vae") == ["iwae", "elbo"]
+    with pytest.raises(UserError, match="found 'ode'; a model of family 'vae' has iwae, ais, elbo: it decodes codes"):
+        methods_of("ode", "vae")
 
 
 def test_changed_data_are_refused(diffusion_command, monkeypatch):

@@ -100,6 +100,11 @@ REFUSED_ARGUMENTS = {
     ("--config",): "--config: needs a value",
     ("--config", "toy", "--config", "cifar"): "--config: given twice, toy and cifar",
     ("--confg", "toy"): "unknown option '--confg'. Did you mean '--config'?",
+    ("--steps", "3"): "unknown option '--steps'. Did you mean '--trainer.steps'?",
+    ("runs/x",): "unknown argument 'runs/x'; write key=value, --key VALUE or --config NAME. "
+    "Did you mean '--resume runs/x'?",
+    ("mine/x.yaml",): "unknown argument 'mine/x.yaml'; write key=value, --key VALUE or --config NAME. "
+    "Did you mean '--config mine/x.yaml'?",
     ("--seed", "--resume", "x"): "--seed: needs a value",
     (
         "cifar",

@@ -71,6 +71,9 @@ def test_random_errors_add_in_squares_and_systematic_ones_as_they_are():
     assert e.systematic_error == pytest.approx(0.03)
     assert e.measurement_error == pytest.approx(0.08)
     assert e.total_error == pytest.approx(e.mean().sem + 0.03), "the spread over images has the random causes in it"
+    alike = estimate([-1.0, -1.0]).with_error("probes", 0.03).with_error("solver", 0.01)
+    assert alike.total_error == pytest.approx(0.04), "two images that happen to agree hide no noise"
+    assert math.isnan(estimate([-1.0]).with_error("probes", 0.03).total_error), "one image has no spread"
     unknown = estimate([-1.0, -2.0], std_error=torch.full((2,), math.nan).double())
     assert math.isnan(unknown.measurement_error)
     assert estimate([-1.0, -2.0]).measurement_error == 0.0

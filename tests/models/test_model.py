@@ -1,6 +1,7 @@
 """A model is what its file says: found by folder, name or file, checked, and the same wherever it comes from."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -48,6 +49,9 @@ def test_a_run_a_name_a_file_and_a_checkpoint_are_the_same_model(digits, tmp_pat
         assert model.dequantizer.levels == 17
         for name, tensor in model.denoiser.state_dict().items():
             assert torch.equal(tensor, weights[name]), (place, name)
+    first, second = repr(load(run)).splitlines()
+    assert "family 'diffusion'" in first
+    assert re.search(r"shape \(1, 8, 8\), 17 levels, path \w+\(.*\), [\d,]+ parameters", second)
 
 
 def test_a_pretrained_model_is_loaded_by_name(digits, monkeypatch):

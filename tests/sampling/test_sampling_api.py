@@ -196,6 +196,9 @@ def test_labels_are_one_or_one_a_sample(network):
         ({"sampler": "ancestral", "variance": "lowest"}, "Did you mean 'lower'"),
         ({"sampler": "ode", "method": "dopri4"}, "Did you mean 'dopri"),
         ({"sampler": samplers.DDIM(), "eta": 0.5}, "fields of the sampler"),
+        ({"labels": 3}, "labels: neither sample nor .*Did you mean 'label'"),
+        ({"stepz": 3}, "Did you mean 'steps'"),
+        ({"sampler": "adams", "predictr": 3}, "Did you mean 'predictor'"),
     ],
 )
 def test_what_a_draw_does_not_take_is_refused(network, options, message):

@@ -124,7 +124,8 @@ def test_averages_that_do_not_go_with_the_weights_in_one_way(tmp_path):
         (b"\n<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page"),
         (b"<HTML><body>404</body></HTML>", "is a web page"),
         (b"", "not a file of torch.save"),
-        (b"abc" * 100, "refused|not a file of torch.save"),
+        (b"abc" * 100, "a text file, which begins .abcabc"),
+        (b"\x01bc" * 100, "refused|not a file of torch.save"),
         (saved({"epoch": 3, "names": ["a"]}), "holds no weights"),
         (saved([1, 2]), "holds no weights"),
     ],
@@ -248,7 +249,14 @@ def test_what_is_written_opcode_by_opcode_is_read(tmp_path):
 
 
 LONG = text("k" * 1001)
+# A list of 2,000 pairs, which 2,000 dictionaries are made of.
+COPIES = (
+    b"](" + b"".join(integer(n) + integer(n) + b"\x86" for n in range(2000)) + b"eq\x010"
+    b"ccollections\nOrderedDict\nq\x020(" + 2000 * b"h\x02h\x01\x85R" + b"l0"
+)  # fmt: skip
 HOSTILE = {
+    "copies of one list": (COPIES + PLAIN, "copy more than"),
+    "copies that torch's own reader refuses": (UNKNOWN + COPIES + PLAIN, "copy more than"),
     "an index of the memo beyond the pickle": (UNKNOWN + b"}r" + struct.pack("<I", 2**22) + PLAIN[1:], "kept at index"),
     "the same in text": (UNKNOWN + b"}p4194304\n" + PLAIN[1:], "kept at index"),
     "a tensor that grows": (
@@ -353,3 +361,20 @@ def test_random_bytes_and_mutated_files(tmp_path):
         one_line(read_weights, tmp_path / "x.pt")
 
     fuzz()
+
+
+def test_a_text_is_called_a_text(tmp_path):
+    for name in ("config.json", "model.pt", "model.safetensors"):
+        (tmp_path / name).write_text('{"width": 3}\n' + "é" * 600, encoding="utf-8")
+        with pytest.raises(UserError, match=r"is a text file, which begins '\{\"width\": 3\}', not weights") as error:
+            read_weights(tmp_path / name)
+        assert name in str(error.value)
+
+
+def test_containers_that_are_made_of_others_are_read(tmp_path):
+    """An OrderedDict of a list, as Python 2 wrote it; and the format before zip archives."""
+    pair = text("w") + tensor() + b"\x86"
+    opcodes(tmp_path / "x.pt", b"ccollections\nOrderedDict\n](" + pair + b"e\x85R")
+    same(read_weights(tmp_path / "x.pt"), {"w": torch.zeros(4)})
+    torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    same(read_weights(tmp_path / "old.pt"), STATE)

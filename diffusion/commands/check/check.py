@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...models.check import Check, Level
 from ..app import ProgressBar
 from ..report import console
-from ..subjects import images_of, load_images_of, load_subject, rows_of
+from ..subjects import images_of, load_data_of, load_subject, rows_of
 from ..table import Column, Table
 
 FAILED = 1
@@ -30,8 +30,8 @@ COLUMNS = (
 
 def run(options: argparse.Namespace) -> int:
     """Check what the command line names; 0 if nothing is wrong, 1 if something is."""
-    subject = load_subject(options.model, options.runs, choose_device(options.device))
-    data = load_images_of(subject, options.data)
+    subject = load_subject(options.model, options.runs, choose_device(options.device), points=True)
+    data = load_data_of(subject, options.data)
     total = len(getattr(data, options.split))
     if total < 2 or options.levels < 2:
         raise UserError(f"--images, --levels: a check needs two or more of each; the {options.split} split has {total}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ...data import pictures
+from ...baselines import latent_images
+from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
 from ...errors import UserError, choose
 from ...likelihood import Estimate
@@ -25,7 +27,7 @@ from ..evaluation import summary, weights_warning
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
 from ..report import console, known, likelihood_table
-from ..subjects import Subject, first_of, images_of, load_images_of, load_subject
+from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
 from .laws import laws_apart
 from .measuring import How, measure, question
@@ -42,12 +44,18 @@ def methods_of(named: str | None, family: str) -> list[str]:
     """The estimators that are asked for, separated by commas, each once.
 
     Raises:
-        UserError: For one of several that is not known, before the first is measured.
+        UserError: For one that the family does not have, before the first is measured.
     """
     methods = list(dict.fromkeys((named or default_method(family)).split(",")))
-    if len(methods) > 1 and family == "diffusion":
-        for method in methods:
-            choose("--method", method, METHODS)
+    own, others, why = (
+        (METHODS, latent_images.METHODS, "it has no codes to weigh")
+        if family == "diffusion"
+        else (latent_images.METHODS, METHODS, "it decodes codes, and has no path from noise to follow")
+    )
+    for method in methods:
+        if method in others and method not in own:
+            raise UserError(f"--method: found '{method}'; a model of family '{family}' has {', '.join(own)}: {why}")
+        choose("--method", method, own)
     return methods
 
 
@@ -64,16 +72,20 @@ def run(options: argparse.Namespace) -> int:
     out.quiet = not processes.is_main
     for subject in subjects:
         subject.model.to(device)
-        if subject.model.facts.levels is None:
+        if find_toy(subject.model.facts.name) is not None:
             if processes.is_main:  # seconds
                 _toy(subject, options)
             continue
         family = subject.model.config.family
         methods = methods_of(options.method, family)
-        data = load_images_of(subject, options.data)
+        data = load_data_of(subject, options.data)
+        if not isinstance(data, ImageData) and (options.ranked or options.ood is not None):
+            raise UserError(f"--ranked, --ood: are for images of levels; '{data.name}' has none")
         images, identity = images_of(data, options.split, options.images)
         # before hours of work, too
-        foreign = None if options.ood is None else ood.load(options.ood, data, options.split, options.images)
+        foreign = None
+        if options.ood is not None and isinstance(data, ImageData):
+            foreign = ood.load(options.ood, data, options.split, options.images)
         measured: list[Evaluation] = []
         for method in methods:
             asked = estimator_options(options, method, family, alone=len(methods) == 1)
@@ -90,11 +102,12 @@ def run(options: argparse.Namespace) -> int:
                 protocol = evaluation.protocol
                 taken, _ = first_of(images, identity, len(evaluation.estimate))
             places: dict[str, Path] = {"stored in": subject.home / records.FOLDER / f"{protocol.name}.json"}
-            if options.ranked and processes.is_main:
+            if options.ranked and isinstance(data, ImageData) and processes.is_main:
                 places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
                 pictures.save(places["ranked"], ranked_picture(taken, evaluation.estimate, data.levels))
             cached = " (cached)" if found else ""
-            title = f"{subject.name}: {len(taken)} {options.split} images of {data.name}{cached}"
+            kind = "data" if data.levels is None else "images"
+            title = f"{subject.name}: {len(taken)} {options.split} {kind} of {data.name}{cached}"
             table = likelihood_table({method: evaluation.estimate}, title)
             other = None
             if foreign is not None:
@@ -155,9 +168,12 @@ def _beside(subject: Subject, name: str) -> Path:
 
 def _budget(estimate: Estimate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
+    # a density is told in nats
+    unit, scale = ("bits/dim", 1.0) if estimate.levels is not None else ("nats/dim", math.log(2.0))
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"
-        table.add_row(f"{sort}, {cause}:", known("{:.4f} bits/dim", error))
-    table.add_row("error of measuring these images:", known("{:.4f} bits/dim", estimate.measurement_error))
-    table.add_row("total error, including their choice:", known("{:.4f} bits/dim", estimate.total_error))
+        table.add_row(f"{sort}, {cause}:", known(f"{{:.4f}} {unit}", scale * error))
+    measuring = "error of measuring these images:" if estimate.levels is not None else "error of measuring these data:"
+    table.add_row(measuring, known(f"{{:.4f}} {unit}", scale * estimate.measurement_error))
+    table.add_row("total error, including their choice:", known(f"{{:.4f}} {unit}", scale * estimate.total_error))
     return table

@@ -60,7 +60,7 @@ def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> t
 
     Args:
         subject: The model.
-        images: Level indices, uint8 of shape (B, *shape): those that `protocol.data` identifies.
+        images: Level indices, uint8, or numbers of shape (B, *shape): those that `protocol.data` identifies.
         protocol: The question.
         how: How to answer it.
 
@@ -173,7 +173,7 @@ class Bench:
 
 def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
-    return model.log_likelihood(images, method=protocol.method, indices=rows, **size, **protocol.options)
+    return model.log_prob(images, method=protocol.method, indices=rows, **size, **protocol.options)
 
 
 def _rows(parts: list[Estimate]) -> set[int]:

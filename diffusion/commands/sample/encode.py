@@ -89,7 +89,7 @@ def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
 
 
 def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> DiffusionModel:
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
     for name in (*CONTROLS, "guidance", "guidance_interval"):
         if name in record.settings:

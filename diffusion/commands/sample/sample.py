@@ -39,6 +39,7 @@ from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
 
 DEFAULT_MODEL = "pretrained:digits"
+_NEWEST = "; it is the newest run, --run names another"
 # The samples that an animation shows.
 ANIMATED = 16
 
@@ -52,7 +53,9 @@ def draw(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     of_command = load if options.run is None else load_named  # a picture's record runs no Python file
     model = of_command(_which(options, record), device, options.runs)
-    print(f"model: {model.source} ({model.facts.name}, step {model.step}) on {device}")
+    newest = "" if options.run is not None or record is not None or model.source == DEFAULT_MODEL else _NEWEST
+    family = model.config.family
+    print(f"model: {model.source} ({family}, {model.facts.name}, step {model.step}) on {device}{newest}")
     if record is not None:
         return redraw(model, record, options, device)
 
@@ -195,7 +198,7 @@ def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
 
 def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
     """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3:
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(
             f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
         )

@@ -1,7 +1,8 @@
 """Images in .npz and .npy files, under the names that people give them.
 
 An array's name says what it is (`images`, `x`, `data`; `labels`, `y`, `targets`) and perhaps its split (`train_images`,
-`x_test`: Keras, MedMNIST); `arr_0` and `arr_1` are the images and the labels of improved- and guided-diffusion.
+`x_test`: Keras, MedMNIST; `test` alone is data); `arr_0` and `arr_1` are the images and the labels of improved- and
+guided-diffusion.
 Levels are whole numbers from 0 to 255 of any type, or numbers in [0, 1] or [-1, 1] that are exactly these.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,25 @@ _CLASS_NAMES = ("classes", "class_names", "label_names")
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True, eq=False)
+class FoundArrays:
+    """What the names in a file say.
+
+    Attributes:
+        data: The arrays of data by split, or one under "".
+        names: Their names.
+        labels: Of all data, in that order, as numbers from 0; None without labels.
+        num_classes, class_names, notes: As `RawImages`.
+    """
+
+    data: Arrays
+    names: dict[str, str]
+    labels: np.ndarray | None
+    num_classes: int
+    class_names: tuple[str, ...]
+    notes: list[str]
+
+
 def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
 
@@ -41,6 +62,37 @@ def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
+    found = find_arrays(path, most_bytes, "images")
+    images = [_images(path, found.names[split], array, found.notes) for split, array in found.data.items()]
+    if len({x.shape[1:] for x in images}) > 1:
+        shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
+        raise UserError(f"{path}: the splits differ in shape: {shapes} (height, width, channels)")
+    lengths = [len(x) for x in images]
+    ends = np.cumsum(lengths).tolist()
+    pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
+    parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
+    return RawImages(
+        images=resize_arrays(pixels, size, levels=256),
+        labels=None if found.labels is None else torch.from_numpy(found.labels),
+        keys=[str(row) for length in lengths for row in range(length)],
+        parts=parts,
+        source=str(path),
+        num_classes=found.num_classes,
+        class_names=found.class_names,
+        notes=tuple(dict.fromkeys(found.notes)),
+    )
+
+
+def find_arrays(path: Path, most_bytes: int, kind: str) -> FoundArrays:
+    """The arrays of data in a .npz or .npy file by their names, and their labels.
+
+    Args:
+        path, most_bytes: As `load_arrays`.
+        kind: What the data are called in errors: images or arrays.
+
+    Raises:
+        UserError: For a file that is damaged or unsafe, and names that say too little.
+    """
     arrays = _read(path, most_bytes)
     notes: list[str] = []
     found = _roles(path, arrays)
@@ -48,21 +100,21 @@ def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
     if not splits:
         names = ", ".join(arrays) or "nothing"
         raise UserError(
-            f"{path}: has no array 'images'; found: {names}. Accepted: images, x, data, arr_0, or one a split "
-            "(train_images, x_test), with labels, y, arr_1"
+            f"{path}: has no array '{'images' if kind == 'images' else 'x'}'; found: {names}. Accepted: images, x, "
+            "data, arr_0, or one a split (train_images, x_test), with labels, y, arr_1"
         )
     if splits != [""] and ("" in splits or "train" not in splits):
         names = ", ".join(found["images", split] for split in splits)
-        raise UserError(f"{path}: found the images {names}; accepted: one array, or one a split, train among them")
-    images = [_images(path, found["images", split], arrays[found["images", split]], notes) for split in splits]
-    if len({x.shape[1:] for x in images}) > 1:
-        shapes = ", ".join(f"{found['images', split]} {x.shape[1:]}" for split, x in zip(splits, images, strict=True))
-        raise UserError(f"{path}: the splits differ in shape: {shapes} (height, width, channels)")
+        raise UserError(f"{path}: found the {kind} {names}; accepted: one array, or one a split, train among them")
+    images = {split: arrays[found["images", split]] for split in splits}
+    for split, array in images.items():
+        if not array.ndim:
+            raise UserError(f"{path}: '{found['images', split]}' is one number; accepted: an array of {kind}")
     labelled = [split for split in splits if ("labels", split) in found]
     labels, class_names, count = None, (), 0
     if labelled == splits:
         raw = [_flat(path, found["labels", split], arrays[found["labels", split]], len(x), notes)
-               for split, x in zip(splits, images, strict=True)]  # fmt: skip
+               for split, x in images.items()]  # fmt: skip
         labels, class_names, count = _classes(path, found["labels", splits[0]], raw, notes)
     used = {found[role, split] for role, split in found if role == "images" or labels is not None}
     if labels is not None and not class_names and (naming := _names_of_classes(arrays, count)) is not None:
@@ -70,21 +122,10 @@ def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
         used.add(naming)
     for name, array in arrays.items():
         if name not in used:
-            each = ", one entry an image" if array.shape[:1] == (len(images[0]),) else ""
+            each = ", one entry an image" if array.shape[:1] == (len(images[splits[0]]),) else ""
             notes.append(f"the array '{name}' ({array.dtype} {array.shape}{each}) is not used")
-    lengths = [len(x) for x in images]
-    ends = np.cumsum(lengths).tolist()
-    pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
-    return RawImages(
-        images=resize_arrays(pixels, size, levels=256),
-        labels=None if labels is None else torch.from_numpy(labels),
-        keys=[str(row) for length in lengths for row in range(length)],
-        parts={split or "train": range(end - n, end) for split, n, end in zip(splits, lengths, ends, strict=True)},
-        source=str(path),
-        num_classes=count,
-        class_names=class_names,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    names = {split: found["images", split] for split in splits}
+    return FoundArrays(images, names, labels, count, class_names, notes)
 
 
 def _read(path: Path, most_bytes: int) -> Arrays:
@@ -124,9 +165,9 @@ def _roles(path: Path, arrays: Arrays) -> dict[tuple[str, str], str]:
             words = re.findall(r"[a-z]+", word)
             split = next(filter(None, map(split_of, words)), "")
             rest = [word for word in words if split_of(word) is None]
-            if not split or len(rest) != 1:
+            if not split or len(rest) > 1:
                 continue
-            word = rest[0]
+            word = rest[0] if rest else "data"
         if word in _IMAGES + _LABELS:
             named.setdefault(("images" if word in _IMAGES else "labels", split), {})[name] = word
     found: dict[tuple[str, str], str] = {}

@@ -1,25 +1,27 @@
-"""What every reader of images hands over: all rows in memory, and which of them the source assigns to a split."""
+"""What every reader of data hands over: all rows, and which of them the source assigns to a split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
+
+from .mapped_rows import MappedRows
 
 
 @dataclass(frozen=True, eq=False)
 class RawImages:
-    """All images of a source, before the split.
+    """All data of a source, before the split.
 
     Args:
-        images: Level indices, shape (N, C, H, W), in 0 .. levels - 1.
+        images: Level indices, shape (N, C, H, W), in 0 .. levels - 1, or real numbers (N, *shape).
         labels: Classes, shape (N,), or None.
         keys: One text a row (a file name, or the index): what the hashed split sorts by.
         parts: Rows of each split that the source gives: "train" always; "validation" and "test" where it has them.
         source: Where the images come from, in words.
-        levels: Number of values that a channel can take.
+        levels: Number of values that a channel can take; None for real numbers.
         num_classes: Number of classes, 0 without labels.
         class_names: Names of the classes, in the order of the labels; empty where they have none.
         rule: How the splits were made, where `parts` are all three of them already.
@@ -27,12 +29,12 @@ class RawImages:
         notes: What was guessed or left out, and why, a line each.
     """
 
-    images: UInt8[Tensor, " n c h w"]
+    images: Tensor | MappedRows
     labels: Int64[Tensor, " n"] | None
     keys: Sequence[str]
     parts: dict[str, range]
     source: str
-    levels: int = 256
+    levels: int | None = 256
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     rule: str | None = None

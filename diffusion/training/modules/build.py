@@ -31,7 +31,9 @@ def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> 
     denoiser = build_denoiser(config, facts)
     with reported_as({"eta": "sampling.eta"}):  # a wrong one is told now, not after training
         samplers.build(config.sampling.sampler, eta=config.sampling.eta)
-    return DenoiserModule(denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata)
+    return DenoiserModule(
+        denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata, facts.normalizer
+    )
 
 
 def _vae(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> VAEModule:

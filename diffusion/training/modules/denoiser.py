@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Config
+from ...data.normalizer import Normalizer
 from ...denoisers.denoiser import NetworkDenoiser
 from ...denoisers.evaluations import evaluation_mode
 from ...likelihood.dequantization import Dequantizer
@@ -38,6 +39,7 @@ class DenoiserModule(ModelModule):
         config: The configuration of the run.
         dequantizer: The levels and their places; None for continuous data.
         metadata: What makes the checkpoint a model by itself (see `models.load`).
+        normalizer: The map of continuous data to the denoiser's units; None where these are the same.
     """
 
     averaged: ClassVar[str] = "denoiser"
@@ -49,11 +51,13 @@ class DenoiserModule(ModelModule):
         config: Config,
         dequantizer: Dequantizer | None,
         metadata: Mapping[str, str],
+        normalizer: Normalizer | None = None,
     ):
         super().__init__(config, metadata)
         self.denoiser = denoiser
         self.objective = objective
         self.dequantizer = dequantizer
+        self.normalizer = normalizer
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
         self._most = 0  # rows of the largest batch of a validation, its first
         self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
@@ -63,9 +67,9 @@ class DenoiserModule(ModelModule):
         return (self.denoiser.network,)
 
     def clean(self, x: Tensor, seed: int, step: int | Tensor, positions: Tensor) -> Tensor:
-        """Data as the denoiser sees them: levels at the centres of their bins, or spread over them."""
+        """Data as the denoiser sees them: levels at the centres of their bins, or spread over them; numbers scaled."""
         if self.dequantizer is None:
-            return x
+            return x.float() if self.normalizer is None else self.normalizer.normalize(x).float()
         if not self.config.objective.dequantize:
             return self.dequantizer.center(x)
         u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
@@ -117,6 +121,10 @@ class DenoiserModule(ModelModule):
 
     def step_losses(self) -> list[tuple[Tensor, Tensor]]:
         return self._step_losses[1]
+
+    def on_fit_start(self) -> None:
+        if self.normalizer is not None:  # once, and not at each step
+            self.normalizer = self.normalizer.on(self.device)
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros_like(self._sums, device=self.device)
