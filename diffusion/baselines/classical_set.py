@@ -53,6 +53,7 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
     large = f"{dims:,} dimensions are more than {_DENSITY_DIMS}" if dims > _DENSITY_DIMS else ""
     pixels = len(train) * dims
     uncounted = f"{pixels:,} training pixels are more than {_COUNTED_PIXELS:,}" if pixels > _COUNTED_PIXELS else ""
+    many = f"{levels:,} levels are more than 256" if levels > 256 else ""
     slow = f"{pixels:,} training pixels are more than {_FOREST_PIXELS:,}" if pixels > _FOREST_PIXELS else ""
 
     def histogram(images: Tensor, rows: Tensor, progress: Progress | None) -> Estimate:
@@ -68,10 +69,10 @@ def classical_models(train: Tensor, validation: Tensor, levels: int) -> list[Cla
         return AutoregressiveForest.fit(train, validation, levels, progress=progress).log_likelihood(images)
 
     return [
-        ClassicalModel("independent pixels", 1, histogram),
+        ClassicalModel("independent pixels", 1, histogram, many),
         ClassicalModel("Gaussian mixture", 1, gaussians, unchosen or large),
-        ClassicalModel("mixture of categoricals", 1, _timed(categoricals), unchosen or uncounted),
-        ClassicalModel("autoregressive forest", 1, _timed(forest), unchosen or large or slow),
+        ClassicalModel("mixture of categoricals", 1, _timed(categoricals), many or unchosen or uncounted),
+        ClassicalModel("autoregressive forest", 1, _timed(forest), many or unchosen or large or slow),
     ]
 
 

@@ -123,7 +123,12 @@ def log_ndtr(x: Float[Tensor, " *dims"]) -> Float[Tensor, " *dims"]:
 
 
 def check_levels(levels: int) -> None:
-    Dequantizer(levels)  # refuses more than uint8 can hold
+    """Refuse more levels than a distribution over each of them is made for."""
+    Dequantizer(levels)
+    if levels > 256:
+        raise UserError(
+            f"levels: found {levels:,}; an autoencoder's decoder takes 2 to 256; family 'diffusion' takes all"
+        )
 
 
 def accurate(params: Tensor) -> torch.dtype:

@@ -20,8 +20,11 @@ class OptimizerConfig(Section):
 
     section = "optimizer"
 
-    name: Literal["adamw"] = option("adamw", "the optimizer; with weight_decay 0 it is Adam")
+    name: Literal["adamw", "muon"] = option(
+        "adamw", "adamw (with weight_decay 0 it is Adam), or muon: orthogonal updates of matrices, adamw for the rest"
+    )
     lr: float = option(2e-4, "learning rate after the warmup", gt=0)
+    muon_lr: float | None = option({"muon": 0.02}, "that of matrices, the size of an update in the spectral norm", gt=0)
     betas: tuple[Decay, Decay] = option((0.9, 0.999), "decay rates of the averages of the gradient and its square")
     weight_decay: float = option(0.0, "decoupled weight decay", ge=0)
     warmup: int = option(1000, "steps over which the learning rate rises linearly from 0", ge=0)

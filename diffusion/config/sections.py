@@ -34,6 +34,9 @@ class DataConfig(Section):
     root: Place = option("data", "folder of data sets")
     download: bool = option(True, "download a data set that is not in root")
     size: int | None = option(None, "height and width that images are resized to; null: unchanged", ge=1)
+    levels: Literal["256", "all"] = option(
+        "256", "grey levels that images are kept in: 256, or all 2^bits that 16-bit files have (folder, zip, npz)"
+    )
     bits: int | None = option(None, "number of bits that 16-bit files use, e.g. 12; null: all 16", ge=8, le=16)
     unreadable: Literal["refuse", "skip"] = option(
         "refuse", "what to do with files that cannot be read as images (folder, zip, tar)"
@@ -51,7 +54,7 @@ class DataConfig(Section):
         if self.name in ("folder", "array") and not self.path:
             what = "images" if self.name == "folder" else "array"
             raise UserError(f"data.path: found {show(self.path)}; must be the {what} where data.name is '{self.name}'")
-        of_files, of_images = ("bits", "unreadable", "cache"), ("size", "flip")
+        of_files, of_images = ("bits", "levels", "unreadable", "cache"), ("size", "flip")
         unused = {"digits": ("path", *of_files), "array": (*of_files, *of_images)}
         of_toys = ("path", *of_files, *of_images, "place")
         for name in unused.get(self.name, of_toys if self.name in TOY_SETS else ()):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from torch import Tensor
 
 from ..errors import UserError, choose
@@ -33,6 +33,7 @@ class ImageSet:
 
 
 UNREADABLE = ("refuse", "skip")
+LEVELS = ("256", "all")
 # A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
 IMAGE_SETS = {
     "digits": ImageSet(named_sets.VALIDATION_FRACTION),
@@ -46,11 +47,11 @@ IMAGE_SETS = {
 
 @dataclass(frozen=True, eq=False)
 class ImageData(SplitData):
-    """A data set of images, split: level indices, uint8 of shape (N, C, H, W)."""
+    """A data set of images, split: level indices of shape (N, C, H, W), uint8, or int32 for more than 256 levels."""
 
-    train: UInt8[Tensor, " n_train c h w"] = field(repr=False)
-    validation: UInt8[Tensor, " n_validation c h w"] = field(repr=False)
-    test: UInt8[Tensor, " n_test c h w"] = field(repr=False)
+    train: Integer[Tensor, " n_train c h w"] = field(repr=False)
+    validation: Integer[Tensor, " n_validation c h w"] = field(repr=False)
+    test: Integer[Tensor, " n_test c h w"] = field(repr=False)
     levels: int
 
     @property
@@ -76,6 +77,7 @@ def load_images(
     unreadable: str = "refuse",
     cache: str | Path | None = None,
     bits: Any = None,
+    levels: Any = "256",
 ) -> ImageData:
     """Load a data set of images into memory.
 
@@ -95,6 +97,7 @@ def load_images(
         cache: Folder to keep the images decoded from single files in, from where they are mapped and not read.
         bits: How many bits the values of 16-bit grey files use: 12 takes 0 to 4095 as black to white. None: 16; files
             of which none uses the upper 4 are refused.
+        levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
 
@@ -127,8 +130,9 @@ def load_images(
             return split_rows(keys, parts, validation, facts.validation_fraction, test_fraction)
 
         choose("data.unreadable", unreadable, UNREADABLE)
+        whole = choose("data.levels", str(levels), LEVELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits)
+        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole)
 
     pixels, levels = raw.images, raw.levels
     assert isinstance(pixels, Tensor)

@@ -32,7 +32,8 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.Image:
-    """A grid of images in [-1, 1], (N, C, H, W) with 1 or 3 channels, enlarged where they are small."""
+    """A grid of images in [-1, 1], (N, C, H, W), enlarged where they are small; neither grey nor colour: `_in_view`."""
+    x = _in_view(x)
     n, _, height, width = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     scale = max(1, _CELL // max(height, width))
@@ -45,14 +46,17 @@ def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.
 
 
 def from_bytes(pixels: np.ndarray) -> Image.Image:
-    """One image of 8-bit values, (C, H, W), at its own size."""
-    return _image(pixels.transpose(1, 2, 0))
+    """One image of 8-bit values, (C, H, W), at its own size; neither grey nor colour: `_in_view`."""
+    return _image(_in_view(torch.from_numpy(pixels)[None])[0].numpy().transpose(1, 2, 0))
+
+
+def _in_view(x: Tensor) -> Tensor:
+    """Images as an eye can see them: those of other channels than 1 or 3 have these side by side, in grey."""
+    return x if x.shape[1] in (1, 3) else rearrange(x, "n c h w -> n 1 h (c w)")
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    if pixels.shape[2] in (1, 3):
-        return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
-    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))  # other channel counts: the first one
+    return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
 
 
 def encode(image: Image.Image, text: dict[str, str] | None = None) -> bytes:

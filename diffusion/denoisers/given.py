@@ -23,6 +23,7 @@ from .condition import Condition, condition_for
 P = ParamSpec("P")
 R = TypeVar("R")
 _BEYOND = 9.0  # a computed time may be this far beyond an end of the path
+MOST_LEVELS = 2**16  # of a pixel
 MOST_ROWS = 2**48  # samples with distinct noise (`random`)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "single": torch.float32, "double": torch.float64}
 
@@ -203,8 +204,13 @@ def real_data(name: str, value: Any, shape: Sequence[int], least: int = 1) -> Te
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def type_of_levels(levels: int) -> torch.dtype:
+    """The type that level indices are held in: uint8, or int32 for more than 256 (torch's uint16 lacks functions)."""
+    return torch.uint8 if levels <= 256 else torch.int32
+
+
 def level_data(name: str, value: Any, levels: int | None) -> Tensor:
-    """Images of level indices, uint8, from integers of any type, or booleans for two levels.
+    """Images of level indices (`type_of_levels`), from integers of any type, or booleans for two levels.
 
     Raises:
         UserError: For real numbers, and values that are not level indices.
@@ -216,15 +222,14 @@ def level_data(name: str, value: Any, levels: int | None) -> Tensor:
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         span = f" from {float(x.min()):.4g} to {float(x.max()):.4g}" if x.is_floating_point() and x.numel() else ""
         raise UserError(
-            f"{name}: found {x.dtype}{span}; a likelihood is of levels in uint8, 0 to {most} "
-            "(log_density takes real numbers)"
+            f"{name}: found {x.dtype}{span}; a likelihood is of levels, 0 to {most} (log_density takes real numbers)"
         )
     if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch knows no least or greatest of these
         x = x.to(torch.int64)
     low, high = map(int, x.aminmax()) if x.numel() and not (x.dtype == torch.uint8 and most == 255) else (0, 0)
     if not 0 <= low <= high <= most:
         raise UserError(f"{name}: found levels {low} to {high}; accepted: 0 to {most}")
-    return x.to(torch.uint8)
+    return x.to(type_of_levels(most + 1))
 
 
 def class_labels(name: str, label: Any, classes: int, n: int, null: bool = False) -> Tensor:

@@ -27,10 +27,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..denoisers.given import can_be_looked_at
+from ..denoisers.given import MOST_LEVELS, can_be_looked_at, type_of_levels
 from ..errors import UserError
 
 DEQUANTIZATIONS = ("uniform", "truncated-normal")
@@ -44,12 +44,12 @@ class Dequantizer:
     """The map between level indices and [low, high].
 
     Args:
-        levels: The number L of levels per dimension, 2 to 256.
+        levels: The number L of levels per dimension, 2 to 65,536: those of 16 bits.
         low: The lower end of the first bin.
         high: The upper end of the last bin.
 
     Raises:
-        UserError: For a number of levels that uint8 cannot hold, or low >= high.
+        UserError: For another number of levels, or low >= high.
     """
 
     levels: int
@@ -57,8 +57,8 @@ class Dequantizer:
     high: float = 1.0
 
     def __post_init__(self):
-        if not 2 <= self.levels <= 256:
-            raise UserError(f"levels: found {self.levels}; accepted: 2 to 256")
+        if not 2 <= self.levels <= MOST_LEVELS:
+            raise UserError(f"levels: found {self.levels}; accepted: 2 to {MOST_LEVELS}")
         if not self.low < self.high:
             raise UserError(f"low, high: found {self.low}, {self.high}; needs low < high")
 
@@ -72,7 +72,7 @@ class Dequantizer:
         return self.low + self.width * (torch.arange(self.levels, dtype=dtype) + 0.5)
 
     def center(
-        self, images: UInt8[Tensor, " b *dims"], dtype: torch.dtype = torch.float32
+        self, images: Integer[Tensor, " b *dims"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, " b *dims"]:
         """The centres of the bins of `images`: clean data as the denoiser sees them.
 
@@ -81,12 +81,14 @@ class Dequantizer:
         """
         return self._place(images, 0.5, dtype)
 
-    def dequantize(self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *dims"]:
+    def dequantize(
+        self, images: Integer[Tensor, " b *dims"], u: Float[Tensor, " b *dims"]
+    ) -> Float[Tensor, " b *dims"]:
         """Points of the bins of `images`, at the fractions `u` in (0, 1) of their widths; errors as `center`."""
         return self._place(images, u, u.dtype)
 
     def dequantize_truncated_normal(
-        self, images: UInt8[Tensor, " b *dims"], u: Float[Tensor, " b *dims"], std: float
+        self, images: Integer[Tensor, " b *dims"], u: Float[Tensor, " b *dims"], std: float
     ) -> tuple[Float[Tensor, " b *dims"], Float[Tensor, " b"]]:
         """Points of N(center, std^2) truncated to the bins of `images`, at the quantiles `u`, and their log q.
 
@@ -113,16 +115,16 @@ class Dequantizer:
             raise UserError(f"images: found level {int(images.max())}; accepted: 0 to {self.levels - 1}")
         return self.low + self.width * (images.to(dtype) + fraction)
 
-    def quantize(self, x: Float[Tensor, " b *dims"]) -> UInt8[Tensor, " b *dims"]:
+    def quantize(self, x: Float[Tensor, " b *dims"]) -> Integer[Tensor, " b *dims"]:
         """The level whose bin contains x, the first or the last one for x outside."""
-        return ((x - self.low) / self.width).floor().clamp(0, self.levels - 1).to(torch.uint8)
+        return ((x - self.low) / self.width).floor().clamp(0, self.levels - 1).to(type_of_levels(self.levels))
 
     def log_jacobian(self, dims: int) -> float:
         """D log w: turns the log-density of dequantised data into a bound on the log-probability of the levels."""
         return dims * math.log(self.width)
 
     def level_log_prob(
-        self, images: UInt8[Tensor, " b *dims"], mean: Float[Tensor, " b *dims"], std: Float[Tensor, " *b_or_dims"]
+        self, images: Integer[Tensor, " b *dims"], mean: Float[Tensor, " b *dims"], std: Float[Tensor, " *b_or_dims"]
     ) -> Float[Tensor, " b *dims"]:
         """log p(k | mean, std) of each pixel's level, normalised over the levels.
 

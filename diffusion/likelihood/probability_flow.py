@@ -22,7 +22,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
@@ -121,7 +121,7 @@ class FlowLikelihood(Solve):
         choose("dequantization", self.dequantization, DEQUANTIZATIONS)
 
     def __call__(
-        self, denoiser: Denoiser, images: UInt8[Tensor, " b *dims"], batches: Batches, dequantizer: Dequantizer
+        self, denoiser: Denoiser, images: Integer[Tensor, " b *dims"], batches: Batches, dequantizer: Dequantizer
     ) -> Estimate:
         """Measure level indices of shape (B, *shape); a batch has as many dequantised points as its size says.
 

@@ -49,7 +49,7 @@ from ..data import (
 )
 from ..data import normalizer as normalizers
 from ..data.class_names import names_of, numbered
-from ..data.images import UNREADABLE
+from ..data.images import LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
 from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
@@ -81,6 +81,7 @@ def _require_same_names(section: type[Section], option: str, known: Iterable[str
 
 _require_same_names(DataConfig, "name", (*image_names(), ARRAY, *toy_names()))
 _require_same_names(DataConfig, "unreadable", UNREADABLE)
+_require_same_names(DataConfig, "levels", LEVELS)
 _require_same_names(DataConfig, "normalize", normalizers.KINDS)
 _require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
 _require_same_names(NetworkConfig, "name", NETWORKS)
@@ -220,7 +221,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
-            unreadable=options.unreadable, cache=options.cache, bits=options.bits,
+            unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
@@ -282,6 +283,10 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     network = build_network(config, facts)
     size_multiple = network.size_multiple
     if prediction == "levels":
+        if _levels(config, facts) > 256:
+            raise UserError(
+                f"denoiser.prediction: found 'levels'; it takes up to 256, '{facts.name}' has {facts.levels:,}"
+            )
         places = Dequantizer(_levels(config, facts)).places()
         return LevelDenoiser(network, schedule, places, facts.shape, sigma_data, classes, size_multiple)
     return NetworkDenoiser(network, schedule, prediction, facts.shape, sigma_data, classes, size_multiple)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
@@ -143,7 +143,7 @@ class DiffusionModel(TrainedModel):
         """E||eps_hat||^2 / D over log-SNR, from the file next to the model's or estimated now."""
         return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
 
-    def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
+    def log_likelihood(self, images_uint8: Integer[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
 
         The model is asked as it was trained. One that was trained on bin centres has no density between them worth

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
@@ -72,7 +72,7 @@ class LatentModel(TrainedModel):
                 raise UserError(f"{name}: family '{family}' does not take it; it takes {taken}")
         return self.autoencoder.sample(n, seed, **options)
 
-    def log_likelihood(self, images_uint8: UInt8[Tensor, " b *shape"], **options: Any) -> Estimate:
+    def log_likelihood(self, images_uint8: Integer[Tensor, " b *shape"], **options: Any) -> Estimate:
         """A lower bound on the log-probability of images of levels.
 
         Args:
@@ -88,7 +88,7 @@ class LatentModel(TrainedModel):
         return self.autoencoder.log_likelihood(images.to(self.device), **options)
 
     @torch.no_grad()
-    def reconstruct(self, images_uint8: UInt8[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
+    def reconstruct(self, images_uint8: Integer[Tensor, " b *shape"]) -> Float[Tensor, " b *shape"]:
         """E[x | z] in [-1, 1], z the mean code of each image."""
         with evaluation_mode(self.autoencoder):
             mean, _ = self.autoencoder.proposal(images_uint8.to(self.device))

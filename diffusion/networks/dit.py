@@ -57,9 +57,11 @@ def grid_positions(coordinates: Sequence[Tensor], width: int) -> Float[Tensor, "
     return F.pad(waves, (0, width - waves.shape[-1]))
 
 
-def modulate(x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"]) -> Tensor:
+def modulate(
+    x: Float[Tensor, " b n c"], shift: Float[Tensor, " b 1 c"], scale: Float[Tensor, " b 1 c"], eps: float = 1e-6
+) -> Tensor:
     """layer norm(x) (1 + scale) + shift, with a normalisation without parameters."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
 
 
 class DiTBlock(nn.Module):
@@ -70,10 +72,14 @@ class DiTBlock(nn.Module):
         heads: Number of attention heads.
         hidden: Width of the hidden layer of the perceptron.
         train_tokens: As `TokenAttention`.
+        norm_eps: The epsilon of the perceptron's normalisation.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, train_tokens: int | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, train_tokens: int | None = None, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
+        self.norm_eps = norm_eps
         self.attention = TokenAttention(width, heads, train_tokens)
         self.dense_1 = glorot(nn.Linear(width, hidden))
         self.dense_2 = glorot(nn.Linear(hidden, width))
@@ -83,7 +89,7 @@ class DiTBlock(nn.Module):
         """Map tokens (B, N, C) given the embedding (B, C), to which silu has been applied."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         x = x + gate_1 * self.attention(modulate(x, shift_1, scale_1))
-        hidden = F.gelu(self.dense_1(modulate(x, shift_2, scale_2)), approximate="tanh")
+        hidden = F.gelu(self.dense_1(modulate(x, shift_2, scale_2, self.norm_eps)), approximate="tanh")
         return x + gate_2 * self.dense_2(hidden)
 
 
@@ -106,10 +112,12 @@ class DiT(nn.Module):
         heads: Number of attention heads; must divide `width`.
         mlp_ratio: Hidden width of the perceptrons as a multiple of `width`.
         num_classes: Number of classes, 0 for none.
-        noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE).
+        noise_embedding: `"sinusoidal"` (the paper's) or `"fourier"` (score SDE); `"index"` or `"index-endpoint"` for
+            networks made elsewhere.
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         image_size: Size of the data of training: all sides, or one number for the height and width of an image.
         out_channels: Channels of the result; None: those of an image.
+        norm_eps: As `DiTBlock`.
 
     Raises:
         UserError: An argument is out of range, or `heads` does not divide `width`.
@@ -128,6 +136,7 @@ class DiT(nn.Module):
         attention_scale: str = "constant",
         image_size: int | Sequence[int] = 32,
         out_channels: int | None = None,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -146,7 +155,8 @@ class DiT(nn.Module):
         self.dense_in = glorot(nn.Linear(in_channels * self.patch, width))
         self.train_sides = tuple(math.ceil(side / patch_size) for side in sides)
         train_tokens = math.prod(self.train_sides) if entropy_invariant(attention_scale) else None
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, train_tokens) for _ in range(depth))
+        hidden = mlp_ratio * width
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, hidden, train_tokens, norm_eps) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
         self.dense_out = zero(nn.Linear(width, (in_channels if out_channels is None else out_channels) * self.patch))
 

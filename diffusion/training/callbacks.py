@@ -24,7 +24,7 @@ from .distributed.shards import is_sharded
 from .distributed.waiting import Waiting
 from .ema import Average
 from .logs.wandb import WandbMirror
-from .modules.base import apply_options
+from .optimizers import apply_options
 
 AVERAGE_KEY = "weight_average"  # of checkpoints
 

@@ -150,7 +150,7 @@ BAD = [
     (["--run", "pretrained:cats"], r"pretrained:cats: there is no such model"),
     (["--run", "empty"], r"empty: has no model\.safetensors"),
     (["--run", "cut.safetensors"], r"cut\.safetensors: .*cut short or corrupt"),
-    (["--out", "x.gif"], r"--out: found 'x\.gif'; accepted: x\.png, x\.npz, x\.zip or a folder"),
+    (["--out", "x.gif"], r"--out: found 'x\.gif'; accepted: x\.png, x\.npz, x\.npy, x\.zip or a folder"),
     (["--out", "full"], r"--out: the folder full is not empty"),
     (["--out", "file"], r"--out: file is a file"),
     (["--out", "file/x.png"], r"--out: file/x\.png cannot be written \(Not a directory\)"),

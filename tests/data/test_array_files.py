@@ -111,6 +111,27 @@ def test_numbers_that_are_exactly_levels(tmp_path: Path) -> None:
     assert "though it may be (N, C, H, W)" in read(tmp_path, images=X[:, :3, :, :1]).notes[0]
 
 
+@pytest.mark.parametrize("channels", [2, 4, 7])
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_few_channels_are_bands_of_an_image(tmp_path: Path, channels: int, size: int | None) -> None:
+    """Each is read, and resized, as a grey image of its own."""
+    bands = np.random.default_rng(channels).integers(0, 256, (N, 12, 10, channels), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=bands)
+    np.savez(tmp_path / "b.npz", images=bands.transpose(0, 3, 1, 2))
+    found = [load_files(tmp_path / name, size).images.numpy() for name in ("a.npz", "b.npz")]
+    assert (found[0] == found[1]).all()
+    for band in range(channels):
+        np.savez(tmp_path / "one.npz", images=bands[..., band])
+        one = load_files(tmp_path / "one.npz", size).images.numpy()
+        assert (found[0][:, band] == one[:, 0]).all()
+
+
+def test_channels_that_are_more_than_a_side_are_none(tmp_path: Path) -> None:
+    for shape in ((N, 6, 5, 5), (N, 40, 40, 33), (N, 2, 2, 2)):
+        with pytest.raises(UserError, match="C = 1, 3, or up to 32 and below H and W"):
+            read(tmp_path, images=np.zeros(shape, np.uint8))
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

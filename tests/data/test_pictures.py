@@ -46,9 +46,9 @@ def test_one_image_keeps_its_size_and_its_orientation():
     pixels = np.asarray(pictures.from_bytes(pictures.to_bytes(x).numpy()))
     assert pixels.shape == (2, 5, 3)
     assert np.argwhere(pixels).tolist() == [[0, 4, 0]]
-    assert np.asarray(pictures.from_bytes(np.zeros((2, 3, 3), np.uint8))).shape == (3, 3), (
-        "of other channels, the first"
-    )
+    bands = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
+    shown = np.asarray(pictures.from_bytes(bands))
+    assert np.array_equal(shown, np.concatenate(list(bands), 1)), "other channels are side by side"
 
 
 def test_a_png_holds_its_text(tmp_path):

@@ -69,8 +69,8 @@ def test_density_integrates_to_probabilities(levels):
 
 
 def test_errors():
-    with pytest.raises(UserError, match="levels: found 257"):
-        Dequantizer(257)
+    with pytest.raises(UserError, match="levels: found 65537"):
+        Dequantizer(65537)
     with pytest.raises(UserError, match="low < high"):
         Dequantizer(17, 1.0, -1.0)
     with pytest.raises(UserError, match="found level 17; accepted: 0 to 16"):

@@ -360,3 +360,17 @@ def test_the_check_of_a_model_of_our_own_and_of_one_that_is_not_trained():
     with torch.no_grad():
         last.normal_()
     assert not model.check(test, levels=6).passed
+
+
+def test_draws_are_clipped_where_that_is_said():
+    """x_hat of draws alone, in the network's own units: a network on [0, 1] is clipped there, around 0."""
+    how = {"path": "ddpm", "predicts": "x", "time": "index", "shape": (1, 2, 2), "levels": 256, "data_range": (0, 1)}
+    plain, clipped = (diffusion.adopt(lambda x, t: 3.0 + 0.0 * x, **how, clip=clip) for clip in (None, 0.75))
+    x, t = torch.zeros(2, 1, 2, 2), torch.tensor([0.25, 0.75])
+    scale, middle = plain.adopted.convention.units
+    with torch.no_grad():
+        assert torch.equal(plain.drawn_with(x, t), clipped.denoiser(x, t))
+        torch.testing.assert_close(scale * clipped.drawn_with(x, t) + middle, torch.full_like(x, 0.75))
+    assert plain.weights != clipped.weights
+    drawn = clipped.sample(1, sampler="ddim", steps=2)
+    torch.testing.assert_close(scale * drawn + middle, torch.full((1, 1, 2, 2), 0.75))

@@ -1,5 +1,6 @@
 """Pipelines that the library diffusers itself made and saved, with random weights, against our reading of them."""
 
+import json
 import warnings
 
 import pytest
@@ -12,7 +13,9 @@ from diffusion.commands.dispatch import main
 from diffusion.config import load_config
 from diffusion.denoisers.network_call import output_tensor
 from diffusion.errors import UserError
-from diffusion.models.formats import diffusers_export
+from diffusion.models.formats import diffusers_export, diffusers_unet
+from diffusion.models.formats.fields import Fields
+from diffusion.networks import UNet
 from diffusion.schedules import time_grid
 
 with warnings.catch_warnings():
@@ -38,6 +41,10 @@ PLAIN, ATTENTION = "DownBlock2D", "AttnDownBlock2D"
 CIFAR10 = {
     "sample_size": 16, "block_out_channels": (32, 64, 64), "attention_head_dim": None, "norm_eps": 1e-6,
     "down_block_types": (PLAIN, ATTENTION, PLAIN), "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
+}  # fmt: skip
+DIT = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6, "num_layers": 2,
+    "sample_size": 8, "num_embeds_ada_norm": 3,
 }  # fmt: skip
 # Each configuration, its scheduler, and the network of ours that is the same function.
 CASES = {
@@ -77,12 +84,8 @@ CASES = {
         DDIMScheduler(num_train_timesteps=100, trained_betas=[0.001 * i for i in range(1, 101)]),
         "diffusers",
     ),
-    "transformer": (
-        {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6, "num_layers": 2,
-         "sample_size": 8, "num_embeds_ada_norm": 3},
-        DDIMScheduler(clip_sample=False),
-        "diffusers",
-    ),
+    "transformer": (DIT, DDIMScheduler(clip_sample=False), "dit"),
+    "transformer, an embedding a block": ({**DIT, "patch_size": 4}, DDIMScheduler(clip_sample=False), "diffusers"),
 }  # fmt: skip
 
 
@@ -94,6 +97,10 @@ def network_of(options, seed=0):
     made = (DiTTransformer2DModel if "num_layers" in options else UNet2DModel)(**{**up, **options}).eval()
     for parameter in made.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
+    if "num_layers" in options and "patch_size" not in options:  # as published ones are, all blocks have the same
+        first, *others = (block.norm1.emb for block in made.transformer_blocks)
+        for other in others:
+            other.load_state_dict(first.state_dict())
     return made
 
 
@@ -209,7 +216,7 @@ def test_a_pipeline_is_written_back(saved, tmp_path):
     """Exported and read again, a pipeline is the same function; theirs loads it, too."""
     name, network, folder = saved
     model = diffusion.load(folder)
-    if name == "transformer":
+    if name.startswith("transformer"):
         with pytest.raises(UserError, match="cannot express"):
             diffusers_export.write(model, tmp_path / "x")
         return
@@ -281,3 +288,17 @@ def test_what_they_cannot_express_is_refused_in_one_line(tmp_path, overrides, fo
         diffusers_export.write(diffusion.load(run), tmp_path / "out")
     assert found in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_their_cifar10_is_ours_weight_by_weight():
+    """google/ddpm-cifar10-32, of which every field is known: as many parameters in both."""
+    options = {**CIFAR10, "sample_size": 32, "block_out_channels": [128, 256, 256, 256], "down_block_types": [
+        PLAIN, ATTENTION, PLAIN, PLAIN]}  # fmt: skip
+    with torch.device("meta"):
+        up = [kind.replace("Down", "Up") for kind in reversed(options["down_block_types"])]
+        theirs = UNet2DModel(**options, up_block_types=up)
+        fields = Fields.__new__(Fields)
+        fields.values, fields.path = json.loads(theirs.to_json_string()), "config.json"
+        ours = UNet(**diffusers_unet.options_of(fields))
+    counts = {sum(one.numel() for one in network.parameters()) for network in (theirs, ours)}
+    assert counts == {35_746_307}

@@ -72,3 +72,13 @@ def test_conditioning_adds_the_row_of_the_class_before_the_silu():
     embedding = conditioning.dense_2(torch.nn.functional.silu(conditioning.dense_1(conditioning.noise(c_noise))))
     torch.testing.assert_close(inverse_silu(labelled[0].double()), (embedding[0] + 7.0).double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(labelled[1], plain[1])
+
+
+@pytest.mark.parametrize(("name", "last"), [("index", 10_000.0 ** (-7 / 8)), ("index-endpoint", 1e-4)])
+def test_the_index_of_a_level_is_embedded_as_it_is(name, last):
+    """DDPM's code has frequencies down to 1 / 10000 itself, guided-diffusion's stops before."""
+    index = torch.tensor([0.0, 7.0, 999.0], dtype=torch.float64)
+    found = Conditioning(16, 4, noise_embedding=name).noise(index)
+    frequencies = torch.logspace(0, math.log10(last), 8, dtype=torch.float64)
+    angles = index[:, None] * frequencies
+    torch.testing.assert_close(found, torch.cat([angles.sin(), angles.cos()], dim=1), rtol=1e-9, atol=1e-9)

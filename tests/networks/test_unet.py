@@ -152,3 +152,16 @@ def test_head_width_sets_the_number_of_heads_not_of_parameters():
     assert one.middle_1.attention.attention.heads == 1
     assert many.middle_1.attention.attention.heads == 4
     assert count(one) == count(many)
+
+
+def test_the_options_of_networks_made_elsewhere():
+    """Norms of a given number of groups and epsilon, and halving that is padded on the right and below."""
+    network = UNet(1, 8, (1, 2), 1, (), 0.0, norm_groups=2, norm_eps=1e-3, pad_end=True)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in norms} == {(2, 1e-3)}
+    halve = network.down[1].downsample
+    x = torch.randn(2, 8, 6, 4)
+    weight, bias = halve.conv.weight, halve.conv.bias
+    windows = F.unfold(F.pad(x, (0, 1, 0, 1)), 3, stride=2)  # the first window begins at the first pixel
+    expected = (weight.flatten(1) @ windows + bias[:, None]).unflatten(2, (3, 2))
+    torch.testing.assert_close(halve(x), expected)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from laws import F64, f64
 
-from diffusion.schedules import DDPM
+from diffusion.schedules import DDPM, Table
+from diffusion.schedules.discrete import without_signal
 from diffusion.schedules.forward_process import posterior, variance_for_unit_data
 
 
@@ -78,3 +79,27 @@ def test_log_snr_is_linear_between_levels():
     torch.testing.assert_close(
         schedule.log_snr(f64([0.325, 0.35])), torch.stack((0.75 * left + 0.25 * right, (left + right) / 2))
     )
+
+
+def test_betas_of_other_projects():
+    """Roots that are linear (arXiv 2112.10752), and a sigmoid from -6 to 6, by their formulas."""
+    for name, expected in (
+        ("scaled-linear", np.linspace(0.001**0.5, 0.02**0.5, 50) ** 2),
+        ("sigmoid", 0.001 + 0.019 / (1 + np.exp(-np.linspace(-6, 6, 50)))),
+    ):
+        found = DDPM(50, name, 0.001, 0.02).alphas_cumprod().numpy()
+        np.testing.assert_allclose(found, np.cumprod(1 - expected), rtol=1e-12)
+
+
+def test_a_path_without_signal_at_its_end():
+    """arXiv 2305.08891, algorithm 1: the first level stays, the last has no signal, roots are moved linearly."""
+    before = DDPM(50, beta_end=0.1)
+    after = without_signal(before)
+    roots = before.alphas_cumprod().sqrt()
+    assert float(after[-1]) == 0.0
+    torch.testing.assert_close(after[0], roots[0] ** 2, rtol=1e-12, atol=0)
+    steps = after.sqrt().diff() / roots.diff()
+    torch.testing.assert_close(steps, steps[:1].expand(49), rtol=1e-9, atol=0)
+    path = Table.of_alphas_cumprod(after.tolist())
+    t = torch.arange(1, 50, dtype=F64) / 50
+    torch.testing.assert_close(path.log_snr(t), after[:-1].logit(), rtol=1e-9, atol=1e-9)

@@ -12,8 +12,8 @@ from diffusion.errors import UserError
 from diffusion.models.build import Data, DataFacts, build_denoiser, build_dequantizer, build_objective
 from diffusion.schedules.schedule import log_snr_ends
 from diffusion.training.data_module import TrainingBatches, ValidationBatches
-from diffusion.training.modules.base import learning_rate_factor
 from diffusion.training.modules.denoiser import VALIDATION_BINS, VALIDATION_DRAWS, DenoiserModule
+from diffusion.training.optimizers import learning_rate_factor
 
 MOONS = Data(DataFacts("gaussians", (2,), None, 0), toy=load_toy("gaussians"))
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)

@@ -85,6 +85,7 @@ VARIANTS = {
     "workers": ("trainer.workers=2",),
     "accumulate and clip": ("trainer.accumulate=2", "optimizer.gradient_clip=0.01"),
     "bf16": ("trainer.precision=bf16",),
+    "muon": ("optimizer.name=muon",),
     "compile": ("trainer.compile=true",),
 }
 
@@ -106,8 +107,10 @@ def resumed_from_every_step(folder, config, steps):
 ALL_STEPS = ("trainer.checkpoint_every=1", "trainer.keep_last=100", "evaluation.enabled=false")
 
 
-def test_resumed_from_any_step_a_run_is_the_run(tmp_path):
-    options = (*ALL_STEPS, "trainer.steps=6", "trainer.validate_every=2", "trainer.sample_every=3")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_from_any_step_a_run_is_the_run(tmp_path, optimizer):
+    options = (*ALL_STEPS, "trainer.steps=6", "trainer.validate_every=2", "trainer.sample_every=3",
+               f"optimizer.name={optimizer}")  # fmt: skip
     resumed_from_every_step(tmp_path, toy_config(tmp_path, *options, "network.dropout=0.2"), range(1, 7))
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...data import find_toy, pictures
 from ...errors import UserError
+from ...likelihood.dequantization import Dequantizer
 from ...processes import ALONE, Processes
 from ...storage import atomic, run_lock
 from ...storage.records import DAMAGED, digest, find, keep
@@ -54,7 +55,7 @@ class SampleFiles:
         picture: The picture's file where `out` does not name it; a number is appended where another draw has it.
         n: The number of samples.
         record: How they are drawn.
-        continuous: Whether samples are numbers rather than images of levels: kept as they are, in arrays.
+        levels: The levels of images, kept as arrays where they are more than 256; None for numbers, kept as they are.
         processes: Those that share the draw.
 
     Raises:
@@ -68,12 +69,12 @@ class SampleFiles:
         picture: Path,
         n: int,
         record: SampleRecord,
-        continuous: bool,
+        levels: int | None,
         processes: Processes = ALONE,
     ):
         self.n = n
         self.record = record
-        self.continuous = continuous
+        self.levels, self.continuous = levels, levels is None
         self.processes = processes
         self.picture, self._is_named = picture, False
         self.target: Path | None = None
@@ -111,6 +112,11 @@ class SampleFiles:
         if self.continuous and (self.is_folder or target.suffix not in ARRAYS):
             raise UserError(
                 f"--out: found '{target}'; samples of '{self.record.data}' are numbers; accepted: x.npz, x.npy, x.png"
+            )
+        if self.levels is not None and self.levels > 256 and (self.is_folder or target.suffix not in ARRAYS):
+            raise UserError(
+                f"--out: found '{target}'; samples of {self.levels:,} levels are kept whole in x.npz, x.npy; a picture "
+                "of them is x.png"
             )
         if not self.is_folder and target.suffix not in KINDS:
             raise UserError(f"--out: found '{target}'; accepted: x.png, x.npz, x.npy, x.zip or a folder")
@@ -213,7 +219,7 @@ class SampleFiles:
                 self._shown.append(samples)
                 self._batches.append((first, stop))
             return
-        values = samples.numpy() if self.continuous else pictures.to_bytes(samples).numpy()
+        values = samples.numpy() if self.continuous else self._to_levels(samples)
         self._begin()
         with atomic.writer(self._part(first, stop)) as file:
             np.save(file, values)
@@ -233,9 +239,9 @@ class SampleFiles:
             if self._holes():  # someone has removed parts
                 raise UserError(f"{self._parts}: parts are missing; the same command draws them again")
             for (first, stop), values in self._read():
-                x = torch.from_numpy(values)
+                x = torch.from_numpy(values if self.continuous else values.astype(np.float32))
                 if first < SHOWN or self._shows_all(x):
-                    self._shown.append(x if self.continuous else x / 127.5 - 1.0)
+                    self._shown.append(x if self.continuous else x / (0.5 * self._most) - 1.0)
                     self._batches.append((first, stop))
         samples = torch.cat(self._shown)
         samples = samples if self._shows_all(samples) else samples[:SHOWN]
@@ -251,6 +257,17 @@ class SampleFiles:
             self._write_images()
         self._remove("*")
         return [picture, self.target]
+
+    @property
+    def _most(self) -> int:
+        """The value of white."""
+        return 255 if self.levels is None or self.levels <= 256 else self.levels - 1
+
+    def _to_levels(self, samples: Tensor) -> np.ndarray:
+        """Images in [-1, 1] as the bytes of pictures, or as levels where these are more than 256."""
+        if self._most == 255:
+            return pictures.to_bytes(samples).numpy()
+        return Dequantizer(self._most + 1).quantize(samples.double()).numpy().astype(np.uint16)
 
     def _shows_all(self, samples: Tensor) -> bool:
         """Whether the picture shows all samples, and not the first of them: points and vectors."""

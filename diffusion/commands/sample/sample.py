@@ -95,9 +95,7 @@ def draw(options: argparse.Namespace) -> int:
     if options.animate:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
-    files = SampleFiles(
-        options.out, _place(model, options, way, "png"), n, record, model.facts.levels is None, processes
-    )
+    files = SampleFiles(options.out, _place(model, options, way, "png"), n, record, model.facts.levels, processes)
     if files.done:
         print(f"{files.done} of {n} samples are there already; resuming")
     start = time.perf_counter()

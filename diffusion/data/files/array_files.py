@@ -26,8 +26,8 @@ ENDINGS = (".npz", ".npy")
 _MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "arr_1")
-_MOST_CHANNELS = 4  # a last axis of 2 or 4 is of channels that nothing here takes
-_ACCEPTED = "accepted: uint8 (N, H, W) or (N, H, W, C), C = 1 or 3"
+_MOST_CHANNELS = 32  # of images that are neither grey nor colour
+_ACCEPTED = f"accepted: uint8 (N, H, W) or (N, H, W, C), C = 1, 3, or up to {_MOST_CHANNELS} and below H and W"
 _CLASS_NAMES = ("classes", "class_names", "label_names")
 Arrays = dict[str, np.ndarray]
 
@@ -51,19 +51,20 @@ class FoundArrays:
     notes: list[str]
 
 
-def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
+def load_arrays(path: Path, size: int | None, most_bytes: int, bits: int | None = None) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
 
     Args:
         path: The file.
         size: Resize the shorter side to this and crop the centre.
         most_bytes: The size above which an array is refused, where it is compressed to next to nothing.
+        bits: Keep the 2^bits levels of whole numbers; None: 256 levels.
 
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
     found = find_arrays(path, most_bytes, "images")
-    images = [_images(path, found.names[split], array, found.notes) for split, array in found.data.items()]
+    images = [_images(path, found.names[split], array, found.notes, bits) for split, array in found.data.items()]
     if len({x.shape[1:] for x in images}) > 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
         raise UserError(f"{path}: the splits differ in shape: {shapes} (height, width, channels)")
@@ -71,12 +72,14 @@ def load_arrays(path: Path, size: int | None, most_bytes: int) -> RawImages:
     ends = np.cumsum(lengths).tolist()
     pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
     parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
+    levels = 256 if bits is None else 2**bits
     return RawImages(
-        images=resize_arrays(pixels, size, levels=256),
+        images=resize_arrays(pixels, size, levels),
         labels=None if found.labels is None else torch.from_numpy(found.labels),
         keys=[str(row) for length in lengths for row in range(length)],
         parts=parts,
         source=str(path),
+        levels=levels,
         num_classes=found.num_classes,
         class_names=found.class_names,
         notes=tuple(dict.fromkeys(found.notes)),
@@ -205,11 +208,11 @@ def _names_of_classes(arrays: Arrays, count: int) -> str | None:
     return None
 
 
-def _images(path: Path, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Level indices, uint8 (N, H, W, C)."""
+def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: int | None) -> np.ndarray:
+    """Level indices (N, H, W, C): uint8, or int32 for `bits`."""
     told = f"{path}: '{name}' is {array.dtype} {array.shape}"
-    last, second = (array.ndim == 4 and array.shape[axis] in (1, 3) for axis in (3, 1))
-    second = second and min(array.shape[2:]) > _MOST_CHANNELS
+    last, second = (array.ndim == 4 and _are_channels(array.shape, axis) for axis in (3, 1))
+    second = second and min(array.shape[2:]) > 4  # else its last axis may be of channels
     if array.dtype.kind not in "uifb" or array.ndim not in (3, 4) or (array.ndim == 4 and not (last or second)):
         raise UserError(f"{told}; {_ACCEPTED}.")
     if array.size == 0:
@@ -221,7 +224,18 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str]) -> np.nd
         array = array.transpose(0, 2, 3, 1)
     elif array.shape[1] in (1, 3) and array.shape[1] != array.shape[3]:
         notes.append(f"'{name}' {array.shape} is taken as (N, H, W, C), though it may be (N, C, H, W)")
+    if bits is not None:
+        if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= 2**bits:
+            span = f", {array.min():g} to {array.max():g}"
+            raise UserError(f"{told}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
+        return array.astype(np.int32)
     return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
+
+
+def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether an axis of (N, H, W, C) or (N, C, H, W) is of channels: 1 or 3, or a few, and fewer than the others."""
+    count, others = shape[axis], [side for i, side in enumerate(shape) if i not in (0, axis)]
+    return count in (1, 3) or 1 < count <= min(_MOST_CHANNELS, min(others) - 1)
 
 
 def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:

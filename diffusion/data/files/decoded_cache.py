@@ -1,4 +1,4 @@
-"""Decoded images on the disk, so that they are decoded once: uint8 as they lie in memory, mapped and not read.
+"""Decoded images on the disk, so that they are decoded once: levels as they lie in memory, mapped and not read.
 
     FOLDER/<key>.npy     the images, in the order of their splits
     FOLDER/<key>.json    which files they are of, and which could not be read
@@ -30,9 +30,12 @@ from .decoding import Decoded, ImageFile, Progress, Seen, decode_all
 _VERSION = 1
 
 
-def content_key(files: Sequence[ImageFile], size: int | None, skip: bool, bits: int | None = None) -> str:
+def content_key(
+    files: Sequence[ImageFile], size: int | None, skip: bool, bits: int | None = None, whole: bool = False
+) -> str:
     """The SHA-256 of names, bytes, and the way of decoding."""
-    found = hashlib.sha256(json.dumps([_VERSION, size, skip, *([] if bits is None else [bits])]).encode())
+    more = [*([] if bits is None else [bits]), *(["whole"] if whole else [])]
+    found = hashlib.sha256(json.dumps([_VERSION, size, skip, *more]).encode())
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for file, digest in zip(files, pool.map(_digest, files), strict=True):
             found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
@@ -53,25 +56,28 @@ def decode_cached(
     progress: Progress | None,
     skip: bool,
     bits: int | None = None,
+    whole: bool = False,
 ) -> Decoded:
     """As `decode_all`, mapped from `folder` where it was decoded before.
 
     Raises:
         UserError: As `decode_all`; for a folder that cannot be written.
     """
-    key = content_key(files, size, skip, bits)
+    key = content_key(files, size, skip, bits, whole)
     array, facts = folder / f"{key}.npy", folder / f"{key}.json"
     if (found := _find(array, facts, len(files))) is not None:
         return found
     made: list[Path] = []
 
-    def allocate(shape: tuple[int, ...]) -> Tensor:
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         made.append(folder / f".{key}.{secrets.token_hex(4)}.tmp")
-        return torch.from_numpy(np.lib.format.open_memmap(made[-1], "w+", np.uint8, shape))
+        return torch.from_numpy(
+            np.lib.format.open_memmap(made[-1], "w+", torch.empty(0, dtype=dtype).numpy().dtype, shape)
+        )
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        decoded = decode_all(files, size, progress, skip, allocate, bits)
+        decoded = decode_all(files, size, progress, skip, allocate, bits, whole)
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)
@@ -92,7 +98,7 @@ def _find(array: Path, facts: Path, count: int) -> Decoded | None:
         images = torch.from_numpy(np.load(array, mmap_mode="c", allow_pickle=False))
         kept = [int(row) for row in told["kept"]]
         # rows at the end are those of files that were skipped
-        whole = images.dtype == torch.uint8 and images.ndim == 4 and len(kept) <= len(images) == count
+        whole = images.dtype in (torch.uint8, torch.int32) and images.ndim == 4 and len(kept) <= len(images) == count
         skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
         seen = Seen([int(top) for top in told["tops"]], deep, several)
         return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None

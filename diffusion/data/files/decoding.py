@@ -1,9 +1,10 @@
-"""Image files to uint8 tensors, in threads.
+"""Image files to tensors of levels, in threads.
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
 (`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
-EXIF orientation is applied. A grey file among colour files becomes three equal channels.
+EXIF orientation is applied. A grey file among colour files becomes three equal channels. With all levels (int32, not
+uint8) grey and PNG files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Integer
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
 
 CHUNK = 1024
+_MOST = 0xFFFF
+# What undoes each orientation of EXIF 2.3, tag 274; 1 is upright.
+_UPRIGHT = dict(zip(range(2, 9), (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), strict=True))  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -49,10 +56,15 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def resize_arrays(images: UInt8[Tensor, " n c h w"], size: int | None, levels: int) -> UInt8[Tensor, " n c h2 w2"]:
-    """Apply `resize_and_crop` to images in memory (1 or 3 channels); values stay in 0 .. levels - 1."""
+def resize_arrays(images: Integer[Tensor, " n c h w"], size: int | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
+    """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
     if size is None or images.shape[-2:] == (size, size):
         return images
+    if images.shape[1] not in (1, 3):
+        return torch.cat([resize_arrays(band, size, levels) for band in images.split(1, dim=1)], dim=1)
+    if levels > 256:
+        rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
+        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
     resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
     for row, image in enumerate(images):
         array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
@@ -89,6 +101,60 @@ def to_eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
+def all_levels(image: Image.Image, data: bytes, sixteen: str, bits: int) -> np.ndarray:
+    """Return all levels 0 .. 2^bits - 1 of an image, (H, W) if grey or (H, W, 3) if colour, composited on white.
+
+    Args:
+        image: The image as Pillow opens it.
+        data: The bytes of its file.
+        sixteen: How its channels of 16 bits are stored (`_sixteen_bits`).
+        bits: How many bits its values use; those of 8-bit files are stretched to them.
+
+    Raises:
+        ValueError: For colour of 16 bits that is in no PNG, and values that need more bits.
+    """
+    if not (sixteen or image.mode.startswith("I")):
+        eight = np.asarray(to_eight_bits(ImageOps.exif_transpose(image)), dtype=np.float64)
+        return np.rint(eight * ((2**bits - 1) / 255)).astype(np.int32)
+    if image.mode.startswith("I"):
+        values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+    elif image.format == "PNG":
+        values = _deep_png(data, image.getexif().get(ExifTags.Base.Orientation, 1), 2**bits - 1)
+    else:
+        raise ValueError(f"colour of 16 bits in {image.format} is not read whole; accepted: PNG, or an array in .npz")
+    if values.min() < 0 or values.max() > _MOST:
+        raise ValueError(f"mode {image.mode} (32 bits) has no known range")
+    if values.max() >> bits:
+        raise ValueError(f"the value {values.max()} needs more than the {bits} bits of data.bits")
+    return values.astype(np.int32)
+
+
+def _deep_png(data: bytes, orientation: int, white: int) -> np.ndarray:
+    """The values of a PNG whose channels have 16 bits, upright and on white; Pillow keeps 8 of these."""
+    from torchvision.io import ImageReadMode, decode_png  # seconds
+
+    pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    values = pixels.to(torch.float64).numpy()
+    if len(values) in (2, 4):
+        share = values[-1] / _MOST
+        values = np.rint(values[:-1] * share + white * (1.0 - share))
+    if orientation in _UPRIGHT:
+        turned = [Image.fromarray(channel.astype(np.float32)).transpose(_UPRIGHT[orientation]) for channel in values]
+        values = np.stack([np.asarray(channel) for channel in turned])
+    values = values.astype(np.int64)
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+
+
+def resize_levels(values: np.ndarray, size: int | None, most: int) -> np.ndarray:
+    """`resize_and_crop` of levels 0 .. most, (H, W) or (H, W, C), channel by channel."""
+    if size is None or values.shape[:2] == (size, size):
+        return values
+    if values.ndim == 3:
+        return np.stack([resize_levels(values[..., c], size, most) for c in range(values.shape[2])], -1)
+    resized = np.asarray(resize_and_crop(Image.fromarray(values.astype(np.float32)), size))
+    return np.rint(resized).clip(0, most).astype(values.dtype)  # bicubic interpolation overshoots
+
+
 @dataclass
 class Seen:
     """What is to be told of files that were read.
@@ -113,8 +179,12 @@ def _sixteen_bits(image: Image.Image) -> str:
     return ""
 
 
-def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None) -> np.ndarray:
-    """Return one file as uint8, (H, W) if grey or (H, W, 3) if colour; what is to be told of it is added to `seen`.
+def decode(
+    file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None, whole: bool = False
+) -> np.ndarray:
+    """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
+
+    What is to be told of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -122,10 +192,19 @@ def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: See
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
     try:
-        with Image.open(io.BytesIO(file.read())) as image:
+        data = file.read()
+        with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > limit:
                 raise too_large
             sixteen, several = _sixteen_bits(image), getattr(image, "is_animated", False)
+            if seen is not None and several:
+                seen.several.append(file.name)
+            if whole:
+                used = 16 if bits is None else bits
+                values = all_levels(image, data, sixteen, used)
+                if seen is not None and (sixteen or image.mode.startswith("I")):
+                    seen.tops.append(int(values.max()))
+                return resize_levels(values, size, 2**used - 1)
             eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
             if sixteen.startswith("LA"):  # opened as colour
                 eight_bits = eight_bits.convert("L")
@@ -133,20 +212,22 @@ def decode(file: ImageFile, size: int | None, bits: int | None = None, seen: See
                 seen.tops.append(int(np.asarray(image).max()))
             elif seen is not None and sixteen:
                 seen.deep.append(file.name)
-            if seen is not None and several:
-                seen.several.append(file.name)
             return np.asarray(eight_bits if size is None else resize_and_crop(eight_bits, size))
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None
     except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, struct.error, zlib.error ...
-        reason = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else _line(error)
         raise UserError(f"{file.described}: cannot be read as an image ({reason}).") from error
 
 
-def _in_memory(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8)
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +241,7 @@ class Decoded:
         seen: What is to be told of those that could be read.
     """
 
-    images: UInt8[Tensor, " n c h w"]
+    images: Integer[Tensor, " n c h w"]
     kept: list[int]
     skipped: list[str]
     seen: Seen = field(default_factory=Seen)
@@ -171,8 +252,9 @@ def decode_all(
     size: int | None = None,
     progress: Progress | None = None,
     skip: bool = False,
-    allocate: Callable[[tuple[int, ...]], Tensor] = _in_memory,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
     bits: int | None = None,
+    whole: bool = False,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
@@ -181,8 +263,9 @@ def decode_all(
         size: Resize the shorter side to this and crop the centre; None keeps the files' own size, which must be one.
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, rather than refuse them all.
-        allocate: Makes room for images of a shape.
+        allocate: Makes room for images of a shape and type.
         bits: How many bits the values of 16-bit files use, 16 by default.
+        whole: Keep all levels, as int32, rather than the upper 8 bits.
 
     Raises:
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
@@ -193,7 +276,8 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen)
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen, whole=whole)
+    dtype = torch.int32 if whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -206,14 +290,14 @@ def decode_all(
                     continue
                 tensor = _to_tensor(array)
                 if images is None:
-                    images, first = allocate((len(files), *tensor.shape)), file.described
+                    images, first = allocate((len(files), *tensor.shape), dtype), file.described
                 if tensor.shape[1:] != images.shape[2:]:
                     raise UserError(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
                     )
                 if len(tensor) > images.shape[1]:
-                    grey, images = images, allocate((len(files), 3, *images.shape[2:]))
+                    grey, images = images, allocate((len(files), 3, *images.shape[2:]), dtype)
                     images[: len(kept)] = grey[: len(kept)]  # the first colour file: what was read so far is grey
                 images[len(kept)] = tensor
                 kept.append(done - 1)
@@ -242,9 +326,9 @@ def refuse_unused_bits(tops: Sequence[int]) -> None:
         )
 
 
-def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, seen: Seen) -> np.ndarray | str:
+def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, seen: Seen, whole: bool) -> np.ndarray | str:
     try:
-        return decode(file, size, bits, seen)
+        return decode(file, size, bits, seen, whole)
     except UserError as error:
         return str(error)
 

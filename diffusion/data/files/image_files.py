@@ -45,6 +45,7 @@ def load_files(
     cache: Path | None = None,
     split: Split | None = None,
     bits: int | None = None,
+    whole: bool = False,
 ) -> RawImages:
     """Read all images under `path`.
 
@@ -56,6 +57,7 @@ def load_files(
         skip: Leave out the files that cannot be read, with a warning that names the first.
         cache: Keep decoded images in this folder, and map them from there.
         bits: How many bits the values of 16-bit files use; None for all, where they do.
+        whole: Keep all their 2^bits levels, rather than the upper 8 bits.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
 
     Raises:
@@ -64,7 +66,7 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        return load_arrays(path, size, MEMBER_BYTES)
+        return load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None)
     passed = PassedOver()
     with ExitStack() as stack:
         try:
@@ -81,10 +83,12 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip, bits=bits)
+            decoded = decode_all(files, size, progress, skip, bits=bits, whole=whole)
         else:
-            decoded = decode_cached(cache, files, size, progress, skip, bits)
+            decoded = decode_cached(cache, files, size, progress, skip, bits, whole)
         notes += _of_files(decoded, bits)
+        if whole and not decoded.seen.tops:
+            raise UserError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)
@@ -98,7 +102,7 @@ def load_files(
         [file.name for file in files],
         _ranges(counts),
         str(path),
-        256,
+        2 ** (16 if bits is None else bits) if whole else 256,
         len(class_names),
         tuple(class_names),
         rule,

@@ -16,8 +16,9 @@ from ...denoisers.conventions import path_of
 from ...errors import UserError
 from ...schedules.discrete import Levels, without_signal
 from ...storage.foreign_weights import read_weights
+from ...storage.records import reading
 from ...storage.runs import FOREIGN_MARKS
-from . import diffusers_unet
+from . import diffusers_dit, diffusers_unet
 from .fields import Fields
 from .known import Known
 
@@ -35,8 +36,6 @@ SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"} | dict.from
 VE = "ScoreSdeVeScheduler"
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 LEVELS = 256
-
-
 NETWORKS = {"unet": "UNet2DModel", "transformer": "DiTTransformer2DModel"}  # by the folder they are in
 
 
@@ -66,11 +65,20 @@ def read(path: Path) -> Known:
         conventions["labels"] = fields.whole("num_class_embeds", None)
     if fields.get("time_embedding_type") == "learned":  # a table has no rows in between
         conventions["time"] = "index-rounded"
-    options = diffusers_unet.options_of(fields) if part == "unet" else None
-    if options is None:
-        return Known("diffusers", {"kind": kind, "config": fields.values}, weights, conventions, sampling)
-    ours = diffusers_unet.to_ours(weights, options, fields.flag("flip_sin_to_cos", True))
-    return Known("unet", options, ours, conventions, sampling)
+    return Known(*_network(kind, fields, weights), conventions, sampling)
+
+
+def _network(kind: str, fields: Fields, weights: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The name, the options and the weights of the network: ours where it is the same function, else theirs."""
+    of_unet = kind == NETWORKS["unet"]
+    options = diffusers_unet.options_of(fields) if of_unet else diffusers_dit.options_of(fields)
+    if options is None or not (of_unet or diffusers_dit.is_shared(weights)):
+        return "diffusers", {"kind": kind, "config": fields.values}, weights
+    cos_first = fields.flag("flip_sin_to_cos", True)
+    with reading(f"{fields.path.parent}: its weights are not those of its config.json"):
+        if of_unet:
+            return "unet", options, diffusers_unet.to_ours(weights, options, cos_first)
+        return "dit", options, diffusers_dit.to_ours(weights, options)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

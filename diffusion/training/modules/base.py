@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from ...config import Config, OptimizerConfig
+from ...config import Config
 from ...models.build import Data
 from ...numerics import random
 from ..distributed.shards import is_sharded, shard
-
-
-def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
-    """The factor of the learning rate: linear warmup, then constant or half a cosine to 0."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
-    if config.decay == "constant":
-        return rise
-    return rise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerConfig, steps: int) -> dict[str, Any]:
-    """AdamW and its learning rate, as Lightning takes them.
-
-    Args:
-        parameters: The parameters to train.
-        options: The optimizer section of the configuration.
-        steps: The updates of the run, over which the learning rate falls.
-    """
-    parameters = list(parameters)
-    fused = not any(isinstance(parameter, DTensor) for parameter in parameters)  # parts of weights are not
-    optimizer = torch.optim.AdamW(
-        parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def apply_options(
-    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, options: OptimizerConfig
-) -> None:
-    """Replace the options with which an optimiser and its schedule were loaded, if they differ."""
-    for group in optimizer.param_groups:
-        group["betas"], group["weight_decay"] = tuple(options.betas), options.weight_decay
-    if set(schedule.base_lrs) != {options.lr}:
-        schedule.base_lrs = [options.lr] * len(optimizer.param_groups)
-        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
-            group["initial_lr"], group["lr"] = options.lr, options.lr * factor
-        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+from ..optimizers import make_optimizer
 
 
 class ModelModule(L.LightningModule):
@@ -139,7 +99,7 @@ class ModelModule(L.LightningModule):
         """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""
 
     def configure_optimizers(self) -> Any:
-        return make_optimizer(self.model.parameters(), self.config.optimizer, self.config.trainer.steps)
+        return make_optimizer(self.model, self.config.optimizer, self.config.trainer.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model"] = {**self.metadata, "step": str(self.trainer.global_step)}
