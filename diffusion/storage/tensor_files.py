@@ -21,6 +21,7 @@ from . import atomic
 from .paths import named_path
 
 _DIGEST = "sha256"
+_SCALE = "/scale"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -119,9 +120,33 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file of `save_model` and verify its checksum.
 
     Returns:
-        The tensors (on the CPU) and the metadata, with the configuration's YAML under `config`.
+        The tensors (on the CPU), those of `in_eight_bits` as float32, and the metadata, with the configuration's YAML
+        under `config`.
 
     Raises:
         UserError: The file is missing, no safetensors file, not one of `save_model`, cut short, or changed since.
     """
-    return read(path, "model", "config")
+    tensors, metadata = read(path, "model", "config")
+    scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith(_SCALE)}
+    for name, scale in scales.items():
+        rounded = tensors.get(name := name.removesuffix(_SCALE))
+        if rounded is None or rounded.ndim < 1 or rounded.shape[:1] != scale.shape:
+            raise UserError(f"{path}: the scale of '{name}' is not of its rows; this is no file of `convert --bits 8`")
+        tensors[name] = rounded.float() * scale.view(-1, *(1,) * (rounded.ndim - 1))
+    return tensors, metadata
+
+
+def in_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """float32 matrices as whole numbers from -127 to 127 with a scale a row, for a quarter of the bytes.
+
+    No entry changes by more than a 254th of the largest of its row, the first dimension. Vectors stay as they are.
+    """
+    small: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.ndim < 2:
+            small[name] = tensor
+            continue
+        scale = tensor.flatten(1).abs().amax(1) / 127
+        rows = scale.clamp(min=torch.finfo(torch.float32).tiny).view(-1, *(1,) * (tensor.ndim - 1))
+        small |= {name: (tensor / rows).round().to(torch.int8), name + _SCALE: scale}
+    return small

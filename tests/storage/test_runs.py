@@ -82,6 +82,23 @@ def test_the_same_model_is_the_same_file(tmp_path, model):
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0, "tensors begin at a multiple of 8 bytes"
 
 
+def test_eight_bits_a_weight(tmp_path):
+    path = tmp_path / "m.safetensors"
+    weights = {"a": torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0)), "b": torch.randn(3)}
+    weights["a"][2] = 0.0
+    tensor_files.save_model(path, tensor_files.in_eight_bits(weights), "")
+    read = tensor_files.read_model(path)[0]
+    assert read.keys() == weights.keys()
+    assert torch.equal(read["b"], weights["b"])
+    assert torch.equal(read["a"][2], weights["a"][2]), "a row of zeros has no scale"
+    error = (read["a"] - weights["a"]).flatten(1).abs()
+    assert bool((error <= weights["a"].flatten(1).abs().amax(1, keepdim=True) / 254 * 1.0001).all())
+    assert float(error.amax()) > 0
+    tensor_files.save_model(path, {"a": torch.zeros(3, 2, dtype=torch.int8), "a/scale": torch.ones(2)}, "")
+    with pytest.raises(UserError, match="the scale of 'a'"):
+        tensor_files.read_model(path)
+
+
 def test_tied_weights_are_written(tmp_path):
     shared = torch.arange(3.0)
     tensor_files.save_model(tmp_path / "m.safetensors", {"a": shared, "b": shared}, "")

@@ -19,6 +19,7 @@ def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("model", type=path, metavar="MODEL", help="a run folder or its name, a model file, a checkpoint, "
         "or pretrained:NAME")  # fmt: skip
     add("out", type=path, metavar="OUT.safetensors", help="the file to write; one that is there is not replaced")
-    add("--half", action="store_true", help="weights as float16, half the size; they are computed with as float32")
+    add("--bits", type=int, choices=(32, 16, 8), default=32, help="of a weight: 16 is float16, 8 whole numbers with a "
+        "scale a row, half and a quarter of the bytes; they are computed with as float32 (default: 32)")  # fmt: skip
     add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
     return parser.parse_args(list(argv))
