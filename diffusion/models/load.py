@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import SamplingConfig, parse_config
 from ..errors import UserError, did_you_mean
-from ..storage import runs, tensor_files
+from ..storage import hub, runs, tensor_files
 from ..storage.checkpoint_files import read_checkpoint
 from ..storage.paths import named_path
 from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
@@ -63,7 +63,8 @@ def load(
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
         if runs.of_another_project(path) or (runs.config_inside(path) is None and recognise(path) is not None):
-            return _moved(load_known(path, configuration), device)
+            name = hub.name_of(str(path_or_name)) or path.resolve().stem
+            return _moved(load_known(path, name, configuration), device)
         state, metadata = tensor_files.read_model(path)
         if KNOWN in metadata and configuration is None:
             return _moved(Known.from_json(metadata[KNOWN], state, str(path)).model(path), device)

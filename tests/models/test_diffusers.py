@@ -209,6 +209,8 @@ def test_convert_makes_it_a_file_of_ours(saved, tmp_path):
     with torch.no_grad():
         assert torch.equal(*(output_tensor(one.adopted.network(x, told(one, index), labels)) for one in (model, again)))
     assert again.weights == model.weights
+    assert again.facts == model.facts
+    assert model.facts.name == folder.name
     assert again.config == model.config
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -102,6 +103,15 @@ def test_a_missing_field_is_named_with_its_file(copied, name, key):
     with pytest.raises(UserError) as error:
         diffusion.load(copied)
     assert f"{copied / name}: {key}: found nothing" in str(error.value)
+
+
+def test_without_the_library_a_line_says_what_to_install(copied, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    put(copied, "unet/config.json", "resnet_time_scale_shift", "scale_shift")  # no network of ours
+    with pytest.raises(UserError) as error:
+        diffusion.load(copied)
+    assert str(error.value).startswith(f"{copied}: UNet2DModel: ")
+    assert str(error.value).endswith("pip install 'diffusion[diffusers]'")
 
 
 def test_missing_files_and_weights_are_named(copied):

@@ -1,6 +1,7 @@
 """Models by `hf:`: the library itself, without a network, on a cache laid out as it lays it out."""
 
 import json
+import sys
 
 import pytest
 from made_runs import make_run
@@ -18,9 +19,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The folder of a model OWNER/NAME in the local cache; the Hub cannot be reached."""
-    library = pytest.importorskip("huggingface_hub", reason="an optional extra")
-    monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
+    constants = pytest.importorskip("huggingface_hub.constants", reason="an optional extra")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.fetched.cache_clear()
     place = tmp_path / "cache" / "models--owner--name"
     (place / "refs").mkdir(parents=True)
@@ -44,6 +45,18 @@ def test_a_model_in_the_hubs_layout_and_back(tmp_path, cache, capsys):
         assert capsys.readouterr().err.count("the local cache") == name.startswith("hf:")
 
 
+def test_no_path_of_this_machine_is_published(tmp_path):
+    places = (f"data.path={tmp_path / 'secret' / 'cats.zip'}", f"runs={tmp_path / 'runs'}", "data.name=folder")
+    run = make_run(tmp_path, load_config("digits", (*DIGITS, "name=small", *places)))
+    assert str(tmp_path).encode() in (run / "model.safetensors").read_bytes()
+    out = tmp_path / "out"
+    assert main(["export", str(run), str(out), "--to", "hub"]) == 0
+    for path in out.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert "cats.zip" in (out / "README.md").read_text()
+    assert diffusion.load(out).config.data.path == "cats.zip"
+
+
 @pytest.mark.parametrize("text", ["hf:", "hf:name", "hf:a/b/c", "hf:../../x", "hf:a/b@", "hf:a/b@x y"])
 def test_what_is_no_name_of_the_hub_is_refused(text):
     with pytest.raises(UserError, match="hf:OWNER/NAME"):
@@ -57,7 +70,7 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(cache):
 
 
 def test_without_the_library_a_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hub.fetched.cache_clear()
     with pytest.raises(UserError, match=r"diffusion\[hub\]"):
         diffusion.load("hf:owner/name")

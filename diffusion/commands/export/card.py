@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...config import dump_config
+from ...config import Config, dump_config
 from ...config.files import plain_values
 from ...likelihood import Estimate
 from ...models.build import parameter_count
@@ -30,6 +30,16 @@ def write_card(model: TrainedModel, folder: Path) -> None:
     config = {"library_name": "diffusion", **plain_values(model.config), "facts": facts}
     atomic.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     atomic.write_text(folder / "README.md", card_of(model))
+
+
+def without_places(config: Config) -> Config:
+    """The configuration with the names of its files and folders alone, not where they are on this machine."""
+    data = config.data
+    places = {key: getattr(data, key) for key in ("path", "cache", "root")}
+    named = {key: Path(place).name for key, place in places.items() if place is not None}
+    start = None if config.trainer.start is None else Path(config.trainer.start).name
+    changed = {"data": data.replace(**named), "trainer": config.trainer.replace(start=start)}
+    return config.replace(**changed, runs=Path(config.runs).name)
 
 
 def card_of(model: TrainedModel) -> str:

@@ -12,7 +12,7 @@ Nothing in a file is run: weights come through `read_weights`, fields through `f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ def recognise(path: Path) -> Format | None:
     return next((known for known in FORMATS.values() if known.recognises(path)), None)
 
 
-def load_known(path: Path, configuration: Any = None) -> AdoptedModel:
+def load_known(path: Path, name: str, configuration: Any = None) -> AdoptedModel:
     """The model in a file or a folder of another project.
 
     Args:
         path: The file or the folder.
+        name: What its data are called, where the format does not say.
         configuration: What a file that does not say it is of; None: known by its name.
 
     Raises:
@@ -59,8 +60,7 @@ def load_known(path: Path, configuration: Any = None) -> AdoptedModel:
     known = recognise(path)
     if known is None:
         raise UserError(f"{path}: is no model of ours, and of no known format; accepted: {', '.join(FORMATS)}")
-    if configuration is None:
-        return known.read(path).model(path)
-    if not known.configurations:
+    if configuration is not None and not known.configurations:
         raise UserError(f"{path}: configuration: its files say their own; leave it out")
-    return known.read(path, configuration).model(path)
+    found = known.read(path) if configuration is None else known.read(path, configuration)
+    return replace(found, conventions={"name": name, **found.conventions}).model(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError, choose
-from ...storage.records import reading
+from ...storage.records import DAMAGED, reading
 from ..adopt import AdoptedModel, adopt
 from ..build import check_state
 from .networks import NETWORKS
 
 _MOST = 256  # parts of a network of one kind
 _SAID = ("network", "options", "conventions", "sampling")
+
+
+@contextmanager
+def _told_of(source: str) -> Iterator[None]:
+    """Within the block, what is refused is told with the file or folder that it came from."""
+    try:
+        yield
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(reason if reason.startswith(source) else f"{source}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,8 @@ class Known:
             UserError: For weights that are not the network's, and conventions that do not fit together.
         """
         source = str(source)
-        with reading(f"{source}: its network and its conventions do not fit"):
-            model = adopt(self._built(source), name=source, **self.conventions)
+        with _told_of(source):
+            model = adopt(self._built(source), **self.conventions)
             model.source, model.known = source, self
             model.config = model.config.replace(sampling=model.config.sampling.replace(**self.sampling))
         return model
@@ -82,4 +94,6 @@ class Known:
             values = {key: json.loads(text)[key] for key in _SAID}
             if not all(isinstance(values[key], dict) for key in _SAID[1:]):
                 raise ValueError("not options by name")
+            if not isinstance(values["conventions"].get("name"), str):
+                raise ValueError("no name")
             return cls(**values, weights=weights)
