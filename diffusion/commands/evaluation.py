@@ -118,8 +118,7 @@ def evaluate_points(
             error_budget=True,
             batch_size=options.batch_size,
             progress=partial(progress, name),
-            **({"tolerance": options.tolerance} if method == "ode" else {}),
-            **how,
+            **({"tolerance": options.tolerance, **how} if method == "ode" else how),
         )
         for name, (method, how) in model.estimators(options).items()
     }

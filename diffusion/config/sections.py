@@ -5,9 +5,10 @@ Options that only some kinds take (of schedule, of network, ...) have the names 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..errors import UserError
 from .options import Count, Place, Section, option
@@ -17,6 +18,18 @@ _Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
 _Toys = Literal["gaussians", "moons", "rings", "spiral", "checkerboard", "ar1", "ar1-volume"]
 IMAGE_SETS, TOY_SETS = get_args(_Images), get_args(_Toys)
 SPLITS = ("train", "validation", "test")
+
+
+def _size(value: int | str) -> int | str:
+    """One side of a square, from 1 on, or `HxW`."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
+        value = int(value)
+    if value >= 1 if isinstance(value, int) else re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", value):
+        return value
+    raise UserError(f"data.size: found {show(value)}; must be an integer at least 1, or height x width, e.g. 32x48")
+
+
+Size = Annotated[int | str, AfterValidator(_size)]
 
 
 class DataConfig(Section):
@@ -33,7 +46,12 @@ class DataConfig(Section):
     )
     root: Place = option("data", "folder of data sets")
     download: bool = option(True, "download a data set that is not in root")
-    size: int | None = option(None, "height and width that images are resized to; null: unchanged", ge=1)
+    size: Size | None = option(
+        None, "size that images are brought to: one number for both sides, or height x width: 32x48; null: unchanged"
+    )
+    fit: Literal["crop", "stretch", "center"] = option(
+        "crop", "how: resize and cut the rest off (crop), resize alone (stretch), or cut out the middle alone (center)"
+    )
     levels: Literal["256", "all"] = option(
         "256", "grey levels that images are kept in: 256, or all 2^bits that 16-bit files have (folder, zip, npz)"
     )
@@ -54,7 +72,9 @@ class DataConfig(Section):
         if self.name in ("folder", "array") and not self.path:
             what = "images" if self.name == "folder" else "array"
             raise UserError(f"data.path: found {show(self.path)}; must be the {what} where data.name is '{self.name}'")
-        of_files, of_images = ("bits", "levels", "unreadable", "cache"), ("size", "flip")
+        if self.fit != "crop" and self.size is None:
+            raise UserError(f"data.fit: found {show(self.fit)}; it goes with a data.size, which is not given")
+        of_files, of_images = ("bits", "levels", "unreadable", "cache"), ("size", "fit", "flip")
         unused = {"digits": ("path", *of_files), "array": (*of_files, *of_images)}
         of_toys = ("path", *of_files, *of_images, "place")
         for name in unused.get(self.name, of_toys if self.name in TOY_SETS else ()):

@@ -18,6 +18,7 @@ from ..errors import UserError, choose
 from ..storage.paths import named_path
 from . import named_sets
 from .files.decoding import Progress
+from .files.fitting import FITS, Fit
 from .files.image_files import load_files
 from .named_sets import has_layout, load_torchvision
 from .split_data import SplitData, rows_of, split_data, trained_on
@@ -78,6 +79,7 @@ def load_images(
     cache: str | Path | None = None,
     bits: Any = None,
     levels: Any = "256",
+    fit: str = "crop",
 ) -> ImageData:
     """Load a data set of images into memory.
 
@@ -87,7 +89,7 @@ def load_images(
             folder in torchvision's layout (holding `MNIST/raw` or `cifar-10-batches-py`).
         root: Folder of the sets that are downloaded.
         download: Whether to download what is absent.
-        size: Resize the shorter side to this (bicubic, antialiased) and crop the centre.
+        size: Height and width, (H, W), `HxW` or one number for both, that images are brought to.
         validation: Number (int) or share (float) of training images held out for validation. None: digits 90,
             MNIST and its relatives 5,000, CIFAR-10 1,000 (the same shares where `path` gives other numbers of
             images), folder 10 %.
@@ -97,6 +99,8 @@ def load_images(
         cache: Folder to keep the images decoded from single files in, from where they are mapped and not read.
         bits: How many bits the values of 16-bit grey files use: 12 takes 0 to 4095 as black to white. None: 16; files
             of which none uses the upper 4 are refused.
+        fit: How: `crop` (bicubic, antialiased, until they cover it, and the centre), `stretch`, or `center` (a centre
+            crop alone).
         levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
@@ -105,7 +109,7 @@ def load_images(
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
     """
     choose("data.name", name, IMAGE_SETS)
-    size, bits = _whole("data.size", size, 1), _whole("data.bits", bits, 8)
+    size, bits = _size(size, fit), _whole("data.bits", bits, 8)
     if not isinstance(validation, float):
         validation = _whole("data.validation", validation)
     test_fraction, facts = 0.1, IMAGE_SETS[name]
@@ -149,7 +153,7 @@ def load_images(
         "width": width,
         "levels": levels,
         "used": f"{low} to {high}",
-        "resize": "none" if size is None else f"shorter side to {size} (bicubic, antialiased), centre crop",
+        "resize": "none" if size is None else size.told,
         "split": rule,
     }
     return split_data(ImageData, name, raw, images, rows, about, facts.flip)
@@ -171,6 +175,22 @@ def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")
     return notes
+
+
+def _size(size: Any, fit: str) -> Fit | None:
+    """The size that images are brought to, of a number, two, or `HxW`."""
+    choose("data.fit", fit, FITS)
+    if size is None:
+        return None
+    sides = size.split("x") if isinstance(size, str) else size if isinstance(size, tuple | list) else (size, size)
+    if isinstance(size, str):
+        sides = [int(side) if side.isascii() and side.isdigit() else size for side in sides]
+    if len(sides) != 2:
+        raise UserError(f"data.size: found {size!r}; must be a whole number from 1 on, or height and width, e.g. 32x48")
+    height, width = (_whole("data.size", side, 1) for side in sides)
+    assert height is not None
+    assert width is not None
+    return Fit(height, width, fit)
 
 
 def _whole(key: str, value: Any, least: int | None = None) -> int | None:

@@ -25,13 +25,14 @@ import torch
 
 from ..errors import UserError
 from .files.decoding import resize_arrays
+from .files.fitting import Size
 from .files.raw_images import RawImages
 
 VALIDATION_FRACTION = 90 / 1797
 TEST_FRACTION = 360 / 1797
 
 
-def load_digits(size: int | None = None) -> RawImages:
+def load_digits(size: Size | None = None) -> RawImages:
     """Return the digits, unsplit; `size` resizes them (values stay within the 17 levels)."""
     from sklearn import datasets
 
@@ -74,7 +75,7 @@ def has_layout(name: str, root: Path) -> bool:
     return name in SETS and (root / SETS[name].folder).is_dir()
 
 
-def load_torchvision(name: str, root: Path, download: bool, size: int | None = None) -> RawImages:
+def load_torchvision(name: str, root: Path, download: bool, size: Size | None = None) -> RawImages:
     """Read a data set's official training and test images from `root`, downloading them where they are absent.
 
     Raises:

@@ -49,7 +49,7 @@ from ..data import (
 )
 from ..data import normalizer as normalizers
 from ..data.class_names import names_of, numbered
-from ..data.images import LEVELS, UNREADABLE
+from ..data.images import FITS, LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
 from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
@@ -82,6 +82,7 @@ def _require_same_names(section: type[Section], option: str, known: Iterable[str
 _require_same_names(DataConfig, "name", (*image_names(), ARRAY, *toy_names()))
 _require_same_names(DataConfig, "unreadable", UNREADABLE)
 _require_same_names(DataConfig, "levels", LEVELS)
+_require_same_names(DataConfig, "fit", FITS)
 _require_same_names(DataConfig, "normalize", normalizers.KINDS)
 _require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
 _require_same_names(NetworkConfig, "name", NETWORKS)
@@ -222,6 +223,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
+            fit=options.fit,
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
@@ -235,8 +237,6 @@ def _array_data(options: DataConfig) -> Data:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance
         array = load_array(options.path)
-    if not len(array.train):
-        raise UserError(f"data.path: {options.path} leaves no rows to train on")
     normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
     return Data(_facts(array, normalizer), array=array)
 

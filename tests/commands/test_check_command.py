@@ -89,7 +89,7 @@ def test_what_is_refused(diffusion_command, adopted):
         (("check", "mine.py:modl", "--data", "images.npz"), "Did you mean 'model'"),
         (("check", "mine.py:number", "--data", "images.npz"), "found a int; needs a model"),
         (("check", "yours.py:model"), "yours.py: there is no such file"),
-        (("check", adopted), "--data PATH says where the images"),
+        (("check", adopted), "--data PATH says where the data"),
         (("check", "digits-0001", "--images", "1"), "two or more"),
         (("check", "digits-0001", "--imags", "1"), "Did you mean '--images'"),
         (("check", "nothing"), "no such run or model"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -57,8 +58,10 @@ def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
     assert list(written) == ["PF-ODE", "ELBO", "true density"]
     for name, entry in written.items():
         line = next(line for line in out.splitlines() if name in line)
-        low, high = entry["interval_95"]
-        assert f"{entry['bits_per_dim']:.4f}" in line
+        low, high = (math.log(2) * end for end in entry["interval_95"])  # densities are shown in nats
+        nats = math.log(2) * entry["bits_per_dim"]
+        assert f"{nats:.4f}" in line
+        assert f"{entry['dims'] * nats:.4f}" in line
         assert f"{low:.4f} to {high:.4f}" in line
         assert ("upper bound" if entry["kind"] == "lower bound" else entry["kind"]) in line
     for place in ("run folder:", "samples:", "density:", "W&B run:", "parameters:", "seconds:", "next:"):

@@ -96,7 +96,7 @@ def arguments_of(draw: Any, section: type[Section], fixed: dict[str, Any]) -> di
     given_options = dict(fixed)
     options = {name for name in section.model_fields if name not in SECTIONS and name not in fixed}
     for selector, variants in section.variants().items():
-        given_options[selector] = chosen = draw(values(section.accepts(selector)))
+        given_options[selector] = chosen = fixed.get(selector) or draw(values(section.accepts(selector)))
         foreign = {name for taken in variants.values() for name in taken} - variants.get(chosen, {}).keys()
         options -= foreign | {selector}
     for name in draw(st.lists(st.sampled_from(sorted(options)), unique=True)) if options else ():
@@ -106,7 +106,7 @@ def arguments_of(draw: Any, section: type[Section], fixed: dict[str, Any]) -> di
 
 # options bound by one another are kept, so that what is drawn is valid
 FIXED: dict[str, dict[str, Any]] = {
-    "data": {"name": "mnist"},
+    "data": {"name": "mnist", "size": "8x12"},
     "schedule": {"beta_min": None, "log_snr_min": None, "sigma_min": None, "beta_start": None, "beta_max": None}
     | {"log_snr_max": None, "sigma_max": None, "beta_end": None},
     "network": {"base_channels": None, "width": None, "heads": None, "multipliers": None},

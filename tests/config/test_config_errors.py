@@ -94,8 +94,9 @@ REFUSED_ARGUMENTS = {
     (
         "--config",
         "cifr",
-    ): "configuration 'cifr': not found; available: cifar, digits, eae-cifar, eae-digits, eae-mnist, mnist, "
-    "mnist-class, toy, vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
+    ): "configuration 'cifr': not found; available: ar1, ar1-volume, cifar, digits, eae-cifar, eae-digits, "
+    "eae-mnist, mnist, "
+    "mnist-class, table, toy, vae-cifar, vae-digits, vae-mnist, vdm-digits, vdm-mnist. Did you mean 'cifar'?",
     ("--config", "/"): "configuration '/': is a folder; available: ",
     ("--config",): "--config: needs a value",
     ("--config", "toy", "--config", "cifar"): "--config: given twice, toy and cifar",

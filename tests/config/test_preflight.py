@@ -73,7 +73,7 @@ OF_THE_PARTS = {
         "toy",
         "toy",
         "denoiser.prediction=levels objective.dequantize=false",
-    ): "denoiser.prediction: .* points .* have none",
+    ): "denoiser.prediction: .* the data '.*' have none",
     ("toy", "toy", "denoiser.conditional=true"): "denoiser.conditional: the data 'moons' have no labels",
     (
         "digits",

@@ -209,7 +209,7 @@ def test_arrays(tmp_path: Path) -> None:
         ({"pictures": np.zeros((2, 3, 3), np.uint8)}, "no array 'images'; found: pictures"),
         ({"images": np.zeros((2, 3, 3), np.float32)}, "'images' is float32"),
         ({"images": np.zeros((2, 3), np.uint8)}, "'images' is uint8"),
-        ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, "C = 1 or 3"),
+        ({"images": np.zeros((2, 3, 3, 5), np.uint8)}, "C = 1, 3, or up to 32"),
         ({"images": np.zeros((0, 3, 3), np.uint8)}, "no image found"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": np.zeros(3, int)}, "'labels' is int64"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": np.array([0, -1])}, "integers from 0"),

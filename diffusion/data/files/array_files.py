@@ -20,6 +20,7 @@ from ...errors import UserError
 from ..class_names import listed
 from ..splits import SPLITS, split_of
 from .decoding import resize_arrays
+from .fitting import Size
 from .raw_images import RawImages
 
 ENDINGS = (".npz", ".npy")
@@ -51,7 +52,7 @@ class FoundArrays:
     notes: list[str]
 
 
-def load_arrays(path: Path, size: int | None, most_bytes: int, bits: int | None = None) -> RawImages:
+def load_arrays(path: Path, size: Size | None, most_bytes: int, bits: int | None = None) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
 
     Args:

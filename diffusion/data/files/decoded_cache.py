@@ -26,16 +26,17 @@ from torch import Tensor
 from ...errors import UserError
 from ...storage.records import find, keep
 from .decoding import Decoded, ImageFile, Progress, Seen, decode_all
+from .fitting import Fit, Size
 
 _VERSION = 1
 
 
 def content_key(
-    files: Sequence[ImageFile], size: int | None, skip: bool, bits: int | None = None, whole: bool = False
+    files: Sequence[ImageFile], size: Size | None, skip: bool, bits: int | None = None, whole: bool = False
 ) -> str:
     """The SHA-256 of names, bytes, and the way of decoding."""
     more = [*([] if bits is None else [bits]), *(["whole"] if whole else [])]
-    found = hashlib.sha256(json.dumps([_VERSION, size, skip, *more]).encode())
+    found = hashlib.sha256(json.dumps([_VERSION, size.key if isinstance(size, Fit) else size, skip, *more]).encode())
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for file, digest in zip(files, pool.map(_digest, files), strict=True):
             found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
@@ -52,7 +53,7 @@ def _digest(file: ImageFile) -> bytes:
 def decode_cached(
     folder: Path,
     files: Sequence[ImageFile],
-    size: int | None,
+    size: Size | None,
     progress: Progress | None,
     skip: bool,
     bits: int | None = None,

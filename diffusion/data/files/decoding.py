@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
+from .fitting import Size, fit_of, resize_and_crop
 
 CHUNK = 1024
 _MOST = 0xFFFF
@@ -45,30 +46,20 @@ class ImageFile:
     read: Callable[[], bytes]
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` (bicubic, antialiased) and cut out the centre, `size` x `size`."""
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    # Both in one go, by the square of the original that remains: a narrow strip never becomes an enormous image.
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-
-
-def resize_arrays(images: Integer[Tensor, " n c h w"], size: int | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
+def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
     """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
-    if size is None or images.shape[-2:] == (size, size):
+    fit = fit_of(size)
+    if fit is None or images.shape[-2:] == (fit.height, fit.width):
         return images
     if images.shape[1] not in (1, 3):
-        return torch.cat([resize_arrays(band, size, levels) for band in images.split(1, dim=1)], dim=1)
+        return torch.cat([resize_arrays(band, fit, levels) for band in images.split(1, dim=1)], dim=1)
     if levels > 256:
         rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-    resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
+    resized = torch.empty(len(images), images.shape[1], fit.height, fit.width, dtype=torch.uint8)
     for row, image in enumerate(images):
         array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
-        resized[row] = _to_tensor(np.asarray(resize_and_crop(Image.fromarray(array), size)))
+        resized[row] = _to_tensor(np.asarray(fit(Image.fromarray(array))))
     return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
 
 
@@ -145,13 +136,14 @@ def _deep_png(data: bytes, orientation: int, white: int) -> np.ndarray:
     return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
 
-def resize_levels(values: np.ndarray, size: int | None, most: int) -> np.ndarray:
+def resize_levels(values: np.ndarray, size: Size | None, most: int) -> np.ndarray:
     """`resize_and_crop` of levels 0 .. most, (H, W) or (H, W, C), channel by channel."""
-    if size is None or values.shape[:2] == (size, size):
+    fit = fit_of(size)
+    if fit is None or values.shape[:2] == (fit.height, fit.width):
         return values
     if values.ndim == 3:
-        return np.stack([resize_levels(values[..., c], size, most) for c in range(values.shape[2])], -1)
-    resized = np.asarray(resize_and_crop(Image.fromarray(values.astype(np.float32)), size))
+        return np.stack([resize_levels(values[..., c], fit, most) for c in range(values.shape[2])], -1)
+    resized = np.asarray(fit(Image.fromarray(values.astype(np.float32))))
     return np.rint(resized).clip(0, most).astype(values.dtype)  # bicubic interpolation overshoots
 
 
@@ -180,7 +172,7 @@ def _sixteen_bits(image: Image.Image) -> str:
 
 
 def decode(
-    file: ImageFile, size: int | None, bits: int | None = None, seen: Seen | None = None, whole: bool = False
+    file: ImageFile, size: Size | None, bits: int | None = None, seen: Seen | None = None, whole: bool = False
 ) -> np.ndarray:
     """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
 
@@ -249,7 +241,7 @@ class Decoded:
 
 def decode_all(
     files: Sequence[ImageFile],
-    size: int | None = None,
+    size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
     allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
@@ -326,7 +318,7 @@ def refuse_unused_bits(tops: Sequence[int]) -> None:
         )
 
 
-def _decode_or_tell(file: ImageFile, size: int | None, bits: int | None, seen: Seen, whole: bool) -> np.ndarray | str:
+def _decode_or_tell(file: ImageFile, size: Size | None, bits: int | None, seen: Seen, whole: bool) -> np.ndarray | str:
     try:
         return decode(file, size, bits, seen, whole)
     except UserError as error:

@@ -26,6 +26,7 @@ from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
+from .fitting import Size
 from .passed_over import ENDINGS, PassedOver, is_hidden
 from .raw_images import RawImages
 from .tar_shards import list_shard
@@ -39,7 +40,7 @@ Split = Callable[[list[str], dict[str, range]], tuple[dict[str, list[int]], str]
 
 def load_files(
     path: Path,
-    size: int | None = None,
+    size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
     cache: Path | None = None,
