@@ -33,15 +33,19 @@ Moved = TypeVar("Moved", nn.Module, TrainedModel)
 NOT_FITTED = "not_fitted"  # marks a model that is trained, but lacks what is fitted after training
 
 
-def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:
+def load(
+    path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs", configuration: Any = None
+) -> TrainedModel:
     """Make a model from a run folder, a model file, a training checkpoint, the name of a pretrained model, or what
     another project wrote in a known format (`formats`).
 
     Args:
-        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, a folder of diffusers, or
-            `hf:OWNER/NAME[@REVISION]`, of either kind.
+        path_or_name: `runs/<run>`, `x.safetensors`, `last.ckpt`, `pretrained:digits`, a folder of diffusers, a file of
+            EDM, score_sde, improved-diffusion or guided-diffusion, or `hf:OWNER/NAME[@REVISION]`.
         device: The device of the model.
         runs_dir: The folder in which runs are looked up by name.
+        configuration: Of a file of another project that does not say it, and has another name than published ones: the
+            name of one (`vp/cifar10_ddpmpp_continuous`, `64x64_diffusion`), or flags of their scripts.
 
     Returns:
         The model with its averaged weights, in evaluation mode.
@@ -59,10 +63,13 @@ def load(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") 
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
         if runs.of_another_project(path) or (runs.config_inside(path) is None and recognise(path) is not None):
-            return _moved(load_known(path, hub.name_of(str(path_or_name)) or path.resolve().stem), device)
+            name = hub.name_of(str(path_or_name)) or path.resolve().stem
+            return _moved(load_known(path, name, configuration), device)
         state, metadata = tensor_files.read_model(path)
-        if KNOWN in metadata:
+        if KNOWN in metadata and configuration is None:
             return _moved(Known.from_json(metadata[KNOWN], state, str(path)).model(path), device)
+    if configuration is not None:
+        raise UserError(f"{path}: configuration: it says its own; leave it out")
     if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))

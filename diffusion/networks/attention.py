@@ -81,10 +81,19 @@ class FeatureMapAttention(nn.Module):
         heads: Number of heads; must divide `channels`.
         train_tokens: As `TokenAttention`.
         norm: Makes its normalisation.
+        scale: Multiplies the result, as in `ResidualBlock`.
     """
 
-    def __init__(self, channels: int, heads: int, train_tokens: int | None = None, norm: Norm = group_norm) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        train_tokens: int | None = None,
+        norm: Norm = group_norm,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.norm = norm(channels)
         self.attention = TokenAttention(channels, heads, train_tokens)
         zero(self.attention.out)
@@ -92,4 +101,5 @@ class FeatureMapAttention(nn.Module):
     def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *sides"]:
         """Mix the pixels of x (B, C, *sides)."""
         tokens = self.attention(self.norm(x).flatten(2).transpose(1, 2))
-        return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        y = x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+        return y if self.scale == 1.0 else self.scale * y

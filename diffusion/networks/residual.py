@@ -26,6 +26,10 @@ class ResidualBlock(nn.Module):
         dropout: Probability of dropping an activation in training.
         dims: Number of sides of x.
         norm: Makes its normalisations.
+        resample: Changes the sides of x, and of silu(norm(x)) before its convolution (BigGAN; score SDE; ADM).
+        project: The shortcut is a convolution whatever the channels.
+        scale_shift: The embedding is not added: norm(h) has a factor 1 + a and a bias b, (a, b) = dense(embedding).
+        scale: Multiplies the result; sqrt(1/2) keeps its variance (score SDE).
     """
 
     def __init__(
@@ -36,25 +40,37 @@ class ResidualBlock(nn.Module):
         dropout: float,
         dims: int = 2,
         norm: Norm = group_norm,
+        resample: nn.Module | None = None,
+        project: bool = False,
+        scale_shift: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.resample, self.scale_shift, self.scale = resample, scale_shift, scale
         self.norm_1 = norm(in_channels)
         self.conv_1 = conv(in_channels, out_channels, dims=dims)
-        self.dense = glorot(nn.Linear(embedding_channels, out_channels))
+        self.dense = glorot(nn.Linear(embedding_channels, (1 + scale_shift) * out_channels))
         self.norm_2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero(conv(out_channels, out_channels, dims=dims))
-        widens = in_channels != out_channels
+        widens = project or in_channels != out_channels
         self.shortcut = conv(in_channels, out_channels, kernel=1, dims=dims) if widens else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, " b c_in *sides"], embedding: Float[Tensor, " b e"]
-    ) -> Float[Tensor, " b c_out *sides"]:
-        """Map x (B, C_in, *sides) and the embedding (B, E) to (B, C_out, *sides)."""
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.dense(embedding)[(..., *(None,) * (h.ndim - 2))]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
-        return self.shortcut(x) + h
+    ) -> Float[Tensor, " b c_out *resampled"]:
+        """Map x (B, C_in, *sides) and the embedding (B, E) to (B, C_out, *sides), or the sides `resample` makes."""
+        h = F.silu(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h, condition = self.conv_1(h), self.dense(embedding)[(..., *(None,) * (x.ndim - 2))]
+        if self.scale_shift:
+            factor, bias = condition.chunk(2, dim=1)
+            h = self.norm_2(h) * (1.0 + factor) + bias
+        else:
+            h = self.norm_2(h + condition)
+        h = self.shortcut(x) + self.conv_2(self.dropout(F.silu(h)))
+        return h if self.scale == 1.0 else self.scale * h
 
 
 class Downsample(nn.Module):
@@ -73,8 +89,8 @@ class Downsample(nn.Module):
         if pad_end:
             self.conv.padding = (0,) * dims
 
-    def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *halves"]:
-        """Map (B, C, H, W) to (B, C, H/2, W/2), or as many sides as there are."""
+    def forward(self, x: Float[Tensor, " b c *sides"], _: Tensor | None = None) -> Float[Tensor, " b c *halves"]:
+        """Map (B, C, H, W) to (B, C, H/2, W/2), or as many sides as there are; an embedding is not used."""
         return self.conv(F.pad(x, self.at_end) if self.at_end else x)
 
 
@@ -85,6 +101,6 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels, dims=dims)
 
-    def forward(self, x: Float[Tensor, " b c *sides"]) -> Float[Tensor, " b c *doubles"]:
-        """Map (B, C, H, W) to (B, C, 2H, 2W), or as many sides as there are."""
+    def forward(self, x: Float[Tensor, " b c *sides"], _: Tensor | None = None) -> Float[Tensor, " b c *doubles"]:
+        """Map (B, C, H, W) to (B, C, 2H, 2W), or as many sides as there are; an embedding is not used."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .attention import FeatureMapAttention, entropy_invariant
+from .body import AttendedBlock
 from .embeddings import Conditioning
 from .layers import (
-    Norm,
     check_at_least,
     check_dropout,
     check_input,
@@ -35,32 +35,10 @@ from .layers import (
 from .residual import Downsample, ResidualBlock, Upsample, conv
 
 
-class _Block(nn.Module):
-    """A residual block, followed by attention if `heads` > 0."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding: int,
-        dropout: float,
-        heads: int,
-        tokens: int | None,
-        dims: int,
-        norm: Norm,
-    ) -> None:
-        super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout, dims, norm)
-        self.attention = FeatureMapAttention(out_channels, heads, tokens, norm) if heads else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))
-
-
 class _Down(nn.Module):
     """One level of the downsampling path: halve the resolution (unless it is the first level), then the blocks."""
 
-    def __init__(self, downsample: Downsample | None, blocks: list[_Block]) -> None:
+    def __init__(self, downsample: Downsample | None, blocks: list[AttendedBlock]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
@@ -78,7 +56,7 @@ class _Up(nn.Module):
     """One level of the upsampling path: double the resolution (unless it is the last level), then the blocks, each with
     a skip connection."""
 
-    def __init__(self, upsample: Upsample | None, blocks: list[_Block]) -> None:
+    def __init__(self, upsample: Upsample | None, blocks: list[AttendedBlock]) -> None:
         super().__init__()
         self.upsample = upsample
         self.blocks = nn.ModuleList(blocks)
@@ -180,11 +158,11 @@ class UNet(nn.Module):
         norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
         self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
 
-        def block(channels: int, width: int, level: int, attention: bool) -> _Block:
+        def block(channels: int, width: int, level: int, attention: bool) -> AttendedBlock:
             heads = _number_of_heads(width, head_channels) if attention else 0
-            return _Block(
-                channels, width, embedding, dropout, heads, tokens[level] if follow else None, self.dims, norm
-            )
+            residual = ResidualBlock(channels, width, embedding, dropout, self.dims, norm)
+            among = tokens[level] if follow else None
+            return AttendedBlock(residual, FeatureMapAttention(width, heads, among, norm) if heads else None)
 
         widths = [multiplier * base_channels for multiplier in multipliers]
         channels = base_channels

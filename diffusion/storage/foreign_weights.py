@@ -57,13 +57,13 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
         raise UserError(f"{path}: there is no such file of weights.")
     found = _open(path)
     with reading(f"{path}: holds weights in no known way"):
-        every = dict(_tensors(found, _Steps()))
+        every = dict(tensors_of(found))
         groups = {name: group for name, group in _groups(found, _Steps()) if group}
     if prefix is not None:
-        return _plainly_stored(path, _with_prefix(path, every, prefix))
+        return plainly_stored(path, _with_prefix(path, every, prefix))
     if not groups:
         raise UserError(f"{path}: holds no weights: no dictionary of tensors is in it.")
-    return _plainly_stored(path, dict(_plain(_chosen(path, groups))))
+    return plainly_stored(path, dict(_plain(_chosen(path, groups))))
 
 
 def _open(path: Path) -> Any:
@@ -166,6 +166,11 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 _OF_MODULES = ("_parameters", "_buffers", "_modules", "items")
 
 
+def tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a dictionary or a shell by their full names; a `ValueError` for more entries than any file has."""
+    return _tensors(value, _Steps())
+
+
 def _tensors(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """All tensors by their full names."""
     for _, full, entry in steps.of(value, name) if depth < _DEEPEST else ():
@@ -175,7 +180,7 @@ def _tensors(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Itera
             yield from _tensors(entry, steps, full, depth + 1)
 
 
-def _plainly_stored(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def plainly_stored(path: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same, where every number of every tensor is in the file: a few bytes can name a tensor of any size."""
     size = path.stat().st_size
     for name, tensor in weights.items():

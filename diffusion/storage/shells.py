@@ -106,7 +106,7 @@ def check_copies(path: Path, is_zip: bool) -> None:
                 _Copies(io.BytesIO(archive.read(name))).load()
 
 
-_STORAGES = {
+STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in (
         ("Float", torch.float32), ("Double", torch.float64), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
@@ -133,7 +133,7 @@ class _Shells(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         content = archive.read(f"{root}/data.pkl")
-        _check_memo(content)
+        check_memo(content)
         super().__init__(io.BytesIO(content))
         self.archive, self.root = archive, root
         self.storages: dict[str, Sealed] = {}
@@ -142,9 +142,9 @@ class _Shells(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"):
-            return _Rebuild()
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+            return Rebuild()
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         return Shell
 
     def persistent_load(self, pid: Any) -> Sealed:
@@ -160,14 +160,14 @@ class _Shells(pickle.Unpickler):
         return self.storages[key]
 
 
-def _check_memo(content: bytes) -> None:
+def check_memo(content: bytes | io.BytesIO) -> None:
     """The unpickler's memory is as large as the largest index that a pickle names: none is beyond its operations."""
     for count, (operation, index, _) in enumerate(pickletools.genops(content)):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and (index or 0) > count:
             raise ValueError(f"operation {count} of the pickle is kept at index {index}")
 
 
-class _Rebuild:
+class Rebuild:
     """A tensor in a storage, or a parameter of a tensor. It has no attributes that a pickle could set."""
 
     __slots__ = ()

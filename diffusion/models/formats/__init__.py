@@ -3,7 +3,8 @@
 A format is one module of this folder with two functions, and a line in `FORMATS`:
 
     recognises(path)    whether a file or a folder is of this format; looks, and raises nothing
-    read(path)          the model as plain values and tensors (`known.Known`); a `UserError` names the file and the key
+    read(path)          the model as plain values and tensors (`known.Known`); a `UserError` names the file and the key;
+                        a format whose files do not say their configuration takes `configuration` too
 
 Nothing in a file is run: weights come through `read_weights`, fields through `fields.Fields`.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ..adopt import AdoptedModel
-from . import diffusers
+from . import diffusers, edm, openai, score_sde
 from .known import Known
 
 KNOWN = "known"  # the metadata entry of a file of ours that holds `Known.to_json`
@@ -27,11 +29,15 @@ class Format:
     """What tells a format, and reads it."""
 
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], Known]
+    read: Callable[..., Known]
+    configurations: bool = False  # whether it takes one
 
 
 FORMATS: dict[str, Format] = {
     "diffusers": Format(diffusers.recognises, diffusers.read),
+    "edm": Format(edm.recognises, edm.read),
+    "score_sde": Format(score_sde.recognises, score_sde.read, configurations=True),
+    "openai": Format(openai.recognises, openai.read, configurations=True),
 }
 
 
@@ -40,12 +46,13 @@ def recognise(path: Path) -> Format | None:
     return next((known for known in FORMATS.values() if known.recognises(path)), None)
 
 
-def load_known(path: Path, name: str) -> AdoptedModel:
+def load_known(path: Path, name: str, configuration: Any = None) -> AdoptedModel:
     """The model in a file or a folder of another project.
 
     Args:
         path: The file or the folder.
         name: What its data are called, where the format does not say.
+        configuration: What a file that does not say it is of; None: known by its name.
 
     Raises:
         UserError: For one of no known format, and whatever its format refuses.
@@ -53,5 +60,7 @@ def load_known(path: Path, name: str) -> AdoptedModel:
     known = recognise(path)
     if known is None:
         raise UserError(f"{path}: is no model of ours, and of no known format; accepted: {', '.join(FORMATS)}")
-    found = known.read(path)
+    if configuration is not None and not known.configurations:
+        raise UserError(f"{path}: configuration: its files say their own; leave it out")
+    found = known.read(path) if configuration is None else known.read(path, configuration)
     return replace(found, conventions={"name": name, **found.conventions}).model(path)

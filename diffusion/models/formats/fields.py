@@ -19,14 +19,18 @@ class Fields:
 
     Args:
         path: The file.
+        values: Its content, where it is read already.
 
     Raises:
         UserError: For a file that is missing, or no JSON object; at a field, for a value that is none of it, with the
             file and the key.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, values: dict[str, Any] | None = None):
         self.path = path
+        if values is not None:
+            self.values = values
+            return
         if not path.is_file():
             raise UserError(f"{path}: there is no such file")
         with reading(f"{path}: no JSON object"):
@@ -35,7 +39,7 @@ class Fields:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError(f"a {type(values).__name__}")
-        self.values: dict[str, Any] = values
+        self.values = values
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is; the default where the key is missing."""
@@ -43,7 +47,7 @@ class Fields:
 
     def refuse(self, key: str, needs: str) -> UserError:
         """The error for the value of a key."""
-        found = json.dumps(self.values[key])[:60] if key in self.values else "nothing"
+        found = repr(self.values[key])[:60] if key in self.values else "nothing"
         return UserError(f"{self.path}: {key}: found {found}; needs {needs}")
 
     def whole(self, key: str, default: int | None, low: int = 1, high: int = 2**31) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import UserError, choose
-from ...networks import DiT, UNet
+from ...networks import ADM, DiT, SongUNet, UNet
 
 LIBRARY_CLASSES = ("UNet2DModel", "DiTTransformer2DModel")
 # The most parts of a kind, and the longest side of what it computes in building: a file says the numbers.
@@ -56,4 +56,10 @@ def _check_size(config: dict[str, Any]) -> None:
 
 
 # The arguments of each are the `options` of a `known.Known`.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "dit": DiT, "diffusers": of_diffusers}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "song": SongUNet,
+    "adm": ADM,
+    "diffusers": of_diffusers,
+}
