@@ -67,7 +67,7 @@ def test_the_rooms_and_calls_are_reached_by_attribute():
 def test_likelihoods_refuse_what_they_do_not_take_by_name():
     denoiser = exact.Gaussian(torch.zeros(1, 2, 2), 1.0, VP())
     images, x = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, 1, 2, 2)
-    with pytest.raises(UserError, match="a likelihood is of levels"):
+    with pytest.raises(UserError, match="a likelihood is of levels, 0 to 255"):
         diffusion.log_likelihood(denoiser, x)
     expected = diffusion.log_likelihood(denoiser, images, method="elbo").log_prob
     for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.int64):
