@@ -181,7 +181,8 @@ def images_of(data: SplitData, split: str, count: int | None) -> tuple[Tensor, d
         raise UserError(f"--images: found {count}; the {split} split of '{data.name}' has {len(images)}")
     total = len(images)
     if count is None or count == total:
-        return images[:], identify(images[:], data.name, split, data.levels)
+        whole = images[:]
+        return whole, identify(whole, data.name, split, data.levels)
     chosen = images[fixed_subset(total, count)]
     return chosen, identify(chosen, data.name, split, data.levels, total)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,16 @@ class Normalizer:
         """log |det dz/dx|, in nats."""
         entries = math.prod(self.shape) // len(self.variances)  # that share a variance
         return -0.5 * entries * float(self.variances.log().sum())
+
+    def at_shape(self, shape: Sequence[int]) -> Normalizer:
+        """The same for data of other sides.
+
+        Raises:
+            UserError: For `whiten`, whose entries are those of one shape.
+        """
+        if self.directions is not None:
+            raise UserError(f"size: the data are whitened, as of shape {self.shape}; another size has no such map")
+        return replace(self, shape=tuple(shape))
 
     def on(self, device: torch.device) -> Normalizer:
         """The same on a device."""
@@ -154,8 +164,12 @@ def fit(
             "accepted: standard, none"
         )
     count = dims if whiten else shape[0]
-    # (numbers of one channel, C): for `whiten` each entry is one
-    pieces = lambda: (x.double().reshape(len(x), count, -1).transpose(0, 1).flatten(1).T for x in batches())  # noqa: E731
+
+    def pieces() -> Iterator[Tensor]:
+        """(numbers of one channel, C): for `whiten` each entry is one."""
+        for x in batches():
+            yield x.double().reshape(len(x), count, -1).transpose(0, 1).flatten(1).T
+
     n, total = 0, torch.zeros(count, dtype=torch.float64)
     for rows in pieces():
         n, total = n + len(rows), total + rows.sum(0)

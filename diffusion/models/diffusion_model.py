@@ -90,7 +90,8 @@ class DiffusionModel(TrainedModel):
             return self
         if denoiser.shape in self._at_sizes:
             return self._at_sizes[denoiser.shape]
-        facts = replace(self.facts, shape=denoiser.shape)
+        normalizer = None if self.normalizer is None else self.normalizer.at_shape(denoiser.shape)
+        facts = replace(self.facts, shape=denoiser.shape, normalizer=normalizer)
         sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, beside="")
         self._at_sizes[denoiser.shape] = sized
         return sized

@@ -22,7 +22,7 @@ from ..storage.checkpoint_files import read_checkpoint
 from ..storage.paths import named_path
 from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
 from .build import DataFacts, build_model, check_state
-from .formats import KNOWN, load_known, recognise
+from .formats import KNOWN, load_known
 from .formats.known import Known
 
 __all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel", "load"]
@@ -62,7 +62,7 @@ def load(
         state, metadata = _of_checkpoint(path)
     else:
         path = runs.resolve_model(path_or_name, runs_dir)
-        if runs.of_another_project(path) or (runs.config_inside(path) is None and recognise(path) is not None):
+        if runs.of_another_project(path):
             name = hub.name_of(str(path_or_name)) or path.resolve().stem
             return _moved(load_known(path, name, configuration), device)
         state, metadata = tensor_files.read_model(path)

@@ -70,6 +70,19 @@ def test_the_splits_of_an_archive(tmp_path, names):
     assert "test: as given by the source" in str(data.provenance["split"])
 
 
+def test_a_number_that_is_none_is_found_in_its_file_or_key(tmp_path):
+    good, wrong = numbers(20, 3), numbers(9, 3)
+    wrong[4, 1] = np.nan
+    np.savez(tmp_path / "x.npz", train=good, test=wrong)
+    with pytest.raises(UserError, match=r"x\.npz: 'test': row 4 is nan at 1"):
+        load_array(tmp_path / "x.npz")
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "a.npy", good)
+    np.save(tmp_path / "folder" / "b.npy", wrong)
+    with pytest.raises(UserError, match=r"b\.npy: row 4 is nan at 1"):
+        load_array(tmp_path / "folder")
+
+
 def test_labels_of_an_archive(tmp_path):
     x = numbers(30, 3)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(30) % 3)

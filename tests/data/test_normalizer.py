@@ -77,6 +77,16 @@ def test_directions_do_not_depend_on_the_sign_that_a_library_finds(monkeypatch):
     assert torch.equal(fitted("whiten", x).normalize(x), made.normalize(x))
 
 
+def test_at_another_size_the_channels_are_the_same():
+    x = correlated(50, (2, 3, 3))
+    found = fitted("standard", x).at_shape((2, 6, 3))
+    larger = x.repeat(1, 1, 2, 1)
+    torch.testing.assert_close(found.denormalize(found.normalize(larger)), larger)
+    assert found.log_det == pytest.approx(2 * fitted("standard", x).log_det)
+    with pytest.raises(UserError, match="whitened"):
+        fitted("whiten", x).at_shape((2, 6, 3))
+
+
 def test_none_is_none():
     assert fit("none", lambda: iter([torch.zeros(2, 3)]), (3,)) is None
 

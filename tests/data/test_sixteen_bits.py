@@ -122,6 +122,12 @@ def test_fewer_bits_are_fewer_levels_and_eight_are_stretched(tmp_path):
     assert any(np.array_equal(part.numpy(), expected) for part in parts)
 
 
+def test_arrays_of_eight_bits_have_no_more_levels(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE), np.uint8))
+    with pytest.raises(UserError, match=r"no more than 8 bits; leave out data\.levels=all"):
+        load_images("folder", tmp_path / "x.npy", levels="all")
+
+
 def test_arrays_of_sixteen_bits(tmp_path):
     images = levels(N, SIDE, SIDE, 3)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(N) % 2)

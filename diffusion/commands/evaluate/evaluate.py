@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     out.quiet = not processes.is_main
     for subject in subjects:
         subject.model.to(device)
-        if find_toy(subject.model.facts.name) is not None:
+        if subject.model.facts.levels is None and find_toy(subject.model.facts.name) is not None:
             if processes.is_main:  # seconds
                 _toy(subject, options)
             continue

@@ -229,6 +229,8 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: in
         if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= 2**bits:
             span = f", {array.min():g} to {array.max():g}"
             raise UserError(f"{told}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
+        if bits > 8 and array.dtype.itemsize == 1:
+            raise UserError(f"{told}, of no more than 8 bits; leave out data.levels=all")
         return array.astype(np.int32)
     return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
 

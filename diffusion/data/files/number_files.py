@@ -1,4 +1,4 @@
-"""Arrays of real numbers of any shape: .npy and .npz files, and folders of .npy files, mapped and not read.
+"""Arrays of real numbers of any shape: .npy files and folders of them, mapped and not read, and .npz files.
 
 The first axis counts the data. Of the others the first is that of channels: (N, d) are vectors, (N, C, L) signals,
 (N, C, H, W) images, (N, C, D, H, W) volumes. In an .npz the arrays have the names of `array_files`, or those of splits
@@ -56,8 +56,9 @@ def load_numbers(path: Path, most_bytes: int) -> RawImages:
                 f"{name}: is {array.dtype} {array.shape}, and {named[0][0]} is {arrays[0].dtype} {arrays[0].shape}; "
                 "all must have one type and, after the first axis, one shape"
             )
+    for (name, _), array in zip(named, arrays, strict=True):
+        MappedRows([array]).check_finite(name)
     rows = MappedRows(arrays)
-    rows.check_finite(str(path))
     if len(rows) and bool((rows[: 2**10] == rows[: 2**10].round()).all()):
         notes = [
             *notes,

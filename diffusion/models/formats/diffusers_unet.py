@@ -59,6 +59,7 @@ def options_of(unet: Fields) -> dict[str, Any] | None:
     sides = unet.sides("sample_size")
     blocks = unet.whole("layers_per_block", 2, high=MOST)
     halvings = 2 ** (len(widths) - 1)
+    classes = get("num_class_embeds")
     same = (
         {*down} <= {"DownBlock2D", "AttnDownBlock2D"},
         up == ["AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)],
@@ -74,6 +75,7 @@ def options_of(unet: Fields) -> dict[str, Any] | None:
         get("center_input_sample", False) is False,
         get("mid_block_type", "UNetMidBlock2D") == "UNetMidBlock2D" and get("add_attention", True) is True,
         get("mid_block_scale_factor", 1) == 1,
+        classes is None or classes > 1,  # one row is "no label" and no class
         (get("downsample_type", "conv"), get("upsample_type", "conv")) == ("conv", "conv"),
         get("downsample_padding", 1) in (0, 1),
         get("act_fn", "silu") in ("silu", "swish"),
@@ -81,7 +83,6 @@ def options_of(unet: Fields) -> dict[str, Any] | None:
     )
     if not all(same):
         return None
-    classes = get("num_class_embeds")
     return {
         "in_channels": unet.whole("in_channels", 3),
         "out_channels": unet.whole("out_channels", 3),
