@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
+
+_LONGEST_SHOWN = 60  # characters
 
 
 class UserError(ValueError):
@@ -18,6 +22,26 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest of `options`, or an empty string where none is close."""
     close = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+class _Shown(reprlib.Repr):
+    """Of plain containers the first entries of two levels; of what else a file may hold the name of its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 2, 20, 20, 10
+        self.maxstring = self.maxother = _LONGEST_SHOWN
+
+    def repr1(self, value: Any, level: int) -> str:
+        if isinstance(value, int) and value.bit_length() > 1024:  # whose digits Python may refuse to write
+            return f"a whole number of {value.bit_length()} bits"
+        plain = type(value) in (bool, int, float, str, list, tuple, dict) or value is None
+        return super().repr1(value, level) if plain else f"a {type(value).__name__}"
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value for a message, in little time: a list of a file may hold another one in 2^60 places."""
+    return _Shown().repr1(value, 2)[:_LONGEST_SHOWN]
 
 
 def choose(key: str, word: str, options: Iterable[str]) -> str:

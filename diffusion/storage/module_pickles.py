@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .foreign_weights import plainly_stored, tensors_of
-from .shells import STORAGES, Rebuild, Sealed, Shell, check_memo
+from .shells import STORAGES, Rebuild, Sealed, Shell, check_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save's old format
 
@@ -45,9 +45,9 @@ def read_pickled(path: Path, name: str) -> Pickled:
     """
     refused = f"{path}: not a pickle of a network with its source, or cut short or corrupt ({{}})."
     try:
-        content = path.read_bytes()
-        check_memo(content)
-        found = _Modules(io.BytesIO(content)).load()
+        content = io.BytesIO(path.read_bytes())
+        check_pickle(content)
+        found = _Modules(content).load()
         entry = dict.get(found, name) if isinstance(found, dict) else None
         if not isinstance(entry, Shell) or not isinstance(vars(entry).get("class_name"), str):
             raise ValueError(f"it holds no '{name}'")
@@ -124,9 +124,7 @@ class _Modules(pickle.Unpickler):
 
 def _head(file: io.BytesIO) -> Any:
     """The next of the pickles that a storage begins with."""
-    start = file.tell()
-    check_memo(file)
-    file.seek(start)
+    check_pickle(file)
     return _Storage(file).load()
 
 

@@ -14,12 +14,13 @@ import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 _FREE_COPIES = 4096
+_DEEPEST_KEY = 100  # tuples in each other
 _OLD_PICKLES = 5  # before zip archives: a number, a version, the machine, the object, the names of its storages
 
 
@@ -58,30 +59,42 @@ class _Copies(pickle._Unpickler):
     """Reads a pickle for what its calls would copy: every class is a shell that counts what it is given.
 
     A call that makes a container of another one, which the pickle names in two bytes, takes memory by its length. No
-    writer makes more of them than the pickle has bytes.
+    writer makes more of them than the pickle has bytes. A tuple of tuples may be a key: its hash takes time by all that
+    is in them, again where they share it.
     """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
         start, copied = file.tell(), 0
+        self.passed = lambda: file.tell() - start
+        self.unfolded: dict[int, tuple[int, int, Any]] = {}  # by identity, of a tuple: entries, depth, itself
 
         def count(values: Any) -> None:
             nonlocal copied
             for value in values if isinstance(values, tuple) else (values,):
                 copied += len(value) if isinstance(value, list | tuple | dict | set | frozenset | str | bytes) else 0
-            if copied > file.tell() - start + _FREE_COPIES:
+            if copied > self.passed() + _FREE_COPIES:
                 raise ValueError(f"its calls copy more than {copied - 1} entries, of a pickle of fewer bytes")
+
+        def call(arguments: tuple[Any, ...]) -> None:
+            count(arguments)
+            for made in arguments:  # the state of an object that comes as source is one entry further down
+                if isinstance(made, dict):
+                    count(tuple(value for value in made.values() if isinstance(value, dict)))
 
         class Counted(Shell):
             def __new__(cls, *arguments: Any, **_: Any) -> Any:
-                count(arguments)
+                call(arguments)
                 return super().__new__(cls)
 
             def __setstate__(self, state: Any) -> None:
                 count(state)
 
             def __call__(self, *arguments: Any, **_: Any) -> Any:
-                count(arguments)
+                call(arguments)
                 return self
 
         self.counted = Counted
@@ -90,7 +103,45 @@ class _Copies(pickle._Unpickler):
         return self.counted
 
     def persistent_load(self, pid: Any) -> Any:
+        if not isinstance(pid, tuple) or not pid or not isinstance(pid[0], str):
+            raise ValueError("a reference to something outside of the file")
         return self.counted()  # the numbers are not looked at
+
+    def unfold(self) -> None:
+        """Refuse a tuple or frozen set, the last that was made, with more in it than the pickle has bytes."""
+        made = self.stack[-1]
+        inner = [self.unfolded[id(part)][:2] for part in made if id(part) in self.unfolded]
+        entries = 1 + len(made) + sum(count for count, _ in inner)
+        depth = 1 + max((deep for _, deep in inner), default=0)
+        if entries > self.passed() + _FREE_COPIES or depth > _DEEPEST_KEY:
+            raise ValueError(f"a tuple of {entries} entries, {depth} deep, in a pickle of fewer bytes")
+        self.unfolded[id(made)] = (entries, depth, made)
+
+
+def _then_unfolds(operation: int) -> None:
+    load = _Copies.dispatch[operation]
+
+    def loads(unpickler: _Copies) -> None:
+        load(unpickler)
+        unpickler.unfold()
+
+    _Copies.dispatch[operation] = loads
+
+
+for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET):
+    _then_unfolds(_code[0])
+
+
+def check_pickle(file: io.BytesIO) -> None:
+    """Raise ValueError for the next pickle of a file where it asks for much more memory or time than it has bytes.
+
+    Afterwards the file stands before it, as it did.
+    """
+    start = file.tell()
+    check_memo(file)
+    file.seek(start)
+    _Copies(file).load()
+    file.seek(start)
 
 
 def check_copies(path: Path, is_zip: bool) -> None:

@@ -1,5 +1,6 @@
 """Files of EDM, score_sde and OpenAI's projects: our networks answer what theirs did, and nothing of a file is run."""
 
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -183,6 +184,19 @@ def test_arguments_of_a_pickle_that_are_refused(tmp_path, changes, told):
         load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [list, dict, OrderedDict])
+def test_an_argument_that_shares_what_is_in_it(tmp_path, kind):
+    """Two entries of a list are the same list, sixty times: written out, 2^60 of them."""
+    value = []
+    for _ in range(60):
+        value = [value, value] if kind is list else kind(a=value, b=value)
+    for key in ("img_resolution", "model_type", "channel_mult", "dropout"):
+        path, _ = edm_file(tmp_path, "edm-ddpmpp-cond", **{key: value})
+        with pytest.raises(UserError, match=f"{key}: found .*; needs") as error:
+            load(path)
+        assert len(str(error.value)) < 400
 
 
 def test_pickles_of_other_objects(tmp_path):

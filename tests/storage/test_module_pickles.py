@@ -54,9 +54,9 @@ def text(string):
     return b"X" + struct.pack("<I", len(string)) + string.encode()
 
 
-def storage(head=b"", size=4, numbers=bytes(16)):
+def storage(head=b"", size=4, numbers=bytes(16), numel=4):
     """A storage of `torch.save`'s old format, with opcodes in front of its head."""
-    pid = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"J" + struct.pack("<i", 4)
+    pid = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"J" + struct.pack("<i", numel)
     parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {})]
     parts += [b"\x80\x02" + head + pid + b"NtQ.", pickle.dumps(["0"], 2), struct.pack("<q", size) + numbers]
     return b"".join(parts)
@@ -83,12 +83,34 @@ def test_what_is_written_opcode_by_opcode_is_read(tmp_path):
 
 ORDERED = b"ccollections\nOrderedDict\n"
 FAR = b"Nr" + struct.pack("<I", 2**24) + b"0"
+# The bytes of one storage, which 900 are made of; a state of 2,000 entries, of 2,000 objects.
+LONG = storage(size=2000, numbers=bytes(8000), numel=2000)
+LOADS = b"B" + struct.pack("<I", len(LONG)) + LONG + b"q\x010ctorch.storage\n_load_from_bytes\nq\x020"
+LOADS += b"(" + 900 * b"h\x02h\x01\x85R" + b"l0"
+STATE = b"}(" + b"".join(text(str(n)) + b"N" for n in range(2000)) + b"uq\x010"
+MADE = b"}" + text("state") + b"h\x01sq\x020ctorch_utils.persistence\n_reconstruct_persistent_obj\nq\x030"
+NESTED = b")" + 60 * b"q\x010h\x01h\x01\x86"  # a tuple of 2^60 entries
 HOSTILE = {
+    "copies of one storage": (network(tensor(storage()), LOADS), "copy more than"),
+    "copies of one state, of objects of the file": (
+        network(tensor(storage()), STATE + MADE + b"(" + 2000 * b"h\x03h\x02\x85R" + b"l0"),
+        "copy more than",
+    ),
+    "copies of one state, set in objects": (
+        network(tensor(storage()), STATE + b"cos\nsystem\nq\x020(" + 2000 * b"h\x02)\x81h\x01b" + b"l0"),
+        "copy more than",
+    ),
+    "a key of tuples in each other twice": (network(tensor(storage()), b"}" + NESTED + b"Ns0"), "a tuple of"),
+    "the same in a storage": (network(tensor(storage(b"}" + NESTED + b"Ns0"))), "a tuple of"),
+    "a key of tuples in each other without end": (
+        network(tensor(storage()), b"})" + 200_000 * b"\x85" + b"Ns0"),
+        "101 deep",
+    ),
     "an index of the memo beyond the pickle": (
         network(tensor(storage()), b"Nr" + struct.pack("<I", 2**24) + b"0"),
         "index",
     ),
-    "the same in a storage": (network(tensor(storage(b"Nr" + struct.pack("<I", 2**24) + b"0"))), "kept at index"),
+    "such an index in a storage": (network(tensor(storage(b"Nr" + struct.pack("<I", 2**24) + b"0"))), "kept at index"),
     "a storage of more numbers than it has": (network(tensor(storage(size=2**40))), "a storage of"),
     "a storage of fewer": (network(tensor(storage(numbers=bytes(8)))), "a storage of"),
     "a class in a storage": (network(tensor(storage(b"cos\nsystem\n0"))), "os.system in a storage"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError, did_you_mean
+from ...errors import UserError, did_you_mean, shown
 from ...storage.records import reading
 
 _LARGEST = 2**26  # bytes; a table of 10^6 numbers has fewer
@@ -47,7 +47,7 @@ class Fields:
 
     def refuse(self, key: str, needs: str) -> UserError:
         """The error for the value of a key."""
-        found = repr(self.values[key])[:60] if key in self.values else "nothing"
+        found = shown(self.values[key]) if key in self.values else "nothing"
         return UserError(f"{self.path}: {key}: found {found}; needs {needs}")
 
     def whole(self, key: str, default: int | None, low: int = 1, high: int = 2**31) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError, choose
+from ...errors import UserError, choose, shown
 from ...storage.records import DAMAGED, reading
 from ..adopt import AdoptedModel, adopt
 from ..build import check_state
@@ -72,7 +72,7 @@ class Known:
         for key, value in self.options.items():
             count = len(value) if isinstance(value, list) else value if key in ("blocks", "depth") else 0
             if not isinstance(count, int) or count > _MOST:
-                raise UserError(f"{source}: {key}: found {str(value)[:60]}; needs at most {_MOST}")
+                raise UserError(f"{source}: {key}: found {shown(value)}; needs at most {_MOST}")
         with torch.device("meta"):
             check_state(self.weights, make(**self.options), source)
         network = make(**self.options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import UserError, choose
+from ...errors import UserError, choose, shown
 from ...networks import ADM, DiT, SongUNet, UNet
 
 LIBRARY_CLASSES = ("UNet2DModel", "DiTTransformer2DModel")
@@ -50,7 +50,7 @@ def _check_size(config: dict[str, Any]) -> None:
     }
     for key, count in counts.items():
         if not count <= _MOST:
-            raise UserError(f"config.json: {key}: found {str(config[key])[:60]}; is too many")
+            raise UserError(f"config.json: {key}: found {shown(config[key])}; is too many")
     if "num_layers" in config and not (side / config["patch_size"] <= _MOST_PATCHES and width <= _WIDEST):
         raise UserError(f"config.json: sample_size, attention_head_dim: found {side}, {width} in all; is too large")
 
