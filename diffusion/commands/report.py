@@ -47,10 +47,16 @@ def known(text: str, *values: float) -> str:
     return text.format(*values) if all(map(math.isfinite, values)) else "unknown"
 
 
+def unit_of(estimates: Mapping[str, Estimate]) -> tuple[str, str]:
+    """The unit of likelihoods, as `summary` names it and in words: bits/dim of images, nats/dim of densities."""
+    discrete = next(iter(estimates.values())).levels is not None
+    return ("bits_per_dim", "bits/dim") if discrete else ("nats_per_dim", "nats/dim")
+
+
 def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
     """The likelihoods as a table: bits/dim of images, nats of densities, with interval, kind, law and protocol."""
-    discrete = next(iter(estimates.values())).levels is not None
-    unit, words = ("bits_per_dim", "bits/dim") if discrete else ("nats_per_dim", "nats/dim")
+    unit, words = unit_of(estimates)
+    discrete = unit == "bits_per_dim"
     columns = (
         Column("", "estimate", left=True),
         *(() if discrete else (Column("-log p, nats", "nats", ".4f"),)),

@@ -11,8 +11,10 @@ from tiny_configs import DIGITS as TINY
 import diffusion
 from diffusion.commands.dispatch import main
 from diffusion.config import load_config
+from diffusion.data import normalizer as normalizers
 from diffusion.denoisers.network_call import output_tensor
 from diffusion.errors import UserError
+from diffusion.models.build import DataFacts
 from diffusion.models.formats import diffusers_export, diffusers_unet
 from diffusion.models.formats.fields import Fields
 from diffusion.networks import UNet
@@ -289,6 +291,19 @@ def test_what_they_cannot_express_is_refused_in_one_line(tmp_path, overrides, fo
     with pytest.raises(UserError, match="cannot express") as error:
         diffusers_export.write(diffusion.load(run), tmp_path / "out")
     assert found in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("normalize", [None, "standard"])
+def test_a_model_of_real_numbers_is_no_pipeline_of_images(tmp_path, normalize):
+    """Theirs has no place for the mean and the standard deviation, and clips what it draws."""
+    rows = torch.randn(20, 1, 8, 8) * 3.0 + 7.0
+    made = None if normalize is None else normalizers.fit(normalize, lambda: [rows], (1, 8, 8))
+    facts = DataFacts("array", (1, 8, 8), None, 0, normalizer=made)
+    settings = ("data.name=array", "data.path=x.npy", f"data.normalize={normalize or 'none'}")
+    run = make_run(tmp_path, load_config("digits", (*TINY[:2], "name=x", *WIDE, *settings)), facts)
+    with pytest.raises(UserError, match=r"draws real numbers \('array'\).*cannot express"):
+        diffusers_export.write(diffusion.load(run), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

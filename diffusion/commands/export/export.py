@@ -8,7 +8,7 @@ from pathlib import Path
 from ...models.formats import diffusers_export
 from ...models.load import load
 from ..convert.convert import write_file
-from .card import without_places, write_card
+from .card import facts_without_places, without_places, write_card
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
         if model.facts.num_classes:
             print("its classes are class_labels of the network, which DDPMPipeline does not pass")
         return 0
+    model.facts = facts_without_places(model.facts, model.config)  # by its places, while these are whole
     model.config = without_places(model.config)
     folder.mkdir(parents=True)
     write_file(model, folder / "model.safetensors")

@@ -107,6 +107,8 @@ def _of_ours(model: DiffusionModel, denoiser: NetworkDenoiser) -> Parts:
     network, schedule, predicts = denoiser.network, denoiser.schedule, denoiser.parameterization
     if not isinstance(network, UNet):
         raise _refusal(model, f"has a {type(network).__name__}")
+    if model.facts.levels is None:  # theirs draws images in [-1, 1], and knows neither mean nor standard deviation
+        raise _refusal(model, f"draws real numbers ('{model.facts.name}'), not images of levels")
     times = levels_of(schedule)
     preserving = bool((torch.hypot(*schedule(times)) - 1.0).abs().max() < 1e-6)
     if predicts not in _OURS or (predicts == "v" and not preserving) or type(denoiser) is not NetworkDenoiser:
