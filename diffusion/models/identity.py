@@ -97,7 +97,7 @@ class _Walk:
                 return look(self, thing)
         if is_dataclass(thing):
             return self.all("data", type(thing), *(getattr(thing, field.name) for field in fields(thing)))
-        if hasattr(thing, "__array__"):
+        if hasattr(type(thing), "__array__"):  # of the thing itself, `__getattr__` may do anything
             try:
                 return self._tensor(torch.as_tensor(thing))
             except (TypeError, ValueError, RuntimeError):
