@@ -254,9 +254,8 @@ COPIES = (
     b"](" + b"".join(integer(n) + integer(n) + b"\x86" for n in range(2000)) + b"eq\x010"
     b"ccollections\nOrderedDict\nq\x020(" + 2000 * b"h\x02h\x01\x85R" + b"l0"
 )  # fmt: skip
-# A tuple, and a list, with 2^60 entries where they are written out.
+# A tuple with 2^60 entries, where each of two is the same.
 TUPLES = b")" + 60 * b"q\x010h\x01h\x01\x86"
-SHARED = b"]" + 60 * b"q\x010](h\x01h\x01e"
 HOSTILE = {
     "copies of one list": (COPIES + PLAIN, "copy more than"),
     "a key of tuples in each other twice": (
@@ -267,8 +266,6 @@ HOSTILE = {
         b"ccollections\nOrderedDict\n(]" + TUPLES + b"N\x86atR0" + PLAIN,
         "a tuple of",
     ),
-    "a reference to lists in each other twice": (SHARED + b"\x85Q0" + PLAIN, "outside of the file"),
-    "a call of lists in each other twice": (SHARED + b")R0" + PLAIN, "not callable"),
     "copies that torch's own reader refuses": (UNKNOWN + COPIES + PLAIN, "copy more than"),
     "an index of the memo beyond the pickle": (UNKNOWN + b"}r" + struct.pack("<I", 2**22) + PLAIN[1:], "kept at index"),
     "the same in text": (UNKNOWN + b"}p4194304\n" + PLAIN[1:], "kept at index"),
