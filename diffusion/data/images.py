@@ -185,7 +185,7 @@ def _size(size: Any, fit: str) -> Fit | None:
     sides = size.split("x") if isinstance(size, str) else size if isinstance(size, tuple | list) else (size, size)
     if isinstance(size, str):
         sides = [int(side) if side.isascii() and side.isdigit() else size for side in sides]
-    if len(sides) != 2:
+    if len(sides) != 2 or None in sides:
         raise UserError(f"data.size: found {size!r}; must be a whole number from 1 on, or height and width, e.g. 32x48")
     height, width = (_whole("data.size", side, 1) for side in sides)
     assert height is not None

@@ -102,3 +102,8 @@ def test_what_is_no_size_is_refused_in_one_line(overrides, message):
 def test_sizes_of_a_configuration():
     assert load_config("digits", ["data.size=32"]).data.size == 32
     assert load_config("digits", ["data.size=32x48"]).data.size == "32x48"
+
+
+def test_half_a_size_is_refused():
+    with pytest.raises(UserError, match=r"data\.size: found \(None, 8\); must be a whole number"):
+        load_images("digits", size=(None, 8))
