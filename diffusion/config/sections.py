@@ -165,6 +165,19 @@ class NetworkConfig(Section):
         "entropy_invariant: follow the number of tokens, for sampling at other sizes than that of training",
     )
 
+    positions: Literal["absolute", "rotary"] | None = option(
+        {"dit": "absolute"},
+        "of patches: added to the tokens, or as rotations, so that attention sees differences alone",
+    )
+    qk_norm: bool | None = option({"dit": False}, "normalise queries and keys, so that attention's logits stay bounded")
+    norm: Literal["layer", "rms"] | None = option({"dit": "layer"}, "layer norm, or division by the root mean square")
+    activation: Literal["gelu", "swiglu"] | None = option(
+        {"dit": "gelu"}, "of a block's perceptron; swiglu has as many weights"
+    )
+    bottleneck: int | None = option(
+        {"dit": None}, "width that a patch is mapped to first, for large patches with denoiser.prediction=x", ge=1
+    )
+
     def check(self) -> None:
         if self.base_channels is not None and self.base_channels % 2:
             raise UserError(f"network.base_channels: found {self.base_channels}; must be even")
@@ -197,8 +210,10 @@ class ObjectiveConfig(Section):
     section = "objective"
     families = ("diffusion",)
 
-    weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm"] = option(
-        "elbo", "weighting of the loss over time"
+    weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm", "learned"] = option(
+        "elbo",
+        "weighting of the loss over time; learned: by the error left at each noise level, estimated in training; "
+        "objective.time then says how much each counts",
     )
     min_snr_gamma: float | None = option({"min-snr": 5.0}, "SNR at which the weight of min-snr is capped", gt=0)
     time: Literal["uniform", "log-snr", "log-normal", "logit-normal"] = option(

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError, choose
 from .layers import Norm, check_at_least, glorot, group_norm, zero
+from .rotary import rotated
 
 SCALES = ("constant", "entropy_invariant")
+NORM_EPS = 1e-6  # of the norm of queries and keys
 
 
 def entropy_invariant(name: str) -> bool:
@@ -40,12 +42,15 @@ class TokenAttention(nn.Module):
         heads: Number of heads; must divide `channels`.
         train_tokens: Number of tokens n_train for which the entropy-invariant scale is 1 / sqrt(d); None: the scale is
             constant.
+        qk_norm: Whether queries and keys are divided by their root mean square and scaled by learned factors, so that
+            logits cannot grow with the weights (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
+            2302.05442, sec. 2).
 
     Raises:
         UserError: `heads` is not a divisor of `channels`.
     """
 
-    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None, qk_norm: bool = False) -> None:
         super().__init__()
         check_at_least(1, heads=heads)
         if channels % heads:
@@ -59,10 +64,19 @@ class TokenAttention(nn.Module):
         for weight in self.qkv.weight.detach().chunk(3):
             nn.init.xavier_uniform_(weight)
         self.out = glorot(nn.Linear(channels, channels))
+        self.norm_q = nn.RMSNorm(channels // heads, NORM_EPS) if qk_norm else None
+        self.norm_k = nn.RMSNorm(channels // heads, NORM_EPS) if qk_norm else None
 
-    def forward(self, tokens: Float[Tensor, " b n c"]) -> Float[Tensor, " b n c"]:
-        """Mix tokens (B, N, C)."""
+    def forward(
+        self, tokens: Float[Tensor, " b n c"], angles: Float[Tensor, " n pairs"] | None = None
+    ) -> Float[Tensor, " b n c"]:
+        """Mix tokens (B, N, C); with `angles` (`rotary.angles`), products depend on differences of positions."""
         q, k, v = rearrange(self.qkv(tokens), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads).unbind(0)
+        if self.norm_q is not None and self.norm_k is not None:
+            exact = self.norm_q.weight.dtype  # whatever the products are in
+            q, k = self.norm_q(q.to(exact)).to(v.dtype), self.norm_k(k.to(exact)).to(v.dtype)
+        if angles is not None:
+            q, k = rotated(q, angles), rotated(k, angles)
         mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale(tokens.shape[1], q.shape[-1]))
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
