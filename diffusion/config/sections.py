@@ -56,6 +56,10 @@ class DataConfig(Section):
         "256", "grey levels that images are kept in: 256, or all 2^bits that 16-bit files have (folder, zip, npz)"
     )
     bits: int | None = option(None, "number of bits that 16-bit files use, e.g. 12; null: all 16", ge=8, le=16)
+    channels: Literal["seen", "all"] = option(
+        "seen",
+        "of files: grey, or colour on white (seen), or all they have: opacity, the bands of a TIFF (folder, zip)",
+    )
     unreadable: Literal["refuse", "skip"] = option(
         "refuse", "what to do with files that cannot be read as images (folder, zip, tar)"
     )
@@ -74,7 +78,7 @@ class DataConfig(Section):
             raise UserError(f"data.path: found {show(self.path)}; must be the {what} where data.name is '{self.name}'")
         if self.fit != "crop" and self.size is None:
             raise UserError(f"data.fit: found {show(self.fit)}; it goes with a data.size, which is not given")
-        of_files, of_images = ("bits", "levels", "unreadable", "cache"), ("size", "fit", "flip")
+        of_files, of_images = ("bits", "levels", "channels", "unreadable", "cache"), ("size", "fit", "flip")
         unused = {"digits": ("path", *of_files), "array": (*of_files, *of_images)}
         of_toys = ("path", *of_files, *of_images, "place")
         for name in unused.get(self.name, of_toys if self.name in TOY_SETS else ()):

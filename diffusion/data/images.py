@@ -35,6 +35,7 @@ class ImageSet:
 
 UNREADABLE = ("refuse", "skip")
 LEVELS = ("256", "all")
+CHANNELS = ("seen", "all")
 # A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
 IMAGE_SETS = {
     "digits": ImageSet(named_sets.VALIDATION_FRACTION),
@@ -80,6 +81,7 @@ def load_images(
     bits: Any = None,
     levels: Any = "256",
     fit: str = "crop",
+    channels: str = "seen",
 ) -> ImageData:
     """Load a data set of images into memory.
 
@@ -101,6 +103,7 @@ def load_images(
             of which none uses the upper 4 are refused.
         fit: How: `crop` (bicubic, antialiased, until they cover it, and the centre), `stretch`, or `center` (a centre
             crop alone).
+        channels: `seen`: grey, or colour on white; `all`: those that files have, with opacity and all bands of a TIFF.
         levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
@@ -135,8 +138,9 @@ def load_images(
 
         choose("data.unreadable", unreadable, UNREADABLE)
         whole = choose("data.levels", str(levels), LEVELS) == "all"
+        every = choose("data.channels", channels, CHANNELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole)
+        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, every)
 
     pixels, levels = raw.images, raw.levels
     assert isinstance(pixels, Tensor)
@@ -171,7 +175,9 @@ def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
     notes = []
     if high < levels // 2:
         dark = "nearly black" if high < 16 else "dark"
-        notes.append(f"no value above {high} of {levels - 1}: the images are {dark}")
+        bits = max(8, high.bit_length())
+        fewer = f"; data.bits={bits} takes 0 to {2**bits - 1:,} as black to white" if levels > 256 else ""
+        notes.append(f"no value above {high} of {levels - 1}: the images are {dark}{fewer}")
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")
     return notes

@@ -222,7 +222,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
-            fit=options.fit,
+            fit=options.fit, channels=options.channels,
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
@@ -366,7 +366,7 @@ def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
     times = time_distribution(options.time, options.time_mean, options.time_std)
     times.log_snr(denoiser.schedule, torch.tensor([0.5], dtype=torch.float64))  # refused here, before a run is made
     if options.weighting == "learned":
-        return Objective(Uncertainty(), times)
+        return Objective(Uncertainty(config.denoiser.prediction == "x"), times)
     return Objective(weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma), times)
 
 

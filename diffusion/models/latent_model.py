@@ -148,7 +148,7 @@ class LatentModel(TrainedModel):
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Test images, and each one's reconstruction below it."""
-        if data.images is None or data.facts.shape[0] not in (1, 3) or not len(data.images.test):
+        if data.images is None or not len(data.images.test):
             return {}
         test = data.images.test
         images = test[fixed_subset(len(test), RECONSTRUCTIONS)]
@@ -183,9 +183,8 @@ class EAEModel(LatentModel):
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Also samples from the mixture that is fitted to the codes."""
         found = super().pictures(data, seed)
-        if data.facts.shape[0] in (1, 3):
-            drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
-            found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
+        drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
+        found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
         if codes := self._codes(data):
             found["picture of codes"] = ("codes.png", pictures.codes_picture(codes))
         return found

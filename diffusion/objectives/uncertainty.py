@@ -7,8 +7,9 @@ Kendall, Gal and Cipolla 2018, arXiv 1705.07115). For any distribution of times 
 
     u(lambda) = log E[e | lambda],
 
-so that all levels count alike, as much as they are drawn: the distribution of times is part of this weighting. What
-multiplies e by a function of lambda, another error than that of eps, adds its logarithm to u and changes nothing else.
+so that all levels count alike, as much as they are drawn: the distribution of times is part of this weighting. Another
+error, that of x_hat, is e times a function of lambda, whose logarithm is added to u; nothing else changes but the
+start: u = 0 suits errors that are about 1 in an untrained network, and of one that predicts x that is the error of x.
 
 Of data N(m, c^2) and an exact denoiser E[e | lambda] = alpha^2 c^2 / (alpha^2 c^2 + sigma^2), so u is
 log sigmoid(lambda + log c^2).
@@ -28,10 +29,15 @@ _SCALE = 0.25
 
 
 class Uncertainty(nn.Module):
-    """u(lambda), linear in random Fourier features of lambda; 0 to begin with. Discarded after training."""
+    """u(lambda), linear in random Fourier features of lambda; 0 to begin with. Discarded after training.
 
-    def __init__(self) -> None:
+    Args:
+        of_x: Whether e is the error of x_hat, exp(-lambda) that of eps_hat, for networks that predict x.
+    """
+
+    def __init__(self, of_x: bool = False) -> None:
         super().__init__()
+        self.of_x = of_x
         self.features = FourierEmbedding(FEATURES, 1.0)
         self.linear = nn.Linear(FEATURES, 1)
         nn.init.zeros_(self.linear.weight)
@@ -44,6 +50,7 @@ class Uncertainty(nn.Module):
             return self.linear(features)[:, 0]
 
     def loss(self, log_snr: Float[Tensor, " b"], error: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """exp(-u) e + u of errors (B,)."""
+        """exp(-u) e + u of errors of eps (B,)."""
         u = self(log_snr).to(error.dtype)
+        error = error * torch.exp(-log_snr).to(error.dtype) if self.of_x else error
         return torch.exp(-u) * error + u

@@ -53,6 +53,8 @@ def test_the_loss_and_its_gradients_are_the_formula():
     torch.testing.assert_close(loss, error / u.exp() + u)
     loss.sum().backward()
     torch.testing.assert_close(error.grad, (-u).exp())
+    of_x = Uncertainty(of_x=True)  # of x_hat, whose error is exp(-lambda) times that of eps_hat
+    torch.testing.assert_close(of_x.loss(log_snr, error.detach()), error.detach() * (-log_snr).exp())
 
 
 def test_a_run_trains_it_and_keeps_it_out_of_the_model(tmp_path):
