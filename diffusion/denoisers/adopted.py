@@ -188,7 +188,7 @@ class AdoptedDenoiser(Denoiser):
         output: Tensor | None = None
         for rows, labels in calls:
             some = (seen, told) if rows is None else (seen[rows], told[rows])
-            found = output_tensor(self.network(*some, labels))
+            found = output_tensor(self.network(*some, labels)).to(x_t.device)
             if rows is None:
                 output = found
                 break

@@ -58,7 +58,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae)")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images processed at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--no-scale", dest="scale", action="store_false", help="omit the rows for scale: held-out images and uniform "
         "noise, compared with the same reference")  # fmt: skip
     add("--again", action="store_true", help="measure again, replacing stored results")

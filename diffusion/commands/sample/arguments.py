@@ -82,7 +82,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
     add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--out", type=path, metavar="PATH",
         help="x.png: a grid; x.npz, x.zip or dir/: the images themselves, and a grid; "
         "repeating an interrupted command resumes it")  # fmt: skip
