@@ -17,6 +17,7 @@ from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
 from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
+from ...models import DiffusionModel, TrainedModel
 from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
@@ -24,6 +25,7 @@ from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
 from ..subjects import Subject, load_images_of, load_subject
+from .arguments import OF_REFERENCE
 
 DRAWN = 1000
 Progress = Callable[[int, int], None]
@@ -76,8 +78,12 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
             figure = [option for option, setting in SETTINGS.items() if setting.figure]
             taken = ", ".join(flag(option) for option in figure if option in model.sampling_options)
             raise UserError(f"{flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
-    settings = model.sampling_settings(given)
+    if "guidance" in given and "label" not in given:
+        raise UserError("--guidance: steers towards a class; give --label too")
     count = options.samples or DRAWN
+    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
+    labels, classes = _labels(model, given.pop("label", None), data, options.reference, count)
+    settings = model.sampling_settings(given)
 
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
@@ -85,15 +91,40 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
         with reported_tuning(options.tuning_seconds):
             drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
-            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
+            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing, **labels)
         model.to("cpu")
         return model.dequantizer.quantize(x.cpu()), counter.rows / count
 
-    question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
+    question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **classes}
     folder = subject.home / FOLDER / "quality"
-    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
     mirrored = data.flip if flip is None else flip
     return Candidate(subject.name, Path(model.source), folder, data, count, question, subject, draw, mirrored)
+
+
+def _labels(
+    model: TrainedModel, label: str | None, data: ImageData, split: str, count: int
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The argument `label` of a draw of `count` samples, and how many of them are of each class: for --label.
+
+    In the proportion of the reference no class is off by a sample or more.
+
+    Raises:
+        UserError: For a model or a reference without classes, and a class that there is not.
+    """
+    if label is None:
+        return {}, {}
+    assert isinstance(model, DiffusionModel)  # other families take no label
+    known: Tensor | None = getattr(data, f"{split}_labels")
+    if not model.denoiser.num_classes:
+        raise UserError(f"--label: found '{label}'; {model.source} was trained without labels")
+    if label != OF_REFERENCE:
+        with reported_as({"label": "--label"}):
+            chosen = torch.tensor(model.class_numbers(label)).expand(count)
+    elif known is None:
+        raise UserError(f"--label {OF_REFERENCE}: the {split} images of '{data.name}' have no classes")
+    else:
+        chosen = known.sort().values[((torch.arange(count) + 0.5) * (len(known) / count)).long()]
+    return {"label": chosen}, {"classes": chosen.bincount(minlength=model.denoiser.num_classes).tolist()}
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
