@@ -90,7 +90,7 @@ class Denoiser(Placed, ABC):
         Raises:
             UserError: For a denoiser that does not say.
         """
-        raise UserError("variance: found 'learned'; this model's network does not predict one; accepted: lower, upper")
+        raise UserError("variance: found 'learned'; this model does not predict one; accepted: lower, upper")
 
     def at_size(self, size: Any) -> Denoiser:
         """The same denoiser, with the same weights, for images of another size; itself for its own size.
@@ -358,3 +358,8 @@ class Clipped(DenoiserWrapper):
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         return self.denoiser(x_t, t, cond).clamp(self.low, self.high)
+
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_variance`, of the denoiser within."""
+        x_hat, place = self.denoiser.with_variance(x_t, t, cond)
+        return x_hat.clamp(self.low, self.high), place

@@ -79,7 +79,9 @@ def add_factors(model: nn.Module, rank: int, whole: Collection[str] = ()) -> int
             f"trainer.lora: found {rank}; factors are of attention and convolutions, and the network has none"
         )
     for layer in layers:
-        register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        register_parametrization(layer, "weight", LowRank(weight, rank))
     return len(layers)
 
 

@@ -75,7 +75,7 @@ def load(
 
 
 def _built(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], device: Any, above: tuple[Path, ...]
+    path: Path, state: dict[str, Tensor], metadata: Mapping[str, str], device: Any, above: tuple[Path, ...]
 ) -> TrainedModel:
     """The model of a file of ours; `above` are the files whose factors are on its weights."""
     if FACTS not in metadata or "config" not in metadata:
