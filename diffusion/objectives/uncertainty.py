@@ -46,8 +46,8 @@ class Uncertainty(nn.Module):
     def forward(self, log_snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """u at log-SNR (B,), in the precision of its weights whatever the network's."""
         with torch.autocast(log_snr.device.type, enabled=False):
-            features = self.features((_SCALE * log_snr).to(self.linear.weight.dtype))
-            return self.linear(features)[:, 0]
+            features = self.features((_SCALE * log_snr).to(self.linear.weight))
+            return self.linear(features)[:, 0].to(log_snr.device)
 
     def loss(self, log_snr: Float[Tensor, " b"], error: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """exp(-u) e + u of errors of eps (B,)."""

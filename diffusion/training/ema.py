@@ -41,6 +41,7 @@ from ..denoisers.given import positive_number, whole_number
 from ..errors import UserError
 from .distributed.shards import part, part_of, whole
 
+AVERAGE_KEY = "weight_average"  # of checkpoints
 WIDEST = 12**-0.5  # the width of a plain mean
 _RCOND = 1e-12  # singular values of the profiles' products below this share of the largest are noise
 
@@ -151,14 +152,16 @@ class Average:
         images = whole_number("images", images, 1)
         self.images_seen += images
         weight = 1.0 - self._decay(images)
-        averaged, current = [], []
+        pairs: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}  # of a device that takes networks alone, two
         for name, tensor in _tensors(self.module).items():
             if tensor.is_floating_point():
+                averaged, current = pairs.setdefault(tensor.device, ([], []))
                 averaged.append(self._average[name])
                 current.append(tensor.to(self._average[name].dtype))
             else:
                 self._average[name].copy_(tensor)
-        torch._foreach_lerp_(averaged, current, weight)
+        for averaged, current in pairs.values():
+            torch._foreach_lerp_(averaged, current, weight)
 
     def _decay(self, images: int) -> float:
         if self.exponent is not None:
