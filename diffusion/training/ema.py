@@ -128,7 +128,7 @@ class Average:
         if not isinstance(module, nn.Module):
             raise UserError(f"module: found a {type(module).__name__}; needs a torch.nn.Module")
         if (half_life is None) == (width is None):
-            raise UserError(f"half_life, width: found {half_life} and {width}; an average has one of them")
+            raise UserError(f"ema.half_life: found {half_life}, and the width {width}; an average has one of them")
         self.module: nn.Module = module
         self.width = width
         self.exponent = None if width is None else exponent(width)

@@ -65,7 +65,8 @@ def tiff_channels(data: bytes, most_pixels: int) -> np.ndarray:
         if not isinstance(page, tifffile.TiffPage) or page.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"a page of {getattr(page, 'dtype', None)} has no known range")
         channels, height, width = page.samplesperpixel, page.imagelength, page.imagewidth
-        if not (1 <= channels <= MOST_CHANNELS and page.imagedepth == 1 and height * width <= most_pixels):
+        few = 1 <= channels <= MOST_CHANNELS and height * width * max(1, channels // 4) <= most_pixels
+        if not few or page.imagedepth != 1:
             raise ValueError(f"{channels} channels of {width} x {height} pixels: up to {MOST_CHANNELS} are read")
         orientation = page.tags.get("Orientation")
         values = page.asarray()
