@@ -150,9 +150,9 @@ def load_images(
     images = {split: pixels[rows[split]] for split in SPLITS}
     if path is not None:
         raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high), *trained_on(images)))
-    channels, height, width = pixels.shape[1:]
+    count, height, width = pixels.shape[1:]
     about: dict[str, str | int | float] = {
-        "channels": channels,
+        "channels": count,
         "height": height,
         "width": width,
         "levels": levels,
