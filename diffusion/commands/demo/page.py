@@ -21,6 +21,7 @@ from .drawing import MOST, Drawn, Models, Picture, difference, draw, encode_imag
 from .images import bits, kept, kept_mask, kept_sample, seen
 
 ANY = "any"
+Number = int | float  # a slider's, which JSON writes either way
 TASKS = {"inpaint": "Fill in", "edit": "Vary", "encode": "Encode", "bits": "Bits/dim"}
 _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # minutes on a CPU
 
@@ -124,7 +125,8 @@ class Page:
                 add["strength"] = gr.Slider(0.05, 0.95, value=0.5, step=0.05, label="Strength", visible=False)
                 add["run"] = gr.Button("Run", variant="primary")
         add["edited"] = gr.HTML(
-            view.empty("Drop an image, or take a drawn sample; for Fill in, paint over a part of it.")
+            elem_id="edited",
+            value=view.empty("Drop an image, or take a drawn sample; for Fill in, paint over a part of it."),
         )
         add["image"] = gr.State("")
 
@@ -206,7 +208,7 @@ class Page:
     # What it draws.
 
     def _command(
-        self, name: str, sampler: str, steps: float, eta: float, seed: str, n: float, label: str, guidance: float
+        self, name: str, sampler: str, steps: Number, eta: Number, seed: str, n: Number, label: str, guidance: Number
     ) -> list[str]:
         """The command line that the controls say."""
         model = self.models[name]
@@ -240,7 +242,7 @@ class Page:
         caption = f"The difference: RMS {rms:.2f} of 255; white is its largest value"
         return f'<div class="two">{sides}</div>{view.figure(gap, caption)}'
 
-    def _own_eta(self, sampler: str) -> float:
+    def _own_eta(self, sampler: str) -> Number:
         own = samplers.build(sampler).settings.get("eta", 0.0)
         return own if isinstance(own, int | float) else 1.0
 

@@ -91,10 +91,9 @@ def _ticks(log_snrs: Sequence[float]) -> str:
 def result(drawn: Drawn, caption: str) -> str:
     """All of a draw."""
     costs = facts({"Evaluations a sample": f"{drawn.nfe:.0f}", "Seconds": f"{drawn.seconds:.2f}"})
-    return (
-        f'<article>{figure(drawn.picture, caption, "wide")}<div class="side">{costs}{code(drawn.command)}</div>'
-        f"</article>{path(drawn)}"
-    )
+    side = f'<div class="side">{costs}{code(drawn.command)}</div>'
+    shown = f"<article>{figure(drawn.picture, caption, 'wide')}{side}</article>"
+    return f'<div class="result">{shown}{path(drawn)}</div>'
 
 
 def painter(image: Picture, height: int, width: int) -> str:
