@@ -11,6 +11,7 @@ from .average.arguments import parse_average_arguments
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
+from .demo.arguments import parse_demo_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
 from .export.arguments import parse_export_arguments
@@ -42,6 +43,7 @@ commands:
   average    make a model of other averaged weights of a run, of a width chosen after training
   convert    write a model as one file, e.g. with weights of half the size
   export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
+  demo       a page on this machine to play with models: draw, compare samplers, edit and measure an image
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
@@ -114,6 +116,18 @@ def doctor(argv: Sequence[str]) -> int:
         check_device(options.device)
 
         from .doctor.doctor import run
+
+        return run(options)
+
+
+def demo(argv: Sequence[str]) -> int:
+    """`demo`: a page on this machine to play with models."""
+    options = parse_demo_arguments(argv)
+    with in_flags(options):
+        check_models([] if options.model is None else [options.model], options.runs)
+        check_device(options.device)
+
+        from .demo.demo import run
 
         return run(options)
 
@@ -195,6 +209,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "average": average,
     "convert": convert,
     "export": export,
+    "demo": demo,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,
