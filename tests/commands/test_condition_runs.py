@@ -15,10 +15,14 @@ from diffusion.commands import records
 from diffusion.commands.app import command, sample
 from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
-from diffusion.commands.evaluate.given import given_to
+from diffusion.commands.evaluate.given import given_to, given_to_samples
+from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.quality.by_class import each_class
+from diffusion.commands.quality.candidates import load_candidate
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
 from diffusion.commands.train.train import train
+from diffusion.errors import UserError
 from diffusion.models.load import load
 from diffusion.processes import Processes
 from diffusion.storage import tensor_files
@@ -290,6 +294,33 @@ def test_hostile_arrays_of_conditions_are_refused_in_a_line(here, capsys, arrays
     err = capsys.readouterr().err
     assert message in err, err
     assert err.count("\n") == 1
+
+
+def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
+    """Each sample has the condition of one test image, and is among the samples of that image's class."""
+    assert trained(*digits("downsample:4")) == 0
+    drawing = ("--samples", "400", "--steps", "1", "--sampler", "ddim")
+    whole = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *drawing]))
+    model = whole.subject.model
+    given, rows = given_to_samples(model, whole.data, None, 400)
+    assert len(set(rows[:360].tolist())) == len(whole.data.test) == 360, "each once before any twice"
+    centre = model.dequantizer.center(whole.data.test[rows])
+    assert torch.equal(given.values["downsample:4"], torch.nn.functional.avg_pool2d(centre, 4))
+    assert torch.equal(whole.classes, whole.data.test_labels[rows])
+    drawn, _ = whole.draw(torch.device("cpu"), lambda *_: None)
+    wanted = model.sample(400, steps=1, sampler="ddim", cond=given.values)
+    assert torch.equal(drawn, model.dequantizer.quantize(wanted))
+    classes = list(each_class(whole))
+    assert [one.name for one in classes] == [f"digits-0001: {k}" for k in range(10)]
+    assert sum(one.count for one in classes) == 400
+    three = classes[3]
+    assert torch.equal(three.draw(torch.device("cpu"), lambda *_: None)[0], drawn[whole.classes == 3])
+    assert bool((three.data.train_labels == 3).all())
+    assert len(three.data.train) == int((whole.data.train_labels == 3).sum())
+    assert len({json.dumps(one.question, default=str) for one in (whole, *classes)}) == 11
+    for more in (["--condition", "none"], ["--condition", "downsample:4=none"]):
+        with pytest.raises(UserError, match="--by-class: the samples of digits-0001 are of no class"):
+            load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
 
 
 def test_a_label_alone_is_a_model_of_classes(here):

@@ -28,7 +28,8 @@ from ...likelihood.estimate import mean_interval
 from ...models import DiffusionModel
 from ...models.conditions import Conditions
 from ...models.trained_model import TrainedModel
-from ..sample.condition import OPTION, parts_of, read_conditions
+from ...numerics.random import fixed_order
+from ..sample.condition import OPTION, check_count, parts_of, read_conditions
 from ..sample.record import image_digests
 from ..subjects import rows_of
 
@@ -81,9 +82,7 @@ def given_to(
         read_conditions(model, asked)  # says so
     if list(asked) != [DATA]:
         values = read_conditions(model, asked)
-        for name, value in values.items():
-            if value is not None and len(value) not in (1, len(images)):
-                raise UserError(f"{OPTION}: '{name}' has {len(value)} entries, for {len(images)} images")
+        check_count(values, len(images), "images")
         digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
         return Given(values, list(asked), digest)
     split = str(identity["split"])
@@ -93,6 +92,42 @@ def given_to(
     tensors = Conditions(parts, data).of(split, rows, images, _SEED, rows)
     values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
     return Given(values, DATA, _digest(values))
+
+
+def given_to_samples(
+    model: TrainedModel, data: SplitData, asked: Sequence[str] | None, n: int
+) -> tuple[Given | None, Tensor | None]:
+    """The conditions that n samples are drawn under, and whose they are.
+
+    Args:
+        model: The model.
+        data: The data that it was trained on.
+        asked: As `given_to`; `data` takes the conditions of test images, which the model has not seen, in the fixed
+            order, from the beginning again where there are too few.
+        n: The number of samples.
+
+    Returns:
+        The conditions, None for none, and the rows of the test images, None where they are of none.
+
+    Raises:
+        UserError: As `given_to`.
+    """
+    own = [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
+    asked = own if asked is None else list(asked)
+    if asked == [NONE]:
+        return None, None
+    if asked != [DATA] or not parts_of(model):
+        values = read_conditions(model, asked)
+        check_count(values, n)
+        return Given(values, asked, _digest({**values, "files": image_digests({CONDITION: asked})})), None
+    if not len(data.test):
+        raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no test images to take conditions from")
+    order = fixed_order(torch.arange(len(data.test)))
+    rows = order[torch.arange(n) % len(order)]
+    parts = parts_of(model)
+    tensors = Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))
+    values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
+    return Given(values, DATA, _digest(values)), rows
 
 
 def _digest(values: Mapping[str, Any]) -> str:

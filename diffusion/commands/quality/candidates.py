@@ -20,10 +20,11 @@ from ...likelihood import Dequantizer
 from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
+from ..evaluate.given import CONDITION, DATA, given_to_samples
 from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
-from ..subjects import Subject, load_images_of, load_subject
+from ..subjects import CONDITION_DIGEST, Subject, load_images_of, load_subject
 
 DRAWN = 1000
 Progress = Callable[[int, int], None]
@@ -44,6 +45,7 @@ class Candidate:
         draw: Makes the samples, uint8 level indices, and returns the network evaluations per sample.
         mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
         names: The names of the samples' files; None for drawn samples.
+        classes: The class of each sample, that of the test image whose condition it has; None where it has none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Candidate:
     draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
     mirrored: bool
     names: Sequence[str] | None = None
+    classes: Tensor | None = None
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
@@ -78,27 +81,46 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
             raise UserError(f"{flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
     settings = model.sampling_settings(given)
     count = options.samples or DRAWN
+    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
+    asked = [DATA] if options.by_class and options.condition is None else options.condition
+    given, rows = given_to_samples(model, data, asked, count)
+    cond = {} if given is None else {"cond": given.of(torch.arange(count))}
+    classes = None if rows is None or data.test_labels is None else data.test_labels[rows]
+    if options.by_class and classes is None:
+        raise UserError(
+            f"--by-class: the samples of {text} are of no class; accepted: --condition data, of labelled data"
+        )
+
+    kept: list[tuple[Tensor, float]] = []  # of the whole, and of each class
 
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
+        if kept:
+            return kept[0]
         model.to(device)
         with reported_tuning(options.tuning_seconds):
             drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
-            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing)
+            size = options.batch_size
+            x = model.sample(count, options.seed, batch_size=size, progress=progress, **drawing, **cond)
         model.to("cpu")
-        return model.dequantizer.quantize(x.cpu()), counter.rows / count
+        kept.append((model.dequantizer.quantize(x.cpu()), counter.rows / count))
+        return kept[0]
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
-    folder = subject.home / FOLDER / "quality"
-    data, flip = load_images_of(subject, moved(options)), model.config.data.flip
+    question |= {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
+    folder, place = subject.home / FOLDER / "quality", Path(model.source)
     mirrored = data.flip if flip is None else flip
-    return Candidate(subject.name, Path(model.source), folder, data, count, question, subject, draw, mirrored)
+    return Candidate(
+        subject.name, place, folder, data, count, question, subject, draw, mirrored, classes=classes
+    )  # fmt: skip
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
         raise UserError(f"--data: {text} holds images; name the data set that they are to be compared with")
+    if options.by_class or options.condition is not None:
+        raise UserError(f"--by-class, --condition: {text} holds images, of no condition; leave them out")
     data = _reference_data(options.data, options.runs, options.download)
     with reported_as({"data.path": text}):
         raw = load_files(Path(text))

@@ -69,7 +69,7 @@ def rows_of_conditions(values: Values, first: int, stop: int) -> dict[str, Tenso
     return {name: v if v is None or len(v) == 1 else v[first:stop] for name, v in values.items()}
 
 
-def check_count(values: Values, n: int) -> None:
+def check_count(values: Values, n: int, what: str = "samples") -> None:
     """Refuse values for another number of samples.
 
     Raises:
@@ -77,9 +77,7 @@ def check_count(values: Values, n: int) -> None:
     """
     for name, value in values.items():
         if value is not None and len(value) not in (1, n):
-            raise UserError(
-                f"{OPTION}: '{name}' has {len(value)} entries, for {n} samples; --n {len(value)} draws as many"
-            )
+            raise UserError(f"{OPTION}: '{name}' has {len(value)} entries, for {n} {what}; accepted: one each, or one")
 
 
 def _named(parts: Sequence[Part], text: str) -> tuple[Part, str]:
