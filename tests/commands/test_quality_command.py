@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_runs import make_run
 from PIL import Image
+from tiny_configs import digits_config
 
+import diffusion
 from diffusion.commands import records
 from diffusion.commands.features import FeatureCache, choose_extractor
 from diffusion.commands.quality.arguments import parse_quality_arguments
@@ -89,6 +92,51 @@ def test_runs_stand_in_one_table(diffusion_command):
     assert "digits-0001" in out
     assert "digits-0002" in out
     assert "noise" not in out
+
+
+@pytest.fixture
+def conditional(place):
+    make_run(Path("runs"), digits_config(place, "denoiser.conditional=true", "name=conditional"))
+    return "conditional-0001"
+
+
+def test_classes_are_drawn_in_the_proportion_of_the_reference(conditional):
+    """Of 24 samples each class has its share of the training images to within one; they are those of their labels."""
+    argv = [conditional, *QUICK, "--label", "reference", "--guidance", "2"]
+    found = load_candidate(conditional, parse_quality_arguments(argv))
+    counts = np.array(found.question["classes"])
+    share = np.bincount(found.data.train_labels.numpy(), minlength=10) / len(found.data.train)
+    assert counts.sum() == 24
+    assert np.abs(counts - 24 * share).max() < 1.0
+    drawn, nfe = found.draw(torch.device("cpu"), lambda *_: None)
+    assert nfe == 4, "two steps, guided"
+    model = found.subject.model
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    x = diffusion.sample(model, 24, sampler="ddim", steps=2, label=labels, guidance=2.0)
+    assert torch.equal(drawn, model.dequantizer.quantize(x))
+    plain = diffusion.sample(model, 24, sampler="ddim", steps=2)
+    assert not torch.equal(drawn, model.dequantizer.quantize(plain))
+
+
+def test_one_class_and_a_variance_are_other_questions(conditional, diffusion_command):
+    argv = ("quality", conditional, "--samples", "8", "--steps", "2", "--no-scale", "--wandb", "off")
+    asked = [("--sampler", "ancestral", "--variance", which, "--label", "3") for which in ("upper", "lower")]
+    for more in asked:
+        assert diffusion_command(*argv, *more)[0] == 0
+    questions = [
+        json.loads(path.read_text())["question"] for path in kept(Path(f"runs/{conditional}/evaluations/quality"))
+    ]
+    assert {question["settings"]["variance"] for question in questions} == {"lower", "upper"}
+    assert all(question["classes"] == [0, 0, 0, 8, 0, 0, 0, 0, 0, 0] for question in questions)
+    for more, told in (
+        (("digits-0001", "--label", "3"), "--label: found '3'; runs/digits-0001/model.safetensors was trained without"),
+        ((conditional, "--label", "11"), "--label: found 11; the model has the classes 0 to 9"),
+        ((conditional, "--guidance", "2"), "--guidance: steers towards a class; give --label too"),
+        ((conditional, "--sampler", "ddim", "--variance", "upper"), "variance: "),
+    ):
+        code, out, err = diffusion_command("quality", *more, "--wandb", "off")
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert told in err
 
 
 def test_copies_are_called_by_their_files(place, diffusion_command):

@@ -9,6 +9,8 @@ from ...config import SamplingConfig
 from ..evaluate.arguments import WANDB
 from ..options import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
 
+OF_REFERENCE = "reference"  # a label of its own for each sample
+
 
 def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line of `quality`."""
@@ -43,6 +45,10 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--sampler", help="as in sample.py (default: the run's own; so for all sampling options)")
     add("--steps", type=positive, metavar="N", help="number of steps")
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")
+    add("--variance", help="lower, upper or analytic (ancestral)")
+    add("--label", metavar="CLASS", help=f"draw this class, by number or name; {OF_REFERENCE}: all classes, in the "
+        "proportion of the reference images (default: no label)")  # fmt: skip
+    add("--guidance", type=number, help="weight of classifier-free guidance towards the label (default: 1, off)")
     add("--grid", help="the times of the steps")
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends")
     add_tuning_seconds(parser)
@@ -53,7 +59,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--condition", nargs="+", metavar="NAME=VALUE", help="data: samples under the conditions of test images; none; "
         "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
     add("--by-class", action="store_true", help="also the figures of each class, against the reference images of this "
-        "class; samples are drawn under the conditions of test images")  # fmt: skip
+        "class; of a model of classes with --label reference")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images processed at a time (default: 256)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")

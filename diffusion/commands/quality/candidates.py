@@ -17,14 +17,16 @@ from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
 from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
+from ...models import DiffusionModel, TrainedModel
 from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
-from ..evaluate.given import CONDITION, DATA, given_to_samples
+from ..evaluate.given import CONDITION, NONE, given_to_samples
 from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
 from ..subjects import CONDITION_DIGEST, Subject, load_images_of, load_subject
+from .arguments import OF_REFERENCE
 
 DRAWN = 1000
 Progress = Callable[[int, int], None]
@@ -79,18 +81,28 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
             figure = [option for option, setting in SETTINGS.items() if setting.figure]
             taken = ", ".join(flag(option) for option in figure if option in model.sampling_options)
             raise UserError(f"{flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
-    settings = model.sampling_settings(given)
     count = options.samples or DRAWN
     data, flip = load_images_of(subject, moved(options)), model.config.data.flip
-    asked = [DATA] if options.by_class and options.condition is None else options.condition
-    given, rows = given_to_samples(model, data, asked, count)
-    cond = {} if given is None else {"cond": given.of(torch.arange(count))}
-    classes = None if rows is None or data.test_labels is None else data.test_labels[rows]
+    denoiser = getattr(model, "denoiser", None)
+    label = given.pop("label", None)
+    if options.by_class and label is None and options.condition is None and getattr(denoiser, "num_classes", 0):
+        label = OF_REFERENCE
+    labels, numbers = _labels(model, label, data, options.reference, count)
+    asked = [NONE] if label is not None else options.condition
+    if label is not None and options.condition is not None:
+        raise UserError("--label, --condition: use only one of them")
+    condition, rows = given_to_samples(model, data, asked, count)
+    if "guidance" in given and label is None and condition is None:
+        raise UserError("--guidance: steers towards a class or a condition; give --label or --condition too")
+    cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
+    classes = labels.get("label")
+    if rows is not None and data.test_labels is not None:
+        classes = data.test_labels[rows]
     if options.by_class and classes is None:
         raise UserError(
-            f"--by-class: the samples of {text} are of no class; accepted: --condition data, of labelled data"
+            f"--by-class: the samples of {text} are of no class; give --label or --condition data, of classes"
         )
-
+    settings = model.sampling_settings(given)
     kept: list[tuple[Tensor, float]] = []  # of the whole, and of each class
 
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
@@ -107,13 +119,39 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
         kept.append((model.dequantizer.quantize(x.cpu()), counter.rows / count))
         return kept[0]
 
-    question = {"weights": subject.weights, "settings": settings, "seed": options.seed}
-    question |= {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
+    question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **numbers}
+    question |= {} if condition is None else {CONDITION: condition.asked, CONDITION_DIGEST: condition.digest}
     folder, place = subject.home / FOLDER / "quality", Path(model.source)
     mirrored = data.flip if flip is None else flip
     return Candidate(
         subject.name, place, folder, data, count, question, subject, draw, mirrored, classes=classes
     )  # fmt: skip
+
+
+def _labels(
+    model: TrainedModel, label: str | None, data: ImageData, split: str, count: int
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The argument `label` of a draw of `count` samples, and how many of them are of each class: for --label.
+
+    In the proportion of the reference no class is off by a sample or more.
+
+    Raises:
+        UserError: For a model or a reference without classes, and a class that there is not.
+    """
+    if label is None:
+        return {}, {}
+    assert isinstance(model, DiffusionModel)  # other families take no label
+    known: Tensor | None = getattr(data, f"{split}_labels")
+    if not model.denoiser.num_classes:
+        raise UserError(f"--label: found '{label}'; {model.source} was trained without labels")
+    if label != OF_REFERENCE:
+        with reported_as({"label": "--label"}):
+            chosen = torch.tensor(model.class_numbers(label)).expand(count)
+    elif known is None:
+        raise UserError(f"--label {OF_REFERENCE}: the {split} images of '{data.name}' have no classes")
+    else:
+        chosen = known.sort().values[((torch.arange(count) + 0.5) * (len(known) / count)).long()]
+    return {"label": chosen}, {"classes": chosen.bincount(minlength=model.denoiser.num_classes).tolist()}
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
