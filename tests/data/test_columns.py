@@ -67,7 +67,7 @@ def test_keys_of_splits(tmp_path):
         ("map", draws.normal(size=(n, 2, 5))))}  # fmt: skip
     np.savez(tmp_path / "t.npz", **arrays)
     data = load_array(tmp_path / "t.npz", columns=("c", "kind", "map"))
-    assert torch.equal(data.columns["c"]["test"].values, torch.arange(4)[:, None] + 0.5)
+    assert torch.equal(data.columns["c"]["test"].values, torch.arange(4.0, dtype=torch.float64)[:, None] + 0.5)
     assert data.columns["kind"]["train"].size == 2
     assert data.columns["map"]["test"].values.shape == (4, 2, 5)
     with pytest.raises(UserError, match=r"found 'd'; .* has no such array of the train split; it has train_x"):

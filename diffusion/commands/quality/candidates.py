@@ -93,15 +93,13 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
         raise UserError("--label, --condition: use only one of them")
     condition, rows = given_to_samples(model, data, asked, count)
     if "guidance" in given and label is None and condition is None:
-        raise UserError("--guidance: steers towards a class or a condition; give --label or --condition too")
+        raise UserError("--guidance: steers towards a class; give --label too, or a --condition")
     cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
     classes = labels.get("label")
     if rows is not None and data.test_labels is not None:
         classes = data.test_labels[rows]
     if options.by_class and classes is None:
-        raise UserError(
-            f"--by-class: the samples of {text} are of no class; give --label or --condition data, of classes"
-        )
+        raise UserError(f"--by-class: the samples of {text} are of no class; give --label or --condition data")
     settings = model.sampling_settings(given)
     kept: list[tuple[Tensor, float]] = []  # of the whole, and of each class
 

@@ -64,8 +64,8 @@ def of_arrays(
     if first.dtype.kind != "f" or first.dtype.itemsize not in (2, 4, 8) or first.ndim > 5 or 0 in first.shape:
         raise UserError(f"{told}; {_ACCEPTED}")
     whole = whole.astype(np.float64 if first.dtype.itemsize == 8 else np.float32)
-    MappedRows([whole]).check_finite(f"{path}: '{key}'")
     whole = whole[:, None] if whole.ndim == 1 else whole
+    MappedRows([whole]).check_finite(f"{path}: '{key}'")
     return Column(name, VECTOR if whole.ndim == 2 else FIELD, torch.from_numpy(whole), whole.shape[1])
 
 
