@@ -177,7 +177,8 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         or (part.kind != CLASSES and c.shape[1] != part.size)
         or not c.numel()
     ):
-        raise UserError(f"{told}: found shape {tuple(c.shape)}; needs ({n}, {wanted}), or one for all, (1, {wanted})")
+        several = "" if n == 1 else f"({n}, {wanted}), or one for all, "
+        raise UserError(f"{told}: found shape {tuple(c.shape)}; needs {several}(1, {wanted})")
     c = c.expand(n, *c.shape[1:])
     if part.kind == CLASSES:
         wrong = c[(c < 0) | (c > part.size)]
