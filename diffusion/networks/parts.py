@@ -138,14 +138,16 @@ class PartEmbedding(nn.Module):
         nn.init.normal_(self.rows.weight, std=0.02)
         if part.kind == VECTOR:
             self.dense_1, self.dense_2 = glorot(nn.Linear(part.size, channels)), glorot(nn.Linear(channels, channels))
-        for name, values in (("mean", part.mean), ("std", part.std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+        mean = torch.tensor(part.mean, dtype=torch.float64)
+        high = mean.float()  # of devices without float64; the rest, as c may be far from 0 and of little spread
+        self.register_buffer("mean", torch.stack((high, (mean - high.double()).float())), persistent=False)
+        self.register_buffer("std", torch.tensor(part.std), persistent=False)
 
     def scaled(self, c: Tensor) -> Tensor:
         """(c - mean) / std in the dtype of the weights, zeros where it is none."""
-        mean, std = (of.reshape(1, -1, *(1,) * (c.ndim - 2)).to(c.device) for of in (self.mean, self.std))
+        high, low, std = (of.reshape(1, -1, *(1,) * (c.ndim - 2)).to(c.device) for of in (*self.mean, self.std))
         known = self.part.is_none(c).logical_not().reshape(-1, *(1,) * (c.ndim - 1))
-        return torch.where(known, (c.double() - mean) / std, 0.0).to(self.rows.weight.dtype)
+        return torch.where(known, ((c - high) - low) / std, 0.0).to(self.rows.weight.dtype)
 
     def forward(self, c: Tensor) -> Tensor:
         """Embed the tensor of the part as (B, channels)."""
