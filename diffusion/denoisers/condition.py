@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.class_names import number_of
 from ..errors import UserError, did_you_mean, shown
 from ..networks.parts import CLASSES, Part
 
@@ -158,6 +157,8 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
     """The tensor of a part for n samples; real numbers keep float64, what is none stays so."""
     told = f"{name}: {part}"
     if part.kind == CLASSES:
+        from ..data.class_names import number_of  # all of that room, which samplers do without
+
         names = list(part.names) or [str(number) for number in range(part.size)]
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
         if any(isinstance(text, str) for text in texts):
