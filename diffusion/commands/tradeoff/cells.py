@@ -174,7 +174,7 @@ class Bench:
         options = self.options
         return sample(
             self.subject.denoiser, options.n, sampler, seed=options.seed, grid=grid, dtype=dtype,
-            batch_size=options.batch_size, callback=watch,
+            batch_size=options.batch_size, callback=watch, cond=self.subject.cond,
         )  # fmt: skip
 
     def tight(self) -> Tensor:
