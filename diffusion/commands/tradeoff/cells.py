@@ -199,7 +199,9 @@ class Bench:
             sampler = cell.build(denoiser)
             where = (None,) if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
             grid = grid_for(denoiser, sampler, cell.steps, *where)
-        exposure = Exposure(denoiser.schedule, self.subject.second_moment)
+        exposure = None  # under a condition: the second moment is that of all data
+        if self.subject.cond is None:
+            exposure = Exposure(denoiser.schedule, self.subject.second_moment)
         with count_evaluations(self.subject.denoiser) as count:
             start = time.perf_counter()
             try:
@@ -219,7 +221,7 @@ class Bench:
         excess = self._excess(x, tight)
         return Measured(
             cell, nfe, seconds, distances[0], fid.value, fid.std_error, kid.value, kid.std_error, *excess, distances[1],
-            exposure=exposure.curve(),
+            exposure=None if exposure is None else exposure.curve(),
         )  # fmt: skip
 
     def _excess(self, x: Tensor, tight: Tensor) -> tuple[float | None, float | None]:
