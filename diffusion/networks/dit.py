@@ -9,8 +9,8 @@ An image of a size other than in training is the same picture in more or fewer p
 stretched over the range seen in training (as in the position embeddings of Dosovitskiy et al. 2021, arXiv 2010.11929,
 sec. 3.2), so a patch is encoded by its relative position in the picture, not by its index.
 
-What later transformers changed are options, off by default: positions as rotations (`rotary`), norms of queries and
-keys (`attention`), norms by the root mean square (Zhang & Sennrich 2019, arXiv 1910.07467), and SwiGLU (Shazeer 2020,
+What later transformers changed are options, off by default: positions as rotations and norms of queries and keys
+(`attention`), norms by the root mean square (Zhang & Sennrich 2019, arXiv 1910.07467), and SwiGLU (Shazeer 2020,
 arXiv 2002.05202). Large patches want a network that predicts x, which is simple where noise is not, and a narrow
 embedding of the patch, `bottleneck` (Li & He 2025, arXiv 2511.13720).
 """
@@ -26,8 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
-from . import rotary
-from .attention import SCALES, TokenAttention, entropy_invariant
+from .attention import SCALES, TokenAttention, entropy_invariant, rotary_angles
 from .embeddings import NOISE_EMBEDDINGS, Conditioning, sinusoids
 from .layers import (
     check_at_least,
@@ -219,7 +218,7 @@ class DiT(nn.Module):
         train_tokens = math.prod(self.train_sides) if entropy_invariant(attention_scale) else None
         self.norm, self.head_width = norm, width // max(1, heads)
         if self.is_rotary:
-            rotary.angles([torch.zeros(1)] * len(sides), self.head_width)  # heads too narrow are refused here
+            rotary_angles([torch.zeros(1)] * len(sides), self.head_width)  # heads too narrow are refused here
         options = (train_tokens, norm_eps, qk_norm, norm, activation)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio * width, *options) for _ in range(depth))
         self.modulation_out = zero(nn.Linear(width, 2 * width))
@@ -251,7 +250,7 @@ class DiT(nn.Module):
         coordinates = [stretched(side, trained, x) for side, trained in zip(sides, self.train_sides, strict=True)]
         angles = None
         if self.is_rotary:
-            angles = rotary.angles(coordinates, self.head_width)
+            angles = rotary_angles(coordinates, self.head_width)
         else:
             tokens = tokens + grid_positions(coordinates, self.width)
         for block in self.blocks:

@@ -10,9 +10,8 @@ from diffusion import denoisers, objectives, schedules
 from diffusion.config import NetworkConfig
 from diffusion.errors import UserError
 from diffusion.networks import DiT
-from diffusion.networks.attention import TokenAttention
+from diffusion.networks.attention import BASE, TokenAttention, rotary_angles, rotated
 from diffusion.networks.dit import DiTBlock, modulate
-from diffusion.networks.rotary import BASE, angles, rotated
 
 F64 = torch.float64
 
@@ -29,7 +28,7 @@ def test_logits_depend_on_differences_of_positions_alone(counts):
     q, k = torch.randn(2, 1, 2, n, width, dtype=F64)
 
     def logits(places):
-        angle = angles(places, width)
+        angle = rotary_angles(places, width)
         return rotated(q, angle) @ rotated(k, angle).mT
 
     here = logits(grid(*counts))
@@ -45,7 +44,7 @@ def test_logits_depend_on_differences_of_positions_alone(counts):
 def test_each_pair_is_a_rotation_by_its_frequency_and_side():
     """As complex numbers: feature i and i + pairs are one, times exp(i w p) with p its row or column."""
     places, width = grid(3, 5), 9
-    angle = angles(places, width)
+    angle = rotary_angles(places, width)
     assert angle.shape == (15, 4)  # two pairs a side; the ninth feature is left
     x = torch.randn(1, 1, 15, width, dtype=F64)
     found = rotated(x, angle)
