@@ -13,6 +13,7 @@ matching, DPS and pseudo-inverse guidance. All are drawn from the same noises, 1
     diversity     standard deviation of the samples of one observation, over what was hidden
     spread/error  diversity over mean error: 1 for draws from the posterior of the data
     misfit        root mean square of A x - y, in grey levels
+    +-            one standard error over the 20 images
 
 A sample of an exact posterior is off by sqrt(2) times what its mean is off by: no method has both the least mean error
 and the best PSNR with all of the diversity.
@@ -59,21 +60,26 @@ def trained(part: str, folder: Path) -> tuple[DiffusionModel, str]:
     return model, f"{cost['images']:,} images, {cost['cpu_seconds']:.0f} CPU seconds"
 
 
-def measure(x: Tensor, truth: Tensor, hidden: Tensor, operator: LinearOperator, levels: int) -> dict[str, float]:
+def measure(x: Tensor, truth: Tensor, hidden: Tensor, operator: LinearOperator, levels: int) -> dict[str, str]:
     """The figures of samples (IMAGES * EACH, 1, 8, 8), each truth repeated, over the pixels that are hidden."""
     each = x.double().reshape(IMAGES, EACH, -1)[..., hidden.flatten()]
     clean = truth.double().reshape(IMAGES, EACH, -1)[:, 0][..., hidden.flatten()]
-    variance = each.var(1)
-    of_sample = (each - clean[:, None]).square().mean()
-    of_mean = (each.mean(1) - clean).square().mean() - variance.mean() / EACH
-    error, diversity = float(of_mean.clamp(min=0).sqrt()), float(variance.mean().sqrt())
+    variance = each.var(1).mean(1)  # of each image
+    of_sample = (each - clean[:, None]).square().mean((1, 2))
+    of_mean = (each.mean(1) - clean).square().mean(1) - variance / EACH
+    error, diversity = float(of_mean.mean().clamp(min=0).sqrt()), float(variance.mean().sqrt())
     misfit = (operator(x.double()) - operator(truth.double())).square().mean().sqrt()
+
+    def sem(values: Tensor) -> float:
+        return float(values.std()) / math.sqrt(IMAGES)
+
+    decibels = 10.0 / math.log(10.0) * sem(of_sample) / float(of_sample.mean())
     return {
-        "PSNR": 10.0 * math.log10(4.0 / float(of_sample)),
-        "mean error": error,
-        "diversity": diversity,
-        "spread/error": diversity / error,
-        "misfit": float(misfit) * levels / 2.0,
+        "PSNR": f"{10.0 * math.log10(4.0 / float(of_sample.mean())):.2f} +- {decibels:.2f}",
+        "mean error": f"{error:.3f} +- {sem(of_mean) / (2.0 * error):.3f}",
+        "diversity": f"{diversity:.3f}",
+        "spread/error": f"{diversity / error:.2f} +- {diversity * sem(of_mean) / (2.0 * error**3):.2f}",
+        "misfit": f"{float(misfit) * levels / 2.0:.2f}",
     }
 
 
@@ -106,7 +112,7 @@ def main(folder: Path) -> None:
                 x = drawn_by.sample(len(truth), seed=0, batch_size=len(truth), **options)
                 seconds = (time.process_time() - start) / len(truth)
             found = measure(x, truth, hidden, operator, data.levels)
-            figures = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+            figures = ", ".join(f"{key} {value}" for key, value in found.items())
             print(f"  {name}: {figures}, NFE {count.rows / len(truth):.0f}, {seconds:.3f} CPU s", flush=True)
 
 
