@@ -235,11 +235,11 @@ def test_the_page_in_a_browser(place, models, monkeypatch, tmp_path):
         assert np.array_equal(pixels_of("saved.png"), pixels_of("again.png"))
 
         slider = window.locator("#stage .path input")
-        before = window.locator("#stage .path img").get_attribute("src")
+        before = window.locator("#stage .path img").first.get_attribute("src")
         slider.focus()
         slider.press("ArrowLeft")
         assert "step 3 of 4" in window.locator("#stage .path output").inner_text()
-        assert window.locator("#stage .path img").get_attribute("src") != before
+        assert window.locator("#stage .path img").first.get_attribute("src") != before
 
         window.get_by_label("Seed").fill("-1")
         window.get_by_role("button", name="Draw", exact=True).click()
