@@ -39,7 +39,7 @@ commands:
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
-  export     write a model as a pipeline of diffusers, or in the layout of the Hugging Face hub
+  export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
