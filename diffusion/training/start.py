@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data.class_names import names_of
+from ..denoisers.condition import LABEL
 from ..errors import UserError
 from ..models.adopt import AdoptedModel
 from ..models.build import DataFacts, check_state
 from ..models.factors import add_factors
 from ..models.load import load
+from ..networks.parts import CLASSES
 
 _CLASSES = "conditioning.classes.weight"
-# Options that change neither the shapes nor the meaning of the weights.
+_PART = "conditioning.parts.{}.rows.weight"
+# Options that change neither the shapes nor the meaning of the weights; the parts of the condition are compared whole.
 _FREE = (
-    "network.dropout", "denoiser.conditional", "denoiser.label_dropout",
+    "network.dropout", "denoiser.conditional", "denoiser.condition", "denoiser.label_dropout",
     "autoencoder.beta", "autoencoder.free_bits", "autoencoder.iwae_samples",
 )  # fmt: skip
 
@@ -56,6 +59,10 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
             key, here, there = ours.key(option), getattr(ours, option), getattr(theirs, option)
             if here != there and key not in _FREE:
                 unlike.append(f"{key} {there} (the run has {here})")
+    here, there = config.denoiser.parts, own.denoiser.parts
+    if here != there and not {here, there} <= {(), (LABEL,)}:  # the class alone may come or go
+        told = [", ".join(parts) or "none" for parts in (there, here)]
+        unlike.append(f"denoiser.condition {told[0]} (the run has {told[1]})")
     if unlike:
         raise UserError(f"{name} was trained with {', '.join(unlike)}; it must be the same")
     if source.facts.shape[0] != facts.shape[0]:
@@ -87,22 +94,28 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
 def _with_classes(
     state: dict[str, Tensor], fresh: dict[str, Tensor], there: DataFacts, here: DataFacts
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The state with the label embedding of the run: the source's where the classes are as many, else a new one.
+    """The state with the embeddings of classes of the run: the source's where the classes are as many, else new ones.
 
-    Its last row, no label, stays what it was, so that without labels the model is the same. Also what to say of it, and
+    The last row, no label, stays what it was, so that without labels the model is the same. Also what to say of it, and
     the embeddings whose classes are other ones than in the source.
     """
     notes, made, new = [], dict(state), []
-    for name in {key for key in (*state, *fresh) if key.endswith(_CLASSES)}:
+    known = {_CLASSES: ("labels", *(names_of(facts.provenance, facts.num_classes) for facts in (there, here)))}
+    for i, (a, b) in enumerate(zip(there.parts, here.parts, strict=False)):
+        if a.kind == b.kind == CLASSES:
+            known[_PART.format(i)] = (b.name, list(a.names), list(b.names))
+    found = {key: of for key in (*state, *fresh) for end, of in known.items() if key.endswith(end)}
+    for name, (what, names, names_here) in found.items():
         if name not in fresh:
             notes.append(f"labels: its {len(made.pop(name)) - 1} classes are left out; the run takes no labels")
         elif name not in state or len(state[name]) != len(fresh[name]):
             made[name] = fresh[name].clone()
             made[name][-1] = state[name][-1] if name in state else 0.0
             before = len(state[name]) - 1 if name in state else 0
-            notes.append(f"labels: {before} classes in its training, {len(fresh[name]) - 1} now: a new label embedding")
+            count = len(fresh[name]) - 1
+            notes.append(f"{what}: {before} classes in its training, {count} now: a new label embedding")
             new.append(name)
-        elif names_of(there.provenance, there.num_classes) != names_of(here.provenance, here.num_classes):
-            notes.append("labels: as many classes, by other names; their embedding is kept")
+        elif names != names_here:
+            notes.append(f"{what}: as many classes, by other names; their embedding is kept")
             new.append(name)
     return made, notes, new

@@ -156,3 +156,36 @@ def test_the_report_has_the_figures_before_step_1_and_at_the_end(source, tmp_pat
     table = " ".join(out.split())
     assert "PF-ODE before step 1" in table
     assert "ELBO before step 1" in table
+
+
+@pytest.mark.parametrize("setting", ["denoiser.condition=[label]", "denoiser.conditional=true"])
+def test_the_two_spellings_of_a_label_are_one_network(source, tmp_path, setting):
+    facts = diffusion.load(source).facts
+    other = fit(digits_config(tmp_path, "denoiser.condition=[label]", "trainer.steps=1")).run
+    for start in (source, other):
+        config = digits_config(tmp_path, setting, f"trainer.start={start}")
+        model = build_denoiser(config, facts)
+        start_from(model, config, facts)
+        before = diffusion.load(start).module.state_dict()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    config = digits_config(tmp_path, "denoiser.condition=[label,mask]", f"trainer.start={source}")
+    with pytest.raises(UserError, match=r"was trained with denoiser\.condition label \(the run has label, mask\)"):
+        start_from(build_denoiser(digits_config(tmp_path, setting), facts), config, facts)
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+def test_a_class_among_several_parts_gets_a_new_embedding_for_other_classes(tmp_path, classes):
+    run = fit(digits_config(tmp_path, "denoiser.condition=[label,mask]", "trainer.steps=1", "optimizer.lr=1e-2")).run
+    before = diffusion.load(run)
+    label, mask = before.facts.parts
+    parts = (replace(label, size=classes, names=()), mask)
+    facts = replace(before.facts, num_classes=classes, provenance={}, parts=parts)
+    config = digits_config(tmp_path, "denoiser.conditional=true", "denoiser.condition=[mask]", f"trainer.start={run}")
+    model = build_denoiser(config, facts).eval()
+    notes = start_from(model, config, facts)
+    assert f"label: 10 classes in its training, {classes} now: a new label embedding" in notes
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor(0.5)
+    assert torch.equal(model(x, t), before.module(x, t)), "without a label nothing changes"
+    labels = [part.none(3) for part in parts]
+    labels[0] = torch.tensor([0, 1, 2])
+    assert model(x, t, tuple(labels)).shape == x.shape
