@@ -18,6 +18,7 @@ from .. import samplers
 from ..config import Config, EvaluationConfig
 from ..data import pictures
 from ..data.class_names import check_number, names_of, number_of
+from ..denoisers.condition import LABEL
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.evaluations import EvaluationCount, count_evaluations
 from ..denoisers.given import real_data
@@ -134,7 +135,9 @@ class DiffusionModel(TrainedModel):
         """
         if isinstance(label, list | tuple):
             return [self.class_numbers(one) for one in label]
-        names = names_of(self.facts.provenance, self.denoiser.num_classes)
+        is_part = LABEL in [part.name for part in self.denoiser.parts]
+        count = self.facts.num_classes if is_part else self.denoiser.num_classes
+        names = names_of(self.facts.provenance, count)
         if isinstance(label, str) and not names:
             raise UserError(f"label: found '{label}'; {self.source or 'the model'} was trained without labels")
         if isinstance(label, str):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
 from ...data.files.image_files import load_files
+from ...denoisers.condition import LABEL
 from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
 from ...models import DiffusionModel, TrainedModel
@@ -26,6 +27,7 @@ from ..evaluate.given import CONDITION, NONE, given_to_samples
 from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
+from ..sample.condition import parts_of
 from ..subjects import CONDITION_DIGEST, Subject, load_images_of, load_subject
 from .arguments import OF_REFERENCE
 
@@ -143,7 +145,8 @@ def _labels(
         return {}, {}
     assert isinstance(model, DiffusionModel)  # other families take no label
     known: Tensor | None = getattr(data, f"{split}_labels")
-    if not model.denoiser.num_classes:
+    count_of = {part.name: part.size for part in parts_of(model)}  # `sample` gives a label to the part of that name
+    if LABEL not in count_of:
         raise UserError(f"--label: found '{label}'; {model.source} was trained without labels")
     if label != OF_REFERENCE:
         with reported_as({"label": "--label"}):
@@ -152,7 +155,7 @@ def _labels(
         raise UserError(f"--label {OF_REFERENCE}: the {split} images of '{data.name}' have no classes")
     else:
         chosen = known.sort().values[((torch.arange(count) + 0.5) * (len(known) / count)).long()]
-    return {"label": chosen}, {"classes": chosen.bincount(minlength=model.denoiser.num_classes).tolist()}
+    return {"label": chosen}, {"classes": chosen.bincount(minlength=count_of[LABEL]).tolist()}
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:
