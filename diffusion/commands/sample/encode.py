@@ -21,6 +21,7 @@ from ...sampling.encode import encode, interpolate
 from ...sampling.settings import CONTROLS
 from ...storage import atomic
 from ..options import flag
+from .condition import check_count, read_conditions
 from .control import read_image
 from .record import SampleRecord, free_name, image_digests
 
@@ -72,7 +73,7 @@ def encoded(model: TrainedModel, record: SampleRecord, images: Sequence[str]) ->
     model = _of_images(model, record, "--encode")
     made = _record_of(record, images)
     x = torch.cat([read_image("--encode", name, model.facts.shape) for name in images])
-    settings = _plain(record)
+    settings = _plain(model, record, len(x), "images")
     start = time.perf_counter()
     with model.counted() as there:
         noise = encode(model, x, **settings)
@@ -125,7 +126,7 @@ def interpolate_command(model: TrainedModel, record: SampleRecord, options: argp
 
 def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
     """Draw the strip that a record describes."""
-    settings = _plain(record)
+    settings = _plain(model, record, 1, "path")
     x_a, x_b = (read_image("--interpolate", name, model.facts.shape)[0] for name in settings.pop("interpolate"))
     x = interpolate(model, x_a, x_b, record.count, **settings)
     pictures.save(path, pictures.grid(x, columns=len(x)), record.to_text())
@@ -135,10 +136,16 @@ def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> Diffus
     if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
     for name in (*CONTROLS, "guidance", "guidance_interval"):
-        if name in record.settings:
+        if name in record.settings and name != "condition":
             raise UserError(f"{option}: not with {flag(name)}; the way back is that of the model alone")
     return model
 
 
-def _plain(record: SampleRecord) -> dict[str, Any]:
-    return {name: value for name, value in record.settings.items() if name != "size"}  # the model's already
+def _plain(model: TrainedModel, record: SampleRecord, n: int, what: str) -> dict[str, Any]:
+    """The arguments of both ways, with the conditions of n images, or of one path."""
+    taken = ("size", "condition")  # the size is the model's already
+    settings = {name: value for name, value in record.settings.items() if name not in taken}
+    if "condition" in record.settings:
+        settings["cond"] = read_conditions(model, record.settings["condition"])
+        check_count(settings["cond"], n, what)
+    return settings
