@@ -144,3 +144,23 @@ def test_train_and_test_of_one_question_make_a_gap():
     text = tables.markdown(content)
     assert "Welch" in text
     assert tables.difference_text(gap.difference) in text
+
+
+def test_figures_under_unlike_conditions_are_neither_ranked_together_nor_chosen_before_those_of_one(tmp_path):
+    def under(run, told, digest, data="a", n=50):
+        row = evaluation(
+            run, normal(0, n), data=data, dequantization="uniform", **({"condition": told} if told else {})
+        )
+        row.protocol.data.update({"condition_sha256": digest} if digest else {})
+        return row
+
+    rows = [under("a", "label=3", "3" * 64), under("b", "label=3", "3" * 64), under("c", "label=4", "4" * 64),
+            under("d", "c=c.npy", "5" * 64), under("e", "c=c.npy", "6" * 64), under("f", "", "")]  # fmt: skip
+    groups = {"".join(sorted(row.model["run"] for row in g.rows)): g for g in group(rows)}
+    assert sorted(groups) == ["ab", "c", "d", "e", "f"]
+    assert groups["ab"].dequantization == "uniform, given label=3"
+    assert groups["f"].dequantization == "uniform"
+    assert len({g.title for g in groups.values()}) == 5, "what is apart is told apart"
+    few = [under(run, "label=3", "3" * 64, "b", 20) for run in "xy"]
+    found = {"x": [under("x", "label=3", "3" * 64), few[0]], "y": [under("y", "label=4", "4" * 64), few[1]]}
+    assert common_images(found, "test") == few

@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 from tiny_configs import DIGITS, TOY
 
+import diffusion
 from diffusion.commands import records
 from diffusion.commands.app import command, sample
+from diffusion.commands.compare.groups import group
 from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
+from diffusion.commands.evaluate.evaluate import values_of
 from diffusion.commands.evaluate.given import given_to, given_to_samples
 from diffusion.commands.quality.arguments import parse_quality_arguments
 from diffusion.commands.quality.by_class import each_class
@@ -157,7 +160,7 @@ def test_several_processes_measure_what_one_does(here):
         return results
 
     (alone,) = shared(1, Path("one"))
-    assert alone.estimate.protocol["condition"] == "label, mask"
+    assert alone.estimate.protocol["condition"] == "its label, mask"
     for evaluation in shared(2, Path("two")):
         assert torch.equal(evaluation.estimate.log_prob, alone.estimate.log_prob)
         assert evaluation.protocol == alone.protocol
@@ -344,3 +347,84 @@ def test_a_label_alone_is_a_model_of_classes(here):
     drawn = [np.load(f"{i}.npz")["images"] for i in range(3)]
     assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
     assert replace(a.facts) == b.facts
+
+
+def test_one_condition_for_all_is_no_information_and_a_group_of_its_own(table_run, tmp_path, monkeypatch, capsys):
+    """E[log p(x | c) - log p(x)] is I(x; c) only where c is that of x."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to(table_run / "runs")
+    asked = (("kind=dog",), ("kind=1", "c=none"), ("c=1,2.5",), ("data",))
+    lines = []
+    for condition in asked:
+        assert run("evaluate", "t-0001", "--condition", *condition, *_EVALUATED) == 0, capsys.readouterr().err
+        lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith(("given", "I(x"))]
+    starts = ("given kind=dog", "given kind=dog", "given c=1,2.5", "I(x; c, kind)")
+    assert [line.partition(" by ")[0].rstrip(",") for line in lines] == list(starts)
+    assert run("evaluate", "t-0001", "--condition", "c=none", "kind=none", *_EVALUATED) == 0
+    out = capsys.readouterr().out
+    assert "(cached)" in out, "no part is given: the question without conditions"
+    assert "given" not in out
+    found = [records.read(path) for path in Path("runs/t-0001/evaluations").glob("ode-*.json")]
+    groups = group([one for one in found if one.protocol.data["images"] == 5])
+    told = sorted((of.dequantization.partition("given ")[2], len(of.rows)) for of in groups)
+    assert told == [("", 1), ("c=1,2.5", 1), ("its c, kind", 1), ("kind=dog", 2)]
+
+    model = load("runs/t-0001")
+    split = load_data_of(load_subject("t-0001", "runs", points=True))
+    dog = next(one for one in found if one.estimate.protocol.get("condition") == "kind=dog")
+    (none,) = (one for of in groups if "given" not in of.dequantization for one in of.rows)
+    identity = {**images_of(split, "test", 5)[1]}
+    given = given_to(model, split, images_of(split, "test", 5)[0], identity, ["kind=dog"])
+    x = split.test[dog.estimate.indices]
+    density = [model.log_density(x, indices=dog.estimate.indices, tolerance=0.1, **cond).log_prob.mean() for cond in
+               ({"cond": {"kind": 1}}, {})]  # fmt: skip
+    wanted = float(density[0] - density[1]) / np.log(2.0) / 3
+    values = values_of(dog, None, none, given)
+    assert values["eval/bits_per_dim_less_than_with_none"] == pytest.approx(wanted, abs=1e-6)
+    assert not any("information" in name for name in values)
+    assert f"{wanted * np.log(2.0):.4f} less" in lines[0]
+
+
+def test_a_label_among_several_parts_is_a_class_for_quality(here):
+    assert trained(*digits("label", "mask")) == 0
+    drawing = ("--samples", "20", "--steps", "1", "--sampler", "ddim")
+    for text, classes in (("3", [3] * 20), ("reference", None)):
+        one = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", text, *drawing]))
+        labels = torch.tensor(classes) if classes else one.classes
+        assert torch.equal(one.classes, labels)
+        assert one.question["classes"] == torch.bincount(labels, minlength=10).tolist()
+        model = one.subject.model
+        drawn, _ = one.draw(torch.device("cpu"), lambda *_: None)
+        wanted = model.sample(20, steps=1, sampler="ddim", cond={"label": labels})
+        assert torch.equal(drawn, model.dequantizer.quantize(wanted))
+    assert (one.classes.bincount(minlength=10) > 0).all(), "every class of the reference"
+    with pytest.raises(UserError, match="--label: "):
+        load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", "12", *drawing]))
+
+
+def test_images_are_encoded_and_drawn_back_under_their_condition(here, capsys):
+    assert trained(*digits("label", "downsample:4")) == 0
+    for i in (1, 2):
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * i).save(f"{i}.png")
+    Image.fromarray(np.full((2, 2), 90, np.uint8)).save("small.png")
+    asked = ("--run", "digits-0001", "--sampler", "ddim", "--steps", "3", "--device", "cpu", "--condition",
+             "label=3", "downsample:4=small.png")  # fmt: skip
+    assert sampled(*asked, "--encode", "1.png", "2.png", "--out", "z.npz") == 0, capsys.readouterr().err
+    model = load("runs/digits-0001")
+    x = torch.stack([torch.from_numpy(np.arange(64).reshape(1, 8, 8) * i) for i in (1, 2)]) / 127.5 - 1.0
+    given = {"label": 3, "downsample:4": torch.full((1, 1, 2, 2), 90 / 127.5 - 1.0)}
+    how = {"sampler": "ddim", "steps": 3, "cond": given}
+    with np.load("z.npz") as arrays:
+        wanted = diffusion.encode(model, x.float(), **how).numpy()
+        np.testing.assert_allclose(arrays["noise"], wanted, rtol=1e-5, atol=1e-5)
+    assert sampled(*asked, "--interpolate", "1.png", "2.png", "--n", "3", "--out", "s.png") == 0
+    wanted = pictures.grid(diffusion.interpolate(model, *x.float(), n=3, **how), columns=3)
+    pictures.save(Path("wanted.png"), wanted)
+    assert np.array_equal(np.asarray(Image.open("s.png")), np.asarray(Image.open("wanted.png")))
+    capsys.readouterr()
+    assert sampled("--from", "s.png", "--out", "again.png") == 0
+    assert "the same pixels" in capsys.readouterr().out
+    np.save("three.npy", np.array([1, 2, 3]))
+    for way in ("--encode", "--interpolate"):
+        assert sampled(*asked[:-2], "label=three.npy", way, "1.png", "2.png", "--out", "no") == 2
+        assert capsys.readouterr().err.count("\n") == 1

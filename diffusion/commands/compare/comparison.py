@@ -22,6 +22,7 @@ from ...likelihood import Estimate, Interval
 from ...likelihood.estimate import mean_interval
 from ...processes import typed
 from ..records import Evaluation
+from ..subjects import CONDITION_DIGEST
 
 
 def paired_difference(a: Estimate, b: Estimate) -> Interval:
@@ -56,6 +57,11 @@ def is_classical(evaluation: Evaluation) -> bool:
     return evaluation.model["family"] == "classical"
 
 
+def condition_of(evaluation: Evaluation) -> str:
+    """The SHA-256 of the conditions that images were measured under; empty without any."""
+    return str(evaluation.protocol.data.get(CONDITION_DIGEST, ""))
+
+
 def is_own(evaluation: Evaluation) -> bool:
     """Whether the images are of the data set that the model was trained on."""
     return not evaluation.protocol.data.get("foreign", False)
@@ -80,6 +86,8 @@ def common_images(
 ) -> list[Evaluation]:
     """The evaluations of several runs on the same images: the largest set of a split that all of them have.
 
+    Sets that all of them have under one condition, or without any, come before larger ones that they have not.
+
     Args:
         found: Evaluations by run.
         split: The split to compare on.
@@ -89,12 +97,14 @@ def common_images(
         UserError: For a run without evaluation of the split, or runs that have no images in common.
     """
     by_run: dict[str, dict[str, tuple[bool, int]]] = {}
+    alike: list[set[tuple[str, str]]] = []
     for name, evaluations in found.items():
         of_split = [e for e in evaluations if e.protocol.data["split"] == split]
         own = [e for e in of_split if is_own(e)]
         if not own:
             hint = f"{typed('evaluate')} {shlex.quote(name)} --split {split}"
             raise UserError(f"{name}: its {split} images are not measured yet; first: {hint}")
+        alike.append({(e.protocol.data["sha256"], condition_of(e)) for e in own})
         by_run[name] = {e.protocol.data["sha256"]: (not is_last(e), int(e.protocol.data["images"])) for e in own}
     shared = set.intersection(*(set(hashes) for hashes in by_run.values()))
     if not shared:
@@ -104,7 +114,8 @@ def common_images(
         )
         raise UserError(f"compare: the runs were measured on unlike data, which cannot be compared ({listed})")
     first = next(iter(by_run.values()))
-    chosen = max(sorted(shared), key=lambda digest: first[digest])
+    fair = {digest for digest, _ in set.intersection(*alike)}
+    chosen = max(sorted(shared), key=lambda digest: (digest in fair, *first[digest]))
     return [
         e
         for evaluations in found.values()

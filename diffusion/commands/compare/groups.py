@@ -1,8 +1,8 @@
 """Groups of results that can be compared directly, each with the reason why it is separate.
 
-Rows of one group share the kind of estimate, the law, the dequantisation and the bound: then the lower value is the
-better model. Between groups it need not be. The flow, the reverse SDE and a chain of steps are unlike laws of one
-network (`likelihood.law`). Two bounds may differ because one of them is looser, by a gap that is not known; the
+Rows of one group share the kind of estimate, the law, the dequantisation, the condition and the bound: then the lower
+value is the better model. Between groups it need not be. The flow, the reverse SDE and a chain of steps are unlike laws
+of one network (`likelihood.law`). Two bounds may differ because one of them is looser, by a gap that is not known; the
 importance-weighted bound of 5,000 samples lies below that of 50 under one and the same model (Burda et al. 2016, arXiv
 1509.00519, theorem 1).
 """
@@ -17,11 +17,11 @@ from string import ascii_uppercase
 from ...likelihood import Estimate, Interval
 from ...likelihood.law import in_words
 from ..records import Evaluation
-from .comparison import is_classical, paired_difference
+from .comparison import condition_of, is_classical, paired_difference
 
 APART = (
-    "Within a group all values have the same kind, law, dequantisation and bound, and the lower value is the better "
-    "model. Values in different groups also differ by unknown gaps, so a lower value need not be better. The "
+    "Within a group all values have the same kind, law, dequantisation, condition and bound, and the lower value is "
+    "the better model. Values in different groups also differ by unknown gaps, so a lower one need not be better. The "
     "probability flow, the reverse SDE and a chain of steps define different laws for one network, equal only if it is "
     "the exact posterior mean: a bound for one law is not a bound for another."
 )
@@ -133,23 +133,27 @@ def unlike_settings(rows: Sequence[Evaluation]) -> str:
 
 
 def group(evaluations: Sequence[Evaluation]) -> list[Group]:
-    """Figures of the same images in groups of one kind, law, dequantisation and bound, the best row first.
+    """Figures of the same images in groups of one kind, law, dequantisation, condition and bound, the best row first.
 
     The group of the best trained model comes first, groups without a trained model last.
     """
-    found: dict[tuple[str, str, str, str], list[Evaluation]] = {}
+    found: dict[tuple[tuple[str, str, str, str], str], list[Evaluation]] = {}
     for evaluation in evaluations:
         estimate = evaluation.estimate
         key = (estimate.kind, estimate.law, dequantization_of(estimate), bound_of(estimate))
-        found.setdefault(key, []).append(evaluation)
+        found.setdefault((key, condition_of(evaluation)), []).append(evaluation)
     groups = []
+    titles = [key for key, _ in found]
     ranked = sorted(found.items(), key=lambda item: min(map(_rank, item[1])))
-    for i, (key, rows) in enumerate(ranked):
+    for i, ((key, condition), rows) in enumerate(ranked):
         rows = sorted(rows, key=_figure)
         best = rows[0].estimate
         differences = [None, *(paired_difference(row.estimate, best) for row in rows[1:])]
         letter = ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "")
-        groups.append(Group(letter, *key, rows, differences))
+        kind, law, dequantization, bound = key
+        if titles.count(key) > 1 and condition:  # the same words, of other values
+            dequantization += f" (SHA-256 {condition[:8]})"
+        groups.append(Group(letter, kind, law, dequantization, bound, rows, differences))
     return groups
 
 

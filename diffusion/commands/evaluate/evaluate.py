@@ -29,7 +29,7 @@ from ..records import Evaluation
 from ..report import console, known, likelihood_table
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
-from .given import NONE, given_to, information, information_line
+from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
 from .laws import laws_apart
 from .measuring import How, conditioned, measure, question, unconditioned
 from .targeting import measure_to, spent_table, verdict
@@ -130,11 +130,15 @@ def run(options: argparse.Namespace) -> int:
             if not processes.is_main:
                 continue
             measured.append(evaluation)
-            mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other, without))
+            mirrored = mirror_evaluation(
+                subject, evaluation, options.wandb, values_of(evaluation, other, without, given)
+            )
             out.print(table)
             out.print(_budget(evaluation.estimate))
-            if without is not None:
-                out.print(escape(information_line(method, evaluation.estimate, without.estimate)), soft_wrap=True)
+            if given is not None and without is not None:
+                pair = method, evaluation.estimate, without.estimate
+                line = information_line(*pair) if given.asked == DATA else gain_line(*pair, given)
+                out.print(escape(line), soft_wrap=True)
             if (warning := weights_warning(evaluation.estimate)) is not None:
                 out.print(warning, soft_wrap=True)
             if spent is not None:
@@ -153,23 +157,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def values_of(
-    evaluation: Evaluation, other: Evaluation | None = None, without: Evaluation | None = None
+    evaluation: Evaluation,
+    other: Evaluation | None = None,
+    without: Evaluation | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """The entries of W&B's run table, under names that are the same for every family of models.
 
     Args:
         evaluation: The figure.
         other: That of other data.
-        without: That of the same data without their conditions.
+        without: That of the same data without conditions.
+        given: The conditions.
     """
     values = summary(evaluation.estimate)
     estimate = evaluation.estimate
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
     values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
-    if without is not None:
-        bits = information(estimate, without.estimate)
-        values |= {"eval/information_bits": bits.mean, "eval/information_bits_low": bits.low,
-                   "eval/information_bits_high": bits.high}  # fmt: skip
+    if given is not None and without is not None:
+        own = given.asked == DATA
+        name = "eval/information_bits" if own else "eval/bits_per_dim_less_than_with_none"
+        found = information(estimate, without.estimate) if own else gain(estimate, without.estimate)
+        values |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     if other is not None:
         values |= {"eval/auroc": ood.auroc(evaluation, other), "eval/auroc_other": other.protocol.data["name"]}
     return values

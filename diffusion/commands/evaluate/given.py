@@ -1,11 +1,12 @@
-"""What images are measured under: their own conditions, or one for all; and what a condition tells of an image.
+"""What images are measured under: their own conditions, or one for all; and what their own tell of an image.
 
     I(x; c) = E[log p(x | c) - log p(x)],
 
 both of one model, with a condition and without, on the same images, noises and times: the difference is paired, so that
 what both share cancels, and its interval is that of the differences (`estimate.mean_interval`). For laws that are the
 model's own it is the mutual information of data and condition (Cover & Thomas 2006, eq. 2.36) plus the excess of the
-model without condition, less that of the model with it.
+model without condition, less that of the model with it. Under one condition for all images the difference is no
+mutual information, and is told in bits/dim.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from ...likelihood.estimate import mean_interval
 from ...models import DiffusionModel
 from ...models.conditions import Conditions
 from ...models.trained_model import TrainedModel
+from ...networks.parts import CLASSES, Part
 from ...numerics.random import fixed_order
-from ..sample.condition import OPTION, check_count, parts_of, read_conditions
+from ..sample.condition import OPTION, check_count, named_part, parts_of, read_conditions
 from ..sample.record import image_digests
 from ..subjects import rows_of
 
 CONDITION = "condition"
 DATA, NONE = "data", "none"
+_ITS = "its "  # of an image's own conditions
 _SEED = 0  # of the masks of images that are measured
 
 
@@ -46,11 +49,13 @@ class Given:
         values: By part: one entry for each image, or one for all.
         asked: As a record has it: `data`, or the values of the command line.
         digest: The SHA-256 of all values.
+        told: In words, without parts that are none: `its label, mask`, or `label=3`.
     """
 
     values: Mapping[str, Tensor | None]
     asked: str | Sequence[str]
     digest: str
+    told: str
 
     def of(self, places: Tensor) -> dict[str, Tensor | None]:
         """The conditions of the images at these places."""
@@ -81,17 +86,14 @@ def given_to(
     if not parts:
         read_conditions(model, asked)  # says so
     if list(asked) != [DATA]:
-        values = read_conditions(model, asked)
-        check_count(values, len(images), "images")
-        digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
-        return Given(values, list(asked), digest)
+        return _stated(model, parts, asked, len(images), "images")
     split = str(identity["split"])
     if any(part.name == LABEL for part in parts) and getattr(data, f"{split}_labels") is None:
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no labels")
     rows = rows_of(identity)
     tensors = Conditions(parts, data).of(split, rows, images, _SEED, rows)
     values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values))
+    return Given(values, DATA, _digest(values), _told(parts, values))
 
 
 def given_to_samples(
@@ -117,9 +119,7 @@ def given_to_samples(
     if asked == [NONE]:
         return None, None
     if asked != [DATA] or not parts_of(model):
-        values = read_conditions(model, asked)
-        check_count(values, n)
-        return Given(values, asked, _digest({**values, "files": image_digests({CONDITION: asked})})), None
+        return _stated(model, parts_of(model), asked, n, "samples"), None
     if not len(data.test):
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no test images to take conditions from")
     order = fixed_order(torch.arange(len(data.test)))
@@ -127,12 +127,37 @@ def given_to_samples(
     parts = parts_of(model)
     tensors = Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))
     values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values)), rows
+    return Given(values, DATA, _digest(values), _told(parts, values)), rows
+
+
+def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n: int, what: str) -> Given | None:
+    """The conditions of the command line; None where all parts are none."""
+    values = read_conditions(model, asked)
+    check_count(values, n, what)
+    if not (told := _told(parts, values, asked)):
+        return None
+    digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
+    return Given(values, list(asked), digest, told)
+
+
+def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Sequence[str] | None = None) -> str:
+    """The conditions in words: the names of the data's own, or names and the values that were asked for."""
+    there = [part for part in parts if (c := values.get(part.name)) is not None and not bool(part.is_none(c).all())]
+    if asked is None:
+        return f"{_ITS}{', '.join(part.name for part in there)}"
+    texts = {part.name: text for part, text in (named_part(parts, text) for text in asked)}
+    for part in there:
+        c = values[part.name]
+        if part.kind == CLASSES and c is not None and len(c) == 1:  # however it was written
+            texts[part.name] = part.names[int(c)] if part.names else str(int(c))
+    return ", ".join(f"{part.name}={texts[part.name]}" for part in there)
 
 
 def _digest(values: Mapping[str, Any]) -> str:
     found = hashlib.sha256()
     for name, value in values.items():
+        if value is None:  # as a part that is left out
+            continue
         found.update(f"{name} ".encode())
         plain = not isinstance(value, Tensor)
         found.update(json.dumps(value).encode() if plain else value.contiguous().cpu().numpy().tobytes())
@@ -152,14 +177,45 @@ def information(conditional: Estimate, none: Estimate) -> Interval:
 
 
 def information_line(name: str, conditional: Estimate, none: Estimate) -> str:
-    """What a condition tells, in a line."""
-    found = information(conditional, none)
-    parts = str(conditional.protocol[CONDITION])
-    bound = ", the difference of two bounds" if conditional.kind == "lower bound" else ""
-    unit, scale = ("bits/dim", 1.0) if none.levels is not None else ("nats/dim", math.log(2.0))
+    """What images' own conditions tell, in a line."""
+    parts = str(conditional.protocol[CONDITION]).removeprefix(_ITS)
+    found, unit, scale = information(conditional, none), *_unit(none)
     there, without = (scale * of.mean().mean for of in (conditional, none))
-    interval = f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one datum
     return (
-        f"I(x; {parts}) by {name}: {found.mean:.4f} bits ({interval}), paired on "
-        f"{len(none)} of the same data{bound}; {there:.4f} {unit} with the condition, {without:.4f} without"
+        f"I(x; {parts}) by {name}: {found.mean:.4f} bits ({_interval(found)}), {_paired(conditional, none)}; "
+        f"{there:.4f} {unit} with the condition, {without:.4f} without"
     )
+
+
+def gain(conditional: Estimate, none: Estimate) -> Interval:
+    """Bits/dim with no condition less those under one, with the 95 % interval, from figures of the same data.
+
+    Raises:
+        UserError: Where the data are not the same.
+    """
+    found = information(conditional, none)
+    return Interval(*(number / none.dims for number in (found.mean, found.low, found.high, found.sem)))
+
+
+def gain_line(name: str, conditional: Estimate, none: Estimate, given: Given) -> str:
+    """What conditions of the user's choice change, in a line: no mutual information, as they are not the data's."""
+    found, unit, scale = gain(conditional, none), *_unit(none)
+    found = Interval(*(scale * number for number in (found.mean, found.low, found.high, found.sem)))
+    there, without = (scale * of.mean().mean for of in (conditional, none))
+    return (
+        f"given {given.told}, by {name}: {there:.4f} {unit}, {without:.4f} with none: {found.mean:.4f} less "
+        f"({_interval(found)}), {_paired(conditional, none)}"
+    )
+
+
+def _unit(estimate: Estimate) -> tuple[str, float]:
+    return ("bits/dim", 1.0) if estimate.levels is not None else ("nats/dim", math.log(2.0))
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one datum
+
+
+def _paired(conditional: Estimate, none: Estimate) -> str:
+    bound = ", the difference of two bounds" if conditional.kind == "lower bound" else ""
+    return f"paired on {len(none)} of the same data{bound}"

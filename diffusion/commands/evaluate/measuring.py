@@ -143,7 +143,10 @@ class Bench:
             places = torch.searchsorted(self.rows, some)
             images = self.images[places].to(self.how.device)
             cond = {} if self.given is None else {"cond": self.given.of(places)}
-            records.write_part(parts, _chunk(self.model, images, some, protocol, self.how.batch_size, **cond))
+            part = _chunk(self.model, images, some, protocol, self.how.batch_size, **cond)
+            if self.given is not None:
+                part = replace(part, protocol={**part.protocol, CONDITION: self.given.told})
+            records.write_part(parts, part)
             done |= set(some.tolist())
             if progress is not None:
                 progress(len(done & asked), len(asked))
@@ -184,9 +187,7 @@ def _chunk(
 ) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
     options = {name: value for name, value in protocol.options.items() if name != CONDITION}
-    found = model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
-    told = {CONDITION: ", ".join(cond["cond"])} if cond else {}
-    return replace(found, protocol={**found.protocol, **told}) if told else found
+    return model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
 
 
 def _rows(parts: list[Estimate]) -> set[int]:

@@ -46,7 +46,7 @@ def read_conditions(model: TrainedModel, texts: Sequence[str], mask: str | None 
         raise UserError(f"{OPTION}: {model.source} was trained without a condition (denoiser.condition)")
     found: dict[str, Tensor | None] = {}
     for text in texts:
-        part, value = _named(parts, text)
+        part, value = named_part(parts, text)
         if part.name in found:
             raise UserError(f"{OPTION}: '{part.name}' is given twice")
         found[part.name] = None if value == "none" else _value(model, part, value, mask)
@@ -80,8 +80,12 @@ def check_count(values: Values, n: int, what: str = "samples") -> None:
             raise UserError(f"{OPTION}: '{name}' has {len(value)} entries, for {n} {what}; accepted: one each, or one")
 
 
-def _named(parts: Sequence[Part], text: str) -> tuple[Part, str]:
-    """The part that a text is for, and its value."""
+def named_part(parts: Sequence[Part], text: str) -> tuple[Part, str]:
+    """The part that a text of `--condition` is for, and its value.
+
+    Raises:
+        UserError: For a text of no part.
+    """
     names = [part.name for part in parts]
     name, value = split_condition(text, names)
     if name is not None:
