@@ -70,6 +70,14 @@ def number_of(text: str, names: Sequence[str]) -> int:
     raise UserError(f"label: found '{text}'; the model has the classes {_known(names)}.{did_you_mean(text, names)}")
 
 
+def text_of(number: int, names: Sequence[str]) -> str:
+    """The text of which `number_of` makes this number: the name, or `#` and the number where another class has it."""
+    try:
+        return names[number] if number_of(names[number], names) == number else f"#{number}"
+    except UserError:
+        return f"#{number}"
+
+
 def _known(names: Sequence[str]) -> str:
     plain = list(names) == [str(number) for number in range(len(names))]
     return f"0 to {len(names) - 1}" if plain else numbered(names)
