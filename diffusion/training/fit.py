@@ -29,6 +29,7 @@ from ..models.load import FACTS, NOT_FITTED, STEP, TrainedModel, load
 from ..numerics.random import state_seed
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..storage import atomic, full_disk, run_lock, run_status, runs, tensor_files
+from .busy_machine import BusyMachine
 from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
@@ -230,6 +231,7 @@ def fit(
                 OptimizerOptions(config.optimizer),
                 SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
+                BusyMachine(trainer_options.batch_size),
                 stop,
                 *callbacks,
                 checkpoints,
