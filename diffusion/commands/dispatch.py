@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from ..config.preflight import check_device
 from ..errors import choose, reported_as
 from .app import sample
+from .average.arguments import parse_average_arguments
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
+from .demo.arguments import parse_demo_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
 from .export.arguments import parse_export_arguments
@@ -38,8 +40,10 @@ commands:
   tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
+  average    make a model of other averaged weights of a run, of a width chosen after training
   convert    write a model as one file, e.g. with weights of half the size
   export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
+  demo       a page on this machine to play with models: draw, compare samplers, edit and measure an image
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
@@ -116,6 +120,18 @@ def doctor(argv: Sequence[str]) -> int:
         return run(options)
 
 
+def demo(argv: Sequence[str]) -> int:
+    """`demo`: a page on this machine to play with models."""
+    options = parse_demo_arguments(argv)
+    with in_flags(options):
+        check_models([] if options.model is None else [options.model], options.runs)
+        check_device(options.device)
+
+        from .demo.demo import run
+
+        return run(options)
+
+
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
@@ -134,6 +150,17 @@ def convert(argv: Sequence[str]) -> int:
         check_conversion(options)
 
         from .convert.convert import run
+
+        return run(options)
+
+
+def average(argv: Sequence[str]) -> int:
+    """`average`: an average of another width of a run's weights."""
+    options = parse_average_arguments(argv)
+    with in_flags(options):
+        check_models([options.run], options.runs)
+
+        from .average.average import run
 
         return run(options)
 
@@ -179,8 +206,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tradeoff": tradeoff,
     "compare": compare,
     "check": check,
+    "average": average,
     "convert": convert,
     "export": export,
+    "demo": demo,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,

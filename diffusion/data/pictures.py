@@ -51,8 +51,17 @@ def from_bytes(pixels: np.ndarray) -> Image.Image:
 
 
 def _in_view(x: Tensor) -> Tensor:
-    """Images as an eye can see them: those of other channels than 1 or 3 have these side by side, in grey."""
-    return x if x.shape[1] in (1, 3) else rearrange(x, "n c h w -> n 1 h (c w)")
+    """Images as an eye can see them: of four channels three as colour and the fourth, opacity or a band, beside it in
+    grey; others in grey too, as tiles row by row, as near to a square as can be.
+    """
+    channels = x.shape[1]
+    if channels in (1, 3):
+        return x
+    if channels == 4:
+        return torch.cat([x[:, :3], x[:, 3:].expand(-1, 3, -1, -1)], dim=3)
+    columns = channels if channels < 4 else math.ceil(math.sqrt(channels))
+    blank = torch.full_like(x[:, :1], 255 if x.dtype == torch.uint8 else 1.0).expand(-1, -channels % columns, -1, -1)
+    return rearrange(torch.cat([x, blank], dim=1), "n (r c) h w -> n 1 (r h) (c w)", c=columns)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -119,6 +128,11 @@ def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Seque
     return grid(cells, columns=len(states))
 
 
+def path_halves(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[tuple[Image.Image, Image.Image]]:
+    """The denoising path of images, as a picture of x_t and one of x_hat at each of its times; arguments as below."""
+    return [(grid(_at_own_contrast(x)), grid(x_hat)) for x, x_hat in zip(states, x_hats, strict=True)]
+
+
 def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Image.Image]:
     """The denoising path of images as the frames of a film: x_t on the left and x_hat on the right.
 
@@ -127,8 +141,7 @@ def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Imag
         x_hats: E[x | x_t] at the same times.
     """
     frames = []
-    for x, x_hat in zip(states, x_hats, strict=True):
-        halves = [grid(_at_own_contrast(x)), grid(x_hat)]
+    for halves in path_halves(states, x_hats):
         width, height = halves[0].size
         frame = Image.new(halves[0].mode, (2 * width + _CELL // 4, height), "white")
         frame.paste(halves[0], (0, 0))

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
+from ..networks.parts import Part
 from ..numerics.broadcasting import pad_dims_like
+from ..numerics.placement import Placed, device_of
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition
@@ -29,13 +30,9 @@ from .network_call import Takes, as_module, check_output, dtype_of, output_tenso
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
+__all__ = ["Denoiser", "DenoiserWrapper", "NetworkDenoiser", "Retimed", "check_schedule", "denoiser_of", "device_of"]
+
 PREDICTIONS = (*predictions.NAMES, "edm")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU if it has none."""
-    first = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def check_schedule(schedule: object) -> None:
@@ -44,7 +41,7 @@ def check_schedule(schedule: object) -> None:
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(Placed, ABC):
     """E[x | x_t] on the path of a schedule.
 
     Attributes:
@@ -52,11 +49,14 @@ class Denoiser(nn.Module, ABC):
         shape: The shape of one sample, e.g. (3, 32, 32).
         num_classes: The number of classes it can be conditioned on; 0 for none. `num_classes` itself is the null
             label.
+        parts: What it can be conditioned on where that is not a class alone (`condition.of_parts`); without a condition
+            all parts are none.
     """
 
     schedule: Schedule
     shape: tuple[int, ...]
     num_classes: int = 0
+    parts: tuple[Part, ...] = ()
 
     def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """`forward` with its contract checked: an output of another shape would be broadcast against x_t.
@@ -70,7 +70,7 @@ class Denoiser(nn.Module, ABC):
         if not (isinstance(x_t, Tensor) and x_t.is_floating_point()):
             x_t = reals("x_t", x_t)
         n = len(x_t) if x_t.ndim else 1
-        t, cond = path_times(t, n), cond_of_batch(cond, self.num_classes, n)
+        t, cond = path_times(t, n), cond_of_batch(cond, self.num_classes, n, self.parts)
         x_hat = super().__call__(x_t, t, cond)
         if x_hat.shape != x_t.shape:
             check_output(x_hat, x_t, tuple(x_t.shape), type(self).__name__)
@@ -94,7 +94,7 @@ class Denoiser(nn.Module, ABC):
         Raises:
             UserError: For a denoiser that does not say.
         """
-        raise UserError("variance: found 'learned'; this model's network does not predict one; accepted: lower, upper")
+        raise UserError("variance: found 'learned'; this model does not predict one; accepted: lower, upper")
 
     def at_size(self, size: Any) -> Denoiser:
         """The same denoiser, with the same weights, for images of another size; itself for its own size.
@@ -184,6 +184,7 @@ class NetworkDenoiser(Denoiser):
         num_classes: The number of classes; 0 for an unconditional model.
         size_multiple: Other image sizes than that of `shape` are supported in multiples of this; None: they are not
             (`at_size`).
+        parts: As `Denoiser`; the network then takes the tensor, or the tuple of tensors, of its parts.
 
     Raises:
         UserError: For an unknown prediction, an invalid shape, or a network that cannot be called; at a call, for
@@ -199,6 +200,7 @@ class NetworkDenoiser(Denoiser):
         sigma_data: Any = 1.0,
         num_classes: Any = 0,
         size_multiple: int | None = None,
+        parts: Sequence[Part] = (),
     ):
         super().__init__()
         check_schedule(schedule)
@@ -214,6 +216,7 @@ class NetworkDenoiser(Denoiser):
         self.sigma_data = positive_number("sigma_data", sigma_data)
         self.num_classes = whole_number("num_classes", num_classes, 0)
         self.size_multiple = size_multiple
+        self.parts = tuple(parts)
 
     def at_size(self, size: Any) -> Denoiser:
         """As `Denoiser.at_size`; also refuses sizes that are not a multiple of `size_multiple`."""
@@ -260,7 +263,7 @@ class NetworkDenoiser(Denoiser):
         needed = self._output_shape(x_t)
         if output.shape != needed:
             check_output(output, x_t, needed)
-        return output.to(x_t.dtype)
+        return output.to(x_t)
 
     def _output_shape(self, x_t: Tensor) -> tuple[int, ...]:
         """The shape that the network must return."""
@@ -295,7 +298,7 @@ class NetworkDenoiser(Denoiser):
     def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """As `Denoiser.prediction`; the network's own prediction is returned without a detour through x_hat."""
         x_t = reals("x_t", x_t)
-        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t))
+        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t), self.parts)
         at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
         if kind == self.parameterization:
@@ -316,7 +319,7 @@ class DenoiserWrapper(Denoiser):
         self.denoiser = denoiser_of("denoiser", denoiser)
         self.schedule = self.denoiser.schedule if schedule is None else schedule
         self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
+        self.num_classes, self.parts = self.denoiser.num_classes, self.denoiser.parts
 
 
 class Retimed(DenoiserWrapper):
@@ -362,3 +365,8 @@ class Clipped(DenoiserWrapper):
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         return self.denoiser(x_t, t, cond).clamp(self.low, self.high)
+
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_variance`, of the denoiser within."""
+        x_hat, place = self.denoiser.with_variance(x_t, t, cond)
+        return x_hat.clamp(self.low, self.high), place

@@ -213,7 +213,8 @@ class _Bench:
 
     def __init__(self, data: Tensor, cond: Any, seed: int, denoiser: Denoiser):
         self.data, self.seed = data.to(device_of(denoiser)), seed
-        self.cond = None if cond is None else cond_for(cond, denoiser.num_classes, len(data)).to(self.data.device)
+        known = denoiser.num_classes, len(data), denoiser.parts
+        self.cond = None if cond is None else cond_for(cond, *known).to(self.data.device)
 
     @torch.no_grad()
     def measure(
@@ -302,8 +303,8 @@ def not_noise(low: float) -> str:
     share = 1.0 / (1.0 + math.exp(-low))
     return (
         f"the path ends at log-SNR {low:.3g}, not in noise ({share:.2g} of the variance is signal there): samples "
-        "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or start "
-        "samples from noisy images (noise=)"
+        "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or a start "
+        "fitted to held-out images, fitted_start=model.fitted_start(images)"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import samplers
-from ..denoisers.condition import Condition, condition_for
+from ..denoisers.condition import LABEL, Condition, condition_for, of_parts
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import (
@@ -37,6 +37,7 @@ from ..numerics.random import Noise
 from ..samplers.ode.probability_flow import SolverError
 from ..samplers.sampler import NoiseFunction, Sampler, checked_grid
 from ..schedules import time_grid
+from ..schedules.fitted_start import check_start
 from ..schedules.time_grids import AUTO, later_end
 from . import fit
 from .auto_grid import auto_grid
@@ -44,6 +45,7 @@ from .fit import FITTED, fitted_to, from_numbers
 
 DEFAULT_SAMPLER = Default("abm")
 DEFAULT_BATCH = 256
+_STEERED = {False: "class; give a label", True: "condition; give one"}
 Progress = Callable[[int, int], None]
 
 
@@ -69,6 +71,13 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
             "in Python, a network's own condition is given as cond="
         )
     return class_labels("label", label, classes, n)
+
+
+def with_label(denoiser: Denoiser, label: Any, cond: Any) -> tuple[Any, Any]:
+    """A label and a condition, the label among the parts of the condition where the denoiser has it there."""
+    if label is None or LABEL not in [part.name for part in denoiser.parts] or not isinstance(cond, Mapping | None):
+        return label, cond
+    return None, {LABEL: label, **(cond or {})}
 
 
 def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
@@ -186,6 +195,7 @@ def sample(
     cond: Any = None,
     cond_null: Any = None,
     log_snr_end: Any = None,
+    fitted_start: Any = None,
     **options: Any,
 ) -> Tensor:
     """Draw n samples.
@@ -220,11 +230,15 @@ def sample(
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
         cond: Another condition of the network instead of a label: a tensor with one entry per sample, (n, ...), a tuple
-            of them, or one entry for all, (1, ...). The network receives it as its third argument, batch by batch.
-        cond_null: The null condition, likewise; required if guidance is not 1.
+            of them, or one entry for all, (1, ...). The network receives it as its third argument, batch by batch. For
+            a model whose condition has parts: {name: value}; what is left out is none.
+        cond_null: The null condition, likewise; required if guidance is not 1 and the network does not say its parts,
+            whose null is none of each.
         log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `cauchy`, 9.25 for the others,
             or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates to the end of
             the path): finer detail than its noise is lost (docs/grids.md).
+        fitted_start: Where the path does not begin in noise: a Gaussian fitted to images, `model.fitted_start(images)`
+            or `schedules.FittedStart`, from which the initial noise is drawn.
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:
@@ -250,7 +264,7 @@ def sample(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
             guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
             noise=noise, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
-            progress=progress, cond=cond, cond_null=cond_null, **options,
+            progress=progress, cond=cond, cond_null=cond_null, fitted_start=fitted_start, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
         extra |= {"start": start} if start else {}
@@ -273,31 +287,36 @@ def sample(
         noise = real_data("noise", noise, model.shape)
         if len(noise) != n:
             raise UserError(f"noise: found shape {tuple(noise.shape)}; must be {(n, *model.shape)}")
+    if fitted_start is not None:
+        fitted_start = check_start(fitted_start, model.shape)
+        if noise is not None:
+            raise UserError("noise, fitted_start: both say where to begin; give one of them")
     dtype = dtype or (noise.dtype if noise is not None else torch.float32)
 
+    label, cond = with_label(model, label, cond)
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
     if cond is None and several and not model.num_classes:
         cond, label = label, None  # several numbers per sample are not a label
     interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
-        if guidance != 1.0 and condition is None and not model.num_classes:
+        if guidance != 1.0 and condition is None and not model.num_classes and not model.parts:
             raise UserError(
                 "guidance: the model was trained without labels; leave it out, or in Python give a condition, cond="
             )
         if guidance != 1.0 and condition is None:
-            raise UserError("guidance: steers towards a class; give a label too")
+            raise UserError(f"guidance: steers towards a {_STEERED[bool(model.parts)]} too")
     elif label is not None:
         raise UserError("label, cond: give one of them")
     else:
-        condition = cond_for(cond, model.num_classes, n)
+        condition = cond_for(cond, model.num_classes, n, model.parts)
     denoiser, null = model, None
     if cond_null is not None:
         if guidance == 1.0:
             raise UserError("cond_null: is given, but guidance is 1 (off)")
         if not isinstance(condition, Condition):
             raise UserError("cond_null: goes with a network's own condition (cond=); labels have a null of their own")
-        null = condition_for("cond_null", cond_null, n)
+        null = of_parts(model.parts, cond_null, n) if model.parts else condition_for("cond_null", cond_null, n)
         condition = condition.led_from(null)
     if guidance != 1.0:
         if isinstance(condition, Condition) and condition.null is None:
@@ -308,13 +327,17 @@ def sample(
     times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
     at_once = min(n, batch_size or DEFAULT_BATCH)
-    prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
+    first_time = times[0].clamp(max=model.schedule.t_max)
+    prior_std = float(torch.hypot(*model.schedule(first_time)))
     drawn = []
     with torch.no_grad(), evaluation_mode(model):
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
             draws = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
-            x = draws.initial() * prior_std if noise is None else noise[rows].to(device=device, dtype=dtype)
+            if fitted_start is not None:
+                x = fitted_start.draw(model.schedule, first_time, draws.initial())
+            else:
+                x = draws.initial() * prior_std if noise is None else noise[rows].to(device=device, dtype=dtype)
             of_rows = None if condition is None else condition[rows].to(device)
             along = sampler.noise_along(draws, model.schedule, times)
             made = sampler.sample(denoiser, x, times, along, of_rows, callback)

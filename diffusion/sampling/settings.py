@@ -69,6 +69,7 @@ SETTINGS: Mapping[str, Setting] = {
     "grid": Setting(_any_of(_text, _several(_number, _MANY)), figure=True),
     "log_snr_end": Setting(_number, figure=True),
     "label": Setting(is_whole, fitted=True, figure=True),
+    "condition": Setting(_several(_text, range(1, 100)), fitted=True, image=True, control=True),
     "guidance": Setting(_number, fitted=True, figure=True),
     "tolerance": Setting(_number, figure=True, field=True),
     "method": Setting(_text, figure=True, field=True),
@@ -93,7 +94,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 CONTROLS = tuple(name for name, setting in SETTINGS.items() if setting.control)
 # What `sample` takes besides, which no command line sets.
-_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
+_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model", "fitted_start")
 _FIELD = Setting(_any_of(_number, _text, lambda value: isinstance(value, bool)), field=True)  # by --option
 
 

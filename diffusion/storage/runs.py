@@ -5,6 +5,7 @@
                         data.json          what was found in the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        averages/          snapshots of averages of several widths, for `average` (ema.widths)
                         start.safetensors  the model before step 1, of a run that starts from another (--from)
                         training.json      images seen, seconds, hardware
                         samples/  evaluation.json  evaluations/  wandb/
@@ -38,6 +39,7 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 )
 DATA = "data.json"
 START = "start.safetensors"
+AVERAGES = "averages"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 # Files in the folder of a model that another project wrote, and the endings of its files.
 FOREIGN_MARKS = ("model_index.json", "unet/config.json", "transformer/config.json")
@@ -185,6 +187,19 @@ def shipped(ending: str) -> dict[str, Path]:
     return {path.stem.removesuffix(ending): path for path in sorted(PRETRAINED.glob(f"*{ending}.safetensors"))}
 
 
+def shipped_models() -> list[str]:
+    """The shipped models, `pretrained:NAME`."""
+    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
+    stems = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
+    return [f"{_PREFIX}{stem}" for stem in stems]
+
+
+def names_of_runs(runs_dir: str | Path) -> list[str]:
+    """The runs with weights in a folder, by name, the newest first."""
+    found = [path for path in _models_in(named_path(runs_dir, "runs")) if path.is_dir()]
+    return [path.name for path in sorted(found, key=lambda path: -(path / MODEL).stat().st_mtime_ns)]
+
+
 def resolve_classifier(name: str) -> Path:
     """The file of a classifier of noisy images, given by its path or by the data set it is shipped for.
 
@@ -207,10 +222,9 @@ def shipped_file(source: str) -> Path | None:
 
 def _pretrained(text: str) -> Path:
     name = text.removeprefix(_PREFIX)
-    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
-    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
+    options = [model.removeprefix(_PREFIX) for model in shipped_models()]
     if name not in options:
-        accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
+        accepted = ", ".join(shipped_models()) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
     return PRETRAINED / f"{name}.safetensors"
 

@@ -20,6 +20,8 @@ from ..data import augment, batch_indices, global_positions
 from ..data.files.mapped_rows import MappedRows
 from ..errors import UserError
 from ..models.build import Data
+from ..models.conditions import Conditions
+from ..numerics.placement import for_numbers
 from ..numerics.random import state_seed
 
 # The draws of toy data that validation is measured on, far from the training draws.
@@ -27,6 +29,11 @@ _TOY_VALIDATION = 2048
 _TOY_VALIDATION_KEY = 1 << 30
 
 Batch = dict[str, Any]
+
+
+def conditions_of(data: Data) -> Conditions | None:
+    """The conditions of the rows of a run's data; None where there are none but classes."""
+    return Conditions(data.facts.parts, data.split) if data.facts.parts and data.split is not None else None
 
 
 class TrainingBatches(IterableDataset):
@@ -58,6 +65,7 @@ class TrainingBatches(IterableDataset):
         self._held = None if split is None else split.train.to(device)
         labels = None if split is None else split.train_labels
         self._labels = None if labels is None else labels.to(device)
+        self._conditions = conditions_of(data)
         self._positions: dict[int, Tensor] = {}
         self.data = data
         self.config = config
@@ -85,6 +93,8 @@ class TrainingBatches(IterableDataset):
         batch["x"] = augment(self._held[rows], seed, step, positions, flip)
         if self._labels is not None:
             batch["labels"] = self._labels[rows]
+        if self._conditions is not None:
+            batch["condition"] = self._conditions.of("train", rows, batch["x"], seed, positions, step, flip)
         return batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -100,6 +110,7 @@ class ValidationBatches(Dataset):
 
     def __init__(self, data: Data, batch_size: int, rank: int = 0, world_size: int = 1):
         self.labels: Tensor | None = None
+        self.conditions = conditions_of(data)
         if data.toy is not None:
             self.x: Tensor | MappedRows = data.toy.draw(_TOY_VALIDATION, seed=_TOY_VALIDATION_KEY)
         else:
@@ -119,7 +130,10 @@ class ValidationBatches(Dataset):
     def __getitem__(self, i: int) -> Batch:
         rows = self.rows[i]
         batch: Batch = {"x": self.x[rows], "positions": rows}
-        return batch if self.labels is None else batch | {"labels": self.labels[rows]}
+        batch |= {} if self.labels is None else {"labels": self.labels[rows]}
+        if self.conditions is None:
+            return batch
+        return batch | {"condition": self.conditions.of("validation", rows, batch["x"], 0, rows)}
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -149,7 +163,7 @@ class DataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         start = trainer.global_step * self.config.trainer.accumulate
-        device = trainer.strategy.root_device if self.config.data.place == "device" else None
+        device = for_numbers(trainer.strategy.root_device) if self.config.data.place == "device" else None
         batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size, device)
         workers = self.config.trainer.workers
         # Page-locked memory is what a GPU copies from while it computes, and without the host waiting.
@@ -164,6 +178,7 @@ class DataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As Lightning does, with the positions of a slice, which are the same at each step, copied once."""
+        device = for_numbers(device)
         if "slice" in batch:
             if batch["slice"] not in self._positions:
                 self._positions[batch["slice"]] = batch["positions"].to(device)

@@ -24,7 +24,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=seed, default=0, help="the random seed; sample i depends on the seed and i only (default: 0)")
     add("--eta", type=dial, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
         "1 for log-SNRs from -3 to 5 and 0 elsewhere (SDE samplers)")  # fmt: skip
-    add("--variance", help="lower, upper or analytic (ancestral)")
+    add("--variance", help="lower, upper, analytic or learned (ancestral)")
     add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
         "(default: the run's own, else that which suits the sampler)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends (default: 3 log(steps) for "
@@ -32,13 +32,16 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_tuning_seconds(parser)
     add("--label", metavar="CLASS", help="draw this class, given by number or name (for models trained with labels; "
         "for any model with --classifier)")  # fmt: skip
+    add("--condition", nargs="+", metavar="NAME=VALUE", help="what a model with denoiser.condition is given: a class "
+        "by name or number, numbers with commas, an image, or x.npy with one entry or one a sample; without NAME= "
+        "where there is one (--mask says where an image is to be filled in)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than the training images: 16, or "
         "12x16 (height x width); unet and dit only")  # fmt: skip
     add("--classifier", type=path, metavar="FILE",
         help="draw --label with a classifier of noisy images, from a model that needs no "
         "labels itself: digits, or a file from python -m diffusion train-classifier")  # fmt: skip
-    add("--guidance", type=number, help="weight of classifier-free guidance (towards --label) or of --guide "
-        "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
+    add("--guidance", type=number, help="weight of classifier-free guidance (towards --label, --condition) or of "
+        "--guide (1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
     add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise level "
         "sigma / alpha is in (LO, HI] (default: at all levels)")  # fmt: skip
     add(
@@ -48,7 +51,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="autoguidance by a worse model, e.g. an earlier checkpoint; needs --guidance",
     )
     add("--inpaint", type=path, metavar="IMAGE", help="fill in the part of an image where --mask is white")
-    add("--mask", type=path, metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
+    add("--mask", type=path, metavar="IMAGE", help="with --inpaint or --condition: white is filled in, black "
+        "is kept")  # fmt: skip
     add("--restore", type=path, metavar="IMAGE", help="undo the --degradation of an image")
     add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images "
         "by a whole factor), grey (IMAGE has no colour), blur or blur:STD (in pixels; default: 1)")  # fmt: skip
@@ -76,13 +80,14 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be repeated")  # fmt: skip
     add(
         "--prior",
-        choices=SamplingConfig.words("prior"),
-        help="the law from which the codes of an eae are drawn (default: the run's own)",
+        choices=(*SamplingConfig.words("prior"), "hubs"),
+        help="vae, eae: the law from which codes are drawn: normal, mixture (eae; default: the run's own), or hubs: of "
+        "128 draws the one that most others are near, for typical images; not the model's law",
     )
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
     add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--out", type=path, metavar="PATH",
         help="x.png: a grid; x.npz, x.zip or dir/: the images themselves, and a grid; "
         "repeating an interrupted command resumes it")  # fmt: skip

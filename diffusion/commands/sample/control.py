@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ... import samplers
 from ...data.files.decoding import ImageFile, decode
-from ...denoisers.denoiser import device_of
 from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
 from ...errors import UserError, choose
 from ...models import noisy_classifier
 from ...models.load import DiffusionModel, TrainedModel, load
+from ...numerics.placement import weights_on
 from ...samplers import LinearSampler, RePaint, Sampler, SDEdit
 from ...samplers.sdedit import log_snr_of_strength
 from ...sampling.settings import CONTROLS, fields_of_sampler
@@ -82,6 +82,10 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
         model = _classified(model, given["classifier"], left)
     if "guide" in given:
         model = _guided(model, given["guide"], left, runs_dir)
+    if "condition" in given:
+        from .condition import read_conditions
+
+        left["cond"] = read_conditions(model, given["condition"], None if "inpaint" in given else given.get("mask"))
     if "edit" in given:
         left["sampler"] = _edited(model, given, left)
     elif "strength" in given:
@@ -90,7 +94,7 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
         model = _observed(model, given, left)
     else:
         for name, other in _GOES_WITH.items():
-            if name in given:
+            if name in given and not (name == "mask" and "condition" in given):
                 raise UserError(f"{flag(name)}: needs {other}")
     return model, replace(record, settings=left)
 
@@ -101,7 +105,7 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
     if weight == 1.0:
         raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
-    guide = load(path, device_of(model.denoiser), runs_dir)
+    guide = load(path, weights_on(model.denoiser), runs_dir)
     if "size" in left:
         guide = guide.at_size(left["size"])
     if not isinstance(guide, DiffusionModel):
@@ -119,7 +123,7 @@ def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> Diffu
         raise UserError(f"--classifier: {path} is of images {network.shape}; the model's are {model.facts.shape}")
     if left["label"] >= network.num_classes:
         raise UserError(f"--label: found {left['label']}; the classifier {path} knows 0 to {network.num_classes - 1}")
-    classifier = PathClassifier(network.to(device_of(model.denoiser)), model.denoiser.schedule)
+    classifier = PathClassifier(network, model.denoiser.schedule).to(weights_on(model.denoiser))
     weight = left.pop("guidance", 1.0)
     return model.around(ClassifierGuided(model.denoiser, classifier, network.num_classes, weight, interval))
 
@@ -174,18 +178,23 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
         raise UserError("--degradation: needs --restore")
     shape = model.facts.shape
     image = read_image("--inpaint", given["inpaint"], shape)
-    shown = read_image("--mask", given["mask"], (1, *shape[1:]))
+    operator = Mask(known_part(given["mask"], shape).expand(shape))
+    return operator, operator(image)
+
+
+def known_part(mask: str, shape: tuple[int, ...]) -> Tensor:
+    """Where an image of this shape is known, by the picture of a mask: boolean (1, H, W)."""
+    shown = read_image("--mask", mask, (1, *shape[1:]))
     white = shown > 0.0
     if grey := int((shown.abs() < _WHITE).sum()):
         print(
-            f"note: --mask: {grey} of {shown.numel()} pixels of {given['mask']} are grey; those nearer to white are "
+            f"note: --mask: {grey} of {shown.numel()} pixels of {mask} are grey; those nearer to white are "
             "filled in, those nearer to black are kept",
             file=sys.stderr,
         )
     if not bool(white.any()):
-        raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
-    operator = Mask(~white[0].expand(shape))
-    return operator, operator(image)
+        raise UserError(f"--mask: {mask} has no white pixel; white is filled, black is kept")
+    return ~white[0]
 
 
 def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[LinearOperator, Tensor]:

@@ -35,6 +35,8 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends, as in "
         "sample.py")  # fmt: skip
     add_tuning_seconds(parser)
+    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: samples under the conditions of test images; none; "
+        "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
     add("--by", choices=BY, default="fid", help="what decides which is best (default: fid)")
     add("--features", type=path, metavar="NAME|FILE",
         help="features for FID and KID, as in quality (default: digits and mnist for these, "
@@ -42,7 +44,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--download", action="store_true", help="download torchvision's Inception weights if they are missing")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--again", action="store_true", help="measure again, replacing stored results")
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
     return parser.parse_args(list(argv))

@@ -16,14 +16,16 @@ from torch import Tensor
 from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
 from ...errors import UserError, choose
+from ...likelihood import Dequantizer
 from ...metrics import FeatureStatistics, QualityReference, describe, extract, spread
 from ...models.load import DiffusionModel
 from ...schedules import Cosine
 from ..app import ProgressBar
+from ..evaluate.given import CONDITION, given_to_samples
 from ..features import FeatureCache, choose_extractor
 from ..preflight import EXACT
 from ..records import FOLDER
-from ..subjects import load_images_of, load_subject
+from ..subjects import CONDITION_DIGEST, load_images_of, load_subject
 
 # Features of the reference that KID takes; its error from more of them is far below that from the samples.
 KERNEL_IMAGES = 4000
@@ -48,7 +50,9 @@ class Subject:
         statistics: Of the reference's features.
         some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
         log_prob: The true log-density, where it is known.
+        second_moment: E|x|^2 / D of the data, in the denoiser's units.
         project, group: Of W&B.
+        cond: What the samples are drawn under; None for no condition.
     """
 
     name: str
@@ -63,8 +67,10 @@ class Subject:
     statistics: FeatureStatistics
     some: Tensor
     log_prob: Callable[[Tensor], Tensor] | None
+    second_moment: float
     project: str
     group: str | None
+    cond: Mapping[str, Tensor | None] | None = None
 
 
 def load(options: argparse.Namespace, device: torch.device, bar: ProgressBar) -> Subject:
@@ -98,6 +104,8 @@ EXACT_MODELS: Mapping[str, Callable[[], GaussianMixture]] = {"mixture-2d": mixtu
 
 def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     name = choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
+    if options.condition is not None:
+        raise UserError(f"--condition: {options.run} has none; leave it out")
     if options.features is not None:
         raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
     model = EXACT_MODELS[name]().to(device)
@@ -115,6 +123,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
         statistics=FeatureStatistics.of(drawn),
         some=spread(drawn, KERNEL_IMAGES),
         log_prob=model.log_prob,
+        second_moment=_second_moment(model),
         project="diffusion",
         group=name,
     )
@@ -128,6 +137,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     data = load_images_of(subject, options.data)
     extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
     assert dequantizer is not None  # `load_subject` refuses points
+    given, _ = given_to_samples(model, data, options.condition, options.n)
     provenance, cache = describe(data.train, extractor, data.name, "train", data.levels, False), FeatureCache()
     known = cache.read(provenance)
     made = QualityReference.of(
@@ -142,6 +152,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         return extract(extractor, images, device, options.batch_size)
 
     logging = model.config.logging
+    asked = {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
@@ -149,15 +160,29 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(provenance)},
+        identity={"model": subject.weights, "reference": asdict(provenance), **asked},
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,
         some=spread(made.features, KERNEL_IMAGES),
         log_prob=None,
+        second_moment=_of_images(data.train, dequantizer, model.config.objective.dequantize),
         project=logging.project,
         group=logging.group or subject.name,
+        cond=None if given is None else given.values,
     )
+
+
+def _second_moment(model: GaussianMixture) -> float:
+    each = model.means.flatten(1).square().mean(1) + model.stds.square()
+    return float(model.weights @ each)
+
+
+def _of_images(images: Tensor, dequantizer: Dequantizer, spread_over_bins: bool) -> float:
+    """E|x|^2 / D of images as a denoiser is trained on them: the centres of bins, or uniform within them."""
+    counts = torch.bincount(images.flatten().int(), minlength=dequantizer.levels).double()
+    centres = float(counts @ dequantizer.places().square() / counts.sum())
+    return centres + (dequantizer.width**2 / 12.0 if spread_over_bins else 0.0)
 
 
 def _digest(values: Tensor) -> str:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...data.normalizer import Normalizer
+from ...denoisers.condition import Condition
 from ...denoisers.denoiser import NetworkDenoiser
 from ...denoisers.evaluations import evaluation_mode
 from ...likelihood.dequantization import Dequantizer
 from ...numerics import random
-from ...objectives import Losses, Objective, draw_u
+from ...objectives import Losses, Objective, Uncertainty, draw_u
 from ...objectives.weightings import log_snr_ends
 from .base import ModelModule
 
@@ -56,11 +57,16 @@ class DenoiserModule(ModelModule):
         super().__init__(config, metadata)
         self.denoiser = denoiser
         self.objective = objective
+        self.uncertainty = objective.weighting if isinstance(objective.weighting, Uncertainty) else None
         self.dequantizer = dequantizer
         self.normalizer = normalizer
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
         self._most = 0  # rows of the largest batch of a validation, its first
         self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.denoiser if self.uncertainty is None else nn.ModuleList([self.denoiser, self.uncertainty])
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -75,17 +81,33 @@ class DenoiserModule(ModelModule):
         u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
         return self.dequantizer.dequantize(x, u)
 
-    def labels(self, labels: Tensor | None, step: int | Tensor, positions: Tensor, dropout: float) -> Tensor | None:
-        """The labels to learn, each hidden with the given chance; None for an unconditional model."""
+    def labels(
+        self, labels: Tensor | tuple[Tensor, ...] | None, step: int | Tensor, positions: Tensor, dropout: float
+    ) -> Tensor | Condition | None:
+        """The labels or the parts of a condition to learn, each hidden with the given chance; None for an unconditional
+        model.
+
+        Of several parts all are hidden with that chance, and then each by itself (as Brooks et al. 2023, arXiv
+        2211.09800, do for two).
+        """
         if labels is None:
             return None
+        if isinstance(labels, tuple):
+            shape = (1 + len(labels) * (len(labels) > 1),)
+            hidden = random.uniform(self.config.seed, positions, step, shape, random.STREAM_LABEL_DROP) < dropout
+            parts = zip(self.denoiser.parts, labels, strict=True)
+            return Condition(
+                [part.drop(c, hidden[:, 0] | hidden[:, i % shape[0]]) for i, (part, c) in enumerate(parts, 1)]
+            )
         hidden = random.uniform(self.config.seed, positions, step, (), random.STREAM_LABEL_DROP) < dropout
         return torch.where(hidden, self.denoiser.num_classes, labels)
 
-    def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def _labels(self, batch: Mapping[str, Any]) -> Tensor | tuple[Tensor, ...] | None:
+        if self.denoiser.parts:
+            return tuple(batch["condition"])
         return batch["labels"] if self.denoiser.num_classes else None
 
-    def losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, step: int | Tensor) -> Losses:
+    def losses(self, x: Tensor, labels: Any, positions: Tensor, step: int | Tensor) -> Losses:
         """The losses of a part of a step: everything from the data as they are stored on, which is what is compiled."""
         seed, options = self.config.seed, self.config.objective
         x = self.clean(x, seed, step, positions)
@@ -94,7 +116,7 @@ class DenoiserModule(ModelModule):
         labels = self.labels(labels, step, positions, self.config.denoiser.label_dropout)
         return self.objective(self.denoiser, x, u, eps, labels)
 
-    def validation_losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, draw: int | Tensor) -> Losses:
+    def validation_losses(self, x: Tensor, labels: Any, positions: Tensor, draw: int | Tensor) -> Losses:
         """The losses of validation data at the draw's times and noises."""
         # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
@@ -105,8 +127,8 @@ class DenoiserModule(ModelModule):
 
     def prepare(self) -> None:
         with evaluation_mode(self.denoiser), torch.no_grad():
-            x = torch.zeros(1, *self.denoiser.shape, device=self.device)
-            self.denoiser(x, torch.full((1,), 0.5, dtype=torch.float64, device=self.device))
+            x = torch.zeros(1, *self.denoiser.shape, device=self.where)
+            self.denoiser(x, torch.full((1,), 0.5, dtype=torch.float64, device=self.where))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         step, x = int(batch["step"]), batch["x"]
@@ -124,10 +146,10 @@ class DenoiserModule(ModelModule):
 
     def on_fit_start(self) -> None:
         if self.normalizer is not None:  # once, and not at each step
-            self.normalizer = self.normalizer.on(self.device)
+            self.normalizer = self.normalizer.on(self.where)
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros_like(self._sums, device=self.device)
+        self._sums = torch.zeros_like(self._sums, device=self.where)
         self._most = 0
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -137,7 +159,9 @@ class DenoiserModule(ModelModule):
         self._most = max(self._most, n)
         if self.compiles and n < self._most:  # the last data again: a smaller batch would be compiled anew
             rows = torch.arange(self._most, device=x.device).clamp(max=n - 1)
-            x, labels, positions = x[rows], None if labels is None else labels[rows], positions[rows]
+            x, positions = x[rows], positions[rows]
+            several = isinstance(labels, tuple)
+            labels = tuple(c[rows] for c in labels) if several else None if labels is None else labels[rows]
         for draw in range(VALIDATION_DRAWS):
             losses = self.compiled("validation_losses")(x, labels, positions, self.number(draw))
             weighted, error, log_snr = (of[:n] for of in (losses.weighted, losses.eps_error, losses.log_snr))
