@@ -63,6 +63,11 @@ def test_configurations_named_in_the_documentation_exist():
         assert name.removesuffix(".yaml") in available_configs()
 
 
+def test_the_version_has_one_home():
+    named = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == named
+
+
 def commands_of(text):
     """The commands of a page's blocks of code: (name, arguments)."""
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.M | re.S) + re.findall(r"^    \S.*$", text, re.M)

@@ -205,10 +205,14 @@ def shipped_file(source: str) -> Path | None:
     return path if source.startswith(_PREFIX) and path.is_file() else None
 
 
-def _pretrained(text: str) -> Path:
-    name = text.removeprefix(_PREFIX)
+def pretrained_names() -> list[str]:
+    """The shipped models."""
     # the networks that samples are measured by (metrics/classifier.py) lie beside the models
-    options = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
+    return sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
+
+
+def _pretrained(text: str) -> Path:
+    name, options = text.removeprefix(_PREFIX), pretrained_names()
     if name not in options:
         accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from ...errors import UserError
 from ...models import DiffusionModel
 from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
-from ...processes import launched
+from ...processes import launched, typed
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
@@ -120,7 +121,16 @@ def draw(options: argparse.Namespace) -> int:
         print(f"wrote {path}")
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
+    if options.run is None and model.source == DEFAULT_MODEL:
+        print(f"next: {typed('train')}")
+    else:
+        print(f"next: {typed('evaluate')} {shlex.quote(named(model.source))}")
     return 0
+
+
+def named(source: str) -> str:
+    """How to name a model on a command line: a run by its folder, whatever its file."""
+    return str(Path(source).parent) if Path(source).name == runs.MODEL else source
 
 
 def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
