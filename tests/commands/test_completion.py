@@ -12,9 +12,7 @@ from diffusion.commands.dispatch import COMMANDS, main
 from diffusion.config.files import KEYS, available_configs
 from diffusion.storage.runs import pretrained_names
 
-ASK = (
-    'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _diffusion 2>/dev/null; printf "%s\\n" "${COMPREPLY[@]}"'
-)
+ASK = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _diffusion; printf "%s\\n" "${COMPREPLY[@]}"'
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
