@@ -7,9 +7,11 @@ import torch
 from .errors import UserError
 from .processes import launched
 
+ACCEPTED = "auto, cpu, cuda, cuda:0, ..., mps"
+
 
 def choose_device(name: str) -> torch.device:
-    """The device named by `auto`, `cpu` or `cuda[:i]`; `auto` is a GPU if there is one.
+    """The device named by `auto`, `cpu`, `cuda[:i]` or `mps`, a Mac's GPU; `auto` is a GPU of CUDA if there is one.
 
     Raises:
         UserError: For a device that does not exist.
@@ -22,12 +24,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...") from error
+        raise UserError(f"device: found '{name}'; accepted: {ACCEPTED}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device: '{name}' does not exist: {found} GPU(s) found; accepted: auto, cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: 'mps' does not exist: no GPU of a Mac found; accepted: auto, cpu")
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and device.index):
+        raise UserError(f"device: found '{name}'; accepted: {ACCEPTED}")
     return device
 
 

@@ -57,18 +57,27 @@ class Pretended(torch.Tensor):
 class Device(TorchDispatchMode):
     """Counts what goes on while it is entered.
 
+    Args:
+        float64: Whether the device has it; without it no such tensor can be there, as on `mps`.
+
     Attributes:
         counts: `waits`, `to_device`, `to_host` and `operations`.
         places: Where the host waited or copied, as texts.
     """
 
-    def __init__(self):
+    def __init__(self, float64=True):
         super().__init__()
+        self.float64 = float64
         self.counts: Counter[str] = Counter()
         self.places: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return _run(func, args, kwargs or {}, self.counts, self.places)
+        found = _run(func, args, kwargs or {}, self.counts, self.places)
+        if not self.float64:
+            for value in tree_flatten(found)[0]:
+                if isinstance(value, Pretended) and value.dtype == torch.float64:
+                    raise TypeError(f"{func}: the pretended device has no float64")
+        return found
 
     def __enter__(self):
         self._tensor = torch.tensor

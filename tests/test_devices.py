@@ -32,7 +32,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         choose_device("cuda")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "mps"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "mps:1"])
 def test_what_is_no_device_of_ours_is_refused(name):
     with pytest.raises(UserError, match="device: found"):
         choose_device(name)

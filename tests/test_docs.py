@@ -17,6 +17,7 @@ import diffusion
 from diffusion.commands.check.arguments import parse_check_arguments
 from diffusion.commands.compare.arguments import parse_compare_arguments
 from diffusion.commands.convert.arguments import parse_convert_arguments
+from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.doctor.arguments import parse_doctor_arguments
 from diffusion.commands.evaluate.arguments import parse_evaluate_arguments
 from diffusion.commands.export.arguments import parse_export_arguments
@@ -37,7 +38,7 @@ PARSERS = {
     "train": parse_train_arguments, "sample": parse_sample_arguments, "evaluate": parse_evaluate_arguments,
     "quality": parse_quality_arguments, "tradeoff": parse_tradeoff_arguments, "compare": parse_compare_arguments,
     "check": parse_check_arguments, "convert": parse_convert_arguments, "export": parse_export_arguments,
-    "doctor": parse_doctor_arguments,
+    "doctor": parse_doctor_arguments, "demo": parse_demo_arguments,
 }  # fmt: skip
 # Of a line of the shell, what follows the name of a program, up to the next command.
 _COMMAND = re.compile(r"(?:python|uv run)(?: python)? (?:(train|sample)\.py|-m diffusion ([a-z-]+))(.*)")

@@ -33,6 +33,7 @@ from ..likelihood.batching import Batch, Batches, Values, as_function
 from ..likelihood.estimate import Estimate
 from ..likelihood.importance_weights import LogMeanExp
 from ..numerics import random
+from ..numerics.placement import device_of
 from .latent_variable import LatentVariableModel, lower_bound
 
 TARGET_ACCEPTANCE = 0.9
@@ -133,7 +134,7 @@ def bidirectional(
     check_at_least_one(n=n)
     Annealed(steps, chains, leapfrog)  # refuses settings below one
     start, rows = time.perf_counter(), torch.arange(n)
-    device = next(iter([*model.parameters(), *model.buffers()])).device
+    device = device_of(model)
     with torch.no_grad(), evaluation_mode(model):
         shape = (model.latent_dim,)
         z = random.normal(seed, rows, _SIMULATE, shape, random.STREAM_EVALUATE, model.dtype, device)

@@ -17,6 +17,7 @@ from ..errors import UserError, choose
 from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
 from ..numerics import random
+from ..numerics.placement import device_of
 from .annealed import annealed_importance_sampling
 from .importance_weighted import evidence_lower_bound, importance_weighted
 from .latent_variable import LatentVariableModel
@@ -40,6 +41,9 @@ class LatentImageModel(LatentVariableModel):
     observation: ObservationModel
     encoder: nn.Module
     decoder: nn.Module
+
+    def networks_within(self) -> tuple[nn.Module, ...]:
+        return self.encoder, self.decoder
 
     @abstractmethod
     def decode(self, z: Float[Tensor, " b d"]) -> Float[Tensor, " b *params"]:
@@ -115,7 +119,7 @@ class LatentImageModel(LatentVariableModel):
         check_callable("progress", progress)
         choose("output", output, OUTPUTS)
         batch_size = choose_batch_size(batch_size, self.observation.parameters * torch.Size(self.shape).numel())
-        device, parts = next(self.parameters()).device, []
+        device, parts = device_of(self), []
         with evaluation_mode(self):
             for indices in torch.arange(start, start + n).split(batch_size):
                 z = self.draw_latents(prior, seed, indices, device)

@@ -9,14 +9,15 @@ from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..likelihood.batching import Batch, Batches, Values, in_batches
 from ..likelihood.estimate import Estimate, mean_error
+from ..numerics.placement import Placed
 
 
-class LatentVariableModel(nn.Module, ABC):
+class LatentVariableModel(Placed, ABC):
     """A model p(x) = E_{z ~ N(0, I)} p(x | z) of data x, with a Gaussian proposal for z given x.
 
     latent_dim is the length d of z; levels the number of levels per dimension of x, None for continuous data.

@@ -13,6 +13,7 @@ from .app import sample
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
+from .demo.arguments import parse_demo_arguments
 from .doctor.arguments import parse_doctor_arguments
 from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
 from .export.arguments import parse_export_arguments
@@ -42,7 +43,8 @@ commands:
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
   convert    write a model as one file, e.g. with weights of half the size
-  export     write a model as a pipeline of diffusers, or in the layout of the Hugging Face hub
+  export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
+  demo       a page on this machine to play with models: draw, compare samplers, edit and measure an image
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
@@ -136,6 +138,18 @@ def doctor(argv: Sequence[str]) -> int:
         return run(options)
 
 
+def demo(argv: Sequence[str]) -> int:
+    """`demo`: a page on this machine to play with models."""
+    options = parse_demo_arguments(argv)
+    with in_flags(options):
+        check_models([] if options.model is None else [options.model], options.runs)
+        check_device(options.device)
+
+        from .demo.demo import run
+
+        return run(options)
+
+
 def compare(argv: Sequence[str]) -> int:
     """`compare`: one table of what `evaluate` kept."""
     options = parse_compare_arguments(argv)
@@ -208,6 +222,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": check,
     "convert": convert,
     "export": export,
+    "demo": demo,
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,

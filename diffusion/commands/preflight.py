@@ -111,9 +111,11 @@ def check_export(options: argparse.Namespace) -> None:
     """Refuse an export that cannot begin.
 
     Raises:
-        UserError: For a model that is not there, and a folder that is there or cannot be made.
+        UserError: For a model that is not there, a folder that is there or cannot be made, and --runtime with no page.
     """
     check_models([options.model], options.runs, checkpoints=True)
+    if options.runtime is not None and options.to != "web":
+        raise UserError(f"--runtime: is for --to web, the page; found --to {options.to}")
     if Path(options.folder).exists():
         raise UserError(f"DIR: {options.folder} is there already; name another folder")
     _check_out(str(Path(options.folder) / "model.safetensors"), name="DIR")

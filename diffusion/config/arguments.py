@@ -18,7 +18,7 @@ from .run_sections import Config
 
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
-                [--from MODEL] [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
+                [--from MODEL] [--lora RANK] [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
                 [--resume-changed] [--verify-resume] [--status]
 
 Train a model; without arguments on the digits, on a GPU if there is one.
@@ -28,6 +28,8 @@ Train a model; without arguments on the digits, on a GPU if there is one.
   key=value, --key VALUE     set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'
   --from MODEL               start from the weights of a model, the same as trainer.start=MODEL: a run, a model file or
                              pretrained:NAME; with its own configuration unless --config is given
+  --lora RANK                with --from: train low-rank factors of its attention and convolutions alone, the same as
+                             trainer.lora=RANK; the model's file holds these, and is read together with MODEL
   --print_config             print the resulting configuration and stop
   --wandb MODE               the same as logging.wandb=MODE
   --resume auto|RUN|never    auto: resume the last unfinished run of this name, if any; RUN: resume that run, with its
@@ -41,6 +43,7 @@ Train a model; without arguments on the digits, on a GPU if there is one.
 FLAGS = (
     "--config",
     "--from",
+    "--lora",
     "--print_config",
     "--wandb",
     "--resume",
@@ -49,6 +52,8 @@ FLAGS = (
     "--status",
     "--help",
 )
+# The keys that flags stand for.
+_SHORT = {"--wandb": "logging.wandb", "--lora": "trainer.lora"}
 # What a file that is named without a flag is meant for; another path is meant as a run.
 _FLAG_OF_FILE = {".yaml": "--config", ".yml": "--config", ".safetensors": "--from", ".ckpt": "--resume"}
 
@@ -119,7 +124,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         elif flag == "--resume":
             resume = value if value in ("auto", "never") else expanded(value, flag)
         else:
-            overrides.append(f"{'logging.wandb' if flag == '--wandb' else key}={value}")
+            overrides.append(f"{_SHORT.get(flag, key)}={value}")
     if config is None and resume not in ("auto", "never") and (run := _run_folder(resume, overrides)) is not None:
         config, resume = run / "config.yaml", str(run)
     if config is None and start is not None:
@@ -147,7 +152,7 @@ def _own_config(start: str, overrides: Sequence[str]) -> tuple[str, Sequence[str
     text = runs.config_inside(path)
     if text is None:
         raise UserError(f"--from: {path} has no configuration that can be read; give --config too")
-    return text, overrides, str(path)
+    return text, ["trainer.lora=null", *overrides], str(path)  # what the model was trained by is its own affair
 
 
 def help_text() -> str:

@@ -68,8 +68,12 @@ def process_count(config: Config) -> int:
         )
     if config.data.place == "device" and options.workers:
         raise UserError(f"trainer.workers: found {options.workers}; data.place 'device' takes 0")
+    if config.device == "mps" and count > 1:
+        raise UserError(f"trainer.devices: found {count} processes; mps is one device")
     if options.strategy == "sharded" and config.family != "diffusion":
         raise UserError(f"trainer.strategy: found 'sharded'; family '{config.family}' takes ddp")
+    if options.strategy == "sharded" and options.lora is not None:
+        raise UserError(f"trainer.strategy: found 'sharded'; with trainer.lora={options.lora}: ddp")
     if options.strategy == "sharded" and count > 1 and config.schedule.name == "learned":
         raise UserError("trainer.strategy: found 'sharded'; schedule.name 'learned' takes ddp")
     part, neighbours = options.batch_size // parts, config.autoencoder.neighbours
@@ -126,9 +130,11 @@ def check_device(name: str) -> None:
     Raises:
         UserError: For such a device.
     """
-    found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+    found = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d+))?", name)
     if found is None:
-        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ...")
+        raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ..., mps")
+    if name == "mps" and sys.platform != "darwin":
+        raise UserError("device: 'mps' does not exist: no GPU of a Mac found; accepted: auto, cpu, cuda")
     if name.startswith("cuda"):
         count = _gpu_count()
         if count is not None and int(found[1] or 0) >= count:

@@ -52,6 +52,10 @@ class TrainerConfig(Section):
     start: Place | None = option(
         None, "the model whose weights training starts from (--from): a run, a file of one, or pretrained:NAME"
     )
+    lora: int | None = option(
+        None, "with start: the rank of factors of attention and convolutions, which alone are trained; null: all is",
+        families=("diffusion",), ge=1,
+    )  # fmt: skip
     batch_size: int = option(128, "images per step, over all devices", ge=1)
     accumulate: int = option(1, "number of parts in which a batch is processed, to save memory", ge=1)
     precision: Literal["auto", "32", "bf16"] = option("auto", "of the network; auto: bf16 where it is fast")
@@ -68,6 +72,8 @@ class TrainerConfig(Section):
     keep_last: int = option(2, "number of checkpoints kept", ge=1)
 
     def check(self) -> None:
+        if self.lora is not None and self.start is None:
+            raise UserError(f"trainer.lora: found {self.lora}; factors are of a model to start from: give --from MODEL")
         parts = self.accumulate * self.devices
         if self.batch_size % parts:
             raise UserError(
@@ -168,7 +174,9 @@ class Config(Section):
     name: str | None = option(None, "name of the run; null: the name of the configuration file")
     seed: int = option(0, "the random seed", ge=0)
     runs: Place = option("runs", "folder of runs")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "the device; auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "the device; auto: a GPU of CUDA if there is one; mps: that of a Mac"
+    )
 
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()

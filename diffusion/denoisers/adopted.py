@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Scaled
 from . import predictions
 from .condition import Condition
 from .conventions import PREDICTS, Convention
-from .denoiser import Denoiser
+from .denoiser import Denoiser, DenoiserWrapper
 from .given import cond_of_batch, path_times, reals, whole_number
 from .network_call import as_module, check_output, dtype_of, output_tensor, takes_of
 from .preconditioning import c_in, edm_to_x
@@ -188,7 +189,7 @@ class AdoptedDenoiser(Denoiser):
         output: Tensor | None = None
         for rows, labels in calls:
             some = (seen, told) if rows is None else (seen[rows], told[rows])
-            found = output_tensor(self.network(*some, labels))
+            found = output_tensor(self.network(*some, labels)).to(x_t.device)
             if rows is None:
                 output = found
                 break
@@ -203,3 +204,36 @@ class AdoptedDenoiser(Denoiser):
         if convention.path.backwards and PREDICTS[convention.predicts][0] == "velocity":
             sign = -sign  # their time runs the other way
         return (output if sign > 0 else -output), second, y_t, at
+
+
+class Thresholded(DenoiserWrapper):
+    """Dynamic thresholding of x_hat (Saharia et al. 2022, arXiv 2205.11487, sec. 2.3): it is clipped to [-s, s] and
+    divided by s, a quantile of the absolute values of a sample as the network sees data, from 1 to `most`.
+
+    Args:
+        denoiser: The adopted network.
+        quantile: Of the values of one sample.
+        most: The largest s; 1 clips to [-1, 1].
+    """
+
+    def __init__(self, denoiser: AdoptedDenoiser, quantile: float, most: float):
+        super().__init__(denoiser)
+        self.units, self.quantile, self.most = denoiser.convention.units, quantile, most
+
+    def forward(
+        self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
+    ) -> Float[Tensor, " b *dims"]:
+        """Return x_hat. Arguments as `Denoiser.forward`."""
+        return self._within(self.denoiser(x_t, t, cond))
+
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_variance`, of the denoiser within."""
+        x_hat, place = self.denoiser.with_variance(x_t, t, cond)
+        return self._within(x_hat), place
+
+    def _within(self, x_hat: Tensor) -> Tensor:
+        scale, middle = self.units
+        y = scale * x_hat + middle
+        s = torch.quantile(y.flatten(1).abs(), self.quantile, dim=1).clamp(1.0, self.most)
+        s = pad_dims_like(s, y)
+        return (torch.minimum(torch.maximum(y, -s), s) / s - middle) / scale

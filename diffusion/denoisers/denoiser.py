@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, choose
 from ..numerics.broadcasting import pad_dims_like
+from ..numerics.placement import Placed, device_of
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition
@@ -29,13 +29,9 @@ from .network_call import Takes, as_module, check_output, dtype_of, output_tenso
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
+__all__ = ["Denoiser", "DenoiserWrapper", "NetworkDenoiser", "Retimed", "check_schedule", "denoiser_of", "device_of"]
+
 PREDICTIONS = (*predictions.NAMES, "edm")
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU if it has none."""
-    first = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def check_schedule(schedule: object) -> None:
@@ -44,7 +40,7 @@ def check_schedule(schedule: object) -> None:
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(Placed, ABC):
     """E[x | x_t] on the path of a schedule.
 
     Attributes:
@@ -94,7 +90,7 @@ class Denoiser(nn.Module, ABC):
         Raises:
             UserError: For a denoiser that does not say.
         """
-        raise UserError("variance: found 'learned'; this model's network does not predict one; accepted: lower, upper")
+        raise UserError("variance: found 'learned'; this model does not predict one; accepted: lower, upper")
 
     def at_size(self, size: Any) -> Denoiser:
         """The same denoiser, with the same weights, for images of another size; itself for its own size.
@@ -260,7 +256,7 @@ class NetworkDenoiser(Denoiser):
         needed = self._output_shape(x_t)
         if output.shape != needed:
             check_output(output, x_t, needed)
-        return output.to(x_t.dtype)
+        return output.to(x_t)
 
     def _output_shape(self, x_t: Tensor) -> tuple[int, ...]:
         """The shape that the network must return."""
@@ -362,3 +358,8 @@ class Clipped(DenoiserWrapper):
     ) -> Float[Tensor, " b *dims"]:
         """Return x_hat. Arguments as `Denoiser.forward`."""
         return self.denoiser(x_t, t, cond).clamp(self.low, self.high)
+
+    def with_variance(self, x_t: Any, t: Any, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """As `Denoiser.with_variance`, of the denoiser within."""
+        x_hat, place = self.denoiser.with_variance(x_t, t, cond)
+        return x_hat.clamp(self.low, self.high), place

@@ -102,6 +102,13 @@ class Points:
         u = random.uniform(self.seed, self.batch.keys, i, x.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
         return self.dequantizer.dequantize(x, u.to(x.device))
 
+    def middle(self) -> tuple[Float[Tensor, " b *dims"], float]:
+        """The mean of x over the dequantisation, and the variance of each of its numbers."""
+        if self.dequantizer is None:
+            return self(0), 0.0
+        spread = self.dequantizer.width**2 / 12.0 if self.dequantize else 0.0
+        return self.dequantizer.center(self.batch.x, torch.float64), spread
+
     def mean_square(self) -> Float[Tensor, " b"]:
         """E|x|^2 over the dequantisation, on the CPU."""
         if self.dequantizer is None or not self.dequantize:

@@ -12,7 +12,7 @@ The gap from phi_1 to pi/2, where alpha reaches 0, is one DDIM step, which is ex
 eps_hat = sin(phi_1) z + cos(phi_1) F is the standard normal, and log det = D log(sin(phi_1) + cos(phi_1) div F / D)
 up to O(cos(phi_1)^2) times the variance of the eigenvalues of F's Jacobian: exactly, if F scales all dimensions equally
 (for a network that is not a posterior mean, possibly by a factor far from 1). Without this step the mean of the data
-would be missing from p_1, a per-image error of order cos(phi_1).
+would be missing from p_1, a per-image error of order cos(phi_1). With a fitted start, the flow ends in that, at phi_1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..numerics.runge_kutta import solve_each
 from ..samplers.ode.flow import ProbabilityFlow, angle
 from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
 from ..schedules import Schedule, time_grid
+from ..schedules.fitted_start import check_start
 from ..schedules.schedule import log_snr_ends
 
 
@@ -177,6 +178,7 @@ class Solve:
         grid: For fixed-step methods: their spacing (`schedules.time_grids.names`).
         max_evaluations: The number of evaluations after which a solve fails.
         log_snr_min, log_snr_max: The ends of the path, inside the denoiser's own ends, which are used for None.
+        fitted_start: The law at the noise end, a `schedules.FittedStart`; None: the standard normal at phi = pi/2.
     """
 
     trace: str = "exact"
@@ -188,6 +190,7 @@ class Solve:
     max_evaluations: int = 5000
     log_snr_min: float | None = None
     log_snr_max: float | None = None
+    fitted_start: Any = None
 
     def __post_init__(self):
         choose("trace", self.trace, TRACES)
@@ -201,7 +204,9 @@ class Solve:
         unused = {"steps", "grid"} if self.method in ADAPTIVE else {"tolerance"}
         unused |= {"probes"} if self.trace == "exact" else set()
         unused |= {"log_snr_min", "log_snr_max"}  # `path` has the times
-        return {name: getattr(self, name) for name in field_types(Solve) if name not in unused}
+        unused |= {"fitted_start"}
+        found: dict[str, object] = {n: getattr(self, n) for n in field_types(Solve) if n not in unused}
+        return found if self.fitted_start is None else {**found, "fitted_start": repr(self.fitted_start)}
 
     def path(self, denoiser: Denoiser) -> Schedule:
         """The denoiser's path between the ends of this solve."""
@@ -258,6 +263,11 @@ def flow_log_density(
         assert isinstance(path, Tensor)
         state = path[-1]
     z, log_det = state[:, :dims].reshape(shape), state[:, dims:] * dims
+    if solve.fitted_start is not None:  # of x_t = r z
+        r = float(torch.hypot(*schedule(ends[1])))
+        start = check_start(solve.fitted_start, tuple(shape[1:]))
+        log_start = start.log_prob(schedule, ends[1], r * z).to(z.device) + dims * math.log(r)
+        return log_start[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))
     value, divergence = drift(phi[-1].to(x.device), z)
     eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).reshape(len(x), -1)
     log_det = log_det + dims * torch.log(torch.sin(phi[-1]) + torch.cos(phi[-1]) * divergence / dims)

@@ -38,7 +38,9 @@ from ..denoisers.given import tensor_of
 from ..errors import UserError, check_at_least_one, choose
 from ..numerics import random
 from ..numerics.broadcasting import pad_dims_like
+from ..samplers.ancestral import LEARNED
 from ..schedules import Schedule
+from ..schedules.fitted_start import check_start
 from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
 from ..schedules.schedule import log_snr_ends
 from .batching import (
@@ -58,7 +60,6 @@ from .dequantization import Dequantizer
 from .estimate import Estimate, mean_error
 from .gaussian_reference import REFERENCES, GaussianReference
 
-LEARNED = "learned"
 VARIANCES = ("lower", "upper", LEARNED)
 # Noise is drawn at step i for evaluation i, that of the strata at 2^31; this step differs from all of them.
 _STEP_DECODER, _DECODER_DRAWS = 2**31 + 1, 4
@@ -82,6 +83,7 @@ class ContinuousBound:
             has no `reference`: the same expectation, with more noise.
         dequantize: Evaluate uniformly dequantised images, as required for a model trained on them: the bound is that of
             their density, log P >= E_u ELBO(x + u) + D log w, with the path's Gaussian as decoder.
+        fitted_start: p(x_1), a `schedules.FittedStart`; None: N(0, prior_std^2 I).
     """
 
     evaluations: int = 64
@@ -89,6 +91,7 @@ class ContinuousBound:
     log_snr_max: float | None = None
     reference: str = "gaussian"
     dequantize: bool = False
+    fitted_start: Any = None
 
     def __post_init__(self):
         check_at_least_one(evaluations=self.evaluations, bins=self.bins)
@@ -133,7 +136,8 @@ class ContinuousBound:
         protocol = {"estimator": "ELBO, continuous time", "evaluations": self.evaluations}
         protocol |= {"curve_log_snr": [low, high], "reference": self.reference}
         ends = t_min, schedule.t_max
-        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol)
+        start = self.fitted_start
+        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol, start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +152,7 @@ class DiscreteBound:
         evaluations: The number K of steps drawn per image, one in each of K equal strata; None uses all T.
         dequantize: As `ContinuousBound`.
         steps: T, if no times are given; 1000 by default.
+        fitted_start: As `ContinuousBound`.
     """
 
     times: Any = None
@@ -155,6 +160,7 @@ class DiscreteBound:
     evaluations: int | None = None
     dequantize: bool = False
     steps: int | None = None
+    fitted_start: Any = None
 
     def __post_init__(self):
         choose("variance", self.variance, VARIANCES)
@@ -213,8 +219,8 @@ class DiscreteBound:
 
         protocol = {"estimator": "ELBO, discrete time", "times": times.tolist()}
         protocol |= {"variance": self.variance, "evaluations": count}
-        ends = float(times[0]), float(times[-1])
-        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol)
+        ends, start = (float(times[0]), float(times[-1])), self.fitted_start
+        return _bound(denoiser, images, batches, dequantizer, self.dequantize, diffusion, ends, protocol, start)
 
 
 elbo_continuous = as_function("elbo_continuous", ContinuousBound, of_levels=True)
@@ -237,6 +243,7 @@ def _bound(
     diffusion: Callable[[Batch, Points], dict[str, Tensor]],
     ends: tuple[float, float],
     protocol: dict[str, object],
+    start: Any = None,
 ) -> Estimate:
     """The three terms together; `diffusion` gives a batch's strata, and more."""
     if dequantizer is None and not images.is_floating_point():
@@ -252,13 +259,18 @@ def _bound(
     protocol = {**protocol, **protocol_of(denoiser), "t_min": ends[0], "t_max": ends[1]}
     dequantization = "uniform" if dequantize else None
     protocol |= {"decoder": decoder, "dequantization": dequantization, "levels": levels, "seed": seed}
+    start = None if start is None else check_start(start, tuple(denoiser.shape))
+    protocol |= {} if start is None else {"fitted_start": repr(start)}
     decoder_errors = []
 
     def evaluate(batch: Batch) -> Values:
         points = Points(batch, dequantizer, dequantize, seed)
         parts = diffusion(batch, points)
         noise = parts.pop(_NOISE)
-        prior = -_prior_kl(schedule, points.mean_square(), dims, ends[1])
+        if start is None:
+            prior = -_prior_kl(schedule, points.mean_square(), dims, ends[1])
+        else:
+            prior = -start.divergence(schedule, ends[1], *points.middle())
         if of_levels is None:  # E over x_0 in closed form: the entropy of the Gaussian
             decoded = torch.full_like(
                 prior, -0.5 * dims * (math.log(2.0 * math.pi * _noise(schedule, ends[0]) ** 2) + 1)

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics.placement import for_numbers
 from ..storage import tensor_files
 
 BATCH = 256
@@ -73,6 +74,7 @@ def extract(
     """
     if not len(images):
         raise UserError("images: found none; features of nothing cannot be measured")
+    device = for_numbers(torch.device(device))
     extractor = extractor.to(device).eval()
     found = []
     for batch in images.split(batch_size):

@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import UserError
+from ..numerics.placement import for_numbers
 from ..numerics.random import fixed_subset
 from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
@@ -157,7 +158,7 @@ class QualityReference:
             features = extract(extractor, images, device, batch_size, progress)
         elif len(features) != len(images):
             raise UserError(f"features: found {len(features)} for {len(images)} images")
-        features = features.to(device)
+        features = features.to(for_numbers(torch.device(device)))
         fresh = None
         if held_out is not None and len(held_out):
             fresh = held_out, extract(extractor, held_out, device, batch_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from ..config import Config, DataConfig
 from ..denoisers import Clipped, Denoiser
-from ..denoisers.adopted import AdoptedDenoiser, Call
+from ..denoisers.adopted import AdoptedDenoiser, Call, Thresholded
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
 from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
 from ..errors import UserError
 from ..likelihood import Estimate
 from ..sampling.sample import unnamed_sampler
+from ..schedules import time_grid
+from ..schedules.discrete import Levels
 from ..schedules.schedule import log_snr_ends
 from ..storage import runs
 from . import check
@@ -50,19 +53,31 @@ class AdoptedModel(DiffusionModel):
         facts: The shape, the levels and the classes of its data.
         name: Its name in messages.
         clip: What x_hat is clipped to in draws, as the network sees data; None: it is not.
+        threshold: The quantile and the largest value of dynamic thresholding in draws (`Thresholded`), in its place.
 
     Attributes:
         known: All that makes it, as plain values and tensors, where it was read from a file of a known format.
+        variance, steps_offset: How its own sampler draws where nothing else is said: the variance of `ancestral`, and
+            by how many levels the grid `leading` begins earlier.
     """
 
     known: Known | None = None
+    variance: str | None = None
+    steps_offset: int = 0
 
-    def __init__(self, denoiser: AdoptedDenoiser, facts: DataFacts, name: str, clip: float | None = None):
+    def __init__(
+        self,
+        denoiser: AdoptedDenoiser,
+        facts: DataFacts,
+        name: str,
+        clip: float | None = None,
+        threshold: tuple[float, float] | None = None,
+    ):
         # where its images are is said by --data
         config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
         super().__init__(denoiser, config, facts, name, beside="")
         self.adopted = denoiser
-        self.clip = clip
+        self.clip, self.threshold = clip, threshold
         self._said: set[str] = set()
         self._alone = uuid.uuid4().hex
 
@@ -75,6 +90,7 @@ class AdoptedModel(DiffusionModel):
         denoiser, labels = self.adopted, self.adopted.labels
         parts = denoiser.network.network, denoiser.network.call, denoiser.convention, denoiser.schedule
         parts += () if self.clip is None else (self.clip,)
+        parts += () if self.threshold is None else self.threshold
         digest, known = identity(*parts, denoiser.shape, labels.classes, labels.null)
         of_python = runs.python_model(self.source)
         if of_python is not None and of_python[0].is_file():
@@ -83,14 +99,25 @@ class AdoptedModel(DiffusionModel):
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """As `DiffusionModel.sampling_settings`; the steps and the grid of its own are for its own sampler alone."""
-        own = self.config.sampling.sampler
+        own, asked = self.config.sampling.sampler, given
         if given.get("sampler", unnamed_sampler(own, given)) != own:
             given = {"steps": None, "grid": None, **given}
-        return super().sampling_settings(given)
+        elif self.variance is not None:
+            given = {"variance": self.variance, **given}
+        made = super().sampling_settings(given)
+        if self.steps_offset and made["grid"] == "leading" and "grid" not in asked:
+            schedule, levels = self.denoiser.schedule, self.adopted.convention.path.schedule
+            times = time_grid(schedule, made["steps"], "leading")
+            later = self.steps_offset / levels.steps if isinstance(levels, Levels) else 0.0
+            if float(times[0]) + later <= schedule.t_max + 1e-12:  # all levels have none above them
+                made["grid"] = [*(times[:-1] + later).clamp(max=schedule.t_max).tolist(), 0.0]
+        return made
 
     @property
     def drawn_with(self) -> Denoiser:
         """As `DiffusionModel.drawn_with`; clipped, where that was said."""
+        if self.threshold is not None:
+            return Thresholded(self.adopted, *self.threshold)
         if self.clip is None:
             return self.denoiser
         scale, middle = self.adopted.convention.units
@@ -98,13 +125,14 @@ class AdoptedModel(DiffusionModel):
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """As `DiffusionModel.sample`; says where the path does not begin in noise."""
-        if options.get("noise") is None:
+        if options.get("noise") is None and options.get("fitted_start") is None:
             self._say_start()
         return super().sample(n, seed, **options)
 
     def log_likelihood(self, images_uint8: Tensor, **options: Any) -> Estimate:
         """As `DiffusionModel.log_likelihood`; says where the path or the network does not reach an end of it."""
-        self._say_start()
+        if options.get("fitted_start") is None:
+            self._say_start()
         estimate = super().log_likelihood(images_uint8, **options)
         if "log_snr_max" not in options:
             self._say_end(images_uint8, options.get("cond"))
@@ -154,6 +182,7 @@ def adopt(
     name: str = "adopted",
     cond: Any = None,
     clip: Any = None,
+    threshold: Any = None,
 ) -> AdoptedModel:
     """Make a model of a network that was trained elsewhere.
 
@@ -185,6 +214,7 @@ def adopt(
         name: Its name in messages.
         cond: The class labels of `images`, or another condition of the network; needed if it needs a label.
         clip: x_hat is clipped to plus and minus this in draws, as the network sees data (DDPM's `clip_denoised`).
+        threshold: Dynamic thresholding of x_hat in draws instead (Imagen): (quantile, largest value), e.g. (0.995, 1).
 
     Returns:
         The model, in evaluation mode; `model.denoiser` is its denoiser, on the path of images in [-1, 1].
@@ -219,13 +249,24 @@ def adopt(
     denoiser.eval()
     facts = DataFacts(name, denoiser.shape, levels, denoiser.num_classes)
     clip = None if clip is None else positive_number("clip", clip)
-    model = AdoptedModel(denoiser, facts, name, clip)
+    threshold = None if threshold is None else _threshold(threshold)
+    if None not in (clip, threshold):
+        raise UserError("clip, threshold: both say what becomes of x_hat; give one of them")
+    model = AdoptedModel(denoiser, facts, name, clip, threshold)
     if cond is not None and images is None:
         raise UserError("cond: says the labels of images=, the held-out images; give those, too")
     if best:
         end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape), cond)
-        model = AdoptedModel(denoiser.within(end).eval(), facts, name, clip)
+        model = AdoptedModel(denoiser.within(end).eval(), facts, name, clip, threshold)
         print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
     if images is not None:
         print(model.check(images, cond=cond))
     return model
+
+
+def _threshold(given: Any) -> tuple[float, float]:
+    pair = given if isinstance(given, tuple | list) and len(given) == 2 else (None, None)
+    quantile, most = (value if isinstance(value, int | float) else math.nan for value in pair)
+    if not (0.0 < quantile <= 1.0 and 1.0 <= most < math.inf):  # also refuses nan
+        raise UserError(f"threshold: found {given}; needs a quantile up to 1 and a largest value from 1 on, (0.995, 1)")
+    return float(quantile), float(most)

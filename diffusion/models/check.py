@@ -302,8 +302,8 @@ def not_noise(low: float) -> str:
     share = 1.0 / (1.0 + math.exp(-low))
     return (
         f"the path ends at log-SNR {low:.3g}, not in noise ({share:.2g} of the variance is signal there): samples "
-        "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or start "
-        "samples from noisy images (noise=)"
+        "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or a start "
+        "fitted to held-out images, fitted_start=model.fitted_start(images)"
     )
 
 

@@ -28,6 +28,7 @@ from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_number
 from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
 from ..sampling.settings import SETTINGS, fields_of_sampler
+from ..schedules.fitted_start import FittedStart
 from ..schedules.time_grids import AUTO, later_end
 from .build import Data, DataFacts
 from .check import Check, check, data_of
@@ -182,6 +183,19 @@ class DiffusionModel(TrainedModel):
         found = measure.log_density(self.denoiser, self.normalizer.normalize(x), **options)
         constant = {"normalizer": self.normalizer.kind, "log_det": self.normalizer.log_det}
         return found.shifted(self.normalizer.log_det, constant)
+
+    def fitted_start(self, images: Any, covariance: str = "diagonal") -> FittedStart:
+        """A start for a path that does not end in noise, for `sample` and the likelihoods (`fitted_start=`).
+
+        Args:
+            images: Held-out images of levels, or continuous data, shape (N, *shape): not those that are measured.
+            covariance: `diagonal`, or `full`, for more data than dimensions.
+
+        Raises:
+            UserError: For images that do not fit, or too few.
+        """
+        data = data_of(images, self.dequantizer, self.denoiser.shape)
+        return FittedStart.of(data if self.normalizer is None else self.normalizer.normalize(data), covariance)
 
     def check(self, images: Any, **options: Any) -> Check:
         """As `TrainedModel.check`; the neighbours are those of an adopted network's conventions."""

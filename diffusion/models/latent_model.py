@@ -22,6 +22,7 @@ from ..denoisers.evaluations import EvaluationCount, count_rows, evaluation_mode
 from ..denoisers.given import level_data
 from ..errors import UserError
 from ..likelihood import Estimate, measure
+from ..numerics.placement import device_of
 from ..numerics.random import fixed_subset
 from .build import Data, DataFacts
 from .trained_model import TrainedModel
@@ -50,8 +51,8 @@ class LatentModel(TrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.autoencoder.parameters()).device
+        """Where its data are."""
+        return device_of(self.autoencoder)
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Float[Tensor, " n *shape"]:
         """Draw n images in [-1, 1]; image i depends on (seed, i) alone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import runpy
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +21,7 @@ from ..errors import UserError, did_you_mean
 from ..storage import hub, runs, tensor_files
 from ..storage.checkpoint_files import read_checkpoint
 from ..storage.paths import named_path
-from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel
+from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel, factors
 from .build import DataFacts, build_model, check_state
 from .formats import KNOWN, load_known
 from .formats.known import Known
@@ -70,6 +71,13 @@ def load(
             return _moved(Known.from_json(metadata[KNOWN], state, str(path)).model(path), device)
     if configuration is not None:
         raise UserError(f"{path}: configuration: it says its own; leave it out")
+    return _built(path, state, metadata, device, ())
+
+
+def _built(
+    path: Path, state: dict[str, Tensor], metadata: Mapping[str, str], device: Any, above: tuple[Path, ...]
+) -> TrainedModel:
+    """The model of a file of ours; `above` are the files whose factors are on its weights."""
     if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))
@@ -80,6 +88,14 @@ def load(
     gradients = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # weights that gradients may pass
         module = build_model(config, facts)
+        if factors.KEY in metadata:
+            base = factors.base_of(metadata[factors.KEY], path, above)
+            read = _of_checkpoint if base.suffix == ".ckpt" else tensor_files.read_model
+            weights = _built(base, *read(base), "cpu", (*above, path)).module.state_dict()
+            try:
+                state = factors.merge(weights, factors.for_file(state), list(module.state_dict()))
+            except ValueError as error:
+                raise UserError(f"{path}: {error} of {base}") from error
         check_state(state, module, str(path))
         module.load_state_dict(state)
         module = _moved(module, device)
@@ -100,7 +116,7 @@ def _moved(thing: Moved, device: Any) -> Moved:
         return cast(Moved, thing.to(device))
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0][:80]
-        raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ...") from error
+        raise UserError(f"device: found '{device}' ({reason}); accepted: cpu, cuda, cuda:0, ..., mps") from error
 
 
 def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "runs") -> TrainedModel:

@@ -4,7 +4,8 @@ A step draws from q(x_s | x_t, x) with x_hat = E[x | x_t] in place of x. The var
 exactly. It is at least the posterior variance (`lower`: exact if x is known). Its value for data N(0, I) (`upper`:
 beta_t on a variance-preserving path) bounds its mean over x_t and coordinates for data whose coordinates have a
 variance of at most 1 (sec. 3.2 of the paper); at a single x_t, and for wider data, it can be larger. The optimal single
-number follows from the mean square of the denoiser's output (`analytic`: see `Moments`).
+number follows from the mean square of the denoiser's output (`analytic`: see `Moments`). A network may also say it for
+each pixel, between the first two (`learned`: Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..numerics.random import STREAM_EVALUATE, normal
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse, posterior, variance_for_unit_data
 from ..schedules.schedule import log_snr_ends
-from .sampler import Coefficients, LinearSampler, WithSteps, check_fields
+from .sampler import Coefficients, LinearSampler, WithSteps, check_fields, remembered
 
 _SPACING = 1.0  # of the noise levels, in log-SNR
 _LEAST = 1e-12  # a moment's distance from 0 and 1
@@ -98,7 +99,8 @@ def estimate_moments(
     return Moments(tuple(levels.tolist()), tuple(values), error_bound)
 
 
-VARIANCES = ("lower", "upper", "analytic")
+LEARNED = "learned"
+VARIANCES = ("lower", "upper", "analytic", LEARNED)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Ancestral(WithSteps, LinearSampler):
 
     Args:
         variance: `lower` (the posterior variance), `upper` (the variance for data N(0, I)) or `analytic` (the optimal
-            one; exact, at any number of steps, for data N(m, c^2 I), but not if directions have different variances).
+            one; exact, at any number of steps, for data N(m, c^2 I), but not if directions have different variances),
+            or `learned` (between the first two, where a network that predicts it says: `Denoiser.with_variance`).
         moments: Required by `analytic` (`estimate_moments`); a trained model estimates its own.
     """
 
@@ -125,10 +128,23 @@ class Ancestral(WithSteps, LinearSampler):
         q = posterior(schedule, t, s)
         if self.variance == "upper":
             variance = variance_for_unit_data(schedule, t, s)
-        elif self.variance == "lower":
+        elif self.variance in ("lower", LEARNED):
             variance = q.variance
         elif self.moments is None:
             raise UserError("moments: variance 'analytic' needs those of the denoiser (samplers.estimate_moments)")
         else:
             variance = q.variance + q.from_x**2 * self.moments.denoising_error(schedule, t)
         return Coefficients(q.from_x_t, q.from_x, torch.sqrt(variance))
+
+    def integrate(self, denoiser, x, times, noise, cond, callback):
+        if self.variance != LEARNED:
+            return super().integrate(denoiser, x, times, noise, cond, callback)
+        assert noise is not None  # `sample` has seen to it
+        above = variance_for_unit_data(denoiser.schedule, times[:-1], times[1:]).sqrt().log().tolist()
+        for step, (t, s, a, b, c) in enumerate(remembered(self, denoiser.schedule, times)):
+            x_hat, place = denoiser.with_variance(x, t, cond)
+            low = math.log(c)
+            x = torch.add(a * x, x_hat, alpha=b).addcmul_(noise(step), torch.exp(low + (above[step] - low) * place))
+            if callback is not None:
+                callback(step, s, x, x_hat)
+        return x

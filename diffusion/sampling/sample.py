@@ -37,6 +37,7 @@ from ..numerics.random import Noise
 from ..samplers.ode.probability_flow import SolverError
 from ..samplers.sampler import NoiseFunction, Sampler, checked_grid
 from ..schedules import time_grid
+from ..schedules.fitted_start import check_start
 from ..schedules.time_grids import AUTO, later_end
 from . import fit
 from .auto_grid import auto_grid
@@ -186,6 +187,7 @@ def sample(
     cond: Any = None,
     cond_null: Any = None,
     log_snr_end: Any = None,
+    fitted_start: Any = None,
     **options: Any,
 ) -> Tensor:
     """Draw n samples.
@@ -225,6 +227,8 @@ def sample(
         log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `cauchy`, 9.25 for the others,
             or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates to the end of
             the path): finer detail than its noise is lost (docs/grids.md).
+        fitted_start: Where the path does not begin in noise: a Gaussian fitted to images, `model.fitted_start(images)`
+            or `schedules.FittedStart`, from which the initial noise is drawn.
         options: Further fields of the sampler, e.g. `variance=` (ancestral).
 
     Returns:
@@ -250,7 +254,7 @@ def sample(
             sampler=None if sampler is DEFAULT_SAMPLER else sampler, steps=steps, eta=eta, grid=grid, label=label,
             guidance_interval=guidance_interval, size=size, log_snr_end=log_snr_end,
             noise=noise, dtype=dtype, tolerance=tolerance, method=method, batch_size=batch_size, callback=callback,
-            progress=progress, cond=cond, cond_null=cond_null, **options,
+            progress=progress, cond=cond, cond_null=cond_null, fitted_start=fitted_start, **options,
         )  # fmt: skip
         extra = {"guidance": guidance} if guidance != 1.0 else {}
         extra |= {"start": start} if start else {}
@@ -273,6 +277,10 @@ def sample(
         noise = real_data("noise", noise, model.shape)
         if len(noise) != n:
             raise UserError(f"noise: found shape {tuple(noise.shape)}; must be {(n, *model.shape)}")
+    if fitted_start is not None:
+        fitted_start = check_start(fitted_start, model.shape)
+        if noise is not None:
+            raise UserError("noise, fitted_start: both say where to begin; give one of them")
     dtype = dtype or (noise.dtype if noise is not None else torch.float32)
 
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
@@ -308,13 +316,17 @@ def sample(
     times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
     at_once = min(n, batch_size or DEFAULT_BATCH)
-    prior_std = float(torch.hypot(*model.schedule(times[0].clamp(max=model.schedule.t_max))))
+    first_time = times[0].clamp(max=model.schedule.t_max)
+    prior_std = float(torch.hypot(*model.schedule(first_time)))
     drawn = []
     with torch.no_grad(), evaluation_mode(model):
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
             draws = Noise(seed, torch.arange(start + rows.start, start + rows.stop), model.shape, dtype, device)
-            x = draws.initial() * prior_std if noise is None else noise[rows].to(device=device, dtype=dtype)
+            if fitted_start is not None:
+                x = fitted_start.draw(model.schedule, first_time, draws.initial())
+            else:
+                x = draws.initial() * prior_std if noise is None else noise[rows].to(device=device, dtype=dtype)
             of_rows = None if condition is None else condition[rows].to(device)
             along = sampler.noise_along(draws, model.schedule, times)
             made = sampler.sample(denoiser, x, times, along, of_rows, callback)

@@ -93,7 +93,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 CONTROLS = tuple(name for name, setting in SETTINGS.items() if setting.control)
 # What `sample` takes besides, which no command line sets.
-_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
+_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model", "fitted_start")
 _FIELD = Setting(_any_of(_number, _text, lambda value: isinstance(value, bool)), field=True)  # by --option
 
 

@@ -2,6 +2,7 @@
 
 from .continuous import EDM, VE, VP, Cosine, Rectified, SubVP
 from .discrete import DDPM, Table
+from .fitted_start import FittedStart
 from .foreign import Functions, Scaled, SongVE
 from .learned import Learned
 from .schedule import Schedule
@@ -26,6 +27,7 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
+    "FittedStart",
     "Functions",
     "Learned",
     "Rectified",

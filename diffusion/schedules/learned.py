@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics.placement import Placed
 from .continuous import require_ends
 from .schedule import NOISE_END, Schedule, log_sigmoid_alpha
 
@@ -36,7 +37,7 @@ _GAIN = 10.0
 _T_MIN = 1e-6
 
 
-class Learned(Schedule, nn.Module):
+class Learned(Schedule, Placed):
     """Variance preserving, with a learned density of log-SNR at uniform times; initially log-SNR is linear in t.
 
     Its methods do not propagate gradients to its parameters: neither the state x_t nor the network's noise-level input

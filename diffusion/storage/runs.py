@@ -185,6 +185,19 @@ def shipped(ending: str) -> dict[str, Path]:
     return {path.stem.removesuffix(ending): path for path in sorted(PRETRAINED.glob(f"*{ending}.safetensors"))}
 
 
+def shipped_models() -> list[str]:
+    """The shipped models, `pretrained:NAME`."""
+    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
+    stems = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
+    return [f"{_PREFIX}{stem}" for stem in stems]
+
+
+def names_of_runs(runs_dir: str | Path) -> list[str]:
+    """The runs with weights in a folder, by name, the newest first."""
+    found = [path for path in _models_in(named_path(runs_dir, "runs")) if path.is_dir()]
+    return [path.name for path in sorted(found, key=lambda path: -(path / MODEL).stat().st_mtime_ns)]
+
+
 def resolve_classifier(name: str) -> Path:
     """The file of a classifier of noisy images, given by its path or by the data set it is shipped for.
 
@@ -205,16 +218,11 @@ def shipped_file(source: str) -> Path | None:
     return path if source.startswith(_PREFIX) and path.is_file() else None
 
 
-def pretrained_names() -> list[str]:
-    """The shipped models."""
-    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
-    return sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
-
-
 def _pretrained(text: str) -> Path:
-    name, options = text.removeprefix(_PREFIX), pretrained_names()
+    name = text.removeprefix(_PREFIX)
+    options = [model.removeprefix(_PREFIX) for model in shipped_models()]
     if name not in options:
-        accepted = ", ".join(f"{_PREFIX}{option}" for option in options) or "none in this installation"
+        accepted = ", ".join(shipped_models()) or "none in this installation"
         raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
     return PRETRAINED / f"{name}.safetensors"
 

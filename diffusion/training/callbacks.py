@@ -22,11 +22,9 @@ from ..models import TrainedModel
 from ..models.build import Data
 from .distributed.shards import is_sharded
 from .distributed.waiting import Waiting
-from .ema import Average
+from .ema import AVERAGE_KEY, Average
 from .logs.wandb import WandbMirror
 from .optimizers import apply_options
-
-AVERAGE_KEY = "weight_average"  # of checkpoints
 
 
 class EMACallback(Callback):

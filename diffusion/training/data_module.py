@@ -20,6 +20,7 @@ from ..data import augment, batch_indices, global_positions
 from ..data.files.mapped_rows import MappedRows
 from ..errors import UserError
 from ..models.build import Data
+from ..numerics.placement import for_numbers
 from ..numerics.random import state_seed
 
 # The draws of toy data that validation is measured on, far from the training draws.
@@ -149,7 +150,7 @@ class DataModule(L.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         start = trainer.global_step * self.config.trainer.accumulate
-        device = trainer.strategy.root_device if self.config.data.place == "device" else None
+        device = for_numbers(trainer.strategy.root_device) if self.config.data.place == "device" else None
         batches = TrainingBatches(self.data, self.config, start, trainer.global_rank, trainer.world_size, device)
         workers = self.config.trainer.workers
         # Page-locked memory is what a GPU copies from while it computes, and without the host waiting.
@@ -164,6 +165,7 @@ class DataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As Lightning does, with the positions of a slice, which are the same at each step, copied once."""
+        device = for_numbers(device)
         if "slice" in batch:
             if batch["slice"] not in self._positions:
                 self._positions[batch["slice"]] = batch["positions"].to(device)

@@ -31,6 +31,8 @@ from ..denoisers.given import positive_number, whole_number
 from ..errors import UserError
 from .distributed.shards import part, part_of, whole
 
+AVERAGE_KEY = "weight_average"  # of checkpoints
+
 
 def decay(images: int, images_seen: int, half_life: float | int, ramp_up: float | int | None) -> float:
     """Return the factor that the average keeps in one step.
@@ -87,14 +89,16 @@ class Average:
         images = whole_number("images", images, 1)
         self.images_seen += images
         weight = 1.0 - decay(images, self.images_seen, self.half_life, self.ramp_up)
-        averaged, current = [], []
+        pairs: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}  # of a device that takes networks alone, two
         for name, tensor in _tensors(self.module).items():
             if tensor.is_floating_point():
+                averaged, current = pairs.setdefault(tensor.device, ([], []))
                 averaged.append(self._average[name])
                 current.append(tensor.to(self._average[name].dtype))
             else:
                 self._average[name].copy_(tensor)
-        torch._foreach_lerp_(averaged, current, weight)
+        for averaged, current in pairs.values():
+            torch._foreach_lerp_(averaged, current, weight)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averages by the names of the module's state dict (not copies)."""

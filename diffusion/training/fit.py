@@ -23,7 +23,7 @@ from ..config import Config, dump_config, load_config, parse_config, plain_value
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..errors import UserError
-from ..models import BY_FAMILY
+from ..models import BY_FAMILY, factors
 from ..models.build import Data, build_data
 from ..models.load import FACTS, NOT_FITTED, STEP, TrainedModel, load
 from ..numerics.random import state_seed
@@ -164,10 +164,12 @@ def fit(
     module = build_module(config, data.facts, metadata)
     module.check_data(data)
     starts = config.trainer.start is not None and (run is None or not (run / runs.CHECKPOINTS / "last.ckpt").is_file())
-    if starts:
+    if starts or config.trainer.lora is not None:  # factors are nothing without their base
         notes = start_from(module.model, config, data.facts)
-        if report is not None and not is_helper():
+        if report is not None and not is_helper() and starts:
             report("\n".join(notes))
+    if config.trainer.lora is not None:
+        module.metadata[factors.KEY] = metadata[factors.KEY] = factors.describe(config)
     sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
@@ -181,9 +183,8 @@ def fit(
         atomic.write_text(run / runs.DATA, data.facts.to_json())
         run_status.clear(run)
         if starts:
-            tensor_files.save_model(
-                run / runs.START, module.model.state_dict(), text, {FACTS: metadata[FACTS], STEP: "0"}
-            )
+            entries = {name: value for name, value in metadata.items() if name != "config"}
+            tensor_files.save_model(run / runs.START, module.kept(), text, {**entries, STEP: "0"})
 
     metrics = MetricsLog(run)
     logging = config.logging
@@ -244,10 +245,11 @@ def fit(
     averaged = ema.average.whole() if sharded and not stop.exit_code else {}  # by all processes together
     if trainer.is_global_zero and not stop.exit_code:
         with exits_on_sigterm(run), ema.average.applied():
-            entries = {FACTS: metadata[FACTS], STEP: str(trainer.global_step)}
+            entries = {name: value for name, value in metadata.items() if name != "config"}
+            entries[STEP] = str(trainer.global_step)
 
             def write(**more: str) -> None:
-                weights = averaged or module.model.state_dict()
+                weights = averaged or module.kept()
                 tensor_files.save_model(run / runs.MODEL, weights, text, {**entries, **more})
 
             if module.fits_after_training:  # whatever becomes of the fit, what was trained is there

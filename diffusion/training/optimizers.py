@@ -107,7 +107,7 @@ def make_optimizer(model: nn.Module, options: OptimizerConfig, steps: int) -> di
     Raises:
         UserError: Muon for weights that are divided among devices.
     """
-    weights = list(model.parameters())
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     divided = any(isinstance(weight, DTensor) for weight in weights)
     optimizer: torch.optim.Optimizer
     if options.name == "adamw":

@@ -1,5 +1,7 @@
 """A run that starts from the weights of another model: `train.py --from`, `trainer.start`.
 
+With `--lora`, `trainer.lora`, low-rank factors on the weights are trained in their place (`models.factors`).
+
 Both the weights and their average begin as the averaged weights of the source; the optimiser, the counters and the
 ramp-up of the average are fresh. At step 0 the model has the figures of its source, to the bit.
 """
@@ -14,6 +16,7 @@ from ..data.class_names import names_of
 from ..errors import UserError
 from ..models.adopt import AdoptedModel
 from ..models.build import DataFacts, check_state
+from ..models.factors import add_factors
 from ..models.load import load
 
 _CLASSES = "conditioning.classes.weight"
@@ -58,9 +61,17 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
     if source.facts.shape[0] != facts.shape[0]:
         channels = f"{source.facts.shape[0]} channels, and '{facts.name}' has {facts.shape[0]}"
         raise UserError(f"{name} takes data of {channels}")
-    state, notes = _with_classes(source.module.state_dict(), model.state_dict(), source.facts, facts)
+    state, notes, new = _with_classes(source.module.state_dict(), model.state_dict(), source.facts, facts)
     check_state(state, model, name)
     model.load_state_dict(state)
+    if (rank := config.trainer.lora) is not None:
+        count, total = add_factors(model, rank, new), sum(value.numel() for value in state.values())
+        learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        also = ", and the label embedding" if new else ""
+        notes.append(
+            f"training factors of rank {rank} of {count} weights{also}: {learned:,} numbers; "
+            f"the model's own {total:,} stay"
+        )
     for what, there, here in (
         ("size", source.facts.shape[1:], facts.shape[1:]),
         ("grey levels", source.facts.levels, facts.levels),
@@ -74,12 +85,13 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
 
 def _with_classes(
     state: dict[str, Tensor], fresh: dict[str, Tensor], there: DataFacts, here: DataFacts
-) -> tuple[dict[str, Tensor], list[str]]:
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The state with the label embedding of the run: the source's where the classes are as many, else a new one.
 
-    Its last row, no label, stays what it was, so that without labels the model is the same.
+    Its last row, no label, stays what it was, so that without labels the model is the same. Also what to say of it, and
+    the embeddings whose classes are other ones than in the source.
     """
-    notes, made = [], dict(state)
+    notes, made, new = [], dict(state), []
     for name in {key for key in (*state, *fresh) if key.endswith(_CLASSES)}:
         if name not in fresh:
             notes.append(f"labels: its {len(made.pop(name)) - 1} classes are left out; the run takes no labels")
@@ -88,6 +100,8 @@ def _with_classes(
             made[name][-1] = state[name][-1] if name in state else 0.0
             before = len(state[name]) - 1 if name in state else 0
             notes.append(f"labels: {before} classes in its training, {len(fresh[name]) - 1} now: a new label embedding")
+            new.append(name)
         elif names_of(there.provenance, there.num_classes) != names_of(here.provenance, here.num_classes):
             notes.append("labels: as many classes, by other names; their embedding is kept")
-    return made, notes
+            new.append(name)
+    return made, notes, new

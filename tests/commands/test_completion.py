@@ -10,7 +10,7 @@ from diffusion.commands.app import command
 from diffusion.commands.completion.completion import script
 from diffusion.commands.dispatch import COMMANDS, main
 from diffusion.config.files import KEYS, available_configs
-from diffusion.storage.runs import pretrained_names
+from diffusion.storage.runs import shipped_models
 
 ASK = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _diffusion; printf "%s\\n" "${COMPREPLY[@]}"'
 
@@ -28,7 +28,7 @@ def test_bash_completes_commands_options_keys_and_runs(tmp_path):
         ("python", "train.py", "--config", ""): set(available_configs()),
         ("./sample.py", "--guidance"): {"--guidance", "--guidance-interval"},
         ("python", "sample.py", "--run", ""): {"pretrained:", "mine-0001"},
-        ("python", "sample.py", "--run", "pretrained", ":"): set(pretrained_names()),
+        ("python", "sample.py", "--run", "pretrained", ":"): {name.partition(":")[2] for name in shipped_models()},
         (*diffusion_, "compare", "mi"): {"mine-0001"},
         ("python", "other.py", "x"): set(),
     }

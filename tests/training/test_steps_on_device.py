@@ -10,7 +10,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from pretended_device import DEVICE, Device
 from tiny_configs import autoencoder_config, digits_config, toy_config
 
+import diffusion
 import diffusion.training.fit as fitting
+from diffusion.numerics import placement
+from diffusion.training.distributed.launch import process_options
 from diffusion.training.gradient_guard import TrainingDivergedError
 from diffusion.training.logs.metrics import read_metrics
 
@@ -50,8 +53,8 @@ def fit_there(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
 
-    def fit(config, kind=Steps):
-        device = Device()
+    def fit(config, kind=Steps, float64=True):
+        device = Device(float64)
         steps = kind(device)
         with device:
             run = fitting.fit(config, callbacks=[steps]).run
@@ -93,6 +96,27 @@ def test_of_data_in_memory_the_batch_is_copied(tmp_path, fit_there, family, copi
     _, steps = fit_there(config_of(tmp_path, family))
     assert steps.counts["to_device"] == copies * (LAST - FIRST), steps.places
     assert not steps.counts.keys() & {"waits", "to_host"}
+
+
+@pytest.mark.usefixtures("quick_fit")
+@pytest.mark.parametrize("case", [*CASES, "toy"])
+def test_without_float64_there_a_run_ends_as_on_the_cpu(tmp_path, fit_there, monkeypatch, case):
+    """With its validations and samples: the networks' steps are taken there, all numbers are on the CPU."""
+    own = CASES.get(case, ("toy",))
+    more = ("trainer.validate_every=4", "trainer.sample_every=4", "trainer.steps=4")
+    with monkeypatch.context() as patch:
+        patch.setattr(placement, "WITHOUT_FLOAT64", {DEVICE.type})
+        run, steps = fit_there(config_of(tmp_path / "there", *own, *more), Validation, float64=False)
+    monkeypatch.setattr(fitting, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(fitting, "process_options", process_options)
+    here = fitting.fit(config_of(tmp_path / "here", *own, *more)).run
+    assert steps.counts["to_device"] > 0, "it was there"
+    found, expected = (diffusion.load(path).module.state_dict() for path in (run, here))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    logged = [[row for row in read_metrics(path / "metrics.jsonl") if "validation/loss" in row] for path in (run, here)]
+    assert logged[0]
+    assert logged[0][-1]["validation/loss"] == pytest.approx(logged[1][-1]["validation/loss"], rel=1e-3)
 
 
 class Validation(Steps):

@@ -88,7 +88,7 @@ def script(commands: Mapping[str, Callable[[Sequence[str]], int]], shell: str = 
     cases = "\n".join(f'      {name}) found="{" ".join(found)}" ;;' for name, found in words.items())
     text = _SCRIPT.format(
         commands=" ".join(commands), configs=" ".join(available_configs()), cases=cases,
-        models=" ".join(runs.pretrained_names()),
+        models=" ".join(name.partition(":")[2] for name in runs.shipped_models()),
     )  # fmt: skip
     return ("autoload -Uz bashcompinit && bashcompinit\n" if shell == "zsh" else "") + text
 

@@ -43,7 +43,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
     add("--batch-size", type=positive, metavar="B", help="images measured and stored at a time (default: 128)")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--again", action="store_true", help="measure again, replacing stored results")
     add("--ranked", action="store_true", help="also write a picture of the most and the least likely images")
     add("--ood", type=path, metavar="DATA",

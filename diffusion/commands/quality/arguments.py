@@ -45,7 +45,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--sampler", help="as in sample.py (default: the run's own; so for all sampling options)")
     add("--steps", type=positive, metavar="N", help="number of steps")
     add("--eta", type=number, help="fresh noise: 0 none, 1 the reverse SDE")
-    add("--variance", help="lower, upper or analytic (ancestral)")
+    add("--variance", help="lower, upper, analytic or learned (ancestral)")
     add("--label", metavar="CLASS", help=f"draw this class, by number or name; {OF_REFERENCE}: all classes, in the "
         "proportion of the reference images (default: no label)")  # fmt: skip
     add("--guidance", type=number, help="weight of classifier-free guidance towards the label (default: 1, off)")
@@ -58,7 +58,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae)")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images processed at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--no-scale", dest="scale", action="store_false", help="omit the rows for scale: held-out images and uniform "
         "noise, compared with the same reference")  # fmt: skip
     add("--again", action="store_true", help="measure again, replacing stored results")

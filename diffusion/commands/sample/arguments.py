@@ -24,7 +24,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=seed, default=0, help="the random seed; sample i depends on the seed and i only (default: 0)")
     add("--eta", type=dial, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
         "1 for log-SNRs from -3 to 5 and 0 elsewhere (SDE samplers)")  # fmt: skip
-    add("--variance", help="lower, upper or analytic (ancestral)")
+    add("--variance", help="lower, upper, analytic or learned (ancestral)")
     add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
         "(default: the run's own, else that which suits the sampler)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends (default: 3 log(steps) for "
@@ -82,7 +82,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
     add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--out", type=path, metavar="PATH",
         help="x.png: a grid; x.npz, x.zip or dir/: the images themselves, and a grid; "
         "repeating an interrupted command resumes it")  # fmt: skip

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ... import samplers
 from ...data.files.decoding import ImageFile, decode
-from ...denoisers.denoiser import device_of
 from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
 from ...errors import UserError, choose
 from ...models import noisy_classifier
 from ...models.load import DiffusionModel, TrainedModel, load
+from ...numerics.placement import weights_on
 from ...samplers import LinearSampler, RePaint, Sampler, SDEdit
 from ...samplers.sdedit import log_snr_of_strength
 from ...sampling.settings import CONTROLS, fields_of_sampler
@@ -101,7 +101,7 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
     if weight == 1.0:
         raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
-    guide = load(path, device_of(model.denoiser), runs_dir)
+    guide = load(path, weights_on(model.denoiser), runs_dir)
     if "size" in left:
         guide = guide.at_size(left["size"])
     if not isinstance(guide, DiffusionModel):
@@ -119,7 +119,7 @@ def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> Diffu
         raise UserError(f"--classifier: {path} is of images {network.shape}; the model's are {model.facts.shape}")
     if left["label"] >= network.num_classes:
         raise UserError(f"--label: found {left['label']}; the classifier {path} knows 0 to {network.num_classes - 1}")
-    classifier = PathClassifier(network.to(device_of(model.denoiser)), model.denoiser.schedule)
+    classifier = PathClassifier(network, model.denoiser.schedule).to(weights_on(model.denoiser))
     weight = left.pop("guidance", 1.0)
     return model.around(ClassifierGuided(model.denoiser, classifier, network.num_classes, weight, interval))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...data import pictures
 from ...errors import UserError
@@ -27,38 +29,79 @@ DEFAULT_SAMPLER = "ode"
 _STRIP = 8
 
 
-def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
-    """Write the noise of images to an npz file and report the error of the way back; returns the exit code.
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Images, their noise, and the way back.
 
-    The file has `noise` (n, *shape), what `diffusion.sample` takes as `noise`, and `record`, how it was made, as JSON.
+    Args:
+        record: How the noise was made.
+        x: The images as the model sees them, (n, *shape) in [-1, 1].
+        noise: What `diffusion.sample` takes as `noise`, (n, *shape).
+        back: What is drawn from it, (n, *shape).
+        nfe: Evaluations per image, there and back.
+        seconds: The wall time of both.
+    """
+
+    record: SampleRecord
+    x: Tensor
+    noise: Tensor
+    back: Tensor
+    nfe: tuple[float, float]
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write `noise` and `record`, how it was made as JSON, to an npz file."""
+        with atomic.writer(path) as file:
+            text = json.dumps(asdict(self.record))
+            np.savez_compressed(file, noise=self.noise.cpu().numpy(), record=np.array(text))
+
+    @property
+    def error(self) -> str:
+        """How far the way back ends from the images, in levels of 255."""
+        error = 127.5 * (self.back - self.x)
+        rms, most = float(error.square().mean().sqrt()), float(error.abs().max())
+        return f"off by {rms:.2g} of 255 (RMS), {most:.2g} at most"
+
+
+def encoded(model: TrainedModel, record: SampleRecord, images: Sequence[str]) -> Encoded:
+    """Encode image files with the settings of a record, and draw them back.
+
+    Raises:
+        UserError: For a model or settings without a way to the noise, and images that do not fit the model.
     """
     model = _of_images(model, record, "--encode")
-    if options.interpolate:
-        raise UserError("--encode, --interpolate: use only one of them")
-    settings = {**record.settings, "encode": options.encode}
-    made = replace(record, settings=settings, images=image_digests(settings), count=len(options.encode))
-    path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)
-    if path.suffix != ".npz":
-        raise UserError(f"--out: found '{path}'; --encode writes x.npz")
-    x = torch.cat([read_image("--encode", name, model.facts.shape) for name in options.encode])
+    made = _record_of(record, images)
+    x = torch.cat([read_image("--encode", name, model.facts.shape) for name in images])
     settings = _plain(record)
     start = time.perf_counter()
     with model.counted() as there:
         noise = encode(model, x, **settings)
     with model.counted() as again:
         back = model.sample(len(x), noise=noise, **settings).cpu()
-    seconds = time.perf_counter() - start
-    with atomic.writer(path) as file:
-        text = json.dumps(asdict(made))
-        np.savez_compressed(file, noise=noise.cpu().numpy(), record=np.array(text))
-    error = 127.5 * (back - x)
+    nfe = there.rows / len(x), again.rows / len(x)
+    return Encoded(made, x, noise, back, nfe, time.perf_counter() - start)
+
+
+def _record_of(record: SampleRecord, images: Sequence[str]) -> SampleRecord:
+    settings = {**record.settings, "encode": list(images)}
+    return replace(record, settings=settings, images=image_digests(settings), count=len(images))
+
+
+def encode_command(model: TrainedModel, record: SampleRecord, options: argparse.Namespace) -> int:
+    """Write the noise of images to an npz file and report the error of the way back; returns the exit code."""
+    _of_images(model, record, "--encode")
+    if options.interpolate:
+        raise UserError("--encode, --interpolate: use only one of them")
+    made = _record_of(record, options.encode)
+    path = Path(options.out) if options.out is not None else free_name(Path("noise.npz"), made)
+    if path.suffix != ".npz":
+        raise UserError(f"--out: found '{path}'; --encode writes x.npz")
+    found = encoded(model, record, options.encode)
+    found.save(path)
     print(f"wrote {path}")
-    print(
-        f"back again: off by {float(error.square().mean().sqrt()):.2g} of 255 (RMS), "
-        f"{float(error.abs().max()):.2g} at most"
-    )
-    nfe = f"NFE {there.rows / len(x):.0f} there, {again.rows / len(x):.0f} back"
-    print(f"{len(x)} images, sampler {record.settings['sampler']}, {nfe}, {seconds:.1f} s")
+    print(f"back again: {found.error}")
+    nfe = f"NFE {found.nfe[0]:.0f} there, {found.nfe[1]:.0f} back"
+    print(f"{len(found.x)} images, sampler {record.settings['sampler']}, {nfe}, {found.seconds:.1f} s")
     return 0
 
 

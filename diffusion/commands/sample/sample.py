@@ -60,35 +60,9 @@ def draw(options: argparse.Namespace) -> int:
     if record is not None:
         return redraw(model, record, options, device)
 
-    given = given_settings(options)
-    if (options.encode or options.interpolate) and "sampler" in model.sampling_options:
-        given = {"sampler": DEFAULT_SAMPLER, **given}
-    for name in given:
-        if name not in model.sampling_options:
-            taken = ", ".join(map(flag, ("n", "seed", *model.sampling_options)))
-            family = model.config.family
-            raise UserError(f"{flag(name)}: {model.source} is of family '{family}', which takes {taken}")
-    if options.option and "sampler" not in model.sampling_options:
-        raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
-    given |= dict(options.option or ())
-    if options.label is not None:
-        given["label"] = _class_number(model, options)
-    settings = model.sampling_settings(with_defaults(given))
-    model = _sized(model, settings)
-    (shown, way), *_ = settings.items()
+    model, record = asked(model, options, device)
+    (shown, way), *_ = record.settings.items()
     n = options.n or model.config.sampling.n
-    if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
-        print(
-            "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
-        )
-    limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
-    if settings.get("grid") == time_grids.AUTO:
-        print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
-    if way == FITTED:
-        _check_fitted(settings)
-        print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
-    with reported_tuning(options.tuning_seconds):
-        record = _record(model, options.seed, settings, device, options.runs)
     if options.encode:
         return encode_command(model, record, options)
     if options.interpolate:
@@ -123,14 +97,57 @@ def draw(options: argparse.Namespace) -> int:
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     if options.run is None and model.source == DEFAULT_MODEL:
         print(f"next: {typed('train')}")
-    else:
-        print(f"next: {typed('evaluate')} {shlex.quote(named(model.source))}")
+    elif (name := named(model.source)) is not None:
+        print(f"next: {typed('evaluate')} {shlex.quote(name)}")
     return 0
 
 
-def named(source: str) -> str:
-    """How to name a model on a command line: a run by its folder, whatever its file."""
-    return str(Path(source).parent) if Path(source).name == runs.MODEL else source
+def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device) -> tuple[TrainedModel, SampleRecord]:
+    """The model at the size that a command line asks for, and the record of what is to be drawn with it.
+
+    Args:
+        model: The model.
+        options: Of `parse_sample_arguments`.
+        device: Where it is drawn.
+
+    Raises:
+        UserError: For options that the model does not take.
+    """
+    given = given_settings(options)
+    if (options.encode or options.interpolate) and "sampler" in model.sampling_options:
+        given = {"sampler": DEFAULT_SAMPLER, **given}
+    for name in given:
+        if name not in model.sampling_options:
+            taken = ", ".join(map(flag, ("n", "seed", *model.sampling_options)))
+            family = model.config.family
+            raise UserError(f"{flag(name)}: {model.source} is of family '{family}', which takes {taken}")
+    if options.option and "sampler" not in model.sampling_options:
+        raise UserError(f"--option: {model.source} is of family '{model.config.family}', which has no sampler")
+    given |= dict(options.option or ())
+    if options.label is not None:
+        given["label"] = _class_number(model, options)
+    settings = model.sampling_settings(with_defaults(given))
+    model = _sized(model, settings)
+    way = next(iter(settings.values()))
+    if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
+        print(
+            "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
+        )
+    limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
+    if settings.get("grid") == time_grids.AUTO:
+        print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
+    if way == FITTED:
+        _check_fitted(settings)
+        print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
+    with reported_tuning(options.tuning_seconds):
+        return model, _record(model, options.seed, settings, device, options.runs)
+
+
+def named(source: str) -> str | None:
+    """How to name a run or a shipped model on a command line; None for others, which may know of no data."""
+    if source in runs.shipped_models():
+        return source
+    return str(Path(source).parent) if Path(source).name == runs.MODEL else None
 
 
 def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--download", action="store_true", help="download torchvision's Inception weights if they are missing")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
     add("--again", action="store_true", help="measure again, replacing stored results")
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
     return parser.parse_args(list(argv))

@@ -25,6 +25,7 @@ from ...devices import device_name
 from ...errors import SolverError, UserError
 from ...metrics import frechet_estimate, kernel_distance
 from ...models.tuning_cache import reported_tuning
+from ...numerics.placement import for_numbers
 from ...numerics.random import FIXED_ORDER
 from ...samplers import ODE, Sampler, build
 from ...sampling.fit import FITTED_NOW
@@ -184,7 +185,7 @@ class Bench:
                 whole = torch.tensor([schedule.t_max, schedule.t_min, 0.0], dtype=torch.float64)
                 self._tight = self._sample(solver, whole, torch.float64)
                 tensor_files.write(path, {"x": self._tight}, {"tight": json.dumps(question, sort_keys=True)})
-            self._tight = self._tight.to(self.device)
+            self._tight = self._tight.to(for_numbers(self.device))
         return self._tight
 
     def _measure(self, cell: Cell) -> Measured:

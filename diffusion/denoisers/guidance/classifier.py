@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...numerics.broadcasting import pad_dims_like
+from ...numerics.placement import Placed
 from ...schedules import Schedule
 from ..condition import labels_only
 from ..denoiser import DenoiserWrapper
@@ -19,7 +20,7 @@ from ..preconditioning import c_noise
 from .guided import ALWAYS, Interval
 
 
-class PathClassifier(nn.Module):
+class PathClassifier(Placed):
     """p(label | x_t) on the path of any schedule, from a network conditioned on log-SNR.
 
     The network receives x_t / sqrt(alpha^2 + sigma^2), so the same one works on every path.

@@ -25,6 +25,8 @@ from .known import Known
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 PREDICTS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "time"}
+# Of ancestral steps; their fixed_large_log and learned (not a range) are those of no published pipeline.
+VARIANCES = {"fixed_small": "lower", "fixed_small_log": "lower", "fixed_large": "upper", "learned_range": "learned"}
 # Their schedulers on a table of betas, and the sampler of ours that draws as they do; None: another one does.
 SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"} | dict.fromkeys(
     f"{name}Scheduler"
@@ -100,13 +102,16 @@ def conventions_of(scheduler: Fields) -> dict[str, Any]:
         return {"path": {"name": "ve", **ends}, "predicts": "score", "time": "sigma", "levels": LEVELS,
                 "data_range": [0, 1]}  # fmt: skip
     clips = scheduler.flag("clip_sample", SCHEDULERS[kind] is not None)
+    thresholds = scheduler.flag("thresholding", False)  # which takes the place of clipping
     return {
         "path": _path_of(scheduler),
         "predicts": PREDICTS[scheduler.word("prediction_type", "epsilon", PREDICTS)],
         "time": "index",
         "levels": LEVELS,
-        "clip": scheduler.number("clip_sample_range", 1.0, 1e-9) if clips else None,
-    }
+        "clip": scheduler.number("clip_sample_range", 1.0, 1e-9) if clips and not thresholds else None,
+        **({"threshold": [scheduler.number("dynamic_thresholding_ratio", 0.995, 1e-9, 1.0),
+                          scheduler.number("sample_max_value", 1.0, 1.0)]} if thresholds else {}),
+    }  # fmt: skip
 
 
 def _path_of(scheduler: Fields) -> dict[str, Any]:
@@ -133,5 +138,11 @@ def sampling_of(scheduler: Fields) -> dict[str, Any]:
     sampler = SCHEDULERS.get(scheduler.get("_class_name"))
     if sampler is None:
         return {}
-    steps = {"steps": scheduler.whole("num_train_timesteps", None)} if sampler == "ancestral" else {}
-    return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **steps}
+    more: dict[str, Any] = {}
+    if sampler == "ancestral":
+        more["steps"] = scheduler.whole("num_train_timesteps", None)
+        if (kind := scheduler.word("variance_type", "fixed_small", VARIANCES)) != "fixed_small":
+            more["variance"] = VARIANCES[kind]
+    if offset := scheduler.whole("steps_offset", 0, 0):
+        more["steps_offset"] = offset
+    return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **more}

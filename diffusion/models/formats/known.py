@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...denoisers.given import whole_number
 from ...errors import UserError, choose, shown
+from ...samplers.ancestral import VARIANCES
 from ...storage.records import DAMAGED, reading
 from ..adopt import AdoptedModel, adopt
 from ..build import check_state
@@ -41,7 +43,8 @@ class Known:
         options: The arguments of that, plain values.
         weights: The network's state.
         conventions: Arguments of `adopt`, plain values: a table is a list.
-        sampling: Fields of `SamplingConfig`: how it is drawn from where nothing else is said.
+        sampling: Fields of `SamplingConfig`, and `variance` and `steps_offset` of `AdoptedModel`: how it is drawn from
+            where nothing else is said.
     """
 
     network: str
@@ -63,7 +66,11 @@ class Known:
         with _told_of(source):
             model = adopt(self._built(source), **self.conventions)
             model.source, model.known = source, self
-            model.config = model.config.replace(sampling=model.config.sampling.replace(**self.sampling))
+            sampling = dict(self.sampling)
+            if (variance := sampling.pop("variance", None)) is not None:
+                model.variance = choose("variance", str(variance), VARIANCES)
+            model.steps_offset = whole_number("steps_offset", sampling.pop("steps_offset", 0), 0)
+            model.config = model.config.replace(sampling=model.config.sampling.replace(**sampling))
         return model
 
     def _built(self, source: str) -> nn.Module:

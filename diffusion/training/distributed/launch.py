@@ -38,7 +38,7 @@ class Sharded(ModelParallelStrategy):
 def process_options(config: Config, device: torch.device) -> dict[str, Any]:
     """The options of Lightning's trainer that describe the processes."""
     processes, count = launched(), process_count(config)
-    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    accelerator = {"cuda": "gpu", "mps": "mps"}.get(device.type, "cpu")
     if count == 1:
         devices: Any = 1 if device.index is None else [device.index]
         return {"accelerator": accelerator, "devices": devices, "strategy": "auto"}

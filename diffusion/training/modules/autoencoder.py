@@ -22,6 +22,7 @@ from ...config import Config
 from ...errors import UserError
 from ...models.build import Data
 from ...numerics import random
+from ...numerics.placement import for_numbers
 from .base import ModelModule
 
 # The codes that each validation image is decoded from, at least.
@@ -71,7 +72,7 @@ class VAEModule(ModelModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros_like(self._sums, device=self.device)
+        self._sums = torch.zeros_like(self._sums, device=self.where)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The bound itself, beta 1 and no bits free, whatever is trained on."""
@@ -130,7 +131,7 @@ class EAEModule(ModelModule):
         return losses.loss
 
     def on_validation_epoch_start(self) -> None:
-        self._error, self._codes = torch.zeros_like(self._error, device=self.device), []
+        self._error, self._codes = torch.zeros_like(self._error, device=self.where), []
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         model, x = self.autoencoder, batch["x"]
@@ -145,7 +146,7 @@ class EAEModule(ModelModule):
         enough = count > options.neighbours
         entropy = float(knn_entropy(torch.cat(self._codes), options.neighbours)) if enough else 0.0
         parts = [float(self._error), count, entropy * count * enough, count * enough]
-        sums = torch.tensor(parts, dtype=torch.float64, device=self.device)
+        sums = torch.tensor(parts, dtype=torch.float64, device=self.where)
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
         self._codes = []
@@ -170,7 +171,7 @@ class EAEModule(ModelModule):
     def finish(self, data: Data, device: torch.device) -> None:
         """Fit the statistics of the code, the mixture and the declared density to the training images."""
         assert data.images is not None
-        images = data.images.train.to(device)
+        images = data.images.train.to(for_numbers(device))
         self.autoencoder.to(device).fit_after_training(images, self.config.seed, tell=_tell)
 
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Config
+from ...models import factors
 from ...models.build import Data
 from ...numerics import random
+from ...numerics.placement import for_numbers
 from ..distributed.shards import is_sharded, shard
+from ..ema import AVERAGE_KEY
 from ..optimizers import make_optimizer
 
 
@@ -42,6 +45,11 @@ class ModelModule(L.LightningModule):
         return self.get_submodule(self.averaged)
 
     @property
+    def where(self) -> torch.device:
+        """The device of the data and of all numbers (`numerics.placement`)."""
+        return for_numbers(self.device)
+
+    @property
     @abstractmethod
     def networks(self) -> tuple[nn.Module, ...]:
         """The parts to compile."""
@@ -55,10 +63,12 @@ class ModelModule(L.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def number(self, value: int) -> int | Tensor:
         """A whole number, as a graph takes it: on the module's device, and written there, not copied from the host."""
-        return torch.full((), value, dtype=torch.long, device=self.device) if self.compiles else value
+        return torch.full((), value, dtype=torch.long, device=self.where) if self.compiles else value
 
     def compiled(self, name: str) -> Callable[..., Any]:
         """The method of this name, compiled with the networks inside where the run compiles (`compiles`)."""
@@ -101,5 +111,34 @@ class ModelModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return make_optimizer(self.model, self.config.optimizer, self.config.trainer.steps)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What of the model's weights its file holds: all, or the factors on those of another model's."""
+        state = self.model.state_dict()
+        if factors.KEY not in self.metadata:
+            return state
+        return factors.for_file({name: state[name] for name in factors.learned_names(self.model)})
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model"] = {**self.metadata, "step": str(self.trainer.global_step)}
+        for state, prefix in self._states(checkpoint):
+            for name in self._base():
+                state.pop(prefix + name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if factors.KEY in self.metadata:
+            factors.require_same_base(self.metadata, checkpoint.get("model", {}))
+        for state, prefix in self._states(checkpoint):
+            for name, value in self._base().items():
+                state.setdefault(prefix + name, value)
+
+    def _base(self) -> dict[str, Tensor]:
+        """The weights that checkpoints do without: those of the model that factors are trained on."""
+        if factors.KEY not in self.metadata:
+            return {}
+        learned = set(factors.learned_names(self.model))
+        return {name: value for name, value in self.model.state_dict().items() if name not in learned}
+
+    def _states(self, checkpoint: dict[str, Any]) -> list[tuple[dict[str, Tensor], str]]:
+        """The weights and the average in a checkpoint, with what the names of the model's begin with."""
+        averages = checkpoint.get(AVERAGE_KEY, {}).get("averages", [])
+        return [(checkpoint["state_dict"], f"{self.averaged}."), *((state, "") for state in averages)]

@@ -105,8 +105,8 @@ class DenoiserModule(ModelModule):
 
     def prepare(self) -> None:
         with evaluation_mode(self.denoiser), torch.no_grad():
-            x = torch.zeros(1, *self.denoiser.shape, device=self.device)
-            self.denoiser(x, torch.full((1,), 0.5, dtype=torch.float64, device=self.device))
+            x = torch.zeros(1, *self.denoiser.shape, device=self.where)
+            self.denoiser(x, torch.full((1,), 0.5, dtype=torch.float64, device=self.where))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         step, x = int(batch["step"]), batch["x"]
@@ -124,10 +124,10 @@ class DenoiserModule(ModelModule):
 
     def on_fit_start(self) -> None:
         if self.normalizer is not None:  # once, and not at each step
-            self.normalizer = self.normalizer.on(self.device)
+            self.normalizer = self.normalizer.on(self.where)
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros_like(self._sums, device=self.device)
+        self._sums = torch.zeros_like(self._sums, device=self.where)
         self._most = 0
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

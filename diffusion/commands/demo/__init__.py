@@ -1,0 +1,1 @@
+"""`demo`: a page on this machine to play with models."""

@@ -1,0 +1,129 @@
+"""Images that are dropped on the page: kept as files, so that a command line can name them; and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...data import pictures
+from ...data.charts import COLOURS, PALE, draw, panels
+from ...errors import UserError
+from ...likelihood import Estimate
+from ...models import DiffusionModel, TrainedModel
+from ...storage import atomic, runs
+from ..sample.control import read_image
+from .drawing import Picture, png_of
+
+EVALUATIONS = 128  # noise levels for the bits of one image
+
+
+def kept(path: str, folder: Path) -> str:
+    """A copy of an image file in `folder`, named by its content; returns its path."""
+    content = Path(path).read_bytes()
+    suffix = Path(path).suffix.lower()
+    target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return str(target)
+
+
+def kept_sample(sample: Tensor, folder: Path) -> str:
+    """A sample, (C, H, W) in [-1, 1], as an image file in `folder`; returns its path."""
+    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy()))
+    target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}.png"
+    atomic.write_bytes(target, content)
+    return str(target)
+
+
+def kept_mask(marks: str, shape: Sequence[int], folder: Path) -> str:
+    """A mask in `folder`, white where `marks` has a 1, row by row; returns its path.
+
+    Raises:
+        UserError: For marks of another size, and none at all.
+    """
+    height, width = shape[-2:]
+    if len(marks) not in (0, height * width) or set(marks) - {"0", "1"}:
+        raise UserError(f"--mask: found marks for {len(marks)} pixels; this model's images have {height * width}")
+    if "1" not in marks:
+        raise UserError("--mask: nothing is marked; paint over the part of the image that is to be filled in")
+    image = Image.frombytes("L", (width, height), bytes(255 * int(mark) for mark in marks))
+    content = pictures.encode(image)
+    target = folder / f"mask-{hashlib.sha256(content).hexdigest()[:8]}.png"
+    atomic.write_bytes(target, content)
+    return str(target)
+
+
+def seen(model: TrainedModel, path: str) -> Tensor:
+    """An image as a model sees it, (1, C, H, W) in [-1, 1].
+
+    Raises:
+        UserError: For a model of other data, and a file that is no image.
+    """
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"image: {model.source} has no path from noise to an image; a diffusion model of images has")
+    return read_image("image", path, model.facts.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Bits:
+    """The likelihood of one image.
+
+    Args:
+        estimate: The evidence lower bound.
+        bits_per_dim: Its bits/dim.
+        parts: Its terms, in bits/dim.
+        chart: Bits/dim by log-SNR.
+    """
+
+    estimate: Estimate
+    bits_per_dim: float
+    parts: dict[str, float]
+    chart: Picture
+
+
+def bits(model: TrainedModel, path: str, seed: int) -> Bits:
+    """Measure an image: its variational bound, and at which noise levels its bits are spent.
+
+    Raises:
+        UserError: As `seen`.
+    """
+    x = seen(model, path)
+    assert model.dequantizer is not None
+    images = model.dequantizer.quantize(x)
+    estimate = model.log_likelihood(images, method="elbo", evaluations=EVALUATIONS, seed=seed)
+    unit = -1.0 / (estimate.dims * math.log(2.0))
+    terms = ("prior", "diffusion", "reconstruction")
+    parts = {name: unit * float(estimate.terms[name][0]) for name in terms}
+    about = {
+        "image": runs.file_digest(path), "model": model.source, "weights": model.weights, "kind": estimate.kind,
+        "bits_per_dim": float(estimate.bits_per_dim[0]), "protocol": dict(estimate.protocol),
+    }  # fmt: skip
+    chart = Picture(png_of(_chart(estimate, unit), about), "bits.png")
+    return Bits(estimate, float(estimate.bits_per_dim[0]), parts, chart)
+
+
+def _chart(estimate: Estimate, unit: float) -> Image.Image:
+    """Bits/dim per unit of log-SNR, as a staircase."""
+    curve = unit * estimate.terms["curve"][0].double()
+    low, high = (float(end) for end in estimate.protocol["curve_log_snr"])  # type: ignore[attr-defined]
+    edges = torch.linspace(low, high, len(curve) + 1, dtype=torch.float64)
+    density = curve / (edges[1] - edges[0])
+    figure, (axis,) = panels(6.4, 2.6)
+    axis.stairs(density.tolist(), edges.tolist(), color=COLOURS[0], fill=True, alpha=0.25)
+    axis.stairs(density.tolist(), edges.tolist(), color=COLOURS[0], linewidth=1.6, baseline=None)
+    axis.axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
+    axis.annotate(
+        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
+        xycoords=("axes fraction", "data"), textcoords="offset points",
+    )  # fmt: skip
+    axis.set(xlabel="log-SNR: noise to the left, data to the right", ylabel="bits/dim per unit of log-SNR")
+    return draw(figure)

@@ -1,0 +1,65 @@
+"""The page on the air: its look, its address, and nothing that calls anybody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .page import Page
+
+_STATIC = Path(__file__).parent / "static"
+# Gradio's variables, in terms of those of style.css, which know of dark mode.
+_COLOURS = {
+    f"{name}{mode}": value
+    for mode in ("", "_dark")
+    for name, value in {
+        "body_background_fill": "var(--paper)",
+        "body_text_color": "var(--ink)",
+        "body_text_color_subdued": "var(--soft)",
+        "background_fill_primary": "var(--sheet)",
+        "background_fill_secondary": "var(--paper)",
+        "block_background_fill": "var(--sheet)",
+        "block_border_color": "var(--line)",
+        "block_label_text_color": "var(--soft)",
+        "block_title_text_color": "var(--soft)",
+        "border_color_primary": "var(--line)",
+        "border_color_accent": "var(--accent)",
+        "color_accent_soft": "var(--paper)",
+        "slider_color": "var(--accent)",
+        "input_background_fill": "var(--paper)",
+        "input_border_color": "var(--line)",
+        "input_border_color_focus": "var(--accent)",
+        "button_primary_background_fill": "var(--accent)",
+        "button_primary_background_fill_hover": "var(--accent)",
+        "button_primary_text_color": "var(--on-accent)",
+        "button_secondary_background_fill": "var(--sheet)",
+        "button_secondary_background_fill_hover": "var(--paper)",
+        "button_secondary_border_color": "var(--line)",
+        "button_secondary_text_color": "var(--ink)",
+        "link_text_color": "var(--accent)",
+    }.items()
+}
+
+
+def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
+    """The page, listening; and its address.
+
+    Raises:
+        UserError: For an address or a port that cannot be had.
+    """
+    gr, blocks = page.gr, page.blocks()
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="md")
+    theme.set(**_COLOURS, color_accent="var(--accent)")
+    script = f"<script>{(_STATIC / 'client.js').read_text(encoding='utf-8')}</script>"
+    try:
+        _, url, _ = blocks.launch(
+            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
+            theme=theme, css=(_STATIC / "style.css").read_text(encoding="utf-8"), head=script, footer_links=[],
+            run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(
+            f"--port: {host}:{port or 'any'} cannot be listened at ({str(error).splitlines()[0]})"
+        ) from error
+    return blocks, url

@@ -1,0 +1,133 @@
+"""Where draws and likelihoods begin on a path that does not end in noise: a Gaussian fitted to data.
+
+With data of mean m and covariance C, x_t has the mean alpha m and the covariance alpha^2 C + sigma^2 I, whatever their
+law. A path whose last level keeps signal (alphas_cumprod_T = 0.13, say) does not end in N(0, (alpha^2 + sigma^2) I),
+from which it is drawn by default; the Gaussian of these moments is as near to x_t as any Gaussian (in KL(p || .)), and
+the law of x_t itself where the data are Gaussian. Any start that does not depend on the data measured leaves a bound a
+bound, and a flow's density that of what the flow draws from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError, choose
+from .schedule import Schedule
+
+COVARIANCES = ("diagonal", "full")
+
+
+class FittedStart:
+    """The law N(alpha m, alpha^2 C + sigma^2 I) of x_t.
+
+    Args:
+        mean: m, of the shape of one sample.
+        covariance: C of the flattened sample, (D, D); or the variances, of the shape of one sample.
+
+    Raises:
+        UserError: For shapes that do not fit, and a covariance that is none.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor):
+        self.mean, dims = mean.double().cpu(), mean.numel()
+        covariance = covariance.double().cpu()
+        self.basis: Tensor | None = None
+        if covariance.shape == mean.shape:
+            self.variances = covariance.reshape(-1)
+        elif covariance.shape == (dims, dims):
+            variances, self.basis = torch.linalg.eigh(covariance)
+            # rounding, where fewer data than dimensions span it
+            self.variances = torch.where(variances.abs() < 1e-9 * variances[-1:].abs(), 0.0, variances)
+        else:
+            raise UserError(
+                f"covariance: found shape {tuple(covariance.shape)}; needs {tuple(mean.shape)}, variances, "
+                f"or ({dims}, {dims})"
+            )
+        if not bool((self.variances >= 0).all()) or not bool(torch.isfinite(self.mean).all()):  # also refuses nan
+            raise UserError("mean, covariance: are not those of data: a variance below zero, or no number")
+
+    @classmethod
+    def of(cls, x: Float[Tensor, " n *dims"], covariance: str = "diagonal") -> FittedStart:
+        """That of data as the denoiser sees them: held out, and not those that are measured.
+
+        Args:
+            x: Shape (N, *shape), two or more.
+            covariance: `diagonal`, the variance of each coordinate, or `full`, which takes more data than dimensions.
+
+        Raises:
+            UserError: For too few data.
+        """
+        choose("covariance", covariance, COVARIANCES)
+        n, dims = len(x), x[:1].numel()
+        if n < 2 or (covariance == "full" and n <= dims):
+            needs = f"more than {dims}, its dimensions; or covariance='diagonal'" if covariance == "full" else "two"
+            raise UserError(f"images: found {n}; a start of {covariance} covariance needs {needs}")
+        x = x.double().cpu()
+        mean = x.mean(0)
+        if covariance == "diagonal":
+            return cls(mean, (x - mean).square().mean(0))
+        rows = (x - mean).flatten(1)
+        return cls(mean, rows.mT @ rows / n)
+
+    def __repr__(self) -> str:
+        """What tells it from others, for protocols: its kind, and a digest of its numbers."""
+        tensors = [self.mean, self.variances, *([] if self.basis is None else [self.basis])]
+        digest = hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[:12]
+        return f"FittedStart({'diagonal' if self.basis is None else 'full'}, sha256={digest})"
+
+    def _at(self, schedule: Schedule, t: Any) -> tuple[float, float, Tensor]:
+        """alpha and sigma, and the variances of x_t along the axes."""
+        alpha, sigma = (float(value) for value in schedule(torch.as_tensor(t, dtype=torch.float64)))
+        return alpha, sigma, alpha**2 * self.variances + sigma**2
+
+    def _along(self, x: Tensor) -> Tensor:
+        """Coordinates along the axes, float64 (B, D), of data on the CPU."""
+        flat = x.flatten(1).double().cpu()
+        return flat if self.basis is None else flat @ self.basis
+
+    def draw(self, schedule: Schedule, t: Any, eps: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *dims"]:
+        """x_t from standard normals: alpha m + (alpha^2 C + sigma^2 I)^(1/2) eps, on their device."""
+        alpha, _, variances = self._at(schedule, t)
+        along = self._along(eps) * variances.sqrt()
+        x = (along if self.basis is None else along @ self.basis.mT).reshape(eps.shape) + alpha * self.mean
+        return x.to(dtype=eps.dtype).to(eps.device)
+
+    def log_prob(self, schedule: Schedule, t: Any, x_t: Float[Tensor, " b *dims"]) -> Float[Tensor, " b"]:
+        """The log-density of x_t in nats, float64 (B,), on the CPU."""
+        alpha, _, variances = self._at(schedule, t)
+        off = self._along(x_t.cpu() - alpha * self.mean)
+        return -0.5 * (off.square() / variances + (2.0 * math.pi * variances).log()).sum(1)
+
+    def divergence(
+        self, schedule: Schedule, t: Any, x: Float[Tensor, " b *dims"], spread: float = 0.0
+    ) -> Float[Tensor, " b"]:
+        """KL(q(x_t | x) || this), float64 (B,), on the CPU.
+
+        Args:
+            schedule, t: Where.
+            x: Clean data.
+            spread: The variance of each coordinate around x over which the mean is taken.
+        """
+        alpha, sigma, variances = self._at(schedule, t)
+        off = self._along(x.cpu() - self.mean).square() + spread
+        ratio = sigma**2 / variances
+        return 0.5 * (alpha**2 * off / variances + ratio - 1.0 - ratio.log()).sum(1)
+
+
+def check_start(start: Any, shape: tuple[int, ...]) -> FittedStart:
+    """The start itself.
+
+    Raises:
+        UserError: For anything else, and one of data of another shape.
+    """
+    if not isinstance(start, FittedStart):
+        raise UserError(f"fitted_start: found a {type(start).__name__}; needs one of model.fitted_start(images)")
+    if tuple(start.mean.shape) != tuple(shape):
+        raise UserError(f"fitted_start: found one of data {tuple(start.mean.shape)}; the model's are {tuple(shape)}")
+    return start

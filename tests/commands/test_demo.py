@@ -1,0 +1,279 @@
+"""The page to play with: what it shows is what its command draws, and a browser finds nothing to complain about."""
+
+import base64
+import shlex
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from browser import opened
+from made_runs import make_run
+from PIL import Image
+from tiny_configs import autoencoder_config, digits_config
+
+import diffusion
+from diffusion.commands.app import command, sample
+from diffusion.commands.demo import drawing, images, view
+from diffusion.commands.demo.arguments import parse_demo_arguments
+from diffusion.commands.demo.demo import names
+from diffusion.commands.dispatch import main
+from diffusion.data import pictures
+from diffusion.errors import UserError
+from diffusion.schedules import time_grid
+
+# Gradio's own, of its dependencies.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with runs: a conditional model of digits, and a VAE."""
+    place = tmp_path_factory.mktemp("demo")
+    make_run(place / "runs", digits_config(place, "denoiser.conditional=true"))
+    make_run(place / "runs", autoencoder_config("vae", place))
+    return place
+
+
+@pytest.fixture
+def place(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def models():
+    return drawing.Models("runs", "cpu")
+
+
+def image_file(name="drop.png"):
+    pixels = (
+        (15 * (np.arange(64) % 17) + 7).reshape(8, 8).astype(np.uint8)
+    )  # the middles of 17 levels, one after another
+    Image.fromarray(pixels).save(name)
+    return name
+
+
+def pixels_of(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def mask_file(models):
+    return images.kept_mask("0" * 20 + "1" * 12 + "0" * 32, (1, 8, 8), images.Path("kept"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "abm", "steps": 6},
+        {"sampler": "sde", "steps": 5, "eta": 0.7, "label": 3, "guidance": 2},
+        {"steps": 5, "edit": "drop.png", "strength": 0.6},
+        {"steps": 3, "inpaint": "drop.png", "mask": None},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_the_command_draws_the_same_picture(settings, place, models, capsys):
+    image_file()
+    settings = {**settings, **({"mask": mask_file(models)} if "mask" in settings else {})}
+    argv = drawing.with_settings(models.arguments("digits-0001"), seed=4, n=5, **settings)
+    found = drawing.draw(models, argv)
+    (place / "saved.png").write_bytes(found.picture.png)
+    words = shlex.split(found.command)
+    assert words[:4] == ["python", "-m", "diffusion", "sample"]
+    assert command(main, [*words[3:], "--out", "again.png"]) == 0
+    assert np.array_equal(pixels_of("saved.png"), pixels_of("again.png"))
+    assert pixels_of("saved.png").std() > 5
+    # and the saved file says itself how it was drawn
+    assert command(sample, ["--from", "saved.png", "--out", "third.png"]) == 0
+    assert "the same pixels as saved.png" in capsys.readouterr().out
+
+
+def test_the_path_is_that_of_the_grid(place, models):
+    found = drawing.draw(models, [*models.arguments("digits-0001"), "--sampler", "ddim", "--steps", "6", "--n", "2"])
+    schedule = models["digits-0001"].denoiser.schedule
+    grid = time_grid(schedule, 6, "cauchy")[:-1]
+    assert found.log_snrs[-1] == float("inf")
+    np.testing.assert_allclose(found.log_snrs[:-1], schedule.log_snr(grid.clamp(max=schedule.t_max)), rtol=1e-9)
+    assert (len(found.frames), found.nfe) == (7, 6)
+    assert len(set(found.frames)) == 7
+
+
+def test_models_of_other_families_are_drawn_too(place, models):
+    found = drawing.draw(models, [*models.arguments("vae-digits-0001"), "--n", "3"])
+    assert found.samples.shape == (3, 1, 8, 8)
+    assert found.frames == []
+    with pytest.raises(UserError, match="no path from noise to an image"):
+        images.seen(models["vae-digits-0001"], image_file())
+
+
+def test_a_difference_is_of_the_same_noise(place, models):
+    first = [*models.arguments("digits-0001"), "--sampler", "ddim", "--steps", "4", "--n", "3"]
+    second = [*models.arguments("digits-0001"), "--sampler", "heun", "--steps", "3", "--n", "3"]
+    a, b, picture, rms = drawing.difference(models, (first, second))
+    expected = 127.5 * (a.samples.numpy() - b.samples.numpy())
+    assert rms == pytest.approx(np.sqrt(np.mean(expected.astype(float) ** 2)), rel=1e-4)
+    assert 0 < rms < 127
+    assert drawing.difference(models, (first, first))[3] == 0.0
+    (place / "difference.png").write_bytes(picture.png)
+    assert pixels_of("difference.png").max() == 255
+
+
+def test_bits_are_those_of_the_library_and_add_up(place, models, monkeypatch):
+    monkeypatch.setattr(images, "EVALUATIONS", 8)
+    path, model = image_file(), models["digits-0001"]
+    found = images.bits(model, path, seed=3)
+    levels = (torch.arange(64) % 17).to(torch.uint8).reshape(1, 1, 8, 8)
+    expected = diffusion.log_likelihood(model, levels, method="elbo", evaluations=8, seed=3)
+    assert found.bits_per_dim == pytest.approx(float(expected.bits_per_dim[0]), rel=1e-6)
+    assert sum(found.parts.values()) == pytest.approx(found.bits_per_dim, rel=1e-6)
+
+
+def test_an_image_comes_back_from_its_noise(place, models):
+    path = image_file()
+    shown, found = drawing.encode_image(models, [*models.arguments("digits-0001"), "--encode", path])
+    torch.testing.assert_close(found.back, found.x, atol=0.1, rtol=0)
+    assert command(main, [*shlex.split(shown)[3:], "--out", "noise.npz"]) == 0
+    with np.load("noise.npz") as arrays:
+        np.testing.assert_array_equal(arrays["noise"], found.noise.numpy())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--seed", "x"), "--seed: found 'x'; must be a whole number"),
+        (("--n", "2000"), "--n: found 2000; the page draws up to 100 at a time"),
+        (("--sampler", "dim"), "--sampler: 'dim' is not known; accepted: "),
+        (("--label", "11"), "--label: "),
+        (("--sampler", "ddim", "--eta", "1.5"), "eta: found 1.5; DDIM takes 0 to 1"),
+    ],
+)
+def test_what_is_refused(more, message, place, models):
+    with pytest.raises(UserError, match=message):
+        drawing.draw(models, [*models.arguments("digits-0001"), *more])
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"), [("0" * 64, "nothing is marked"), ("1" * 63, "found marks for 63 pixels"), ("", "is marked")]
+)
+def test_masks_that_are_none(marks, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        images.kept_mask(marks, (1, 8, 8), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_is_white_where_it_is_marked(tmp_path):
+    path = images.kept_mask("01" * 32, (1, 8, 8), tmp_path)
+    assert np.array_equal(pixels_of(path), np.tile([0, 255], 32).reshape(8, 8))
+
+
+def test_which_models_are_offered(place):
+    shipped = ["pretrained:digits", "pretrained:mnist-class"]
+    assert set(names(parse_demo_arguments([]))) == {"digits-0001", "vae-digits-0001", *shipped}
+    assert names(parse_demo_arguments(["pretrained:mnist-class"]))[0] == "pretrained:mnist-class"
+    assert names(parse_demo_arguments(["--runs", "nowhere"]))[0] == "pretrained:digits"
+
+
+def test_the_command_line_refuses(place, monkeypatch, capsys):
+    for argv, message in (
+        (["digits-0009"], "digits-0009: there is no such run"),
+        (["--port", "0"], "--port: found 0; must be 1 to 65535"),
+        (["--device", "gpu"], "--device: found 'gpu'"),
+    ):
+        assert command(main, ["demo", *argv]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("diffusion.commands.demo.page.importlib.import_module", _missing)
+    assert command(main, ["demo"]) == 2
+    assert "gradio, which is not installed; pip install 'diffusion[demo]'" in capsys.readouterr().err
+
+
+def _missing(name):
+    raise ImportError(name)
+
+
+def test_text_from_outside_is_text():
+    assert "<script>" not in view.line("<script>") + view.code("<script>") + view.empty("<script>")
+
+
+@contextmanager
+def running(models, offered):
+    """The page of some models, in a browser."""
+    from diffusion.commands.demo.launch import launched
+    from diffusion.commands.demo.page import Page
+
+    blocks, url = launched(Page(models, offered, images.Path("samples/demo")), "127.0.0.1", None)
+    try:
+        assert url.startswith("http://127.0.0.1:")
+        with opened(url) as (window, complaints):
+            yield window, complaints
+    finally:
+        blocks.close(verbose=False)
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
+def test_the_page_in_a_browser(place, models, monkeypatch, tmp_path):
+    """Loads, draws, changes a slider, refuses bad input with a line; compares; fills in what is painted over."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with running(models, ["digits-0001", "pretrained:digits"]) as (window, complaints):
+        shown = window.locator("#stage .result code")
+        shown.wait_for()  # it draws at once
+        assert "--run digits-0001" in shown.inner_text()
+
+        steps = window.get_by_label("number input for Steps")
+        steps.fill("4")
+        window.get_by_label("number input for Samples").fill("2")
+        window.get_by_label("Seed").fill("9")
+        window.get_by_role("button", name="Draw", exact=True).click()
+        window.wait_for_function("document.querySelector('#stage .result code').innerText.includes('--seed 9')")
+        words = shlex.split(shown.inner_text())
+        assert words[words.index("--steps") + 1] == "4"
+        assert command(main, [*words[3:], "--out", "again.png"]) == 0
+        link = window.locator("#stage .result figcaption a")
+        saved = base64.b64decode(link.get_attribute("href").partition(",")[2])
+        (place / "saved.png").write_bytes(saved)
+        assert np.array_equal(pixels_of("saved.png"), pixels_of("again.png"))
+
+        slider = window.locator("#stage .path input")
+        before = window.locator("#stage .path img").get_attribute("src")
+        slider.focus()
+        slider.press("ArrowLeft")
+        assert "step 3 of 4" in window.locator("#stage .path output").inner_text()
+        assert window.locator("#stage .path img").get_attribute("src") != before
+
+        window.get_by_label("Seed").fill("-1")
+        window.get_by_role("button", name="Draw", exact=True).click()
+        window.locator(".line.error").wait_for()
+        assert window.locator(".line.error").inner_text() == "--seed: found -1; must be at least 0"
+        window.get_by_label("Seed").fill("1")
+
+        window.get_by_role("tab", name="Compare").click()
+        window.get_by_role("button", name="Compare", exact=True).click()
+        window.locator("#stage .two code").first.wait_for()
+        assert window.locator("#stage .two code").count() == 2
+        assert window.locator(".line.error").count() == 0
+
+        window.get_by_role("tab", name="Image").click()
+        window.get_by_role("button", name="Take the first").click()
+        canvas = window.locator(".painter canvas")
+        canvas.wait_for()
+        box = canvas.bounding_box()
+        window.mouse.move(box["x"] + 0.06 * box["width"], box["y"] + 0.06 * box["height"])
+        window.mouse.down()
+        window.mouse.move(box["x"] + 0.94 * box["width"], box["y"] + 0.06 * box["height"], steps=3)
+        window.mouse.up()
+        window.get_by_role("button", name="Run", exact=True).click()
+        filled = window.locator("#edited .result code")
+        filled.wait_for()
+        words = shlex.split(filled.inner_text())
+        mask = pixels_of(words[words.index("--mask") + 1])
+        assert (mask[0] == 255).all()
+        assert (mask[1:] == 0).all()
+        assert complaints == []
+
+
+def test_pictures_of_the_page_are_pngs_with_what_they_are(place, models):
+    x = torch.zeros(1, 1, 8, 8)
+    (place / "x.png").write_bytes(drawing.png_of(pictures.grid(x), {"command": "c"}))
+    with Image.open("x.png") as image:
+        assert image.text["diffusion-demo"] == '{"command": "c"}'
