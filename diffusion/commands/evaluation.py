@@ -35,10 +35,12 @@ from ..models.load import TrainedModel, load
 from ..storage import atomic, runs
 from ..storage.records import find, keep
 from ..storage.runs import user_cache
-from .evaluate.measuring import How, measure, question
+from .evaluate.given import given_to, information_line
+from .evaluate.measuring import How, conditioned, measure, question
 from .subjects import Subject, images_of, rows_of
 
 CODES = "codes.json"
+WITHOUT = ", no condition"
 Progress = Callable[[str, int, int], None]
 # The means of an estimate's terms, numbers or curves, by the estimate's name.
 Means = Mapping[str, Mapping[str, Any]]
@@ -75,9 +77,15 @@ def evaluate(
     found: dict[str, Estimate] = {}
     means: dict[str, Mapping[str, Any]] = {}
     at_once = max(1, options.batch_size // subject.model.rows_per_image)
-    for name, (method, settings) in subject.model.estimators(options).items():
-        protocol = question(subject, identity, method, {"seed": 0, **settings})
-        kept, _ = measure(subject, test, protocol, How(device, at_once, progress=partial(progress, name)))
+    given = given_to(subject.model, data.split, test, identity, None)
+    asked = {name: (*how, given) for name, how in subject.model.estimators(options).items()}
+    if given is not None:  # what the condition tells, by the cheapest of them
+        *_, last = asked
+        asked[f"{last}{WITHOUT}"] = (*asked[last][:2], None)
+    for name, (method, settings, of) in asked.items():
+        protocol = conditioned(question(subject, identity, method, {"seed": 0, **settings}), of)
+        how = How(device, at_once, progress=partial(progress, name))
+        kept, _ = measure(subject, test, protocol, how, of)
         found[name], means[name] = kept.estimate, kept.terms
     if options.baselines and images is not None:
         for classical in classical_models(images.train, images.validation, images.levels):
@@ -125,6 +133,12 @@ def evaluate_points(
     true = toy.log_prob(x).double()
     truth = Estimate(true, x[0].numel(), None, torch.zeros_like(true), "exact", {"estimator": "closed form"})
     return {**found, "true density": truth}
+
+
+def information_lines(found: Mapping[str, Estimate]) -> list[str]:
+    """What the condition tells of the data, a line for each estimator that was measured with and without it."""
+    pairs = [(name, found[name], found.get(f"{name}{WITHOUT}")) for name in found]
+    return [information_line(name, given, none) for name, given, none in pairs if none is not None]
 
 
 def left_out(data: Data, options: EvaluationConfig) -> list[str]:

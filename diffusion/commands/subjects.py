@@ -22,6 +22,9 @@ from ..numerics.random import FIXED_ORDER, fixed_order, fixed_subset
 from ..storage import hub, runs
 from ..storage.records import find
 
+# Of the conditions that images are measured under, in what identifies the images.
+CONDITION_DIGEST = "condition_sha256"
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -202,7 +205,8 @@ def first_of(images: Tensor, identity: Mapping[str, Any], count: int) -> tuple[T
         return images, dict(identity)
     images = images[fixed_order(rows_of(identity))[:count].sort().values]
     name, split, levels = (identity[key] for key in ("name", "split", "levels"))
-    return images, identify(images, name, split, levels, int(identity.get("of", identity["images"])))
+    more = {CONDITION_DIGEST: identity[CONDITION_DIGEST]} if CONDITION_DIGEST in identity else {}
+    return images, {**identify(images, name, split, levels, int(identity.get("of", identity["images"]))), **more}
 
 
 def identify(images: Tensor, name: str, split: str, levels: int | None, of: int | None = None) -> dict[str, Any]:

@@ -188,7 +188,31 @@ class DenoiserConfig(Section):
     )
     sigma_data: float = option(1.0, "standard deviation of the data, with which edm scales inputs and outputs", gt=0)
     conditional: bool = option(False, "condition on class labels, for sampling by label and for guidance")
-    label_dropout: float = option(0.1, "fraction of labels dropped in training, for guidance", ge=0, le=1)
+    condition: tuple[str, ...] = option(
+        (),
+        "condition on more: keys of an .npz, columns of labels.csv, folders of the same file names, label (classes), "
+        "functions of the image: downsample:4, grey, mask",
+    )
+    label_dropout: float = option(0.1, "fraction of conditions dropped in training, for guidance", ge=0, le=1)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts of the condition, the class of the data first."""
+        others = tuple(name for name in self.condition if name != "label")
+        return ("label", *others) if self.conditional or len(others) < len(self.condition) else others
+
+    def check(self) -> None:
+        for name in self.condition:
+            function, colon, number = name.partition(":")
+            known = f"denoiser.condition: found {show(name)}"
+            if function == "downsample" and not (re.fullmatch(r"[1-9][0-9]{0,3}", number) and int(number) > 1):
+                raise UserError(f"{known}; must be downsample:N, N the side of a block that is averaged, from 2 on")
+            if colon and function != "downsample":
+                raise UserError(f"{known}; a part is a name, or one of downsample:N, grey, mask")
+            if not re.fullmatch(r"\w[\w.:+-]*", name):
+                raise UserError(f"{known}; a name is of letters, digits and . _ + -")
+            if self.condition.count(name) > 1:
+                raise UserError(f"{known} twice; a part is given once")
 
 
 class ObjectiveConfig(Section):

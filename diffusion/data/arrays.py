@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,19 +26,20 @@ class ArrayData(SplitData):
     test: MappedRows = field(repr=False)
 
 
-def load_array(path: str | Path, validation: int | float | None = None) -> ArrayData:
+def load_array(path: str | Path, validation: int | float | None = None, columns: Sequence[str] = ()) -> ArrayData:
     """Map a data set of real numbers, (N, *shape).
 
     Args:
         path: A .npy or .npz file, or a folder of .npy files.
         validation: Number (int) or share (float) of training rows held out for validation; 10 % by default.
+        columns: The keys of an .npz of what else is read of every row, to condition a model on.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
 
     Raises:
         UserError: For data that are absent, damaged or no finite real numbers; one line that names them.
     """
-    raw = load_numbers(named_path(path, "data.path"), MEMBER_BYTES)
+    raw = load_numbers(named_path(path, "data.path"), MEMBER_BYTES, columns)
     numbers = raw.images
     assert isinstance(numbers, MappedRows)
     rows, rule = rows_of(raw, validation, _HELD_OUT, _HELD_OUT)

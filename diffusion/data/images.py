@@ -6,6 +6,7 @@ An image is uint8 (C, H, W) with values 0 .. levels - 1.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def load_images(
     bits: Any = None,
     levels: Any = "256",
     fit: str = "crop",
+    columns: Sequence[str] = (),
 ) -> ImageData:
     """Load a data set of images into memory.
 
@@ -102,6 +104,8 @@ def load_images(
         fit: How: `crop` (bicubic, antialiased, until they cover it, and the centre), `stretch`, or `center` (a centre
             crop alone).
         levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
+        columns: The names of what else is read of every image, to condition a model on: keys of an .npz, columns of
+            labels.csv, folders of images of the same names.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
 
@@ -136,8 +140,13 @@ def load_images(
         choose("data.unreadable", unreadable, UNREADABLE)
         whole = choose("data.levels", str(levels), LEVELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole)
+        raw = load_files(
+            named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, columns
+        )
 
+    if columns and not raw.columns:
+        raise UserError(f"denoiser.condition: found '{columns[0]}'; '{name}' has images and labels alone; accepted: "
+                        "label, downsample:N, grey, mask")  # fmt: skip
     pixels, levels = raw.images, raw.levels
     assert isinstance(pixels, Tensor)
     assert levels is not None

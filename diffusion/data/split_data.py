@@ -10,14 +10,14 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from jaxtyping import Int64
 from torch import Tensor
 
 from .files.mapped_rows import MappedRows
-from .files.raw_images import RawImages
+from .files.raw_images import Column, RawImages
 from .splits import SPLITS, split_rows
 
 Rows = Mapping[str, slice | list[int]]
@@ -40,6 +40,7 @@ class SplitData:
         flip: Whether horizontal flips are a valid augmentation of the training images.
         provenance: Source, sizes, split rule, SHA-256 of each split's bytes and labels, names of the classes, and what
             was guessed or left out (`notes`), as plain text and numbers.
+        columns: What else the source says of every row, by name, then by split (`Column.values` of these rows).
         train_names: The files of the training images, or their numbers in the source where they are no files.
     """
 
@@ -55,6 +56,7 @@ class SplitData:
     flip: bool
     provenance: dict[str, str | int | float] = field(repr=False)
     train_names: Sequence[str] = field(default=(), repr=False)
+    columns: Mapping[str, Mapping[str, Column]] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,6 +103,10 @@ def split_data(
     for note in raw.notes:
         warnings.warn(f"data.path: {note}", DataNote, stacklevel=3)
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
+    columns = {
+        column.name: {split: replace(column, values=column.values[rows[split]]) for split in SPLITS}
+        for column in raw.columns
+    }
     split = about["split"]
     provenance: dict[str, str | int | float] = {
         "name": name,
@@ -117,6 +123,9 @@ def split_data(
         provenance[f"{split}_sha256"] = _sha256(parts[split])
         if (of_split := labels[split]) is not None:
             provenance[f"{split}_labels_sha256"] = _sha256(of_split)
+        if columns:
+            each = "".join(f"{name} {_sha256(of[split].values)} " for name, of in columns.items())
+            provenance[f"{split}_condition_sha256"] = hashlib.sha256(each.encode()).hexdigest()
     chosen = rows["train"]
     return kind(
         name=name,
@@ -131,6 +140,7 @@ def split_data(
         flip=flip,
         provenance=provenance,
         train_names=raw.keys[chosen] if isinstance(chosen, slice) else [raw.keys[i] for i in chosen],
+        columns=columns,
     )
 
 
@@ -150,5 +160,5 @@ def trained_on(parts: Mapping[str, Tensor | MappedRows], what: str = "images") -
 def _sha256(data: Tensor | MappedRows) -> str:
     found = hashlib.sha256()
     for piece in data.pieces() if isinstance(data, MappedRows) else (data,):
-        found.update(piece.numpy().data)
+        found.update(piece.contiguous().numpy().data)
     return found.hexdigest()

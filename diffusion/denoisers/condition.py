@@ -3,17 +3,22 @@
 Class labels are one tensor, (B,). A condition that is a vector, an image or several of them passes through samplers,
 guidance and likelihoods as `Condition`, which is sliced and moved like a tensor of labels; the network receives the
 tensor or tuple of tensors as passed by the user.
+
+A denoiser that says the parts of its condition (`networks.parts`) takes them by name, and knows what stands for none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean, shown
+from ..networks.parts import CLASSES, Part
+
+LABEL = "label"  # the part that is the class of the data
 
 
 class Condition:
@@ -68,14 +73,14 @@ class Condition:
                 f"cond_null: found entries of shape {', '.join(map(str, shapes[1]))}; "
                 f"needs those of cond, {', '.join(map(str, shapes[0]))}"
             )
-        return Condition(self.parts, condition_for("cond_null", null, len(self)))
+        return Condition(self.parts, condition_for("cond_null", null, len(self), finite=False))
 
     def then(self, other: Condition) -> Condition:
         """The concatenation along the samples."""
         return Condition([torch.cat((a, b.to(a))) for a, b in zip(self.parts, other.parts, strict=True)])
 
 
-def condition_for(name: str, cond: object, n: int) -> Condition:
+def condition_for(name: str, cond: object, n: int, finite: bool = True) -> Condition:
     """A user's condition, for n samples.
 
     Args:
@@ -83,6 +88,7 @@ def condition_for(name: str, cond: object, n: int) -> Condition:
         cond: A tensor or array with the samples as the first axis, or a tuple or list of them; one entry is used for
             all samples.
         n: The number of samples.
+        finite: Whether its numbers must be finite.
 
     Raises:
         UserError: For anything without such entries.
@@ -101,9 +107,90 @@ def condition_for(name: str, cond: object, n: int) -> Condition:
         raise UserError(
             f"{name}: found shapes {shapes}; needs one entry a sample, ({n}, ...), or one for all, (1, ...)"
         )
-    if any(part.is_floating_point() and not bool(torch.isfinite(part).all()) for part in parts):
+    if finite and any(part.is_floating_point() and not bool(torch.isfinite(part).all()) for part in parts):
         raise UserError(f"{name}: has values that are not finite")
     return Condition(parts, null).each(lambda part: part.detach().expand(n, *part.shape[1:]))
+
+
+def of_parts(parts: Sequence[Part], given: Any, n: int, name: str = "cond") -> Condition:
+    """A user's condition for n samples of a model with these parts, with none of each as its null.
+
+    Args:
+        parts: What the model is conditioned on.
+        given: {name: value}, where parts that are left out are none; a tuple or list with a value, or None, for each
+            part; or the value of the only one. A value is one for all samples, or one a sample. Classes are numbers or
+            names.
+        n: The number of samples.
+        name: The argument, for messages.
+
+    Raises:
+        UserError: For a name of no part, and values of another kind or shape, or that are not finite.
+    """
+    if isinstance(given, Condition):
+        given = given.parts
+    by_name = {part.name: part for part in parts}
+    if isinstance(given, Mapping):
+        for key in given:
+            if key not in by_name:
+                hint = did_you_mean(str(key), by_name)
+                raise UserError(f"{name}: found '{key}'; the model's condition has {', '.join(map(str, parts))}.{hint}")
+        values = [given.get(part.name) for part in parts]
+    else:
+        several = isinstance(given, tuple) or (isinstance(given, list) and len(parts) > 1)
+        values = list(given) if several else [given]
+        if len(values) != len(parts):
+            raise UserError(
+                f"{name}: found {len(values)} value(s); the model's condition has {', '.join(map(str, parts))}; give "
+                "them by name, {name: value}"
+            )
+    found = [part.none(n) if value is None else _of_part(part, value, n, name)
+             for part, value in zip(parts, values, strict=True)]  # fmt: skip
+    return with_null(parts, found)
+
+
+def with_null(parts: Sequence[Part], found: Sequence[Tensor]) -> Condition:
+    """The condition of these tensors, with none of each part as its null."""
+    return Condition(found, Condition([part.none(len(c), c) for part, c in zip(parts, found, strict=True)]))
+
+
+def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
+    """The tensor of a part for n samples; real numbers keep float64, what is none stays so."""
+    told = f"{name}: {part}"
+    if part.kind == CLASSES:
+        from ..data.class_names import number_of  # all of that room, which samplers do without
+
+        names = list(part.names) or [str(number) for number in range(part.size)]
+        texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
+        if any(isinstance(text, str) for text in texts):
+            value = [number_of(text, names) if isinstance(text, str) else text for text in texts]
+    try:
+        c = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{told}: found {shown(value)}; needs numbers") from None
+    if c.is_complex() or c.dtype == torch.bool or (part.kind == CLASSES and c.is_floating_point()):
+        raise UserError(f"{told}: found {c.dtype}; needs {'whole' if part.kind == CLASSES else 'real'} numbers")
+    if c.ndim == part.axes - 1 and not (part.kind == CLASSES and c.ndim):
+        c = c[None]
+    wanted = ", ".join(map(str, (part.size, *part.sides))) if part.kind != CLASSES else ""
+    if (
+        c.ndim != part.axes
+        or len(c) not in (1, n)
+        or (part.kind != CLASSES and c.shape[1] != part.size)
+        or not c.numel()
+    ):
+        several = "" if n == 1 else f"({n}, {wanted}), or one for all, "
+        raise UserError(f"{told}: found shape {tuple(c.shape)}; needs {several}(1, {wanted})")
+    c = c.expand(n, *c.shape[1:])
+    if part.kind == CLASSES:
+        wrong = c[(c < 0) | (c > part.size)]
+        if len(wrong):
+            raise UserError(f"{told}: found {int(wrong[0])}; the classes are 0 to {part.size - 1}")
+        return c.long()
+    c = c if c.dtype == torch.float64 else c.float()
+    bad = ~torch.isfinite(c.flatten(1)).all(1) & ~torch.isnan(c.flatten(1)).all(1)
+    if bool(bad.any()):
+        raise UserError(f"{told}: sample {int(bad.nonzero()[0])} has values that are not finite")
+    return c
 
 
 def labels_only(cond: Any) -> Tensor | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
+from ..networks.parts import Part
 from ..numerics.broadcasting import pad_dims_like
 from ..numerics.placement import Placed, device_of
 from ..schedules import Schedule
@@ -48,11 +49,14 @@ class Denoiser(Placed, ABC):
         shape: The shape of one sample, e.g. (3, 32, 32).
         num_classes: The number of classes it can be conditioned on; 0 for none. `num_classes` itself is the null
             label.
+        parts: What it can be conditioned on where that is not a class alone (`condition.of_parts`); without a condition
+            all parts are none.
     """
 
     schedule: Schedule
     shape: tuple[int, ...]
     num_classes: int = 0
+    parts: tuple[Part, ...] = ()
 
     def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """`forward` with its contract checked: an output of another shape would be broadcast against x_t.
@@ -66,7 +70,7 @@ class Denoiser(Placed, ABC):
         if not (isinstance(x_t, Tensor) and x_t.is_floating_point()):
             x_t = reals("x_t", x_t)
         n = len(x_t) if x_t.ndim else 1
-        t, cond = path_times(t, n), cond_of_batch(cond, self.num_classes, n)
+        t, cond = path_times(t, n), cond_of_batch(cond, self.num_classes, n, self.parts)
         x_hat = super().__call__(x_t, t, cond)
         if x_hat.shape != x_t.shape:
             check_output(x_hat, x_t, tuple(x_t.shape), type(self).__name__)
@@ -180,6 +184,7 @@ class NetworkDenoiser(Denoiser):
         num_classes: The number of classes; 0 for an unconditional model.
         size_multiple: Other image sizes than that of `shape` are supported in multiples of this; None: they are not
             (`at_size`).
+        parts: As `Denoiser`; the network then takes the tensor, or the tuple of tensors, of its parts.
 
     Raises:
         UserError: For an unknown prediction, an invalid shape, or a network that cannot be called; at a call, for
@@ -195,6 +200,7 @@ class NetworkDenoiser(Denoiser):
         sigma_data: Any = 1.0,
         num_classes: Any = 0,
         size_multiple: int | None = None,
+        parts: Sequence[Part] = (),
     ):
         super().__init__()
         check_schedule(schedule)
@@ -210,6 +216,7 @@ class NetworkDenoiser(Denoiser):
         self.sigma_data = positive_number("sigma_data", sigma_data)
         self.num_classes = whole_number("num_classes", num_classes, 0)
         self.size_multiple = size_multiple
+        self.parts = tuple(parts)
 
     def at_size(self, size: Any) -> Denoiser:
         """As `Denoiser.at_size`; also refuses sizes that are not a multiple of `size_multiple`."""
@@ -291,7 +298,7 @@ class NetworkDenoiser(Denoiser):
     def prediction(self, kind: str, x_t: Any, t: Any, cond: Any = None) -> Tensor:
         """As `Denoiser.prediction`; the network's own prediction is returned without a detour through x_hat."""
         x_t = reals("x_t", x_t)
-        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t))
+        t, cond = path_times(t, len(x_t)), cond_of_batch(cond, self.num_classes, len(x_t), self.parts)
         at = PathPoint(self.schedule, t, x_t)
         raw = self.raw(x_t, t, cond, at)
         if kind == self.parameterization:
@@ -312,7 +319,7 @@ class DenoiserWrapper(Denoiser):
         self.denoiser = denoiser_of("denoiser", denoiser)
         self.schedule = self.denoiser.schedule if schedule is None else schedule
         self.shape = self.denoiser.shape
-        self.num_classes = self.denoiser.num_classes
+        self.num_classes, self.parts = self.denoiser.num_classes, self.denoiser.parts
 
 
 class Retimed(DenoiserWrapper):

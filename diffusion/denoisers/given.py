@@ -18,7 +18,8 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from ..errors import UserError
-from .condition import Condition, condition_for
+from ..networks.parts import Part
+from .condition import LABEL, Condition, condition_for, of_parts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -254,12 +255,18 @@ def class_labels(name: str, label: Any, classes: int, n: int, null: bool = False
     return labels.expand(n)
 
 
-def cond_for(cond: Any, classes: int, n: int) -> Tensor | Condition:
-    """The argument `cond=` for n samples: labels for a model with classes, else another condition of the network.
+def cond_for(cond: Any, classes: int, n: int, parts: Sequence[Part] = ()) -> Tensor | Condition:
+    """The argument `cond=` for n samples: labels for a model with classes, else another condition of the network, which
+    may say its parts.
 
     Raises:
-        UserError: As `class_labels`, `condition_for`.
+        UserError: As `class_labels`, `condition_for`, `of_parts`.
     """
+    if parts:
+        return of_parts(parts, cond, n)
+    if classes and isinstance(cond, Mapping) and list(cond) == [LABEL]:
+        cond = classes if cond[LABEL] is None else cond[LABEL]
+        return class_labels("cond", cond, classes, n, null=True)
     if classes and not isinstance(cond, Condition | tuple):
         return class_labels("cond", cond, classes, n)
     return condition_for("cond", cond, n)
@@ -296,18 +303,22 @@ def can_be_looked_at(x: Tensor) -> bool:
     return not is_batchedtensor(x)
 
 
-def cond_of_batch(cond: Any, classes: int, n: int) -> Any:
+def cond_of_batch(cond: Any, classes: int, n: int, parts: Sequence[Part] = ()) -> Any:
     """The `cond` that a denoiser receives for n samples: labels as int64 (n,), with `classes` as the null label.
 
-    For a model without classes, another condition of the network, one entry per sample.
+    For a model without classes, another condition of the network, one entry per sample, or its parts by name.
 
     Raises:
-        UserError: As `class_labels`, `condition_for`.
+        UserError: As `class_labels`, `condition_for`, `of_parts`.
     """
     if cond is None or isinstance(cond, Condition):
         if cond is not None and len(cond) != n:
             raise UserError(f"cond: found {len(cond)} entries for {n} samples; needs one each")
         return cond
+    if parts:
+        return of_parts(parts, cond, n)
+    if isinstance(cond, Mapping) and classes:
+        return cond_for(cond, classes, n)
     if not classes:
         if isinstance(cond, Tensor) and cond.ndim and len(cond) == n:
             return cond

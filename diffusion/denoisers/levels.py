@@ -22,11 +22,14 @@ but 3 MB per image and copy for 256 grey levels of 3x32x32; use a small batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..networks.parts import Part
 from ..schedules import Schedule
 from .denoiser import NetworkDenoiser
 from .predictions import PathPoint
@@ -40,7 +43,7 @@ class LevelDenoiser(NetworkDenoiser):
         schedule: The path.
         places: The L values, increasing, shape (L,).
         shape: The shape (C, *spatial) of one sample.
-        sigma_data, num_classes, size_multiple: As `NetworkDenoiser`.
+        sigma_data, num_classes, size_multiple, parts: As `NetworkDenoiser`.
 
     Raises:
         UserError: For fewer than two values.
@@ -57,8 +60,9 @@ class LevelDenoiser(NetworkDenoiser):
         sigma_data: float = 1.0,
         num_classes: int = 0,
         size_multiple: int | None = None,
+        parts: Sequence[Part] = (),
     ):
-        super().__init__(network, schedule, "x", shape, sigma_data, num_classes, size_multiple)
+        super().__init__(network, schedule, "x", shape, sigma_data, num_classes, size_multiple, parts)
         self.parameterization = "levels"
         if len(places) < 2:
             raise UserError(f"places: found {len(places)}; at least two levels are needed")

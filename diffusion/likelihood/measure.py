@@ -120,8 +120,9 @@ def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
     if cond is None:
         return options
     device = device_of(model) if isinstance(model, nn.Module) else getattr(model, "device", None)
-    classes = getattr(getattr(model, "denoiser", model), "num_classes", 0)
-    return {**options, "cond": cond_for(cond, classes, n).to(device)}
+    denoiser = getattr(model, "denoiser", model)
+    classes, parts = getattr(denoiser, "num_classes", 0), getattr(denoiser, "parts", ())
+    return {**options, "cond": cond_for(cond, classes, n, parts).to(device)}
 
 
 def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None, **options: Any) -> Estimate:

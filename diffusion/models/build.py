@@ -1,18 +1,13 @@
 """Builds objects from a configuration: the only place that matches on kinds.
 
-What a model must know about its data (shape, levels, classes) is `DataFacts`, stored with the weights, so that a model
-is rebuilt from its file alone, without the data.
+What a model must know about its data (shape, levels, classes) is `DataFacts` (`data_facts`), stored with the weights.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +31,8 @@ from ..config import (
 from ..config.options import Section
 from ..data import (
     ARRAY,
-    ArrayData,
     DataNote,
-    ImageData,
     SplitData,
-    Toy,
     image_names,
     load_array,
     load_images,
@@ -48,11 +40,10 @@ from ..data import (
     toy_names,
 )
 from ..data import normalizer as normalizers
-from ..data.class_names import names_of, numbered
 from ..data.images import FITS, LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
-from ..data.splits import SPLITS
 from ..denoisers import LevelDenoiser, NetworkDenoiser
+from ..denoisers.condition import LABEL
 from ..denoisers.denoiser import PREDICTIONS
 from ..errors import UserError, reported_as
 from ..likelihood.dequantization import Dequantizer
@@ -62,7 +53,8 @@ from ..networks.autoencoder import Decoder, Encoder
 from ..networks.embeddings import NOISE_EMBEDDINGS
 from ..objectives import Objective, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
-from ..storage.records import reading
+from .conditions import columns_of, parts_of
+from .data_facts import Data, DataFacts
 
 NETWORKS: dict[str, Callable[..., UNet | DiT | MLP]] = {"unet": UNet, "dit": DiT, "mlp": MLP}
 OBSERVATIONS: dict[str, Callable[..., ObservationModel]] = {
@@ -95,116 +87,6 @@ _require_same_names(AutoencoderConfig, "observation", OBSERVATIONS)
 _require_same_names(SamplingConfig, "sampler", samplers.names())
 _require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
-# Of one datum; no image that a network is trained on has more.
-_MOST_NUMBERS = 2**28
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a model knows of its data.
-
-    Args:
-        name: The name of the data set.
-        shape: The shape of one datum.
-        levels: The number of levels of a pixel; None for continuous data.
-        num_classes: The number of classes, 0 without labels.
-        provenance: Where the data came from, as plain values.
-        normalizer: The map from continuous data to the units of the denoiser; None where these are the same.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    levels: int | None
-    num_classes: int
-    provenance: dict[str, str | int | float] = field(default_factory=dict)
-    normalizer: Normalizer | None = None
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """Its plain values, without the normaliser."""
-        return {name: getattr(self, name) for name in ("name", "shape", "levels", "num_classes", "provenance")}
-
-    def to_json(self) -> str:
-        """As text for a model file's metadata."""
-        more = {} if self.normalizer is None else {"normalizer": self.normalizer.to_plain()}
-        return json.dumps({**self.plain, **more})
-
-    def differences(self, now: DataFacts) -> list[str]:
-        """How the present data differ from these: number, shape, levels, classes, and SHA-256 of each split."""
-        facts = (("name", self.name, now.name), ("classes", _classes(self), _classes(now)))
-        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
-        return [*found, *self.images_changed(now), *self._changed(now, "SHA-256 of the {} labels", "labels_sha256")]
-
-    def images_changed(self, now: DataFacts) -> list[str]:
-        """How the present images differ from these, whatever they and their classes are called."""
-        facts = (("shape", _by(self.shape), _by(now.shape)), ("levels", self.levels, now.levels))
-        found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
-        found += self._changed(now, "number of {} images", "images")
-        return found + self._changed(now, "SHA-256 of the {} images", "sha256")
-
-    def _changed(self, now: DataFacts, what: str, key: str) -> list[str]:
-        """Where the provenance of both says something of a split, and not the same."""
-        values = [
-            (split, *(facts.provenance.get(f"{split}_{key}") for facts in (self, now))) for split in SPLITS
-        ]  # fmt: skip
-        return [
-            f"{what.format(split)} {_short(before)} -> {_short(after)}"
-            for split, before, after in values
-            if before is not None and after is not None and before != after
-        ]
-
-    @classmethod
-    def from_json(cls, text: str) -> DataFacts:
-        """The inverse of `to_json`.
-
-        Raises:
-            UserError: For a text that is not of `to_json`.
-        """
-        with reading("not the facts of a data set"):
-            values = json.loads(text)
-            normalizer = values.pop("normalizer", None)
-            facts = cls(**{**values, "shape": tuple(values["shape"])})
-            counts = (*facts.shape, facts.num_classes, 1 if facts.levels is None else facts.levels)
-            sound = isinstance(facts.name, str) and isinstance(facts.provenance, dict) and facts.shape != ()
-            sound = sound and all(isinstance(n, int) and n >= 0 for n in counts)
-            if not (sound and math.prod(facts.shape) <= _MOST_NUMBERS):
-                raise ValueError("a name, a shape, numbers and a provenance are needed")
-            if normalizer is not None:
-                if facts.levels is not None:
-                    raise ValueError("levels have no normaliser")
-                facts = replace(facts, normalizer=Normalizer.from_plain(normalizer, facts.shape))
-        return facts
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _classes(facts: DataFacts) -> str:
-    return numbered(names_of(facts.provenance, facts.num_classes)) or "none"
-
-
-def _short(value: str | int | float) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) else f"{value:,}"
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """The data of a run: images or numbers with splits, or a distribution that data are drawn from as needed.
-
-    Exactly one of `images`, `array` and `toy` is given.
-    """
-
-    facts: DataFacts
-    images: ImageData | None = None
-    array: ArrayData | None = None
-    toy: Toy | None = None
-
-    @property
-    def split(self) -> SplitData | None:
-        """The images or the array: data with splits; None where data are drawn."""
-        return self.array if self.images is None else self.images
-
 
 def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
     """Load the data of a configuration.
@@ -217,32 +99,34 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, toy.shape, None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
     if options.name == ARRAY:
-        return _array_data(options)
+        return _array_data(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
-            fit=options.fit,
+            fit=options.fit, columns=columns_of(config.denoiser),
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
-    return Data(_facts(images), images=images)
+    return Data(_facts(images, config.denoiser), images=images)
 
 
-def _array_data(options: DataConfig) -> Data:
+def _array_data(config: Config) -> Data:
     """An array, with the normaliser that is fitted on its training part."""
+    options = config.data
     assert options.path is not None
     assert options.normalize is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance
-        array = load_array(options.path)
+        array = load_array(options.path, columns=columns_of(config.denoiser))
     normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
-    return Data(_facts(array, normalizer), array=array)
+    return Data(_facts(array, config.denoiser, normalizer), array=array)
 
 
-def _facts(data: SplitData, normalizer: Normalizer | None = None) -> DataFacts:
-    return DataFacts(data.name, data.shape, data.levels, data.num_classes, dict(data.provenance), normalizer)
+def _facts(data: SplitData, denoiser: DenoiserConfig, normalizer: Normalizer | None = None) -> DataFacts:
+    parts = parts_of(denoiser.parts, data)
+    return DataFacts(data.name, data.shape, data.levels, data.num_classes, dict(data.provenance), normalizer, parts)
 
 
 def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
@@ -252,7 +136,7 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
         UserError: Where the network does not take data of this shape.
     """
     options = config.network.options()
-    classes = facts.num_classes if config.denoiser.conditional else 0
+    classes = _own_classes(config, facts)
     name, axes = config.network.name, len(facts.shape)
     if axes > 4:
         raise UserError(f"data: found the shape {facts.shape}; networks take vectors, or channels and up to 3 sides")
@@ -264,7 +148,7 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
     if config.denoiser.prediction == "levels":
         options["out_channels"] = facts.shape[0] * _levels(config, facts)
     with _reported_as_keys(config.network):
-        return NETWORKS[name](facts.shape[0], num_classes=classes, **options)
+        return NETWORKS[name](facts.shape[0], num_classes=classes, parts=facts.parts, **options)
 
 
 def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
@@ -273,11 +157,14 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     Raises:
         UserError: Where parts do not fit together.
     """
-    if config.denoiser.conditional and not facts.num_classes:
+    names = config.denoiser.parts
+    if LABEL in names and not facts.num_classes:
         raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
+    if tuple(part.name for part in facts.parts) != (() if names == (LABEL,) else names):
+        raise UserError(f"denoiser.condition: found {', '.join(names)}; '{facts.name}' has other parts")
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
     prediction, sigma_data = config.denoiser.prediction, config.denoiser.sigma_data
-    classes = facts.num_classes if config.denoiser.conditional else 0
+    classes = _own_classes(config, facts)
     if prediction == "levels" and facts.levels is None:
         raise UserError(f"denoiser.prediction: found 'levels'; the data '{facts.name}' have none")
     network = build_network(config, facts)
@@ -288,8 +175,14 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
                 f"denoiser.prediction: found 'levels'; it takes up to 256, '{facts.name}' has {facts.levels:,}"
             )
         places = Dequantizer(_levels(config, facts)).places()
-        return LevelDenoiser(network, schedule, places, facts.shape, sigma_data, classes, size_multiple)
-    return NetworkDenoiser(network, schedule, prediction, facts.shape, sigma_data, classes, size_multiple)
+        return LevelDenoiser(network, schedule, places, facts.shape, sigma_data, classes, size_multiple, facts.parts)
+    shape = facts.shape
+    return NetworkDenoiser(network, schedule, prediction, shape, sigma_data, classes, size_multiple, facts.parts)
+
+
+def _own_classes(config: Config, facts: DataFacts) -> int:
+    """The classes of a model that is conditioned on these alone."""
+    return facts.num_classes if config.denoiser.parts == (LABEL,) else 0
 
 
 def build_observation(config: Config, levels: int) -> ObservationModel:

@@ -213,7 +213,8 @@ class _Bench:
 
     def __init__(self, data: Tensor, cond: Any, seed: int, denoiser: Denoiser):
         self.data, self.seed = data.to(device_of(denoiser)), seed
-        self.cond = None if cond is None else cond_for(cond, denoiser.num_classes, len(data)).to(self.data.device)
+        known = denoiser.num_classes, len(data), denoiser.parts
+        self.cond = None if cond is None else cond_for(cond, *known).to(self.data.device)
 
     @torch.no_grad()
     def measure(

@@ -26,7 +26,7 @@ from ..likelihood import Estimate, measure
 from ..samplers import ODE, Ancestral, Moments
 from ..sampling.fit import DEFAULT_STEPS, FITTED, Progress, fitted_to, to_numbers
 from ..sampling.fitted import Fitted
-from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler
+from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler, with_label
 from ..sampling.settings import SETTINGS, fields_of_sampler
 from ..schedules.fitted_start import FittedStart
 from ..schedules.time_grids import AUTO, later_end
@@ -105,7 +105,9 @@ class DiffusionModel(TrainedModel):
         """
         if (size := options.pop("size", None)) is not None:
             return self.at_size(size).sample(n, seed, **options)
-        options |= {"label": self.class_numbers(options["label"])} if "label" in options else {}
+        label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
+        options |= {} if label is None else {"label": self.class_numbers(label)}
+        options |= {} if cond is None else {"cond": cond}
         options = self._with_moments(options)
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         tuned = options.get("grid") == AUTO or fitted_now
@@ -320,13 +322,14 @@ class DiffusionModel(TrainedModel):
             times.append(t)
 
         options = self._with_moments(options)
-        label = self.class_numbers(options.pop("label", None))
-        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **options)
+        label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
+        label = self.class_numbers(label)
+        given = {} if cond is None else {"cond": cond}
+        sample(self.denoiser, n, seed=seed, batch_size=n, callback=keep, label=label, **given, **options)
+        cond = labels_for(self.denoiser, label, n) if cond is None else cond
         with torch.no_grad():
             x_hats = [
-                x
-                if t == 0
-                else self.denoiser(x, torch.tensor(t, dtype=torch.float64), labels_for(self.denoiser, label, n))
+                x if t == 0 else self.denoiser(x, torch.tensor(t, dtype=torch.float64), cond)
                 for x, t in zip(states, times, strict=True)
             ]
         return states, times, x_hats

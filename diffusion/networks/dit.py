@@ -34,6 +34,7 @@ from .layers import (
     to_patches,
     zero,
 )
+from .parts import Part, channels_of
 
 # Features of the noise level before the perceptron, as in the paper's code, for any width.
 NOISE_FEATURES = 256
@@ -118,6 +119,7 @@ class DiT(nn.Module):
         image_size: Size of the data of training: all sides, or one number for the height and width of an image.
         out_channels: Channels of the result; None: those of an image.
         norm_eps: As `DiTBlock`.
+        parts: Of a condition that is more than a class (`parts`), in place of `num_classes`.
 
     Raises:
         UserError: An argument is out of range, or `heads` does not divide `width`.
@@ -137,6 +139,7 @@ class DiT(nn.Module):
         image_size: int | Sequence[int] = 32,
         out_channels: int | None = None,
         norm_eps: float = 1e-6,
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -147,12 +150,12 @@ class DiT(nn.Module):
         self.in_channels = in_channels
         self.patch_size = self.size_multiple = patch_size
         self.width = width
-        self.conditioning = Conditioning(NOISE_FEATURES, width, num_classes, noise_embedding)
+        self.conditioning = Conditioning(NOISE_FEATURES, width, num_classes, noise_embedding, parts)
         for name, parameter in self.conditioning.named_parameters():
             if name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
         self.patch = patch_size ** len(sides)
-        self.dense_in = glorot(nn.Linear(in_channels * self.patch, width))
+        self.dense_in = glorot(nn.Linear((in_channels + channels_of(parts)) * self.patch, width))
         self.train_sides = tuple(math.ceil(side / patch_size) for side in sides)
         train_tokens = math.prod(self.train_sides) if entropy_invariant(attention_scale) else None
         hidden = mlp_ratio * width
@@ -164,21 +167,22 @@ class DiT(nn.Module):
         self,
         x: Float[Tensor, " b c *spatial"],
         c_noise: Float[Tensor, " b"],
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Int[Tensor, " b"] | Sequence[Tensor] | Float[Tensor, " b *c"] | None = None,
     ) -> Float[Tensor, " b c_out *spatial"]:
         """Evaluate the network.
 
         Args:
             x: Images (B, C, H, W), or data with the sides of `image_size`.
             c_noise: Noise levels (B,), about in [-5, 5].
-            labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
+            labels: Classes (B,), `num_classes` meaning "no label"; None: no label. With `parts` the tensor of each.
 
         Raises:
             UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
         """
         check_input(x, self.in_channels, len(self.train_sides))
+        seen, labels = self.conditioning.taken(x, labels)
         embedding = self.conditioning(c_noise, labels)
-        patches = to_patches(pad_to_multiple(x, self.patch_size), self.patch_size)
+        patches = to_patches(pad_to_multiple(seen, self.patch_size), self.patch_size)
         sides = patches.shape[2:]
         tokens = self.dense_in(patches.flatten(2).transpose(1, 2))
         coordinates = [stretched(side, trained, x) for side, trained in zip(sides, self.train_sides, strict=True)]

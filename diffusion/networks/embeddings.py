@@ -1,14 +1,16 @@
-"""Embeddings of the noise level and of the class label.
+"""Embeddings of the noise level and of the condition.
 
 A network is conditioned on the noise level by a vector of its sines and cosines at many frequencies: sinusoids with
 geometric frequencies (Vaswani et al. 2017, arXiv 1706.03762, sec. 3.5; DDPM) or random Fourier features with Gaussian
 frequencies (Tancik et al. 2020, arXiv 2006.10739; score SDE, Song et al. 2021, arXiv 2011.13456). Neither is learned.
-A two-layer perceptron follows, and the embedding of the class is added to it.
+A two-layer perceptron follows, and the embedding of the class, or of each part of a condition (`parts`), is added.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, choose
 from .layers import check_at_least, glorot
+from .parts import Part, PartEmbedding, as_parts, beside
 
 # DDPM embeds t * 1000 with t in [0, 1], a range of 1000 units, which the fastest sinusoid resolves.
 # c_noise covers about [-5, 5], a range of 10: 1000 / 10 gives it the same range.
@@ -95,9 +98,17 @@ class Conditioning(nn.Module):
         channels: Width of the result.
         num_classes: Number of classes; the embedding has one more row, the last, for "no label". 0: no classes.
         noise_embedding: `"sinusoidal"` or `"fourier"`; of a level's number `"index"` or `"index-endpoint"`.
+        parts: Of a condition that is more than a class, in place of `num_classes`.
     """
 
-    def __init__(self, features: int, channels: int, num_classes: int = 0, noise_embedding: str = "sinusoidal") -> None:
+    def __init__(
+        self,
+        features: int,
+        channels: int,
+        num_classes: int = 0,
+        noise_embedding: str = "sinusoidal",
+        parts: Sequence[Part] = (),
+    ) -> None:
         super().__init__()
         check_at_least(0, num_classes=num_classes)
         choose("noise_embedding", noise_embedding, (*NOISE_EMBEDDINGS, *INDEX_EMBEDDINGS))
@@ -110,20 +121,41 @@ class Conditioning(nn.Module):
         self.dense_1 = glorot(nn.Linear(features, channels))
         self.dense_2 = glorot(nn.Linear(channels, channels))
         self.classes = nn.Embedding(num_classes + 1, channels) if num_classes else None
+        if num_classes and parts:
+            raise UserError("num_classes, parts: give one of them; classes are a part")
+        self.parts = nn.ModuleList(PartEmbedding(part, channels) for part in parts)
 
-    def forward(self, c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b channels"]:
+    def taken(self, x: Tensor, labels: Any) -> tuple[Tensor, Any]:
+        """x with the fields of the condition beside it, and the condition as `forward` takes it.
+
+        Raises:
+            UserError: For a condition of another number of parts.
+        """
+        if not len(self.parts):
+            return x, labels
+        condition = as_parts(labels, [embedding.part for embedding in self.parts], x)  # type: ignore[misc]
+        return beside(x, list(self.parts), condition), condition
+
+    def forward(
+        self, c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | Sequence[Tensor] | None
+    ) -> Float[Tensor, " b channels"]:
         """Embed noise levels (B,) and labels (B,) as (B, channels).
 
         Args:
             c_noise: Noise level of each sample.
-            labels: Class of each sample, `num_classes` for "no label"; None for "no label" everywhere.
+            labels: Class of each sample, `num_classes` for "no label"; None for "no label" everywhere. With `parts` the
+                tensor of each.
 
         Raises:
             UserError: Labels are passed and the network has no classes.
         """
         features = self.noise(c_noise).to(self.dense_1.weight.dtype)
         embedding = self.dense_2(F.silu(self.dense_1(features)))
-        if self.classes is not None:
+        if len(self.parts):
+            assert labels is not None
+            for part, c in zip(self.parts, labels, strict=True):
+                embedding = embedding + part(c).to(embedding.dtype)
+        elif self.classes is not None:
             embedding = embedding + (self.classes.weight[-1] if labels is None else self.classes(labels))
         elif labels is not None:
             raise UserError("labels: given to a network without classes; omit them, or build it with num_classes > 0.")

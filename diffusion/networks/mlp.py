@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .embeddings import Conditioning
 from .layers import check_at_least, check_dropout, check_input, glorot, zero
+from .parts import Part, channels_of
 
 
 class MLPBlock(nn.Module):
@@ -45,9 +48,10 @@ class MLP(nn.Module):
         dropout: Dropout inside the residual blocks.
         num_classes: Number of classes, 0 for none.
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE).
+        parts: Of a condition that is more than a class (`parts`), in place of `num_classes`.
 
     Raises:
-        UserError: An argument is out of range.
+        UserError: An argument is out of range, or a part is a field.
     """
 
     def __init__(
@@ -58,15 +62,18 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         noise_embedding: str = "sinusoidal",
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__()
         check_at_least(1, in_channels=in_channels, depth=depth)
         check_dropout(dropout)
         if width < 2 or width % 2:
             raise UserError(f"width: {width} does not work; accepted: even whole numbers from 2 on.")
+        if channels_of(parts):
+            raise UserError("condition: a field stands beside data with sides; vectors take classes and vectors")
         self.in_channels = in_channels
         self.size_multiple = None
-        self.conditioning = Conditioning(width, width, num_classes, noise_embedding)
+        self.conditioning = Conditioning(width, width, num_classes, noise_embedding, parts)
         self.dense_in = glorot(nn.Linear(in_channels, width))
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
@@ -76,19 +83,20 @@ class MLP(nn.Module):
         self,
         x: Float[Tensor, " b c *spatial"],
         c_noise: Float[Tensor, " b"],
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Int[Tensor, " b"] | Sequence[Tensor] | Float[Tensor, " b *c"] | None = None,
     ) -> Float[Tensor, " b c *spatial"]:
         """Evaluate the network.
 
         Args:
             x: Vectors (B, d).
             c_noise: Noise levels (B,), about in [-5, 5].
-            labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
+            labels: Classes (B,), `num_classes` meaning "no label"; None: no label. With `parts` the tensor of each.
 
         Raises:
             UserError: x is not (B, `in_channels`), or labels are given to a network without classes.
         """
         check_input(x, self.in_channels, 0)
+        _, labels = self.conditioning.taken(x, labels)
         embedding = self.conditioning(c_noise, labels)
         h = self.dense_in(x)
         for block in self.blocks:

@@ -32,6 +32,7 @@ from .layers import (
     to_patches,
     zero,
 )
+from .parts import Part, channels_of
 from .residual import Downsample, ResidualBlock, Upsample, conv
 
 
@@ -108,6 +109,7 @@ class UNet(nn.Module):
         patch_size: The p above.
         norm_groups, norm_eps: Groups of every normalisation, and its epsilon; None: `layers.group_norm` chooses.
         pad_end: As `residual.Downsample`.
+        parts: Of a condition that is more than a class (`parts`), in place of `num_classes`.
 
     Raises:
         UserError: An argument is out of range, an entry of `attention` is not the height of any level, or
@@ -133,6 +135,7 @@ class UNet(nn.Module):
         norm_groups: int | None = None,
         norm_eps: float = 1e-5,
         pad_end: bool = False,
+        parts: Sequence[Part] = (),
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
@@ -156,7 +159,7 @@ class UNet(nn.Module):
 
         embedding = 4 * base_channels
         norm = partial(group_norm, groups=norm_groups, eps=norm_eps)
-        self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding)
+        self.conditioning = Conditioning(base_channels, embedding, num_classes, noise_embedding, parts)
 
         def block(channels: int, width: int, level: int, attention: bool) -> AttendedBlock:
             heads = _number_of_heads(width, head_channels) if attention else 0
@@ -168,7 +171,8 @@ class UNet(nn.Module):
         channels = base_channels
         skips = [channels]
         patch = patch_size**self.dims
-        self.conv_in = conv(patch * in_channels * (1 + 2 * len(self.fourier_features)), channels, dims=self.dims)
+        seen = in_channels * (1 + 2 * len(self.fourier_features)) + channels_of(parts)
+        self.conv_in = conv(patch * seen, channels, dims=self.dims)
 
         down = []
         for level, width in enumerate(widths):
@@ -198,23 +202,25 @@ class UNet(nn.Module):
         self,
         x: Float[Tensor, " b c *spatial"],
         c_noise: Float[Tensor, " b"],
-        labels: Int[Tensor, " b"] | None = None,
+        labels: Int[Tensor, " b"] | Sequence[Tensor] | Float[Tensor, " b *c"] | None = None,
     ) -> Float[Tensor, " b c_out *spatial"]:
         """Evaluate the network.
 
         Args:
             x: Images (B, C, H, W), or data with the sides of `image_size`.
             c_noise: Noise levels (B,), about in [-5, 5].
-            labels: Classes (B,), `num_classes` meaning "no label"; None: no label.
+            labels: Classes (B,), `num_classes` meaning "no label"; None: no label. With `parts` the tensor of each.
 
         Raises:
             UserError: x is not (B, `in_channels`, H, W), or labels are given to a network without classes.
         """
         check_input(x, self.in_channels, self.dims)
+        seen, labels = self.conditioning.taken(x, labels)
         embedding = self.conditioning(c_noise, labels)
-        h = pad_to_multiple(x, self.size_multiple)
+        h = pad_to_multiple(seen, self.size_multiple)
         if self.fourier_features:
-            h = _with_fourier_features(h, self.fourier_features)
+            own, fields = h[:, : self.in_channels], h[:, self.in_channels :]
+            h = torch.cat([_with_fourier_features(own, self.fourier_features), fields], dim=1)
         if self.patch_size > 1:
             h = to_patches(h, self.patch_size)
         skips = [self.conv_in(h)]

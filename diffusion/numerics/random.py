@@ -30,7 +30,7 @@ _ROUNDS = 10
 # Streams separate the uses of randomness: adding or removing a stream changes no draw of another.
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
 STREAM_LABEL_DROP, STREAM_AUGMENT, STREAM_PROBE, STREAM_EVALUATE, STREAM_LABEL = 5, 6, 7, 8, 9
-STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT = 10, 11, 12, 13
+STREAM_ORDER, STREAM_TOY, STREAM_STATE, STREAM_EXACT, STREAM_MASK = 10, 11, 12, 13, 14
 # The streams from here on form one: their last 15 bits belong to the node of a tree (`path_normal`).
 STREAM_PATH = 0x8000
 

@@ -37,7 +37,7 @@ from ..samplers import Sampler
 from ..samplers.sampler import times_of
 from ..samplers.sdedit import SDEdit, log_snr_of_strength
 from ..schedules.time_grids import AUTO
-from .sample import DEFAULT_BATCH, grid_for, labels_for, sample
+from .sample import DEFAULT_BATCH, grid_for, labels_for, sample, with_label
 
 DEFAULT_SAMPLER = "ode"
 # Arguments that `edit` passes to `diffusion.sample`; the rest are fields of the sampler.
@@ -85,10 +85,12 @@ def encode(
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
     x = _as_seen(model, real_data("x", x, denoiser.shape))
+    label, cond = with_label(denoiser, label, cond)
     if label is not None and cond is not None:
         raise UserError("label, cond: give one of them")
     label = label if isinstance(model, Denoiser) else model.class_numbers(label)
-    labels = labels_for(denoiser, label, len(x)) if cond is None else cond_for(cond, denoiser.num_classes, len(x))
+    known = denoiser.num_classes, len(x), denoiser.parts
+    labels = labels_for(denoiser, label, len(x)) if cond is None else cond_for(cond, *known)
     schedule, device = denoiser.schedule, device_of(denoiser)
     whole = _grid(model, sampler, steps, grid, log_snr_end)
     times = times_of(schedule, whole).flip(0)

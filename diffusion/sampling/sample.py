@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import samplers
-from ..denoisers.condition import Condition, condition_for
+from ..denoisers.condition import LABEL, Condition, condition_for, of_parts
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import (
@@ -45,6 +45,7 @@ from .fit import FITTED, fitted_to, from_numbers
 
 DEFAULT_SAMPLER = Default("abm")
 DEFAULT_BATCH = 256
+_STEERED = {False: "class; give a label", True: "condition; give one"}
 Progress = Callable[[int, int], None]
 
 
@@ -70,6 +71,13 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
             "in Python, a network's own condition is given as cond="
         )
     return class_labels("label", label, classes, n)
+
+
+def with_label(denoiser: Denoiser, label: Any, cond: Any) -> tuple[Any, Any]:
+    """A label and a condition, the label among the parts of the condition where the denoiser has it there."""
+    if label is None or LABEL not in [part.name for part in denoiser.parts] or not isinstance(cond, Mapping | None):
+        return label, cond
+    return None, {LABEL: label, **(cond or {})}
 
 
 def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
@@ -222,8 +230,10 @@ def sample(
         callback: Called after each step of each batch (`samplers.Callback`).
         progress: Called after each batch with (samples done, n).
         cond: Another condition of the network instead of a label: a tensor with one entry per sample, (n, ...), a tuple
-            of them, or one entry for all, (1, ...). The network receives it as its third argument, batch by batch.
-        cond_null: The null condition, likewise; required if guidance is not 1.
+            of them, or one entry for all, (1, ...). The network receives it as its third argument, batch by batch. For
+            a model whose condition has parts: {name: value}; what is left out is none.
+        cond_null: The null condition, likewise; required if guidance is not 1 and the network does not say its parts,
+            whose null is none of each.
         log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `cauchy`, 9.25 for the others,
             or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates to the end of
             the path): finer detail than its noise is lost (docs/grids.md).
@@ -283,29 +293,30 @@ def sample(
             raise UserError("noise, fitted_start: both say where to begin; give one of them")
     dtype = dtype or (noise.dtype if noise is not None else torch.float32)
 
+    label, cond = with_label(model, label, cond)
     several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
     if cond is None and several and not model.num_classes:
         cond, label = label, None  # several numbers per sample are not a label
     interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
     if cond is None:
         condition = labels_for(model, label, n)
-        if guidance != 1.0 and condition is None and not model.num_classes:
+        if guidance != 1.0 and condition is None and not model.num_classes and not model.parts:
             raise UserError(
                 "guidance: the model was trained without labels; leave it out, or in Python give a condition, cond="
             )
         if guidance != 1.0 and condition is None:
-            raise UserError("guidance: steers towards a class; give a label too")
+            raise UserError(f"guidance: steers towards a {_STEERED[bool(model.parts)]} too")
     elif label is not None:
         raise UserError("label, cond: give one of them")
     else:
-        condition = cond_for(cond, model.num_classes, n)
+        condition = cond_for(cond, model.num_classes, n, model.parts)
     denoiser, null = model, None
     if cond_null is not None:
         if guidance == 1.0:
             raise UserError("cond_null: is given, but guidance is 1 (off)")
         if not isinstance(condition, Condition):
             raise UserError("cond_null: goes with a network's own condition (cond=); labels have a null of their own")
-        null = condition_for("cond_null", cond_null, n)
+        null = of_parts(model.parts, cond_null, n) if model.parts else condition_for("cond_null", cond_null, n)
         condition = condition.led_from(null)
     if guidance != 1.0:
         if isinstance(condition, Condition) and condition.null is None:

@@ -69,6 +69,7 @@ SETTINGS: Mapping[str, Setting] = {
     "grid": Setting(_any_of(_text, _several(_number, _MANY)), figure=True),
     "log_snr_end": Setting(_number, figure=True),
     "label": Setting(is_whole, fitted=True, figure=True),
+    "condition": Setting(_several(_text, range(1, 100)), fitted=True, image=True, control=True),
     "guidance": Setting(_number, fitted=True, figure=True),
     "tolerance": Setting(_number, figure=True, field=True),
     "method": Setting(_text, figure=True, field=True),

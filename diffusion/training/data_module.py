@@ -20,6 +20,7 @@ from ..data import augment, batch_indices, global_positions
 from ..data.files.mapped_rows import MappedRows
 from ..errors import UserError
 from ..models.build import Data
+from ..models.conditions import Conditions
 from ..numerics.placement import for_numbers
 from ..numerics.random import state_seed
 
@@ -28,6 +29,11 @@ _TOY_VALIDATION = 2048
 _TOY_VALIDATION_KEY = 1 << 30
 
 Batch = dict[str, Any]
+
+
+def conditions_of(data: Data) -> Conditions | None:
+    """The conditions of the rows of a run's data; None where there are none but classes."""
+    return Conditions(data.facts.parts, data.split) if data.facts.parts and data.split is not None else None
 
 
 class TrainingBatches(IterableDataset):
@@ -59,6 +65,7 @@ class TrainingBatches(IterableDataset):
         self._held = None if split is None else split.train.to(device)
         labels = None if split is None else split.train_labels
         self._labels = None if labels is None else labels.to(device)
+        self._conditions = conditions_of(data)
         self._positions: dict[int, Tensor] = {}
         self.data = data
         self.config = config
@@ -86,6 +93,8 @@ class TrainingBatches(IterableDataset):
         batch["x"] = augment(self._held[rows], seed, step, positions, flip)
         if self._labels is not None:
             batch["labels"] = self._labels[rows]
+        if self._conditions is not None:
+            batch["condition"] = self._conditions.of("train", rows, batch["x"], seed, positions, step, flip)
         return batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -101,6 +110,7 @@ class ValidationBatches(Dataset):
 
     def __init__(self, data: Data, batch_size: int, rank: int = 0, world_size: int = 1):
         self.labels: Tensor | None = None
+        self.conditions = conditions_of(data)
         if data.toy is not None:
             self.x: Tensor | MappedRows = data.toy.draw(_TOY_VALIDATION, seed=_TOY_VALIDATION_KEY)
         else:
@@ -120,7 +130,10 @@ class ValidationBatches(Dataset):
     def __getitem__(self, i: int) -> Batch:
         rows = self.rows[i]
         batch: Batch = {"x": self.x[rows], "positions": rows}
-        return batch if self.labels is None else batch | {"labels": self.labels[rows]}
+        batch |= {} if self.labels is None else {"labels": self.labels[rows]}
+        if self.conditions is None:
+            return batch
+        return batch | {"condition": self.conditions.of("validation", rows, batch["x"], 0, rows)}
 
 
 def _leave_signals_to_parent(worker: int) -> None:

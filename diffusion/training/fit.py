@@ -157,7 +157,8 @@ def fit(
     if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
         data = replace(data, facts=require_same_data(run, data.facts))
     if report is not None and not is_helper():
-        report("\n".join(describe(data.facts.provenance, data.facts.num_classes)))
+        condition = [f"  condition: {', '.join(map(str, data.facts.parts))}"] if data.facts.parts else []
+        report("\n".join([*describe(data.facts.provenance, data.facts.num_classes), *condition]))
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}

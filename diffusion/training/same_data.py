@@ -21,7 +21,7 @@ def require_same_data(run: Path, now: DataFacts) -> DataFacts:
 
     Returns:
         The data found now, with the normaliser of the run: fitted anew it may differ by rounding, or, where two
-        directions have the same variance, by more.
+        directions have the same variance, by more. So with the scale of its conditions.
 
     Raises:
         UserError: If number, shape, levels, classes or the SHA-256 of a split differ; all differences are listed.
@@ -32,7 +32,7 @@ def require_same_data(run: Path, now: DataFacts) -> DataFacts:
             f"data: these are not the data that {run} was trained on: {'; '.join(differences)}. Bring those back "
             "(data.path may say where they are now), or start a new run with --resume never"
         )
-    return now if known is None else replace(now, normalizer=known.normalizer)
+    return now if known is None else replace(now, normalizer=known.normalizer, parts=known.parts)
 
 
 def _known(run: Path) -> DataFacts | None:

@@ -77,6 +77,7 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
         ("grey levels", source.facts.levels, facts.levels),
         ("path", own.schedule, config.schedule),
         ("normalize", own.data.normalize, config.data.normalize),
+        ("condition", *(str([part.to_plain() for part in of.parts]) for of in (source.facts, facts))),
     ):
         if there != here:
             notes.append(f"{what}: {there} in its training, {here} now")

@@ -9,14 +9,17 @@ from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from ...devices import choose_device
 from ...errors import UserError
 from ...models.check import Check, Level
 from ..app import ProgressBar
+from ..evaluate.given import DATA, NONE, given_to
 from ..report import console
-from ..subjects import images_of, load_data_of, load_subject, rows_of
+from ..sample.condition import parts_of
+from ..subjects import images_of, load_data_of, load_subject
 from ..table import Column, Table
 
 FAILED = 1
@@ -36,9 +39,11 @@ def run(options: argparse.Namespace) -> int:
     if total < 2 or options.levels < 2:
         raise UserError(f"--images, --levels: a check needs two or more of each; the {options.split} split has {total}")
     images, identity = images_of(data, options.split, min(options.images, total))
-    labels: Any = getattr(data, f"{options.split}_labels")
-    classes = getattr(getattr(subject.model, "denoiser", None), "num_classes", 0)
-    cond = labels[rows_of(identity)] if classes and labels is not None else None
+    has_labels = getattr(data, f"{options.split}_labels") is not None
+    own = [DATA] if has_labels or getattr(getattr(subject.model, "denoiser", None), "parts", ()) else [NONE]
+    asked = options.condition or (own if parts_of(subject.model) else [NONE])
+    given = given_to(subject.model, data, images, identity, asked)
+    cond = None if given is None else given.of(torch.arange(len(images)))
     bar = ProgressBar()
     found = subject.model.check(
         images, levels=options.levels, seed=options.seed, cond=cond,

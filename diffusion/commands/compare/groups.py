@@ -96,6 +96,8 @@ def dequantization_of(estimate: Estimate) -> str:
         parts.append(f"importance-weighted over {protocol.get('draws')} draws")
     if "declared model" in str(protocol.get("model", "")):
         parts.append("declared model")
+    if protocol.get("condition"):
+        parts.append(f"given {protocol['condition']}")
     return ", ".join(parts)
 
 

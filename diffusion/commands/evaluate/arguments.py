@@ -30,6 +30,9 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
         "SHA-256 of their row (default: all)")  # fmt: skip
+    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: each image under its own condition, and what that "
+        "tells of it, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
+        "denoiser.condition, else none)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
         help="spend compute on the largest entry of the error budget until one standard error plus the biases is at "
         "most E bits/dim (a 95 %% interval is then about E times 2 to either side), and report what was spent: more "
@@ -89,7 +92,7 @@ def _setting(text: str) -> tuple[str, object]:
 # What `--draws` is called by each estimator.
 _DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
-_OWN = ("method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
+_OWN = ("condition", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
 
 
 def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:

@@ -30,8 +30,9 @@ from ..records import Evaluation
 from ..report import console, known, likelihood_table
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
+from .given import NONE, given_to, information, information_line
 from .laws import laws_apart
-from .measuring import How, measure, question
+from .measuring import How, conditioned, measure, question, unconditioned
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
 
@@ -87,21 +88,29 @@ def run(options: argparse.Namespace) -> int:
         foreign = None
         if options.ood is not None and isinstance(data, ImageData):
             foreign = ood.load(options.ood, data, options.split, options.images)
+        condition = [NONE] if foreign is not None and options.condition is None else options.condition
+        given = given_to(subject.model, data, images, identity, condition)
+        if foreign is not None and given is not None:
+            raise UserError("--ood: other images have no conditions; leave out --condition")
         measured: list[Evaluation] = []
         for method in methods:
             asked = estimator_options(options, method, family, alone=len(methods) == 1)
-            protocol = question(subject, identity, method, asked)
+            protocol = conditioned(question(subject, identity, method, asked), given)
             bar = ProgressBar()
             progress = partial(bar.named, f"{subject.name} {method}")
             how = How(device, options.batch_size, options.again, progress, processes)
             spent, taken = None, images
             if options.target_error is None:
-                evaluation, found = measure(subject, images, protocol, how)
+                evaluation, found = measure(subject, images, protocol, how, given)
             else:
                 target = options.target_error
-                evaluation, spent, found = measure_to(target, subject, images, protocol, how)
+                evaluation, spent, found = measure_to(target, subject, images, protocol, how, given)
                 protocol = evaluation.protocol
                 taken, _ = first_of(images, identity, len(evaluation.estimate))
+            without = None
+            if given is not None:
+                bar_of_none = partial(bar.named, f"{subject.name} {method}, no condition")
+                without, _ = measure(subject, taken, unconditioned(protocol), replace(how, progress=bar_of_none))
             places: dict[str, Path] = {"stored in": subject.home / records.FOLDER / f"{protocol.name}.json"}
             if options.ranked and isinstance(data, ImageData) and processes.is_main:
                 places["ranked"] = _beside(subject, f"{protocol.name}-ranked.png")
@@ -122,9 +131,11 @@ def run(options: argparse.Namespace) -> int:
             if not processes.is_main:
                 continue
             measured.append(evaluation)
-            mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other))
+            mirrored = mirror_evaluation(subject, evaluation, options.wandb, values_of(evaluation, other, without))
             out.print(table)
             out.print(_budget(evaluation.estimate))
+            if without is not None:
+                out.print(escape(information_line(method, evaluation.estimate, without.estimate)), soft_wrap=True)
             if (warning := weights_warning(evaluation.estimate)) is not None:
                 out.print(warning, soft_wrap=True)
             if spent is not None:
@@ -146,12 +157,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def values_of(evaluation: Evaluation, other: Evaluation | None = None) -> dict[str, Any]:
-    """The entries of W&B's run table, under names that are the same for every family of models."""
+def values_of(
+    evaluation: Evaluation, other: Evaluation | None = None, without: Evaluation | None = None
+) -> dict[str, Any]:
+    """The entries of W&B's run table, under names that are the same for every family of models.
+
+    Args:
+        evaluation: The figure.
+        other: That of other data.
+        without: That of the same data without their conditions.
+    """
     values = summary(evaluation.estimate)
     estimate = evaluation.estimate
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
     values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
+    if without is not None:
+        bits = information(estimate, without.estimate)
+        values |= {"eval/information_bits": bits.mean, "eval/information_bits_low": bits.low,
+                   "eval/information_bits_high": bits.high}  # fmt: skip
     if other is not None:
         values |= {"eval/auroc": ood.auroc(evaluation, other), "eval/auroc_other": other.protocol.data["name"]}
     return values

@@ -26,7 +26,8 @@ from ...storage.records import digest
 from .. import records
 from ..preflight import check_takes_figures
 from ..records import Evaluation, Protocol
-from ..subjects import Subject, rows_of
+from ..subjects import CONDITION_DIGEST, Subject, rows_of
+from .given import CONDITION, Given
 
 CHUNK = 128
 # The parts of images that are measured again, for the error budget.
@@ -55,7 +56,9 @@ class How:
     processes: Processes = ALONE
 
 
-def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> tuple[Evaluation, bool]:
+def measure(
+    subject: Subject, images: Tensor, protocol: Protocol, how: How, given: Given | None = None
+) -> tuple[Evaluation, bool]:
     """Measure images under a model, or find the stored result.
 
     Args:
@@ -63,6 +66,7 @@ def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> t
         images: Level indices, uint8, or numbers of shape (B, *shape): those that `protocol.data` identifies.
         protocol: The question.
         how: How to answer it.
+        given: The conditions of the images, which `conditioned` has put into the question.
 
     Returns:
         The evaluation, and whether it was stored already.
@@ -74,7 +78,7 @@ def measure(subject: Subject, images: Tensor, protocol: Protocol, how: How) -> t
     answer = folder / f"{protocol.name}.json"
     if answer.is_file() and not how.again:
         return records.read(answer), True
-    bench = Bench(subject.model, images, protocol, folder / protocol.name, how, answer)
+    bench = Bench(subject.model, images, protocol, folder / protocol.name, how, answer, given)
     if how.again:
         bench.clear()
     try:
@@ -101,6 +105,7 @@ class Bench:
         parts: The folder of the parts; those under changed options are in folders of their own within.
         how: Where, in what chunks and by whom it is measured.
         answer: The file that the main process writes in the end.
+        given: As `measure`.
 
     Raises:
         UserError: For a folder that figures cannot be kept in.
@@ -114,11 +119,12 @@ class Bench:
         parts: Path,
         how: How,
         answer: Path | None = None,
+        given: Given | None = None,
     ):
         check_takes_figures(parts.parent)
         self.model, self.images, self.protocol = model, images, protocol
         self.rows = rows_of(protocol.data)
-        self.parts, self.how, self.answer = parts, how, answer
+        self.parts, self.how, self.answer, self.given = parts, how, answer, given
         self._asked: dict[Path, set[int]] = {}
 
     def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
@@ -134,8 +140,10 @@ class Bench:
             some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
             if not len(some) or number % self.how.processes.count != self.how.processes.rank:
                 continue
-            images = self.images[torch.searchsorted(self.rows, some)].to(self.how.device)
-            records.write_part(parts, _chunk(self.model, images, some, protocol, self.how.batch_size))
+            places = torch.searchsorted(self.rows, some)
+            images = self.images[places].to(self.how.device)
+            cond = {} if self.given is None else {"cond": self.given.of(places)}
+            records.write_part(parts, _chunk(self.model, images, some, protocol, self.how.batch_size, **cond))
             done |= set(some.tolist())
             if progress is not None:
                 progress(len(done & asked), len(asked))
@@ -171,9 +179,14 @@ class Bench:
             records.remove_parts(folder)
 
 
-def _chunk(model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None) -> Estimate:
+def _chunk(
+    model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None, **cond: Any
+) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
-    return model.log_prob(images, method=protocol.method, indices=rows, **size, **protocol.options)
+    options = {name: value for name, value in protocol.options.items() if name != CONDITION}
+    found = model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
+    told = {CONDITION: ", ".join(cond["cond"])} if cond else {}
+    return replace(found, protocol={**found.protocol, **told}) if told else found
 
 
 def _rows(parts: list[Estimate]) -> set[int]:
@@ -183,6 +196,20 @@ def _rows(parts: list[Estimate]) -> set[int]:
 def _indices(estimate: Estimate) -> list[int]:
     assert estimate.indices is not None
     return estimate.indices.tolist()
+
+
+def conditioned(protocol: Protocol, given: Given | None) -> Protocol:
+    """The question of the images under these conditions; without any the question itself."""
+    if given is None:
+        return protocol
+    data = {**protocol.data, CONDITION_DIGEST: given.digest}
+    return replace(protocol, data=data, options={**protocol.options, CONDITION: given.asked})
+
+
+def unconditioned(protocol: Protocol) -> Protocol:
+    """The same question without conditions."""
+    data = {key: value for key, value in protocol.data.items() if key != CONDITION_DIGEST}
+    return replace(protocol, data=data, options={k: v for k, v in protocol.options.items() if k != CONDITION})
 
 
 def question(subject: Subject, data: dict[str, Any], method: str, options: dict[str, object]) -> Protocol:

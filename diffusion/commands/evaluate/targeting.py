@@ -24,13 +24,14 @@ from ...storage.records import find, keep
 from .. import records
 from ..records import Evaluation, Protocol
 from ..subjects import Subject, first_of
+from .given import Given
 from .measuring import AnsweredError, Bench, How
 
 FOLDER = "targets"
 
 
 def measure_to(
-    target: float, subject: Subject, images: Tensor, protocol: Protocol, how: How
+    target: float, subject: Subject, images: Tensor, protocol: Protocol, how: How, given: Given | None = None
 ) -> tuple[Evaluation, dict[str, Any], bool]:
     """Measure as many images as the target error requires, or find the stored result.
 
@@ -39,7 +40,7 @@ def measure_to(
         subject: The model.
         images: Those that may be taken, in the fixed order (`random.fixed_order`).
         protocol: The question, with the least options that are spent.
-        how: As `measuring.measure`.
+        how, given: As `measuring.measure`.
 
     Returns:
         The evaluation, what was spent (see `likelihood.target_error.Reached.to_dict`), and whether it was found.
@@ -53,7 +54,7 @@ def measure_to(
     if not how.again and (kept := _find(place, folder)) is not None:
         return *kept, True
     parts = folder / question.name
-    bench = Bench(subject.model, images, protocol, parts, how, place)
+    bench = Bench(subject.model, images, protocol, parts, how, place, given)
     if how.again:
         bench.clear()
 

@@ -84,6 +84,7 @@ def card_of(model: TrainedModel) -> str:
     is_image = facts.levels is not None
     levels = "" if not is_image else f" of {facts.levels} levels"
     classes = f", {facts.num_classes} classes" if facts.num_classes else ""
+    classes += f", conditioned on {', '.join(map(str, facts.parts))}" if facts.parts else ""
     lines = [
         "---",
         "library_name: diffusion",

@@ -61,6 +61,9 @@ def denoiser_of_network(model: TrainedModel) -> NetworkDenoiser:
         )
     if not isinstance(model.denoiser, NetworkDenoiser):
         raise UserError(f"{model.source}: its network follows another convention (docs/adopt.md); export the original")
+    if model.denoiser.parts:
+        told = ", ".join(map(str, model.denoiser.parts))
+        raise UserError(f"{model.source}: is conditioned on {told}; an export takes x, a noise level and a class alone")
     return model.denoiser
 
 

@@ -56,6 +56,10 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--method", help="the solver of ode")
     add("--prior", choices=SamplingConfig.words("prior"), help="the law from which the codes of an eae are drawn")
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae)")
+    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: samples under the conditions of test images; none; "
+        "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
+    add("--by-class", action="store_true", help="also the figures of each class, against the reference images of this "
+        "class; of a model of classes with --label reference")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images processed at a time (default: 256)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")

@@ -21,10 +21,11 @@ from ...models import DiffusionModel, TrainedModel
 from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
+from ..evaluate.given import CONDITION, NONE, given_to_samples
 from ..options import flag
 from ..preflight import are_images, check_reference
 from ..records import FOLDER
-from ..subjects import Subject, load_images_of, load_subject
+from ..subjects import CONDITION_DIGEST, Subject, load_images_of, load_subject
 from .arguments import OF_REFERENCE
 
 DRAWN = 1000
@@ -46,6 +47,7 @@ class Candidate:
         draw: Makes the samples, uint8 level indices, and returns the network evaluations per sample.
         mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
         names: The names of the samples' files; None for drawn samples.
+        classes: The class of each sample, that of the test image whose condition it has; None where it has none.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Candidate:
     draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
     mirrored: bool
     names: Sequence[str] | None = None
+    classes: Tensor | None = None
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
@@ -78,27 +81,49 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
             figure = [option for option, setting in SETTINGS.items() if setting.figure]
             taken = ", ".join(flag(option) for option in figure if option in model.sampling_options)
             raise UserError(f"{flag(name)}: {text} is of family '{model.config.family}', which takes {taken}")
-    if "guidance" in given and "label" not in given:
-        raise UserError("--guidance: steers towards a class; give --label too")
     count = options.samples or DRAWN
     data, flip = load_images_of(subject, moved(options)), model.config.data.flip
-    labels, classes = _labels(model, given.pop("label", None), data, options.reference, count)
+    denoiser = getattr(model, "denoiser", None)
+    label = given.pop("label", None)
+    if options.by_class and label is None and options.condition is None and getattr(denoiser, "num_classes", 0):
+        label = OF_REFERENCE
+    labels, numbers = _labels(model, label, data, options.reference, count)
+    asked = [NONE] if label is not None else options.condition
+    if label is not None and options.condition is not None:
+        raise UserError("--label, --condition: use only one of them")
+    condition, rows = given_to_samples(model, data, asked, count)
+    if "guidance" in given and label is None and condition is None:
+        raise UserError("--guidance: steers towards a class; give --label too, or a --condition")
+    cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
+    classes = labels.get("label")
+    if rows is not None and data.test_labels is not None:
+        classes = data.test_labels[rows]
+    if options.by_class and classes is None:
+        raise UserError(f"--by-class: the samples of {text} are of no class; give --label or --condition data")
     settings = model.sampling_settings(given)
+    kept: list[tuple[Tensor, float]] = []  # of the whole, and of each class
 
     def draw(device: torch.device, progress: Progress) -> tuple[Tensor, float]:
         assert model.dequantizer is not None
+        if kept:
+            return kept[0]
         model.to(device)
         with reported_tuning(options.tuning_seconds):
             drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
-            x = model.sample(count, options.seed, batch_size=options.batch_size, progress=progress, **drawing, **labels)
+            size = options.batch_size
+            x = model.sample(count, options.seed, batch_size=size, progress=progress, **drawing, **cond)
         model.to("cpu")
-        return model.dequantizer.quantize(x.cpu()), counter.rows / count
+        kept.append((model.dequantizer.quantize(x.cpu()), counter.rows / count))
+        return kept[0]
 
-    question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **classes}
-    folder = subject.home / FOLDER / "quality"
+    question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **numbers}
+    question |= {} if condition is None else {CONDITION: condition.asked, CONDITION_DIGEST: condition.digest}
+    folder, place = subject.home / FOLDER / "quality", Path(model.source)
     mirrored = data.flip if flip is None else flip
-    return Candidate(subject.name, Path(model.source), folder, data, count, question, subject, draw, mirrored)
+    return Candidate(
+        subject.name, place, folder, data, count, question, subject, draw, mirrored, classes=classes
+    )  # fmt: skip
 
 
 def _labels(
@@ -130,6 +155,8 @@ def _labels(
 def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.data is None:
         raise UserError(f"--data: {text} holds images; name the data set that they are to be compared with")
+    if options.by_class or options.condition is not None:
+        raise UserError(f"--by-class, --condition: {text} holds images, of no condition; leave them out")
     data = _reference_data(options.data, options.runs, options.download)
     with reported_as({"data.path": text}):
         raw = load_files(Path(text))

@@ -39,8 +39,9 @@ from ..options import flag
 from ..preflight import check_takes_figures
 from ..report import console
 from ..subjects import named_apart
+from .by_class import each_class
 from .candidates import Candidate, load_candidate, moved
-from .table import Row, remarks, table
+from .table import Row, class_table, remarks, table
 
 CLOSEST = 10
 
@@ -122,9 +123,23 @@ def run(options: argparse.Namespace) -> int:
     if options.scale:
         mirrored = any(candidate.mirrored for candidate in candidates)
         rows += _scale(reference.get(bar, mirrored), candidates[0].count, bar)
+    by_class, left_out = [], []
+    for candidate in candidates if options.by_class else ():
+        for of_class in each_class(candidate):
+            if of_class.count < FEWEST or len(getattr(of_class.data, options.reference)) < FEWEST:
+                left_out.append(f"{of_class.name}: left out, fewer than {FEWEST} samples or reference images")
+                continue
+            own = Reference(of_class.data, extractor, options, device)
+            row, written = _measured(of_class, own, options, bar)
+            by_class.append(row)
+            places += written
     bar.close()
     out = console()
     out.print(table(rows, reference.provenance))
+    if by_class:
+        out.print(class_table(by_class, options.reference))
+    for line in left_out:
+        out.print(f"- {escape(line)}", soft_wrap=True)
     for line in remarks(rows):
         out.print(f"- {escape(line)}", soft_wrap=True)
     for what, place in places:
@@ -263,7 +278,7 @@ def _mirror(
     candidate: Candidate, row: Row, question: dict[str, Any], folder: Path, closest: Path, choice: str
 ) -> Path | None:
     """Log once, in the group of the run that was measured; images that are there belong to no run."""
-    if candidate.subject is None or (folder / "wandb").exists():
+    if candidate.subject is None or "class" in question or (folder / "wandb").exists():
         return None
     logging = candidate.subject.model.config.logging
     values = {f"quality/{name}": value for name, value in row.figures.items() if value is not None}

@@ -74,6 +74,16 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
     return Table(COLUMNS, plain, "Quality of samples", caption)
 
 
+def class_table(rows: Sequence[Row], split: str) -> Table:
+    """The figures of each class, each against the reference images of its class."""
+    caption = (
+        f"Each against the {split} images of its class. FID grows as samples get fewer: compare classes of equal "
+        "numbers, and with the whole only the corrected figure."
+    )
+    plain = [{**row.figures, "name": row.name, "samples": row.samples, "nfe": row.nfe} for row in rows]
+    return Table(COLUMNS, plain, "By class", caption)
+
+
 def remarks(rows: Sequence[Row]) -> list[str]:
     """Remarks on the table: which samples are copies, and why there is no corrected value, one line each."""
     lines = []

@@ -32,13 +32,16 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_tuning_seconds(parser)
     add("--label", metavar="CLASS", help="draw this class, given by number or name (for models trained with labels; "
         "for any model with --classifier)")  # fmt: skip
+    add("--condition", nargs="+", metavar="NAME=VALUE", help="what a model with denoiser.condition is given: a class "
+        "by name or number, numbers with commas, an image, or x.npy with one entry or one a sample; without NAME= "
+        "where there is one (--mask says where an image is to be filled in)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than the training images: 16, or "
         "12x16 (height x width); unet and dit only")  # fmt: skip
     add("--classifier", type=path, metavar="FILE",
         help="draw --label with a classifier of noisy images, from a model that needs no "
         "labels itself: digits, or a file from python -m diffusion train-classifier")  # fmt: skip
-    add("--guidance", type=number, help="weight of classifier-free guidance (towards --label) or of --guide "
-        "(1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
+    add("--guidance", type=number, help="weight of classifier-free guidance (towards --label, --condition) or of "
+        "--guide (1 is off), or of --classifier (0 is off; default: 1)")  # fmt: skip
     add("--guidance-interval", type=bound, nargs=2, metavar=("LO", "HI"), help="guide only where the noise level "
         "sigma / alpha is in (LO, HI] (default: at all levels)")  # fmt: skip
     add(
@@ -48,7 +51,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="autoguidance by a worse model, e.g. an earlier checkpoint; needs --guidance",
     )
     add("--inpaint", type=path, metavar="IMAGE", help="fill in the part of an image where --mask is white")
-    add("--mask", type=path, metavar="IMAGE", help="with --inpaint: white is filled in, black is kept")
+    add("--mask", type=path, metavar="IMAGE", help="with --inpaint or --condition: white is filled in, black "
+        "is kept")  # fmt: skip
     add("--restore", type=path, metavar="IMAGE", help="undo the --degradation of an image")
     add("--degradation", metavar="KIND", help="with --restore: downsample (IMAGE is smaller than the model's images "
         "by a whole factor), grey (IMAGE has no colour), blur or blur:STD (in pixels; default: 1)")  # fmt: skip

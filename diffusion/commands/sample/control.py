@@ -82,6 +82,10 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
         model = _classified(model, given["classifier"], left)
     if "guide" in given:
         model = _guided(model, given["guide"], left, runs_dir)
+    if "condition" in given:
+        from .condition import read_conditions
+
+        left["cond"] = read_conditions(model, given["condition"], None if "inpaint" in given else given.get("mask"))
     if "edit" in given:
         left["sampler"] = _edited(model, given, left)
     elif "strength" in given:
@@ -90,7 +94,7 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
         model = _observed(model, given, left)
     else:
         for name, other in _GOES_WITH.items():
-            if name in given:
+            if name in given and not (name == "mask" and "condition" in given):
                 raise UserError(f"{flag(name)}: needs {other}")
     return model, replace(record, settings=left)
 
@@ -174,18 +178,23 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
         raise UserError("--degradation: needs --restore")
     shape = model.facts.shape
     image = read_image("--inpaint", given["inpaint"], shape)
-    shown = read_image("--mask", given["mask"], (1, *shape[1:]))
+    operator = Mask(known_part(given["mask"], shape).expand(shape))
+    return operator, operator(image)
+
+
+def known_part(mask: str, shape: tuple[int, ...]) -> Tensor:
+    """Where an image of this shape is known, by the picture of a mask: boolean (1, H, W)."""
+    shown = read_image("--mask", mask, (1, *shape[1:]))
     white = shown > 0.0
     if grey := int((shown.abs() < _WHITE).sum()):
         print(
-            f"note: --mask: {grey} of {shown.numel()} pixels of {given['mask']} are grey; those nearer to white are "
+            f"note: --mask: {grey} of {shown.numel()} pixels of {mask} are grey; those nearer to white are "
             "filled in, those nearer to black are kept",
             file=sys.stderr,
         )
     if not bool(white.any()):
-        raise UserError(f"--mask: {given['mask']} has no white pixel; white is filled, black is kept")
-    operator = Mask(~white[0].expand(shape))
-    return operator, operator(image)
+        raise UserError(f"--mask: {mask} has no white pixel; white is filled, black is kept")
+    return ~white[0]
 
 
 def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[LinearOperator, Tensor]:

@@ -36,6 +36,7 @@ def are_batches(batches: tuple[tuple[int, int], ...], count: int, index: int | N
 
 
 KEY = "diffusion"
+ARRAY_ENDING = ".npy"  # of a file that holds a condition
 _MOST_PIXELS = 2**27
 
 
@@ -137,10 +138,21 @@ class SampleRecord:
         return record
 
 
+def split_condition(text: str, names: Sequence[str] | None = None) -> tuple[str | None, str]:
+    """NAME=VALUE of `--condition` in two; the name is None where there is none, or none of those that there are."""
+    name, equals, value = text.partition("=")
+    known = bool(equals) and (names is None or name in names)
+    return (name, value) if known else (None, text)
+
+
 def image_digests(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The SHA-256 of the image files that settings name, by setting; of those that are there."""
+    """The SHA-256 of the files that settings name, by setting; of those that are there."""
     named = {name: settings[name] for name, setting in SETTINGS.items() if setting.image and name in settings}
     paths = {name: [given] if isinstance(given, str) else list(given) for name, given in named.items()}
+    if "condition" in paths:  # words and numbers, too
+        values = [value for text in paths["condition"] for value in (text, split_condition(text)[1])]
+        paths["condition"] = [value for value in dict.fromkeys(values) if Path(value).is_file()]
+        paths = {name: files for name, files in paths.items() if files}
     return {
         name: [runs.file_digest(path) for path in several]
         for name, several in paths.items()

@@ -20,6 +20,7 @@ from PIL import Image
 from ... import samplers
 from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
+from ...denoisers.condition import LABEL
 from ...devices import choose_device, device_name
 from ...errors import UserError
 from ...models import DiffusionModel
@@ -34,6 +35,7 @@ from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
 from ..options import flag
+from .condition import check_count, rows_of_conditions
 from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
@@ -70,6 +72,7 @@ def draw(options: argparse.Namespace) -> int:
     if options.animate:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
+    check_count(drawing.settings.get("cond", {}), n)
     files = SampleFiles(options.out, _place(model, options, way, "png"), n, record, model.facts.levels, processes)
     if files.done:
         print(f"{files.done} of {n} samples are there already; resuming")
@@ -154,7 +157,8 @@ def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
     """The number of the class that --label means, among those of the model, or of the classifier that steers it."""
     facts, text = model.facts, options.label
     # the classifier knows its own classes by number; the names are those of the model's data
-    count = facts.num_classes if options.classifier is not None or model.config.denoiser.conditional else 0
+    by_class = options.classifier is not None or LABEL in model.config.denoiser.parts
+    count = facts.num_classes if by_class else 0
     names = names_of(facts.provenance, count)
     if text.isascii() and text.isdigit() and text not in names and (options.classifier is not None or not names):
         return int(text)
@@ -168,8 +172,10 @@ def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:
 
 def draw_batch(model: TrainedModel, record: SampleRecord, first: int, stop: int) -> torch.Tensor:
     """Samples `first` to `stop` of a record, drawn together, on the CPU."""
-    batch = stop - first
-    return model.sample(batch, record.seed, start=first, batch_size=batch, **record.settings).cpu()
+    batch, settings = stop - first, dict(record.settings)
+    if "cond" in settings:
+        settings["cond"] = rows_of_conditions(settings["cond"], first, stop)
+    return model.sample(batch, record.seed, start=first, batch_size=batch, **settings).cpu()
 
 
 def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, device: torch.device) -> int:
@@ -235,6 +241,7 @@ def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespa
     if path.suffix != ".gif":
         raise UserError(f"--out: found '{path}'; --animate writes x.gif")
     model, drawing = controlled(model, record, options.runs)
+    check_count(drawing.settings.get("cond", {}), count)
     assert isinstance(model, DiffusionModel)
     states, _, x_hats = model.trajectory(count, record.seed, **drawing.settings)
     pictures.save_animation(path, pictures.path_frames(states, x_hats), json.dumps(record.to_text()))
@@ -316,7 +323,11 @@ def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str
     size = None if options.size is None else "x".join(map(str, options.size))
     asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
     asked |= {"strength": options.strength, "posterior": options.posterior}
-    words = [f"-{name}" for name in ("inpaint", "restore", "edit", "guide", "classifier") if getattr(options, name)]
+    words = [
+        f"-{name}"
+        for name in ("inpaint", "restore", "edit", "guide", "classifier", "condition")
+        if getattr(options, name)
+    ]
     words += [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
               for name, value in asked.items() if value is not None]  # fmt: skip
     return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"

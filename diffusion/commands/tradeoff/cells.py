@@ -170,7 +170,7 @@ class Bench:
         options = self.options
         return sample(
             self.subject.denoiser, options.n, sampler, seed=options.seed, grid=grid, dtype=dtype,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size, cond=self.subject.cond,
         )  # fmt: skip
 
     def tight(self) -> Tensor:

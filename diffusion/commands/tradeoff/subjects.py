@@ -20,10 +20,11 @@ from ...metrics import FeatureStatistics, QualityReference, describe, extract, s
 from ...models.load import DiffusionModel
 from ...schedules import Cosine
 from ..app import ProgressBar
+from ..evaluate.given import CONDITION, given_to_samples
 from ..features import FeatureCache, choose_extractor
 from ..preflight import EXACT
 from ..records import FOLDER
-from ..subjects import load_images_of, load_subject
+from ..subjects import CONDITION_DIGEST, load_images_of, load_subject
 
 # Features of the reference that KID takes; its error from more of them is far below that from the samples.
 KERNEL_IMAGES = 4000
@@ -49,6 +50,7 @@ class Subject:
         some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
         log_prob: The true log-density, where it is known.
         project, group: Of W&B.
+        cond: What the samples are drawn under; None for no condition.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Subject:
     log_prob: Callable[[Tensor], Tensor] | None
     project: str
     group: str | None
+    cond: Mapping[str, Tensor | None] | None = None
 
 
 def load(options: argparse.Namespace, device: torch.device, bar: ProgressBar) -> Subject:
@@ -98,6 +101,8 @@ EXACT_MODELS: Mapping[str, Callable[[], GaussianMixture]] = {"mixture-2d": mixtu
 
 def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     name = choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
+    if options.condition is not None:
+        raise UserError(f"--condition: {options.run} has none; leave it out")
     if options.features is not None:
         raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
     model = EXACT_MODELS[name]().to(device)
@@ -128,6 +133,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     data = load_images_of(subject, options.data)
     extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
     assert dequantizer is not None  # `load_subject` refuses points
+    given, _ = given_to_samples(model, data, options.condition, options.n)
     provenance, cache = describe(data.train, extractor, data.name, "train", data.levels, False), FeatureCache()
     known = cache.read(provenance)
     made = QualityReference.of(
@@ -142,6 +148,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         return extract(extractor, images, device, options.batch_size)
 
     logging = model.config.logging
+    asked = {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
@@ -149,7 +156,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(provenance)},
+        identity={"model": subject.weights, "reference": asdict(provenance), **asked},
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,
@@ -157,6 +164,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         log_prob=None,
         project=logging.project,
         group=logging.group or subject.name,
+        cond=None if given is None else given.values,
     )
 
 

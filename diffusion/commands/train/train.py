@@ -105,6 +105,8 @@ def train(argv: Sequence[str]) -> int:
         for name, estimate in estimates.items():
             if (warning := evaluation.weights_warning(estimate)) is not None:
                 console.print(f"{name}: {warning}", soft_wrap=True)
+        for line in evaluation.information_lines(estimates):
+            console.print(line, soft_wrap=True)
         for line in evaluation.left_out(done.data, config.evaluation):
             console.print(line, soft_wrap=True)
     for line in without_codes:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, did_you_mean
 from ..class_names import listed
 from ..splits import SPLITS, split_of
+from .columns import of_arrays
 from .decoding import resize_arrays
 from .fitting import Size
-from .raw_images import RawImages
+from .raw_images import Column, RawImages
 
 ENDINGS = (".npz", ".npy")
 _MOST_DEFLATED = 200  # times smaller: photographs are two or three, empty pages a thousand
@@ -41,7 +43,7 @@ class FoundArrays:
         data: The arrays of data by split, or one under "".
         names: Their names.
         labels: Of all data, in that order, as numbers from 0; None without labels.
-        num_classes, class_names, notes: As `RawImages`.
+        num_classes, class_names, notes, columns: As `RawImages`.
     """
 
     data: Arrays
@@ -50,9 +52,12 @@ class FoundArrays:
     num_classes: int
     class_names: tuple[str, ...]
     notes: list[str]
+    columns: tuple[Column, ...] = ()
 
 
-def load_arrays(path: Path, size: Size | None, most_bytes: int, bits: int | None = None) -> RawImages:
+def load_arrays(
+    path: Path, size: Size | None, most_bytes: int, bits: int | None = None, columns: Sequence[str] = ()
+) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
 
     Args:
@@ -60,11 +65,12 @@ def load_arrays(path: Path, size: Size | None, most_bytes: int, bits: int | None
         size: Resize the shorter side to this and crop the centre.
         most_bytes: The size above which an array is refused, where it is compressed to next to nothing.
         bits: Keep the 2^bits levels of whole numbers; None: 256 levels.
+        columns: The keys of what else is read of every row.
 
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
-    found = find_arrays(path, most_bytes, "images")
+    found = find_arrays(path, most_bytes, "images", columns)
     images = [_images(path, found.names[split], array, found.notes, bits) for split, array in found.data.items()]
     if len({x.shape[1:] for x in images}) > 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
@@ -84,22 +90,26 @@ def load_arrays(path: Path, size: Size | None, most_bytes: int, bits: int | None
         num_classes=found.num_classes,
         class_names=found.class_names,
         notes=tuple(dict.fromkeys(found.notes)),
+        columns=found.columns,
     )
 
 
-def find_arrays(path: Path, most_bytes: int, kind: str) -> FoundArrays:
+def find_arrays(path: Path, most_bytes: int, kind: str, columns: Sequence[str] = ()) -> FoundArrays:
     """The arrays of data in a .npz or .npy file by their names, and their labels.
 
     Args:
         path, most_bytes: As `load_arrays`.
         kind: What the data are called in errors: images or arrays.
+        columns: The keys of what else is read of every row.
 
     Raises:
         UserError: For a file that is damaged or unsafe, and names that say too little.
     """
     arrays = _read(path, most_bytes)
     notes: list[str] = []
-    found = _roles(path, arrays)
+    keys = {name: _keys(arrays, name) for name in columns}
+    taken = {key for of_name in keys.values() for key in of_name.values()}
+    found = _roles(path, {name: array for name, array in arrays.items() if name not in taken})
     splits = [split for split in ("", *SPLITS) if ("images", split) in found]
     if not splits:
         names = ", ".join(arrays) or "nothing"
@@ -119,8 +129,9 @@ def find_arrays(path: Path, most_bytes: int, kind: str) -> FoundArrays:
     if labelled == splits:
         raw = [_flat(path, found["labels", split], arrays[found["labels", split]], len(x), notes)
                for split, x in images.items()]  # fmt: skip
-        labels, class_names, count = _classes(path, found["labels", splits[0]], raw, notes)
-    used = {found[role, split] for role, split in found if role == "images" or labels is not None}
+        labels, class_names, count = number_classes(path, found["labels", splits[0]], raw, notes)
+    read = tuple(_column(path, name, keys[name], arrays, images) for name in columns)
+    used = taken | {found[role, split] for role, split in found if role == "images" or labels is not None}
     if labels is not None and not class_names and (naming := _names_of_classes(arrays, count)) is not None:
         class_names = tuple(arrays[naming].tolist())
         used.add(naming)
@@ -129,7 +140,35 @@ def find_arrays(path: Path, most_bytes: int, kind: str) -> FoundArrays:
             each = ", one entry an image" if array.shape[:1] == (len(images[splits[0]]),) else ""
             notes.append(f"the array '{name}' ({array.dtype} {array.shape}{each}) is not used")
     names = {split: found["images", split] for split in splits}
-    return FoundArrays(images, names, labels, count, class_names, notes)
+    return FoundArrays(images, names, labels, count, class_names, notes, read)
+
+
+def _keys(arrays: Arrays, name: str) -> dict[str, str]:
+    """The keys of a column by split: `c`, or `train_c` and `c_test`."""
+    found = {"": name} if name in arrays else {}
+    for key in arrays:
+        words = key.split("_")
+        for i, word in enumerate(words):
+            if (split := split_of(word)) is not None and "_".join(words[:i] + words[i + 1 :]) == name:
+                found[split] = key
+    return found
+
+
+def _column(path: Path, name: str, keys: Mapping[str, str], arrays: Arrays, data: Arrays) -> Column:
+    """What is read of every row under a name, in the order of the data.
+
+    Raises:
+        UserError: Where there is none, of one of the splits.
+    """
+    for split in data:
+        if split not in keys:
+            of_split = f" of the {split} split" if split else ""
+            raise UserError(
+                f"denoiser.condition: found '{name}'; {path} has no such array{of_split}; it has {', '.join(arrays)}."
+                f"{did_you_mean(name, arrays)}"
+            )
+    named = [(keys[split], arrays[keys[split]]) for split in data]
+    return of_arrays(path, name, named, [len(array) for array in data.values()], number_classes)
 
 
 def _read(path: Path, most_bytes: int) -> Arrays:
@@ -283,7 +322,7 @@ def _flat(path: Path, name: str, labels: np.ndarray, n: int, notes: list[str]) -
     return labels.astype(np.int64) if whole or labels.dtype.kind == "b" else labels
 
 
-def _classes(
+def number_classes(
     path: Path, name: str, labels: list[np.ndarray], notes: list[str]
 ) -> tuple[np.ndarray, tuple[str, ...], int]:
     """Labels of all splits as numbers from 0, the names of the classes where they are no such numbers, their count."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,11 +23,12 @@ from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
 from .array_files import ENDINGS as ARRAYS
-from .array_files import load_arrays
+from .array_files import load_arrays, number_classes
+from .columns import of_folder
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
-from .passed_over import ENDINGS, PassedOver, is_hidden
+from .passed_over import ENDINGS, LABELS_FILE, PassedOver, is_hidden
 from .raw_images import RawImages
 from .tar_shards import list_shard
 
@@ -47,6 +48,7 @@ def load_files(
     split: Split | None = None,
     bits: int | None = None,
     whole: bool = False,
+    columns: Sequence[str] = (),
 ) -> RawImages:
     """Read all images under `path`.
 
@@ -60,6 +62,7 @@ def load_files(
         bits: How many bits the values of 16-bit files use; None for all, where they do.
         whole: Keep all their 2^bits levels, rather than the upper 8 bits.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
+        columns: The names of what else is read of every image (`columns`).
 
     Raises:
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
@@ -67,8 +70,12 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        return load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None)
+        return load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None, columns)
+    if columns and not path.is_dir():
+        raise UserError(f"denoiser.condition: found '{columns[0]}'; {path} has images alone; accepted: a folder with "
+                        f"{LABELS_FILE} or paired folders, or an .npz with keys")  # fmt: skip
     passed = PassedOver()
+    passed.left_out = columns
     with ExitStack() as stack:
         try:
             parts = _split_parts(path, _list_images(path, stack, passed))
@@ -95,6 +102,7 @@ def load_files(
         warnings.warn(told, stacklevel=2)
         kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
         files, counts = [files[row] for row in decoded.kept], kept
+    read = of_folder(path, columns, files, lambda some: decode_all(some, size, None), number_classes) if columns else ()
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
@@ -109,6 +117,7 @@ def load_files(
         rule,
         len(decoded.skipped),
         tuple(notes),
+        read,
     )
 
 
@@ -180,7 +189,9 @@ def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[Image
     files, seen = [], set()
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not is_hidden(name))
+        left_out = passed.left_out if Path(folder) == root else ()
+        inner = sorted(name for name in subfolders if not is_hidden(name) and name not in left_out)
+        subfolders[:] = [] if real in seen else inner
         if real in seen:  # a link that points up, or to a folder that was read
             passed.links.append(Path(folder).relative_to(root).as_posix())
             continue

@@ -9,6 +9,7 @@ files without splits are one pool, in the order of their names.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,13 @@ _ACCEPTED = (
 _MOST_AXES = 5
 
 
-def load_numbers(path: Path, most_bytes: int) -> RawImages:
+def load_numbers(path: Path, most_bytes: int, columns: Sequence[str] = ()) -> RawImages:
     """The arrays of a file or a folder.
 
     Args:
         path: A .npy or .npz file, or a folder of .npy files.
         most_bytes: The size above which an array in an .npz is refused, where it is compressed to next to nothing.
+        columns: The keys of an .npz of what else is read of every row.
 
     Raises:
         UserError: For what is no such file, or damaged; arrays of whole numbers, of other shapes, or with NaN and
@@ -41,11 +43,14 @@ def load_numbers(path: Path, most_bytes: int) -> RawImages:
         raise UserError(f"data.path: {path} does not exist; accepted: a .npy or .npz file, or a folder of .npy files")
     if not path.is_dir() and path.suffix.lower() not in (".npy", ".npz"):
         raise UserError(f"data.path: {path} is no array; accepted: a .npy or .npz file, or a folder of .npy files")
-    labels, class_names, count, notes = None, (), 0, []
+    labels, class_names, count, notes, read = None, (), 0, [], ()
     if path.suffix.lower() == ".npz" and not path.is_dir():
-        found = find_arrays(path, most_bytes, "arrays")
+        found = find_arrays(path, most_bytes, "arrays", columns)
         parts = {split: [(f"{path}: '{found.names[split]}'", array)] for split, array in found.data.items()}
         labels, class_names, count, notes = found.labels, found.class_names, found.num_classes, found.notes
+        read = found.columns
+    elif columns:
+        raise UserError(f"denoiser.condition: found '{columns[0]}'; {path} has arrays alone; an .npz has keys")
     else:
         parts = _of_folder(path) if path.is_dir() else {"": [(str(path), _mapped(path))]}
     named = [file for split in ("", *SPLITS) for file in parts.get(split, ())]
@@ -80,6 +85,7 @@ def load_numbers(path: Path, most_bytes: int) -> RawImages:
         num_classes=count,
         class_names=class_names,
         notes=tuple(dict.fromkeys(notes)),
+        columns=read,
     )
 
 

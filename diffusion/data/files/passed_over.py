@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -13,6 +14,8 @@ _TABLES = (".arrow", ".csv", ".feather", ".jsonl", ".ndjson", ".parquet", ".tsv"
 _OF_LABELS = ("annotation", "attr", "caption", "class", "dataset", "label", "metadata", "target")
 _SHOWN = 8
 
+LABELS_FILE = "labels.csv"
+
 
 class PassedOver:
     """Tells images from other files, and counts the others."""
@@ -21,6 +24,7 @@ class PassedOver:
         self.endings: Counter[str] = Counter()
         self.tables: list[str] = []
         self.links: list[str] = []  # folders that were met a second time
+        self.left_out: Sequence[str] = ()  # folders and tables that are read as what the images are conditioned on
 
     def is_image(self, name: PurePosixPath) -> bool:
         """Whether a file is to be read, by its name; what is hidden is neither an image nor counted."""
@@ -31,7 +35,9 @@ class PassedOver:
             return True
         self.endings[ending] += 1
         stem = name.stem.lower()
-        if ending in _TABLES or any(word in stem for word in _OF_LABELS):
+        if self.left_out and name.name == LABELS_FILE:
+            self.endings[ending] -= 1
+        elif ending in _TABLES or any(word in stem for word in _OF_LABELS):
             self.tables.append(name.name)
         return False
 

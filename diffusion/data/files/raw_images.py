@@ -12,6 +12,28 @@ from .mapped_rows import MappedRows
 
 
 @dataclass(frozen=True, eq=False)
+class Column:
+    """What a source says of every row beside its data and its class: what a model can be conditioned on.
+
+    Args:
+        name: Its name in the source.
+        kind: `classes`, `vector` or `field` (`networks.parts`).
+        values: Classes (N,), int64, `size` where it is not known; real numbers (N, d), NaN where they are not known; or
+            (N, C, *sides).
+        size: The number of classes, entries or channels.
+        names: Of the classes, where these are no numbers from 0.
+        levels: Of a field of level indices, whose values are brought to [-1, 1]; None for real numbers.
+    """
+
+    name: str
+    kind: str
+    values: Tensor
+    size: int
+    names: tuple[str, ...] = ()
+    levels: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class RawImages:
     """All data of a source, before the split.
 
@@ -27,6 +49,7 @@ class RawImages:
         rule: How the splits were made, where `parts` are all three of them already.
         skipped: The files that could not be read and were left out.
         notes: What was guessed or left out, and why, a line each.
+        columns: What it says of every row beside, of what was asked for.
     """
 
     images: Tensor | MappedRows
@@ -40,3 +63,4 @@ class RawImages:
     rule: str | None = None
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()

@@ -31,7 +31,7 @@ class ClassifierFree(Guided):
 
     def __init__(self, denoiser: Any, weight: Any, interval: Any = ALWAYS, null: Any = None):
         super().__init__(denoiser, weight, interval)
-        if not self.num_classes and null is None:
+        if not self.num_classes and not self.parts and null is None:
             raise UserError(
                 "guidance: the model was trained without labels; leave it at 1, "
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"

@@ -110,6 +110,8 @@ def _of_ours(model: DiffusionModel, denoiser: NetworkDenoiser) -> Parts:
     network, schedule, predicts = denoiser.network, denoiser.schedule, denoiser.parameterization
     if not isinstance(network, UNet):
         raise _refusal(model, f"has a {type(network).__name__}")
+    if denoiser.parts:
+        raise _refusal(model, f"is conditioned on {', '.join(map(str, denoiser.parts))}")
     if model.facts.levels is None:  # theirs draws images in [-1, 1], and knows neither mean nor standard deviation
         raise _refusal(model, f"draws real numbers ('{model.facts.name}'), not images of levels")
     times = levels_of(schedule)

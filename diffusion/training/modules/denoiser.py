@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...data.normalizer import Normalizer
+from ...denoisers.condition import Condition
 from ...denoisers.denoiser import NetworkDenoiser
 from ...denoisers.evaluations import evaluation_mode
 from ...likelihood.dequantization import Dequantizer
@@ -75,17 +76,33 @@ class DenoiserModule(ModelModule):
         u = random.uniform(seed, positions, step, x.shape[1:], random.STREAM_DEQUANTIZE)
         return self.dequantizer.dequantize(x, u)
 
-    def labels(self, labels: Tensor | None, step: int | Tensor, positions: Tensor, dropout: float) -> Tensor | None:
-        """The labels to learn, each hidden with the given chance; None for an unconditional model."""
+    def labels(
+        self, labels: Tensor | tuple[Tensor, ...] | None, step: int | Tensor, positions: Tensor, dropout: float
+    ) -> Tensor | Condition | None:
+        """The labels or the parts of a condition to learn, each hidden with the given chance; None for an unconditional
+        model.
+
+        Of several parts all are hidden with that chance, and then each by itself (as Brooks et al. 2023, arXiv
+        2211.09800, do for two).
+        """
         if labels is None:
             return None
+        if isinstance(labels, tuple):
+            shape = (1 + len(labels) * (len(labels) > 1),)
+            hidden = random.uniform(self.config.seed, positions, step, shape, random.STREAM_LABEL_DROP) < dropout
+            parts = zip(self.denoiser.parts, labels, strict=True)
+            return Condition(
+                [part.drop(c, hidden[:, 0] | hidden[:, i % shape[0]]) for i, (part, c) in enumerate(parts, 1)]
+            )
         hidden = random.uniform(self.config.seed, positions, step, (), random.STREAM_LABEL_DROP) < dropout
         return torch.where(hidden, self.denoiser.num_classes, labels)
 
-    def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def _labels(self, batch: Mapping[str, Any]) -> Tensor | tuple[Tensor, ...] | None:
+        if self.denoiser.parts:
+            return tuple(batch["condition"])
         return batch["labels"] if self.denoiser.num_classes else None
 
-    def losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, step: int | Tensor) -> Losses:
+    def losses(self, x: Tensor, labels: Any, positions: Tensor, step: int | Tensor) -> Losses:
         """The losses of a part of a step: everything from the data as they are stored on, which is what is compiled."""
         seed, options = self.config.seed, self.config.objective
         x = self.clean(x, seed, step, positions)
@@ -94,7 +111,7 @@ class DenoiserModule(ModelModule):
         labels = self.labels(labels, step, positions, self.config.denoiser.label_dropout)
         return self.objective(self.denoiser, x, u, eps, labels)
 
-    def validation_losses(self, x: Tensor, labels: Tensor | None, positions: Tensor, draw: int | Tensor) -> Losses:
+    def validation_losses(self, x: Tensor, labels: Any, positions: Tensor, draw: int | Tensor) -> Losses:
         """The losses of validation data at the draw's times and noises."""
         # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
@@ -137,7 +154,9 @@ class DenoiserModule(ModelModule):
         self._most = max(self._most, n)
         if self.compiles and n < self._most:  # the last data again: a smaller batch would be compiled anew
             rows = torch.arange(self._most, device=x.device).clamp(max=n - 1)
-            x, labels, positions = x[rows], None if labels is None else labels[rows], positions[rows]
+            x, positions = x[rows], positions[rows]
+            several = isinstance(labels, tuple)
+            labels = tuple(c[rows] for c in labels) if several else None if labels is None else labels[rows]
         for draw in range(VALIDATION_DRAWS):
             losses = self.compiled("validation_losses")(x, labels, positions, self.number(draw))
             weighted, error, log_snr = (of[:n] for of in (losses.weighted, losses.eps_error, losses.log_snr))

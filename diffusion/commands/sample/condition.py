@@ -1,0 +1,161 @@
+"""`--condition NAME=VALUE`: what a model is conditioned on, from words, numbers and files.
+
+A value of classes is a name or a number, of a vector its numbers with commas between, of a field an image; of each also
+a .npy with one entry, or one a sample. `none` is what stands for none. The name may be left out where the model has one
+part, and of images where it has one field.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.class_names import names_of
+from ...denoisers.condition import LABEL, of_parts
+from ...errors import UserError, did_you_mean
+from ...models import DiffusionModel
+from ...models.conditions import MASK, function_of, is_function, masked
+from ...models.trained_model import TrainedModel
+from ...networks.parts import CLASSES, FIELD, VECTOR, Part
+from .control import known_part, read_image
+from .record import ARRAY_ENDING, split_condition
+
+OPTION = "--condition"
+Values = Mapping[str, Tensor | None]
+
+
+def read_conditions(model: TrainedModel, texts: Sequence[str], mask: str | None = None) -> Values:
+    """The values of `--condition` by part, each with one entry, or one a sample; parts that are not named are left out.
+
+    Args:
+        model: The model.
+        texts: The values.
+        mask: The image of `--mask`, white where a `mask` part is to be filled in.
+
+    Raises:
+        UserError: For a model without such parts, and what is no value of them, in a line that names it.
+    """
+    parts = parts_of(model)
+    if not isinstance(model, DiffusionModel) or not parts:
+        raise UserError(f"{OPTION}: {model.source} was trained without a condition (denoiser.condition)")
+    found: dict[str, Tensor | None] = {}
+    for text in texts:
+        part, value = _named(parts, text)
+        if part.name in found:
+            raise UserError(f"{OPTION}: '{part.name}' is given twice")
+        found[part.name] = None if value == "none" else _value(model, part, value, mask)
+    if mask is not None and not any(name == MASK for name in found):
+        raise UserError("--mask: needs --inpaint, or the --condition of a model with a part 'mask'")
+    return found
+
+
+def parts_of(model: TrainedModel) -> tuple[Part, ...]:
+    """The parts that a model is conditioned on; of one that is conditioned on the class alone that one."""
+    if not isinstance(model, DiffusionModel):
+        return ()
+    classes = model.denoiser.num_classes
+    names = tuple(names_of(model.facts.provenance, classes))
+    return (Part(LABEL, CLASSES, classes, names=names),) if classes else model.denoiser.parts
+
+
+def rows_of_conditions(values: Values, first: int, stop: int) -> dict[str, Tensor | None]:
+    """The values of samples `first` to `stop`."""
+    return {name: v if v is None or len(v) == 1 else v[first:stop] for name, v in values.items()}
+
+
+def check_count(values: Values, n: int, what: str = "samples") -> None:
+    """Refuse values for another number of samples.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for name, value in values.items():
+        if value is not None and len(value) not in (1, n):
+            raise UserError(f"{OPTION}: '{name}' has {len(value)} entries, for {n} {what}; accepted: one each, or one")
+
+
+def _named(parts: Sequence[Part], text: str) -> tuple[Part, str]:
+    """The part that a text is for, and its value."""
+    names = [part.name for part in parts]
+    name, value = split_condition(text, names)
+    if name is not None:
+        return parts[names.index(name)], value
+    fields = [part for part in parts if part.kind == FIELD]
+    if len(parts) == 1:
+        return parts[0], text
+    if len(fields) == 1 and Path(text).is_file():
+        return fields[0], text
+    hint = did_you_mean(text.partition("=")[0], names)
+    raise UserError(f"{OPTION}: found '{text}'; accepted: NAME=VALUE, of {', '.join(map(str, parts))}.{hint}")
+
+
+def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Tensor:
+    """A value with its samples as the first axis."""
+    if Path(text).suffix.lower() == ARRAY_ENDING:
+        return _checked(part, _array(text), text)
+    if part.kind == FIELD:
+        return _image(model, part, text, mask)
+    if part.kind == CLASSES:
+        return _checked(part, text, text)
+    try:
+        numbers = torch.tensor([[float(number) for number in text.split(",")]], dtype=torch.float64)
+    except ValueError:
+        kind = "a file that is not there" if Path(text).suffix else "no numbers"
+        raise UserError(f"{OPTION}: {part}: found '{text}', {kind}; accepted: numbers with commas, or x.npy") from None
+    return _checked(part, numbers, text)
+
+
+def _checked(part: Part, value: Any, text: str) -> Tensor:
+    """A value as `of_parts` takes it, with its first axis."""
+    n = 1
+    if isinstance(value, torch.Tensor) and value.ndim == part.axes:
+        n = len(value)
+    (found,) = of_parts((part,), {part.name: value}, n, f"{OPTION} {text}").parts
+    if part.kind == VECTOR and bool(part.is_none(found).any()):
+        raise UserError(f"{OPTION} {text}: {part}: sample {int(part.is_none(found).nonzero()[0])} has NaN")
+    return found
+
+
+def _array(text: str) -> Tensor:
+    path = Path(text)
+    if not path.is_file():
+        raise UserError(f"{OPTION}: {text} does not exist; accepted: an array of numbers, x.npy")
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    except Exception as error:  # of the header, of the pickle, of the type: each has its own class
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{OPTION}: {text} is not a readable .npy file of plain numbers ({reason})") from error
+
+
+def _image(model: DiffusionModel, part: Part, path: str, mask: str | None) -> Tensor:
+    """A field from an image: as it is, or, of a function of the image, also made of a whole one."""
+    shape = model.facts.shape
+    if not is_function(part.name):
+        if len(shape) != 3 or any(part.mean) or any(std != 1.0 for std in part.std):
+            raise UserError(f"{OPTION}: {part} has numbers of its own units; found '{path}', accepted: an array, x.npy")
+        return read_image(OPTION, path, (part.size, *part.sides))
+    if part.name == MASK:
+        if mask is None:
+            raise UserError(f"{OPTION}: {part} needs --mask, an image that is white where it is to be filled in")
+        return masked(read_image(OPTION, path, shape), known_part(mask, shape).float()[None])
+    function = function_of(part.name)
+    assert function is not None
+    wanted = function(torch.zeros(1, *shape)).shape[1:]
+    x = read_image(OPTION, path, (shape[0] if part.size == shape[0] else part.size, None, None))
+    if x.shape[1:] == wanted:
+        return x
+    if x.shape[1:] == torch.Size(shape):
+        print(f"{OPTION}: {path}: is a whole image, of which '{part.name}' is taken", file=sys.stderr)
+        return function(x)
+    sides = [f"{width} x {height}" for height, width in (x.shape[2:], wanted[1:], shape[1:])]
+    raise UserError(
+        f"{OPTION}: {path} is {sides[0]} pixels; '{part.name}' takes {sides[1]}, or a whole image, {sides[2]}"
+    )

@@ -1,0 +1,202 @@
+"""What a source says of every row beside its data: keys of an .npz, columns of labels.csv, folders of equal names."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from ...errors import UserError, did_you_mean
+from ...networks.parts import CLASSES, FIELD, VECTOR
+from .decoding import Decoded, ImageFile
+from .mapped_rows import MappedRows
+from .passed_over import LABELS_FILE
+from .raw_images import Column
+
+_MOST_BYTES = 2**28  # of labels.csv
+_ACCEPTED = "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, (N, C, *sides) for a field"
+
+
+def of_arrays(
+    path: Path,
+    name: str,
+    arrays: Sequence[tuple[str, np.ndarray]],
+    counts: Sequence[int],
+    classes: Callable[..., tuple],
+) -> Column:
+    """A column of the arrays of all splits, in their order.
+
+    Args:
+        path: The file.
+        name: Of the column.
+        arrays: The key and the array of each split.
+        counts: The rows of each split.
+        classes: Numbers classes: (path, name, arrays, notes) to (numbers, names, their count).
+
+    Raises:
+        UserError: For arrays of other lengths, types or shapes, and numbers that are not finite, by row.
+    """
+    for (key, array), count in zip(arrays, counts, strict=True):
+        told = f"{path}: '{key}' is {array.dtype} {array.shape}"
+        if not array.ndim or len(array) != count:
+            raise UserError(f"{told}; needs one entry for each of {count} rows")
+        if array.dtype != arrays[0][1].dtype or array.shape[1:] != arrays[0][1].shape[1:]:
+            raise UserError(
+                f"{told}, and '{arrays[0][0]}' {arrays[0][1].dtype} {arrays[0][1].shape}; they must be alike"
+            )
+    key, first = arrays[0]
+    told = f"{path}: '{key}' is {first.dtype} {first.shape}"
+    if first.dtype.kind in "uibUS" and (first.ndim == 1 or first.shape[1:] == (1,)):
+        flat = [array.reshape(-1) for _, array in arrays]
+        flat = [array.astype(np.int64) if array.dtype.kind == "b" else array for array in flat]
+        numbers, names, count = classes(path, key, flat, [])
+        return Column(name, CLASSES, torch.from_numpy(np.asarray(numbers, np.int64)), count, names)
+    whole = np.concatenate([array for _, array in arrays])
+    if first.dtype == np.uint8 and first.ndim == 4:
+        channels_last = first.shape[3] in (1, 3) and first.shape[1] not in (1, 3)
+        image = whole.transpose(0, 3, 1, 2) if channels_last else whole
+        return Column(name, FIELD, torch.from_numpy(np.ascontiguousarray(image)), image.shape[1], (), 256)
+    if first.dtype.kind != "f" or first.dtype.itemsize not in (2, 4, 8) or first.ndim > 5 or 0 in first.shape:
+        raise UserError(f"{told}; {_ACCEPTED}")
+    whole = whole.astype(np.float64 if first.dtype.itemsize == 8 else np.float32)
+    whole = whole[:, None] if whole.ndim == 1 else whole
+    MappedRows([whole]).check_finite(f"{path}: '{key}'")
+    return Column(name, VECTOR if whole.ndim == 2 else FIELD, torch.from_numpy(whole), whole.shape[1])
+
+
+def of_folder(
+    root: Path,
+    names: Sequence[str],
+    files: Sequence[ImageFile],
+    decode: Callable[[list[ImageFile]], Decoded],
+    classes: Callable[..., tuple],
+) -> tuple[Column, ...]:
+    """The columns of these names, for these images of a folder: from folders of the same names in it, and labels.csv.
+
+    Args:
+        root: The folder.
+        names: Of the columns.
+        files: The images, in the order of the rows.
+        decode: Reads images as those of the data are.
+        classes: As `of_arrays`.
+
+    Raises:
+        UserError: For a name that is neither, and an image without a value.
+    """
+    found, table = [], None
+    for name in names:
+        if (root / name).is_dir():
+            found.append(_paired(root, name, files, decode))
+            continue
+        if table is None:
+            table = _table(root, name)
+        found.append(_of_table(root / LABELS_FILE, name, table, root, files, classes))
+    return tuple(found)
+
+
+def _paired(root: Path, name: str, files: Sequence[ImageFile], decode: Callable[[list[ImageFile]], Decoded]) -> Column:
+    """The images of the folder `name` that have the names of those of the data, whatever their endings."""
+    folder = root / name
+    by_stem: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            by_stem.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    chosen = []
+    for file in files:
+        place = _place(root, file)
+        path = by_stem.get(PurePosixPath(place).with_suffix("").as_posix())
+        if path is None:
+            raise UserError(f"{folder}: has no image for {place}; each image needs one of the same name")
+        chosen.append(replace(file, described=str(path), read=path.read_bytes))
+    decoded = decode(chosen)
+    assert isinstance(decoded.images, torch.Tensor)
+    return Column(name, FIELD, decoded.images, decoded.images.shape[1], (), 256)
+
+
+def _table(root: Path, name: str) -> dict[str, dict[str, str]]:
+    """labels.csv by file, then by column."""
+    path = root / LABELS_FILE
+    if not path.is_file():
+        raise UserError(f"denoiser.condition: found '{name}'; {root} has neither a folder '{name}' nor a {LABELS_FILE}")
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path}: has {path.stat().st_size:,} bytes; more than {_MOST_BYTES:,} are refused")
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no readable table ({str(error).splitlines()[0]})") from error
+    rows = [row for row in rows if row]
+    if len(rows) < 2 or len(rows[0]) < 2 or len(set(rows[0])) < len(rows[0]):
+        raise UserError(
+            f"{path}: needs a first line of names, all different, file among them, and a line for each image"
+        )
+    head = [word.strip() for word in rows[0]]
+    at = head.index("file") if "file" in head else 0
+    table: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(head):
+            raise UserError(f"{path}: line {number} has {len(row)} entries; the first has {len(head)} names")
+        file = row[at].strip()
+        if file in table:
+            raise UserError(f"{path}: line {number} is the second one of {file}")
+        table[file] = {word: text.strip() for i, (word, text) in enumerate(zip(head, row, strict=True)) if i != at}
+    return table
+
+
+def _of_table(
+    path: Path,
+    name: str,
+    table: Mapping[str, Mapping[str, str]],
+    root: Path,
+    files: Sequence[ImageFile],
+    classes: Callable[..., tuple],
+) -> Column:
+    """A column of labels.csv, or the vector of all whose names begin with `name.`; empty entries are not known."""
+    known = list(next(iter(table.values())))
+    columns = [name] if name in known else [column for column in known if column.startswith(f"{name}.")]
+    if not columns:
+        raise UserError(
+            f"denoiser.condition: found '{name}'; {path} has {', '.join(known)}, and {root} no folder of that "
+            f"name.{did_you_mean(name, known)}"
+        )
+    texts = []
+    for file in files:
+        place = _place(root, file)
+        row = table.get(place, table.get(PurePosixPath(place).name))
+        if row is None:
+            raise UserError(f"{path}: has no line for {place}; needs one for each image")
+        texts.append([row[column] for column in columns])
+    given = [text for row in texts for text in row if text]
+    if not given:
+        raise UserError(f"{path}: the column {columns[0]} is empty")
+    numbers = [_number(text) for text in given]
+    if len(columns) == 1 and (None in numbers or all(text.lstrip("+-").isdigit() for text in given)):
+        flat = [row[0] for row in texts]
+        values = [int(text) for text in given] if None not in numbers else given
+        found, names, count = classes(path, columns[0], [np.array(values)], [])
+        places = iter(np.asarray(found, np.int64).tolist())
+        return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, names)
+    rows = []
+    for file, row in zip(files, texts, strict=True):
+        entries = [_number(text) if text else float("nan") for text in row]
+        for column, text, entry in zip(columns, row, entries, strict=True):
+            if entry is None or (text and not np.isfinite(entry)):
+                raise UserError(f"{path}: {_place(root, file)} has {column} {text!r}; the others are numbers")
+        rows.append(entries if not np.isnan(np.array(entries, float)).any() else [float("nan")] * len(entries))
+    return Column(name, VECTOR, torch.tensor(rows, dtype=torch.float64), len(columns))
+
+
+def _place(root: Path, file: ImageFile) -> str:
+    """Where an image of a folder is in it."""
+    return Path(file.described).relative_to(root).as_posix()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,174 @@
+"""What a model is conditioned on, of the rows of its data: columns of the source, classes, and functions of the image.
+
+downsample:N    the means of squares of N x N pixels (super-resolution)
+grey            the luma of a colour image (colourising)
+mask            the image where it is known, zeros elsewhere, and 1 where it is known (inpainting): all but a rectangle
+                at random, from a quarter to three quarters of each side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..config import DenoiserConfig
+from ..data import SplitData, augment
+from ..data.class_names import names_of
+from ..data.files.raw_images import Column
+from ..denoisers.condition import LABEL
+from ..denoisers.inverse_problems import Downsample, Grey
+from ..errors import UserError
+from ..likelihood.dequantization import Dequantizer
+from ..networks.parts import CLASSES, FIELD, Part
+from ..numerics import random
+
+DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
+FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
+_SMALLEST = 1e-6  # of a deviation, relative to the largest: what does not vary is not magnified
+
+
+def function_of(name: str) -> Callable[[Tensor], Tensor] | None:
+    """The function of images (B, C, H, W) in [-1, 1] that a part is by its name; None for other parts, and for `mask`,
+    which is one of a mask, too (`masked`)."""
+    kind, _, number = name.partition(":")
+    return Downsample(int(number)) if kind == DOWNSAMPLE else Grey() if kind == GREY else None
+
+
+def masked(x: Tensor, known: Tensor) -> Tensor:
+    """The field of `mask`, (B, C + 1, H, W): x where it is known, zeros elsewhere, and `known` (B, 1, H, W)."""
+    return torch.cat((x * known, known.expand(len(x), 1, *x.shape[2:]).to(x.dtype)), 1)
+
+
+def rectangles(sides: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
+    """1 outside of a rectangle at random, 0 in it, (B, 1, H, W); a function of (seed, key, step)."""
+    u = random.uniform(seed, keys, step, (2, len(sides)), random.STREAM_MASK, torch.float64)
+    hidden = torch.ones((), dtype=torch.bool, device=u.device)
+    for axis, side in enumerate(sides):
+        length = (side * (0.25 + 0.5 * u[:, 0, axis])).round().clamp(1, side)
+        first = (u[:, 1, axis] * (side - length + 1.0)).floor()
+        place = torch.arange(side, device=u.device)
+        inside = (place >= first[:, None]) & (place < (first + length)[:, None])
+        hidden = hidden & inside.reshape(len(u), *(side if i == axis else 1 for i, side in enumerate(sides)))
+    return (~hidden)[:, None].float()
+
+
+def is_function(name: str) -> bool:
+    """Whether a part is a function of the image, by its name."""
+    return name.partition(":")[0] in FUNCTIONS
+
+
+def columns_of(denoiser: DenoiserConfig) -> tuple[str, ...]:
+    """The parts that are read from the source of the data."""
+    return tuple(name for name in denoiser.parts if name != LABEL and not is_function(name))
+
+
+def parts_of(names: Sequence[str], data: SplitData) -> tuple[Part, ...]:
+    """The parts of a condition by their names, with the scale that they have in the training part of the data.
+
+    None where the condition is the class of the data alone.
+
+    Raises:
+        UserError: For functions of data that are no images, or of images of other sizes or channels, and a class where
+            the data have none.
+    """
+    if tuple(names) in ((), (LABEL,)):
+        return ()
+    return tuple(_part(name, data) for name in names)
+
+
+def _part(name: str, data: SplitData) -> Part:
+    if name == LABEL:
+        if not data.num_classes:
+            raise UserError(f"denoiser.condition: found 'label'; the data '{data.name}' have no labels")
+        return Part(name, CLASSES, data.num_classes, names=tuple(names_of(data.provenance, data.num_classes)))
+    if is_function(name):
+        if data.levels is None or len(data.shape) != 3:
+            raise UserError(f"denoiser.condition: found '{name}', which is of images; '{data.name}' has numbers")
+        x = torch.zeros(1, *data.shape)
+        function = function_of(name)
+        try:
+            made = masked(x, x[:, :1]) if function is None else function(x)
+        except UserError as error:
+            raise UserError(f"denoiser.condition: found '{name}': {error}") from None
+        return _unit_field(name, made)
+    column = data.columns[name]["train"]
+    values = column.values
+    if column.kind == CLASSES:
+        return Part(name, CLASSES, column.size, names=column.names)
+    if column.levels is not None:
+        return _unit_field(name, values)
+    if column.kind == FIELD and values.ndim != 1 + len(data.shape):
+        raise UserError(
+            f"denoiser.condition: '{name}' has {values.ndim - 2} sides, and the data '{data.name}' have "
+            f"{len(data.shape) - 1}"
+        )
+    numbers = values.double().transpose(0, 1).flatten(1)
+    known = numbers[:, ~numbers.isnan().any(0)]
+    if not known.shape[1]:
+        raise UserError(f"denoiser.condition: '{name}' is known of no row of the training part")
+    std, mean = torch.std_mean(known, dim=1, correction=0)
+    flat = std <= _SMALLEST * std.max().clamp(min=mean.abs().max() * 1e-9)
+    scale = torch.where(flat, torch.ones_like(std), std)
+    return Part(name, column.kind, column.size, tuple(values.shape[2:]), tuple(mean.tolist()), tuple(scale.tolist()))
+
+
+def _unit_field(name: str, values: Tensor) -> Part:
+    """A field of values in [-1, 1], which are left as they are."""
+    size = values.shape[1]
+    return Part(name, FIELD, size, tuple(values.shape[2:]), (0.0,) * size, (1.0,) * size)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """The conditions of the rows of a data set.
+
+    Args:
+        parts: Of the condition.
+        data: The data set, with the columns that the parts name.
+    """
+
+    parts: tuple[Part, ...]
+    data: SplitData
+    _held: dict[tuple[str, str, torch.device], Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def of(
+        self, split: str, rows: Tensor, x: Tensor, seed: int, keys: Tensor, step: int = 0, flip: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The tensors of all parts.
+
+        Args:
+            split: The split.
+            rows: The rows of it.
+            x: Their data, as the model is to see them: mirrored where they are.
+            seed, keys, step: Of what is drawn: masks, and what was mirrored.
+            flip: Whether x was mirrored at random (`data.augment`); fields are alike.
+        """
+        return tuple(self._of(part, split, rows, x, seed, keys, step, flip) for part in self.parts)
+
+    def _of(
+        self, part: Part, split: str, rows: Tensor, x: Tensor, seed: int, keys: Tensor, step: int, flip: bool
+    ) -> Tensor:
+        if is_function(part.name):
+            assert self.data.levels is not None
+            centre = Dequantizer(self.data.levels).center(x)
+            function = function_of(part.name)
+            known = rectangles(x.shape[2:], seed, keys, step).to(x.device) if function is None else None
+            return masked(centre, known) if known is not None else function(centre)  # type: ignore[misc]
+        found = self._values(part.name, split, rows.device)[rows]
+        levels = None if part.name == LABEL else self.data.columns[part.name][split].levels
+        if part.kind != FIELD:
+            return found
+        found = augment(found, seed, step, keys, flip)
+        return found if levels is None else found.float() * (2.0 / (levels - 1)) - 1.0
+
+    def _values(self, name: str, split: str, device: torch.device) -> Tensor:
+        held = self._held
+        if (name, split, device) not in held:
+            column: Column | None = None if name == LABEL else self.data.columns[name][split]
+            values = getattr(self.data, f"{split}_labels") if column is None else column.values
+            assert isinstance(values, Tensor)
+            held[name, split, device] = values.to(device)
+        return held[name, split, device]

@@ -1,0 +1,346 @@
+"""Conditions through the commands: trained, resumed, sampled, recorded, evaluated by one and by several."""
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_configs import DIGITS, TOY
+
+from diffusion.commands import records
+from diffusion.commands.app import command, sample
+from diffusion.commands.dispatch import main
+from diffusion.commands.evaluate import measuring
+from diffusion.commands.evaluate.given import given_to, given_to_samples
+from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.quality.by_class import each_class
+from diffusion.commands.quality.candidates import load_candidate
+from diffusion.commands.sample.record import SampleRecord
+from diffusion.commands.subjects import images_of, load_data_of, load_subject
+from diffusion.commands.train.train import train
+from diffusion.data import pictures
+from diffusion.errors import UserError
+from diffusion.models.load import load
+from diffusion.processes import Processes
+from diffusion.storage import tensor_files
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+N = 60
+_QUICK = ("--steps", "2", "--sampler", "ddim", "--n", "4", "--device", "cpu")
+_EVALUATED = ("--tolerance", "0.1", "--wandb", "off", "--device", "cpu", "--images", "5")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    return tmp_path
+
+
+def trained(*overrides):
+    return command(train, list(overrides))
+
+
+def run(*argv):
+    return command(main, list(argv))
+
+
+def sampled(*argv):
+    return command(sample, list(argv))
+
+
+def table(**more):
+    """An .npz of vectors with a vector and a class, and the settings of a run on it."""
+    draws = np.random.default_rng(0)
+    c = draws.normal(5.0, 3.0, (N, 2))
+    arrays = {"x": c @ [[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]] + draws.normal(size=(N, 3)), "c": c,
+              "kind": draws.choice(["cat", "dog"], N), **more}  # fmt: skip
+    np.savez("t.npz", **arrays)
+    return ["--config", "table", *TOY, "data.path=t.npz", "name=t", "denoiser.condition=[c,kind]",
+            "evaluation.enabled=false"]  # fmt: skip
+
+
+def digits(*parts):
+    return ["--config", "digits", *DIGITS, f"denoiser.condition=[{','.join(parts)}]", "evaluation.enabled=false",
+            "trainer.steps=2"]  # fmt: skip
+
+
+def test_a_table_with_a_vector_and_a_class_goes_through_every_command(here, capsys):
+    assert trained(*table(), "evaluation.enabled=true", "evaluation.elbo_draws=4", "evaluation.tolerance=0.1") == 0
+    out = capsys.readouterr().out
+    assert "condition: c (2 numbers), kind (2 classes)" in out
+    assert "I(x; c, kind) by ELBO: " in out
+    model = load("runs/t-0001")
+    (c, kind) = model.facts.parts
+    assert kind.names == ("cat", "dog")
+    with np.load("t.npz") as arrays:
+        assert c.mean == pytest.approx(arrays["c"][sorted(train_rows(model))].mean(0))
+
+    assert (
+        sampled("--run", "t-0001", "--condition", "c=1,2.5", "kind=dog", "--guidance", "2", *_QUICK, "--out", "a.npy")
+        == 0
+    )
+    given = {"c": torch.tensor([1.0, 2.5]), "kind": 1}
+    wanted = model.sample(4, steps=2, sampler="ddim", cond=given, guidance=2.0)
+    assert np.array_equal(np.load("a.npy"), wanted.numpy())
+    np.save("c.npy", np.arange(8.0).reshape(4, 2))
+    assert sampled("--run", "t-0001", "--condition", "c=c.npy", *_QUICK, "--batch-size", "3", "--out", "b.npy") == 0
+    wanted = model.sample(4, steps=2, sampler="ddim", cond={"c": torch.from_numpy(np.load("c.npy"))})
+    np.testing.assert_allclose(np.load("b.npy"), wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+    capsys.readouterr()
+    assert run("evaluate", "t-0001", *_EVALUATED) == 0
+    assert "I(x; c, kind) by ode: " in capsys.readouterr().out
+    found = [records.read(path) for path in Path("runs/t-0001/evaluations").glob("ode-*.json")]
+    conditional, none = sorted((one for one in found if one.protocol.data["images"] == 5),
+                               key=lambda one: "condition" not in one.protocol.options)  # fmt: skip
+    assert conditional.protocol.options["condition"] == "data"
+    rows, split = conditional.estimate.indices, load_data_of(load_subject("t-0001", "runs", points=True))
+    x = split.test[rows]
+    cond = {name: split.columns[name]["test"].values[rows] for name in ("c", "kind")}
+    for evaluation, of in ((conditional, {"cond": cond}), (none, {})):
+        again = model.log_density(x, indices=rows, tolerance=0.1, **of)
+        torch.testing.assert_close(again.log_prob, evaluation.estimate.log_prob, rtol=1e-6, atol=1e-6)
+    capsys.readouterr()
+    assert run("evaluate", "t-0001", *_EVALUATED) == 0
+    assert "(cached)" in capsys.readouterr().out
+    assert run("check", "t-0001", "--images", "4", "--levels", "2", "--device", "cpu") in (0, 1)
+
+
+def train_rows(model):
+    return [int(name) for name in load_data_of(load_subject("t-0001", "runs", points=True)).train_names]
+
+
+def test_a_run_resumes_to_the_bit_and_on_its_own_conditions_alone(here, capsys):
+    settings = [*table(), "trainer.checkpoint_every=2", "denoiser.label_dropout=0.5", "optimizer.decay=constant"]
+    assert trained(*settings, "trainer.steps=4") == 0, capsys.readouterr().err
+    whole = load("runs/t-0001").module.state_dict()
+    assert trained(*settings, "trainer.steps=2", "--resume", "never") == 0, capsys.readouterr().err
+    assert trained(*settings, "trainer.steps=4", "--resume", "t-0002", "--resume-changed") == 0, capsys.readouterr().err
+    resumed = load("runs/t-0002").module.state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    Path("runs/t-0001/model.safetensors").unlink()
+    with np.load("t.npz") as arrays:
+        table(x=arrays["x"], kind=arrays["kind"], c=arrays["c"] + 1)
+    capsys.readouterr()
+    assert trained(*settings, "trainer.steps=4", "--resume", "t-0001") == 2
+    assert "SHA-256 of the train conditions" in capsys.readouterr().err
+
+
+def test_several_processes_measure_what_one_does(here):
+    assert trained(*digits("label", "mask")) == 0
+
+    def shared(count, home):
+        results: list = [None] * count
+
+        def one(rank):
+            subject = load_subject("digits-0001", "runs")
+            object.__setattr__(subject, "home", home)
+            data = load_data_of(subject)
+            images, identity = images_of(data, "test", 7)
+            given = given_to(subject.model, data, images, identity, None)
+            protocol = measuring.question(subject, identity, "elbo", {"seed": 0, "evaluations": 4})
+            how = measuring.How(torch.device("cpu"), batch_size=3, processes=Processes(rank, count, rank, count))
+            results[rank], _ = measuring.measure(subject, images, measuring.conditioned(protocol, given), how, given)
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        return results
+
+    (alone,) = shared(1, Path("one"))
+    assert alone.estimate.protocol["condition"] == "label, mask"
+    for evaluation in shared(2, Path("two")):
+        assert torch.equal(evaluation.estimate.log_prob, alone.estimate.log_prob)
+        assert evaluation.protocol == alone.protocol
+    subject = load_subject("digits-0001", "runs")
+    data = load_data_of(subject)
+    images, identity = images_of(data, "test", 7)
+    (part,) = images_of(data, "test", 3)[:1]
+    some = given_to(subject.model, data, part, images_of(data, "test", 3)[1], None)
+    every = given_to(subject.model, data, images, identity, None)
+    known = {image.numpy().tobytes(): mask for image, mask in zip(images, every.values["mask"], strict=True)}
+    for image, mask in zip(part, some.values["mask"], strict=True):
+        assert torch.equal(known[image.numpy().tobytes()], mask), "the mask of an image is that of its row"
+
+
+def test_pictures_are_drawn_from_images_and_again_from_their_record(here, capsys):
+    assert trained(*digits("downsample:4", "mask")) == 0
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save("whole.png")
+    Image.fromarray(np.full((2, 2), 90, np.uint8)).save("small.png")
+    white = np.zeros((8, 8), np.uint8)
+    white[:, 4:] = 255
+    Image.fromarray(white).save("mask.png")
+    asked = ("--run", "digits-0001", "--condition", "downsample:4=small.png", "mask=whole.png", "--mask", "mask.png")
+    capsys.readouterr()
+    assert sampled(*asked, *_QUICK, "--out", "x.png") == 0, capsys.readouterr().err
+    record = SampleRecord.read("x.png")
+    assert record.settings["condition"] == ["downsample:4=small.png", "mask=whole.png"]
+    assert [len(record.images[name]) for name in ("condition", "mask")] == [2, 1]
+    model = load("runs/digits-0001")
+    whole = torch.from_numpy(np.arange(64).reshape(1, 1, 8, 8) * 4) / 127.5 - 1.0
+    known = torch.from_numpy(white == 0)[None, None]
+    given = {"downsample:4": torch.full((1, 1, 2, 2), 90 / 127.5 - 1.0), "mask": torch.cat((whole * known, known), 1)}
+    wanted = model.sample(4, steps=2, sampler="ddim", cond=given, batch_size=4)
+    assert sampled(*asked, *_QUICK, "--out", "x.npz") == 0
+    with np.load("x.npz") as arrays:
+        assert np.abs(arrays["images"].astype(int) - pictures.to_bytes(wanted)[:, 0].numpy().astype(int)).max() <= 1
+    capsys.readouterr()
+    assert sampled("--from", "x.png", "--out", "again.png") == 0
+    assert "the same pixels" in capsys.readouterr().out
+    Image.fromarray(np.full((2, 2), 91, np.uint8)).save("small.png")
+    assert sampled("--from", "x.png", "--out", "again.png") == 2
+    assert "drawn with another image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("c=1",), "c (2 numbers): found shape (1, 1)"),
+        (("c=1,x",), "found '1,x', no numbers"),
+        (("c=missing.npy",), "missing.npy does not exist"),
+        (("d=1",), "found 'd=1'; accepted: NAME=VALUE"),
+        (("kind=cow",), "found 'cow'; the model has the classes 0 cat, 1 dog"),
+        (("kind=0", "kind=1"), "'kind' is given twice"),
+        (("c=five.npy",), "'c' has 5 entries, for 4 samples"),
+        (("c=nan.npy",), "has NaN"),
+        (("c=pickle.npy",), "is not a readable .npy file"),
+        (("c=words.npy",), "is not a readable .npy file"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_in_a_line(shared_run, capsys, asked, message):
+    np.save("five.npy", np.zeros((5, 2)))
+    np.save("nan.npy", np.full((4, 2), np.nan))
+    np.save("pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save("words.npy", np.array(["a", "b"]))
+    assert sampled("--run", "t-0001", "--condition", *asked, *_QUICK) == 2
+    err = capsys.readouterr().err
+    assert message in err, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert trained(*table()) == 0
+    return folder
+
+
+@pytest.fixture
+def shared_run(table_run, monkeypatch):
+    monkeypatch.chdir(table_run)
+    return table_run
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "vector"}, {"size": 10**9}, {"std": [0.0, 1.0]}, {"name": "kind"}, {"more": 1}]
+)
+def test_a_model_file_whose_parts_are_damaged_is_refused(shared_run, tmp_path, change):
+    state, metadata = tensor_files.read_model(shared_run / "runs/t-0001/model.safetensors")
+    facts = json.loads(metadata["data"])
+    facts["parts"][0 if "std" in change or "name" in change else 1].update(change)
+    text = metadata.pop("config")
+    tensor_files.save_model(tmp_path / "m.safetensors", state, text, {**metadata, "data": json.dumps(facts)})
+    with pytest.raises(ValueError, match=r"m.safetensors: ") as error:
+        load(tmp_path / "m.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("to", ["torch", "diffusers"])
+def test_what_cannot_say_a_condition_is_no_export(shared_run, capsys, to):
+    assert run("export", "t-0001", f"out-{to}", "--to", to) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert to == "diffusers" or "is conditioned on c (2 numbers), kind (2 classes)" in err
+    assert not Path(f"out-{to}").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["denoiser.condition=[d]"], "found 'd'; t.npz has no such array; it has x, c, kind"),
+        (["denoiser.condition=[downsample]"], "must be downsample:N"),
+        (["denoiser.condition=[grey]"], "found 'grey', which is of images"),
+        (["denoiser.condition=[label]"], "have no labels"),
+        (["denoiser.condition=[c,c]"], "a part is given once"),
+        (["denoiser.condition=[c]", "denoiser.conditional=true"], "have no labels"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused_before_a_run_is_made(shared_run, capsys, overrides, message):
+    settings = ["--config", "table", *TOY, "data.path=t.npz", "name=v", *overrides]
+    assert trained(*settings) == 2
+    err = capsys.readouterr().err
+    assert message.replace("t.npz", str(shared_run / "t.npz")) in err, err
+    assert err.count("\n") == 1
+    assert not Path("runs/v-0001").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"c": np.zeros((N - 1, 2))}, "needs one entry for each of 60 rows"),
+        ({"c": np.array([[np.nan, 0.0]] + [[0.0, 0.0]] * (N - 1))}, "row 0 is nan at 0"),
+        ({"c": np.zeros((N, 2), complex)}, "accepted: whole numbers or words"),
+        ({"c": np.zeros((N, 2), int)}, "accepted: whole numbers or words"),
+        ({"c": np.full((N, 1), -1)}, "accepted: integers from 0"),
+        ({"c": np.zeros((N, 2, 3))}, "has 1 sides, and the data 'array' have 0"),
+    ],
+)
+def test_hostile_arrays_of_conditions_are_refused_in_a_line(here, capsys, arrays, message):
+    assert trained(*table(**arrays)) == 2
+    err = capsys.readouterr().err
+    assert message in err, err
+    assert err.count("\n") == 1
+
+
+def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
+    """Each sample has the condition of one test image, and is among the samples of that image's class."""
+    assert trained(*digits("downsample:4")) == 0
+    drawing = ("--samples", "400", "--steps", "1", "--sampler", "ddim")
+    whole = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *drawing]))
+    model = whole.subject.model
+    given, rows = given_to_samples(model, whole.data, None, 400)
+    assert len(set(rows[:360].tolist())) == len(whole.data.test) == 360, "each once before any twice"
+    centre = model.dequantizer.center(whole.data.test[rows])
+    assert torch.equal(given.values["downsample:4"], torch.nn.functional.avg_pool2d(centre, 4))
+    assert torch.equal(whole.classes, whole.data.test_labels[rows])
+    drawn, _ = whole.draw(torch.device("cpu"), lambda *_: None)
+    wanted = model.sample(400, steps=1, sampler="ddim", cond=given.values)
+    assert torch.equal(drawn, model.dequantizer.quantize(wanted))
+    classes = list(each_class(whole))
+    assert [one.name for one in classes] == [f"digits-0001: {k}" for k in range(10)]
+    assert sum(one.count for one in classes) == 400
+    three = classes[3]
+    assert torch.equal(three.draw(torch.device("cpu"), lambda *_: None)[0], drawn[whole.classes == 3])
+    assert bool((three.data.train_labels == 3).all())
+    assert len(three.data.train) == int((whole.data.train_labels == 3).sum())
+    assert len({json.dumps(one.question, default=str) for one in (whole, *classes)}) == 11
+    for more in (["--condition", "none"], ["--condition", "downsample:4=none"]):
+        with pytest.raises(UserError, match="--by-class: the samples of digits-0001 are of no class"):
+            load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
+
+
+def test_a_label_alone_is_a_model_of_classes(here):
+    """`condition: [label]` is `conditional: true`: the same weights, and so the same bits."""
+    for name, setting in (("a", "denoiser.condition=[label]"), ("b", "denoiser.conditional=true")):
+        assert trained("--config", "digits", *DIGITS, setting, f"name={name}", "evaluation.enabled=false") == 0
+    a, b = (load(f"runs/{name}-0001") for name in "ab")
+    assert a.denoiser.num_classes == b.denoiser.num_classes == 10
+    assert all(torch.equal(one, other) for one, other in zip(a.module.state_dict().values(),
+                                                             b.module.state_dict().values(), strict=True))  # fmt: skip
+    for i, asked in enumerate((("--label", "3"), ("--condition", "3"), ("--condition", "label=3"))):
+        assert sampled("--run", "a-0001", *asked, *_QUICK, "--out", f"{i}.npz") == 0
+    drawn = [np.load(f"{i}.npz")["images"] for i in range(3)]
+    assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
+    assert replace(a.facts) == b.facts

@@ -1,0 +1,182 @@
+"""What a source says of every row: keys of an .npz, columns of labels.csv, folders of images of the same names."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hostile_files import FORMATS, FUZZ, Hostile, mutated, one_line, png_of, refuses_a_pickle
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffusion.config import load_config
+from diffusion.data import load_array, load_images
+from diffusion.errors import UserError
+from diffusion.models.build import build_data
+from diffusion.models.conditions import Conditions, masked, rectangles
+
+TABLE = "file,age,kind,score,pose.x,pose.y\n"
+
+
+def written(folder, n=12, lines=None):
+    """A folder of images in `a/` and `b/`, labels.csv, and a folder `depth` of the same names."""
+    text = TABLE if lines is None else lines
+    for i in range(n):
+        path = folder / ("a" if i % 2 else "b") / f"{i}.png"
+        paired = folder / "depth" / path.relative_to(folder).with_suffix(".jpg")
+        for place, value in ((path, 7 * i + 1), (paired, 255 - 7 * i)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((4, 4), value, np.uint8)
+            pixels[0, 0] = 128  # not of one value
+            Image.fromarray(pixels).save(place, **({"quality": 100} if place is paired else {}))
+        if lines is None:
+            age = "" if i == 3 else i + 0.5
+            text += f"{path.relative_to(folder)},{age},{'cat' if i < 6 else 'dog'},{i % 3},{i},{-i}\n"
+    (folder / "labels.csv").write_text(text)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_a_folder_with_a_table_and_paired_images(tmp_path):
+    names = ("age", "kind", "score", "pose", "depth")
+    data = load_images("folder", path=written(tmp_path), columns=names)
+    assert data.num_classes == 2, "the folders of classes; that of pairs is none"
+    for split in ("train", "validation", "test"):
+        images = getattr(data, split)
+        of = {name: data.columns[name][split] for name in names}
+        number = (images[:, 0, 1, 1].long() - 1) // 7
+        age = of["age"].values[:, 0]
+        assert torch.equal(torch.isnan(age), number == 3), "an empty entry is not known"
+        assert torch.equal(age[number != 3], number[number != 3] + 0.5)
+        assert of["kind"].names == ("cat", "dog")
+        assert torch.equal(of["kind"].values, (number >= 6).long())
+        assert torch.equal(of["score"].values, number % 3)
+        assert torch.equal(of["pose"].values, torch.stack((number, -number), 1).double())
+        assert (of["depth"].values[:, 0, 2, 2].long() - (255 - 7 * number)).abs().max() <= 2, "of the same names"
+        assert of["depth"].levels == 256
+    plain = load_images("folder", path=tmp_path)
+    assert plain.num_classes == 3, "without being asked for it, the folder is a class as before"
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_keys_of_splits(tmp_path):
+    draws = np.random.default_rng(0)
+    arrays = {f"{split}_{key}": value for split, n in (("train", 8), ("test", 4)) for key, value in (
+        ("x", draws.normal(size=(n, 3))), ("c", np.arange(n) + 0.5), ("kind", np.arange(n) % 2),
+        ("map", draws.normal(size=(n, 2, 5))))}  # fmt: skip
+    np.savez(tmp_path / "t.npz", **arrays)
+    data = load_array(tmp_path / "t.npz", columns=("c", "kind", "map"))
+    assert torch.equal(data.columns["c"]["test"].values, torch.arange(4.0, dtype=torch.float64)[:, None] + 0.5)
+    assert data.columns["kind"]["train"].size == 2
+    assert data.columns["map"]["test"].values.shape == (4, 2, 5)
+    with pytest.raises(UserError, match=r"found 'd'; .* has no such array of the train split; it has train_x"):
+        load_array(tmp_path / "t.npz", columns=("d",))
+
+
+@pytest.mark.parametrize(
+    ("lines", "names", "message"),
+    [
+        (TABLE, ("age",), "needs a first line of names"),
+        (TABLE + "b/0.png,1\n", ("age",), "line 2 has 2 entries; the first has 6 names"),
+        (TABLE + "b/0.png,1,2,3,4,5\n" * 2, ("age",), "line 3 is the second one of b/0.png"),
+        (TABLE + "b/0.png,1,2,3,4,5\n", ("age",), "has no line for "),
+        (None, ("agee",), "found 'agee'; .* Did you mean 'age'"),
+        ("file,age\n" + "".join(f"{i}.png,{'x' if i == 4 else i / 2}\n" for i in range(12)), ("age.",), "found 'age.'"),
+        ("\0file,age\n", ("age",), "needs a first line|no readable table"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_tables_that_do_not_fit_are_refused_in_a_line(tmp_path, lines, names, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_images("folder", path=written(tmp_path, lines=lines), columns=names)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_pairs_that_are_not_there_or_hostile_are_refused_in_a_line(tmp_path):
+    written(tmp_path)
+    path = next((tmp_path / "depth" / "a").glob("*"))
+    for content, message in ((b"no image", "depth"), (png_of(60_000, 60_000), "depth"), (None, "has no image for a/")):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            load_images("folder", path=tmp_path, columns=("depth",))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_pickle_is_run_for_a_column(tmp_path, kind):
+    refuses_a_pickle(tmp_path, "x.npz", lambda path: load_array(path, columns=("c",)), kind)
+    with np.errstate(all="ignore"):
+        np.savez(tmp_path / "y.npz", x=np.zeros((4, 2)), c=np.array([Hostile(tmp_path / "run")] * 4, dtype=object))
+    with pytest.raises(UserError):
+        load_array(tmp_path / "y.npz", columns=("c",))
+    assert not (tmp_path / "run").exists()
+
+
+GOOD = (TABLE + "".join(f"{i}.png,{i / 2},cat,1,2,3\n" for i in range(3))).encode()
+
+
+@FUZZ
+@given(damaged=mutated(GOOD) | st.binary(max_size=60))
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_any_bytes_as_a_table_are_read_or_refused_in_a_line(tmp_path_factory, damaged):
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    if not folder.exists():
+        folder.mkdir()
+        for i in range(3):
+            Image.fromarray(np.arange(4, dtype=np.uint8).reshape(2, 2) + i).save(folder / f"{i}.png")
+    (folder / "labels.csv").write_bytes(damaged)
+    assert one_line(lambda path: load_images("folder", path=path, columns=("age", "kind")), folder)
+
+
+def test_masks_are_rectangles_of_a_quarter_to_three_quarters():
+    known = rectangles((8, 12), 0, torch.arange(500), 3)
+    assert known.shape == (500, 1, 8, 12)
+    hidden = ~known[:, 0].bool()
+    heights, widths = hidden.any(2).sum(1), hidden.any(1).sum(1)
+    assert torch.equal(hidden.sum((1, 2)), heights * widths), "all of a rectangle, and no more"
+    assert (int(heights.min()), int(heights.max())) == (2, 6)
+    assert (int(widths.min()), int(widths.max())) == (3, 9)
+    assert bool(hidden.any(0).all()), "every pixel is hidden in some"
+    again = rectangles((8, 12), 0, torch.tensor([7, 3]), 3)
+    assert torch.equal(again, known[[7, 3]]), "a function of the key"
+    assert not torch.equal(rectangles((8, 12), 0, torch.arange(500), 4), known)
+
+
+def test_functions_of_the_image_are_of_what_the_model_sees(tmp_path):
+    """Of mirrored images, where they are; in [-1, 1]; and each key has its own mask."""
+    config = load_config(
+        "digits", [f"runs={tmp_path}", "denoiser.condition=[downsample:4,mask,label]", "data.flip=true"]
+    )
+    data = build_data(config)
+    assert [str(part) for part in data.facts.parts] == [
+        "label (10 classes)", "downsample:4 (1 x 2 x 2 numbers)", "mask (2 x 8 x 8 numbers)"]  # fmt: skip
+    rows = torch.arange(5)
+    x = data.images.train[rows].flip(-1)
+    label, small, field = Conditions(data.facts.parts, data.images).of("train", rows, x, 1, rows, 2, flip=True)
+    seen = (2.0 * x.double() + 1.0) / 17.0 - 1.0
+    torch.testing.assert_close(small.double(), seen.reshape(5, 1, 2, 4, 2, 4).mean((3, 5)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(field.double(), masked(seen, rectangles((8, 8), 1, rows, 2)).double(), rtol=0, atol=1e-6)
+    assert torch.equal(label, data.images.train_labels[rows])
+    facts = json.loads(data.facts.to_json())
+    assert type(data.facts).from_json(json.dumps(facts)) == data.facts
+
+
+def test_fields_are_mirrored_with_their_images(tmp_path):
+    written(tmp_path)
+    for path in [*tmp_path.glob("?/*.png"), *tmp_path.glob("depth/?/*.jpg")]:
+        ramp = np.tile(np.arange(4, dtype=np.uint8) * 60, (4, 1))
+        ramp[0, 0] = int(path.stem)
+        Image.fromarray(ramp).save(path, **({"quality": 100} if path.suffix == ".jpg" else {}))
+    from diffusion.training.data_module import TrainingBatches
+
+    given = ("data.name=folder", f"data.path={tmp_path}", "data.flip=true", "denoiser.condition=[depth]")
+    config = load_config("digits", [*given, "trainer.batch_size=16"])
+    batch = TrainingBatches(build_data(config), config).part(0)
+    x, (depth,) = batch["x"][:, 0, 2].float(), batch["condition"]
+    mirrored = x[:, 0] > x[:, 3]
+    assert 0 < int(mirrored.sum()) < 16
+    assert torch.equal(depth[:, 0, 2, 0] > depth[:, 0, 2, 3], mirrored)
