@@ -23,7 +23,7 @@ ROOMS = {
     "config": "yaml pydantic",
     "networks": THEORY,
     "schedules": THEORY,
-    "data": THEORY + " numpy PIL sklearn torchvision matplotlib",
+    "data": THEORY + " numpy PIL sklearn torchvision matplotlib tifffile",
     "metrics": THEORY + " torchvision",
     "denoisers": THEORY,
     "objectives": THEORY,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -29,7 +30,7 @@ from ..likelihood.estimate import Estimate
 from ..numerics import random
 from .decoders import DiscretizedGaussian
 from .entropy import knn_entropy
-from .latent_images import LatentImageModel
+from .latent_images import HUBS, LatentImageModel
 from .observation import scale_of
 
 _FIT_BATCH, _FIT_SAMPLES, _FIT_RATE, _FIRST_STD = 16, 32, 0.05, 0.1
@@ -65,6 +66,8 @@ class EAE(LatentImageModel):
         decoder: (B, d) -> (B, C, H, W), an image in [-1, 1].
         mixture_components: Components of the mixture fitted to the codes.
     """
+
+    priors: ClassVar[tuple[str, ...]] = ("normal", "mixture", HUBS)
 
     def __init__(
         self,
@@ -218,11 +221,11 @@ class EAE(LatentImageModel):
     def draw_latents(
         self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
     ) -> Float[Tensor, " b d"]:
-        """Latents from N(0, I) (`normal`), or from the `mixture` fitted to the codes."""
-        choose("prior", prior, ("normal", "mixture"))
+        """Latents from N(0, I) (`normal`), from the `mixture` fitted to the codes, or `hubs` of N(0, I)."""
+        choose("prior", prior, self.priors)
+        if prior != "mixture":
+            return super().draw_latents(prior, seed, indices, device)
         eps = super().draw_latents("normal", seed, indices, device)
-        if prior == "normal":
-            return eps
         if float(self.mixture_weights.sum()) == 0.0:
             raise UserError("prior: the mixture is not fitted yet; call fit_after_training(images) first")
         u = random.uniform(seed, indices, 0, (), random.STREAM_LABEL, device=device)

@@ -2,7 +2,8 @@
 
 Among all laws with unit variances the entropy d/2 log(2 pi e) of N(0, I) is the largest, so an autoencoder whose codes
 have unit variances and maximal entropy has codes close to N(0, I). The nearest-neighbour entropy is biased in high
-dimensions; it is compared with that of a normal sample of the same N and d, by the same estimator.
+dimensions; it is compared with that of a normal sample of the same N and d, by the same estimator. So is the hubness,
+which high dimensions have by themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..metrics.hubness import NEIGHBOURS, Hubness, hubness
 from ..numerics import random
 from .entropy import knn_entropy, normal_entropy
 
@@ -33,6 +35,7 @@ class Gaussianity:
         entropy: The nearest-neighbour entropy of the codes, nats.
         entropy_of_normal_sample: That of N draws from N(0, I).
         normal_entropy: d/2 log(2 pi e), the value of both without the estimator's bias.
+        hubness: Of the codes, next to that of normal samples; None for too few.
     """
 
     count: int
@@ -47,6 +50,7 @@ class Gaussianity:
     entropy: float
     entropy_of_normal_sample: float
     normal_entropy: float
+    hubness: Hubness | None
 
     @property
     def negentropy(self) -> float:
@@ -60,7 +64,10 @@ class Gaussianity:
 
     def summary(self) -> dict[str, tuple[str, str]]:
         """Each figure as text: (of the codes, for N(0, I)), for the worst dimension."""
-        normal = f"{self.normal_entropy:.3f}"
+        normal, found = f"{self.normal_entropy:.3f}", self.hubness
+        hubs = ("unknown", "unknown")
+        if found is not None:
+            hubs = (f"{found.skewness:.2f}", f"{found.of_normal:.2f} ± {found.spread:.2f}")
         return {
             "codes, dimensions": (f"{self.count:,}, {self.dims}", ""),
             "largest |mean|": (f"{self.mean.abs().max():.3f}", "0"),
@@ -73,6 +80,8 @@ class Gaussianity:
             "entropy, nats (d/2 log 2 pi e for the prior)": (f"{self.entropy:.3f}", normal),
             "entropy of as many normal draws, nats": (f"{self.entropy_of_normal_sample:.3f}", normal),
             "negentropy: the difference of the two": (f"{self.negentropy:+.3f}", "0"),
+            f"hubness, the skewness of {NEIGHBOURS}-occurrences": (hubs[0], ""),
+            "hubness of as many normal draws": (hubs[1], ""),
         }
 
     def to_dict(self) -> dict[str, object]:
@@ -126,4 +135,5 @@ def gaussianity(codes: Any, k: int = 3, seed: int = 0) -> Gaussianity:
         entropy=float(knn_entropy(z, k)),
         entropy_of_normal_sample=float(knn_entropy(normal, k)),
         normal_entropy=normal_entropy(d),
+        hubness=hubness(z, seed=seed) if n > NEIGHBOURS + 1 else None,
     )

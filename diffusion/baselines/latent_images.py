@@ -2,11 +2,16 @@
 
 Shared by the variational and the entropic autoencoder after training: samples, and likelihoods by importance weighting
 (`iwae`), by annealed importance sampling (`ais`) or as the evidence lower bound (`elbo`).
+
+Codes can also be drawn where the prior is dense with neighbours: of many draws the hub, the one among the nearest
+neighbours of the most others (Liang et al. 2022, arXiv 2206.06014). Its images tend to be typical and little diverse;
+they are not samples of the model, and no likelihood is of them.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -29,6 +34,8 @@ METHODS = {
     "elbo": evidence_lower_bound,
 }
 OUTPUTS = ("mean", "draw")
+# Each code of the prior `hubs` is the hub of so many draws, by so many neighbours.
+HUBS, HUB_DRAWS, HUB_NEIGHBOURS = "hubs", 128, 5
 
 
 class LatentImageModel(LatentVariableModel):
@@ -37,6 +44,7 @@ class LatentImageModel(LatentVariableModel):
     shape is that of one image, (C, H, W); observation the distribution over grey levels.
     """
 
+    priors: ClassVar[tuple[str, ...]] = ("normal", HUBS)
     shape: tuple[int, ...]
     observation: ObservationModel
     encoder: nn.Module
@@ -80,12 +88,19 @@ class LatentImageModel(LatentVariableModel):
     def draw_latents(
         self, prior: str, seed: int, indices: Int[Tensor, " b"], device: torch.device
     ) -> Float[Tensor, " b d"]:
-        """Latents to sample from, (B, d): from the prior N(0, I), the only one common to all these models.
+        """Latents to sample from, (B, d): from the prior N(0, I), or hubs among its draws, which is not its law.
 
         Raises:
             UserError: For another prior.
         """
-        choose("prior", prior, ("normal",))
+        choose("prior", prior, self.priors)
+        if prior == HUBS:
+            shape = (HUB_DRAWS, self.latent_dim)
+            parts = (
+                hubs(random.normal(seed, some, 0, shape, random.STREAM_INITIAL, self.dtype, device))
+                for some in indices.split(32)
+            )
+            return torch.cat(list(parts))
         return random.normal(seed, indices, 0, (self.latent_dim,), random.STREAM_INITIAL, self.dtype, device)
 
     @torch.no_grad()
@@ -105,7 +120,7 @@ class LatentImageModel(LatentVariableModel):
             n: Their number.
             seed: The seed.
             output: `mean` of p(x | z), or a `draw` from it.
-            prior: The law of z: `normal`, or another that the model offers.
+            prior: The law of z: `normal`, another that the model offers, or `hubs`, not a law of the model's.
             batch_size: The number of images decoded together.
             start: Index of the first image: (n, start) = (10, 5) are images 5 to 14.
             progress: Called with (images done, n).
@@ -147,3 +162,13 @@ class LatentImageModel(LatentVariableModel):
         choose("method", method, METHODS)
         self.centred(images[:1])  # refuses images of another shape
         return METHODS[method](self, images, **options)
+
+
+def hubs(draws: Float[Tensor, " b m d"], k: int = HUB_NEIGHBOURS) -> Float[Tensor, " b d"]:
+    """Of each set of m points that which is among the k nearest neighbours of the most others; of several the first."""
+    distances = torch.cdist(draws, draws, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    nearest = distances.topk(k, dim=2, largest=False).indices.flatten(1)
+    counts = torch.zeros(draws.shape[:2], dtype=torch.long, device=draws.device)
+    counts.scatter_add_(1, nearest, torch.ones_like(nearest))
+    return draws[torch.arange(len(draws), device=draws.device), counts.argmax(1)]

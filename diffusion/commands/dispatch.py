@@ -10,6 +10,7 @@ from ..config.preflight import check_device
 from ..errors import choose, reported_as
 from ..storage.runs import newest_run
 from .app import sample
+from .average.arguments import parse_average_arguments
 from .check.arguments import parse_check_arguments
 from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
@@ -42,6 +43,7 @@ commands:
   tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
   compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
   check      check on images that a model denoises as it should, and that an adopted network's convention is right
+  average    make a model of other averaged weights of a run, of a width chosen after training
   convert    write a model as one file, e.g. with weights of half the size
   export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
   demo       a page on this machine to play with models: draw, compare samplers, edit and measure an image
@@ -172,6 +174,17 @@ def convert(argv: Sequence[str]) -> int:
         return run(options)
 
 
+def average(argv: Sequence[str]) -> int:
+    """`average`: an average of another width of a run's weights."""
+    options = parse_average_arguments(argv)
+    with in_flags(options):
+        check_models([options.run], options.runs)
+
+        from .average.average import run
+
+        return run(options)
+
+
 def export(argv: Sequence[str]) -> int:
     """`export`: a model in the layout of others."""
     options = parse_export_arguments(argv)
@@ -220,6 +233,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tradeoff": tradeoff,
     "compare": compare,
     "check": check,
+    "average": average,
     "convert": convert,
     "export": export,
     "demo": demo,

@@ -270,7 +270,9 @@ def summary_of_codes(reports: Mapping[str, Gaussianity]) -> dict[str, float]:
     if not reports:
         return {}
     report = list(reports.values())[-1]
+    hubs = report.hubness
     return {
+        **({} if hubs is None else {"codes/hubness": hubs.skewness, "codes/hubness_of_normal": hubs.of_normal}),
         "codes/entropy": report.entropy,
         "codes/normal_entropy": report.normal_entropy,
         "codes/negentropy": report.negentropy,

@@ -99,12 +99,20 @@ def check_conversion(options: argparse.Namespace) -> None:
         UserError: For a model that is not there, and a file that is there, or is not named as a model's.
     """
     check_models([options.model], options.runs, checkpoints=True)
-    out = Path(options.out)
+    check_model_file(Path(options.out), "OUT")
+
+
+def check_model_file(out: Path, name: str) -> None:
+    """Refuse a place for a model file.
+
+    Raises:
+        UserError: For a file that is there, is not named as a model's, or cannot be written.
+    """
     if out.suffix != ".safetensors":
-        raise UserError(f"OUT: found {out}; the name of a model file ends in .safetensors")
+        raise UserError(f"{name}: found {out}; the name of a model file ends in .safetensors")
     if out.exists():
-        raise UserError(f"OUT: {out} is there already; name another file")
-    _check_out(options.out, name="OUT")
+        raise UserError(f"{name}: {out} is there already; name another file")
+    _check_out(str(out), name=name)
 
 
 def check_export(options: argparse.Namespace) -> None:

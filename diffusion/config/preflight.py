@@ -76,6 +76,8 @@ def process_count(config: Config) -> int:
         raise UserError(f"trainer.strategy: found 'sharded'; with trainer.lora={options.lora}: ddp")
     if options.strategy == "sharded" and count > 1 and config.schedule.name == "learned":
         raise UserError("trainer.strategy: found 'sharded'; schedule.name 'learned' takes ddp")
+    if options.strategy == "sharded" and count > 1 and config.objective.weighting == "learned":
+        raise UserError("trainer.strategy: found 'sharded'; objective.weighting 'learned' takes ddp")
     part, neighbours = options.batch_size // parts, config.autoencoder.neighbours
     if config.family == "eae" and part <= neighbours:
         raise UserError(f"autoencoder.neighbours: found {neighbours}; must be below the images taken together, {part}")

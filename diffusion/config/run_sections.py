@@ -13,6 +13,7 @@ from .sections import AutoencoderConfig, DataConfig, DenoiserConfig, NetworkConf
 from .strict_yaml import show
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[float, Field(gt=0, lt=0.288)]
 
 
 class OptimizerConfig(Section):
@@ -20,12 +21,20 @@ class OptimizerConfig(Section):
 
     section = "optimizer"
 
-    name: Literal["adamw", "muon"] = option(
-        "adamw", "adamw (with weight_decay 0 it is Adam), or muon: orthogonal updates of matrices, adamw for the rest"
+    name: Literal["adamw", "muon", "adax"] = option(
+        "adamw",
+        "adamw (with weight_decay 0 it is Adam); muon: orthogonal updates of matrices, adamw for the rest; adax: early "
+        "squares of the gradient count for longest, and their average freezes late in training, after 1 / adax_beta "
+        "steps",
     )
     lr: float = option(2e-4, "learning rate after the warmup", gt=0)
     muon_lr: float | None = option({"muon": 0.02}, "that of matrices, the size of an update in the spectral norm", gt=0)
-    betas: tuple[Decay, Decay] = option((0.9, 0.999), "decay rates of the averages of the gradient and its square")
+    betas: tuple[Decay, Decay] = option(
+        (0.9, 0.999), "decay rates of the averages of the gradient and its square; adax takes the first alone"
+    )
+    adax_beta: float | None = option(
+        {"adax": 1e-4}, "the square of step t has the weight (1 + adax_beta)^t in the average", gt=0, lt=1
+    )
     weight_decay: float = option(0.0, "decoupled weight decay", ge=0)
     warmup: int = option(1000, "steps over which the learning rate rises linearly from 0", ge=0)
     decay: Literal["constant", "cosine"] = option("constant", "the learning rate after the warmup")
@@ -41,6 +50,20 @@ class EMAConfig(Section):
     ramp_up: float | None = option(
         0.05, "largest half-life as a fraction of the images seen so far; null: not limited", gt=0, le=1
     )
+    widths: tuple[Width, ...] = option(
+        (),
+        "also track averages of these widths, e.g. [0.05, 0.1], relative to the length of training; afterwards "
+        "`python -m diffusion average RUN --width 0.12` makes one of any width",
+        families=("diffusion", "vae"),
+    )
+    snapshots: int = option(
+        32, "how often the averages of widths are kept in the run, each time with a copy of the weights a width", ge=2,
+        families=("diffusion", "vae"),
+    )  # fmt: skip
+
+    def check(self) -> None:
+        if len(self.widths) == 1 or len(set(self.widths)) != len(self.widths):
+            raise UserError(f"ema.widths: found {show(list(self.widths))}; must be two or more different ones, or []")
 
 
 class TrainerConfig(Section):
@@ -196,6 +219,10 @@ class Config(Section):
             raise UserError(f"name: found {show(self.name)}; must be the name of a folder, not a path")
         if self.denoiser.prediction == "levels" and self.objective.dequantize:
             raise UserError("objective.dequantize: found true; denoiser.prediction 'levels' takes false")
+        if self.trainer.lora is not None and self.ema.widths:
+            raise UserError(f"ema.widths: found {show(list(self.ema.widths))}; with trainer.lora: []")
+        if self.schedule.name == self.objective.weighting == "learned":
+            raise UserError("objective.weighting: found 'learned'; schedule.name 'learned' takes elbo or likelihood")
         for section, name, families in self.foreign():
             value, default = getattr(section, name), getattr(type(section)(), name)
             if value != default:

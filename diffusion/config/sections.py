@@ -56,6 +56,10 @@ class DataConfig(Section):
         "256", "grey levels that images are kept in: 256, or all 2^bits that 16-bit files have (folder, zip, npz)"
     )
     bits: int | None = option(None, "number of bits that 16-bit files use, e.g. 12; null: all 16", ge=8, le=16)
+    channels: Literal["seen", "all"] = option(
+        "seen",
+        "of files: grey, or colour on white (seen), or all they have: opacity, the bands of a TIFF (folder, zip)",
+    )
     unreadable: Literal["refuse", "skip"] = option(
         "refuse", "what to do with files that cannot be read as images (folder, zip, tar)"
     )
@@ -74,7 +78,7 @@ class DataConfig(Section):
             raise UserError(f"data.path: found {show(self.path)}; must be the {what} where data.name is '{self.name}'")
         if self.fit != "crop" and self.size is None:
             raise UserError(f"data.fit: found {show(self.fit)}; it goes with a data.size, which is not given")
-        of_files, of_images = ("bits", "levels", "unreadable", "cache"), ("size", "fit", "flip")
+        of_files, of_images = ("bits", "levels", "channels", "unreadable", "cache"), ("size", "fit", "flip")
         unused = {"digits": ("path", *of_files), "array": (*of_files, *of_images)}
         of_toys = ("path", *of_files, *of_images, "place")
         for name in unused.get(self.name, of_toys if self.name in TOY_SETS else ()):
@@ -165,6 +169,19 @@ class NetworkConfig(Section):
         "entropy_invariant: follow the number of tokens, for sampling at other sizes than that of training",
     )
 
+    positions: Literal["absolute", "rotary"] | None = option(
+        {"dit": "absolute"},
+        "of patches: added to the tokens, or as rotations, so that attention sees differences alone",
+    )
+    qk_norm: bool | None = option({"dit": False}, "normalise queries and keys, so that attention's logits stay bounded")
+    norm: Literal["layer", "rms"] | None = option({"dit": "layer"}, "layer norm, or division by the root mean square")
+    activation: Literal["gelu", "swiglu"] | None = option(
+        {"dit": "gelu"}, "of a block's perceptron; swiglu has as many weights"
+    )
+    bottleneck: int | None = option(
+        {"dit": None}, "width that a patch is mapped to first, for large patches with denoiser.prediction=x", ge=1
+    )
+
     def check(self) -> None:
         if self.base_channels is not None and self.base_channels % 2:
             raise UserError(f"network.base_channels: found {self.base_channels}; must be even")
@@ -221,8 +238,10 @@ class ObjectiveConfig(Section):
     section = "objective"
     families = ("diffusion",)
 
-    weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm"] = option(
-        "elbo", "weighting of the loss over time"
+    weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm", "learned"] = option(
+        "elbo",
+        "weighting of the loss over time; learned: by the error left at each noise level, estimated in training; "
+        "objective.time then says how much each counts",
     )
     min_snr_gamma: float | None = option({"min-snr": 5.0}, "SNR at which the weight of min-snr is capped", gt=0)
     time: Literal["uniform", "log-snr", "log-normal", "logit-normal"] = option(

@@ -36,6 +36,7 @@ class ImageSet:
 
 UNREADABLE = ("refuse", "skip")
 LEVELS = ("256", "all")
+CHANNELS = ("seen", "all")
 # A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
 IMAGE_SETS = {
     "digits": ImageSet(named_sets.VALIDATION_FRACTION),
@@ -81,6 +82,7 @@ def load_images(
     bits: Any = None,
     levels: Any = "256",
     fit: str = "crop",
+    channels: str = "seen",
     columns: Sequence[str] = (),
 ) -> ImageData:
     """Load a data set of images into memory.
@@ -103,6 +105,7 @@ def load_images(
             of which none uses the upper 4 are refused.
         fit: How: `crop` (bicubic, antialiased, until they cover it, and the centre), `stretch`, or `center` (a centre
             crop alone).
+        channels: `seen`: grey, or colour on white; `all`: those that files have, with opacity and all bands of a TIFF.
         levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
         columns: The names of what else is read of every image, to condition a model on: keys of an .npz, columns of
             labels.csv, folders of images of the same names.
@@ -139,9 +142,10 @@ def load_images(
 
         choose("data.unreadable", unreadable, UNREADABLE)
         whole = choose("data.levels", str(levels), LEVELS) == "all"
+        every = choose("data.channels", channels, CHANNELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
         raw = load_files(
-            named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, columns
+            named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, every, columns
         )
 
     if columns and not raw.columns:
@@ -155,9 +159,9 @@ def load_images(
     images = {split: pixels[rows[split]] for split in SPLITS}
     if path is not None:
         raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high), *trained_on(images)))
-    channels, height, width = pixels.shape[1:]
+    count, height, width = pixels.shape[1:]
     about: dict[str, str | int | float] = {
-        "channels": channels,
+        "channels": count,
         "height": height,
         "width": width,
         "levels": levels,
@@ -180,7 +184,9 @@ def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
     notes = []
     if high < levels // 2:
         dark = "nearly black" if high < 16 else "dark"
-        notes.append(f"no value above {high} of {levels - 1}: the images are {dark}")
+        bits = max(8, high.bit_length())
+        fewer = f"; data.bits={bits} takes 0 to {2**bits - 1:,} as black to white" if levels > 256 else ""
+        notes.append(f"no value above {high} of {levels - 1}: the images are {dark}{fewer}")
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")
     return notes

@@ -51,8 +51,17 @@ def from_bytes(pixels: np.ndarray) -> Image.Image:
 
 
 def _in_view(x: Tensor) -> Tensor:
-    """Images as an eye can see them: those of other channels than 1 or 3 have these side by side, in grey."""
-    return x if x.shape[1] in (1, 3) else rearrange(x, "n c h w -> n 1 h (c w)")
+    """Images as an eye can see them: of four channels three as colour and the fourth, opacity or a band, beside it in
+    grey; others in grey too, as tiles row by row, as near to a square as can be.
+    """
+    channels = x.shape[1]
+    if channels in (1, 3):
+        return x
+    if channels == 4:
+        return torch.cat([x[:, :3], x[:, 3:].expand(-1, 3, -1, -1)], dim=3)
+    columns = channels if channels < 4 else math.ceil(math.sqrt(channels))
+    blank = torch.full_like(x[:, :1], 255 if x.dtype == torch.uint8 else 1.0).expand(-1, -channels % columns, -1, -1)
+    return rearrange(torch.cat([x, blank], dim=1), "n (r c) h w -> n 1 (r h) (c w)", c=columns)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:

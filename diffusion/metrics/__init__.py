@@ -4,6 +4,7 @@ from .classifier import ClassifierFeatures, accuracy, descend, shifted_batch, tr
 from .copies import Copy, find_copies
 from .extractor import FeatureExtractor, GivenFeatures, extract
 from .frechet import ENOUGH, FrechetEstimate, frechet_distance, frechet_estimate, image_keys, matrix_sqrt
+from .hubness import Hubness, hubness
 from .inception import InceptionFeatures, load_inception, torchvision_inception
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureStatistics",
     "FrechetEstimate",
     "GivenFeatures",
+    "Hubness",
     "InceptionFeatures",
     "KernelEstimate",
     "Memorisation",
@@ -32,6 +34,7 @@ __all__ = [
     "find_copies",
     "frechet_distance",
     "frechet_estimate",
+    "hubness",
     "image_keys",
     "kernel_distance",
     "load_inception",

@@ -25,6 +25,7 @@ from ..numerics.random import fixed_subset
 from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
 from .frechet import FrechetEstimate, frechet_estimate, image_keys
+from .hubness import NEIGHBOURS, Hubness, hubness
 from .kernel import KernelEstimate, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .statistics import FeatureStatistics, Provenance, check_levels
@@ -48,6 +49,7 @@ class Quality:
         feature_copies: The same in features.
         copies: The exact and near copies of training images (`metrics.copies`); None if these are unknown.
         reference: The provenance of the reference.
+        hubness: Of the features; None for too few samples.
     """
 
     samples: int
@@ -61,6 +63,7 @@ class Quality:
     feature_copies: Memorisation | None
     copies: Sequence[Copy] | None
     reference: Provenance
+    hubness: Hubness | None = None
 
     def figures(self) -> dict[str, float]:
         """The figures by short names, as a flat dict for a table, a log or a plot."""
@@ -87,6 +90,9 @@ class Quality:
         if self.copies is not None:
             exact = sum(copy.exact for copy in self.copies)
             found |= {"copies_exact": float(exact), "copies_near": float(len(self.copies) - exact)}
+        if self.hubness is not None:
+            hubs = self.hubness
+            found |= {"hubness": hubs.skewness, "hubness_normal": hubs.of_normal, "hubness_normal_std": hubs.spread}
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,6 +223,7 @@ class QualityReference:
             near_features,
             copies,
             self.provenance,
+            hubness(features) if len(features) > NEIGHBOURS + 1 else None,
         )
 
 

@@ -48,10 +48,9 @@ from ..denoisers.denoiser import PREDICTIONS
 from ..errors import UserError, reported_as
 from ..likelihood.dequantization import Dequantizer
 from ..networks import MLP, DiT, UNet
-from ..networks.attention import SCALES
 from ..networks.autoencoder import Decoder, Encoder
-from ..networks.embeddings import NOISE_EMBEDDINGS
-from ..objectives import Objective, time_distribution, time_sampling, weighting, weightings
+from ..networks.dit import CHOICES
+from ..objectives import Objective, Uncertainty, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
 from .conditions import columns_of, parts_of
 from .data_facts import Data, DataFacts
@@ -78,10 +77,10 @@ _require_same_names(DataConfig, "fit", FITS)
 _require_same_names(DataConfig, "normalize", normalizers.KINDS)
 _require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
 _require_same_names(NetworkConfig, "name", NETWORKS)
-_require_same_names(NetworkConfig, "noise_embedding", NOISE_EMBEDDINGS)
-_require_same_names(NetworkConfig, "attention_scale", SCALES)
+for _option, _known in CHOICES.items():
+    _require_same_names(NetworkConfig, _option, _known)
 _require_same_names(DenoiserConfig, "prediction", (*PREDICTIONS, "levels"))
-_require_same_names(ObjectiveConfig, "weighting", weightings.NAMES)
+_require_same_names(ObjectiveConfig, "weighting", (*weightings.NAMES, "learned"))
 _require_same_names(ObjectiveConfig, "time", time_sampling.NAMES)
 _require_same_names(AutoencoderConfig, "observation", OBSERVATIONS)
 _require_same_names(SamplingConfig, "sampler", samplers.names())
@@ -105,7 +104,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
         images = load_images(
             options.name, options.path, options.root, options.download, options.size, progress=progress,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
-            fit=options.fit, columns=columns_of(config.denoiser),
+            fit=options.fit, channels=options.channels, columns=columns_of(config.denoiser),
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
@@ -259,6 +258,8 @@ def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
     gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
     times = time_distribution(options.time, options.time_mean, options.time_std)
     times.log_snr(denoiser.schedule, torch.tensor([0.5], dtype=torch.float64))  # refused here, before a run is made
+    if options.weighting == "learned":
+        return Objective(Uncertainty(config.denoiser.prediction == "x"), times)
     return Objective(weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma), times)
 
 

@@ -296,7 +296,7 @@ class DiffusionModel(TrainedModel):
                 data.toy, lambda x: self.log_density(x, trace="exact", tolerance=1e-3).log_prob, drawn
             )
             return {"density": ("density.png", image)}
-        if data.facts.levels is not None and data.facts.shape[0] in (1, 3):
+        if data.facts.levels is not None:
             return {"denoising path": ("path.png", self.denoising_path(seed))}
         return {}
 

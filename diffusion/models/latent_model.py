@@ -15,21 +15,22 @@ from torch import Tensor
 from ..baselines.eae import EAE
 from ..baselines.gaussianity import Gaussianity, gaussianity
 from ..baselines.importance_weighted import SAMPLES_AT_ONCE
-from ..baselines.latent_images import LatentImageModel
+from ..baselines.latent_images import HUB_DRAWS, HUBS, LatentImageModel
 from ..config import Config, EvaluationConfig
 from ..data import pictures
 from ..denoisers.evaluations import EvaluationCount, count_rows, evaluation_mode
 from ..denoisers.given import level_data
-from ..errors import UserError
+from ..errors import UserError, choose
 from ..likelihood import Estimate, measure
 from ..numerics.placement import device_of
-from ..numerics.random import fixed_subset
+from ..numerics.random import STREAM_EVALUATE, fixed_subset, normal
 from .build import Data, DataFacts
 from .trained_model import TrainedModel
 
 RECONSTRUCTIONS = 24
 # The nearest-neighbour entropy takes time in the square of their number.
 _MOST_CODES = 10_000
+NOT_ITS_LAW = f"not the model's law: each code is the hub of {HUB_DRAWS} draws of the prior"
 
 
 class LatentModel(TrainedModel):
@@ -40,7 +41,7 @@ class LatentModel(TrainedModel):
         config, facts, source, step: As `TrainedModel`.
     """
 
-    sampling_options: ClassVar[tuple[str, ...]] = ("output",)
+    sampling_options: ClassVar[tuple[str, ...]] = ("prior", "output")
     rows_per_image: ClassVar[int] = SAMPLES_AT_ONCE
 
     def __init__(
@@ -60,8 +61,8 @@ class LatentModel(TrainedModel):
         Args:
             n: The number of images.
             seed: The seed.
-            options: `output=` (`mean` of p(x | z), or a `draw` from it), `batch_size=`, `start=`, `progress=`, and for
-                an EAE `prior=` (`normal` or `mixture`).
+            options: `output=` (`mean` of p(x | z), or a `draw` from it), `batch_size=`, `start=`, `progress=`, and
+                `prior=` (`normal`, of an EAE also `mixture`; `hubs`, which is not the model's law).
 
         Raises:
             UserError: For an option that this family does not take.
@@ -97,7 +98,14 @@ class LatentModel(TrainedModel):
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options; by default the mean of p(x | z)."""
-        return {"output": "mean", **given}
+        prior = {"prior": given["prior"]} if "prior" in given else {}  # first: the one to display
+        if prior:
+            choose("prior", given["prior"], self.autoencoder.priors)
+        return {**prior, "output": "mean", **given}
+
+    def effective_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, with a remark where they are not a draw from the model."""
+        return {**settings, **({"law": NOT_ITS_LAW} if settings.get("prior") == HUBS else {})}
 
     def counted(self) -> AbstractContextManager[EvaluationCount]:
         """Count decoder evaluations, one per code."""
@@ -107,9 +115,41 @@ class LatentModel(TrainedModel):
         """The importance-weighted bound, and the evidence lower bound."""
         return {"IWAE": ("iwae", {"samples": options.iwae_samples}), "ELBO": ("elbo", {"samples": options.elbo_draws})}
 
+    def _codes(self, data: Data) -> dict[str, Tensor]:
+        """The codes of training and of test images."""
+        assert data.images is not None
+        splits = {"training images": data.images.train, "test images": data.images.test}
+        return {
+            name: self._codes_of(images[fixed_subset(len(images), _MOST_CODES)].to(self.device)).cpu()
+            for name, images in splits.items()
+            if len(images)
+        }
+
+    @torch.no_grad()
+    def _codes_of(self, images: Integer[Tensor, " b *shape"]) -> Float[Tensor, " b d"]:
+        """A draw from q(z | x) of each image: over all images they are to have the law of the prior."""
+        with evaluation_mode(self.autoencoder):
+            parts = [self.autoencoder.proposal(part) for part in images.split(SAMPLES_AT_ONCE)]
+        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = torch.arange(len(mean))
+        return mean + std * normal(0, rows, 0, tuple(mean.shape[1:]), STREAM_EVALUATE, mean.dtype, mean.device)
+
+    def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
+        """Reports on the codes of training images and of test images.
+
+        Too few codes, or codes constant in a dimension, have no report.
+        """
+        reports, left_out = {}, []
+        for name, codes in self._codes(data).items():
+            try:
+                reports[name] = gaussianity(codes, self.config.autoencoder.neighbours)
+            except UserError as error:
+                left_out.append(f"codes of {name}: no report ({error})")
+        return reports, left_out
+
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Test images, and each one's reconstruction below it."""
-        if data.images is None or data.facts.shape[0] not in (1, 3) or not len(data.images.test):
+        if data.images is None or not len(data.images.test):
             return {}
         test = data.images.test
         images = test[fixed_subset(len(test), RECONSTRUCTIONS)]
@@ -129,15 +169,13 @@ class EAEModel(LatentModel):
         config, facts, source, step: As `TrainedModel`.
     """
 
-    sampling_options: ClassVar[tuple[str, ...]] = ("prior", "output")
-
     def __init__(self, autoencoder: EAE, config: Config, facts: DataFacts, source: str = "", step: int = 0):
         super().__init__(autoencoder, config, facts, source, step)
         self.entropic = autoencoder
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options; by default the run's own prior and the mean of p(x | z)."""
-        return {"prior": self.config.sampling.prior, "output": "mean", **given}
+        return super().sampling_settings({"prior": self.config.sampling.prior, **given})
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """From N(0, I): the mixture is fitted to the codes after training."""
@@ -146,32 +184,12 @@ class EAEModel(LatentModel):
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """Also samples from the mixture that is fitted to the codes."""
         found = super().pictures(data, seed)
-        if data.facts.shape[0] in (1, 3):
-            drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
-            found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
+        drawn = self.sample(self.config.sampling.n, seed=seed, prior="mixture")
+        found["samples of the mixture"] = ("mixture.png", pictures.grid(drawn))
         if codes := self._codes(data):
             found["picture of codes"] = ("codes.png", pictures.codes_picture(codes))
         return found
 
-    def _codes(self, data: Data) -> dict[str, Tensor]:
-        """The codes of training and of test images."""
-        assert data.images is not None
-        splits = {"training images": data.images.train, "test images": data.images.test}
-        return {
-            name: self.entropic.codes(images[fixed_subset(len(images), _MOST_CODES)].to(self.device)).cpu()
-            for name, images in splits.items()
-            if len(images)
-        }
-
-    def code_reports(self, data: Data) -> tuple[dict[str, Gaussianity], list[str]]:
-        """Reports on the codes of training images, standardised by construction, and of test images.
-
-        Too few codes, or codes constant in a dimension, have no report.
-        """
-        reports, left_out = {}, []
-        for name, codes in self._codes(data).items():
-            try:
-                reports[name] = gaussianity(codes, self.config.autoencoder.neighbours)
-            except UserError as error:
-                left_out.append(f"codes of {name}: no report ({error})")
-        return reports, left_out
+    def _codes_of(self, images: Integer[Tensor, " b *shape"]) -> Float[Tensor, " b d"]:
+        """Of training images these are standardised by construction."""
+        return self.entropic.codes(images)

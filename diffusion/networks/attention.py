@@ -4,6 +4,15 @@ Over more tokens than in training, the softmax spreads. With the scale log n / (
 1 / sqrt(d) it spreads less (Chiang & Cholak 2022, arXiv 2202.12172, sec. 5.3), for use at image sizes other than that
 of training; at n = n_train nothing changes. docs/control.md has measurements.
 
+Positions can be rotations of queries and keys (Su et al. 2021, arXiv 2104.09864): pairs of their features are turned by
+angles proportional to the position of the token,
+
+    (q_1, q_2)  ->  (q_1 cos w p - q_2 sin w p,  q_1 sin w p + q_2 cos w p),
+
+so a product of a query at p and a key at p' depends on p - p' alone: R(w p)^T R(w p') = R(w (p' - p)). In several
+dimensions each side has its own pairs (axial; Heo et al. 2024, arXiv 2403.13298, sec. 3.2), with frequencies
+w_i = 100^(-i / n), which suit grids of tens of patches.
+
 It uses `scaled_dot_product_attention`, whose fused kernels can be differentiated once. For second derivatives select
 the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 """
@@ -11,7 +20,9 @@ the plain kernel around the call: `torch.nn.attention.sdpa_kernel(SDPBackend.MAT
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -21,6 +32,8 @@ from ..errors import UserError, choose
 from .layers import Norm, check_at_least, glorot, group_norm, zero
 
 SCALES = ("constant", "entropy_invariant")
+NORM_EPS = 1e-6  # of the norm of queries and keys
+BASE = 100.0  # of rotary frequencies
 
 
 def entropy_invariant(name: str) -> bool:
@@ -32,6 +45,37 @@ def entropy_invariant(name: str) -> bool:
     return choose("attention_scale", name, SCALES) == "entropy_invariant"
 
 
+def rotary_angles(coordinates: Sequence[Tensor], width: int) -> Float[Tensor, " n pairs"]:
+    """The angle of each pair of features of a head of this width, at each place of a grid, row by row: (n, pairs).
+
+    Each side has width // (2 sides) pairs; the features that are left over are not rotated.
+
+    Args:
+        coordinates: The positions along each side.
+        width: Of a head.
+
+    Raises:
+        UserError: For a head too narrow for a pair a side.
+    """
+    pairs = width // (2 * len(coordinates))
+    if pairs < 1:
+        raise UserError(
+            f"heads: heads of {width} features are too narrow for rotary positions along {len(coordinates)} sides; "
+            f"accepted: {2 * len(coordinates)} features or more"
+        )
+    exponents = torch.arange(pairs, dtype=coordinates[0].dtype, device=coordinates[0].device) / pairs
+    mesh = torch.meshgrid(*coordinates, indexing="ij")
+    return torch.cat([places.reshape(-1, 1) * BASE**-exponents for places in mesh], dim=1)
+
+
+def rotated(x: Float[Tensor, " b h n d"], angle: Float[Tensor, " n pairs"]) -> Float[Tensor, " b h n d"]:
+    """Queries or keys with their pairs rotated: feature i of the first `pairs` goes with feature i of the next."""
+    pairs = angle.shape[1]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
+
+
 class TokenAttention(nn.Module):
     """Self-attention among tokens (B, N, C), independent of their order.
 
@@ -40,12 +84,15 @@ class TokenAttention(nn.Module):
         heads: Number of heads; must divide `channels`.
         train_tokens: Number of tokens n_train for which the entropy-invariant scale is 1 / sqrt(d); None: the scale is
             constant.
+        qk_norm: Whether queries and keys are divided by their root mean square and scaled by learned factors, so that
+            logits cannot grow with the weights (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
+            2302.05442, sec. 2).
 
     Raises:
         UserError: `heads` is not a divisor of `channels`.
     """
 
-    def __init__(self, channels: int, heads: int, train_tokens: int | None = None) -> None:
+    def __init__(self, channels: int, heads: int, train_tokens: int | None = None, qk_norm: bool = False) -> None:
         super().__init__()
         check_at_least(1, heads=heads)
         if channels % heads:
@@ -59,10 +106,19 @@ class TokenAttention(nn.Module):
         for weight in self.qkv.weight.detach().chunk(3):
             nn.init.xavier_uniform_(weight)
         self.out = glorot(nn.Linear(channels, channels))
+        self.norm_q = nn.RMSNorm(channels // heads, NORM_EPS) if qk_norm else None
+        self.norm_k = nn.RMSNorm(channels // heads, NORM_EPS) if qk_norm else None
 
-    def forward(self, tokens: Float[Tensor, " b n c"]) -> Float[Tensor, " b n c"]:
-        """Mix tokens (B, N, C)."""
+    def forward(
+        self, tokens: Float[Tensor, " b n c"], angles: Float[Tensor, " n pairs"] | None = None
+    ) -> Float[Tensor, " b n c"]:
+        """Mix tokens (B, N, C); with `angles` (`rotary_angles`), products depend on differences of positions."""
         q, k, v = rearrange(self.qkv(tokens), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads).unbind(0)
+        if self.norm_q is not None and self.norm_k is not None:
+            exact = self.norm_q.weight.dtype  # whatever the products are in
+            q, k = self.norm_q(q.to(exact)).to(v.dtype), self.norm_k(k.to(exact)).to(v.dtype)
+        if angles is not None:
+            q, k = rotated(q, angles), rotated(k, angles)
         mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale(tokens.shape[1], q.shape[-1]))
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 

@@ -2,6 +2,7 @@
 
 from .loss import Losses, Objective
 from .time_sampling import draw_u, time_distribution
+from .uncertainty import Uncertainty
 from .weightings import weighting
 
-__all__ = ["Losses", "Objective", "draw_u", "time_distribution", "weighting"]
+__all__ = ["Losses", "Objective", "Uncertainty", "draw_u", "time_distribution", "weighting"]

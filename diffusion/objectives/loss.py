@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..schedules import Schedule
 from ..schedules.forward_process import diffuse
 from .time_sampling import TimeDistribution, evenly_spaced
+from .uncertainty import Uncertainty
 
 # Scale of the gradient of a learned schedule. Adam's step does not depend on it; it is so small that the norm of the
 # full gradient, which is clipped, is that of the network.
@@ -40,7 +41,7 @@ class Losses:
     """The per-sample losses of a batch, each of shape (B,).
 
     Attributes:
-        weighted: The training loss, w / p ||eps - eps_hat||^2 / D.
+        weighted: The training loss, w / p ||eps - eps_hat||^2 / D, or that of a learned weighting (`Uncertainty`).
         eps_error: ||eps - eps_hat||^2 / D, unweighted.
         log_snr: The log-SNR at which each was evaluated.
         schedule: Zeros, whose gradient in the parameters of a learned schedule is that of weighted^2. No gradient if
@@ -65,7 +66,7 @@ class Objective:
         loss(denoiser, x).mean().backward()
 
     Args:
-        weighting: w(lambda), a `Weighting`, see `weightings.weighting`.
+        weighting: w(lambda), a `Weighting`, see `weightings.weighting`; or an `Uncertainty`, which is trained along.
         times: The distribution of training times, a `TimeDistribution`.
 
     Raises:
@@ -131,7 +132,10 @@ class Objective:
         datum_error = (x_hat - x).flatten(1).pow(2).mean(1)
         density = self.times.density(schedule, log_snr)
         eps_error = torch.exp(log_snr) * datum_error
-        weighted = self.weighting(log_snr) / density.detach() * eps_error
+        if isinstance(self.weighting, Uncertainty):
+            weighted = self.weighting.loss(log_snr, eps_error)
+        else:
+            weighted = self.weighting(log_snr) / density.detach() * eps_error
         # the gradient of density.detach() / density is that of -log density
         for_schedule = weighted.detach() ** 2 * (density.detach() / density - 1.0)
         return Losses(weighted.to(x.dtype), eps_error.detach().to(x.dtype), log_snr, for_schedule)

@@ -5,6 +5,7 @@
                         data.json          what was found in the data, with the SHA-256 of each split
                         checkpoints/       last.ckpt, best.ckpt: all that resuming needs
                         metrics.jsonl      the record of training, and metrics.csv, the same as a table
+                        averages/          snapshots of averages of several widths, for `average` (ema.widths)
                         start.safetensors  the model before step 1, of a run that starts from another (--from)
                         training.json      images seen, seconds, hardware
                         samples/  evaluation.json  evaluations/  wandb/
@@ -38,6 +39,7 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 )
 DATA = "data.json"
 START = "start.safetensors"
+AVERAGES = "averages"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 # Files in the folder of a model that another project wrote, and the endings of its files.
 FOREIGN_MARKS = ("model_index.json", "unet/config.json", "transformer/config.json")

@@ -38,7 +38,7 @@ class AtomicCheckpointIO(CheckpointIO):
             UserError: A weight, average or optimiser state is not finite, or the file cannot be written (a full disk);
                 the former file stays.
         """
-        for key in ("state_dict", "weight_average", "optimizer_states"):
+        for key in ("state_dict", "weight_average", "profile_averages", "optimizer_states"):
             for name, tensor in _named_tensors(checkpoint.get(key), key):
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise UserError(

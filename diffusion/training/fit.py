@@ -39,6 +39,7 @@ from .logs.metrics import ContinueMetrics, MetricsLog
 from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule
 from .modules.build import build_module
+from .profiles import Profiles
 from .record import TrainingRecord
 from .resume import continuing, run_to_continue
 from .same_data import require_same_data
@@ -196,6 +197,7 @@ def fit(
     trainer_options = config.trainer
     checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
     ema = EMACallback(config.ema.half_life, trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged)
+    profiles = [Profiles(run / runs.AVERAGES, config, module.averaged)] if config.ema.widths else []
     record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
@@ -229,6 +231,7 @@ def fit(
                     read_every=1 if device.type == "cpu" else trainer_options.log_every,
                 ),
                 ema,
+                *profiles,
                 OptimizerOptions(config.optimizer),
                 SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),

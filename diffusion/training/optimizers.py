@@ -1,4 +1,4 @@
-"""The optimisers by name, and their learning rate: AdamW, and Muon for matrices of weights with AdamW for the rest."""
+"""The optimisers by name, and their learning rate: AdamW, AdaX, and Muon for matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -88,6 +88,65 @@ class Muon(torch.optim.Optimizer):
             weight.add_(orthogonalised(ahead).view_as(weight), alpha=-group["lr"] * scale)
 
 
+class AdaX(torch.optim.Optimizer):
+    """Adam whose second moment remembers early gradients for longest (Li et al. 2020, arXiv 2004.09740, algorithm 1).
+
+    Published as v <- (1 + beta2) v + beta2 g^2 with v_hat = v / ((1 + beta2)^t - 1), which overflows. The same v_hat is
+
+        v_hat <- (1 - w) v_hat + w g^2,    w = beta2 / ((1 + beta2)^t - 1),
+
+    a mean in which the squares of all steps count, the latest by (1 + beta2)^t, the first by 1 + beta2. w falls as
+    1 / t, and exponentially once t is beyond 1 / beta2: from then on v_hat hardly moves, whatever gradients become.
+
+    Args:
+        weights: What is updated.
+        lr: The learning rate.
+        betas: The decay of the average of gradients, and beta2, 1e-4 in the paper.
+        weight_decay: Decoupled, as in its AdaX-W.
+        eps: Added to sqrt(v_hat).
+    """
+
+    def __init__(
+        self,
+        weights: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 1e-4),
+        weight_decay: float = 0.0,
+        eps: float = 1e-12,
+    ):
+        super().__init__(weights, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            (beta1, beta2), rate = group["betas"], group["lr"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state, gradient = self.state[weight], weight.grad
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float64)  # on the CPU, as that of torch's Adam
+                    state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                state["step"] += 1
+                state["mean"].lerp_(gradient, 1 - beta1)
+                newest = share_of_newest(float(state["step"]), beta2)
+                state["square"].mul_(1 - newest).addcmul_(gradient, gradient, value=newest)
+                weight.mul_(1 - rate * group["weight_decay"])
+                weight.addcdiv_(state["mean"], state["square"].sqrt().add_(group["eps"]), value=-rate)
+        return loss
+
+
+def share_of_newest(step: float | int, beta2: float) -> float:
+    """AdaX's w = beta2 / ((1 + beta2)^t - 1) of step t = 1, 2, ...: 1, then about 1 / t, and 0 in the end."""
+    exponent = step * math.log1p(beta2)
+    return beta2 * math.exp(-exponent) / -math.expm1(-exponent)
+
+
 def learning_rate_factor(step: int, options: OptimizerConfig, steps: int) -> float:
     """The factor of the learning rate: linear warmup, then constant or half a cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, options.warmup))
@@ -115,6 +174,8 @@ def make_optimizer(model: nn.Module, options: OptimizerConfig, steps: int) -> di
         optimizer = torch.optim.AdamW(
             weights, options.lr, options.betas, weight_decay=options.weight_decay, fused=fused
         )
+    elif options.name == "adax":
+        optimizer = AdaX(weights, options.lr, _betas(options), options.weight_decay)
     elif divided:
         raise UserError("optimizer.name: muon takes whole matrices; with trainer.strategy=sharded: adamw")
     else:
@@ -126,6 +187,10 @@ def make_optimizer(model: nn.Module, options: OptimizerConfig, steps: int) -> di
         optimizer = Muon(matrices, rest, options.lr, options.muon_lr, options.betas, options.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options, steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _betas(options: OptimizerConfig) -> tuple[float, float]:
+    return options.betas if options.adax_beta is None else (options.betas[0], options.adax_beta)
 
 
 def _is_matrix(weight: Tensor) -> bool:
@@ -140,7 +205,7 @@ def apply_options(
     for group in optimizer.param_groups:
         group["weight_decay"] = options.weight_decay
         if "betas" in group:
-            group["betas"] = tuple(options.betas)
+            group["betas"] = _betas(options)
         rates.append(options.lr if "betas" in group else options.muon_lr)
     if schedule.base_lrs != rates:
         schedule.base_lrs = rates

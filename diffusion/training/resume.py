@@ -67,9 +67,9 @@ def run_to_continue(config: Config, resume: str, changed: bool = False, flag: st
     done = _steps_done(run) if "trainer.steps" in differences else 0
     if config.trainer.steps < done:
         raise UserError(f"trainer.steps: found {config.trainer.steps}; {run} has done {done:.0f}, and takes no fewer")
-    fixed = [text for key, text in differences.items() if not (changed and key.startswith(_CHANGEABLE))]
+    fixed = [text for key, text in differences.items() if not (changed and _is_changeable(key, text))]
     if fixed:
-        may_change = typed_here and not changed and all(key.startswith(_CHANGEABLE) for key in differences)
+        may_change = typed_here and not changed and all(_is_changeable(*item) for item in differences.items())
         way_out = "accept it with --resume-changed, " if may_change else ""
         own = str(run / _CONFIG)
         use = f"--config {shlex.quote(own)}" if typed_here else f"diffusion.train({own!r})"
@@ -80,6 +80,14 @@ def run_to_continue(config: Config, resume: str, changed: bool = False, flag: st
     if differences:
         _tell(f"{run} resumes with a different configuration: {'; '.join(differences.values())}")
     return run
+
+
+def _is_changeable(key: str, difference: str) -> bool:
+    """Whether the next steps can do without what was kept of this: an optimiser has a state, and so has what is learned
+    of a weighting.
+    """
+    has_state = key == "optimizer.name" or (key == "objective.weighting" and "learned" in difference)
+    return key.startswith(_CHANGEABLE) and not has_state
 
 
 def continuing(run: Path, config: Config) -> str:

@@ -121,7 +121,7 @@ def test_fitted_density_is_near_its_best(trained):
 
 
 def test_samples_from_both_priors(trained):
-    for prior in ("normal", "mixture"):
+    for prior in ("normal", "mixture", "hubs"):
         sample = trained.sample(20, seed=1, prior=prior)
         assert sample.shape == (20, *SHAPE)
         assert sample.abs().max() <= 1.0

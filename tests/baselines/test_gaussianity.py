@@ -7,6 +7,7 @@ from scipy import stats
 
 from diffusion.baselines.gaussianity import gaussianity
 from diffusion.errors import UserError
+from diffusion.metrics import hubness
 
 
 def normal(n, d, seed=0):
@@ -69,6 +70,9 @@ def test_what_is_told_is_of_the_worst_dimension():
     assert summary["largest |mean|"][0] == f"{float(z[:, 1].mean()):.3f}"
     assert summary["standard deviation"] == (f"{report.std.min():.3f} to {float(report.std[1]):.3f}", "1")
     assert summary["entropy, nats (d/2 log 2 pi e for the prior)"][1] == f"{1.5 * math.log(2 * math.pi * math.e):.3f}"
+    assert report.hubness == hubness(z)
+    assert summary["hubness, the skewness of 10-occurrences"][0] == f"{report.hubness.skewness:.2f}"
+    assert gaussianity(normal(8, 2)).hubness is None
     # the p-value is corrected for having chosen the worst of d dimensions, and is a probability
     assert report.p_value == 3 * float(report.ks_p_value.min())
     assert gaussianity(normal(500, 3, seed=1)).p_value <= 1.0

@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from diffusion.baselines.annealed import bidirectional
 from diffusion.baselines.decoders import Bernoulli, DiscretizedGaussian, DiscretizedLogisticMixture
+from diffusion.baselines.latent_images import hubs
 from diffusion.baselines.vae import VAE
 from diffusion.errors import UserError
 from diffusion.networks.autoencoder import Decoder, Encoder
@@ -173,6 +175,20 @@ def test_evaluation_does_not_depend_on_the_batch():
     for options in ({"samples": 60}, {"method": "elbo", "samples": 10}, {"method": "ais", "steps": 4, "chains": 2}):
         whole = model.log_likelihood(images, **options)
         torch.testing.assert_close(model.log_likelihood(images, batch_size=2, **options).log_prob, whole.log_prob)
+
+
+def test_the_hub_of_some_points_is_that_which_most_others_are_near():
+    """Against scikit-learn's neighbours; and the codes of the prior `hubs` are of the pool of their own index."""
+    points = torch.randn(6, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for own, found in zip(points, hubs(points, 3), strict=True):
+        rows = NearestNeighbors(n_neighbors=3).fit(own.numpy()).kneighbors(return_distance=False)
+        counts = torch.from_numpy(rows).flatten().bincount(minlength=40)
+        assert torch.equal(found, own[counts.argmax()])
+    model = build()
+    drawn = model.draw_latents("hubs", 3, torch.arange(40), torch.device("cpu"))
+    assert torch.equal(model.draw_latents("hubs", 3, torch.arange(35, 37), torch.device("cpu")), drawn[35:37])
+    pools = torch.randn(50, 128, 20, generator=torch.Generator().manual_seed(1))
+    assert float(hubs(pools).square().mean()) < 0.9 * float(pools.square().mean())  # they are near the centre
 
 
 def test_bad_arguments_are_refused():

@@ -116,6 +116,9 @@ def test_a_command_that_was_cut_off_goes_on(tradeoff, monkeypatch):
     assert "cheapest within 2 % of the best" in out
     folder = Path("evaluations/mixture-2d/tradeoff")
     assert {path.suffix for path in folder.glob("tradeoff.*")} == {".md", ".csv", ".json", ".png"}
+    assert (folder / "exposure.png").is_file()
+    kept = json.loads((folder / "tradeoff.json").read_text())["rows"]
+    assert {row["exposure"] is None for row in kept} == {False}
     cells = sorted(folder.glob("cells/*.json"))
     rows = list(csv.DictReader((folder / "tradeoff.csv").read_text().splitlines()))
     assert len(cells) == len(rows) >= 5
@@ -138,7 +141,7 @@ def test_a_trained_run(diffusion_command):
         "tradeoff", "runs/digits-0001", "--n", "8", "--samplers", "ddim", "--budgets", "5", "--wandb", "offline"
     )
     assert code == 0, err
-    assert "train images of digits" in out
+    assert "train images of digits" in " ".join(out.split())  # wherever lines break
     folder = Path("runs/digits-0001/tradeoff")
     (row,) = csv.DictReader((folder / "tradeoff.csv").read_text().splitlines())
     assert float(row["fid"]) > 0
@@ -230,3 +233,19 @@ def test_a_place_that_takes_no_figures_is_told_before_anything_is_drawn(tradeoff
     code, out, err = tradeoff(EXACT, "--n", "8")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "evaluations/mixture-2d/tradeoff: results cannot be stored there (Not a directory)" in err
+
+
+def test_the_exposure_of_an_exact_model_is_its_solvers_alone(bench):
+    """The second moment is that of the mixture; it is 1 at the end of an accurate solve, and less of ten DDIM steps."""
+    made = bench("--n", "512")
+    model = made.subject.denoiser
+    drawn = model.draw(200_000, 3)
+    assert made.subject.second_moment == pytest.approx(float(drawn.square().mean()), rel=0.01)
+    fine, coarse = (made.measured(Cell(name, steps, None)).exposure for name, steps in (("abm", 60), ("ddim", 5)))
+    assert len(fine) == 60
+    assert fine[-1][0] is None
+    for _, ratio, error in fine:
+        assert abs(ratio - 1.0) < 4.5 * error + 0.01
+    assert coarse[-1][1] < 0.97
+    kept = made.measured(Cell("ddim", 5, None))
+    assert list(kept.exposure) == coarse  # from its file

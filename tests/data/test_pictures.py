@@ -46,9 +46,17 @@ def test_one_image_keeps_its_size_and_its_orientation():
     pixels = np.asarray(pictures.from_bytes(pictures.to_bytes(x).numpy()))
     assert pixels.shape == (2, 5, 3)
     assert np.argwhere(pixels).tolist() == [[0, 4, 0]]
-    bands = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
-    shown = np.asarray(pictures.from_bytes(bands))
-    assert np.array_equal(shown, np.concatenate(list(bands), 1)), "other channels are side by side"
+
+
+def test_channels_that_no_eye_sees_stand_beside_the_others():
+    bands = np.arange(63, dtype=np.uint8).reshape(7, 3, 3)
+    two, four, seven = (np.asarray(pictures.from_bytes(bands[:count])) for count in (2, 4, 7))
+    assert np.array_equal(two, np.concatenate(list(bands[:2]), 1))
+    assert np.array_equal(four[:, :3], bands[:3].transpose(1, 2, 0)), "three are colour"
+    assert np.array_equal(four[:, 3:], np.stack([bands[3]] * 3, 2))
+    rows = [np.concatenate(row, 1) for row in (bands[:3], bands[3:6], [bands[6], *[np.full((3, 3), 255)] * 2])]
+    assert np.array_equal(seven, np.concatenate(rows)), "tiles, and the rest is white"
+    assert np.asarray(pictures.grid(torch.zeros(1, 7, 30, 30))).shape == (90, 90)
 
 
 def test_a_png_holds_its_text(tmp_path):

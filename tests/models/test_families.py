@@ -12,6 +12,7 @@ from tiny_configs import autoencoder_arguments, autoencoder_config, digits_confi
 
 import diffusion
 from diffusion.commands.app import command, sample
+from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.train.train import train
 from diffusion.config import Config, dump_config, load_config, parse_config
 from diffusion.config.options import choices
@@ -103,7 +104,7 @@ def test_what_an_autoencoder_does_not_take_is_refused(tmp_path, family):
     with pytest.raises(UserError, match="models images of levels"):
         diffusion.log_density(model, torch.zeros(2, 1, 8, 8))
     if family == "vae":
-        with pytest.raises(UserError, match="prior: family 'vae'"):
+        with pytest.raises(UserError, match="prior: 'mixture' is not known; accepted: normal, hubs"):
             model.sample(2, prior="mixture")
 
 
@@ -149,10 +150,10 @@ def test_from_the_command_to_the_table_and_to_samples(
     with Image.open(run / "samples" / "reconstructions.png") as picture:
         assert picture.size == (12 * 66 - 2, 4 * 66 - 2)
     assert "reconstructions:" in out
-    assert (run / "codes.json").is_file() == (family == "eae")
+    reports = json.loads((run / "codes.json").read_text())  # of a vae: draws of q(z | x)
+    assert list(reports) == ["training images", "test images"]
+    assert {report["hubness"]["k"] for report in reports.values()} == {10}
     if family == "eae":
-        reports = json.loads((run / "codes.json").read_text())
-        assert list(reports) == ["training images", "test images"]
         assert np.allclose(reports["training images"]["mean"], 0, atol=1e-5)
         assert np.allclose(reports["training images"]["std"], 1, atol=1e-3)
         assert {"skewness", "ks_p_value", "entropy", "normal_entropy"} <= reports["test images"].keys()
@@ -174,11 +175,16 @@ def test_from_the_command_to_the_table_and_to_samples(
         code, out, _ = run_command(capsys, sample, ["--run", str(run), "--prior", "mixture", "--output", "draw"])
         assert code == 0
         assert "prior mixture" in out
+    code, out, err = run_command(capsys, sample, ["--run", str(run), "--prior", "hubs", "--out", "hubs.png"])
+    assert code == 0
+    assert "prior hubs" in out
+    assert "note: --prior hubs: not the model's law" in err
+    assert SampleRecord.read("hubs.png").shown["law"].startswith("not the model's law")
 
 
 BAD = [
-    ("vae", ["--sampler", "ddim"], r"--sampler: .* is of family 'vae', which takes --n, --seed, --output"),
-    ("vae", ["--prior", "mixture"], r"--prior: .* is of family 'vae'"),
+    ("vae", ["--sampler", "ddim"], r"--sampler: .* is of family 'vae', which takes --n, --seed, --prior, --output"),
+    ("vae", ["--prior", "mixture"], r"--prior: 'mixture' is not known; accepted: normal, hubs"),
     ("eae", ["--steps", "5"], r"--steps: .* is of family 'eae', which takes --n, --seed, --prior, --output"),
     ("eae", ["--guidance", "2"], r"--guidance: "),
     ("eae", ["--dtype", "float64"], r"--dtype: "),

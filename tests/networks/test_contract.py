@@ -34,6 +34,12 @@ def volume_dit(**options):
     return DiT(2, width=16, depth=2, heads=2, image_size=(4, 2, 4), **options)
 
 
+def modern_dit(**options):
+    """With every option of today's transformers."""
+    given = {"positions": "rotary", "qk_norm": True, "norm": "rms", "activation": "swiglu", "bottleneck": 3}
+    return DiT(2, width=16, depth=2, heads=2, **{**given, **options})
+
+
 def small_mlp(**options):
     return MLP(2, width=16, depth=2, **options)
 
@@ -46,6 +52,7 @@ BUILDERS = [
     pytest.param(volume_unet, (2, 4, 2, 4), id="unet of volumes"),
     pytest.param(signal_dit, (2, 8), id="dit of signals"),
     pytest.param(volume_dit, (2, 4, 2, 4), id="dit of volumes"),
+    pytest.param(modern_dit, (2, 8, 8), id="modern dit"),
 ]
 each_network = pytest.mark.parametrize(("build", "shape"), BUILDERS)
 

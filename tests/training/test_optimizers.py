@@ -1,4 +1,4 @@
-"""Muon against torch's own and the singular value decomposition, AdamW for the rest, and a run that goes on with it."""
+"""Muon against torch's own and the singular value decomposition, AdaX against its paper, and how both resume."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from diffusion.config import OptimizerConfig, load_config
 from diffusion.errors import UserError
-from diffusion.training.optimizers import Muon, apply_options, make_optimizer, orthogonalised
+from diffusion.training.optimizers import AdaX, Muon, apply_options, make_optimizer, orthogonalised, share_of_newest
 
 OPTIONS = OptimizerConfig(name="muon", lr=1e-2, muon_lr=0.05, betas=(0.9, 0.99), weight_decay=0.1, warmup=0)
 
@@ -133,3 +133,62 @@ def test_it_is_an_optimizer_of_torch():
 
     first, second = (float(optimizer.step(closure).detach()) for _ in range(2))
     assert first > second > 0
+
+
+@pytest.mark.quick
+def test_adax_is_the_published_recursion():
+    """v <- (1 + b) v + b g^2, v_hat = v / ((1 + b)^t - 1) in float64, with a beta at which 60 steps matter."""
+    torch.manual_seed(0)
+    beta1, beta2, lr, decay = 0.9, 0.05, 0.01, 0.1
+    weight = nn.Parameter(torch.randn(7, dtype=torch.float64))
+    x, mean, square = weight.detach().clone(), torch.zeros(7), torch.zeros(7, dtype=torch.float64)
+    optimizer = AdaX([weight], lr, (beta1, beta2), decay, eps=0.0)
+    for t in range(1, 61):
+        gradient = torch.randn(7, dtype=torch.float64) * (1 + t % 5)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        mean = beta1 * mean + (1 - beta1) * gradient
+        square = (1 + beta2) * square + beta2 * gradient**2
+        x = x - lr * decay * x - lr * mean / (square / ((1 + beta2) ** t - 1)).sqrt()
+        torch.testing.assert_close(weight.detach(), x, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.quick
+def test_adax_begins_as_a_mean_and_freezes_without_an_overflow():
+    assert share_of_newest(1, 1e-4) == pytest.approx(1.0, rel=1e-12)
+    assert share_of_newest(100, 1e-7) == pytest.approx(1 / 100, rel=1e-4)  # a mean of all squares while beta t << 1
+    assert share_of_newest(1e5, 1e-4) == pytest.approx(1e-4 / ((1 + 1e-4) ** 1e5 - 1), rel=1e-9)
+    assert share_of_newest(1e8, 1e-4) == 0.0  # (1 + 1e-4)^(1e8) is no float64
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = AdaX([weight], 0.1)
+    weight.grad = torch.tensor([0.0, 1.0, -2.0])
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([0.0, -0.01, 0.01])  # (1 - beta1) lr sign(g); no step where g is 0
+    optimizer.state[weight]["step"] = torch.tensor(1e8, dtype=torch.float64)
+    before = optimizer.state[weight]["square"].clone()
+    optimizer.step()
+    assert torch.equal(optimizer.state[weight]["square"], before)
+
+
+@pytest.mark.quick
+def test_adax_by_its_options_and_what_is_saved_goes_on_to_the_bit():
+    options = OptimizerConfig(name="adax", lr=1e-2, weight_decay=0.1, warmup=0)
+    assert options.adax_beta == 1e-4
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 4), torch.randn(16, 8)
+    made = make_optimizer(model, options, 100)
+    whole = made["optimizer"]
+    assert whole.param_groups[0]["betas"] == (0.9, 1e-4)
+    for _ in range(3):
+        step(model, whole, x)
+    again = copy.deepcopy(model)
+    other = make_optimizer(again, options, 100)
+    other["optimizer"].load_state_dict(copy.deepcopy(whole.state_dict()))
+    for _ in range(3):
+        step(model, whole, x)
+        step(again, other["optimizer"], x)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    apply_options(whole, made["lr_scheduler"]["scheduler"], options.replace(adax_beta=1e-3, betas=(0.8, 0.999)))
+    assert whole.param_groups[0]["betas"] == (0.8, 1e-3)
+    with pytest.raises(UserError, match=r"optimizer\.adax_beta"):
+        OptimizerConfig(adax_beta=0.5)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.markup import escape
 
+from ...denoisers import LevelDenoiser
 from ...devices import choose_device
 from ...errors import UserError
 from ...models.check import Check, Level
@@ -21,6 +22,7 @@ from ..report import console
 from ..sample.condition import parts_of
 from ..subjects import images_of, load_data_of, load_subject
 from ..table import Column, Table
+from . import levels
 
 FAILED = 1
 COLUMNS = (
@@ -50,13 +52,17 @@ def run(options: argparse.Namespace) -> int:
         progress=lambda done, count: bar.named("conventions", done, count),
     )  # fmt: skip
     bar.close()
+    denoiser = getattr(subject.model, "denoiser", None)
+    head = levels.lines(denoiser) if isinstance(denoiser, LevelDenoiser) else []
     if options.json:
-        print(json.dumps({"model": subject.name, "data": identity, **_plain(found)}, indent=1))
+        print(json.dumps({"model": subject.name, "data": identity, **_plain(found), "head": head}, indent=1))
     else:
         out = console()
         out.print(_table(subject.name, found))
         for line in found.lines():
             out.print(escape(f"- {line}"), style="green" if found.passed else "bold red")
+        for line in head:
+            out.print(escape(f"- {line}"), soft_wrap=True)
     return 0 if found.passed else FAILED
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ...metrics import ENOUGH, Provenance
+from ...metrics.hubness import NEIGHBOURS
 from ..table import Column, Table, figure, with_error
 
 # Copies that are named below the table; all are in the record.
@@ -85,7 +86,7 @@ def class_table(rows: Sequence[Row], split: str) -> Table:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Remarks on the table: which samples are copies, and why there is no corrected value, one line each."""
+    """Remarks on the table: which samples are copies, why there is no corrected value, and hubness; one line each."""
     lines = []
     for row in rows:
         for exact, what in ((True, "training images to the bit"), (False, "training images but for a little")):
@@ -104,5 +105,13 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"corrected: withheld for {', '.join(few)}: fewer than {ENOUGH} times the {features}features, where the "
             "correction takes too much"
+        )
+    keys = ("hubness", "hubness_normal", "hubness_normal_std")
+    hubs = [(row.name, *(row.figures.get(key) for key in keys)) for row in rows]
+    listed = [f"{name} {own:.2f} ({normal:.2f} ± {std:.2f})" for name, own, normal, std in hubs if own is not None]
+    if listed:
+        lines.append(
+            f"hubness, the skewness of {NEIGHBOURS}-occurrences among features (in brackets that of normal samples of "
+            f"the same size and dimension): {', '.join(listed)}"
         )
     return lines

@@ -80,8 +80,9 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "predictor=3 (unipc, adams, deis), s_churn=40 (euler, heun); may be repeated")  # fmt: skip
     add(
         "--prior",
-        choices=SamplingConfig.words("prior"),
-        help="the law from which the codes of an eae are drawn (default: the run's own)",
+        choices=(*SamplingConfig.words("prior"), "hubs"),
+        help="vae, eae: the law from which codes are drawn: normal, mixture (eae; default: the run's own), or hubs: of "
+        "128 draws the one that most others are near, for typical images; not the model's law",
     )
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
     add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")

@@ -137,6 +137,8 @@ def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device
             "note: --steps is not used by an adaptive ode (--tolerance is); --method rk4 takes steps", file=sys.stderr
         )
     limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
+    if "law" in (remarks := model.effective_settings(settings)):
+        print(f"note: --prior {settings['prior']}: {remarks['law']}", file=sys.stderr)
     if settings.get("grid") == time_grids.AUTO:
         print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
     if way == FITTED:

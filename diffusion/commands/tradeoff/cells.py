@@ -28,6 +28,8 @@ from ...models.tuning_cache import reported_tuning
 from ...numerics.placement import for_numbers
 from ...numerics.random import FIXED_ORDER
 from ...samplers import ODE, Sampler, build
+from ...samplers.sampler import Callback
+from ...sampling.exposure import Exposure, Point
 from ...sampling.fit import FITTED_NOW
 from ...sampling.sample import grid_for, sample, sampler_for
 from ...schedules.time_grids import later_end
@@ -86,6 +88,7 @@ class Measured:
         excess, excess_sem: Mean of log p of the tight solve's samples less that of these, nats a sample, where p is
             known: above 0 where samples lie beside the modes.
         failure: Why there are no figures.
+        exposure: The size of the states along the way over that of training's (`sampling.exposure`).
     """
 
     cell: Cell
@@ -100,6 +103,7 @@ class Measured:
     excess_sem: float | None = None
     median: float | None = None
     failure: str | None = None
+    exposure: Sequence[Point] | None = None
 
 
 def plan(samplers: Sequence[str], budgets: Sequence[int]) -> list[list[Cell]]:
@@ -166,11 +170,11 @@ class Bench:
             where["log_snr_end"] = end
         return {**asdict(cell), "fields": cell.fields(), "order": FIXED_ORDER, **where, **self._drawing()}
 
-    def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype) -> Tensor:
+    def _sample(self, sampler: Sampler, grid: Tensor, dtype: torch.dtype, watch: Callback | None = None) -> Tensor:
         options = self.options
         return sample(
             self.subject.denoiser, options.n, sampler, seed=options.seed, grid=grid, dtype=dtype,
-            batch_size=options.batch_size, cond=self.subject.cond,
+            batch_size=options.batch_size, callback=watch, cond=self.subject.cond,
         )  # fmt: skip
 
     def tight(self) -> Tensor:
@@ -195,10 +199,13 @@ class Bench:
             sampler = cell.build(denoiser)
             where = (None,) if cell.sampler == FITTED else (self.options.grid, self.options.log_snr_end)
             grid = grid_for(denoiser, sampler, cell.steps, *where)
+        exposure = None  # under a condition: the second moment is that of all data
+        if self.subject.cond is None:
+            exposure = Exposure(denoiser.schedule, self.subject.second_moment)
         with count_evaluations(self.subject.denoiser) as count:
             start = time.perf_counter()
             try:
-                x = self._sample(sampler, grid, self.subject.dtype)
+                x = self._sample(sampler, grid, self.subject.dtype, exposure)
             except SolverError as error:
                 return Measured(cell, count.rows / self.options.n, 0.0, failure=str(error))
             bad = int((~torch.isfinite(x.flatten(1)).all(1)).sum())  # waits for the device, too
@@ -213,8 +220,9 @@ class Bench:
         fid, kid = frechet_estimate(features, self.subject.statistics), kernel_distance(features, self.subject.some)
         excess = self._excess(x, tight)
         return Measured(
-            cell, nfe, seconds, distances[0], fid.value, fid.std_error, kid.value, kid.std_error, *excess, distances[1]
-        )
+            cell, nfe, seconds, distances[0], fid.value, fid.std_error, kid.value, kid.std_error, *excess, distances[1],
+            exposure=None if exposure is None else exposure.curve(),
+        )  # fmt: skip
 
     def _excess(self, x: Tensor, tight: Tensor) -> tuple[float | None, float | None]:
         if self.subject.log_prob is None:
@@ -225,7 +233,12 @@ class Bench:
 
 
 def _of(kept: dict[str, Any], cell: Cell, question: dict[str, Any]) -> Measured | None:
-    return Measured(cell, **kept["figures"]) if kept["question"] == json.loads(json.dumps(question)) else None
+    figures = dict(kept["figures"])
+    curve = figures.pop("exposure", None)  # cells of earlier versions have none
+    if curve is not None:
+        curve = [(None if log_snr is None else float(log_snr), float(r), float(error)) for log_snr, r, error in curve]
+    found = Measured(cell, **figures, exposure=curve)
+    return found if kept["question"] == json.loads(json.dumps(question)) else None
 
 
 def _read_tight(path: Path) -> Tensor | None:

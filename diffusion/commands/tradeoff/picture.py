@@ -7,7 +7,7 @@ from itertools import groupby
 
 from PIL import Image
 
-from ...data.charts import COLOURS, MARKERS, colour, draw, panels, plain
+from ...data.charts import COLOURS, INK, MARKERS, colour, draw, panels, plain
 from .report import Row
 
 _TITLES = {
@@ -52,6 +52,30 @@ def picture(rows: Sequence[Row], title: str) -> Image.Image | None:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10)
+    return draw(figure)
+
+
+def exposure_picture(rows: Sequence[Row], title: str) -> Image.Image | None:
+    """The size of the states over that of training's against log-SNR, a line for the dearest cell of each sampler.
+
+    The last point of a line, beyond the others, is that of the samples. None where no cell has a curve.
+    """
+    dearest = {row.found.cell.sampler: row.found for row in rows if row.found.exposure}
+    if not dearest:
+        return None
+    figure, (axis,) = panels(7.2, max(4.2, 1.2 + 0.19 * len(dearest)), grid="both")
+    last = max((x for found in dearest.values() for x, _, _ in found.exposure or () if x is not None), default=0.0)
+    for i, (sampler, found) in enumerate(dearest.items()):
+        points = [(last + 1.0 if x is None else x, ratio, error) for x, ratio, error in found.exposure or ()]
+        x, y, errors = zip(*points, strict=True)
+        axis.errorbar(
+            x, y, yerr=errors, color=colour(i), marker=MARKERS[i % len(MARKERS)], linewidth=1.4, markersize=4,
+            elinewidth=0.8, label=f"{sampler}, {found.nfe:.0f}", markerfacecolor="white" if i >= len(COLOURS) else None,
+        )  # fmt: skip
+    axis.axhline(1.0, color=INK, linewidth=0.8)
+    axis.set(xlabel="log-SNR; the last point: samples", ylabel="E|x_t|² over that of training")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="sampler, evaluations", title_fontsize=8)
     figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10)
     return draw(figure)
 

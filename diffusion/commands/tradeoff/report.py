@@ -43,6 +43,8 @@ class Row:
             "kid_sem": found.kid_sem,
             "excess_nats": found.excess,
             "excess_nats_sem": found.excess_sem,
+            "exposure": found.exposure[-1][1] if found.exposure else None,
+            "exposure_sem": found.exposure[-1][2] if found.exposure else None,
             "seconds_an_image": found.seconds,
             "failure": found.failure,
         }
@@ -108,5 +110,6 @@ COLUMNS = (
     Column("FID", lambda row: row["failure"] or _FID.text(row)),
     figure("KID", "kid", with_error),
     figure("excess, nats", "excess_nats", with_error),
+    figure("exposure", "exposure", with_error),
     Column("ms/image", lambda row: 1e3 * row["seconds_an_image"], ".2f"),
 )

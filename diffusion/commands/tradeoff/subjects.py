@@ -16,6 +16,7 @@ from torch import Tensor
 from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
 from ...errors import UserError, choose
+from ...likelihood import Dequantizer
 from ...metrics import FeatureStatistics, QualityReference, describe, extract, spread
 from ...models.load import DiffusionModel
 from ...schedules import Cosine
@@ -49,6 +50,7 @@ class Subject:
         statistics: Of the reference's features.
         some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
         log_prob: The true log-density, where it is known.
+        second_moment: E|x|^2 / D of the data, in the denoiser's units.
         project, group: Of W&B.
         cond: What the samples are drawn under; None for no condition.
     """
@@ -65,6 +67,7 @@ class Subject:
     statistics: FeatureStatistics
     some: Tensor
     log_prob: Callable[[Tensor], Tensor] | None
+    second_moment: float
     project: str
     group: str | None
     cond: Mapping[str, Tensor | None] | None = None
@@ -120,6 +123,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
         statistics=FeatureStatistics.of(drawn),
         some=spread(drawn, KERNEL_IMAGES),
         log_prob=model.log_prob,
+        second_moment=_second_moment(model),
         project="diffusion",
         group=name,
     )
@@ -162,10 +166,23 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         statistics=made.statistics,
         some=spread(made.features, KERNEL_IMAGES),
         log_prob=None,
+        second_moment=_of_images(data.train, dequantizer, model.config.objective.dequantize),
         project=logging.project,
         group=logging.group or subject.name,
         cond=None if given is None else given.values,
     )
+
+
+def _second_moment(model: GaussianMixture) -> float:
+    each = model.means.flatten(1).square().mean(1) + model.stds.square()
+    return float(model.weights @ each)
+
+
+def _of_images(images: Tensor, dequantizer: Dequantizer, spread_over_bins: bool) -> float:
+    """E|x|^2 / D of images as a denoiser is trained on them: the centres of bins, or uniform within them."""
+    counts = torch.bincount(images.flatten().int(), minlength=dequantizer.levels).double()
+    centres = float(counts @ dequantizer.places().square() / counts.sum())
+    return centres + (dequantizer.width**2 / 12.0 if spread_over_bins else 0.0)
 
 
 def _digest(values: Tensor) -> str:

@@ -1,6 +1,7 @@
 """`python -m diffusion tradeoff`: what do more evaluations, or another sampler, buy?
 
     RUN/tradeoff/tradeoff.md, .csv, .json, .png    the figures of the last command
+    RUN/tradeoff/exposure.png                      the size of the states along each sampler over that of training's
     RUN/tradeoff/cells/<sampler>-<digest>.json     each cell, with the protocol that the digest is of
 
 A model in closed form (`exact:NAME`) needs no training and is kept in evaluations/NAME.
@@ -27,7 +28,7 @@ from ..replaced import note_replaced
 from ..report import console
 from ..table import Table
 from .cells import Bench, Cell, Measured, plan
-from .picture import picture
+from .picture import exposure_picture, picture
 from .report import COLUMNS, Row, in_rows, verdict
 from .subjects import Subject, load
 
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         f"{options.n} samples, seed {options.seed}, grid {options.grid or OF_EACH}, {device_name(device)}. Distance "
         "(rms over samples, and their median) from a solve of the probability flow at a tolerance of "
         f"{subject.tolerance:g} from the same noise; order: of the median, from the row above. FID and KID "
-        f"against {subject.reference}; FID falls with n even for a perfect model."
+        f"against {subject.reference}; FID falls with n even for a perfect model. Exposure: E|x|² of the samples over "
+        "that of the data, 1 for an exact model and solver; exposure.png shows it along the way."
     )
     line = verdict(rows, options.by)
     out, plain = console(), [row.values() for row in rows]
@@ -70,15 +72,17 @@ def run(options: argparse.Namespace) -> int:
     folder = subject.folder
     text = json.dumps({"protocol": protocol, "verdict": line, "rows": plain}, indent=1)
     note_replaced(folder / "tradeoff.json", text, "a trade-off", _about)
-    chart = picture(rows, title)
-    if chart is not None:
-        pictures.save(folder / "tradeoff.png", chart)
+    charts = {"tradeoff": picture(rows, title), "exposure": exposure_picture(rows, f"Exposure bias: {subject.name}")}
+    drawn = {name: chart for name, chart in charts.items() if chart is not None}
+    for name, chart in drawn.items():
+        pictures.save(folder / f"{name}.png", chart)
     atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{shown.markdown()}\n\n{caption}\n")
     atomic.write_text(folder / "tradeoff.csv", Table.of(plain).csv())
     atomic.write_text(folder / "tradeoff.json", text)
-    out.print(f"stored in: {escape(str(folder))}/tradeoff.md, .csv, .json{', .png' if chart else ''}", soft_wrap=True)
+    names = ", ".join((".json", *(f"{name}.png" for name in drawn)))
+    out.print(f"stored in: {escape(str(folder))}/tradeoff.md, .csv, {names}", soft_wrap=True)
     if bench.fresh or not (folder / "wandb").exists():
-        logged = _mirror(subject, rows, protocol, line, {} if chart is None else {"tradeoff": chart}, options.wandb)
+        logged = _mirror(subject, rows, protocol, line, drawn, options.wandb)
         if logged is not None:
             out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
     return 0

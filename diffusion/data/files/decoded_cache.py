@@ -32,10 +32,15 @@ _VERSION = 1
 
 
 def content_key(
-    files: Sequence[ImageFile], size: Size | None, skip: bool, bits: int | None = None, whole: bool = False
+    files: Sequence[ImageFile],
+    size: Size | None,
+    skip: bool,
+    bits: int | None = None,
+    whole: bool = False,
+    every: bool = False,
 ) -> str:
     """The SHA-256 of names, bytes, and the way of decoding."""
-    more = [*([] if bits is None else [bits]), *(["whole"] if whole else [])]
+    more = [*([] if bits is None else [bits]), *(["whole"] if whole else []), *(["channels"] if every else [])]
     found = hashlib.sha256(json.dumps([_VERSION, size.key if isinstance(size, Fit) else size, skip, *more]).encode())
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for file, digest in zip(files, pool.map(_digest, files), strict=True):
@@ -58,13 +63,14 @@ def decode_cached(
     skip: bool,
     bits: int | None = None,
     whole: bool = False,
+    every: bool = False,
 ) -> Decoded:
     """As `decode_all`, mapped from `folder` where it was decoded before.
 
     Raises:
         UserError: As `decode_all`; for a folder that cannot be written.
     """
-    key = content_key(files, size, skip, bits, whole)
+    key = content_key(files, size, skip, bits, whole, every)
     array, facts = folder / f"{key}.npy", folder / f"{key}.json"
     if (found := _find(array, facts, len(files))) is not None:
         return found
@@ -78,7 +84,7 @@ def decode_cached(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        decoded = decode_all(files, size, progress, skip, allocate, bits, whole)
+        decoded = decode_all(files, size, progress, skip, allocate, bits, whole, every)
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)

@@ -4,7 +4,8 @@ What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
 (`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
 EXIF orientation is applied. A grey file among colour files becomes three equal channels. With all levels (int32, not
-uint8) grey and PNG files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits.
+uint8) PNG and TIFF files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits. With all
+channels (`channels`) nothing is composited or converted, and all files have to have as many.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +28,11 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
+from .channels import as_seen, bands_of, is_tiff, stored_channels, tiff_channels, upright
 from .fitting import Size, fit_of, resize_and_crop
 
 CHUNK = 1024
 _MOST = 0xFFFF
-# What undoes each orientation of EXIF 2.3, tag 274; 1 is upright.
-_UPRIGHT = dict(zip(range(2, 9), (
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
-), strict=True))  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -102,7 +101,7 @@ def all_levels(image: Image.Image, data: bytes, sixteen: str, bits: int) -> np.n
         bits: How many bits its values use; those of 8-bit files are stretched to them.
 
     Raises:
-        ValueError: For colour of 16 bits that is in no PNG, and values that need more bits.
+        ValueError: For colour of 16 bits in other files than PNG, and values that need more bits.
     """
     if not (sixteen or image.mode.startswith("I")):
         eight = np.asarray(to_eight_bits(ImageOps.exif_transpose(image)), dtype=np.float64)
@@ -110,9 +109,12 @@ def all_levels(image: Image.Image, data: bytes, sixteen: str, bits: int) -> np.n
     if image.mode.startswith("I"):
         values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
     elif image.format == "PNG":
-        values = _deep_png(data, image.getexif().get(ExifTags.Base.Orientation, 1), 2**bits - 1)
+        values = as_seen(_deep_png(data, image), 2**bits - 1).astype(np.int64)
+        values = values[..., 0] if values.shape[2] == 1 else values
     else:
-        raise ValueError(f"colour of 16 bits in {image.format} is not read whole; accepted: PNG, or an array in .npz")
+        raise ValueError(
+            f"colour of 16 bits in {image.format} is not read whole; accepted: PNG, TIFF, or an array in .npz"
+        )
     if values.min() < 0 or values.max() > _MOST:
         raise ValueError(f"mode {image.mode} (32 bits) has no known range")
     if values.max() >> bits:
@@ -120,20 +122,52 @@ def all_levels(image: Image.Image, data: bytes, sixteen: str, bits: int) -> np.n
     return values.astype(np.int32)
 
 
-def _deep_png(data: bytes, orientation: int, white: int) -> np.ndarray:
-    """The values of a PNG whose channels have 16 bits, upright and on white; Pillow keeps 8 of these."""
+def _deep_png(data: bytes, image: Image.Image) -> np.ndarray:
+    """The values of a PNG whose channels have 16 bits, uint16 (H, W, C), upright; Pillow keeps 8 of these."""
     from torchvision.io import ImageReadMode, decode_png  # seconds
 
     pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    values = pixels.to(torch.float64).numpy()
-    if len(values) in (2, 4):
-        share = values[-1] / _MOST
-        values = np.rint(values[:-1] * share + white * (1.0 - share))
-    if orientation in _UPRIGHT:
-        turned = [Image.fromarray(channel.astype(np.float32)).transpose(_UPRIGHT[orientation]) for channel in values]
-        values = np.stack([np.asarray(channel) for channel in turned])
-    values = values.astype(np.int64)
-    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return upright(pixels.to(torch.int32).numpy().astype(np.uint16).transpose(1, 2, 0), orientation)
+
+
+def _stored(image: Image.Image | None, data: bytes, sixteen: str, every: bool, white: int) -> np.ndarray | None:
+    """(H, W, C) of uint8 or uint16 where it is not Pillow that reads it, or where all channels are asked for.
+
+    Args:
+        image: As Pillow opens it; None for what it does not open.
+        data: The bytes of the file.
+        sixteen: As `all_levels`.
+        every: Whether all channels are kept, or they are shown as people see them.
+        white: The level of white in 16 bits.
+    """
+    if image is None or (sixteen and image.format == "TIFF" and image.mode[0] != "I"):
+        values = tiff_channels(data, Image.MAX_IMAGE_PIXELS or 2**27)
+    elif not every:
+        return None
+    elif sixteen and image.format == "PNG":
+        values = _deep_png(data, image)
+    elif image.mode.startswith("I;16"):
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
+    elif sixteen:
+        raise ValueError(f"16 bits in {image.format} are not read with all channels; accepted: PNG, TIFF")
+    else:
+        values = stored_channels(image)
+    return values if every else as_seen(values, 255 if values.dtype == np.uint8 else white)
+
+
+def _in_levels(values: np.ndarray, whole: bool, bits: int) -> np.ndarray:
+    """Stored values in the levels that are asked for: 0 to 255, uint8, or all 2^bits, int32.
+
+    Raises:
+        ValueError: For values that need more bits.
+    """
+    deep = values.dtype == np.uint16
+    if deep and int(values.max()) >> bits:
+        raise ValueError(f"the value {values.max()} needs more than the {bits} bits of data.bits")
+    if whole:
+        return values.astype(np.int32) if deep else np.rint(values * ((2**bits - 1) / 255)).astype(np.int32)
+    return (values >> (bits - 8)).astype(np.uint8) if deep else values
 
 
 def resize_levels(values: np.ndarray, size: Size | None, most: int) -> np.ndarray:
@@ -171,12 +205,27 @@ def _sixteen_bits(image: Image.Image) -> str:
     return ""
 
 
+def _opened(data: bytes) -> Image.Image | None:
+    """What Pillow makes of a file; None of a TIFF that it does not know, as one of many bands."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        if is_tiff(data):
+            return None
+        raise
+
+
 def decode(
-    file: ImageFile, size: Size | None, bits: int | None = None, seen: Seen | None = None, whole: bool = False
+    file: ImageFile,
+    size: Size | None,
+    bits: int | None = None,
+    seen: Seen | None = None,
+    whole: bool = False,
+    every: bool = False,
 ) -> np.ndarray:
     """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
 
-    What is to be told of it is added to `seen`.
+    With all its channels (`every`) it is (H, W, C). What is to be told of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -184,15 +233,23 @@ def decode(
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
     try:
-        data = file.read()
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > limit:
+        data, used = file.read(), 16 if bits is None else bits
+        with closing(_opened(data) or Image.new("1", (1, 1))) as image:
+            known = image.format is not None and bands_of(image) <= len(image.getbands())
+            if known and image.width * image.height > limit:
                 raise too_large
             sixteen, several = _sixteen_bits(image), getattr(image, "is_animated", False)
             if seen is not None and several:
                 seen.several.append(file.name)
+            stored = None
+            if every or whole or not known:
+                stored = _stored(image if known else None, data, sixteen, every, 2**used - 1)
+            if stored is not None:
+                if seen is not None and stored.dtype == np.uint16:
+                    seen.tops.append(int(stored.max()))
+                values = resize_levels(_in_levels(stored, whole, used), size, 2**used - 1 if whole else 255)
+                return values[..., 0] if values.shape[2] == 1 else values
             if whole:
-                used = 16 if bits is None else bits
                 values = all_levels(image, data, sixteen, used)
                 if seen is not None and (sixteen or image.mode.startswith("I")):
                     seen.tops.append(int(values.max()))
@@ -247,6 +304,7 @@ def decode_all(
     allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
     bits: int | None = None,
     whole: bool = False,
+    every: bool = False,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
@@ -258,6 +316,7 @@ def decode_all(
         allocate: Makes room for images of a shape and type.
         bits: How many bits the values of 16-bit files use, 16 by default.
         whole: Keep all levels, as int32, rather than the upper 8 bits.
+        every: Keep all channels, of which each file has to have as many.
 
     Raises:
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
@@ -268,7 +327,7 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen, whole=whole)
+    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen, whole=whole, every=every)
     dtype = torch.int32 if whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -287,6 +346,11 @@ def decode_all(
                     raise UserError(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
+                    )
+                if every and len(tensor) != images.shape[1]:
+                    raise UserError(
+                        f"data.path: images differ in channels: {first} has {images.shape[1]}, {file.described} has "
+                        f"{len(tensor)}; data.channels=seen shows them all in colour"
                     )
                 if len(tensor) > images.shape[1]:
                     grey, images = images, allocate((len(files), 3, *images.shape[2:]), dtype)
@@ -318,9 +382,9 @@ def refuse_unused_bits(tops: Sequence[int]) -> None:
         )
 
 
-def _decode_or_tell(file: ImageFile, size: Size | None, bits: int | None, seen: Seen, whole: bool) -> np.ndarray | str:
+def _decode_or_tell(file: ImageFile, **how: Any) -> np.ndarray | str:
     try:
-        return decode(file, size, bits, seen, whole)
+        return decode(file, **how)
     except UserError as error:
         return str(error)
 

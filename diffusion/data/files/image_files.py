@@ -48,6 +48,7 @@ def load_files(
     split: Split | None = None,
     bits: int | None = None,
     whole: bool = False,
+    every: bool = False,
     columns: Sequence[str] = (),
 ) -> RawImages:
     """Read all images under `path`.
@@ -61,6 +62,7 @@ def load_files(
         cache: Keep decoded images in this folder, and map them from there.
         bits: How many bits the values of 16-bit files use; None for all, where they do.
         whole: Keep all their 2^bits levels, rather than the upper 8 bits.
+        every: Keep all channels of files (`channels`), rather than grey or colour on white.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
         columns: The names of what else is read of every image (`columns`).
 
@@ -91,9 +93,9 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip, bits=bits, whole=whole)
+            decoded = decode_all(files, size, progress, skip, bits=bits, whole=whole, every=every)
         else:
-            decoded = decode_cached(cache, files, size, progress, skip, bits, whole)
+            decoded = decode_cached(cache, files, size, progress, skip, bits, whole, every)
         notes += _of_files(decoded, bits)
         if whole and not decoded.seen.tops:
             raise UserError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")

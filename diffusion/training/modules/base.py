@@ -23,7 +23,7 @@ from ..optimizers import make_optimizer
 class ModelModule(L.LightningModule):
     """A model in training.
 
-    `averaged` names the submodule that the model file holds: its weights are optimised and averaged.
+    `averaged` names the submodule that the model file holds: its weights are optimised (`trained`) and averaged.
 
     Args:
         config: The configuration of the run.
@@ -43,6 +43,11 @@ class ModelModule(L.LightningModule):
     def model(self) -> nn.Module:
         """The submodule that the model file holds."""
         return self.get_submodule(self.averaged)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is optimised: the model, and what only its loss needs."""
+        return self.model
 
     @property
     def where(self) -> torch.device:
@@ -109,7 +114,7 @@ class ModelModule(L.LightningModule):
         """Fit what is fitted after training, with the averaged weights in place; nothing for most families."""
 
     def configure_optimizers(self) -> Any:
-        return make_optimizer(self.model, self.config.optimizer, self.config.trainer.steps)
+        return make_optimizer(self.trained, self.config.optimizer, self.config.trainer.steps)
 
     def kept(self) -> dict[str, Tensor]:
         """What of the model's weights its file holds: all, or the factors on those of another model's."""

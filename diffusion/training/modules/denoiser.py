@@ -20,7 +20,7 @@ from ...denoisers.denoiser import NetworkDenoiser
 from ...denoisers.evaluations import evaluation_mode
 from ...likelihood.dequantization import Dequantizer
 from ...numerics import random
-from ...objectives import Losses, Objective, draw_u
+from ...objectives import Losses, Objective, Uncertainty, draw_u
 from ...objectives.weightings import log_snr_ends
 from .base import ModelModule
 
@@ -57,11 +57,16 @@ class DenoiserModule(ModelModule):
         super().__init__(config, metadata)
         self.denoiser = denoiser
         self.objective = objective
+        self.uncertainty = objective.weighting if isinstance(objective.weighting, Uncertainty) else None
         self.dequantizer = dequantizer
         self.normalizer = normalizer
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
         self._most = 0  # rows of the largest batch of a validation, its first
         self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.denoiser if self.uncertainty is None else nn.ModuleList([self.denoiser, self.uncertainty])
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

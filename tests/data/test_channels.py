@@ -1,0 +1,141 @@
+"""Files with all their channels: opacity, the bands of a TIFF, and 16 bits in colour, against what was written."""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from diffusion.data import DataNote, load_images
+from diffusion.data.files.channels import upright
+from diffusion.errors import UserError
+
+N = 12
+
+
+def values(channels, dtype=np.uint8, top=None, shape=(6, 7)):
+    top = np.iinfo(dtype).max if top is None else top
+    return np.random.default_rng(0).integers(0, top + 1, (N, *shape, channels)).astype(dtype)
+
+
+def folder(tmp_path, rows, write, ending):
+    (tmp_path / "images").mkdir()
+    for i, row in enumerate(rows):
+        write(tmp_path / "images" / f"{i:03d}.{ending}", row)
+    return tmp_path / "images"
+
+
+def bands(path, row):
+    tifffile.imwrite(path, row, planarconfig="contig", photometric="minisblack")
+
+
+def png(path, row):
+    Image.fromarray(row[..., 0] if row.shape[2] == 1 else row).save(path)
+
+
+def rows_of(images):
+    """All images in the order of their names: splits are found by value."""
+    return {tuple(x.flatten().tolist()) for part in (images.train, images.validation, images.test) for x in part}
+
+
+def expected(rows):
+    return {tuple(torch.from_numpy(row.astype(np.int64)).permute(2, 0, 1).flatten().tolist()) for row in rows}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_opacity_is_kept_on_request(channels, tmp_path):
+    path = folder(tmp_path, rows := values(channels), png, "png")
+    images = load_images("folder", path, channels="all", cache=tmp_path / "cache")
+    assert images.shape == (channels, 6, 7)
+    assert rows_of(images) == expected(rows)
+    seen = load_images("folder", path, cache=tmp_path / "cache")  # not what was cached
+    assert seen.shape[0] == (1 if channels < 3 else 3)
+    if channels == 4:
+        white = rows[..., :3] * (rows[..., 3:] / 255.0) + 255.0 - rows[..., 3:]
+        assert float(seen.train.double().mean()) == pytest.approx(white.mean(), abs=4)
+
+
+@pytest.mark.parametrize(("dtype", "planar"), [(np.uint8, "contig"), (np.uint16, "separate")])
+def test_all_bands_of_a_tiff(dtype, planar, tmp_path):
+    def write(path, row):
+        stored = row if planar == "contig" else row.transpose(2, 0, 1)
+        tifffile.imwrite(path, stored, planarconfig=planar, photometric="minisblack", compression="zlib")
+
+    path = folder(tmp_path, rows := values(7, dtype), write, "tif")
+    deep = {} if dtype == np.uint8 else {"levels": "all"}
+    images = load_images("folder", path, channels="all", **deep)
+    assert (images.shape, images.levels) == ((7, 6, 7), 256 if dtype == np.uint8 else 65_536)
+    assert rows_of(images) == expected(rows)
+    if deep:
+        high = load_images("folder", path, channels="all")
+        assert rows_of(high) == expected(rows >> 8)
+    with pytest.raises(UserError, match=r"000\.tif: cannot be read .*7 bands; data\.channels=all reads them"):
+        load_images("folder", path)
+
+
+def test_colour_tiffs_of_16_bits_are_read_whole_and_upright(tmp_path):
+    rows = values(3, np.uint16)
+
+    def write(path, row):
+        extra = [(274, 3, 1, 6, False)]  # its rows are columns, from the right
+        tifffile.imwrite(path, row, photometric="rgb", extratags=extra)
+
+    images = load_images("folder", folder(tmp_path, rows, write, "tif"), levels="all")
+    assert images.levels == 65_536
+    assert rows_of(images) == expected([np.rot90(row, -1) for row in rows])
+
+
+def test_upright_undoes_what_pillow_undoes():
+    x = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    for orientation in range(1, 9):
+        image = Image.fromarray(x[..., 0])
+        exif = Image.Exif()
+        exif[274] = orientation
+        turned = Image.open(_saved(image, exif))
+        from PIL import ImageOps
+
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(turned)), upright(x, orientation)[..., 0])
+
+
+def _saved(image, exif):
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    return buffer
+
+
+def test_data_of_12_bits_are_said(tmp_path):
+    path = folder(tmp_path, rows := values(5, np.uint16, 4095), bands, "tif")
+    with pytest.raises(UserError, match=r"data\.bits=12 takes 0 to 4095"):
+        load_images("folder", path, channels="all", levels="all")
+    images = load_images("folder", path, channels="all", levels="all", bits=12)
+    assert images.levels == 4096
+    assert rows_of(images) == expected(rows)
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.warns(DataNote, match=r"no value above 40\d\d of 65535.*data\.bits=12 takes 0 to 4,095"):
+        load_images("folder", tmp_path / "x.npy", levels="all")
+
+
+def test_what_does_not_go_is_one_line(tmp_path, monkeypatch):
+    path = folder(tmp_path, values(4), png, "png")
+    png(path / "zzz.png", values(3)[0])
+    with pytest.raises(UserError, match=r"differ in channels: .*000\.png has 4, .*zzz\.png has 3"):
+        load_images("folder", path, channels="all")
+    (path / "zzz.png").unlink()
+    whole = tmp_path / "bands"
+    whole.mkdir()
+    for name, row in zip("acde", values(6), strict=False):
+        bands(whole / f"{name}.tif", row)
+    (whole / "b.tif").write_bytes((whole / "a.tif").read_bytes()[:-60])
+    with pytest.raises(UserError, match=r"b\.tif: cannot be read as an image"):
+        load_images("folder", whole, channels="all")
+    (whole / "b.tif").unlink()
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UserError, match=r"tifffile, which is not installed; pip install 'diffusion\[tiff\]'"):
+        load_images("folder", whole, channels="all")
+    with pytest.raises(UserError, match=r"data\.channels: 'every' is not known"), warnings.catch_warnings():
+        load_images("folder", path, channels="every")
