@@ -128,6 +128,11 @@ def path_picture(states: Sequence[Tensor], times: Sequence[float], x_hats: Seque
     return grid(cells, columns=len(states))
 
 
+def path_halves(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[tuple[Image.Image, Image.Image]]:
+    """The denoising path of images, as a picture of x_t and one of x_hat at each of its times; arguments as below."""
+    return [(grid(_at_own_contrast(x)), grid(x_hat)) for x, x_hat in zip(states, x_hats, strict=True)]
+
+
 def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Image.Image]:
     """The denoising path of images as the frames of a film: x_t on the left and x_hat on the right.
 
@@ -136,8 +141,7 @@ def path_frames(states: Sequence[Tensor], x_hats: Sequence[Tensor]) -> list[Imag
         x_hats: E[x | x_t] at the same times.
     """
     frames = []
-    for x, x_hat in zip(states, x_hats, strict=True):
-        halves = [grid(_at_own_contrast(x)), grid(x_hat)]
+    for halves in path_halves(states, x_hats):
         width, height = halves[0].size
         frame = Image.new(halves[0].mode, (2 * width + _CELL // 4, height), "white")
         frame.paste(halves[0], (0, 0))

@@ -211,6 +211,12 @@ def running(models, offered):
         blocks.close(verbose=False)
 
 
+def _choose(window, name, value):
+    box = window.get_by_role("combobox", name=name)
+    box.fill(value)
+    box.press("Enter")
+
+
 @pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 def test_the_page_in_a_browser(place, models, monkeypatch, tmp_path):
     """Loads, draws, changes a slider, refuses bad input with a line; compares; fills in what is painted over."""
@@ -235,17 +241,30 @@ def test_the_page_in_a_browser(place, models, monkeypatch, tmp_path):
         assert np.array_equal(pixels_of("saved.png"), pixels_of("again.png"))
 
         slider = window.locator("#stage .path input")
-        before = window.locator("#stage .path img").get_attribute("src")
+        before = window.locator("#stage .path img").first.get_attribute("src")
         slider.focus()
         slider.press("ArrowLeft")
         assert "step 3 of 4" in window.locator("#stage .path output").inner_text()
-        assert window.locator("#stage .path img").get_attribute("src") != before
+        assert window.locator("#stage .path img").first.get_attribute("src") != before
 
         window.get_by_label("Seed").fill("-1")
         window.get_by_role("button", name="Draw", exact=True).click()
         window.locator(".line.error").wait_for()
         assert window.locator(".line.error").inner_text() == "--seed: found -1; must be at least 0"
         window.get_by_label("Seed").fill("1")
+
+        # another model, with its own sampler and without classes, and back
+        assert window.get_by_role("combobox", name="Class").count() == 1
+        _choose(window, "Model", "pretrained:digits")
+        window.wait_for_function(
+            "document.querySelector('#stage .result code').innerText.includes('pretrained:digits')"
+        )
+        assert "--sampler abm --steps 20" in shown.inner_text()
+        assert window.get_by_role("combobox", name="Class").count() == 0
+        _choose(window, "Sampler", "sde")
+        window.wait_for_function("document.querySelector('#stage .result code').innerText.includes('--eta 1')")
+        _choose(window, "Model", "digits-0001")
+        window.wait_for_function("document.querySelector('#stage .result code').innerText.includes('--steps 3')")
 
         window.get_by_role("tab", name="Compare").click()
         window.get_by_role("button", name="Compare", exact=True).click()

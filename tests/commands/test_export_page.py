@@ -1,6 +1,7 @@
 """The page that draws in the browser: the noise of `sample.py` to the last bit, and its pictures within rounding."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from browser import opened, served
 from made_runs import make_run
+from PIL import Image
 from tiny_configs import digits_config
 
 import diffusion
@@ -196,19 +198,32 @@ def try_the_page(folder, model, far):
         )
         assert float((found - expected).abs().max()) < far
 
+        with window.expect_download() as caught:
+            window.click("#save")
+        check_saved(caught.value.path(), window.inner_text("#command"), folder.parent / "again.png")
         slide(window, "step", 2)
         assert "step 2 of 5" in window.inner_text("#where")
         window.fill("#seed", "-1")
         window.click("#draw")
         assert window.inner_text("#status") == 'Seed: found "-1"; a whole number from 0 on is accepted.'
-        with window.expect_download() as caught:
-            window.click("#save")
-        assert Path(caught.value.path()).read_bytes().startswith(b"\x89PNG")
         assert complaints == []
 
 
-def test_a_page_draws_as_its_model(exported, tmp_path):
-    run = make_run(tmp_path, digits_config(tmp_path, "denoiser.conditional=true"))
+def check_saved(path, text, again):
+    """The saved picture is, within a level, that of its command, which it holds."""
+    with Image.open(path) as image:
+        about, saved = json.loads(image.text["diffusion-web"]), np.asarray(image.convert("L")).astype(int)
+    assert (about["command"], about["seed"], about["step"]) == (text, "41", 5)
+    assert command(main, [*shlex.split(text)[3:], "--out", str(again)]) == 0
+    with Image.open(again) as image:
+        expected = np.asarray(image).astype(int)
+    assert saved.shape == expected.shape
+    assert np.abs(saved - expected).max() <= 1
+
+
+def test_a_page_draws_as_its_model(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the command finds the run
+    run = make_run(tmp_path / "runs", digits_config(tmp_path, "denoiser.conditional=true"))
     try_the_page(exported(str(run)), diffusion.load(run), 1e-4)
 
 

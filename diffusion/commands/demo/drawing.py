@@ -66,7 +66,7 @@ class Drawn:
         nfe: Evaluations per sample.
         seconds: Wall time.
         log_snrs: The noise levels of the path, from noise to data, inf for clean data; none for other families.
-        frames: x_t next to E[x | x_t] at each of them, as PNGs; none for other data than images.
+        frames: x_t and E[x | x_t] at each of them, as PNGs; none for other data than images.
     """
 
     command: str
@@ -75,7 +75,7 @@ class Drawn:
     nfe: float
     seconds: float
     log_snrs: list[float] = field(default_factory=list)
-    frames: list[bytes] = field(default_factory=list)
+    frames: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 class Models:
@@ -185,7 +185,7 @@ def _picture(model: TrainedModel, record: SampleRecord, samples: Tensor) -> Pict
 
 def _path(
     model: TrainedModel, record: SampleRecord, path: Sequence[tuple[float, Tensor, Tensor | None]]
-) -> tuple[list[float], list[bytes]]:
+) -> tuple[list[float], list[tuple[bytes, bytes]]]:
     """Noise levels and pictures of a path: pure noise first, unless it begins at an image; x_hat that of the step."""
     if not path or not isinstance(model, DiffusionModel):
         return [], []
@@ -199,8 +199,8 @@ def _path(
         x_hats = [torch.full_like(noise, -1.0), *x_hats]  # before the first evaluation there is no estimate
     if len(model.facts.shape) != 3 or model.facts.levels is None:
         return log_snrs, []
-    frames = pictures.path_frames(states, [x.float() for x in x_hats])
-    return log_snrs, [pictures.encode(frame) for frame in frames]
+    halves = pictures.path_halves(states, [x.float() for x in x_hats])
+    return log_snrs, [(pictures.encode(state), pictures.encode(estimate)) for state, estimate in halves]
 
 
 def difference(models: Models, argv: tuple[Sequence[str], Sequence[str]]) -> tuple[Drawn, Drawn, Picture, float]:

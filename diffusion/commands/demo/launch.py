@@ -59,7 +59,6 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
             run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(
-            f"--port: {host}:{port or 'any'} cannot be listened at ({str(error).splitlines()[0]})"
-        ) from error
+        where = f"{host} has no free port" if port is None else f"{host}:{port} is taken, or cannot be listened at"
+        raise UserError(f"--port: {where}; name another") from error
     return blocks, url

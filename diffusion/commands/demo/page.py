@@ -21,7 +21,7 @@ from .drawing import MOST, Drawn, Models, Picture, difference, draw, encode_imag
 from .images import bits, kept, kept_mask, kept_sample, seen
 
 ANY = "any"
-Number = int | float  # a slider's, which JSON writes either way
+Number = int | float | None  # a slider's, which JSON writes either way; None where its field is empty
 TASKS = {"inpaint": "Fill in", "edit": "Vary", "encode": "Encode", "bits": "Bits/dim"}
 _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # minutes on a CPU
 
@@ -88,7 +88,8 @@ class Page:
         add["steps"] = gr.Slider(
             1, 100, value=settings.get("steps") or 20, step=1, label="Steps", visible=shown["sampler"]
         )
-        add["eta"] = gr.Slider(0, 2, value=0, step=0.1, label="eta: fresh noise", visible=False)
+        has_eta, eta = self._eta_of(settings.get("sampler"), settings.get("eta"))
+        add["eta"] = gr.Slider(0, 2, value=eta, step=0.1, label="eta: fresh noise", visible=has_eta)
         with gr.Row(elem_classes="seed"):
             add["seed"] = gr.Textbox("0", label="Seed", max_lines=1, scale=1, min_width=80)
             add["shuffle"] = gr.Button("Shuffle", scale=0, min_width=80, size="sm")
@@ -142,7 +143,7 @@ class Page:
             def guarded(*values: Any) -> Any:
                 try:
                     made = act(*values)
-                except UserError as error:
+                except (UserError, OSError) as error:
                     return (view.line(str(error), is_error=True), *[gr.skip()] * len(outputs))
                 return (view.line(), *(made if isinstance(made, tuple) else (made,)))
 
@@ -195,15 +196,22 @@ class Page:
             gr.update(value=settings.get("steps") or 20, visible=shown["sampler"]),
             gr.update(choices=[ANY, *self._classes(model)], value=ANY, visible=shown["label"]),
             gr.update(value=1, visible=shown["label"]),
-            self._eta(sampler) if shown["sampler"] else gr.update(visible=False),
+            self._eta(settings.get("sampler"), settings.get("eta")),
             view.empty("The image as the model sees it."),
             "",
         )
 
-    def _eta(self, sampler: str) -> Any:
-        """The stochasticity, for the samplers that have it, at its default."""
-        own = samplers.build(sampler).settings.get("eta")
-        return self.gr.update(visible=own is not None, value=own if isinstance(own, int | float) else 1.0)
+    def _eta_of(self, sampler: str | None, own: Any = None) -> tuple[bool, int | float]:
+        """Whether a sampler has a stochasticity, and its value: the run's own, or else its default."""
+        if sampler is None or "eta" not in samplers.takes(sampler):
+            return False, 0.0
+        value = samplers.build(sampler).settings["eta"] if own is None else own
+        return True, value if isinstance(value, int | float) else 1.0
+
+    def _eta(self, sampler: str | None, own: Any = None) -> Any:
+        """The slider of the stochasticity for a sampler."""
+        visible, value = self._eta_of(sampler, own)
+        return self.gr.update(visible=visible, value=value)
 
     # What it draws.
 
@@ -218,21 +226,19 @@ class Page:
         return with_settings(
             self.models.arguments(name),
             sampler=sampler if "sampler" in takes else None,
-            steps=int(steps) if "steps" in takes else None,
-            eta=f"{eta:g}" if has_eta else None,
-            seed=seed.strip() or "0",
-            n=int(n),
+            steps=_typed(steps) if "steps" in takes else None,
+            eta=_typed(eta) if has_eta else None,
+            seed=seed.strip(),
+            n=_typed(n),
             label=label_given,
-            guidance=f"{guidance:g}" if label_given is not None and guidance != 1 else None,
+            guidance=_typed(guidance) if label_given is not None and guidance != 1 else None,
         )
 
     def _compared(self, *values: Any) -> str:
         *asked, sampler_b, steps_b = values
         name, sampler, _, eta, *rest = asked
-        same_eta = (
-            eta if "eta" in samplers.takes(sampler_b) and "eta" in samplers.takes(sampler) else self._own_eta(sampler_b)
-        )
-        other = self._command(name, sampler_b, steps_b, same_eta, *rest)
+        both = all("eta" in samplers.takes(one) for one in (sampler, sampler_b))
+        other = self._command(name, sampler_b, steps_b, eta if both else self._eta_of(sampler_b)[1], *rest)
         a, b, gap, rms = difference(self.models, (self._command(*asked), other))
         sides = "".join(
             f'<div class="one"><h3>{view.escape(title)}</h3>{view.figure(found.picture, title, "wide")}'
@@ -241,10 +247,6 @@ class Page:
         )
         caption = f"The difference: RMS {rms:.2f} of 255; white is its largest value"
         return f'<div class="two">{sides}</div>{view.figure(gap, caption)}'
-
-    def _own_eta(self, sampler: str) -> Number:
-        own = samplers.build(sampler).settings.get("eta", 0.0)
-        return own if isinstance(own, int | float) else 1.0
 
     def _costs(self, found: Drawn) -> str:
         return view.facts({"Evaluations a sample": f"{found.nfe:.0f}", "Seconds": f"{found.seconds:.2f}"})
@@ -314,3 +316,8 @@ class Page:
             view.facts({"Bits/dim": f"{found.bits_per_dim:.3f}", **parts, **costs})
             + f'<p class="hint">{hint}</p>{view.figure(found.chart, "Bits/dim by log-SNR", "chart")}'
         )
+
+
+def _typed(value: Number) -> str:
+    """A number as one types it; what reads the command line refuses an empty field."""
+    return "" if value is None else f"{value:g}"

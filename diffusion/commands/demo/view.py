@@ -56,16 +56,19 @@ def path(drawn: Drawn) -> str:
     """The path from noise with a slider over its steps, and the grid of noise levels."""
     if not drawn.frames:
         return _ticks(drawn.log_snrs) if drawn.log_snrs else ""
-    frames = [address(frame) for frame in drawn.frames]
+    frames = [[address(half) for half in frame] for frame in drawn.frames]
     last = len(frames) - 1
     begins = "noise" if math.isfinite(drawn.log_snrs[0]) else "start"
     words = [_level(i, last, log_snr, begins) for i, log_snr in enumerate(drawn.log_snrs)]
+    captions = ("x<sub>t</sub>, the state", "E[x | x<sub>t</sub>], the estimate of the step")
+    halves = "".join(
+        f'<div><p>{caption}</p><img src="{half}" alt=""></div>'
+        for caption, half in zip(captions, frames[last], strict=True)
+    )
     return (
         f'<div class="path" data-frames="{escape(json.dumps(frames))}" data-words="{escape(json.dumps(words))}">'
-        '<div class="halves"><span>x<sub>t</sub>, the state</span>'
-        "<span>E[x | x<sub>t</sub>], the estimate of the step</span></div>"
-        f'<img src="{frames[last]}" alt="The state and the estimate">'
-        f'<div class="scrub"><button type="button" class="play">Play</button>'
+        f'<div class="halves">{halves}</div>'
+        '<div class="scrub"><button type="button" class="play">Play</button>'
         f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Step of the path">'
         f"<output>{words[last]}</output></div>{_ticks(drawn.log_snrs)}</div>"
     )

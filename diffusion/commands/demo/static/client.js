@@ -6,7 +6,7 @@
   function show(path, step) {
     const frames = (path.frames ??= JSON.parse(path.dataset.frames));
     const words = (path.words ??= JSON.parse(path.dataset.words));
-    path.querySelector("img").src = frames[step];
+    path.querySelectorAll(".halves img").forEach((half, i) => (half.src = frames[step][i]));
     path.querySelector("input").value = step;
     path.querySelector("output").textContent = words[step];
     path.querySelectorAll(".ticks i").forEach((tick, i) => tick.classList.toggle("now", i === step));

@@ -1,4 +1,5 @@
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
+import { withText } from "./png.mjs";
 import { draw } from "./sampler.mjs";
 
 const $ = (id) => document.getElementById(id);
@@ -58,24 +59,30 @@ function command({ sampler, steps, n, seed, label, guidance }) {
   return words.join(" ");
 }
 
-/** Images in [-1, 1] as a grid on a canvas. */
-function paint(canvas, x) {
+/** Images in [-1, 1] as a grid on a canvas, each pixel as a square of `scale`, with a gap between them. */
+function paint(canvas, x, scale = 1, gap = 1, background = null) {
   const [channels, height, width] = model.shape, size = height * width, n = x.length / (channels * size);
-  const columns = Math.ceil(Math.sqrt(n)), rows = Math.ceil(n / columns), gap = 1;
-  canvas.width = columns * (width + gap) - gap;
-  canvas.height = rows * (height + gap) - gap;
+  const columns = Math.ceil(Math.sqrt(n)), rows = Math.ceil(n / columns);
+  const [step_x, step_y] = [scale * width + gap, scale * height + gap];
+  canvas.width = columns * step_x - gap;
+  canvas.height = rows * step_y - gap;
   const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, canvas.height);
+  if (background) {
+    context.fillStyle = background;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+  }
   for (let i = 0; i < n; i++) {
-    const image = context.createImageData(width, height);
-    for (let place = 0; place < size; place++) {
+    const image = context.createImageData(scale * width, scale * height);
+    for (let place = 0; place < scale * scale * size; place++) {
+      const row = Math.floor(place / (scale * width)), column = place % (scale * width);
+      const pixel = Math.floor(row / scale) * width + Math.floor(column / scale);
       for (let channel = 0; channel < 3; channel++) {
-        const value = x[(i * channels + (channels === 3 ? channel : 0)) * size + place];
+        const value = x[(i * channels + (channels === 3 ? channel : 0)) * size + pixel];
         image.data[4 * place + channel] = (value + 1) * 127.5; // clamped, and rounded half to even, as torch does
       }
       image.data[4 * place + 3] = 255;
     }
-    context.putImageData(image, (i % columns) * (width + gap), Math.floor(i / columns) * (height + gap));
+    context.putImageData(image, (i % columns) * step_x, Math.floor(i / columns) * step_y);
   }
 }
 
@@ -131,12 +138,13 @@ async function run() {
     $("step").max = path.length - 1;
     times(path);
     show(path.length - 1);
-    $("command").textContent = command(chosen);
+    const again = command(chosen);
+    $("command").textContent = again;
     $("nfe").textContent = nfe;
     $("seconds").textContent = seconds < 10 ? seconds.toFixed(2) : seconds.toFixed(0);
     $("result").hidden = false;
     say("");
-    window.drawn = { x, nfe, settings: chosen }; // for those who want the numbers
+    window.drawn = { x, nfe, settings: chosen, command: again }; // for those who want the numbers, too
   } catch (error) {
     say(error.message, true);
   } finally {
@@ -181,11 +189,16 @@ function options() {
   }
 }
 
+/** The picture as sample.py writes it, with how it was drawn inside. */
 async function save() {
-  const blob = await new Promise((done) => $("state").toBlob(done));
+  const canvas = document.createElement("canvas"), { settings, command } = window.drawn;
+  paint(canvas, path[shown].x, Math.max(1, Math.floor(64 / Math.max(...model.shape.slice(1)))), 2, "#ffffff");
+  const plain = await new Promise((done) => canvas.toBlob(done));
+  const about = { command, model: model.model, weights: model.weights, ...settings, seed: String(settings.seed), step: shown };
+  const bytes = withText(new Uint8Array(await plain.arrayBuffer()), "diffusion-web", JSON.stringify(about));
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = `${model.data}-seed${$("seed").value}-step${shown}.png`;
+  link.href = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  link.download = `${model.data}-${settings.sampler}-seed${settings.seed}${shown < path.length - 1 ? `-step${shown}` : ""}.png`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
