@@ -57,7 +57,7 @@ BEGIN = """
 to begin:
   python -m diffusion sample --n 16                     digits of a shipped model, in seconds
   python -m diffusion train                             train on the digits: minutes on a CPU
-  python -m diffusion train data.name=folder data.path=DIR data.size=16    on your images"""
+  python -m diffusion train data.name=folder data.path=DIR data.size=16 network.attention=[8]    on your images"""
 GO_ON = """
 to go on with {run}, the newest run:
   python -m diffusion sample --run {run}
