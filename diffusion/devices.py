@@ -28,10 +28,10 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device: '{name}' does not exist: {found} GPU(s) found; accepted: auto, cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device: 'mps' does not exist: no GPU of a Mac found; accepted: auto, cpu")
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and device.index):
         raise UserError(f"device: found '{name}'; accepted: {ACCEPTED}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: 'mps' does not exist: no GPU of a Mac found; accepted: auto, cpu")
     return device
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from diffusion.config import load_config, preflight
 from diffusion.devices import choose_compile, choose_device, choose_precision
 from diffusion.errors import UserError
 from diffusion.processes import typed, waiting_threads_sleep
@@ -30,6 +31,22 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="'cuda' does not exist: 0"):
         choose_device("cuda")
+
+
+def test_the_gpu_of_a_mac_is_taken_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+    assert choose_precision("auto", torch.device("mps")) == "32-true"
+    assert not choose_compile("auto", torch.device("mps"))
+    monkeypatch.setattr("sys.platform", "darwin")
+    preflight.check_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("sys.platform", "linux")
+    for refuses in (choose_device, preflight.check_device):
+        with pytest.raises(UserError, match="device: 'mps' does not exist: no GPU of a Mac found; accepted: auto, cpu"):
+            refuses("mps")
+    with pytest.raises(UserError, match=r"trainer\.devices: found 2 processes; mps is one device"):
+        preflight.process_count(load_config("digits", ["device=mps", "trainer.devices=2"]))
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "mps:1"])

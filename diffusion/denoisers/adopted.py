@@ -52,6 +52,11 @@ class Labels:
         if several:
             self.null = None if given[1] is None else whole_number("labels", given[1])
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether every sample needs a label."""
+        return self.classes > 0 and self.null == REQUIRED
+
     def parts(self, cond: Tensor | None, n: int, device: torch.device) -> list[tuple[Any, Any]]:
         """The rows that are called together, None for all, and what the network is given as their labels.
 

@@ -17,7 +17,7 @@ import diffusion
 from diffusion.commands import records
 from diffusion.commands.features import FeatureCache, choose_extractor
 from diffusion.commands.quality.arguments import parse_quality_arguments
-from diffusion.commands.quality.candidates import load_candidate
+from diffusion.commands.quality.candidates import _labels, load_candidate
 from diffusion.commands.quality.quality import Reference, _question
 from diffusion.data import load_images, pictures
 from diffusion.errors import UserError
@@ -116,6 +116,20 @@ def test_classes_are_drawn_in_the_proportion_of_the_reference(conditional):
     assert torch.equal(drawn, model.dequantizer.quantize(x))
     plain = diffusion.sample(model, 24, sampler="ddim", steps=2)
     assert not torch.equal(drawn, model.dequantizer.quantize(plain))
+
+
+def test_a_network_that_needs_labels_is_asked_with_them():
+    def network(x, t, labels):
+        return 0.5 * x * (1 + labels.reshape(-1, 1, 1, 1))
+
+    model = diffusion.adopt(network, path="vp", predicts="x", time="t", shape=(1, 8, 8), levels=17, labels=10)
+    data = load_images("digits")
+    with pytest.raises(UserError, match="--label: the network needs one of every sample; --label reference draws all"):
+        _labels(model, None, data, "train", 8)
+    chosen, counts = _labels(model, "reference", data, "test", 720)
+    assert counts["classes"] == (2 * data.test_labels.bincount(minlength=10)).tolist()
+    assert chosen["label"].bincount(minlength=10).tolist() == counts["classes"]
+    assert _labels(model, "3", data, "test", 4)[1]["classes"][3] == 4
 
 
 def test_one_class_and_a_variance_are_other_questions(conditional, diffusion_command):

@@ -182,7 +182,9 @@ def test_draws_are_those_of_their_own_ddim(saved):
         named = model.config.sampling.grid
         torch.testing.assert_close(time_grid(model.denoiser.schedule, steps, named), grid, rtol=0, atol=1e-12)
     scale = model.adopted.convention.units[0]  # their 255 is at 1, ours at 1 - 1 / 256
-    ours = diffusion.sample(model.drawn_with, 3, "ddim", grid=grid, noise=noise / scale, label=labels)
+    with model.counted() as counter:
+        ours = diffusion.sample(model.drawn_with, 3, "ddim", grid=grid, noise=noise / scale, label=labels)
+    assert counter.rows == 3 * steps, "as many evaluations as theirs"
     torch.testing.assert_close(scale * ours, x, rtol=1e-4, atol=1e-4)
 
 

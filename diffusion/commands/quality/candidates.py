@@ -18,6 +18,7 @@ from ...data.files.image_files import load_files
 from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
 from ...models import DiffusionModel, TrainedModel
+from ...models.adopt import AdoptedModel
 from ...models.tuning_cache import reported_tuning
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
@@ -136,6 +137,8 @@ def _labels(
     Raises:
         UserError: For a model or a reference without classes, and a class that there is not.
     """
+    if label is None and isinstance(model, AdoptedModel) and model.adopted.labels.is_needed:
+        raise UserError(f"--label: the network needs one of every sample; --label {OF_REFERENCE} draws all classes")
     if label is None:
         return {}, {}
     assert isinstance(model, DiffusionModel)  # other families take no label
