@@ -54,11 +54,15 @@ def source_of(module: str) -> Path:
 
 def public_names(module: str) -> list[str]:
     """The public names of a module, without importing it; modules among them have pages of their own."""
-    body = ast.parse(source_of(module).read_text(encoding="utf-8")).body
+    tree = ast.parse(source_of(module).read_text(encoding="utf-8"))
+    body, modules = tree.body, set() if module else set(MODULES)
+    for node in ast.walk(tree):  # a function may have the name of its file: `from . import x` is the module
+        if isinstance(node, ast.ImportFrom) and node.module is None:
+            modules |= {alias.name for alias in node.names}
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             names = ast.literal_eval(node.value)
-            return [name for name in names if not source_of(".".join(filter(None, (module, name)))).exists()]
+            return [name for name in names if name not in modules]
     defined = (node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef))
     return [name for name in defined if not name.startswith("_")]
 
