@@ -107,6 +107,7 @@ def arguments_of(draw: Any, section: type[Section], fixed: dict[str, Any]) -> di
 # options bound by one another are kept, so that what is drawn is valid
 FIXED: dict[str, dict[str, Any]] = {
     "data": {"name": "mnist", "size": "8x12"},
+    "denoiser": {"condition": ("label", "1e-4", "off", "downsample:2", "ä.b")},
     "schedule": {"beta_min": None, "log_snr_min": None, "sigma_min": None, "beta_start": None, "beta_max": None}
     | {"log_snr_max": None, "sigma_max": None, "beta_end": None},
     "network": {"base_channels": None, "width": None, "heads": None, "multipliers": None},
@@ -173,7 +174,7 @@ def test_schedule_options_are_the_arguments_of_the_schedule(name, cls):
 def test_network_options_are_arguments_of_the_network(name, cls):
     options = NetworkConfig(name=name).options()
     assert options == defaults_of(cls, options)
-    given_elsewhere = {"in_channels", "num_classes", "image_size", "out_channels"}  # by data and prediction
+    given_elsewhere = {"in_channels", "num_classes", "parts", "image_size", "out_channels"}  # by data and prediction
     of_others = {"norm_groups", "norm_eps", "pad_end"}  # known formats alone set these
     assert options.keys() == inspect.signature(cls).parameters.keys() - given_elsewhere - of_others
 
