@@ -29,13 +29,13 @@ from ..models.load import FACTS, NOT_FITTED, STEP, TrainedModel, load
 from ..numerics.random import state_seed
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..storage import atomic, full_disk, run_lock, run_status, runs, tensor_files
-from .busy_machine import BusyMachine
 from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
 from .distributed.launch import agree, first_on_each_machine, meet, process_options
 from .distributed.waiting import Waiting
 from .gradient_guard import GradientGuard
+from .logs.busy_machine import BusyMachine
 from .logs.metrics import ContinueMetrics, MetricsLog
 from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule

@@ -8,8 +8,8 @@ import pytest
 from tiny_training import LIGHTNING_WARNINGS, Endless, TinyModule
 from torch.utils.data import DataLoader
 
-from diffusion.training import busy_machine
-from diffusion.training.busy_machine import BusyMachine, reason
+from diffusion.training.logs import busy_machine
+from diffusion.training.logs.busy_machine import BusyMachine, reason
 
 pytestmark = LIGHTNING_WARNINGS
 
