@@ -35,6 +35,7 @@ from .data_module import DataModule
 from .distributed.launch import agree, first_on_each_machine, meet, process_options
 from .distributed.waiting import Waiting
 from .gradient_guard import GradientGuard
+from .logs.busy_machine import BusyMachine
 from .logs.metrics import ContinueMetrics, MetricsLog
 from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule
@@ -247,6 +248,7 @@ def fit(
                 OptimizerOptions(config.optimizer),
                 SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
+                BusyMachine(trainer_options.batch_size),
                 stop,
                 *callbacks,
                 checkpoints,

@@ -173,7 +173,7 @@ def test_a_mask_is_white_where_it_is_marked(tmp_path):
 
 
 def test_which_models_are_offered(place):
-    shipped = ["pretrained:digits", "pretrained:mnist-class"]
+    shipped = ["pretrained:digits", "pretrained:mnist", "pretrained:mnist-class"]
     assert set(names(parse_demo_arguments([]))) == {"digits-0001", "vae-digits-0001", *shipped}
     assert names(parse_demo_arguments(["pretrained:mnist-class"]))[0] == "pretrained:mnist-class"
     assert names(parse_demo_arguments(["--runs", "nowhere"]))[0] == "pretrained:digits"
