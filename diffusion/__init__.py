@@ -12,6 +12,7 @@ The parts load when they are first used: `import diffusion` itself costs nothing
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     if name in _MODULES:
         return importlib.import_module(f".{_MODULES[name]}", __name__)
+    if name == "__version__":  # of the installed package, whose one home is pyproject.toml
+        return importlib.metadata.version("diffusion")
     if name in MOVED:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'diffusion' has no attribute '{name}'")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
+from ..config import Config
 from ..config.preflight import check_device
 from ..errors import choose, reported_as
+from ..storage.runs import newest_run
 from .app import sample
 from .average.arguments import parse_average_arguments
 from .check.arguments import parse_check_arguments
@@ -47,8 +50,19 @@ commands:
   doctor     check every sampler and estimator on this machine against exact models, in under a minute
   train-classifier   train a classifier of noisy images, for sample.py --classifier
   train-features     train a feature network, for the quality of samples of other data
+  completion         print what completes commands, options and keys in bash or zsh
 
-python -m diffusion COMMAND --help explains each."""
+python -m diffusion COMMAND --help explains each; --version prints the version."""
+BEGIN = """
+to begin:
+  python -m diffusion sample --n 16                     digits of a shipped model, in seconds
+  python -m diffusion train                             train on the digits: minutes on a CPU
+  python -m diffusion train data.name=folder data.path=DIR data.size=16 network.attention=[8]    on your images"""
+GO_ON = """
+to go on with {run}, the newest run:
+  python -m diffusion sample --run {run}
+  python -m diffusion evaluate {run}
+  python -m diffusion compare {run}"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +73,12 @@ def main(argv: Sequence[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
+        if not argv:
+            newest = newest_run(Config().runs)
+            print(BEGIN if newest is None else GO_ON.format(run=newest))
+        return 0
+    if argv[0] == "--version":
+        print(f"diffusion {version('diffusion')}")
         return 0
     return COMMANDS[choose("command", argv[0], COMMANDS)](argv[1:])
 
@@ -198,6 +218,13 @@ def train_features(argv: Sequence[str]) -> int:
         return run(options)
 
 
+def completion(argv: Sequence[str]) -> int:
+    """`completion`: what a shell needs to complete a command line."""
+    from .completion.completion import run
+
+    return run(argv, COMMANDS)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
@@ -213,4 +240,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor,
     "train-classifier": train_classifier,
     "train-features": train_features,
+    "completion": completion,
 }

@@ -183,12 +183,24 @@ class Table:
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
-    def html_row(self, row: Any, style: str = "") -> str:
-        """A row in HTML, of a class."""
+    def html_row(self, row: Any, style: str = "", hover: str = "", marks: Mapping[str, str] | None = None) -> str:
+        """A row in HTML.
+
+        Args:
+            row: The row.
+            style: Its class.
+            hover: A text that shows while a mouse points at it.
+            marks: HTML that follows the text of a column, by the column's name.
+        """
+        marks = marks or {}
         first, *others = map(html.escape, self.texts(row))
-        cells = (f"<td{_html_class(column)}>{text}</td>" for column, text in zip(self.columns[1:], others, strict=True))
-        opened = f'<tr class="{style}">' if style else "<tr>"
-        return f'{opened}<th scope="row">{first}</th>{"".join(cells)}</tr>'
+        cells = (
+            f"<td{_html_class(column)}>{text}{marks.get(column.name, '')}</td>"
+            for column, text in zip(self.columns[1:], others, strict=True)
+        )
+        given = {"class": style, "title": hover}
+        opened = "".join(f' {name}="{html.escape(value)}"' for name, value in given.items() if value)
+        return f'<tr{opened}><th scope="row">{first}</th>{"".join(cells)}</tr>'
 
 
 def _html_class(column: Column) -> str:

@@ -38,19 +38,24 @@ def numbered(names: Sequence[str]) -> str:
     return listed([str(i) if name == str(i) else f"{i} {name}" for i, name in enumerate(names)])
 
 
-def check_number(number: int, names: Sequence[str]) -> int:
-    """The number itself, where there is a class of it.
+def check_number(number: int, names: Sequence[str], key: str = "label") -> int:
+    """The number itself, where there is a class of it; `key` is what it was given for, for messages.
 
     Raises:
         UserError: Where there is none; the line names those that there are.
     """
     if not 0 <= number < len(names):
-        raise UserError(f"label: found {number}; the model has the classes {_known(names)}")
+        raise UserError(f"{key}: found {number}; the model has the classes {_known(names)}")
     return number
 
 
-def number_of(text: str, names: Sequence[str]) -> int:
+def number_of(text: str, names: Sequence[str], key: str = "label") -> int:
     """The number of the class that a text means: its name, its number, or `#` and its number.
+
+    Args:
+        text: What was given.
+        names: Of the classes, in the order of their numbers.
+        key: What it was given for, for messages.
 
     Raises:
         UserError: For a text that is none of these, or the name of one class and the number of another.
@@ -61,13 +66,21 @@ def number_of(text: str, names: Sequence[str]) -> int:
         named = names.index(text)
         if number is not None and number != named and 0 <= number < len(names):
             raise UserError(
-                f"label: '{text}' is the name of class {named}, and the number of class '{names[number]}'; "
+                f"{key}: '{text}' is the name of class {named}, and the number of class '{names[number]}'; "
                 f"accepted: #{named} or #{number}, by number"
             )
         return named
     if number is not None:
-        return check_number(number, names)
-    raise UserError(f"label: found '{text}'; the model has the classes {_known(names)}.{did_you_mean(text, names)}")
+        return check_number(number, names, key)
+    raise UserError(f"{key}: found '{text}'; the model has the classes {_known(names)}.{did_you_mean(text, names)}")
+
+
+def text_of(number: int, names: Sequence[str]) -> str:
+    """The text of which `number_of` makes this number: the name, or `#` and the number where another class has it."""
+    try:
+        return names[number] if number_of(names[number], names) == number else f"#{number}"
+    except UserError:
+        return f"#{number}"
 
 
 def _known(names: Sequence[str]) -> str:

@@ -162,7 +162,7 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         names = list(part.names) or [str(number) for number in range(part.size)]
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
         if any(isinstance(text, str) for text in texts):
-            value = [number_of(text, names) if isinstance(text, str) else text for text in texts]
+            value = [number_of(text, names, told) if isinstance(text, str) else text for text in texts]
     try:
         c = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -182,10 +182,11 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         raise UserError(f"{told}: found shape {tuple(c.shape)}; needs {several}(1, {wanted})")
     c = c.expand(n, *c.shape[1:])
     if part.kind == CLASSES:
+        c = c.long()  # unsigned types lack comparisons
         wrong = c[(c < 0) | (c > part.size)]
         if len(wrong):
             raise UserError(f"{told}: found {int(wrong[0])}; the classes are 0 to {part.size - 1}")
-        return c.long()
+        return c
     c = c if c.dtype == torch.float64 else c.float()
     bad = ~torch.isfinite(c.flatten(1)).all(1) & ~torch.isnan(c.flatten(1)).all(1)
     if bool(bad.any()):

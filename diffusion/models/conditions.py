@@ -27,7 +27,7 @@ from ..numerics import random
 
 DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
 FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
-_SMALLEST = 1e-6  # of a deviation, relative to the largest: what does not vary is not magnified
+_SMALLEST = 1e-9  # of a deviation, relative to the entry's own mean: rounding is not magnified
 
 
 def function_of(name: str) -> Callable[[Tensor], Tensor] | None:
@@ -110,8 +110,7 @@ def _part(name: str, data: SplitData) -> Part:
     if not known.shape[1]:
         raise UserError(f"denoiser.condition: '{name}' is known of no row of the training part")
     std, mean = torch.std_mean(known, dim=1, correction=0)
-    flat = std <= _SMALLEST * std.max().clamp(min=mean.abs().max() * 1e-9)
-    scale = torch.where(flat, torch.ones_like(std), std)
+    scale = torch.where(std <= _SMALLEST * mean.abs(), 1.0, std)  # each by itself: units may be any
     return Part(name, column.kind, column.size, tuple(values.shape[2:]), tuple(mean.tolist()), tuple(scale.tolist()))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -163,6 +164,23 @@ def require_same_base(here: Mapping[str, str], there: Mapping[str, str]) -> None
         raise UserError(f"trainer.start: {base} is not the model any more that this run started from; bring that back")
 
 
+def _files(base: str, path: Path) -> list[Path]:
+    """The files that may be the base of the model at a path.
+
+    Raises:
+        ValueError, OSError: For what is no name of a file.
+    """
+    if b"\0" in os.fsencode(base):
+        raise ValueError("embedded null byte")  # some versions of Python say so, others that there is no such file
+    if (shipped := runs.shipped_file(base)) is not None:
+        return [shipped]
+    named, folder = Path(base), path.absolute().parent
+    of_run = named.parent.name if named.name == runs.MODEL else "."
+    places = [named, folder.parent / of_run / named.name, folder / named.name]
+    files = [place for place in places if place.suffix in (".safetensors", ".ckpt") and place.is_file()]
+    return [place for place in files if not place.samefile(path)]
+
+
 def base_of(entry: str, path: Path, above: tuple[Path, ...]) -> Path:
     """The file of the model that a file's factors are on.
 
@@ -177,14 +195,12 @@ def base_of(entry: str, path: Path, above: tuple[Path, ...]) -> Path:
     base, sha256 = _said(entry, str(path))
     if len(above) >= _LONGEST or path in above:
         raise UserError(f"{above[0]}: its base has a base, and so on, more than {_LONGEST} times")
-    if (shipped := runs.shipped_file(base)) is not None:
-        places = [shipped]
-    else:
-        named, folder = Path(base), path.absolute().parent
-        of_run = named.parent.name if named.name == runs.MODEL else "."
-        places = [named, folder.parent / of_run / named.name, folder / named.name]
-    files = [place for place in places if place.suffix in (".safetensors", ".ckpt") and place.is_file()]
-    found = [place for place in files if not place.samefile(path)]
+    try:
+        found = _files(base, path)
+    except PermissionError as error:
+        raise UserError(f"{path}: its base, {error.filename}, cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # no name of a file: one that is too long, or has a zero in it
+        raise UserError(f"{path}: what it says of its base is damaged; train it again") from error
     for place in found:
         if runs.file_digest(place) == sha256:
             return place

@@ -74,7 +74,13 @@ def labels_for(denoiser: Denoiser, label: Any, n: int) -> Tensor | None:
 
 
 def with_label(denoiser: Denoiser, label: Any, cond: Any) -> tuple[Any, Any]:
-    """A label and a condition, the label among the parts of the condition where the denoiser has it there."""
+    """A label and a condition, the label among the parts of the condition where the denoiser has it there.
+
+    Raises:
+        UserError: For a condition that says the label, too.
+    """
+    if label is not None and isinstance(cond, Mapping) and LABEL in cond:
+        raise UserError(f"label, cond: both say '{LABEL}'; give one of them")
     if label is None or LABEL not in [part.name for part in denoiser.parts] or not isinstance(cond, Mapping | None):
         return label, cond
     return None, {LABEL: label, **(cond or {})}
@@ -298,6 +304,9 @@ def sample(
     if cond is None and several and not model.num_classes:
         cond, label = label, None  # several numbers per sample are not a label
     interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
+    said = cond.values() if isinstance(cond, Mapping) else cond if isinstance(cond, tuple | list) else (cond,)
+    if cond is not None and guidance != 1.0 and cond_null is None and all(value is None for value in said):
+        raise UserError(f"guidance: steers towards a {_STEERED[bool(model.parts)]} in place of none")
     if cond is None:
         condition = labels_for(model, label, n)
         if guidance != 1.0 and condition is None and not model.num_classes and not model.parts:

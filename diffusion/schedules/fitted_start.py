@@ -31,14 +31,14 @@ class FittedStart:
         covariance: C of the flattened sample, (D, D); or the variances, of the shape of one sample.
 
     Raises:
-        UserError: For shapes that do not fit, and a covariance that is none.
+        UserError: For what is no real numbers, shapes that do not fit, and a covariance that is none.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor):
-        self.mean, dims = mean.double().cpu(), mean.numel()
-        covariance = covariance.double().cpu()
+    def __init__(self, mean: Any, covariance: Any):
+        self.mean, covariance = _reals("mean", mean), _reals("covariance", covariance)
+        dims = self.mean.numel()
         self.basis: Tensor | None = None
-        if covariance.shape == mean.shape:
+        if covariance.shape == self.mean.shape:
             self.variances = covariance.reshape(-1)
         elif covariance.shape == (dims, dims):
             variances, self.basis = torch.linalg.eigh(covariance)
@@ -46,29 +46,31 @@ class FittedStart:
             self.variances = torch.where(variances.abs() < 1e-9 * variances[-1:].abs(), 0.0, variances)
         else:
             raise UserError(
-                f"covariance: found shape {tuple(covariance.shape)}; needs {tuple(mean.shape)}, variances, "
+                f"covariance: found shape {tuple(covariance.shape)}; needs {tuple(self.mean.shape)}, variances, "
                 f"or ({dims}, {dims})"
             )
         if not bool((self.variances >= 0).all()) or not bool(torch.isfinite(self.mean).all()):  # also refuses nan
             raise UserError("mean, covariance: are not those of data: a variance below zero, or no number")
 
     @classmethod
-    def of(cls, x: Float[Tensor, " n *dims"], covariance: str = "diagonal") -> FittedStart:
+    def of(cls, x: Any, covariance: str = "diagonal") -> FittedStart:
         """That of data as the denoiser sees them: held out, and not those that are measured.
 
         Args:
-            x: Shape (N, *shape), two or more.
+            x: Real numbers, shape (N, *shape), two or more; `model.fitted_start` also takes images of levels.
             covariance: `diagonal`, the variance of each coordinate, or `full`, which takes more data than dimensions.
 
         Raises:
-            UserError: For too few data.
+            UserError: For too few data, and levels.
         """
         choose("covariance", covariance, COVARIANCES)
+        x = _reals("images", x)
+        if not x.ndim:
+            raise UserError("images: found one number; needs shape (N, *shape)")
         n, dims = len(x), x[:1].numel()
         if n < 2 or (covariance == "full" and n <= dims):
             needs = f"more than {dims}, its dimensions; or covariance='diagonal'" if covariance == "full" else "two"
             raise UserError(f"images: found {n}; a start of {covariance} covariance needs {needs}")
-        x = x.double().cpu()
         mean = x.mean(0)
         if covariance == "diagonal":
             return cls(mean, (x - mean).square().mean(0))
@@ -118,6 +120,18 @@ class FittedStart:
         off = self._along(x.cpu() - self.mean).square() + spread
         ratio = sigma**2 / variances
         return 0.5 * (alpha**2 * off / variances + ratio - 1.0 - ratio.log()).sum(1)
+
+
+def _reals(name: str, value: Any) -> Tensor:
+    """Real numbers as float64, on the CPU."""
+    try:
+        found = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name}: found a {type(value).__name__}; needs a tensor or an array of real numbers") from None
+    if not found.is_floating_point():
+        levels = "; model.fitted_start takes images of levels" if name == "images" else ""
+        raise UserError(f"{name}: found {found.dtype}; needs real numbers{levels}")
+    return found.double().cpu()
 
 
 def check_start(start: Any, shape: tuple[int, ...]) -> FittedStart:

@@ -94,9 +94,12 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
 
 
 def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """As `resolve_model`; also takes a training checkpoint."""
+    """As `resolve_model`; also takes a training checkpoint, by its path or `RUN/checkpoints/NAME.ckpt`."""
     path = named_path(path_or_name, "model")
-    return path if path.suffix == ".ckpt" and path.is_file() else resolve_model(path_or_name, runs_dir)
+    for place in (path, named_path(runs_dir, "runs") / path):
+        if place.suffix == ".ckpt" and place.is_file():
+            return place
+    return resolve_model(path_or_name, runs_dir)
 
 
 def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:

@@ -35,6 +35,7 @@ from .data_module import DataModule
 from .distributed.launch import agree, first_on_each_machine, meet, process_options
 from .distributed.waiting import Waiting
 from .gradient_guard import GradientGuard
+from .logs.busy_machine import BusyMachine
 from .logs.metrics import ContinueMetrics, MetricsLog
 from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule
@@ -129,6 +130,17 @@ class Fit:
     is_main: bool
 
 
+def _short_warmup(config: Config) -> list[str]:
+    """A line for a run that ends before its learning rate has risen."""
+    steps, warmup = config.trainer.steps, config.optimizer.warmup
+    if steps >= warmup:
+        return []
+    return [
+        f"  note: optimizer.warmup is {warmup:,} steps and trainer.steps {steps:,}: the learning rate rises to "
+        f"{steps / warmup:.2g} of optimizer.lr at most"
+    ]
+
+
 def fit(
     config: Config,
     run: Path | None = None,
@@ -159,7 +171,8 @@ def fit(
         data = replace(data, facts=require_same_data(run, data.facts))
     if report is not None and not is_helper():
         condition = [f"  condition: {', '.join(map(str, data.facts.parts))}"] if data.facts.parts else []
-        report("\n".join([*describe(data.facts.provenance, data.facts.num_classes), *condition]))
+        lines = [*describe(data.facts.provenance, data.facts.num_classes), *condition, *_short_warmup(config)]
+        report("\n".join(lines))
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
@@ -235,6 +248,7 @@ def fit(
                 OptimizerOptions(config.optimizer),
                 SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
                 Progress(trainer_options.batch_size),
+                BusyMachine(trainer_options.batch_size),
                 stop,
                 *callbacks,
                 checkpoints,

@@ -211,7 +211,10 @@ def test_pictures_are_drawn_from_images_and_again_from_their_record(here, capsys
         (("c=1,x",), "found '1,x', no numbers"),
         (("c=missing.npy",), "missing.npy does not exist"),
         (("d=1",), "found 'd=1'; accepted: NAME=VALUE"),
-        (("kind=cow",), "found 'cow'; the model has the classes 0 cat, 1 dog"),
+        (("kind=cow",), "--condition cow: kind (2 classes): found 'cow'; the model has the classes 0 cat, 1 dog"),
+        (("kind=2",), "--condition 2: kind (2 classes): found 2; the model has the classes 0 cat, 1 dog"),
+        (("kind=two.npy",), "kind (2 classes): sample 1 has 2; the classes are 0 to 1 (kind=none leaves it out)"),
+        (("c=none", "kind=none", "--guidance", "2"), "--guidance: steers towards a condition; give one in place of"),
         (("kind=0", "kind=1"), "'kind' is given twice"),
         (("c=five.npy",), "'c' has 5 entries, for 4 samples"),
         (("c=nan.npy",), "has NaN"),
@@ -222,6 +225,7 @@ def test_pictures_are_drawn_from_images_and_again_from_their_record(here, capsys
 def test_values_that_do_not_fit_are_refused_in_a_line(shared_run, capsys, asked, message):
     np.save("five.npy", np.zeros((5, 2)))
     np.save("nan.npy", np.full((4, 2), np.nan))
+    np.save("two.npy", np.array([0, 2, 1, 2], np.uint16))
     np.save("pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save("words.npy", np.array(["a", "b"]))
     assert sampled("--run", "t-0001", "--condition", *asked, *_QUICK) == 2
@@ -334,7 +338,7 @@ def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
             load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
 
 
-def test_a_label_alone_is_a_model_of_classes(here):
+def test_a_label_alone_is_a_model_of_classes(here, capsys):
     """`condition: [label]` is `conditional: true`: the same weights, and so the same bits."""
     for name, setting in (("a", "denoiser.condition=[label]"), ("b", "denoiser.conditional=true")):
         assert trained("--config", "digits", *DIGITS, setting, f"name={name}", "evaluation.enabled=false") == 0
@@ -344,6 +348,11 @@ def test_a_label_alone_is_a_model_of_classes(here):
                                                              b.module.state_dict().values(), strict=True))  # fmt: skip
     for i, asked in enumerate((("--label", "3"), ("--condition", "3"), ("--condition", "label=3"))):
         assert sampled("--run", "a-0001", *asked, *_QUICK, "--out", f"{i}.npz") == 0
+    capsys.readouterr()
+    for asked in ("label=4", "label=none"):
+        assert sampled("--run", "a-0001", "--label", "3", "--condition", asked, *_QUICK, "--out", "both.npz") == 2
+        assert capsys.readouterr().err == "error: --label, --condition: both say 'label'; use only one of them\n"
+    assert not list(here.glob("both*"))
     drawn = [np.load(f"{i}.npz")["images"] for i in range(3)]
     assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
     assert replace(a.facts) == b.facts

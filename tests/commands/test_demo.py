@@ -1,15 +1,17 @@
 """The page to play with: what it shows is what its command draws, and a browser finds nothing to complain about."""
 
 import base64
+import json
 import shlex
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from browser import opened
-from made_runs import make_run
+from made_runs import DIGITS, make_run
 from PIL import Image
 from tiny_configs import autoencoder_config, digits_config
 
@@ -18,9 +20,11 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.demo import drawing, images, view
 from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.demo.demo import names
+from diffusion.commands.demo.page import Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
 from diffusion.errors import UserError
+from diffusion.networks.parts import CLASSES, FIELD, Part
 from diffusion.schedules import time_grid
 
 # Gradio's own, of its dependencies.
@@ -169,10 +173,31 @@ def test_a_mask_is_white_where_it_is_marked(tmp_path):
 
 
 def test_which_models_are_offered(place):
-    shipped = ["pretrained:digits", "pretrained:mnist-class"]
+    shipped = ["pretrained:digits", "pretrained:mnist", "pretrained:mnist-class"]
     assert set(names(parse_demo_arguments([]))) == {"digits-0001", "vae-digits-0001", *shipped}
     assert names(parse_demo_arguments(["pretrained:mnist-class"]))[0] == "pretrained:mnist-class"
     assert names(parse_demo_arguments(["--runs", "nowhere"]))[0] == "pretrained:digits"
+
+
+@pytest.mark.parametrize("condition", ["[label]", "[label,grey]"])
+def test_models_with_the_class_among_their_parts_are_asked_for_one(condition, place, models):
+    """Its command draws; the classes are folders 0 to 9 backwards, where a name is the number of another class."""
+    names = [str(9 - number) for number in range(10)]
+    config = digits_config(place, f"denoiser.condition={condition}", "name=parts")
+    grey = Part("grey", FIELD, 1, (8, 8), (0.0,), (1.0,))
+    parts = (Part("label", CLASSES, 10, names=tuple(names)), grey) if "grey" in condition else ()
+    facts = replace(DIGITS, provenance={"class_names": json.dumps(names)}, parts=parts)
+    run = make_run(place / "runs-of-parts", config, facts)
+    shown = drawing.Models("runs-of-parts", "cpu")
+    page = object.__new__(Page)
+    page.models = shown
+    assert page._shown(shown[run.name]) == {"sampler": True, "label": True}
+    argv = page._command(run.name, "ddim", 3, 0, "4", 2, "3", 2)
+    assert argv[argv.index("--label") + 1] == "#6"
+    assert argv[argv.index("--guidance") + 1] == "2"
+    other = page._command(run.name, "ddim", 3, 0, "4", 2, "8", 2)
+    found = [drawing.draw(shown, one).samples for one in (argv, other)]
+    assert not torch.equal(*found)
 
 
 def test_the_command_line_refuses(place, monkeypatch, capsys):
@@ -200,7 +225,6 @@ def test_text_from_outside_is_text():
 def running(models, offered):
     """The page of some models, in a browser."""
     from diffusion.commands.demo.launch import launched
-    from diffusion.commands.demo.page import Page
 
     blocks, url = launched(Page(models, offered, images.Path("samples/demo")), "127.0.0.1", None)
     try:

@@ -1,5 +1,6 @@
 """The network as ONNX and as a program of torch: the same numbers, and a description from which x_hat follows."""
 
+import base64
 import json
 import math
 
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 from made_runs import make_run
-from tiny_configs import autoencoder_config, digits_config
+from tiny_configs import autoencoder_config, digits_config, toy_config
 
 import diffusion
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
+from diffusion.commands.export.network import describing, description, named
+from diffusion.data.normalizer import fit
+from diffusion.likelihood.dequantization import Dequantizer
+from diffusion.models.build import DataFacts
+from diffusion.storage import runs
 
 CONDITIONAL = ("denoiser.conditional=true", "network.attention=[8]", "network.multipliers=[1,2]")
 
@@ -81,6 +87,55 @@ def test_the_denoiser_follows_from_the_description(model, written):
     with torch.no_grad():
         expected = model.denoiser(x_t, t)
     torch.testing.assert_close(alpha * x_t - sigma * torch.from_numpy(v), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_description_says_how_levels_become_x(model):
+    told = description(model, model.denoiser)
+    k = torch.arange(17)
+    x = (2 * k + 1) / 17 - 1
+    assert (
+        told["data_to_x"]
+        == "level k, 0 to 16, is x = (2 k + 1) / 17 - 1; back: k = floor(17 (x + 1) / 2), cut to 0 to 16"
+    )
+    torch.testing.assert_close(Dequantizer(17).center(k), x)
+    assert torch.equal((17 * (x + 1) / 2).floor().clamp(0, 16).long(), k)
+    assert "normalizer" not in told
+
+
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+def test_the_description_leads_back_to_the_units_of_the_data(kind, tmp_path):
+    """By numpy, from the text of the file alone."""
+    mix = torch.tensor([[2.0, 1.0], [0.0, 0.5]], dtype=torch.float64)
+    data = 100.0 + torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ mix
+    normalizer = fit(kind, lambda: [data], (2,))
+    facts = DataFacts("toy", (2,), None, 0, normalizer=normalizer)
+    model = diffusion.load(make_run(tmp_path, toy_config(tmp_path), facts))
+    told = json.loads(describing(model, model.denoiser))
+    assert told["levels"] is None
+    plain = told["normalizer"]
+    mean, std = np.array(plain["mean"]), np.sqrt(plain["variances"])
+    x = (data.numpy() - mean) / std
+    back = mean + std * x
+    if kind == "whiten":
+        u = np.frombuffer(base64.b64decode(plain["directions"]), "<f8").reshape(2, 2)
+        x = (data.numpy() - mean) @ u / std
+        back = mean + (std * x) @ u.T
+        np.testing.assert_allclose(x.T @ x / 50, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(model.normalizer.normalize(data).numpy(), x, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(back, data.numpy(), rtol=1e-12)
+    assert ("U^T" in told["data_to_x"]) == (kind == "whiten")
+
+
+def test_a_checkpoint_is_named_by_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs", toy_config(tmp_path), DataFacts("toy", (2,), None, 0))
+    model = diffusion.load(run)
+    assert named(model) == run.name
+    model.source = f"runs/{run.name}/checkpoints/last.ckpt"
+    path = tmp_path / model.source
+    path.write_bytes(b"x")
+    assert named(model) == f"{run.name}/checkpoints/last.ckpt"
+    assert runs.resolve_weights(named(model)).samefile(path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.commands.export import page
 from diffusion.commands.export.plans import plan
+from diffusion.commands.sample.arguments import parse_sample_arguments
 from diffusion.config import load_config
+from diffusion.data.class_names import number_of
 from diffusion.denoisers import NetworkDenoiser
 from diffusion.models import DiffusionModel
 from diffusion.models.build import DataFacts
@@ -121,6 +123,24 @@ def test_the_loop_of_the_page_draws_as_diffusion_sample(schedule, prediction, gu
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@needs_node
+def test_the_command_of_the_page_is_read_back_as_it_was_meant():
+    """Classes are folders 0 to 11 in the order of text, so that the number of one is the name of another."""
+    names = sorted(map(str, range(12)))
+    chosen = {"sampler": "abm", "steps": 5, "n": 4, "seed": "7", "guidance": 2}
+    runs = ["digits-0001", "it's a run $(x)", "digits-0001/checkpoints/last.ckpt"]
+    cases = [[run, {**chosen, "label": label}] for run in runs for label in (None, *range(12))]
+    found = by_node(
+        f"import {{ command }} from '{STATIC}/command.mjs';"
+        f"console.log(JSON.stringify({json.dumps(cases)}.map(([run, chosen]) => command(run, chosen))))"
+    )
+    for text, (run, settings) in zip(found, cases, strict=True):
+        options = parse_sample_arguments(shlex.split(text)[4:])
+        assert shlex.join(shlex.split(text)) == text
+        assert (options.run, options.steps, options.seed, options.n) == (run, 5, 7, 4)
+        assert (None if options.label is None else number_of(options.label, names)) == settings["label"]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Exports a model as a page, with the files of onnxruntime-web that npm has in its cache; skips without them."""
@@ -144,13 +164,13 @@ def exported(tmp_path_factory):
 
 def drawn(window, model):
     """What the page has drawn last and what `diffusion.sample` draws with the settings of its command."""
-    words = window.inner_text("#command").split()
+    words = shlex.split(window.inner_text("#command"))
     given = dict(zip(words[4::2], words[5::2], strict=True))
     assert words[:4] == ["python", "-m", "diffusion", "sample"]
     n, seed = int(given["--n"]), int(given["--seed"])
     settings = {"sampler": given["--sampler"], "steps": int(given["--steps"])}
     if "--label" in given:
-        settings["label"] = int(given["--label"])
+        settings["label"] = int(given["--label"].removeprefix("#"))
     if "--guidance" in given:
         settings["guidance"] = float(given["--guidance"])
     expected = model.sample(n, seed, **model.sampling_settings(settings))

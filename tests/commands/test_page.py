@@ -2,9 +2,12 @@
 
 import io
 import math
+import re
+import subprocess
 from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from diffusion.commands.replaced import note_replaced
 from diffusion.data.charts import SCALE
 from diffusion.likelihood import Estimate
 
+CHROMIUM = Path("/usr/bin/chromium")
 BINS, ENDS = 6, [-3.0, 9.0]
 
 
@@ -189,6 +193,70 @@ def test_the_page_shows_the_estimates_and_stands_by_itself(content):
         assert len(image["alt"]) > 4
         size = Image.open(io.BytesIO(b64decode(image["src"].split(",")[1]))).size
         assert size in {(int(image["width"]) * k, int(image["height"]) * k) for k in (1, SCALE)}
+
+
+def many_models(folder, count=30):
+    """A comparison of many models with long names, two groups, and no images."""
+    rows = [
+        bound(folder, f"{'a-name-that-is-as-long-as-people-make-them-' * (i % 2)}{i:02d}", "test", i, n=20)[0]
+        for i in range(count - 4)
+    ]
+    rows += [bound(folder, f"<i>&{i}", "test", i, n=20, family="vae")[0] for i in range(4)]
+    return Content("Likelihood of 20 test images", "about", group(rows))
+
+
+def test_a_bar_is_the_interval_on_one_axis_for_all_rows(content):
+    text = page(content, {}, {}, {})
+    low, high = figures.span(content)
+    bars = re.findall(r'<svg class="bar" width="132".*?</svg>', text)
+    assert len(bars) == len(content.rows)
+    for bar, row in zip(bars, content.rows, strict=True):
+        interval = row.estimate.mean()
+        (mean,) = map(float, re.findall(r'cx="([\d.]+)"', bar))
+        ends = [float(x) for x in re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', bar)[0]]
+        for place, value in zip((mean, *ends), (interval.mean, interval.low, interval.high), strict=True):
+            assert low + (place - 6) / 120 * (high - low) == pytest.approx(value, abs=(high - low) / 1000)
+    # pointing at a row says its protocol
+    titles = re.findall(r'<tr[^>]* title="([^"]*)"', text)
+    assert len(titles) == len(content.rows)
+    assert all("; protocol: " in title for title in titles)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
+def test_headings_sort_the_rows_of_each_group(tmp_path):
+    content = many_models(tmp_path)
+    click = "document.querySelectorAll('table')[0].querySelectorAll('thead button')[{}].click();"
+    column = [c.name for c in tables.NARROW].index(tables.FIGURE)
+
+    def shown(clicks):
+        script = "<script>" + "".join(map(click.format, clicks)) + "</script>"
+        (tmp_path / "page.html").write_text(page(content, {}, {}, {}).replace("</body>", f"{script}</body>"))
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        done = subprocess.run(
+            [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+             f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        groups = []
+        for row in re.findall(r"<tr.*?</tr>", done.stdout.partition("<h2>")[0], re.S):
+            if 'class="group"' in row:
+                groups.append([])
+            elif "protocol" in row.partition(">")[0] and 'class="protocol"' in row:
+                assert groups[-1], "a protocol stays below its row"
+            elif groups:
+                cells = re.findall(r"<t[hd][^>]*>([^<]*)", row)
+                groups[-1].append((cells[0], float(cells[column].split()[0])))
+        return groups
+
+    down, names = shown([column, column]), shown([0])
+    assert len(down) == len(names) == 2
+    for one, other in zip(down, names, strict=True):
+        assert [value for _, value in one] == sorted((value for _, value in one), reverse=True)
+        assert sorted(one) == sorted(other)
+        assert len(one) > 1
+        bare = [int(re.search(r"(\d+)$", name)[1]) for name, _ in other if name.isdigit()]
+        assert bare == sorted(bare)
+    assert sum(map(len, down)) == 30
 
 
 def test_charts_of_one_image_and_of_odd_names_are_drawn(tmp_path):

@@ -14,7 +14,7 @@ from diffusion.config import load_config
 from diffusion.data import load_array, load_images
 from diffusion.errors import UserError
 from diffusion.models.build import build_data
-from diffusion.models.conditions import Conditions, masked, rectangles
+from diffusion.models.conditions import Conditions, masked, parts_of, rectangles
 
 TABLE = "file,age,kind,score,pose.x,pose.y\n"
 
@@ -78,6 +78,7 @@ def test_keys_of_splits(tmp_path):
     ("lines", "names", "message"),
     [
         (TABLE, ("age",), "needs a first line of names"),
+        ("file, age ,age\nb/0.png,1,2\n", ("age",), "needs a first line of names, all different"),
         (TABLE + "b/0.png,1\n", ("age",), "line 2 has 2 entries; the first has 6 names"),
         (TABLE + "b/0.png,1,2,3,4,5\n" * 2, ("age",), "line 3 is the second one of b/0.png"),
         (TABLE + "b/0.png,1,2,3,4,5\n", ("age",), "has no line for "),
@@ -104,6 +105,53 @@ def test_pairs_that_are_not_there_or_hostile_are_refused_in_a_line(tmp_path):
         with pytest.raises(UserError, match=message) as error:
             load_images("folder", path=tmp_path, columns=("depth",))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_of_images_whose_names_are_alike_each_has_its_own_pair_and_line(tmp_path):
+    def save(place, value):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.array([[value, value], [value, 0]], np.uint8)).save(tmp_path / place)
+
+    def refused(names, message):
+        with pytest.raises(UserError, match=message) as error:
+            load_images("folder", path=tmp_path, columns=names)
+        assert "\n" not in str(error.value)
+
+    kept = [f"{i}.png" for i in range(2, 8)]
+    for i, place in enumerate(("1.bmp", "1.png", *kept), 1):
+        save(place, i)
+        save(f"c/{place}", 100 + i)
+    (tmp_path / "c/1.aaa.json").write_text("{}")
+    (tmp_path / "c/2.json").write_text("{}")
+    data = load_images("folder", path=tmp_path, columns=("c",))
+    for split in ("train", "validation", "test"):
+        images = getattr(data, split)[:, 0, 0, 0]
+        assert torch.equal(data.columns["c"][split].values[:, 0, 0, 0].long(), images.long() + 100)
+    (tmp_path / "c/1.png").unlink()
+    refused(("c",), r"c/1\.bmp: is that of 1\.(bmp and of 1\.png|png and of 1\.bmp); each")
+    save("c/1.png", 9)
+    (tmp_path / "c/3.png").rename(tmp_path / "c/3.bmp")
+    save("c/3.tif", 9)
+    refused(("c",), r"c: has 2 images for 3\.png: 3\.bmp, 3\.tif; needs one, or 3\.png itself")
+
+    save("a/2.png", 50)
+    (tmp_path / "labels.csv").write_text("file,age\n1.bmp,1.5\n1.png,2.5\n" + "".join(f"{p},0.5\n" for p in kept))
+    refused(("age", "c"), r"labels\.csv: 2\.png is the name of 2 images; a/2\.png needs a line of its own")
+
+
+@pytest.mark.parametrize(("unit", "mean"), [(1e7, 0.0), (1e-7, 3.0), (1e7, -5e9)])
+def test_the_scale_of_each_entry_is_its_own_whatever_the_units_of_the_others(tmp_path, unit, mean):
+    """Beside an entry in units 1e7 apart, and a constant one, which is left as it is; of channels, too."""
+    draws = np.random.default_rng(0)
+    c = np.stack([draws.normal(size=40), mean + unit * draws.normal(size=40), np.full(40, 0.1)], 1)
+    field = np.repeat(c[:, :, None], 3, 2)
+    np.savez(tmp_path / "t.npz", x=draws.normal(size=(40, 2, 3)), c=c, field=field)
+    data = load_array(tmp_path / "t.npz", columns=("c", "field"))
+    for part in parts_of(("c", "field"), data):
+        values = data.columns[part.name]["train"].values.numpy()
+        std = values.std((0, *range(2, values.ndim)))
+        assert part.std == pytest.approx((std[0], std[1], 1.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

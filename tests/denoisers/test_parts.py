@@ -6,6 +6,7 @@ N(A m, (a^2 + s^2) I), so that I(x; c) = d/2 log2(1 + a^2 / s^2) bits.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from diffusion import log_density, sample, samplers
 from diffusion.commands.evaluate.given import information
 from diffusion.denoisers import NetworkDenoiser
+from diffusion.denoisers.condition import of_parts
 from diffusion.denoisers.denoiser import Denoiser
 from diffusion.denoisers.exact import Gaussian
 from diffusion.errors import UserError
@@ -197,7 +199,7 @@ def test_the_scale_of_a_part_is_that_of_its_training():
         ({"kin": 1}, r"^cond: found 'kin'; .*Did you mean 'kind'\?"),
         ({"kind": 3.5}, r"^cond: kind \(3 classes\): found torch.float32; needs whole numbers"),
         ({"kind": 4}, r"^cond: kind \(3 classes\): found 4; the classes are 0 to 2"),
-        ({"kind": "cow"}, "^label: found 'cow'"),
+        ({"kind": "cow"}, r"^cond: kind \(3 classes\): found 'cow'; the model has"),
         ({"age": [[1.0, 2.0]]}, r"^cond: age \(1 numbers\): found shape \(1, 2\)"),
         ({"age": [[math.inf], [0.0]]}, r"^cond: age \(1 numbers\): sample 0 has values that are not finite"),
         ({"age": object()}, r"^cond: age \(1 numbers\): found a object; needs numbers"),
@@ -215,3 +217,25 @@ def test_a_condition_that_does_not_fit_is_refused_in_a_line(cond, message):
 def test_fields_are_not_beside_vectors():
     with pytest.raises(UserError, match="a field stands beside data with sides"):
         MLP(2, width=8, depth=1, parts=PARTS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_classes_are_whole_numbers_of_any_type(dtype):
+    kind = of_parts(PARTS, {"kind": np.array([2, 0], dtype)}, 2).parts[0]
+    assert kind.dtype == torch.int64
+    assert kind.tolist() == [2, 0]
+    with pytest.raises(UserError, match=r"^cond: kind \(3 classes\): found 200; the classes are 0 to 2"):
+        of_parts(PARTS, {"kind": np.array([0, 200], dtype)}, 2)
+
+
+def test_guidance_towards_none_and_two_classes_at_once_are_refused():
+    model = LinearGaussian()
+    for cond in ({"c": None}, [None]):
+        with pytest.raises(UserError, match=r"^guidance: steers towards a condition"):
+            sample(model, 2, "ddim", steps=2, cond=cond, guidance=2.0)
+    away = sample(model, 2, "ddim", steps=2, cond={"c": None}, cond_null={"c": M}, guidance=2.0)
+    assert not torch.equal(away, sample(model, 2, "ddim", steps=2)), "away from a condition"
+    for parts in ((Part("label", CLASSES, 3),), ()):
+        model.parts = parts
+        with pytest.raises(UserError, match=r"^label, cond: both say 'label'"):
+            sample(model, 2, "ddim", steps=2, label=1, cond={"label": 2})

@@ -184,6 +184,15 @@ def test_what_does_not_fit_is_refused():
         FittedStart(torch.zeros(SHAPE), -torch.ones(SHAPE))
     with pytest.raises(UserError, match=r"covariance: 'ful' is not known; accepted: diagonal, full"):
         FittedStart.of(torch.randn(9, *SHAPE), "ful")
+    for images in (torch.zeros(9, *SHAPE, dtype=torch.uint8), [[1], [2]]):
+        with pytest.raises(UserError, match=r"^images: found torch.u?int.*; needs real numbers; model.fitted_start"):
+            FittedStart.of(images)
+    with pytest.raises(UserError, match=r"^mean: found a list; needs"):
+        FittedStart(["a"], [1.0])
+    assert FittedStart([0.0, 1.0], [1.0, 2.0]).variances.tolist() == [1.0, 2.0]
+    of_lists = FittedStart.of([[0.0, 1.0], [2.0, 5.0]])
+    assert of_lists.mean.tolist() == [1.0, 3.0]
+    assert of_lists.variances.tolist() == [1.0, 4.0]
     fitted = FittedStart.of(torch.randn(9, *SHAPE, generator=torch.Generator().manual_seed(0)), "full")
     assert float(fitted.variances.min()) > 0
 

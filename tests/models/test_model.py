@@ -63,6 +63,14 @@ def test_a_pretrained_model_is_loaded_by_name(digits, monkeypatch):
         load("pretrained:smal")
 
 
+@pytest.mark.parametrize("name", runs.shipped_models())
+def test_a_shipped_model_finds_its_data_on_any_machine(name):
+    _, metadata = tensor_files.read_model(runs.resolve_model(name))
+    data = load(name).config.data
+    assert (data.root, data.download) == ("data", True)
+    assert not re.search(r"[ :\"]/\w", " ".join(metadata.values()))
+
+
 def test_every_family_member_answers_the_contract(digits, tmp_path):
     model = load(digits[0])
     drawn = model.sample(3, seed=1, sampler="ddim", steps=2)

@@ -62,6 +62,17 @@ def interrupt(monkeypatch):
     return arrange
 
 
+def test_a_run_shorter_than_its_warmup_says_so(tmp_path):
+    said = []
+    short = fit(toy_config(tmp_path, "optimizer.warmup=24", "optimizer.decay=constant"), report=said.append).run
+    line = "note: optimizer.warmup is 24 steps and trainer.steps 6: the learning rate rises to 0.25 of optimizer.lr"
+    assert line in said[0]
+    rates = [row["train/learning_rate"] for row in metrics(short) if "train/learning_rate" in row]
+    assert max(rates) == pytest.approx(0.25e-3)
+    fit(toy_config(tmp_path, "optimizer.warmup=6"), report=said.append)
+    assert "warmup" not in said[1]
+
+
 def test_a_run_leaves_its_configuration_weights_metrics_and_samples(tmp_path):
     config = digits_config(tmp_path, *LOOKS, "denoiser.conditional=true", "name=tiny")
     done = fit(config)

@@ -182,7 +182,26 @@ def test_what_makes_no_sense_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", ["{", "[]", '{"base": 1, "sha256": "x"}', '{"base": "x"}', '["base", "sha256"]', "[" * 9999]
+    "entry",
+    [
+        "{",
+        "[]",
+        '{"base": 1, "sha256": "x"}',
+        '{"base": "x"}',
+        '["base", "sha256"]',
+        "[" * 9999,
+        *(
+            json.dumps({"base": base, "sha256": "0" * 64})
+            for base in (
+                f"{'x' * 5000}.safetensors",
+                f"pretrained:{'x' * 5000}",
+                "a\0b.safetensors",
+                "pretrained:a\0b",
+                "\ud800.ckpt",
+            )
+        ),
+    ],
+    ids=lambda entry: entry[:30],
 )
 def test_a_damaged_entry_is_one_line(trained, tmp_path, entry):
     state, metadata = tensor_files.read_model(trained / runs.MODEL)

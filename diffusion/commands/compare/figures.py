@@ -28,8 +28,8 @@ RANKED = 10
 _BEYOND = 1.3
 
 
-def intervals(content: Content) -> Image.Image:
-    """Bits/dim of every row with its 95 % interval, a panel per group; dots are trained models, rings classical."""
+def span(content: Content) -> tuple[float, float]:
+    """The ends of an axis of bits/dim for all rows; classical ones that are far worse than any other lie beyond it."""
     rows = content.rows
     means = [row.estimate.mean() for row in rows]
     trained = [i.mean for row, i in zip(rows, means, strict=True) if not is_classical(row)] or [i.mean for i in means]
@@ -38,7 +38,13 @@ def intervals(content: Content) -> Image.Image:
     low = min(i.low if math.isfinite(i.low) else i.mean for i in shown)
     high = max(i.high if math.isfinite(i.high) else i.mean for i in shown)
     room = 0.08 * max(high - low, 1e-3)
-    low, high = low - room, high + room
+    return low - room, high + room
+
+
+def intervals(content: Content) -> Image.Image:
+    """Bits/dim of every row with its 95 % interval, a panel per group; dots are trained models, rings classical."""
+    rows = content.rows
+    low, high = span(content)
     heights = [len(group.rows) + 0.5 for group in content.groups]
     figure, axes = panels(7.6, 0.9 + 0.27 * len(rows) + 0.32 * len(heights), heights)
     for axis, group in zip(axes, content.groups, strict=True):

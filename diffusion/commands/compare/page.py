@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -10,10 +11,12 @@ from PIL.Image import Image
 
 from ...data.charts import SCALE
 from ...data.pictures import encode
+from ...likelihood import Interval
 from ..table import Table
 from .content import Content
+from .figures import span
 from .groups import APART
-from .tables import BETWEEN, NARROW, PROTOCOL, SPLITS, budget_table, gap_table, lines, part_table, sentences
+from .tables import BETWEEN, FIGURE, NARROW, PROTOCOL, SPLITS, budget_table, gap_table, lines, part_table, sentences
 
 BUDGETS = (
     "Errors of the mean in bits/dim, by cause. 'test set' is the spread over images and holds the random causes "
@@ -23,6 +26,10 @@ BUDGETS = (
 PARTS = (
     "The terms that add up to a bound. The prior's is what is left of the data at the noisy end of the path, or the "
     "divergence of an autoencoder's posterior from its prior; — where a model has no such term."
+)
+BARS = (
+    "The bar next to a figure is its 95 % interval, on one axis for all rows; rings are classical models, an arrow is "
+    "one beyond the axis. A click on a heading sorts by it, within the groups."
 )
 CURVES = (
     "The diffusion term by log-SNR: at which noise levels a model pays. Solid: test; dashed: training images. Where "
@@ -60,7 +67,52 @@ figure { margin: 1rem 1.5rem 1rem 0; display: inline-block; vertical-align: top;
 img { max-width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; margin-bottom: .3rem; }
 figure.pixels img { image-rendering: pixelated; width: 21rem; }
 figure.ranked img { image-rendering: pixelated; width: 34rem; }
+svg.bar { display: block; margin: .2rem 0 0 auto; stroke: var(--mark); stroke-width: 1.6; fill: var(--mark); }
+svg.bar .axis { stroke: var(--line); } svg.bar .classical { fill: var(--page); }
+thead button { all: unset; cursor: pointer; } thead button:focus-visible { outline: 2px solid var(--mark); }
+thead button::after { content: "\\a0\\2195"; opacity: .45; } th[aria-sort] button::after { opacity: 1; }
+th[aria-sort=ascending] button::after { content: "\\a0\\2191"; }
+th[aria-sort=descending] button::after { content: "\\a0\\2193"; }
+@media (max-width: 40rem) {
+  body { margin-top: 1rem; padding: 0 .75rem; } h1 { font-size: 1.3rem; }
+  th, td { padding: .3rem .45rem; }
+  tbody th:not(.group) { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; max-width: 34vw; }
+  figure { margin-right: 0; } .why { max-width: calc(100vw - 3rem); }
+}
+@media print { .wide { overflow: visible; } thead button::after { content: ""; } }
 """
+# Sorts the rows of each group by a column; a protocol stays below its row, and what is not known at the end.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table")) table.querySelectorAll("thead th").forEach((head, column) => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const groups = [[]];
+    for (const row of [...table.tBodies[0].rows]) {
+      if (row.cells[0].classList.contains("group")) groups.push([[row]], []);
+      else if (row.classList.contains("protocol")) groups.at(-1).at(-1).push(row);
+      else groups.at(-1).push([row]);
+    }
+    const value = ([row]) => {
+      const text = row.cells[column].textContent.trim();
+      if (!head.classList.contains("number")) return text;
+      return text === "best" ? 0 : parseFloat(text.replaceAll(",", ""));
+    };
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (typeof x === "string") return sign * x.localeCompare(y, "en", {numeric: true});
+      return Number.isNaN(x) - Number.isNaN(y) || sign * (x - y) || 0;
+    };
+    for (const group of groups) table.tBodies[0].append(...group.sort(compare).flat());
+  });
+});
+"""
+_BAR = 132, 12  # the size of an interval's bar
 
 
 def page(
@@ -78,7 +130,7 @@ def page(
         ranked: The most and the least likely images by row.
     """
     title = escape(content.title)
-    parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>', _text(APART)]
+    parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>', _text(APART), _text(BARS)]
     parts.append(_main_table(content))
     parts += [_list(content.left_out)] if content.left_out else []
     parts += _charts(charts, "bits_per_dim", "All rows; a panel a group")
@@ -118,7 +170,7 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        + f"\n</main><script>{_SCRIPT}</script></body></html>\n"
     )
 
 
@@ -132,6 +184,7 @@ def without_curve(content: Content) -> str:
 def _main_table(content: Content) -> str:
     """Every row with its protocol, under a heading that says what its group is and why it is separate."""
     table, body, wide, shown = Table(NARROW, lines(content)), [], f'colspan="{len(NARROW)}"', None
+    ends = span(content)
     for line in table.rows:
         group = line["of_group"]
         if group is not shown:
@@ -141,10 +194,31 @@ def _main_table(content: Content) -> str:
                 f"<b>{escape(group.letter)}</b> <strong>{escape(group.title)}</strong><br>{escape(group.why)}"
                 "</span></th></tr>"
             )
-        protocol = escape(f"{PROTOCOL.name}: {PROTOCOL.text(line)}")
-        body.append(table.html_row(line, "best" if line["to_best"] == "best" else ""))
-        body.append(f'<tr class="protocol"><td {wide}><span class="why">{protocol}</span></td></tr>')
+        protocol = f"{PROTOCOL.name}: {PROTOCOL.text(line)}"
+        bar = _bar(line["interval"], ends, "classical" if line["family"] == "classical" else "trained")
+        style = "best" if line["to_best"] == "best" else ""
+        body.append(table.html_row(line, style, f"{line['run']}; {protocol}", {FIGURE: bar}))
+        body.append(f'<tr class="protocol"><td {wide}><span class="why">{escape(protocol)}</span></td></tr>')
     return table.html("Likelihoods", body)
+
+
+def _bar(interval: Interval, ends: tuple[float, float], kind: str) -> str:
+    """A figure with its interval on an axis from `ends[0]` to `ends[1]`; an arrow where it lies beyond."""
+    (low, high), (width, height) = ends, _BAR
+    middle = height / 2
+
+    def place(value: float) -> float:
+        return round(6 + (width - 12) * (value - low) / (high - low), 1)
+
+    parts = [f'<line class="axis" x1="0" x2="{width}" y1="{middle:g}" y2="{middle:g}"/>']
+    if interval.mean > high:
+        parts.append(f'<path d="M{width - 7} 2 L{width} {middle:g} L{width - 7} {height - 2} Z"/>')
+    else:
+        if math.isfinite(interval.low):
+            left, right = place(interval.low), min(place(interval.high), width)
+            parts.append(f'<line x1="{left}" x2="{right}" y1="{middle:g}" y2="{middle:g}"/>')
+        parts.append(f'<circle class="{kind}" cx="{place(interval.mean)}" cy="{middle:g}" r="3"/>')
+    return f'<svg class="bar" width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _text(text: str) -> str:

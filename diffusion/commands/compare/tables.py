@@ -98,12 +98,13 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 # Where there is less room; the protocol, which is long, has a place of its own.
 _TRAINING = Column("training seconds", "training_seconds", _count)
+FIGURE = "bits/dim ± 95 %"
 _SHORT = (
-    Column("bits/dim ± 95 %", "interval", partial(half_width, sign=False), whole=True),
+    Column(FIGURE, "interval", partial(half_width, sign=False), whole=True),
     Column("to the best, paired", "to_best", _or_best(half_width), whole=True),
 )  # fmt: skip
 _GAP = Column("test - train, unpaired", "gap", half_width)
-NARROW: tuple[Column, ...] = (*_MODEL, _TRAINING, *_FIGURE, *_SHORT, _GAP, *_COST)
+NARROW: tuple[Column, ...] = (_MODEL[0], *_SHORT, *_FIGURE, _GAP, *_MODEL[1:], _TRAINING, *_COST)
 PROTOCOL = Column("protocol", _protocol)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ... import samplers
 from ...data import pictures
-from ...data.class_names import names_of
+from ...data.class_names import names_of, text_of
+from ...denoisers.condition import LABEL
 from ...errors import UserError
 from ...models import TrainedModel
 from ..sample.arguments import parse_sample_arguments
@@ -179,7 +180,7 @@ class Page:
         return f'<p class="hint">{view.escape(text)}</p>'
 
     def _classes(self, model: TrainedModel) -> list[str]:
-        count = model.facts.num_classes if model.config.denoiser.conditional else 0
+        count = model.facts.num_classes if LABEL in model.config.denoiser.parts else 0
         return names_of(model.facts.provenance, count)
 
     def _shown(self, model: TrainedModel) -> dict[str, bool]:
@@ -222,7 +223,8 @@ class Page:
         model = self.models[name]
         takes = model.sampling_options
         has_eta = "sampler" in takes and "eta" in samplers.takes(sampler)
-        label_given = None if label == ANY or not self._classes(model) else label
+        names = self._classes(model)
+        label_given = None if label == ANY or not names else text_of(names.index(str(label)), names)
         return with_settings(
             self.models.arguments(name),
             sampler=sampler if "sampler" in takes else None,

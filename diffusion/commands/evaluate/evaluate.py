@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ...errors import UserError, choose
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
 from ...likelihood.measure import METHODS
-from ...processes import launched
+from ...processes import launched, typed
 from .. import ood, records
 from ..app import ProgressBar
 from ..compare.figures import ranked_picture
@@ -153,6 +154,10 @@ def run(options: argparse.Namespace) -> int:
         for line in laws_apart(measured):
             out.print(line, soft_wrap=True)
         subject.model.to("cpu")
+    if all(subject.model.facts.levels is not None for subject in subjects):
+        named = " ".join(shlex.quote(name) for name in options.run)
+        split = "" if options.split == "test" else f" --split {options.split}"
+        out.print(escape(f"next: {typed('compare')} {named}{split}"), soft_wrap=True)
     return 0
 
 

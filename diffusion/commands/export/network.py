@@ -112,16 +112,40 @@ def description(model: DiffusionModel, denoiser: NetworkDenoiser) -> dict[str, A
             **({"labels": "the number of a class, or no_label"} if denoiser.num_classes else {}),
         },
         "output": "raw" if predicts == "levels" else predicts,
+        "data_to_x": _units(model),
+        **({} if model.normalizer is None else {"normalizer": model.normalizer.to_plain()}),
         "sigma_data": denoiser.sigma_data,
         "schedule": repr(denoiser.schedule),
     }
 
 
+def _units(model: DiffusionModel) -> str:
+    """How data become x, clean data as the network knows them, and back."""
+    levels, normalizer = model.facts.levels, model.normalizer
+    if levels is not None:
+        return (
+            f"level k, 0 to {levels - 1}, is x = (2 k + 1) / {levels} - 1; back: k = floor({levels} (x + 1) / 2), cut "
+            f"to 0 to {levels - 1}"
+        )
+    if normalizer is None:
+        return "x is the data, in their own units"
+    if normalizer.directions is None:
+        return "x = (data - mean) / sqrt(variances), of each channel; back: data = mean + sqrt(variances) x"
+    return (
+        "x = ((data - mean) U) / sqrt(variances), data a row of all its entries; back: data = mean + "
+        "(sqrt(variances) x) U^T. U is directions: base64 of float64, little-endian, row after row; its columns are "
+        "the eigenvectors"
+    )
+
+
 def named(model: TrainedModel) -> str:
     """The model as a command line names it, without where it is on this machine."""
-    source = Path(model.source)
-    is_shipped = runs.shipped_file(model.source) is not None
-    return model.source if is_shipped else source.parent.name if source.name == runs.MODEL else source.name
+    if runs.shipped_file(model.source) is not None:
+        return model.source
+    source = Path(model.source).absolute()
+    if source.parent.name == runs.CHECKPOINTS:
+        return "/".join(source.parts[-3:])
+    return source.parent.name if source.name == runs.MODEL else source.name
 
 
 def write_torch(model: TrainedModel, folder: Path) -> None:

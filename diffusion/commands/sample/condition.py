@@ -22,7 +22,7 @@ from ...errors import UserError, did_you_mean
 from ...models import DiffusionModel
 from ...models.conditions import MASK, function_of, is_function, masked
 from ...models.trained_model import TrainedModel
-from ...networks.parts import CLASSES, FIELD, VECTOR, Part
+from ...networks.parts import CLASSES, FIELD, Part
 from .control import known_part, read_image
 from .record import ARRAY_ENDING, split_condition
 
@@ -116,13 +116,16 @@ def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Te
 
 
 def _checked(part: Part, value: Any, text: str) -> Tensor:
-    """A value as `of_parts` takes it, with its first axis."""
+    """A value as `of_parts` takes it, with its first axis; what stands for none is said by its word alone."""
     n = 1
     if isinstance(value, torch.Tensor) and value.ndim == part.axes:
         n = len(value)
     (found,) = of_parts((part,), {part.name: value}, n, f"{OPTION} {text}").parts
-    if part.kind == VECTOR and bool(part.is_none(found).any()):
-        raise UserError(f"{OPTION} {text}: {part}: sample {int(part.is_none(found).nonzero()[0])} has NaN")
+    if bool((none := part.is_none(found)).any()):
+        number = f"{part.size}; the classes are 0 to {part.size - 1}" if part.kind == CLASSES else "NaN"
+        raise UserError(
+            f"{OPTION} {text}: {part}: sample {int(none.nonzero()[0])} has {number} ({part.name}=none leaves it out)"
+        )
     return found
 
 

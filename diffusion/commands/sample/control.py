@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ... import samplers
 from ...data.files.decoding import ImageFile, decode
+from ...denoisers.condition import LABEL
 from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
@@ -85,7 +86,10 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     if "condition" in given:
         from .condition import read_conditions
 
-        left["cond"] = read_conditions(model, given["condition"], None if "inpaint" in given else given.get("mask"))
+        cond = read_conditions(model, given["condition"], None if "inpaint" in given else given.get("mask"))
+        if LABEL in cond and left.get("label") is not None:
+            raise UserError(f"--label, --condition: both say '{LABEL}'; use only one of them")
+        left["cond"] = cond
     if "edit" in given:
         left["sampler"] = _edited(model, given, left)
     elif "strength" in given:

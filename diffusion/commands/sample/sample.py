@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from ...errors import UserError
 from ...models import DiffusionModel
 from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
-from ...processes import launched
+from ...processes import launched, typed
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
@@ -97,6 +98,10 @@ def draw(options: argparse.Namespace) -> int:
         print(f"wrote {path}")
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
+    if options.run is None and model.source == DEFAULT_MODEL:
+        print(f"next: {typed('train')}")
+    elif (name := named(model.source)) is not None:
+        print(f"next: {typed('evaluate')} {shlex.quote(name)}")
     return 0
 
 
@@ -141,6 +146,13 @@ def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device
         print(f"note: --sampler {FITTED} is fitted once for a model and its steps{limit}", file=sys.stderr)
     with reported_tuning(options.tuning_seconds):
         return model, _record(model, options.seed, settings, device, options.runs)
+
+
+def named(source: str) -> str | None:
+    """How to name a run or a shipped model on a command line; None for others, which may know of no data."""
+    if source in runs.shipped_models():
+        return source
+    return str(Path(source).parent) if Path(source).name == runs.MODEL else None
 
 
 def _class_number(model: TrainedModel, options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from ...errors import UserError, did_you_mean
 from ...networks.parts import CLASSES, FIELD, VECTOR
 from .decoding import Decoded, ImageFile
 from .mapped_rows import MappedRows
-from .passed_over import LABELS_FILE
+from .passed_over import ENDINGS, LABELS_FILE
 from .raw_images import Column
 
 _MOST_BYTES = 2**28  # of labels.csv
@@ -100,18 +101,28 @@ def of_folder(
 
 
 def _paired(root: Path, name: str, files: Sequence[ImageFile], decode: Callable[[list[ImageFile]], Decoded]) -> Column:
-    """The images of the folder `name` that have the names of those of the data, whatever their endings."""
+    """The images of the folder `name` that have the names of those of the data, or else their names but for the ending.
+
+    Each is of one image of the data.
+    """
     folder = root / name
-    by_stem: dict[str, Path] = {}
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            by_stem.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    chosen = []
+        if path.suffix.lower() in ENDINGS and path.is_file() and not path.name.startswith("."):
+            by_stem[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+    chosen, places = [], dict[Path, str]()
     for file in files:
         place = _place(root, file)
-        path = by_stem.get(PurePosixPath(place).with_suffix("").as_posix())
-        if path is None:
+        alike = by_stem.get(PurePosixPath(place).with_suffix("").as_posix(), [])
+        found = [path for path in alike if path == folder / place] or alike
+        if not found:
             raise UserError(f"{folder}: has no image for {place}; each image needs one of the same name")
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder}: has {len(found)} images for {place}: {names}; needs one, or {place} itself")
+        path = found[0]
+        if (other := places.setdefault(path, place)) != place:
+            raise UserError(f"{path}: is that of {other} and of {place}; each image needs one of its own")
         chosen.append(replace(file, described=str(path), read=path.read_bytes))
     decoded = decode(chosen)
     assert isinstance(decoded.images, torch.Tensor)
@@ -130,11 +141,11 @@ def _table(root: Path, name: str) -> dict[str, dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: is no readable table ({str(error).splitlines()[0]})") from error
     rows = [row for row in rows if row]
-    if len(rows) < 2 or len(rows[0]) < 2 or len(set(rows[0])) < len(rows[0]):
+    head = [word.strip() for word in rows[0]] if rows else []
+    if len(rows) < 2 or len(head) < 2 or len(set(head)) < len(head):
         raise UserError(
             f"{path}: needs a first line of names, all different, file among them, and a line for each image"
         )
-    head = [word.strip() for word in rows[0]]
     at = head.index("file") if "file" in head else 0
     table: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], 2):
@@ -164,9 +175,16 @@ def _of_table(
             f"name.{did_you_mean(name, known)}"
         )
     texts = []
+    count_of = Counter(Path(file.described).name for file in files)
     for file in files:
-        place = _place(root, file)
-        row = table.get(place, table.get(PurePosixPath(place).name))
+        place, base = _place(root, file), Path(file.described).name
+        row = table.get(place)
+        if row is None and base in table:
+            if count_of[base] > 1:
+                raise UserError(
+                    f"{path}: {base} is the name of {count_of[base]} images; {place} needs a line of its own"
+                )
+            row = table[base]
         if row is None:
             raise UserError(f"{path}: has no line for {place}; needs one for each image")
         texts.append([row[column] for column in columns])

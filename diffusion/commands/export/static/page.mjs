@@ -1,4 +1,5 @@
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
+import { command } from "./command.mjs";
 import { withText } from "./png.mjs";
 import { draw } from "./sampler.mjs";
 
@@ -51,13 +52,6 @@ function settings() {
 
 const stepsOf = (sampler) => Object.keys(model.plans[sampler]).map(Number);
 const steps = () => stepsOf($("sampler").value)[Number($("steps").value)];
-
-function command({ sampler, steps, n, seed, label, guidance }) {
-  const words = ["python -m diffusion sample", "--run", model.model, "--sampler", sampler, "--steps", steps, "--seed", seed, "--n", n];
-  if (label !== null) words.push("--label", label);
-  if (guidance !== 1) words.push("--guidance", guidance);
-  return words.join(" ");
-}
 
 /** Images in [-1, 1] as a grid on a canvas, each pixel as a square of `scale`, with a gap between them. */
 function paint(canvas, x, scale = 1, gap = 1, background = null) {
@@ -138,7 +132,7 @@ async function run() {
     $("step").max = path.length - 1;
     times(path);
     show(path.length - 1);
-    const again = command(chosen);
+    const again = command(model.model, chosen);
     $("command").textContent = again;
     $("nfe").textContent = nfe;
     $("seconds").textContent = seconds < 10 ? seconds.toFixed(2) : seconds.toFixed(0);

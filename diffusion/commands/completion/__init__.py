@@ -1,0 +1,1 @@
+"""`completion`: what the shell needs to complete commands, options and keys."""
