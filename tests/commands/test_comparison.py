@@ -9,6 +9,7 @@ from diffusion.commands.compare import exports, tables
 from diffusion.commands.compare.comparison import common_images, gaps, paired_difference, welch_difference
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import between, group, leader
+from diffusion.commands.evaluate.given import gain
 from diffusion.errors import UserError
 
 
@@ -164,3 +165,10 @@ def test_figures_under_unlike_conditions_are_neither_ranked_together_nor_chosen_
     few = [under(run, "label=3", "3" * 64, "b", 20) for run in "xy"]
     found = {"x": [under("x", "label=3", "3" * 64), few[0]], "y": [under("y", "label=4", "4" * 64), few[1]]}
     assert common_images(found, "test") == few
+
+
+def test_the_gain_of_a_condition_is_the_paired_difference_in_bits_per_dim():
+    a, b = (estimate(normal(seed), indices=torch.arange(50), condition="kind=dog") for seed in (0, 1))
+    found, wanted = gain(a, b), paired_difference(b, a)
+    assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high), rel=1e-9)
+    assert abs(found.mean) > 1e-3
