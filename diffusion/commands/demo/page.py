@@ -14,7 +14,7 @@ from ... import samplers
 from ...data import pictures
 from ...data.class_names import names_of, text_of
 from ...denoisers.condition import LABEL
-from ...errors import UserError
+from ...errors import UserError, choose
 from ...models import TrainedModel
 from ..sample.arguments import parse_sample_arguments
 from . import view
@@ -224,7 +224,7 @@ class Page:
         takes = model.sampling_options
         has_eta = "sampler" in takes and "eta" in samplers.takes(sampler)
         names = self._classes(model)
-        label_given = None if label == ANY or not names else text_of(names.index(str(label)), names)
+        label_given = None if label == ANY or not names else text_of(names.index(choose("label", str(label), names)), names)
         return with_settings(
             self.models.arguments(name),
             sampler=sampler if "sampler" in takes else None,
