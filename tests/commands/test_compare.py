@@ -34,7 +34,8 @@ def test_hostile_names_stay_text():
     both = gaps(rows[:1], {HOSTILE: [evaluation(HOSTILE, normal(2), "train")]})
     content = Content(HOSTILE, HOSTILE, group(rows), both, data_sets=[HOSTILE])
     html = page(content, {}, {}, {})
-    assert "<script" not in html
+    assert html.count("<script") == 1, "the page's own, which sorts"
+    assert "alert" not in html.rpartition("<script>")[2]
     assert "<img" not in html
     assert "&lt;script&gt;" in html
     text = tables.markdown(content).replace(f"# {HOSTILE}", "").replace(f"\n{HOSTILE}\n", "")
@@ -257,7 +258,7 @@ def test_a_picture_that_is_none_is_drawn_anew(measured):
     (folder / "samples.png").write_bytes(b"<svg onload=alert(1)>")
     code, _, _ = measured("compare", "digits-0001", "--no-baselines", "--wandb", "off", "--out", "elsewhere")
     assert code == 0
-    assert "<svg" not in Path("elsewhere/comparison.html").read_text()
+    assert "onload" not in Path("elsewhere/comparison.html").read_text()
 
 
 def test_what_a_comparison_replaces_is_told(tmp_path, capsys):

@@ -111,6 +111,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "schedule": {"beta_min": None, "log_snr_min": None, "sigma_min": None, "beta_start": None, "beta_max": None}
     | {"log_snr_max": None, "sigma_max": None, "beta_end": None},
     "network": {"base_channels": None, "width": None, "heads": None, "multipliers": None},
+    "ema": {"widths": (0.05, 0.1)},
     "trainer": {"accumulate": 1, "devices": 1, "lora": None},
     "autoencoder": {"iwae_samples": 1, "multipliers": (1, 2)},
 }
