@@ -224,7 +224,9 @@ class Page:
         takes = model.sampling_options
         has_eta = "sampler" in takes and "eta" in samplers.takes(sampler)
         names = self._classes(model)
-        label_given = None if label == ANY or not names else text_of(names.index(choose("label", str(label), names)), names)
+        label_given = (
+            None if label == ANY or not names else text_of(names.index(choose("label", str(label), names)), names)
+        )
         return with_settings(
             self.models.arguments(name),
             sampler=sampler if "sampler" in takes else None,
