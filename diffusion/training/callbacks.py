@@ -27,7 +27,26 @@ from .logs.wandb import WandbMirror
 from .optimizers import apply_options
 
 
-class EMACallback(Callback):
+class StepCallback(Callback):
+    """A callback with a method that is called once per optimiser step, however many batches a step takes."""
+
+    _step = 0
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step `trainer.global_step` is done."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._step:  # else gradients are still being accumulated
+            self._step = trainer.global_step
+            self.on_step(trainer, pl_module)
+
+
+class EMACallback(StepCallback):
     """Averages the weights once per optimiser step and keeps the average under its own key of the checkpoint.
 
     The checkpoint's `state_dict` always holds the raw weights. Validation runs on the average.
@@ -47,7 +66,6 @@ class EMACallback(Callback):
         self.submodule = submodule
         self._average: Average | None = None
         self._restored: Mapping[str, Any] | None = None
-        self._step = 0
         self._swap = ExitStack()
 
     @property
@@ -63,15 +81,7 @@ class EMACallback(Callback):
             self._average.load_state_dict(self._restored)
             self._restored = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.average.update(self.images_per_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ..config import Config
 from ..errors import UserError
 from ..storage import tensor_files
 from ..storage.records import reading
+from .callbacks import StepCallback
 from .ema import Average, exponent, reconstruction
 
 KEY = "profile_averages"  # of checkpoints
 _WHAT = "averages"  # the entry of a snapshot that says what it holds
 
 
-class Profiles(Callback):
+class Profiles(StepCallback):
     """Tracks averages of `ema.widths`, and writes `ema.snapshots` of them, evenly spaced, the last after the last step.
 
     Args:
@@ -43,7 +43,6 @@ class Profiles(Callback):
         self.every = math.ceil(config.trainer.steps / config.ema.snapshots)
         self._averages: list[Average] = []
         self._restored: Sequence[Mapping[str, Any]] | None = None
-        self._step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here, and not in `setup`: the module has reached its device, and a checkpoint, if any, has been read.
@@ -51,23 +50,15 @@ class Profiles(Callback):
         self._averages = [Average(module, width=width) for width in self.widths]
         self._restore()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for average in self._averages:
             average.update(self.images_per_step)
-        if self._step % self.every == 0 or self._step == trainer.max_steps:
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             whole = [average.whole() for average in self._averages]  # by all processes together
             if trainer.is_global_zero:
-                self._write(whole)
+                self._write(whole, trainer.global_step)
 
-    def _write(self, whole: Sequence[Mapping[str, Tensor]]) -> None:
+    def _write(self, whole: Sequence[Mapping[str, Tensor]], step: int) -> None:
         images = self._averages[0].images_seen
         named = {
             f"{width}/{name}": tensor
@@ -75,7 +66,7 @@ class Profiles(Callback):
             for name, tensor in weights.items()
         }
         self.folder.mkdir(exist_ok=True)
-        what = json.dumps({"images": images, "step": self._step, "widths": self.widths})
+        what = json.dumps({"images": images, "step": step, "widths": self.widths})
         tensor_files.write(self.folder / f"{images:012d}.safetensors", named, {_WHAT: what})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

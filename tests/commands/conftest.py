@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import conditional_runs
 import pytest
 import torch
 from tiny_configs import digits_config
@@ -49,3 +50,28 @@ def diffusion_command(place, capsys):
         return code, found.out, found.err
 
     return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    for key in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def table_run(tmp_path_factory):
+    """A folder with the run t-0001, conditioned on a vector and a class."""
+    folder = tmp_path_factory.mktemp("table")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert conditional_runs.trained(*conditional_runs.table()) == 0
+    return folder
+
+
+@pytest.fixture
+def shared_run(table_run, monkeypatch):
+    monkeypatch.chdir(table_run)
+    return table_run

@@ -1,13 +1,13 @@
 """An array through the commands: trained, resumed, sampled, evaluated by one and by several, in its own units."""
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from by_ranks import by_ranks
 from tiny_configs import TOY
 
 from diffusion.commands import records
@@ -36,14 +36,6 @@ KINDS = {
     "volumes": ((1, 4, 2, 4), _UNET),
 }
 _SECONDS = ("--steps", "2", "--sampler", "ddim")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for key in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(key, raising=False)
-    return tmp_path
 
 
 def made(folder, kind):
@@ -146,23 +138,16 @@ def test_several_processes_measure_what_one_does(here):
     how = measuring.How(torch.device("cpu"), batch_size=2)
 
     def shared(count, home):
-        results: list = [None] * count
-
         def one(rank):
             subject = load_subject("table-0001", "runs", points=True)
             object.__setattr__(subject, "home", home)
             rows, identity = images_of(load_data_of(subject), "test", 5)
             protocol = measuring.question(subject, identity, "ode", {"seed": 0, "tolerance": 0.1})
-            results[rank], _ = measuring.measure(
+            return measuring.measure(
                 subject, rows, protocol, replace(how, processes=Processes(rank, count, rank, count))
             )
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        return results
+        return by_ranks(count, one)
 
     (alone,) = shared(1, Path("one"))
     for evaluation in shared(2, Path("two")):

@@ -1,77 +1,29 @@
 """Conditions through the commands: trained, resumed, sampled, recorded, evaluated by one and by several."""
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from by_ranks import by_ranks
+from conditional_runs import EVALUATED, QUICK, N, digits, run, sampled, table, trained
 from PIL import Image
 from tiny_configs import DIGITS, TOY
 
 import diffusion
 from diffusion.commands import records
-from diffusion.commands.app import command, sample
-from diffusion.commands.compare.groups import group
-from diffusion.commands.dispatch import main
 from diffusion.commands.evaluate import measuring
-from diffusion.commands.evaluate.evaluate import values_of
-from diffusion.commands.evaluate.given import given_to, given_to_samples
-from diffusion.commands.quality.arguments import parse_quality_arguments
-from diffusion.commands.quality.by_class import each_class
-from diffusion.commands.quality.candidates import load_candidate
+from diffusion.commands.evaluate.given import given_to
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
-from diffusion.commands.train.train import train
 from diffusion.data import pictures
-from diffusion.errors import UserError
 from diffusion.models.load import load
 from diffusion.processes import Processes
 from diffusion.storage import tensor_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-
-N = 60
-_QUICK = ("--steps", "2", "--sampler", "ddim", "--n", "4", "--device", "cpu")
-_EVALUATED = ("--tolerance", "0.1", "--wandb", "off", "--device", "cpu", "--images", "5")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for key in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(key, raising=False)
-    return tmp_path
-
-
-def trained(*overrides):
-    return command(train, list(overrides))
-
-
-def run(*argv):
-    return command(main, list(argv))
-
-
-def sampled(*argv):
-    return command(sample, list(argv))
-
-
-def table(**more):
-    """An .npz of vectors with a vector and a class, and the settings of a run on it."""
-    draws = np.random.default_rng(0)
-    c = draws.normal(5.0, 3.0, (N, 2))
-    arrays = {"x": c @ [[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]] + draws.normal(size=(N, 3)), "c": c,
-              "kind": draws.choice(["cat", "dog"], N), **more}  # fmt: skip
-    np.savez("t.npz", **arrays)
-    return ["--config", "table", *TOY, "data.path=t.npz", "name=t", "denoiser.condition=[c,kind]",
-            "evaluation.enabled=false"]  # fmt: skip
-
-
-def digits(*parts):
-    return ["--config", "digits", *DIGITS, f"denoiser.condition=[{','.join(parts)}]", "evaluation.enabled=false",
-            "trainer.steps=2"]  # fmt: skip
 
 
 def test_a_table_with_a_vector_and_a_class_goes_through_every_command(here, capsys):
@@ -86,19 +38,19 @@ def test_a_table_with_a_vector_and_a_class_goes_through_every_command(here, caps
         assert c.mean == pytest.approx(arrays["c"][sorted(train_rows(model))].mean(0))
 
     assert (
-        sampled("--run", "t-0001", "--condition", "c=1,2.5", "kind=dog", "--guidance", "2", *_QUICK, "--out", "a.npy")
+        sampled("--run", "t-0001", "--condition", "c=1,2.5", "kind=dog", "--guidance", "2", *QUICK, "--out", "a.npy")
         == 0
     )
     given = {"c": torch.tensor([1.0, 2.5]), "kind": 1}
     wanted = model.sample(4, steps=2, sampler="ddim", cond=given, guidance=2.0)
     assert np.array_equal(np.load("a.npy"), wanted.numpy())
     np.save("c.npy", np.arange(8.0).reshape(4, 2))
-    assert sampled("--run", "t-0001", "--condition", "c=c.npy", *_QUICK, "--batch-size", "3", "--out", "b.npy") == 0
+    assert sampled("--run", "t-0001", "--condition", "c=c.npy", *QUICK, "--batch-size", "3", "--out", "b.npy") == 0
     wanted = model.sample(4, steps=2, sampler="ddim", cond={"c": torch.from_numpy(np.load("c.npy"))})
     np.testing.assert_allclose(np.load("b.npy"), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
     capsys.readouterr()
-    assert run("evaluate", "t-0001", *_EVALUATED) == 0
+    assert run("evaluate", "t-0001", *EVALUATED) == 0
     assert "I(x; c, kind) by ode: " in capsys.readouterr().out
     found = [records.read(path) for path in Path("runs/t-0001/evaluations").glob("ode-*.json")]
     conditional, none = sorted((one for one in found if one.protocol.data["images"] == 5),
@@ -111,7 +63,7 @@ def test_a_table_with_a_vector_and_a_class_goes_through_every_command(here, caps
         again = model.log_density(x, indices=rows, tolerance=0.1, **of)
         torch.testing.assert_close(again.log_prob, evaluation.estimate.log_prob, rtol=1e-6, atol=1e-6)
     capsys.readouterr()
-    assert run("evaluate", "t-0001", *_EVALUATED) == 0
+    assert run("evaluate", "t-0001", *EVALUATED) == 0
     assert "(cached)" in capsys.readouterr().out
     assert run("check", "t-0001", "--images", "4", "--levels", "2", "--device", "cpu") in (0, 1)
 
@@ -140,8 +92,6 @@ def test_several_processes_measure_what_one_does(here):
     assert trained(*digits("label", "mask")) == 0
 
     def shared(count, home):
-        results: list = [None] * count
-
         def one(rank):
             subject = load_subject("digits-0001", "runs")
             object.__setattr__(subject, "home", home)
@@ -150,14 +100,9 @@ def test_several_processes_measure_what_one_does(here):
             given = given_to(subject.model, data, images, identity, None)
             protocol = measuring.question(subject, identity, "elbo", {"seed": 0, "evaluations": 4})
             how = measuring.How(torch.device("cpu"), batch_size=3, processes=Processes(rank, count, rank, count))
-            results[rank], _ = measuring.measure(subject, images, measuring.conditioned(protocol, given), how, given)
+            return measuring.measure(subject, images, measuring.conditioned(protocol, given), how, given)
 
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        return results
+        return by_ranks(count, one)
 
     (alone,) = shared(1, Path("one"))
     assert alone.estimate.protocol["condition"] == "its label, mask"
@@ -184,7 +129,7 @@ def test_pictures_are_drawn_from_images_and_again_from_their_record(here, capsys
     Image.fromarray(white).save("mask.png")
     asked = ("--run", "digits-0001", "--condition", "downsample:4=small.png", "mask=whole.png", "--mask", "mask.png")
     capsys.readouterr()
-    assert sampled(*asked, *_QUICK, "--out", "x.png") == 0, capsys.readouterr().err
+    assert sampled(*asked, *QUICK, "--out", "x.png") == 0, capsys.readouterr().err
     record = SampleRecord.read("x.png")
     assert record.settings["condition"] == ["downsample:4=small.png", "mask=whole.png"]
     assert [len(record.images[name]) for name in ("condition", "mask")] == [2, 1]
@@ -193,7 +138,7 @@ def test_pictures_are_drawn_from_images_and_again_from_their_record(here, capsys
     known = torch.from_numpy(white == 0)[None, None]
     given = {"downsample:4": torch.full((1, 1, 2, 2), 90 / 127.5 - 1.0), "mask": torch.cat((whole * known, known), 1)}
     wanted = model.sample(4, steps=2, sampler="ddim", cond=given, batch_size=4)
-    assert sampled(*asked, *_QUICK, "--out", "x.npz") == 0
+    assert sampled(*asked, *QUICK, "--out", "x.npz") == 0
     with np.load("x.npz") as arrays:
         assert np.abs(arrays["images"].astype(int) - pictures.to_bytes(wanted)[:, 0].numpy().astype(int)).max() <= 1
     capsys.readouterr()
@@ -228,26 +173,11 @@ def test_values_that_do_not_fit_are_refused_in_a_line(shared_run, capsys, asked,
     np.save("two.npy", np.array([0, 2, 1, 2], np.uint16))
     np.save("pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save("words.npy", np.array(["a", "b"]))
-    assert sampled("--run", "t-0001", "--condition", *asked, *_QUICK) == 2
+    assert sampled("--run", "t-0001", "--condition", *asked, *QUICK) == 2
     err = capsys.readouterr().err
     assert message in err, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def table_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("table")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        assert trained(*table()) == 0
-    return folder
-
-
-@pytest.fixture
-def shared_run(table_run, monkeypatch):
-    monkeypatch.chdir(table_run)
-    return table_run
 
 
 @pytest.mark.parametrize(
@@ -311,33 +241,6 @@ def test_hostile_arrays_of_conditions_are_refused_in_a_line(here, capsys, arrays
     assert err.count("\n") == 1
 
 
-def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
-    """Each sample has the condition of one test image, and is among the samples of that image's class."""
-    assert trained(*digits("downsample:4")) == 0
-    drawing = ("--samples", "400", "--steps", "1", "--sampler", "ddim")
-    whole = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *drawing]))
-    model = whole.subject.model
-    given, rows = given_to_samples(model, whole.data, None, 400)
-    assert len(set(rows[:360].tolist())) == len(whole.data.test) == 360, "each once before any twice"
-    centre = model.dequantizer.center(whole.data.test[rows])
-    assert torch.equal(given.values["downsample:4"], torch.nn.functional.avg_pool2d(centre, 4))
-    assert torch.equal(whole.classes, whole.data.test_labels[rows])
-    drawn, _ = whole.draw(torch.device("cpu"), lambda *_: None)
-    wanted = model.sample(400, steps=1, sampler="ddim", cond=given.values)
-    assert torch.equal(drawn, model.dequantizer.quantize(wanted))
-    classes = list(each_class(whole))
-    assert [one.name for one in classes] == [f"digits-0001: {k}" for k in range(10)]
-    assert sum(one.count for one in classes) == 400
-    three = classes[3]
-    assert torch.equal(three.draw(torch.device("cpu"), lambda *_: None)[0], drawn[whole.classes == 3])
-    assert bool((three.data.train_labels == 3).all())
-    assert len(three.data.train) == int((whole.data.train_labels == 3).sum())
-    assert len({json.dumps(one.question, default=str) for one in (whole, *classes)}) == 11
-    for more in (["--condition", "none"], ["--condition", "downsample:4=none"]):
-        with pytest.raises(UserError, match="--by-class: the samples of digits-0001 are of no class"):
-            load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
-
-
 def test_a_label_alone_is_a_model_of_classes(here, capsys):
     """`condition: [label]` is `conditional: true`: the same weights, and so the same bits."""
     for name, setting in (("a", "denoiser.condition=[label]"), ("b", "denoiser.conditional=true")):
@@ -347,68 +250,15 @@ def test_a_label_alone_is_a_model_of_classes(here, capsys):
     assert all(torch.equal(one, other) for one, other in zip(a.module.state_dict().values(),
                                                              b.module.state_dict().values(), strict=True))  # fmt: skip
     for i, asked in enumerate((("--label", "3"), ("--condition", "3"), ("--condition", "label=3"))):
-        assert sampled("--run", "a-0001", *asked, *_QUICK, "--out", f"{i}.npz") == 0
+        assert sampled("--run", "a-0001", *asked, *QUICK, "--out", f"{i}.npz") == 0
     capsys.readouterr()
     for asked in ("label=4", "label=none"):
-        assert sampled("--run", "a-0001", "--label", "3", "--condition", asked, *_QUICK, "--out", "both.npz") == 2
+        assert sampled("--run", "a-0001", "--label", "3", "--condition", asked, *QUICK, "--out", "both.npz") == 2
         assert capsys.readouterr().err == "error: --label, --condition: both say 'label'; use only one of them\n"
     assert not list(here.glob("both*"))
     drawn = [np.load(f"{i}.npz")["images"] for i in range(3)]
     assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
     assert replace(a.facts) == b.facts
-
-
-def test_one_condition_for_all_is_no_information_and_a_group_of_its_own(table_run, tmp_path, monkeypatch, capsys):
-    """E[log p(x | c) - log p(x)] is I(x; c) only where c is that of x."""
-    monkeypatch.chdir(tmp_path)
-    Path("runs").symlink_to(table_run / "runs")
-    asked = (("kind=dog",), ("kind=1", "c=none"), ("c=1,2.5",), ("data",))
-    lines = []
-    for condition in asked:
-        assert run("evaluate", "t-0001", "--condition", *condition, *_EVALUATED) == 0, capsys.readouterr().err
-        lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith(("given", "I(x"))]
-    starts = ("given kind=dog", "given kind=dog", "given c=1,2.5", "I(x; c, kind)")
-    assert [line.partition(" by ")[0].rstrip(",") for line in lines] == list(starts)
-    assert run("evaluate", "t-0001", "--condition", "c=none", "kind=none", *_EVALUATED) == 0
-    out = capsys.readouterr().out
-    assert "(cached)" in out, "no part is given: the question without conditions"
-    assert "given" not in out
-    found = [records.read(path) for path in Path("runs/t-0001/evaluations").glob("ode-*.json")]
-    groups = group([one for one in found if one.protocol.data["images"] == 5])
-    told = sorted((of.dequantization.partition("given ")[2], len(of.rows)) for of in groups)
-    assert told == [("", 1), ("c=1,2.5", 1), ("its c, kind", 1), ("kind=dog", 2)]
-
-    model = load("runs/t-0001")
-    split = load_data_of(load_subject("t-0001", "runs", points=True))
-    dog = next(one for one in found if one.estimate.protocol.get("condition") == "kind=dog")
-    (none,) = (one for of in groups if "given" not in of.dequantization for one in of.rows)
-    identity = {**images_of(split, "test", 5)[1]}
-    given = given_to(model, split, images_of(split, "test", 5)[0], identity, ["kind=dog"])
-    x = split.test[dog.estimate.indices]
-    density = [model.log_density(x, indices=dog.estimate.indices, tolerance=0.1, **cond).log_prob.mean() for cond in
-               ({"cond": {"kind": 1}}, {})]  # fmt: skip
-    wanted = float(density[0] - density[1]) / np.log(2.0) / 3
-    values = values_of(dog, None, none, given)
-    assert values["eval/bits_per_dim_less_than_with_none"] == pytest.approx(wanted, abs=1e-6)
-    assert not any("information" in name for name in values)
-    assert f"{wanted * np.log(2.0):.4f} less" in lines[0]
-
-
-def test_a_label_among_several_parts_is_a_class_for_quality(here):
-    assert trained(*digits("label", "mask")) == 0
-    drawing = ("--samples", "20", "--steps", "1", "--sampler", "ddim")
-    for text, classes in (("3", [3] * 20), ("reference", None)):
-        one = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", text, *drawing]))
-        labels = torch.tensor(classes) if classes else one.classes
-        assert torch.equal(one.classes, labels)
-        assert one.question["classes"] == torch.bincount(labels, minlength=10).tolist()
-        model = one.subject.model
-        drawn, _ = one.draw(torch.device("cpu"), lambda *_: None)
-        wanted = model.sample(20, steps=1, sampler="ddim", cond={"label": labels})
-        assert torch.equal(drawn, model.dequantizer.quantize(wanted))
-    assert (one.classes.bincount(minlength=10) > 0).all(), "every class of the reference"
-    with pytest.raises(UserError, match="--label: "):
-        load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", "12", *drawing]))
 
 
 def test_images_are_encoded_and_drawn_back_under_their_condition(here, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_ranks import by_ranks
 
 from diffusion.commands import records
 from diffusion.commands.evaluate import measuring, targeting
@@ -21,7 +22,6 @@ OPTIONS = {"ode": {"seed": 0, "tolerance": 0.1}, "elbo": {"seed": 0, "evaluation
 
 def shared(count, method, home, target=None):
     """What each of `count` processes returns: threads here, with nothing in common but the disk."""
-    results: list = [None] * count
 
     def one(rank):
         subject = load_subject("digits-0001", "runs")
@@ -30,17 +30,10 @@ def shared(count, method, home, target=None):
         protocol = measuring.question(subject, identity, method, OPTIONS[method])
         how = replace(HOW, processes=Processes(rank, count, rank, count))
         if target is None:
-            results[rank] = measuring.measure(subject, images, protocol, how)
-        else:
-            results[rank] = targeting.measure_to(target, subject, images, protocol, how)[::2]
+            return measuring.measure(subject, images, protocol, how)
+        return targeting.measure_to(target, subject, images, protocol, how)[::2]
 
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert all(results), "a process has failed, or waits for ever"
-    return [evaluation for evaluation, _ in results]
+    return by_ranks(count, one)
 
 
 def same(ours, theirs):

@@ -18,6 +18,8 @@ def test_shapes(shape, blocks, waken):
     assert z.shape == (3, 5)
     assert y.shape == (3, 7, *shape[1:])
     assert y.isfinite().all()
+    assert bool(z.std() > 0)
+    assert bool(y.std() > 0)
 
 
 def test_one_level_has_no_resampling():

@@ -23,6 +23,8 @@ def test_any_size_and_number_of_channels(channels, size, waken):
     y = network(x, torch.zeros(2))
     assert y.shape == x.shape
     assert y.isfinite().all()
+    assert bool(y.std() > 0)
+    torch.testing.assert_close(network(x[1:], torch.zeros(1)), y[1:])  # a row does not depend on others
 
 
 @pytest.mark.parametrize("base_channels", [2, 6, 10, 36])

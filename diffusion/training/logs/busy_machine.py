@@ -6,15 +6,15 @@ import itertools
 import os
 import sys
 import time
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+
+from ..callbacks import StepCallback
 
 FAR = 2.0  # times as long as the quickest steps take
 
 
-class BusyMachine(Callback):
+class BusyMachine(StepCallback):
     """After the first minute on a CPU, says that other processes slow the steps down, if they do.
 
     The measure of what the machine can do are the quickest steps of that minute: a step is never too quick.
@@ -27,21 +27,17 @@ class BusyMachine(Callback):
 
     def __init__(self, images_per_step: int):
         self.images_per_step = images_per_step
-        self._first = self._step = 0
+        self._first = 0
         self._times: list[float] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first = self._step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self._first = trainer.global_step
         watched = trainer.is_global_zero and pl_module.device.type == "cpu" and hasattr(os, "getloadavg")
         self._times = [] if watched else None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._times is None or trainer.global_step == self._step:  # a part of a step, or told already
-            return
-        self._step = trainer.global_step
-        if self._step < self._first + self.WARM_UP:
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._times is None or trainer.global_step < self._first + self.WARM_UP:  # told already, or too early
             return
         self._times.append(time.perf_counter())
         if self._times[-1] - self._times[0] >= self.MINUTE:
