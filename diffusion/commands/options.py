@@ -25,6 +25,14 @@ class Parser(argparse.ArgumentParser):
         prog = command if command.endswith(".py") else f"python -m diffusion {command}"
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
+    def add_runs(self) -> None:
+        """The option that says where runs are looked up by name."""
+        self.add_argument("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+
+    def add_device(self) -> None:
+        """The option that says where to compute."""
+        self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):

@@ -87,9 +87,9 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
     Raises:
         UserError: For the first of them.
     """
+    resolve = runs.resolve_weights if checkpoints else runs.resolve_model
     for name in names:
-        if not (checkpoints and Path(name).suffix == ".ckpt" and Path(name).is_file()):
-            runs.resolve_model(name, runs_dir)
+        resolve(name, runs_dir)
 
 
 def check_conversion(options: argparse.Namespace) -> None:

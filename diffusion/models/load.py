@@ -20,7 +20,6 @@ from ..config import SamplingConfig, parse_config
 from ..errors import UserError, did_you_mean
 from ..storage import hub, runs, tensor_files
 from ..storage.checkpoint_files import read_checkpoint
-from ..storage.paths import named_path
 from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel, factors
 from .build import DataFacts, build_model, check_state
 from .formats import KNOWN, load_known
@@ -58,11 +57,10 @@ def load(
         raise UserError(f"model: found a {type(path_or_name).__name__}; needs a run, a file, or a pretrained: name")
     if runs.python_model(str(path_or_name)) is not None:
         raise UserError(f"{path_or_name}: a Python file is run only where a command names it as its model; import it")
-    path = named_path(path_or_name, "model")
+    path = runs.resolve_weights(path_or_name, runs_dir)
     if path.suffix == ".ckpt":
         state, metadata = _of_checkpoint(path)
     else:
-        path = runs.resolve_model(path_or_name, runs_dir)
         if runs.of_another_project(path):
             name = hub.name_of(str(path_or_name)) or path.resolve().stem
             return _moved(load_known(path, name, configuration), device)

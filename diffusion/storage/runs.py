@@ -94,11 +94,17 @@ def newest_run(runs_dir: str | Path, containing: str = MODEL) -> Path | None:
 
 
 def resolve_weights(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """As `resolve_model`; also takes a training checkpoint, by its path or `RUN/checkpoints/NAME.ckpt`."""
+    """As `resolve_model`; also takes a training checkpoint, by its path or `RUN/checkpoints/NAME.ckpt`.
+
+    Raises:
+        UserError: As `resolve_model`, and for a checkpoint that is not there.
+    """
     path = named_path(path_or_name, "model")
     for place in (path, named_path(runs_dir, "runs") / path):
         if place.suffix == ".ckpt" and place.is_file():
             return place
+    if path.suffix == ".ckpt" and not path.exists():
+        raise UserError(f"{path}: there is no such checkpoint.")
     return resolve_model(path_or_name, runs_dir)
 
 

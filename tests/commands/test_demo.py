@@ -1,8 +1,10 @@
 """The page to play with: what it shows is what its command draws, and a browser finds nothing to complain about."""
 
 import base64
+import gc
 import json
 import shlex
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -233,6 +235,11 @@ def running(models, offered):
             yield window, complaints
     finally:
         blocks.close(verbose=False)
+        with (
+            warnings.catch_warnings()
+        ):  # of the event loop that gradio leaves open
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def _choose(window, name, value):

@@ -38,7 +38,8 @@ def digits(tmp_path):
 
 def test_a_run_a_name_a_file_and_a_checkpoint_are_the_same_model(digits, tmp_path):
     run, weights = digits
-    places = [run, str(run), run / runs.MODEL, run / runs.CHECKPOINTS / "last.ckpt", "tiny-0001"]
+    checkpoint = f"{runs.CHECKPOINTS}/last.ckpt"
+    places = [run, str(run), run / runs.MODEL, run / checkpoint, "tiny-0001", f"tiny-0001/{checkpoint}"]
     for place in places:
         model = load(place, runs_dir=tmp_path)
         assert isinstance(model, GenerativeModel)

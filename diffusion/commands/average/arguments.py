@@ -21,5 +21,5 @@ def parse_average_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "share of the training's length: 0.05 looks back on the last twentieth, more or less; below 0.288")  # fmt: skip
     add("--out", type=path, metavar="OUT.safetensors", help="the file to write; one that is there is not replaced "
         "(default: RUN/average-W.safetensors)")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     return parser.parse_args(list(argv))

@@ -30,7 +30,7 @@ def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "none, or one for all, as in sample.py")  # fmt: skip
     add("--levels", type=positive, default=16, metavar="K", help="noise levels (default: 16)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
-    add("--runs", type=path, default="runs", help="folder in which runs are looked up (default: runs)")
+    parser.add_device()
+    parser.add_runs()
     add("--json", action="store_true", help="print what was found as JSON")
     return parser.parse_args(list(argv))

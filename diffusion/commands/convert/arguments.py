@@ -21,5 +21,5 @@ def parse_convert_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("out", type=path, metavar="OUT.safetensors", help="the file to write; one that is there is not replaced")
     add("--bits", type=int, choices=(32, 16, 8), default=32, help="of a weight: 16 is float16, 8 whole numbers with a "
         "scale a row, half and a quarter of the bytes; they are computed with as float32 (default: 32)")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     return parser.parse_args(list(argv))

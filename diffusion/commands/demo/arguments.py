@@ -18,8 +18,8 @@ def parse_demo_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=path, nargs="?", metavar="MODEL", help="a run folder or its name, a model file, or "
         "pretrained:NAME (default: the newest run, or a shipped model; the page offers the others)")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ... (default: auto)")
+    parser.add_runs()
+    parser.add_device()
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen at; 0.0.0.0 lets other machines "
         "in, without a password (default: 127.0.0.1)")  # fmt: skip
     add("--port", type=_port, metavar="N", help="the port (default: the first free one from 7860 on)")

@@ -17,7 +17,7 @@ def parse_doctor_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "code 0 if all pass, 1 if not.",
     )
     add = parser.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+    parser.add_device()
     add("--json", action="store_true", help="print the checks as JSON")
     add("--all", action="store_true", help="also list every check that passes (default: one line per name)")
     return parser.parse_args(list(argv))

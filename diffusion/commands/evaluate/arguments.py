@@ -46,7 +46,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
     add("--batch-size", type=positive, metavar="B", help="images measured and stored at a time (default: 128)")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+    parser.add_device()
     add("--again", action="store_true", help="measure again, replacing stored results")
     add("--ranked", action="store_true", help="also write a picture of the most and the least likely images")
     add("--ood", type=path, metavar="DATA",
@@ -60,7 +60,7 @@ DATA_HELP = "where the training images are now, if they have moved (default: the
 
 def _common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     add("--split", choices=SPLITS[::-1], default="test", help="which images (default: test)")
     add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")

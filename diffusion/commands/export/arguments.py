@@ -26,5 +26,5 @@ def parse_export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--to", required=True, choices=FORMATS, help="the layout")
     add("--runtime", type=path, metavar="DIR", help="with --to web: the folder of the npm package onnxruntime-web "
         "(default: npm fetches it)")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     return parser.parse_args(list(argv))

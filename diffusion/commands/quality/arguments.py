@@ -24,7 +24,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("run", nargs="+", type=path, metavar="RUN|FOLDER",
         help="a run folder or its name, a model file, pretrained:NAME; or "
         "images: a folder, .zip, .tar or .npz (with --data)")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     add("--data", type=path, metavar="DATA",
         help="what a folder of images is compared with: a named data set, a run (its data), "
         "or a path of images; for a run, where its training images are now")  # fmt: skip
@@ -62,7 +62,7 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "class; of a model of classes with --label reference")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="images processed at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+    parser.add_device()
     add("--no-scale", dest="scale", action="store_false", help="omit the rows for scale: held-out images and uniform "
         "noise, compared with the same reference")  # fmt: skip
     add("--again", action="store_true", help="measure again, replacing stored results")

@@ -15,7 +15,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("sample.py", "Draw samples from the newest run, or from a pretrained model where there is none.")
     add = parser.add_argument
     add("--run", type=path, metavar="RUN", help="a run folder or its name, a .safetensors file, or pretrained:NAME")
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     add("--sampler", help=f"{', '.join(SamplingConfig.words('sampler'))}, or {FITTED}, to the model, for "
         f"{FITTED_STEPS[0]} to {FITTED_STEPS[-1]} steps (default: the run's own, abm)")  # fmt: skip
     add("--n", type=positive, metavar="N", help="number of samples (default: the run's own, 64)")
@@ -87,7 +87,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae; default: mean)")
     add("--dtype", choices=("float32", "float64"), help="precision of the solver (default: float32)")
     add("--batch-size", type=positive, metavar="N", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+    parser.add_device()
     add("--out", type=path, metavar="PATH",
         help="x.png: a grid; x.npz, x.zip or dir/: the images themselves, and a grid; "
         "repeating an interrupted command resumes it")  # fmt: skip

@@ -24,7 +24,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("run", type=path, metavar="RUN|exact:NAME",
         help="a run folder or its name, a model file, pretrained:NAME; or a model in "
         "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
-    add("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+    parser.add_runs()
     add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--samplers", nargs="+", metavar="NAME", help="samplers as in sample.py, or all (default: one or two of "
         "each kind; all excludes fitted, which takes minutes to fit)")  # fmt: skip
@@ -44,7 +44,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--download", action="store_true", help="download torchvision's Inception weights if they are missing")
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     add("--batch-size", type=positive, default=256, metavar="B", help="samples drawn at a time (default: 256)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:0, ..., mps (default: auto)")
+    parser.add_device()
     add("--again", action="store_true", help="measure again, replacing stored results")
     add("--wandb", choices=WANDB, default="auto", help="auto: online if there is a key, else offline (default: auto)")
     return parser.parse_args(list(argv))
