@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from diffusers_pipelines import ATTENTION, PLAIN, network_of, save  # first: without diffusers all is skipped
 from made_runs import make_run
 from tiny_configs import DIGITS as TINY
 
@@ -18,31 +19,23 @@ from diffusion.models.build import DataFacts
 from diffusion.models.formats import diffusers_export, diffusers_unet
 from diffusion.models.formats.fields import Fields
 from diffusion.networks import UNet
-from diffusion.numerics.random import Noise
 from diffusion.schedules import time_grid
-from diffusion.schedules.forward_process import posterior, transition
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    diffusers = pytest.importorskip("diffusers", reason="an optional extra")
     from diffusers import (
-        DDIMPipeline,
         DDIMScheduler,
         DDPMPipeline,
         DDPMScheduler,
-        DiTTransformer2DModel,
         DPMSolverMultistepScheduler,
         ScoreSdeVeScheduler,
         UNet2DModel,
     )
-    from diffusers.schedulers import scheduling_ddim as ddim
-    from diffusers.schedulers import scheduling_ddpm as ddpm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-PLAIN, ATTENTION = "DownBlock2D", "AttnDownBlock2D"
 # Their network for CIFAR-10 (google/ddpm-cifar10-32), narrow: as it is in every field but the widths.
 CIFAR10 = {
     "sample_size": 16, "block_out_channels": (32, 64, 64), "attention_head_dim": None, "norm_eps": 1e-6,
@@ -93,32 +86,6 @@ CASES = {
     "transformer": (DIT, DDIMScheduler(clip_sample=False), "dit"),
     "transformer, an embedding a block": ({**DIT, "patch_size": 4}, DDIMScheduler(clip_sample=False), "diffusers"),
 }  # fmt: skip
-
-
-def network_of(options, seed=0):
-    """A network of theirs with random weights, of every norm and bias, too, in evaluation mode."""
-    torch.manual_seed(seed)
-    down = options.get("down_block_types")
-    up = {} if down is None else {"up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)]}
-    made = (DiTTransformer2DModel if "num_layers" in options else UNet2DModel)(**{**up, **options}).eval()
-    for parameter in made.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    if "num_layers" in options and "patch_size" not in options:  # as published ones are, all blocks have the same
-        first, *others = (block.norm1.emb for block in made.transformer_blocks)
-        for other in others:
-            other.load_state_dict(first.state_dict())
-    return made
-
-
-def save(folder, network, scheduler, **options):
-    """As a pipeline of theirs is saved."""
-    if isinstance(network, UNet2DModel) and isinstance(scheduler, DDIMScheduler | DDPMScheduler):
-        kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
-        kind(network, scheduler).save_pretrained(folder, **options)
-    else:
-        part = "unet" if isinstance(network, UNet2DModel) else "transformer"
-        network.save_pretrained(folder / part, **options)
-        scheduler.save_pretrained(folder / "scheduler")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -186,133 +153,6 @@ def test_draws_are_those_of_their_own_ddim(saved):
         ours = diffusion.sample(model.drawn_with, 3, "ddim", grid=grid, noise=noise / scale, label=labels)
     assert counter.rows == 3 * steps, "as many evaluations as theirs"
     torch.testing.assert_close(scale * ours, x, rtol=1e-4, atol=1e-4)
-
-
-SMALL = {"sample_size": 8, "block_out_channels": (32,), "down_block_types": (PLAIN,)}
-
-
-def own_draw(folder, monkeypatch, noise, **given):
-    """What a loaded pipeline draws by its own settings, as the network sees data, and the fresh noise of that."""
-    model = diffusion.load(folder)
-    settings = model.settled(model.sampling_settings(given))
-    fresh = torch.randn(1000, *noise.shape, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr(Noise, "__call__", lambda self, step: fresh[step].clone())
-    scale = model.adopted.convention.units[0]  # their 255 is at 1, ours at 1 - 1 / 256
-    drawn = diffusion.sample(model.drawn_with, len(noise), noise=noise / scale, **settings)
-    return model, scale * drawn, fresh
-
-
-def their_draw(network, scheduler, noise, fresh, steps, **options):
-    """The loop of their pipeline, with the same fresh noise."""
-    scheduler.set_timesteps(steps)
-    x, count = noise, iter(range(len(fresh)))
-    monkey = [module for module in (ddpm, ddim) if hasattr(module, "randn_tensor")]
-    kept = [module.randn_tensor for module in monkey]
-    for module in monkey:
-        module.randn_tensor = lambda shape, **_: fresh[next(count)]
-    try:
-        with torch.no_grad():
-            for index in scheduler.timesteps:
-                x = scheduler.step(network(x, index.expand(len(x))).sample, index, x, **options).prev_sample
-    finally:
-        for module, original in zip(monkey, kept, strict=True):
-            module.randn_tensor = original
-    return x
-
-
-@pytest.mark.parametrize("kind", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
-def test_the_variance_of_ancestral_steps_is_theirs(tmp_path, monkeypatch, kind):
-    channels = 6 if kind == "learned_range" else 3
-    network = network_of({**SMALL, "out_channels": channels})
-    scheduler = DDPMScheduler(num_train_timesteps=20, variance_type=kind, beta_end=0.2)
-    save(tmp_path, network, scheduler)
-    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    model, ours, fresh = own_draw(tmp_path, monkeypatch, noise)
-    assert model.sampling_settings({})["steps"] == 20
-    expected = their_draw(network, scheduler, noise, fresh, 20)
-    near = 1e-4 if "small" in kind else 2e-2  # the upper one is that of unit data, in our units and in theirs
-    torch.testing.assert_close(ours, expected, rtol=near, atol=near)
-    other = "upper" if "small" in kind else "lower"
-    assert float((own_draw(tmp_path, monkeypatch, noise, variance=other)[1] - ours).abs().max()) > 0.05
-
-
-def test_thresholding_is_theirs(tmp_path, monkeypatch):
-    network = network_of(SMALL)
-    with torch.no_grad():
-        network.conv_out.weight.mul_(20.0)  # x_hat far beyond the range
-    scheduler = DDIMScheduler(
-        num_train_timesteps=100, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5
-    )
-    save(tmp_path, network, scheduler)
-    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    model, ours, fresh = own_draw(tmp_path, monkeypatch, noise, steps=10)
-    assert (model.clip, model.threshold) == (None, (0.9, 1.5))
-    expected = their_draw(network, scheduler, noise, fresh, 10, use_clipped_model_output=True)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    diffusers_export.write(model, tmp_path / "x")
-    assert diffusion.load(tmp_path / "x").threshold == model.threshold
-    assert main(["convert", str(tmp_path), str(tmp_path / "x.safetensors")]) == 0
-    assert diffusion.load(tmp_path / "x.safetensors").threshold == model.threshold
-
-
-def test_the_offset_of_steps_is_theirs(tmp_path, monkeypatch):
-    network = network_of(SMALL)
-    scheduler = DDIMScheduler(num_train_timesteps=100, steps_offset=3, clip_sample=False)
-    save(tmp_path, network, scheduler)
-    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    model, ours, fresh = own_draw(tmp_path, monkeypatch, noise, steps=10)
-    scheduler.set_timesteps(10)
-    times = torch.tensor(model.sampling_settings({"steps": 10})["grid"])
-    torch.testing.assert_close(times[:-1] * 100 - 1, scheduler.timesteps.float(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours, their_draw(network, scheduler, noise, fresh, 10), rtol=1e-4, atol=1e-4)
-    assert model.sampling_settings({"steps": 100})["grid"] == "leading", "no level is above the last"
-    assert model.sampling_settings({"steps": 10, "grid": "leading"})["grid"] == "leading"
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"variance_type": "learned"}, "variance_type: found 'learned'; needs one of fixed_small"),
-        ({"thresholding": 1}, "thresholding: found 1; needs true or false"),
-        ({"thresholding": True, "dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio: found 2.0; needs"),
-        ({"steps_offset": -1}, "steps_offset: found -1; needs a whole number from 0"),
-    ],
-)
-def test_a_field_of_another_kind_is_named(tmp_path, values, told):
-    save(tmp_path, network_of(SMALL), DDPMScheduler())
-    path = tmp_path / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    with pytest.raises(UserError, match=told):
-        diffusion.load(tmp_path)
-
-
-def test_the_discrete_noise_levels_of_score_sde_are_those_of_the_path(tmp_path):
-    """Level j of N is at t = j / (N - 1); a step to the one below has the mean of Bayes' rule, the last is x_hat."""
-    count = 20
-    scheduler = ScoreSdeVeScheduler(num_train_timesteps=count, sigma_min=0.02, sigma_max=50.0)
-    save(tmp_path, network_of({**SMALL, "time_embedding_type": "fourier"}), scheduler)
-    schedule = diffusion.load(tmp_path).adopted.convention.path.schedule
-    scheduler.set_timesteps(count)
-    scheduler.set_sigmas(count)
-    times = torch.arange(count).double() / (count - 1)
-    torch.testing.assert_close(schedule(times)[1], scheduler.discrete_sigmas.double(), rtol=1e-5, atol=0)
-    asked = schedule(scheduler.timesteps.double())[1]  # what the network is told, from t = 1 down to 1e-5
-    torch.testing.assert_close(asked, scheduler.sigmas.double(), rtol=1e-4, atol=0)
-    generator = torch.Generator().manual_seed(0)
-    x, x_hat = (torch.randn(2, 3, 8, 8, generator=generator) for _ in range(2))
-    for i, t in enumerate(scheduler.timesteps):
-        j = count - 1 - i
-        sigma = schedule(times[j])[1]
-        score = (x_hat - x) / sigma.float() ** 2
-        found = scheduler.step_pred(score, t, x, generator)
-        if j == 0:
-            torch.testing.assert_close(found.prev_sample_mean, x_hat, rtol=1e-4, atol=1e-5)
-            continue
-        bayes = posterior(schedule, times[j], times[j - 1])
-        mean = bayes.from_x_t.float() * x + bayes.from_x.float() * x_hat
-        torch.testing.assert_close(found.prev_sample_mean, mean, rtol=1e-4, atol=1e-4)
-        fresh = (found.prev_sample - found.prev_sample_mean).square().mean()
-        assert float(fresh) == pytest.approx(float(transition(schedule, times[j - 1], times[j])[1]), rel=0.3)
 
 
 def test_a_network_of_score_sde(tmp_path):
