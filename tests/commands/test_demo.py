@@ -235,9 +235,7 @@ def running(models, offered):
             yield window, complaints
     finally:
         blocks.close(verbose=False)
-        with (
-            warnings.catch_warnings()
-        ):  # of the event loop that gradio leaves open
+        with warnings.catch_warnings():  # of the event loop that gradio leaves open
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
 
