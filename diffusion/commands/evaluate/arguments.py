@@ -58,7 +58,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
 DATA_HELP = "where the training images are now, if they have moved (default: the run's data.path)"
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: Parser) -> None:
     add = parser.add_argument
     parser.add_runs()
     add("--split", choices=SPLITS[::-1], default="test", help="which images (default: test)")
