@@ -50,8 +50,10 @@ class AdoptedModel(DiffusionModel):
 
     Args:
         denoiser: The network by its convention.
+        config: Of a run that trained it further; None: where its images are is said by --data.
         facts: The shape, the levels and the classes of its data.
-        name: Its name in messages.
+        source: Its file, or its name in messages.
+        step: As `TrainedModel`.
         clip: What x_hat is clipped to in draws, as the network sees data; None: it is not.
         threshold: The quantile and the largest value of dynamic thresholding in draws (`Thresholded`), in its place.
 
@@ -68,14 +70,16 @@ class AdoptedModel(DiffusionModel):
     def __init__(
         self,
         denoiser: AdoptedDenoiser,
+        config: Config | None,
         facts: DataFacts,
-        name: str,
+        source: str = "",
+        step: int = 0,
         clip: float | None = None,
         threshold: tuple[float, float] | None = None,
     ):
-        # where its images are is said by --data
-        config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
-        super().__init__(denoiser, config, facts, name, beside="")
+        if config is None:
+            config = Config(family="adopted", data=DataConfig(name="folder", path="images-of-an-adopted-model"))
+        super().__init__(denoiser, config, facts, source, step, beside="")
         self.adopted = denoiser
         self.clip, self.threshold = clip, threshold
         self._said: set[str] = set()
@@ -252,12 +256,12 @@ def adopt(
     threshold = None if threshold is None else _threshold(threshold)
     if None not in (clip, threshold):
         raise UserError("clip, threshold: both say what becomes of x_hat; give one of them")
-    model = AdoptedModel(denoiser, facts, name, clip, threshold)
+    model = AdoptedModel(denoiser, None, facts, name, 0, clip, threshold)
     if cond is not None and images is None:
         raise UserError("cond: says the labels of images=, the held-out images; give those, too")
     if best:
         end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape), cond)
-        model = AdoptedModel(denoiser.within(end).eval(), facts, name, clip, threshold)
+        model = AdoptedModel(denoiser.within(end).eval(), None, facts, name, 0, clip, threshold)
         print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
     if images is not None:
         print(model.check(images, cond=cond))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ...config import SPLITS, LoggingConfig
+from ...config import DENOISING, SPLITS, LoggingConfig
 from ...errors import UserError
 from ..options import Parser, number, path, positive, seed, tolerance
 
@@ -109,7 +109,7 @@ def estimator_options(arguments: argparse.Namespace, method: str, family: str, a
             found[key] = value
     if arguments.draws is not None:
         # noise levels are drawn for a diffusion model's bound, codes for the others'
-        of_elbo = "evaluations" if family == "diffusion" else "samples"
+        of_elbo = "evaluations" if family in DENOISING else "samples"
         found[of_elbo if method == "elbo" else _DRAWS.get(method, "draws")] = arguments.draws
     for key, value in arguments.option:
         if key in _OWN:

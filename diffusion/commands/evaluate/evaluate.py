@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...baselines import latent_images
+from ...config import DENOISING
 from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
 from ...errors import UserError, choose
@@ -39,7 +40,7 @@ from .toys import gap_sentence, measure_toy
 
 def default_method(family: str) -> str:
     """The default estimator of a family."""
-    return "ode" if family == "diffusion" else "iwae"
+    return "ode" if family in DENOISING else "iwae"
 
 
 def methods_of(named: str | None, family: str) -> list[str]:
@@ -51,7 +52,7 @@ def methods_of(named: str | None, family: str) -> list[str]:
     methods = list(dict.fromkeys((named or default_method(family)).split(",")))
     own, others, why = (
         (METHODS, latent_images.METHODS, "it has no codes to weigh")
-        if family == "diffusion"
+        if family in DENOISING
         else (latent_images.METHODS, METHODS, "it decodes codes, and has no path from noise to follow")
     )
     for method in methods:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import DENOISING
 from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.error_budget import complete
@@ -218,6 +219,6 @@ def question(subject: Subject, data: dict[str, Any], method: str, options: dict[
 
     The way in which the bound's integral is sampled is part of the question: results of earlier releases differ.
     """
-    if method == "elbo" and subject.model.config.family == "diffusion":
+    if method == "elbo" and subject.model.config.family in DENOISING:
         options = {"reference": REFERENCES[0], **options}
     return Protocol(data, subject.weights, method, options)
