@@ -162,6 +162,7 @@ def load_images(
     count, height, width = pixels.shape[1:]
     about: dict[str, str | int | float] = {
         "channels": count,
+        **({"opacity": "the last channel"} if raw.opacity else {}),
         "height": height,
         "width": width,
         "levels": levels,

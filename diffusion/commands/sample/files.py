@@ -57,6 +57,7 @@ class SampleFiles:
         record: How they are drawn.
         levels: The levels of images, kept as arrays where they are more than 256; None for numbers, kept as they are.
         processes: Those that share the draw.
+        opacity: Whether the last channel of images is their opacity.
 
     Raises:
         UserError: For a target that cannot be written, that was begun with other settings, or that another process
@@ -71,8 +72,9 @@ class SampleFiles:
         record: SampleRecord,
         levels: int | None,
         processes: Processes = ALONE,
+        opacity: bool = False,
     ):
-        self.n = n
+        self.n, self.opacity = n, opacity
         self.record = record
         self.levels, self.continuous = levels, levels is None
         self.processes = processes
@@ -308,7 +310,7 @@ class SampleFiles:
         for batch, values in self._read():
             for index, pixels in zip(range(*batch), values, strict=True):
                 text = self.record.one(index, batch).to_text()
-                yield f"{index:0{digits}d}.png", pictures.encode(pictures.from_bytes(pixels), text)
+                yield f"{index:0{digits}d}.png", pictures.encode(pictures.from_bytes(pixels, self.opacity), text)
 
     def _write_images(self) -> None:
         assert self.target is not None

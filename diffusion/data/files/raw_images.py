@@ -50,6 +50,7 @@ class RawImages:
         skipped: The files that could not be read and were left out.
         notes: What was guessed or left out, and why, a line each.
         columns: What it says of every row beside, of what was asked for.
+        opacity: Whether the last channel is opacity.
     """
 
     images: Tensor | MappedRows
@@ -64,3 +65,4 @@ class RawImages:
     skipped: int = 0
     notes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    opacity: bool = False
