@@ -45,9 +45,7 @@ def check_start(config: Config) -> None:
     """
     if config.trainer.start is None:
         if config.family == "adopted":
-            raise UserError(
-                "trainer.start: family 'adopted' trains a model of another project; give --from MODEL"
-            )
+            raise UserError("trainer.start: family 'adopted' trains a model of another project; give --from MODEL")
         return
     try:
         runs.resolve_weights(config.trainer.start, config.runs)

@@ -238,7 +238,8 @@ class Config(Section):
             if value != default:
                 takers = ", ".join(families)
                 key = section.key(name)
-                raise UserError(f"{key}: found {show(value)}; family '{self.family}' does not take it; {takers} does")
+                do = "do" if len(families) > 1 else "does"
+                raise UserError(f"{key}: found {show(value)}; family '{self.family}' does not take it; {takers} {do}")
 
     def sections(self) -> list[Section]:
         """The sections, in their order."""

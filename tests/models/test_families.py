@@ -205,13 +205,13 @@ REFUSED = {
     ("vae-digits", "schedule.name=vp"): "schedule.name: found 'vp'; family 'vae' does not take it; diffusion does",
     ("vae-digits", "autoencoder.entropy_weight=2"): "autoencoder.entropy_weight: found 2.0; family 'vae' does not",
     ("eae-digits", "autoencoder.beta=2"): "autoencoder.beta: found 2.0; family 'eae' does not take it; vae does",
-    ("eae-digits", "sampling.steps=7"): "sampling.steps: found 7; family 'eae' does not take it; diffusion does",
+    ("eae-digits", "sampling.steps=7"): "sampling.steps: found 7; family 'eae' does not take it; diffusion, adopted do",
     ("vae-digits", "sampling.prior=mixture"): "sampling.prior: found 'mixture'; family 'vae' does not take it",
     ("digits", "autoencoder.latent_dim=3"): "autoencoder.latent_dim: found 3; family 'diffusion' does not take it; "
-    "vae, eae does",
+    "vae, eae do",
     ("digits", "evaluation.iwae_samples=3"): "evaluation.iwae_samples: found 3; family 'diffusion' does not",
     ("vae-digits", "autoencoder.observation=logistic"): "autoencoder.observation: found 'logistic'; must be one of ",
-    ("digits", "family=vea"): "family: found 'vea'; must be one of diffusion, vae, eae. Did you mean 'vae'?",
+    ("digits", "family=vea"): "family: found 'vea'; must be one of diffusion, adopted, vae, eae. Did you mean 'vae'?",
 }
 
 

@@ -11,8 +11,8 @@ from tiny_configs import digits_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
 import diffusion
-from diffusion.data import describe
 from diffusion import load, sample
+from diffusion.data import describe
 from diffusion.errors import UserError
 from diffusion.storage import runs, tensor_files
 from diffusion.training import callbacks

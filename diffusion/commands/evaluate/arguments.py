@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...config import DENOISING, SPLITS, LoggingConfig
 from ...errors import UserError
-from ..options import Parser, number, path, positive, seed, tolerance
+from ..options import Parser, add_fitted_start, number, path, positive, seed, tolerance
 
 WANDB = LoggingConfig.words("wandb")
 
@@ -38,6 +38,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "most E bits/dim (a 95 %% interval is then about E times 2 to either side), and report what was spent: more "
         "images (at most --images N), draws, probes, or a tighter tolerance. Once all images are used, E refers to the "
         "error of measuring these. --draws, --probes and --tolerance are the starting values")  # fmt: skip
+    add_fitted_start(parser)
     add("--tolerance", type=tolerance, metavar="X", help="error tolerance per step (ode)")
     add("--draws", type=positive, metavar="K", help="random draws per image: dequantised points (ode), "
         "noise levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
@@ -92,7 +93,10 @@ def _setting(text: str) -> tuple[str, object]:
 # What `--draws` is called by each estimator.
 _DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
-_OWN = ("condition", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
+_OWN = (
+    "condition", "fitted_start", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance",
+    "probes",
+)  # fmt: skip
 
 
 def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:

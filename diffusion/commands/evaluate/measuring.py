@@ -31,6 +31,7 @@ from ..subjects import CONDITION_DIGEST, Subject, rows_of
 from .given import CONDITION, Given
 
 CHUNK = 128
+START = "fitted_start"
 # The parts of images that are measured again, for the error budget.
 _AGAIN = "again-"
 _POLL_SECONDS = 0.2
@@ -187,7 +188,8 @@ def _chunk(
     model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None, **cond: Any
 ) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
-    options = {name: value for name, value in protocol.options.items() if name != CONDITION}
+    # the model knows its start
+    options = {name: value for name, value in protocol.options.items() if name not in (CONDITION, START)}
     return model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...denoisers.adopted import Labels
-from ...denoisers.given import whole_number
+from ...denoisers.given import switch, whole_number
 from ...errors import UserError, choose, shown
 from ...samplers.ancestral import VARIANCES
 from ...storage.records import DAMAGED, reading
@@ -52,8 +52,8 @@ class Known:
         options: The arguments of that, plain values.
         weights: The network's state.
         conventions: Arguments of `adopt`, plain values: a table is a list.
-        sampling: Fields of `SamplingConfig`, and `variance` and `steps_offset` of `AdoptedModel`: how it is drawn from
-            where nothing else is said.
+        sampling: Fields of `SamplingConfig`, and `variance`, `steps_offset` and `ends_at_level` of `AdoptedModel`: how
+            it is drawn from where nothing else is said.
     """
 
     network: str
@@ -97,6 +97,7 @@ class Known:
         if (variance := sampling.pop("variance", None)) is not None:
             model.variance = choose("variance", str(variance), VARIANCES)
         model.steps_offset = whole_number("steps_offset", sampling.pop("steps_offset", 0), 0)
+        model.ends_at_level = switch("ends_at_level", sampling.pop("ends_at_level", False))
         model.config = model.config.replace(sampling=model.config.sampling.replace(**sampling))
         if config is not None and facts is not None:
             if facts.shape != model.facts.shape or facts.levels != model.facts.levels:
