@@ -121,12 +121,14 @@ class Progress(Callback):
     def __init__(self, images_per_step: int):
         self.images_per_step = images_per_step
         self._bar: tqdm | None = None
-        self._begun = self._mark = (0, 0.0)
+        self._mark = (0, 0.0)
+        self._begun: tuple[int, float] | None = None  # step and time after the first step, which may compile
         self._next = 0.0
         self._lr = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun = self._mark = (trainer.global_step, time.perf_counter())
+        self._mark = (trainer.global_step, time.perf_counter())
+        self._begun = None
         self._next = self._mark[1] + self.FIRST
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
@@ -138,6 +140,8 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if self._begun is None:
+            self._begun = (step, time.perf_counter())
         if self._bar is not None and step != self._bar.n:
             self._bar.update(step - self._bar.n)
         elif self._bar is None and trainer.is_global_zero and time.perf_counter() >= self._next:
@@ -167,10 +171,11 @@ class Progress(Callback):
         step, now = trainer.global_step, time.perf_counter()
         self._next = now + self.EVERY
         parts = [f"{name} {value}" for name, value in self._figures(trainer).items()]
-        first, since = self._begun
+        first, since = self._begun or (step, now)
         if first < step < trainer.max_steps and now - since >= self.FIRST:
             parts.append(f"{(trainer.max_steps - step) * (now - since) / (step - first) / 60:.1f} min left")
-        print(f"step {step:,} of {trainer.max_steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
+        said = f"step {step:,} of {trainer.max_steps:,}: {', '.join(parts)}"
+        print(said.removesuffix(": "), file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -315,4 +315,4 @@ def test_a_log_file_hears_of_the_first_steps(tmp_path, monkeypatch, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == [f"step {step} of 4" for step in range(1, 5)]
     assert all("loss " in line for line in lines)
-    assert ["min left" in line for line in lines] == [True, True, True, False]
+    assert ["min left" in line for line in lines] == [False, True, True, False]  # the first step may compile
