@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from ...errors import UserError
 from .channels import as_seen, bands_of, is_tiff, stored_channels, tiff_channels, upright
 from .fitting import Size, fit_of, resize_and_crop
 
-CHUNK = 1024
+CHUNK, _SHARE = 1024, 16  # files decoded before the next are looked at, and by a thread at a time
 _MOST = 0xFFFF
 Progress = Callable[[int, int], None]
 
@@ -58,7 +58,7 @@ def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels
     resized = torch.empty(len(images), images.shape[1], fit.height, fit.width, dtype=torch.uint8)
     for row, image in enumerate(images):
         array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
-        resized[row] = _to_tensor(np.asarray(fit(Image.fromarray(array))))
+        resized.numpy()[row] = _channels_first(np.asarray(fit(Image.fromarray(array))))
     return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
 
 
@@ -254,7 +254,8 @@ def decode(
                 if seen is not None and (sixteen or image.mode.startswith("I")):
                     seen.tops.append(int(values.max()))
                 return resize_levels(values, size, 2**used - 1)
-            eight_bits = to_eight_bits(ImageOps.exif_transpose(image), bits)
+            ImageOps.exif_transpose(image, in_place=True)
+            eight_bits = to_eight_bits(image, bits)
             if sixteen.startswith("LA"):  # opened as colour
                 eight_bits = eight_bits.convert("L")
             if seen is not None and image.mode.startswith("I"):
@@ -334,28 +335,30 @@ def decode_all(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         # In chunks, so that a first error is not followed by the decoding of everything else.
         while chunk := list(islice(remaining, CHUNK)):
-            for file, array in zip(chunk, pool.map(one, chunk), strict=True):
+            shares = [chunk[start : start + _SHARE] for start in range(0, len(chunk), _SHARE)]
+            arrays = chain.from_iterable(pool.map(lambda share: [one(file) for file in share], shares))
+            for file, array in zip(chunk, arrays, strict=True):
                 done += 1
                 if isinstance(array, str):
                     skipped.append(array)
                     continue
-                tensor = _to_tensor(array)
+                array = _channels_first(array)
                 if images is None:
-                    images, first = allocate((len(files), *tensor.shape), dtype), file.described
-                if tensor.shape[1:] != images.shape[2:]:
+                    images, first = allocate((len(files), *array.shape), dtype), file.described
+                if array.shape[1:] != images.shape[2:]:
                     raise UserError(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
-                        f"is {_size(tensor)} (width x height); data.size=... resizes and crops them all."
+                        f"is {_size(array)} (width x height); data.size=... resizes and crops them all."
                     )
-                if every and len(tensor) != images.shape[1]:
+                if every and len(array) != images.shape[1]:
                     raise UserError(
                         f"data.path: images differ in channels: {first} has {images.shape[1]}, {file.described} has "
-                        f"{len(tensor)}; data.channels=seen shows them all in colour"
+                        f"{len(array)}; data.channels=seen shows them all in colour"
                     )
-                if len(tensor) > images.shape[1]:
+                if len(array) > images.shape[1]:
                     grey, images = images, allocate((len(files), 3, *images.shape[2:]), dtype)
                     images[: len(kept)] = grey[: len(kept)]  # the first colour file: what was read so far is grey
-                images[len(kept)] = tensor
+                images.numpy()[len(kept)] = array
                 kept.append(done - 1)
             if progress is not None:
                 progress(done, len(files))
@@ -389,10 +392,9 @@ def _decode_or_tell(file: ImageFile, **how: Any) -> np.ndarray | str:
         return str(error)
 
 
-def _size(image: Tensor) -> str:
+def _size(image: Tensor | np.ndarray) -> str:
     return f"{image.shape[-1]} x {image.shape[-2]}"
 
 
-def _to_tensor(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(np.array(array))  # a copy: Pillow's buffer is read-only
-    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
