@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_configs import digits_config, toy_config
@@ -316,3 +317,10 @@ def test_a_log_file_hears_of_the_first_steps(tmp_path, monkeypatch, capfd):
     assert [line.partition(":")[0] for line in lines] == [f"step {step} of 4" for step in range(1, 5)]
     assert all("loss " in line for line in lines)
     assert ["min left" in line for line in lines] == [False, True, True, False]  # the first step may compile
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_run_that_compiles_says_why_its_first_step_takes_long(compiles, capfd):
+    trainer = Trainer(max_steps=4, logger=False, barebones=True)
+    callbacks.Progress(8, compiles).on_train_start(trainer, LightningModule())
+    assert ("compiling: the first step" in capfd.readouterr().err) is compiles
