@@ -114,13 +114,15 @@ class Progress(Callback):
 
     Args:
         images_per_step: Images per step, over all devices.
+        compiles: Whether the first step compiles, which takes a while.
     """
 
     FIRST, EVERY = 5.0, 30.0  # seconds until the first line, and between two
     BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # all of it within 80 columns, also of days
 
-    def __init__(self, images_per_step: int):
+    def __init__(self, images_per_step: int, compiles: bool = False):
         self.images_per_step = images_per_step
+        self.compiles = compiles
         self._bar: tqdm | None = None
         self._mark = (0, 0.0)
         self._begun: tuple[int, float] | None = None  # step and time after the first step, which may compile
@@ -131,6 +133,8 @@ class Progress(Callback):
         self._mark = (trainer.global_step, time.perf_counter())
         self._begun = None
         self._next = self._mark[1] + self.FIRST
+        if trainer.is_global_zero and self.compiles:
+            print("compiling: the first step takes a minute or more", file=sys.stderr, flush=True)
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, bar_format=self.BAR)
 

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_configs import digits_config, toy_config
@@ -331,3 +332,10 @@ def test_the_bar_of_a_terminal_of_80_columns_shows_it_all(tmp_path, monkeypatch,
     longest = "loss=-12.1234, validation=-12.1234, images/s=12345"
     shown = tqdm.format_meter(29_999, 30_000, 3599, ncols=80, bar_format=callbacks.Progress.BAR, postfix=longest)
     assert shown.endswith(longest), shown
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_run_that_compiles_says_why_its_first_step_takes_long(compiles, capfd):
+    trainer = Trainer(max_steps=4, logger=False, barebones=True)
+    callbacks.Progress(8, compiles).on_train_start(trainer, LightningModule())
+    assert ("compiling: the first step" in capfd.readouterr().err) is compiles
