@@ -88,7 +88,8 @@ def sample(argv: Sequence[str]) -> int:
 class ProgressBar:
     """The progress of a command, from callbacks (done, count): a bar per task in a terminal, lines elsewhere.
 
-    The lines come at fixed times, even if no callback comes for minutes.
+    The lines come at fixed times, even if no callback comes for minutes, and say the time left as a bar does: at the
+    pace since the task's first callback, or since it was told of more to do.
     """
 
     FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
@@ -96,6 +97,7 @@ class ProgressBar:
     def __init__(self) -> None:
         self._bar = None
         self._task, self._state = "", ""
+        self._begun = self._last = (0, 0, 0.0)  # done, of how many, at which time
         self._over = threading.Event()
 
     def named(self, task: str, done: int, count: int, note: str = "") -> None:
@@ -109,6 +111,9 @@ class ProgressBar:
             return
         parts = (f"{done:,} of {count:,}" if count else "", note)
         self._state = "".join(f", {part}" for part in parts if part)
+        self._last = (done, count, time.monotonic())
+        if is_new or done < self._begun[0] or count != self._begun[1]:
+            self._begun = self._last
         if is_new and not is_helper():
             self._over = threading.Event()
             threading.Thread(target=self._tell, args=(task, self._over), name="progress", daemon=True).start()
@@ -116,8 +121,17 @@ class ProgressBar:
     def _tell(self, task: str, over: threading.Event) -> None:
         start, wait = time.monotonic(), self.FIRST
         while not over.wait(wait):
-            print(f"{task}: {time.monotonic() - start:.0f} s{self._state}", file=sys.stderr, flush=True)
+            now = time.monotonic()
+            print(f"{task}: {now - start:.0f} s{self._state}{self._left(now)}", file=sys.stderr, flush=True)
             wait = self.EVERY
+
+    def _left(self, now: float) -> str:
+        """The time left, if it can be told."""
+        (first, _, since), (done, count, last) = self._begun, self._last
+        if done <= first:
+            return ""
+        left = (count - done) * (last - since) / (done - first) - (now - last)
+        return f", {left / 60:.1f} min left" if left > 0 else ""
 
     def _show(self, task: str, done: int, count: int, note: str) -> None:
         if self._bar is None:

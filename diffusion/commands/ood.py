@@ -21,9 +21,9 @@ from ..config import SPLITS
 from ..data import ImageData, image_names, load_images
 from ..data.files.alike import Alike
 from ..data.splits import GIVEN
-from ..denoisers.given import type_of_levels
 from ..denoisers.inverse_problems.operators import LUMA
 from ..errors import UserError, did_you_mean, reported_as
+from ..likelihood import Dequantizer
 from .compare.figures import histograms
 from .records import Evaluation
 from .subjects import identify, images_of
@@ -47,8 +47,8 @@ class Foreign:
 def load(name: str, native: ImageData, split: str, count: int | None, bits: int | None = None) -> Foreign:
     """The images of another data set, at the size, the levels and the channels of `native`.
 
-    Finer levels k of L' are read as the native floor(k L / L'), those of bins of equal width. Colour becomes grey by
-    its luma (Rec. 601), grey three equal channels. Where a path names images without splits, all of them are taken:
+    Finer levels become the native ones of bins of equal width (`Dequantizer.regraded`). Colour becomes grey by its
+    luma (Rec. 601), grey three equal channels. Where a path names images without splits, all of them are taken:
     no model here was trained on any.
 
     Args:
@@ -88,7 +88,7 @@ def load(name: str, native: ImageData, split: str, count: int | None, bits: int 
         images = _grey(images) if native.shape[0] == 1 else images.expand(-1, native.shape[0], -1, -1)
         changes.append(f"turned {'grey' if native.shape[0] == 1 else 'to three equal channels'}")
     if other.levels != native.levels:
-        images = (images.long() * native.levels // other.levels).to(type_of_levels(native.levels))
+        images = Dequantizer(native.levels).regraded(images, other.levels)
         changes.append(f"{other.levels} levels to {native.levels}")
     identity = {**identity, **identify(images, Path(name).name, split if has_splits else "all", native.levels)}
     return Foreign(images, {**identity, "foreign": True}, f"--ood {name}: {', '.join([which, *changes])}")

@@ -57,6 +57,9 @@ def in_flags(options: argparse.Namespace) -> AbstractContextManager[None]:
 
 def path(text: str) -> str:
     """A path or a name, with `~` expanded."""
+    if text.startswith(("data.root=", "data.path=")):
+        key, _, value = text.partition("=")
+        raise argparse.ArgumentTypeError(f"found '{text}'; {key} is a key of train.py; here it is --data {value}")
     try:
         return expanded(text, "path")
     except UserError as error:

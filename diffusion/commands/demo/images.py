@@ -16,7 +16,7 @@ from torch import Tensor
 from ...data import pictures
 from ...data.charts import COLOURS, PALE, draw, panels
 from ...errors import UserError
-from ...likelihood import Estimate
+from ...likelihood import Dequantizer, Estimate
 from ...models import DiffusionModel, TrainedModel
 from ...storage import atomic, runs
 from ..sample.control import image_for
@@ -98,7 +98,7 @@ def bits(model: TrainedModel, path: str, seed: int) -> Bits:
     """
     x = seen(model, path)
     assert model.dequantizer is not None
-    images = model.dequantizer.quantize(x)
+    images = model.dequantizer.regraded(Dequantizer(256).quantize(x), 256)
     estimate = model.log_likelihood(images, method="elbo", evaluations=EVALUATIONS, seed=seed)
     unit = -1.0 / (estimate.dims * math.log(2.0))
     terms = ("prior", "diffusion", "reconstruction")

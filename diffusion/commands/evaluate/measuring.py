@@ -33,7 +33,7 @@ CHUNK = 128
 # The parts of images that are measured again, for the error budget.
 _AGAIN = "again-"
 _POLL_SECONDS = 0.2
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class How:
         batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
             estimator's own choice.
         again: Measure again, replacing the stored result.
-        progress: Called with (images done, number of images).
+        progress: Called with (images done, number of images), and then also with what else is measured.
         processes: The processes that share the measurement.
     """
 
@@ -82,7 +82,10 @@ def measure(
     if how.again:
         bench.clear()
     try:
-        completed = complete(bench(bench.rows, {}, how.progress), bench)
+        estimate = bench(bench.rows, {}, how.progress)
+        if how.progress is not None:
+            how.progress(len(bench.rows), len(bench.rows), "error budget")
+        completed = complete(estimate, bench)
         bench.leave_to_main()
     except AnsweredError:
         return records.read(answer), False

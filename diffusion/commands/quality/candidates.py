@@ -174,8 +174,7 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
         raise UserError(f"--samples: found {options.samples}; {text} holds {len(pixels)} images")
     rows = fixed_subset(len(pixels), options.samples)
     pixels, names = pixels[rows], [raw.keys[int(row)] for row in rows]
-    # the bytes that pictures.to_bytes makes of [-1, 1], back to levels
-    images = pixels if data.levels > 256 else Dequantizer(data.levels).quantize(pixels.double() / 127.5 - 1.0)
+    images = Dequantizer(data.levels).regraded(pixels, raw.levels or 256)
     path = Path(text)
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"

@@ -21,8 +21,7 @@ from ...errors import UserError, did_you_mean
 from ..class_names import listed
 from ..splits import SPLITS, split_of
 from .columns import of_arrays
-from .decoding import resize_arrays
-from .fitting import Size
+from .fitting import Size, resize_arrays
 from .raw_images import Column, RawImages
 
 ENDINGS = (".npz", ".npy")

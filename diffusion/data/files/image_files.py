@@ -204,10 +204,11 @@ def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[Image
             passed.links.append(Path(folder).relative_to(root).as_posix())
             continue
         seen.add(real)
+        inside = Path(folder).relative_to(root).as_posix() + "/" if folder != str(root) else ""
         for name in names:
-            file = Path(folder, name)
             if passed.is_image(PurePosixPath(name)):
-                files.append(ImageFile(file.relative_to(root).as_posix(), str(file), file.read_bytes))
+                file = os.path.join(folder, name)
+                files.append(ImageFile(inside + name, file, partial(_read, file)))
     in_folders = {split_of(_first(file.name)) for file in files}
     for archive in sorted(root.glob("*.zip")):
         split = split_of(archive.stem)
@@ -325,6 +326,11 @@ def _swap_first_two(file: ImageFile) -> ImageFile:
 
 def _drop_first(file: ImageFile) -> ImageFile:
     return replace(file, name=file.name.partition("/")[2])
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _raise(error: OSError) -> None:
