@@ -24,7 +24,7 @@ def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
     if isinstance(value, list | tuple) and value and all(map(_is_array, value)):
         return torch.stack([as_tensor(one, dtype) for one in value])
     if not isinstance(value, Tensor) and _is_array(value):
-        array = value.__array__()
+        array = _array_of(value)
         if array.dtype.kind in "fiuc":
             long = array.dtype.kind == "f" and array.dtype.itemsize > 8  # C's long double
             array = array.astype("float64" if long else array.dtype.newbyteorder("="), copy=False)
@@ -40,10 +40,14 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {'no values (device meta)' if value.is_meta else f'layout {value.layout}'}"
     if _is_array(value):
-        array = value.__array__()
+        array = _array_of(value)
         return f"an array of {array.dtype} {array.shape}"
     return shown(value)
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or (hasattr(value, "__array__") and not isinstance(value, type))
+
+
+def _array_of(value: Any) -> Any:
+    return value.__array__()
