@@ -106,14 +106,15 @@ class ProgressBar:
         if is_new:
             self.close()
             self._task = task
+        begins = is_new or done < self._begun[0] or count != self._begun[1]
+        self._last = (done, count, time.monotonic())
+        if begins:
+            self._begun = self._last
         if sys.stderr.isatty():
-            self._show(task, done, count, note)
+            self._show(task, done, count, note, begins)
             return
         parts = (f"{done:,} of {count:,}" if count else "", note)
         self._state = "".join(f", {part}" for part in parts if part)
-        self._last = (done, count, time.monotonic())
-        if is_new or done < self._begun[0] or count != self._begun[1]:
-            self._begun = self._last
         if is_new and not is_helper():
             self._over = threading.Event()
             threading.Thread(target=self._tell, args=(task, self._over), name="progress", daemon=True).start()
@@ -133,11 +134,13 @@ class ProgressBar:
         left = (count - done) * (last - since) / (done - first) - (now - last)
         return f", {left / 60:.1f} min left" if left > 0 else ""
 
-    def _show(self, task: str, done: int, count: int, note: str) -> None:
+    def _show(self, task: str, done: int, count: int, note: str, begins: bool) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
             self._bar = tqdm(initial=done, desc=task, unit="", miniters=0)
+        elif begins:
+            self._bar.reset()  # and with it the clock
         self._bar.total = count or None
         if note:
             self._bar.set_postfix_str(note, refresh=False)
