@@ -114,7 +114,7 @@ def _saved(image, exif):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_samples_with_opacity_are_pictures_with_it(channels, tmp_path, monkeypatch, capsys):
-    """Read, drawn, written and read again; of four bands that are no opacity a picture shows two halves."""
+    """Read, drawn, written and read again; bands that are no opacity are no pictures."""
     monkeypatch.chdir(tmp_path)
     path = folder(tmp_path, values(channels, shape=(8, 8)), png, "png")
     (tmp_path / "bands").mkdir()
@@ -126,13 +126,11 @@ def test_samples_with_opacity_are_pictures_with_it(channels, tmp_path, monkeypat
         assert ("opacity" in facts.provenance) == (name == "seen")
         run = make_run(tmp_path / "runs", config, facts)
         draw = ("--run", str(run), "--n", "2", "--steps", "2", "--device", "cpu", "--out")
-        assert command(sample, [*draw, f"{name}-out"]) == 0, capsys.readouterr().err
+        assert command(sample, [*draw, f"{name}-out"]) == (0 if name == "seen" else 2), capsys.readouterr().err
         assert command(sample, [*draw, f"{name}.npz"]) == 0
     with np.load("seen.npz") as arrays, Image.open("seen-out/000001.png") as image:
         assert image.mode == ("LA" if channels == 2 else "RGBA")
         assert np.array_equal(np.asarray(image), arrays["images"][1])
-    with Image.open("bands-out/000001.png") as image:
-        assert image.mode == ("L" if channels == 2 else "RGB")
     assert command(sample, ["--from", "seen-out/000001.png", "--out", "again.png"]) == 0
     assert "the same pixels" in capsys.readouterr().out
 

@@ -20,6 +20,7 @@ from PIL import Image
 from ... import samplers
 from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
+from ...data.files.raw_images import OPACITY
 from ...denoisers.condition import LABEL
 from ...devices import choose_device, device_name
 from ...errors import UserError
@@ -42,7 +43,6 @@ from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
 from .start import start_of_draws
 
-OPACITY = "opacity"  # in the provenance of images whose last channel is that
 DEFAULT_MODEL = "pretrained:digits"
 _NEWEST = "; it is the newest run, --run names another"
 # The samples that an animation shows.
@@ -75,8 +75,7 @@ def draw(options: argparse.Namespace) -> int:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
     check_count(drawing.settings.get("cond", {}), n)
-    place, facts = _place(model, options, way, "png"), model.facts
-    files = SampleFiles(options.out, place, n, record, facts.levels, processes, OPACITY in facts.provenance)
+    files = SampleFiles(options.out, _place(model, options, way, "png"), n, record, model.facts, processes)
     if files.done:
         print(f"{files.done} of {n} samples are there already; resuming")
     start = time.perf_counter()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .mapped_rows import MappedRows
 
+OPACITY = "opacity"  # in the provenance of images whose last channel is that
+
 
 @dataclass(frozen=True, eq=False)
 class Column:
