@@ -81,9 +81,9 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
     return found
 
 
-def is_child(environment: Mapping[str, str] = os.environ) -> bool:
+def is_child() -> bool:
     """Whether this process was started by another one of the same command (`trainer.devices`), and ends with it."""
-    return launched(environment).count == 1 and environment.get("LOCAL_RANK", "0") != "0"
+    return launched().count == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def is_helper() -> bool:
@@ -103,17 +103,13 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"
 
 
-def end_with_parent(seconds: float = 1.0) -> None:
-    """End this process once its parent has died, even while it waits in a collective operation, which ignores signals.
-
-    Args:
-        seconds: How often to check.
-    """
+def end_with_parent() -> None:
+    """End this process when its parent has died, even while it waits in a collective operation, deaf to signals."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(seconds)
+            time.sleep(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()

@@ -235,7 +235,7 @@ def edit(
     x = _as_seen(model, real_data("x", x[None] if one else x, denoiser.shape))
     x, n = x[0] if one else x, None if n is None else whole_number("n", n, 1)
     if not one and n not in (None, len(x)):
-        raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
+        raise UserError(f"n: found {n} for {len(x)} data; accepted: one sample, or n of them")
     strength = 0.5 if strength is None else real_number("strength", strength)
     level = log_snr_of_strength(strength) if log_snr is None else real_number("log_snr", log_snr)
     n = (n or 1) if one else len(x)

@@ -287,8 +287,8 @@ def sample(
         raise UserError(f"sampler: found {found}; needs a name or a sampler, e.g. samplers.DDIM(steps=50)")
     else:
         options = {"eta": eta, "tolerance": tolerance, "method": method, **options}
-        if beside := [name for name, value in options.items() if value is not None]:
-            raise UserError(f"{', '.join(beside)}: fields of the sampler; set them where it is made")
+        if fields := [name for name, value in options.items() if value is not None]:
+            raise UserError(f"{', '.join(fields)}: fields of the sampler; set them where it is made")
     if noise is not None:
         noise = real_data("noise", noise, model.shape)
         if len(noise) != n:

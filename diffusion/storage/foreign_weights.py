@@ -240,7 +240,7 @@ def _chosen(path: Path, groups: dict[str, Any]) -> dict[str, Tensor]:
         return _with_names(path, groups[lists[0]], plain)
     assert plain is not None
     heads = {name.partition(".")[0] for name in plain if "." in name}
-    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average beside the model, in one dictionary
+    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average next to the model, in one dictionary
         return {name: tensor for name, tensor in plain.items() if name.startswith(f"{average}.")}
     return plain
 

@@ -183,5 +183,5 @@ def test_what_is_tuned_to_one_size_is_not_used_for_another(here, monkeypatch):  
     assert len(list(here.rglob("*.moments.json"))) == 1
     assert load("runs/digits-0001").at_size(12).moments.values == other.values != own.values
     wrapped = larger.around(larger.denoiser)
-    assert wrapped.beside == larger.beside == "", "in memory alone"
-    assert model.beside == model.source
+    assert wrapped.cache_at == larger.cache_at == "", "in memory alone"
+    assert model.cache_at == model.source
