@@ -1,5 +1,6 @@
 """Shared by all tests: `laws.py` can be imported from any folder; one thread, which is fastest for small tensors."""
 
+import gc
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+gc.disable()  # until all is imported
 # pytest puts the folder of a test on the path, not the folders above it.
 sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.
@@ -134,6 +136,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if _is_quick(item):
             item.add_marker("quick")
+
+
+def pytest_collection_finish():
+    """The million objects that are imported stay: the garbage collector need not go through them again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

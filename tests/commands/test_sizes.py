@@ -5,7 +5,7 @@ import pytest
 import torch
 from made_runs import make_run
 from PIL import Image
-from test_draw import files, here, run_sample  # noqa: F401
+from test_draw import files, here, run_of_digits, run_sample  # noqa: F401
 from tiny_configs import autoencoder_config, digits_config, toy_config
 from torch import nn
 

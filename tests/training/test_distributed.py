@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from quick_pictures import quick_pictures
 from safetensors.torch import load_file
 from tiny_configs import autoencoder_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
@@ -51,7 +52,8 @@ def losses(run, key="train/loss"):
 def launch(folder, name, *more):
     said = in_two_processes(folder, "two_processes.py", str(folder), name, *more)
     assert "Warning" not in said[1], said[1]
-    return name, fit(config_of(name, folder / "alone")).run, folder
+    with quick_pictures:
+        return name, fit(config_of(name, folder / "alone")).run, folder
 
 
 @pytest.fixture(scope="module", params=["toy", pytest.param("digits", marks=pytest.mark.slow)])

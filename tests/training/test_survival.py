@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_pictures import quick_pictures
 from tiny_configs import digits_arguments, digits_config, toy_arguments, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
@@ -33,6 +34,12 @@ pytestmark = LIGHTNING_WARNINGS
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
 LAST = Path(runs.CHECKPOINTS) / "last.ckpt"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_pictures():
+    with quick_pictures:
+        yield
 
 
 def assert_equal_bits(a, b):
