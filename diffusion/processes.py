@@ -71,12 +71,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
         return ALONE
     texts = [environment.get(name, "") for name in names[:2]]
     texts += [environment.get(name, default) for name, default in zip(names[2:], texts, strict=True)]
+    found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
     if not all(text.isascii() and text.isdigit() for text in texts):
-        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
         raise UserError(f"{found_text}: found in the environment; whole numbers are accepted, as torchrun sets them")
     found = Processes(*map(int, texts))
     if not (found.rank < found.count and found.local_rank < found.local_count and found.count % found.local_count == 0):
-        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
         raise UserError(f"{found_text}: found in the environment; these contradict each other")
     return found
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import samplers
-from ..denoisers.denoiser import Denoiser, device_of
+from ..denoisers.denoiser import Denoiser, denoiser_of, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import (
     cond_for,
@@ -81,7 +81,7 @@ def encode(
     dtype = None if dtype is None else float_type(dtype)
     log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
     size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
-    denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
+    denoiser, sampler = denoiser_of("encode", model), _built(sampler, options)
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
     x = _as_seen(model, real_data("x", x, denoiser.shape))
@@ -191,7 +191,7 @@ def interpolate(
     """
     if whole_number("n", n) < 2:
         raise UserError(f"n: found {n}; must be at least 2, the two ends")
-    shape = _denoiser_of(model, "interpolate").shape
+    shape = denoiser_of("interpolate", model).shape
     x_a, x_b = (real_data(name, tensor_of(name, x)[None], shape) for name, x in (("x_a", x_a), ("x_b", x_b)))
     ends = torch.cat((x_a, x_b.to(x_a)))
     noise = encode(model, ends, sampler, **options)
@@ -226,7 +226,7 @@ def edit(
     Raises:
         UserError: For data of another shape, both strength and log_snr, or anything that `diffusion.sample` refuses.
     """
-    denoiser = _denoiser_of(model, "edit")
+    denoiser = denoiser_of("edit", model)
     inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
     if strength is not None and log_snr is not None:
         raise UserError("strength, log_snr: give one of them")
@@ -244,13 +244,6 @@ def edit(
     ending = options.pop("log_snr_end", None)
     options["grid"] = _grid(model, inner, options.pop("steps", None), options.get("grid"), ending)
     return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)
-
-
-def _denoiser_of(model: Any, name: str) -> Denoiser:
-    denoiser = model if isinstance(model, Denoiser) else getattr(model, "denoiser", None)
-    if not isinstance(denoiser, Denoiser):
-        raise UserError(f"{name}: found a {type(model).__name__}; needs a denoiser or a diffusion model")
-    return denoiser
 
 
 def _as_seen(model: Any, x: Tensor) -> Tensor:
@@ -278,4 +271,4 @@ def _grid(
 ) -> Tensor:
     asked = isinstance(grid, str) and grid == AUTO
     with getattr(model, "tuned", nullcontext)() if asked else nullcontext():
-        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid, log_snr_end)
+        return grid_for(denoiser_of("grid", model), sampler, steps, grid, log_snr_end)
