@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from diffusion import load
 from diffusion.commands.app import command
 from diffusion.data import load_images
-from diffusion.data.files.decoding import resize_arrays
+from diffusion.data.files.fitting import resize_arrays
 from diffusion.data.pictures import grid, save
 from diffusion.errors import UserError
 from diffusion.likelihood.dequantization import Dequantizer

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -88,6 +89,23 @@ def test_commands_of_the_documentation_are_understood(page):
         if name in PARSERS and not {"--from", "..."} & set(words) and "$" not in "".join(words):
             with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
                 PARSERS[name](words)
+
+
+def test_what_the_documentation_writes_is_ignored_by_git():
+    """Whoever follows a page in a clone finds it clean afterwards."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no clone")
+    written = {"my_images/flower/000.png", "evaluations/digits", "comparison/comparison.html", "runs/digits-0001"}
+    for page in PAGES:
+        for name, words in commands_of(page.read_text()):
+            written |= {words[i + 1] for i, word in enumerate(words[:-1]) if word == "--out"}
+            if name in ("export", "convert") and len(words) > 1:
+                written.add(words[1])
+    named = [re.sub(r"/$", "/file", path) for path in sorted(written) if not path.isupper()]
+    folders = [f"{path}/file" for path in named if not Path(path).suffix]
+    asked = [path for path in named if Path(path).suffix] + folders
+    done = subprocess.run(["git", "check-ignore", *asked], cwd=ROOT, capture_output=True, text=True)
+    assert set(asked) - set(done.stdout.split()) == set()
 
 
 @pytest.mark.slow

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from ..errors import UserError
-from ..processes import is_helper, waiting_threads_sleep
+from ..processes import cleans_up_on_sigterm, is_helper, waiting_threads_sleep
+from ..storage import full_disk
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; errors of the user become one line on stderr and exit code 2.
 
-    These are `UserError` and system errors such as a full disk or a folder without write permission.
+    These are `UserError`, system errors such as a full disk or a folder without write permission, and too little
+    memory. Output that nobody reads any more (`| head`) ends the command without a word, as a signal would.
 
     Args:
         body: The command.
@@ -24,18 +28,45 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     """
     waiting_threads_sleep()
     try:
-        return body(sys.argv[1:] if argv is None else argv)
+        exit_code = body(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        _silence_output()
+        return PIPE_CLOSED
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        of_output = error.errno in full_disk.NO_ROOM and error.filename is None
+        if error.errno is None or (error.filename is None and not of_output):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        if of_output:
+            _silence_output()
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["nothing more is known"])[0][:160]
+        print(f"error: out of memory ({reason}); smaller batches need less: --batch-size, of a training "
+              "trainer.batch_size", file=sys.stderr)  # fmt: skip
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an allocator's refusal: Python's, NumPy's, or torch's of a GPU or the CPU."""
+    known = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in known)
+
+
+def _silence_output() -> None:
+    """What is left to be written to standard output goes nowhere, so that Python's end does not fail again."""
+    with suppress(OSError, ValueError):  # no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sample(argv: Sequence[str]) -> int:
@@ -44,7 +75,7 @@ def sample(argv: Sequence[str]) -> int:
     from .sample.arguments import parse_sample_arguments
 
     options = parse_sample_arguments(argv)
-    with in_flags(options):
+    with in_flags(options), cleans_up_on_sigterm():
         from . import preflight as preflight_commands
 
         preflight_commands.check_sample(options)
@@ -57,7 +88,8 @@ def sample(argv: Sequence[str]) -> int:
 class ProgressBar:
     """The progress of a command, from callbacks (done, count): a bar per task in a terminal, lines elsewhere.
 
-    The lines come at fixed times, even if no callback comes for minutes.
+    The lines come at fixed times, even if no callback comes for minutes, and say the time left as a bar does: at the
+    pace since the task's first callback, or since it was told of more to do.
     """
 
     FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
@@ -65,6 +97,7 @@ class ProgressBar:
     def __init__(self) -> None:
         self._bar = None
         self._task, self._state = "", ""
+        self._begun = self._last = (0, 0, 0.0)  # done, of how many, at which time
         self._over = threading.Event()
 
     def named(self, task: str, done: int, count: int, note: str = "") -> None:
@@ -73,8 +106,12 @@ class ProgressBar:
         if is_new:
             self.close()
             self._task = task
+        begins = is_new or done < self._begun[0] or count != self._begun[1]
+        self._last = (done, count, time.monotonic())
+        if begins:
+            self._begun = self._last
         if sys.stderr.isatty():
-            self._show(task, done, count, note)
+            self._show(task, done, count, note, begins)
             return
         parts = (f"{done:,} of {count:,}" if count else "", note)
         self._state = "".join(f", {part}" for part in parts if part)
@@ -85,14 +122,25 @@ class ProgressBar:
     def _tell(self, task: str, over: threading.Event) -> None:
         start, wait = time.monotonic(), self.FIRST
         while not over.wait(wait):
-            print(f"{task}: {time.monotonic() - start:.0f} s{self._state}", file=sys.stderr, flush=True)
+            now = time.monotonic()
+            print(f"{task}: {now - start:.0f} s{self._state}{self._left(now)}", file=sys.stderr, flush=True)
             wait = self.EVERY
 
-    def _show(self, task: str, done: int, count: int, note: str) -> None:
+    def _left(self, now: float) -> str:
+        """The time left, if it can be told."""
+        (first, _, since), (done, count, last) = self._begun, self._last
+        if done <= first:
+            return ""
+        left = (count - done) * (last - since) / (done - first) - (now - last)
+        return f", {left / 60:.1f} min left" if left > 0 else ""
+
+    def _show(self, task: str, done: int, count: int, note: str, begins: bool) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
             self._bar = tqdm(initial=done, desc=task, unit="", miniters=0)
+        elif begins:
+            self._bar.reset()  # and with it the clock
         self._bar.total = count or None
         if note:
             self._bar.set_postfix_str(note, refresh=False)

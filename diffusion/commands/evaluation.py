@@ -41,12 +41,12 @@ from .subjects import Subject, images_of, rows_of
 
 CODES = "codes.json"
 WITHOUT = ", no condition"
-Progress = Callable[[str, int, int], None]
+Progress = Callable[..., None]
 # The means of an estimate's terms, numbers or curves, by the estimate's name.
 Means = Mapping[str, Mapping[str, Any]]
 
 
-def _silent(name: str, done: int, total: int) -> None:
+def _silent(name: str, done: int, total: int, note: str = "") -> None:
     """Report no progress."""
 
 
@@ -64,7 +64,7 @@ def evaluate(
         data: The data it was trained on.
         options: Tolerances and numbers of draws.
         device: Where to measure.
-        progress: Called with (estimator, images done, number of images).
+        progress: Called with (estimator, images done, number of images), and perhaps a note on what is measured.
 
     Returns:
         Estimates by name, the model's own first, and for these the means of all terms over the images, in bits/dim.

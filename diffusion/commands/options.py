@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
@@ -56,10 +57,19 @@ def in_flags(options: argparse.Namespace) -> AbstractContextManager[None]:
 
 def path(text: str) -> str:
     """A path or a name, with `~` expanded."""
+    if text.startswith(("data.root=", "data.path=")):
+        key, _, value = text.partition("=")
+        raise argparse.ArgumentTypeError(f"found '{text}'; {key} is a key of train.py; here it is --data {value}")
     try:
         return expanded(text, "path")
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
+
+
+def condition(text: str) -> str:
+    """NAME=VALUE or VALUE, with the `~` of a path expanded; a word that begins with one stays."""
+    name, equals, value = ("", "", text) if text.startswith("~") else text.partition("=")
+    return f"{name}{equals}{os.path.expanduser(value)}"
 
 
 def whole(text: str) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
+from rich.console import Console, Group
+from rich.text import Text
 
 from ..baselines.gaussianity import Gaussianity
 from ..config import Config
@@ -53,8 +53,8 @@ def unit_of(estimates: Mapping[str, Estimate]) -> tuple[str, str]:
     return ("bits_per_dim", "bits/dim") if discrete else ("nats_per_dim", "nats/dim")
 
 
-def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
-    """The likelihoods as a table: bits/dim of images, nats of densities, with interval, kind, law and protocol."""
+def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Group:
+    """The likelihoods as a table, bits/dim of images, nats of densities, and under it the protocol of each."""
     unit, words = unit_of(estimates)
     discrete = unit == "bits_per_dim"
     columns = (
@@ -66,9 +66,10 @@ def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likel
         Column("law", "law", left=True),
         Column("NFE", lambda row: row["nfe"] or None, ".0f"),
         Column("seconds", "seconds", ".1f"),
-        Column("protocol", _protocol, left=True),
     )
-    return Table(columns, [{"estimate": name, **summary(found, "")} for name, found in estimates.items()], title)
+    rows = [{"estimate": name, **summary(found, "")} for name, found in estimates.items()]
+    protocols = (Text(f"{row['estimate']}: {_protocol(row)}", "dim") for row in rows)
+    return Group(Table(columns, rows, title), *protocols)
 
 
 def _protocol(row: Mapping[str, Any]) -> str:
@@ -91,15 +92,14 @@ def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
     return Table.of(rows, title="Codes against the prior N(0, I)")
 
 
-def places_table(places: Mapping[str, Path | str]) -> RichTable:
-    """The places of all files, as a table."""
-    table = RichTable(show_header=False, box=None, pad_edge=False)
+def print_places(console: Console, places: Mapping[str, Path | str]) -> None:
+    """Print the places of all files, each on one line of its own, however long: they are copied."""
+    width = max(map(len, places), default=0) + 1
     for name, place in places.items():
-        table.add_row(f"{name}:", escape(str(place)), style=None)
-    return table
+        console.print(Text(f"{f'{name}:':{width}} {place}"), soft_wrap=True)
 
 
 def console() -> Console:
-    """The console for reports: as wide as the terminal, or 140 columns without one."""
+    """The console for reports: as wide as the terminal; without one, as COLUMNS says or of 140 columns."""
     made = Console()
-    return made if made.is_terminal else Console(width=140)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(width=140)

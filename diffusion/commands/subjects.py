@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
             f"{'data.path' if path is None else '--data'}: {place} does not exist; --data PATH says where the data "
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
         )
-    with reported_as({} if path is None else {"data.path": "--data"}):
+    with _fetched(subject.name) if path is None else reported_as({"data.path": "--data"}):
         data = build_data(config)
     if data.split is None:
         raise UserError(f"{subject.name}: its data '{known.name}' are drawn anew, and have no splits")
@@ -167,6 +168,21 @@ def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
             "moved), or train anew"
         )
     return data.split
+
+
+@contextmanager
+def _fetched(name: str) -> Iterator[None]:
+    """Within the block, errors about data that were to be fetched say how a command is told where they are."""
+    try:
+        yield
+    except UserError as error:
+        if not (str(error).startswith("data.root:") and " has no " in str(error)):
+            raise
+        reason = str(error).removeprefix("data.root: ").partition(":")[0].partition(";")[0].rstrip(".")
+        raise UserError(
+            f"{name}: {reason}; --data PATH says where the data are: the folder that torchvision keeps them in, or a "
+            "folder, .zip, .tar, .npy or .npz file of them"
+        ) from error
 
 
 def images_of(data: SplitData, split: str, count: int | None) -> tuple[Tensor, dict[str, Any]]:

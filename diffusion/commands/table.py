@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 UNKNOWN = "—"
 
@@ -31,7 +32,7 @@ class Column:
         of: The key of its values in the rows, or what gives the value of a row; None is an unknown one.
         form: A format specification, or a function from a value to its text.
         left: Whether values align left, as words do, rather than right, as numbers do.
-        whole: Whether texts stay on one line of the terminal, where others wrap.
+        wraps: Whether long texts may wrap in the terminal; others stay on one line.
         style: The rich style of a row's text.
     """
 
@@ -39,7 +40,7 @@ class Column:
     of: str | Callable[[Any], Any]
     form: str | Callable[[Any], str] = ""
     left: bool = False
-    whole: bool = False
+    wraps: bool = False
     style: Callable[[Any], str] = lambda row: "none"
 
     def value(self, row: Any) -> Any:
@@ -121,35 +122,60 @@ class Table:
         known = [column for column in self.columns if any(column.text(row) != UNKNOWN for row in self.rows)]
         return replace(self, columns=known)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        """The table for the terminal."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | Text | str]:
+        """The table for the terminal; one that is too wide in parts, each with the columns that name the row."""
+        parts = list(self._parts(options.max_width))
+        for i, columns in enumerate(parts):
+            if i:
+                yield ""
+            yield replace(self, columns=columns, title="" if i else self.title)._rich(options.max_width)
+        if self.caption:
+            yield Text(self.caption, "dim italic")
+
+    def _rich(self, room: int) -> RichTable:
         made = RichTable(
-            title=escape(self.title) or None, title_justify="left", caption=escape(self.caption) or None,
-            caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
-            padding=(0, 1, 0, 0),
+            title=escape(self.title) or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD,
+            show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
         )  # fmt: skip
-        for column, width in zip(self.columns, self._widths(options.max_width), strict=True):
+        for column, width in zip(self.columns, self._widths(room), strict=True):
             side = "left" if column.left else "right"
-            made.add_column(
-                escape(column.name), justify=side, overflow="fold", no_wrap=column.whole, width=width, min_width=1
-            )
+            made.add_column(escape(column.name), justify=side, overflow="fold", width=width, min_width=1)
         sections = [self.section.text(row) if self.section else "" for row in self.rows]
         for i, row in enumerate(self.rows):
             texts = (f"[{column.style(row)}]{escape(column.text(row))}[/]" for column in self.columns)
             made.add_row(*texts, end_section=sections[i + 1 : i + 2] != [sections[i]])
-        yield made
+        return made
+
+    def _parts(self, room: int) -> Iterator[Sequence[Column]]:
+        """The columns, in as many parts as it takes for each to fit and to wrap only what may."""
+        names = 2 if self.section is not None and self.columns[0] == self.section else 1
+        part, given = list(self.columns[:names]), self.columns[names:]
+        for column in given:
+            if len(part) > names and not replace(self, columns=[*part, column])._fits(room):
+                yield part
+                part = list(self.columns[:names])
+            part.append(column)
+        yield part
+
+    def _fits(self, room: int) -> bool:
+        _, least = self._extents()
+        return sum(least) + 2 * len(least) - 2 <= room
+
+    def _extents(self) -> tuple[list[int], list[int]]:
+        """The width of each column's texts, and the least it takes: headings wrap, and texts that may."""
+        most, least = [], []
+        for column in self.columns:
+            texts = [*map(column.text, self.rows)]
+            words = [*column.name.split(), *(" ".join(texts).split() if column.wraps else texts)]
+            most.append(max(map(cell_len, [column.name, *texts])))
+            least.append(max(map(cell_len, words), default=0))
+        return most, least
 
     def _widths(self, room: int) -> list[int | None]:
         """The columns' widths: they fit, and no word is broken; None where that cannot be."""
-        most, least = [], []
-        for column in self.columns:
-            texts = [column.name, *map(column.text, self.rows)]
-            most.append(max(map(cell_len, texts)))
-            words = texts if column.whole else " ".join(texts).split()
-            least.append(max(map(cell_len, words), default=0))
-        frame = 2 * len(most) - 2  # a space and a separator between two
-        excess = sum(most) + frame - room
-        if excess <= 0 or sum(least) + frame > room:
+        most, least = self._extents()
+        excess = sum(most) + 2 * len(most) - 2 - room  # a space and a separator between two
+        if excess <= 0 or not self._fits(room):
             return [None] * len(most)
         for _ in range(excess):
             most[max(range(len(most)), key=lambda i: (most[i] > least[i], most[i]))] -= 1

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from .files.decoding import resize_arrays
-from .files.fitting import Size
+from .files.fitting import Size, resize_arrays
 from .files.raw_images import RawImages
 
 VALIDATION_FRACTION = 90 / 1797

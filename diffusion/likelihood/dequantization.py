@@ -24,7 +24,7 @@ The -log q of each draw is used, not its mean: log p - log q varies less than lo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Integer
@@ -118,6 +118,14 @@ class Dequantizer:
     def quantize(self, x: Float[Tensor, " b *dims"]) -> Integer[Tensor, " b *dims"]:
         """The level whose bin contains x, the first or the last one for x outside."""
         return ((x - self.low) / self.width).floor().clamp(0, self.levels - 1).to(type_of_levels(self.levels))
+
+    def regraded(self, images: Integer[Tensor, " b *dims"], levels: int) -> Integer[Tensor, " b *dims"]:
+        """Images of another number of levels in these: each goes to the bin that its own centre is in.
+
+        Raises:
+            UserError: As `center`.
+        """
+        return self.quantize(replace(self, levels=levels).center(images, torch.float64))
 
     def log_jacobian(self, dims: int) -> float:
         """D log w: turns the log-density of dequantised data into a bound on the log-probability of the levels."""

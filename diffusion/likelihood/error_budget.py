@@ -96,6 +96,19 @@ def complete(estimate: Estimate, measure: Measure, count: int | None = None) -> 
     return estimate
 
 
+def measurements(estimate: Estimate) -> int:
+    """How often `complete` measures again; of data that are narrower than the noise at their end once more."""
+    if estimate.protocol.get("estimator") == ESTIMATOR:
+        return 3 + (1 in _probes_and_draws(estimate))
+    return sum(math.isnan(error) for cause, error in estimate.error_budget.items() if cause != TEST_SET)
+
+
+def _probes_and_draws(estimate: Estimate) -> tuple[int, int]:
+    """The numbers of both, 0 where there are none."""
+    protocol = estimate.protocol
+    return 0 if protocol["trace"] == "exact" else int(str(protocol["probes"])), int(str(protocol.get("draws", 0)))
+
+
 def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str, float]:
     """The entries of the solver and of both ends."""
     protocol = estimate.protocol
@@ -168,8 +181,7 @@ def _at(estimate: Estimate, other: Estimate) -> Tensor:
 def _of_noise(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str, float]:
     """The entries of probes and draws; those of a single one from a few images with two of each."""
     protocol, budget, n = estimate.protocol, estimate.error_budget, len(estimate)
-    probes = 0 if protocol["trace"] == "exact" else int(str(protocol["probes"]))
-    draws = int(str(protocol.get("draws", 0)))
+    probes, draws = _probes_and_draws(estimate)
     if probes != 1 and draws != 1:
         return {}
     two = {"probes": max(2, probes)} if probes else {}

@@ -19,7 +19,7 @@ which need not cancel. Hence
 
 the first for the mean of these images, the second for the population: "test set" is the spread over images, which
 already includes the random causes, so they are not added again. The spread over few images can by chance be smaller
-than the random causes, which are then the better estimate.
+than the random causes, which are then the better estimate, for the total error and for the interval.
 """
 
 from __future__ import annotations
@@ -60,19 +60,25 @@ class Interval:
     sem: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"
+        found = f"{self.low:.4f} to {self.high:.4f}" if math.isfinite(self.low) else "unknown"  # of one value
+        return f"{self.mean:.4f} (95 % interval {found})"
+
+
+def _student(n: int) -> float:
+    """t_{n-1}(0.975)."""
+    from scipy.special import stdtrit  # comes with scikit-learn; imported where needed, as it is slow to load
+
+    return float(stdtrit(n - 1, 0.975))
 
 
 def student_interval(values: Float[Tensor, " n"]) -> Interval:
     """The mean of `values` and Student's 95 % interval of it, mean +- t_{n-1}(0.975) s / sqrt(n)."""
-    from scipy.special import stdtrit  # comes with scikit-learn; imported where needed, as it is slow to load
-
     values, n = values.double(), len(values)
     mean = float(values.mean()) if n else math.nan
     if n < 2:
         return Interval(mean, math.nan, math.nan, math.nan)
     sem = float(values.std()) / math.sqrt(n)
-    half = float(stdtrit(n - 1, 0.975)) * sem
+    half = _student(n) * sem
     return Interval(mean, mean - half, mean + half, sem)
 
 
@@ -153,7 +159,8 @@ class Estimate:
             object.__setattr__(self, "indices", torch.arange(len(self)))
         elif self.indices.shape != self.log_prob.shape:
             raise UserError(f"indices: found shape {tuple(self.indices.shape)} for {len(self)} values; needs one each")
-        object.__setattr__(self, "error_budget", {**self.error_budget, TEST_SET: self.mean().sem})
+        spread = mean_interval(self.bits_per_dim).sem
+        object.__setattr__(self, "error_budget", {**self.error_budget, TEST_SET: spread})
 
     def __len__(self) -> int:
         return len(self.log_prob)
@@ -201,7 +208,11 @@ class Estimate:
 
     def mean(self) -> Interval:
         """The mean bits/dim over the images with its 95 % interval (see the module docstring for what it covers)."""
-        return mean_interval(self.bits_per_dim)
+        found, random = mean_interval(self.bits_per_dim), self.random_error
+        if not random > found.sem:
+            return found
+        half = _student(len(self)) * random
+        return Interval(found.mean, min(found.low, found.mean - half), max(found.high, found.mean + half), random)
 
     def with_error(self, cause: str, bits_per_dim: float) -> Estimate:
         """This estimate with one more entry in its error budget."""

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import field_types
@@ -259,6 +258,8 @@ def flow_log_density(
         first, last = phi.tolist()
         state = solve_each(augmented, state, first, last, solve.method, solve.tolerance, norm, _FIRST_STEP)
     else:
+        from torchdiffeq import odeint  # imported where needed: it loads much of scipy, 0.4 s
+
         path = odeint(augmented, state, phi.to(x.device), method=solve.method)
         assert isinstance(path, Tensor)
         state = path[-1]

@@ -198,7 +198,7 @@ class _Measured:
     error: Tensor
     mean: Tensor
     std: Tensor
-    of_image: Tensor  # the mean of x_hat of each image, shape (K, N)
+    off: Tensor  # the mean of x_hat minus that of the image, of each image, shape (K, N)
     over: Tensor  # the error minus that of no answer, on the same noise, shape (K, N)
 
     @property
@@ -232,7 +232,8 @@ class _Bench:
                 error, x_hat, none = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
                 by_row = (error, x_hat.flatten(1).mean(1), error - none)
                 error, mean, over = (of_row.reshape(-1, n).mean(0) for of_row in by_row)
-                found.append((error, x_hat.mean(), x_hat.std(), mean, over))
+                off = mean - self.data[:n].flatten(1).mean(1).cpu()
+                found.append((error, x_hat.mean(), x_hat.std(), off, over))
         return _Measured(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
     def _at(
@@ -267,6 +268,7 @@ def _faults(rows: Sequence[Level], found: _Measured, mean: float, std: float, va
             f"at {len(useless)} of {len(rows)} levels the noise estimate is worse than predicting zero, whose error "
             f"is 1 (error {max(row.error for row in useless):.3g} at worst)"
         )
+    above = found.error.mean(1) - 3.0 * spread - torch.tensor([row.linear for row in rows], dtype=spread.dtype)
     blind = [
         row
         for row, error in zip(rows, spread, strict=True)
@@ -277,9 +279,10 @@ def _faults(rows: Sequence[Level], found: _Measured, mean: float, std: float, va
             f"up to log-SNR {blind[-1].log_snr:.3g} x_hat is further from the data than their mean is: look at the "
             "noise end of the path"
         )
-    elif all(row.error > row.linear for row in rows) and not useless:
+    elif all(row.error > row.linear for row in rows) and bool((above > 0).any()) and not useless:
         lines.append("at no level is the estimate better than a linear filter: look at the convention or the weights")
-    off = (found.of_image.mean(1) - mean).abs() - 4.0 * found.of_image.std(1) / math.sqrt(n) - 0.05 * std
+    # Paired: near noise x_hat is the same for all images, while their own mean is that of n draws.
+    off = found.off.mean(1).abs() - 4.0 * found.off.std(1) / math.sqrt(n) - 0.05 * std
     seen = torch.tensor([row.log_snr >= _SEEN for row in rows])
     if not useless and bool((off[seen] > 0).any()):
         worst = int(torch.where(seen, off, -math.inf).argmax())

@@ -20,7 +20,6 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchdiffeq._impl.odeint import SOLVERS
 
 from ..errors import SolverError
 
@@ -57,6 +56,8 @@ def solve_each(
     Raises:
         SolverError: If a step falls below the resolution of a float.
     """
+    from torchdiffeq._impl.odeint import SOLVERS  # imported where needed: it loads much of scipy, 0.4 s
+
     tableau, order = SOLVERS[method].tableau, SOLVERS[method].order
     alpha, weights, error_weights = tableau.alpha.tolist(), tableau.c_sol.tolist(), tableau.c_error.tolist()
     beta = [row.tolist() for row in tableau.beta]

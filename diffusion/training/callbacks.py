@@ -110,26 +110,33 @@ class EMACallback(StepCallback):
 class Progress(Callback):
     """A progress bar in a terminal; elsewhere a line after a few seconds, every 30 seconds, and at each validation.
 
-    Logs images/s and the learning rate.
+    Both show the losses, images/s and the time left. Logs images/s and the learning rate.
 
     Args:
         images_per_step: Images per step, over all devices.
+        compiles: Whether the first step compiles, which takes a while.
     """
 
     FIRST, EVERY = 5.0, 30.0  # seconds until the first line, and between two
+    BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # all of it within 80 columns, also of days
 
-    def __init__(self, images_per_step: int):
+    def __init__(self, images_per_step: int, compiles: bool = False):
         self.images_per_step = images_per_step
+        self.compiles = compiles
         self._bar: tqdm | None = None
-        self._begun = self._mark = (0, 0.0)
+        self._mark = (0, 0.0)
+        self._begun: tuple[int, float] | None = None  # step and time after the first step, which may compile
         self._next = 0.0
-        self._lr = 0.0
+        self._lr = self._rate = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun = self._mark = (trainer.global_step, time.perf_counter())
+        self._mark = (trainer.global_step, time.perf_counter())
+        self._begun = None
         self._next = self._mark[1] + self.FIRST
+        if trainer.is_global_zero and self.compiles:
+            print("compiling: the first step takes a minute or more", file=sys.stderr, flush=True)
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step")
+            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, bar_format=self.BAR)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the step it is the next one's
@@ -138,6 +145,8 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if self._begun is None:
+            self._begun = (step, time.perf_counter())
         if self._bar is not None and step != self._bar.n:
             self._bar.update(step - self._bar.n)
         elif self._bar is None and trainer.is_global_zero and time.perf_counter() >= self._next:
@@ -145,7 +154,7 @@ class Progress(Callback):
         first, since = self._mark
         if step % trainer.log_every_n_steps == 0 and step != first:  # type: ignore[attr-defined]
             now = time.perf_counter()
-            rate = (step - first) * self.images_per_step / (now - since)
+            rate = self._rate = (step - first) * self.images_per_step / (now - since)
             for logger in trainer.loggers:
                 logger.log_metrics({"train/images_per_second": rate, "train/learning_rate": self._lr}, step=step - 1)
             self._mark = (step, now)
@@ -167,21 +176,22 @@ class Progress(Callback):
         step, now = trainer.global_step, time.perf_counter()
         self._next = now + self.EVERY
         parts = [f"{name} {value}" for name, value in self._figures(trainer).items()]
-        first, since = self._begun
+        first, since = self._begun or (step, now)
         if first < step < trainer.max_steps and now - since >= self.FIRST:
             parts.append(f"{(trainer.max_steps - step) * (now - since) / (step - first) / 60:.1f} min left")
-        print(f"step {step:,} of {trainer.max_steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
+        said = f"step {step:,} of {trainer.max_steps:,}: {', '.join(parts)}"
+        print(said.removesuffix(": "), file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    @staticmethod
-    def _figures(trainer: Trainer) -> dict[str, str]:
-        found = {"loss": "train/loss", "validation": "validation/loss"}
+    def _figures(self, trainer: Trainer) -> dict[str, str]:
+        known = {"loss": "train/loss", "validation": "validation/loss"}
         metrics = trainer.callback_metrics
-        return {name: f"{float(metrics[key]):.4f}" for name, key in found.items() if key in metrics}
+        found = {name: f"{float(metrics[key]):.4f}" for name, key in known.items() if key in metrics}
+        return {**found, "images/s": f"{self._rate:.0f}"} if self._rate else found
 
 
 class OptimizerOptions(Callback):

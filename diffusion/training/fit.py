@@ -247,7 +247,7 @@ def fit(
                 *profiles,
                 OptimizerOptions(config.optimizer),
                 SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
-                Progress(trainer_options.batch_size),
+                Progress(trainer_options.batch_size, compiled),
                 BusyMachine(trainer_options.batch_size),
                 stop,
                 *callbacks,

@@ -22,7 +22,7 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.demo import drawing, images, view
 from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.demo.demo import names
-from diffusion.commands.demo.page import Page
+from diffusion.commands.demo.page import ANY, Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
 from diffusion.errors import UserError
@@ -197,6 +197,10 @@ def test_models_with_the_class_among_their_parts_are_asked_for_one(condition, pl
     argv = page._command(run.name, "ddim", 3, 0, "4", 2, "3", 2)
     assert argv[argv.index("--label") + 1] == "#6"
     assert argv[argv.index("--guidance") + 1] == "2"
+    page._classes = lambda model: ["any", "any class"]
+    assert page._command(run.name, "ddim", 3, 0, "4", 2, "any", 1)[-2:] == ["--label", "any"], "a class of that name"
+    assert "--label" not in page._command(run.name, "ddim", 3, 0, "4", 2, ANY[1], 2)
+    del page._classes
     other = page._command(run.name, "ddim", 3, 0, "4", 2, "8", 2)
     found = [drawing.draw(shown, one).samples for one in (argv, other)]
     assert not torch.equal(*found)

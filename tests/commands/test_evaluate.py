@@ -22,6 +22,7 @@ from diffusion.commands.evaluate.evaluate import methods_of
 from diffusion.commands.subjects import images_of, load_images_of, load_subject, rows_of
 from diffusion.commands.train.train import train
 from diffusion.config import dump_config
+from diffusion.data import named_sets
 from diffusion.errors import UserError
 from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.models.load import FACTS, DiffusionModel
@@ -327,3 +328,14 @@ def test_pictures_and_the_summary_in_wandb(diffusion_command):
     values = records.read(kept()).estimate.bits_per_dim
     assert [row[1] for row in rows["data"]] == pytest.approx(values.tolist())
     assert "W&B run" not in diffusion_command(*ELBO, *OFFLINE)[1], "once is enough"
+
+
+def test_data_that_are_elsewhere_are_named_by_data(tmp_path, monkeypatch, diffusion_command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(named_sets, "answers", lambda *_: False)
+    code, _, err = diffusion_command("evaluate", "pretrained:mnist-class", "--method", "elbo", "--wandb", "off")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.match(r"error: mnist-class: .*data has no mnist and its servers do not answer; --data PATH says", err)
+    code, _, err = diffusion_command("evaluate", "pretrained:mnist-class", "data.root=elsewhere")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "data.root is a key of train.py; here it is --data elsewhere" in err

@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_configs import digits_config, toy_config
 
 from diffusion.baselines import classical_set
@@ -64,7 +66,7 @@ def measured(model, data, home, options, *progress):
 def estimates(images, model, tmp_path_factory):
     told = []
     home = tmp_path_factory.mktemp("run")
-    found = measured(model, images, home, OPTIONS, lambda name, done, count: told.append((name, done, count)))
+    found = measured(model, images, home, OPTIONS, lambda *progress: told.append(progress))
     return found, told
 
 
@@ -77,15 +79,17 @@ def test_the_models_own_figures_come_first_and_each_image_counts_once(images, es
         assert estimate.dims == 2
         assert sorted(estimate.indices.tolist()) == list(range(40)), name
     for name in ("PF-ODE", "ELBO"):
-        steps = [(done, count) for told_name, done, count in told if told_name == name]
+        steps = [(done, count) for told_name, done, count, *note in told if told_name == name and not note]
         assert steps == [(min(7 * i, 40), 40) for i in range(7)]
+    budget = [(name, *progress) for name, *progress in told if "error budget" in progress]
+    assert budget == [("PF-ODE", done, 4, "error budget") for done in range(5)], "solver, ends, and single draws"
 
 
 def test_what_was_cut_off_is_continued_and_what_is_complete_is_found(images, model, estimates, tmp_path):
     whole, _ = estimates
     options = OPTIONS.replace(baselines=False)
 
-    def cut_off(name, done, count):
+    def cut_off(name, done, count, *note):
         if (name, done) == ("ELBO", 21):
             raise KeyboardInterrupt
 
@@ -255,14 +259,18 @@ def test_the_protocol_is_one_short_line(estimates):
 
 
 def test_the_table_says_which_bound_it_is(estimates):
-    console = report.console()
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(report.likelihood_table(estimates[0]))
     page = capture.get()
+    assert max(map(len, page.splitlines())) <= 80
     assert "bits/dim" in page
     for name, estimate in estimates[0].items():
         assert f"{estimate.mean().mean:.4f}" in page
-        assert name.split()[0] in page
+        interval = estimate.mean()
+        assert f"{interval.low:.4f} to {interval.high:.4f}" in page, "in one piece"
+        assert re.search(f"^{name} ", page, re.M)
+        assert f"{name}: estimator" in page, "its protocol, in a line of its own"
     assert "upper bound" in page, "a lower bound of log p is an upper bound of bits/dim"
     assert "lower bound" not in page
 

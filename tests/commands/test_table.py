@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from rich.console import Console
@@ -66,6 +67,24 @@ def test_a_section_ends_where_its_column_changes():
 
     assert height("aab") == height("aaa") + 1
     assert height("aba") == height("aaa") + 2
+
+
+def test_a_table_that_is_too_wide_comes_in_parts_that_each_name_their_rows():
+    names = [f"figure{i}" for i in range(12)]
+    rows = [{"": name, **{column: f"{i}.{j} ± 0.01" for j, column in enumerate(names)}} for i, name in enumerate("ab")]
+    table = replace(Table.of(rows, title="above"), caption="below")
+    for width in (40, 80, 140, 200):
+        shown = printed(table, width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert all(shown.count(row[name]) == 1 for row in rows for name in names), "no figure wraps"
+        assert shown.startswith("above")
+        assert shown.rstrip().endswith("below")
+        parts = shown.count("figure0") and len(re.findall("^a ", shown, re.M))
+        assert parts == len(re.findall("^b ", shown, re.M)) == {40: 4, 80: 2, 140: 2, 200: 1}[width]
+    sentence = Column("why", lambda row: "a sentence of many words, " * 4, left=True, wraps=True)
+    assert len(printed(Table((*table.columns[:3], sentence), rows), 60).split("figure0")) == 2, "it wraps, in one part"
+    sections = printed(replace(table, section=table.columns[0]), 80)
+    assert len(re.findall(r"^a +0\.0 ± 0.01", sections, re.M)) == 3, "the column after that of the sections names, too"
 
 
 def test_records_need_not_have_the_same_keys():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data.files.decoding import ImageFile, decode, decode_all, resize_and_crop, resize_arrays
+from diffusion.data.files.decoding import ImageFile, decode, decode_all
+from diffusion.data.files.fitting import resize_and_crop, resize_arrays
 from diffusion.errors import UserError
 
 

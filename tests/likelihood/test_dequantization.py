@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from diffusion.data import pictures
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.likelihood import dequantization as module
@@ -66,6 +67,16 @@ def test_density_integrates_to_probabilities(levels):
     torch.testing.assert_close(mass, normal.cdf(edges).diff(), rtol=1e-5, atol=1e-12)
     assert bool((normal.log_prob(x).mean(1) + dequantizer.log_jacobian(1) <= mass.log() + 1e-12).all())
     assert dequantizer.log_jacobian(12) == pytest.approx(12 * math.log(2 / levels))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 100, 256])
+def test_finer_greys_go_to_the_bin_of_their_centre_and_pictures_come_back(levels):
+    fine, coarse = torch.arange(256), Dequantizer(levels)
+    expected = [(2 * k + 1) * levels // 512 for k in range(256)]  # in whole numbers: floor((k + 1/2) L / 256)
+    assert coarse.regraded(fine, 256).tolist() == expected
+    own = torch.arange(levels)
+    written = pictures.to_bytes(coarse.center(own)[:, None, None, None]).flatten()
+    assert torch.equal(coarse.regraded(written, 256).long(), own), "a sample that was written as a picture"
 
 
 def test_errors():

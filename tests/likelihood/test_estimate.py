@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from diffusion.errors import UserError
-from diffusion.likelihood.estimate import Estimate, mean_error, mean_interval, student_interval
+from diffusion.likelihood.estimate import TEST_SET, Estimate, mean_error, mean_interval, student_interval
 
 
 def estimate(log_prob, first=0, **changes) -> Estimate:
@@ -73,6 +73,9 @@ def test_random_errors_add_in_squares_and_systematic_ones_as_they_are():
     assert e.total_error == pytest.approx(e.mean().sem + 0.03), "the spread over images has the random causes in it"
     alike = estimate([-1.0, -1.0]).with_error("probes", 0.03).with_error("solver", 0.01)
     assert alike.total_error == pytest.approx(0.04), "two images that happen to agree hide no noise"
+    assert alike.mean().high - alike.mean().mean == pytest.approx(12.706 * 0.03, rel=1e-4), "nor does the interval"
+    assert (alike.mean().sem, alike.error_budget[TEST_SET]) == (0.03, 0.0)
+    assert e.mean() == mean_interval(e.bits_per_dim), "causes that the spread has in it do not widen it"
     assert math.isnan(estimate([-1.0]).with_error("probes", 0.03).total_error), "one image has no spread"
     unknown = estimate([-1.0, -2.0], std_error=torch.full((2,), math.nan).double())
     assert math.isnan(unknown.measurement_error)

@@ -13,7 +13,7 @@ from diffusion.denoisers.exact import Gaussian
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.models.adopt import AdoptedNote
-from diffusion.models.check import best_end, data_of
+from diffusion.models.check import best_end, check, data_of
 from diffusion.schedules import DDPM, VP
 from diffusion.schedules.forward_process import posterior, variance_for_unit_data
 
@@ -50,6 +50,16 @@ def test_the_check_has_nothing_to_say_of_a_convention_adopted_rightly(name):
     assert found.passed, str(found)
     assert found.tried > 15
     assert "nothing wrong on 32 images" in str(found)
+
+
+def test_the_check_has_nothing_to_say_of_an_exact_denoiser_whatever_the_images():
+    """Their mean is that of few draws, which no x_hat near noise can know; a mean that is really off is still named."""
+    model = Gaussian(torch.full(SHAPE, 0.2), 0.3, VP())
+    for seed in range(30):
+        data = 0.2 + 0.3 * torch.randn(32, *SHAPE, generator=torch.Generator().manual_seed(seed))
+        found = check(model, data, levels=3)
+        assert found.passed, f"{seed}: {found}"
+    assert any("range of the data" in line for line in check(model, data + 0.1, levels=3).lines())
 
 
 @pytest.mark.parametrize(("name", "truth"), WRONG)

@@ -1,14 +1,17 @@
 """A run: what it leaves, that it repeats, and that one which was cut off ends as if it had not been."""
 
 import os
+import re
 import signal
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_configs import digits_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
+from tqdm import tqdm
 
 import diffusion
 from diffusion import load, sample
@@ -314,5 +317,25 @@ def test_a_log_file_hears_of_the_first_steps(tmp_path, monkeypatch, capfd):
     fit(toy_config(tmp_path, "trainer.validate_every=0", "trainer.steps=4", "trainer.log_every=1"))
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == [f"step {step} of 4" for step in range(1, 5)]
-    assert all("loss " in line for line in lines)
-    assert ["min left" in line for line in lines] == [True, True, True, False]
+    assert all("loss " in line and "images/s " in line for line in lines[1:])
+    assert ["min left" in line for line in lines] == [False, True, True, False]  # the first step may compile
+
+
+def test_the_bar_of_a_terminal_of_80_columns_shows_it_all(tmp_path, monkeypatch, capfd):
+    """The step, the time left, the losses and images/s, none of which the bar's end cuts off."""
+    monkeypatch.setattr(callbacks.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TQDM_NCOLS", "80")
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    fit(toy_config(tmp_path, "trainer.validate_every=2", "trainer.steps=8", "trainer.log_every=1"))
+    last = re.split(r"[\r\n]+", capfd.readouterr().err.strip())[-1]
+    assert re.search(r"8/8 .* \d\d:\d\d<00:00, loss=\S+, validation=\S+, images/s=\d+$", last), last
+    longest = "loss=-12.1234, validation=-12.1234, images/s=12345"
+    shown = tqdm.format_meter(29_999, 30_000, 3599, ncols=80, bar_format=callbacks.Progress.BAR, postfix=longest)
+    assert shown.endswith(longest), shown
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_run_that_compiles_says_why_its_first_step_takes_long(compiles, capfd):
+    trainer = Trainer(max_steps=4, logger=False, barebones=True)
+    callbacks.Progress(8, compiles).on_train_start(trainer, LightningModule())
+    assert ("compiling: the first step" in capfd.readouterr().err) is compiles

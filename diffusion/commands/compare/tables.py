@@ -76,13 +76,13 @@ def _or_best(write: Callable[[Interval], str]) -> Callable[[Interval | str], str
     return lambda value: value if isinstance(value, str) else write(value)
 
 
-_GROUP = Column("", "group", left=True)
+_GROUP = Column("", "group", left=True, wraps=True)
 _MODEL = (
-    Column("model", "run", left=True), Column("family", "family", left=True),
+    Column("model", "run", left=True, wraps=True), Column("family", "family", left=True),
     Column("parameters", "parameters", _count), Column("images seen", "images_seen", _count),
 )  # fmt: skip
 _FIGURE = (
-    Column("method", lambda line: None if line["family"] == "classical" else line["method"], left=True),
+    Column("method", lambda line: None if line["family"] == "classical" else line["method"], left=True, wraps=True),
     Column("kind", "kind", kind_text, left=True), Column("law", "law", left=True),
 )  # fmt: skip
 _COST = (
@@ -100,8 +100,8 @@ COLUMNS: tuple[Column, ...] = (
 _TRAINING = Column("training seconds", "training_seconds", _count)
 FIGURE = "bits/dim ± 95 %"
 _SHORT = (
-    Column(FIGURE, "interval", partial(half_width, sign=False), whole=True),
-    Column("to the best, paired", "to_best", _or_best(half_width), whole=True),
+    Column(FIGURE, "interval", partial(half_width, sign=False)),
+    Column("to the best, paired", "to_best", _or_best(half_width)),
 )  # fmt: skip
 _GAP = Column("test - train, unpaired", "gap", half_width)
 NARROW: tuple[Column, ...] = (_MODEL[0], *_SHORT, *_FIGURE, _GAP, *_MODEL[1:], _TRAINING, *_COST)
@@ -118,7 +118,8 @@ def terminal_tables(content: Content) -> tuple[Table, Table]:
     def both(line: dict[str, Any]) -> str:
         return f"{line['method']}, {kind.text(line)}" if method.value(line) else kind.text(line)
 
-    figured = Table((_GROUP, model, Column("method, kind", both, left=True), *_SHORT), rows, content.title, "", _GROUP)
+    columns = (_GROUP, model, Column("method, kind", both, left=True, wraps=True), *_SHORT)
+    figured = Table(columns, rows, content.title, section=_GROUP)
     return figured, Table((model, method, *costs, _TRAINING, *_COST[:2]), rows, "Cost")
 
 

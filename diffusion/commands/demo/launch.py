@@ -9,7 +9,8 @@ from ...errors import UserError
 from .page import Page
 
 _STATIC = Path(__file__).parent / "static"
-# Gradio's variables, in terms of those of style.css, which know of dark mode.
+_STYLES = (Path(__file__).parents[1] / "export" / "static" / "colours.css", _STATIC / "style.css")
+# Gradio's variables, in terms of those of colours.css, which know of dark mode.
 _COLOURS = {
     f"{name}{mode}": value
     for mode in ("", "_dark")
@@ -55,7 +56,7 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
     try:
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
-            theme=theme, css=(_STATIC / "style.css").read_text(encoding="utf-8"), head=script, footer_links=[],
+            theme=theme, css="".join(path.read_text("utf-8") for path in _STYLES), head=script, footer_links=[],
             run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         )  # fmt: skip
     except OSError as error:

@@ -21,7 +21,7 @@ from . import view
 from .drawing import MOST, Drawn, Models, Picture, difference, draw, encode_image, png_of, with_settings
 from .images import bits, kept, kept_mask, kept_sample, seen
 
-ANY = "any"
+ANY = ("any class", "")  # as shown, and its value, which is no class's name
 Number = int | float | None  # a slider's, which JSON writes either way; None where its field is empty
 TASKS = {"inpaint": "Fill in", "edit": "Vary", "encode": "Encode", "bits": "Bits/dim"}
 _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # minutes on a CPU
@@ -95,7 +95,7 @@ class Page:
             add["seed"] = gr.Textbox("0", label="Seed", max_lines=1, scale=1, min_width=80)
             add["shuffle"] = gr.Button("Shuffle", scale=0, min_width=80, size="sm")
         add["n"] = gr.Slider(1, MOST, value=16, step=1, label="Samples")
-        add["label"] = gr.Dropdown([ANY, *self._classes(model)], value=ANY, label="Class", visible=shown["label"])
+        add["label"] = gr.Dropdown([ANY, *self._classes(model)], value=ANY[1], label="Class", visible=shown["label"])
         add["guidance"] = gr.Slider(0, 6, value=1, step=0.25, label="Guidance (1 is off)", visible=shown["label"])
         add["draw"] = gr.Button("Draw", variant="primary")
         add["line"] = gr.HTML(view.line())
@@ -195,7 +195,7 @@ class Page:
             self._about(model),
             gr.update(value=sampler, visible=shown["sampler"]),
             gr.update(value=settings.get("steps") or 20, visible=shown["sampler"]),
-            gr.update(choices=[ANY, *self._classes(model)], value=ANY, visible=shown["label"]),
+            gr.update(choices=[ANY, *self._classes(model)], value=ANY[1], visible=shown["label"]),
             gr.update(value=1, visible=shown["label"]),
             self._eta(settings.get("sampler"), settings.get("eta")),
             view.empty("The image as the model sees it."),
@@ -224,9 +224,9 @@ class Page:
         takes = model.sampling_options
         has_eta = "sampler" in takes and "eta" in samplers.takes(sampler)
         names = self._classes(model)
-        label_given = (
-            None if label == ANY or not names else text_of(names.index(choose("label", str(label), names)), names)
-        )
+        label_given = None
+        if names and label != ANY[1]:
+            label_given = text_of(names.index(choose("label", str(label), names)), names)
         return with_settings(
             self.models.arguments(name),
             sampler=sampler if "sampler" in takes else None,

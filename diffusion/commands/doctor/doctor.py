@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
 COLUMNS = (
     *(Column("", attrgetter(name), left=True) for name in ("group", "name")),
-    Column("checked", attrgetter("what"), left=True),
-    *(Column(name, attrgetter(name), left=True) for name in ("found", "expected")),
+    Column("checked", attrgetter("what"), left=True, wraps=True),
+    *(Column(name, attrgetter(name), left=True, wraps=True) for name in ("found", "expected")),
     Column(
         "", lambda check: "pass" if check.passed else "FAIL", left=True,
         style=lambda check: "green" if check.passed else "bold red",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...likelihood import Estimate
-from ...likelihood.error_budget import complete
+from ...likelihood.error_budget import Measure, complete, measurements
 from ...likelihood.gaussian_reference import REFERENCES
 from ...models.load import TrainedModel
 from ...processes import ALONE, Processes
@@ -30,10 +30,11 @@ from ..subjects import CONDITION_DIGEST, Subject, rows_of
 from .given import CONDITION, Given
 
 CHUNK = 128
+BUDGET = "error budget"
 # The parts of images that are measured again, for the error budget.
 _AGAIN = "again-"
 _POLL_SECONDS = 0.2
-Progress = Callable[[int, int], None]
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class How:
         batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
             estimator's own choice.
         again: Measure again, replacing the stored result.
-        progress: Called with (images done, number of images).
+        progress: Called with (images done, number of images), and then with (measurements done, number of them,
+            `BUDGET`) for the error budget.
         processes: The processes that share the measurement.
     """
 
@@ -82,13 +84,30 @@ def measure(
     if how.again:
         bench.clear()
     try:
-        completed = complete(bench(bench.rows, {}, how.progress), bench)
+        estimate = bench(bench.rows, {}, how.progress)
+        completed = complete(estimate, _counted(bench, measurements(estimate), how.progress))
         bench.leave_to_main()
     except AnsweredError:
         return records.read(answer), False
     evaluation = records.write(folder, protocol, subject.facts, completed)
     bench.clear()
     return evaluation, False
+
+
+def _counted(bench: Bench, count: int, progress: Progress | None) -> Measure:
+    """The measurements of an error budget, `count` of them, which are told."""
+    if progress is None or not count:
+        return bench
+    progress(0, count, BUDGET)
+    done = 0
+
+    def measure(rows: Tensor, changes: Mapping[str, Any]) -> Estimate:
+        nonlocal done
+        found, done = bench(rows, changes), min(done + 1, count)
+        progress(done, count, BUDGET)
+        return found
+
+    return measure
 
 
 class AnsweredError(Exception):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from ...errors import UserError
@@ -24,6 +23,7 @@ from ...storage.records import find, keep
 from .. import records
 from ..records import Evaluation, Protocol
 from ..subjects import Subject, first_of
+from ..table import Table
 from .given import Given
 from .measuring import AnsweredError, Bench, How
 
@@ -86,22 +86,20 @@ def _find(place: Path, folder: Path) -> tuple[Evaluation, dict[str, Any]] | None
 
 def spent_table(spent: dict[str, Any]) -> Table:
     """What was spent, one row per round."""
-    table = Table(title="Spent", title_justify="left", header_style="bold")
     names = list(dict.fromkeys(name for spent_round in spent["rounds"] for name in spent_round["options"]))
-    columns = ("", "images", *names, "evaluations", "seconds", "error of the measurement", "total")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "" else "right")
-    for number, done in enumerate(spent["rounds"]):
-        table.add_row(
-            f"round {number}" if number else "pilot",
-            str(done["images"]),
-            *(f"{done['options'][name]:g}" if name in done["options"] else "" for name in names),
-            f"{done['evaluations']:,.0f}",
-            f"{done['seconds']:.1f}",
-            f"{done['measurement_error']:.4f}",
-            f"{done['total_error']:.4f}",
-        )
-    return table
+    rows = (
+        {
+            "": f"round {number}" if number else "pilot",
+            "images": done["images"],
+            **{name: f"{done['options'][name]:g}" if name in done["options"] else "" for name in names},
+            "evaluations": f"{done['evaluations']:,.0f}",
+            "seconds": f"{done['seconds']:.1f}",
+            "error of the measurement": f"{done['measurement_error']:.4f}",
+            "total": f"{done['total_error']:.4f}",
+        }
+        for number, done in enumerate(spent["rounds"])
+    )
+    return Table.of(rows, title="Spent")
 
 
 def verdict(spent: dict[str, Any]) -> list[str]:

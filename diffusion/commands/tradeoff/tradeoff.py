@@ -107,7 +107,8 @@ def _measure(bench: Bench, cells: Sequence[Sequence[Cell]], most: int, bar: Prog
     for of_sampler in cells:
         found: list[Measured] = []
         for cell in of_sampler:
-            bar.named("cells", done := done + 1, count)
+            bar.named("cells", done, count)
+            done += 1
             # tolerances come loosest first: once one costs more than the budgets, tighter ones do too
             if cell.steps is None and found and found[-1].nfe > most:
                 continue

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...storage import full_disk
@@ -75,8 +76,8 @@ def train(argv: Sequence[str]) -> int:
     if config.evaluation.enabled:
         with ending.part("evaluation", again), exits_on_sigterm(done.run), closing(ProgressBar()) as bar:
 
-            def tell(name: str, done: int, count: int) -> None:
-                bar.named(f"measuring {name}", done, count)
+            def tell(name: str, *progress: Any) -> None:
+                bar.named(f"measuring {name}", *progress)
 
             estimates, means = evaluation.evaluate(subject, done.data, config.evaluation, device, tell)
             evaluation.write(done.run, estimates, trained, means)
@@ -121,7 +122,7 @@ def train(argv: Sequence[str]) -> int:
     places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
     option, value = next(iter(model.sampling_settings({}).items()))
     places["next"] = f"{typed('sample')} --run {named} --{option} {value}"
-    console.print(report.places_table(places))
+    report.print_places(console, places)
     return ending.tell()
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from jaxtyping import Integer
 from PIL import Image
+from torch import Tensor
 
 FITS = ("crop", "stretch", "center")
 
@@ -77,3 +81,36 @@ def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
     fit = fit_of(size)
     assert fit is not None
     return fit(image)
+
+
+def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
+    """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
+    fit = fit_of(size)
+    if fit is None or images.shape[-2:] == (fit.height, fit.width):
+        return images
+    if images.shape[1] not in (1, 3):
+        return torch.cat([resize_arrays(band, fit, levels) for band in images.split(1, dim=1)], dim=1)
+    if levels > 256:
+        rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
+        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+    resized = torch.empty(len(images), images.shape[1], fit.height, fit.width, dtype=torch.uint8)
+    for row, image in enumerate(images):
+        array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        resized.numpy()[row] = channels_first(np.asarray(fit(Image.fromarray(array))))
+    return resized.clamp_(max=levels - 1)  # bicubic interpolation overshoots
+
+
+def resize_levels(values: np.ndarray, size: Size | None, most: int) -> np.ndarray:
+    """`resize_and_crop` of levels 0 .. most, (H, W) or (H, W, C), channel by channel."""
+    fit = fit_of(size)
+    if fit is None or values.shape[:2] == (fit.height, fit.width):
+        return values
+    if values.ndim == 3:
+        return np.stack([resize_levels(values[..., c], fit, most) for c in range(values.shape[2])], -1)
+    resized = np.asarray(fit(Image.fromarray(values.astype(np.float32))))
+    return np.rint(resized).clip(0, most).astype(values.dtype)  # bicubic interpolation overshoots
+
+
+def channels_first(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) as (C, H, W)."""
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ...errors import SolverError, UserError, check_at_least_one, choose
 from ..sampler import Sampler, WithSteps, check_fields
@@ -61,6 +60,8 @@ class ODE(WithSteps, Sampler):
         return FIXED.get(self.method)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
+        from torchdiffeq import odeint  # imported where needed: it loads much of scipy, 0.4 s
+
         schedule = denoiser.schedule
         # torchdiffeq rounds times to the dtype of the state
         phi = angle_from_noise(schedule, times).to(x.device)
