@@ -177,17 +177,15 @@ def small_baselines(monkeypatch):
     monkeypatch.setattr(classical, "gaussian_mixture", partial(classical.gaussian_mixture, components=(1,)))
 
 
-@pytest.fixture(autouse=True)
-def _no_lines_of_progress(monkeypatch):
-    """However slow the machine is: what is on stderr is compared."""
-    monkeypatch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _no_cache_of_the_user(tmp_path_factory):
-    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are."""
+def _on_any_machine(tmp_path_factory):
+    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are.
+
+    Nothing reports its progress, however slow the machine is: what is on stderr is compared.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", os.environ.get("TORCH_HOME") or str(home / "torch"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
         yield
