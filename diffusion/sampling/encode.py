@@ -37,7 +37,7 @@ from ..samplers import Sampler
 from ..samplers.sampler import times_of
 from ..samplers.sdedit import SDEdit, log_snr_of_strength
 from ..schedules.time_grids import AUTO
-from .sample import DEFAULT_BATCH, grid_for, labels_for, sample, with_label
+from .sample import DEFAULT_BATCH, as_made, grid_for, labels_for, sample, with_label
 
 DEFAULT_SAMPLER = "ode"
 # Arguments that `edit` passes to `diffusion.sample`; the rest are fields of the sampler.
@@ -253,13 +253,7 @@ def _as_seen(model: Any, x: Tensor) -> Tensor:
 
 
 def _built(sampler: Any, options: dict[str, Any]) -> Sampler:
-    if isinstance(sampler, str):
-        return samplers.build(sampler, **options)
-    if not isinstance(sampler, Sampler):
-        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
-    if options:
-        raise UserError(f"{', '.join(options)}: are fields of the sampler; set them where it is made")
-    return sampler
+    return samplers.build(sampler, **options) if isinstance(sampler, str) else as_made(sampler, options)
 
 
 def _grid(
