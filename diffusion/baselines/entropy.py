@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
+from ..numerics.arrays import REFUSED, as_tensor, described
 from ..numerics.nearest import nearest_others
 
 
@@ -46,9 +47,9 @@ def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
         UserError: If `z` is not a matrix of at least one column, or k is not between 1 and N - 1.
     """
     try:
-        z = torch.as_tensor(z)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"z: found {str(z)[:60]}; accepted: numbers of shape (N, d)") from None
+        z = as_tensor(z)
+    except REFUSED:
+        raise UserError(f"z: found {described(z)}; accepted: numbers of shape (N, d)") from None
     if z.is_complex() or z.dtype == torch.bool:
         raise UserError(f"z: found {z.dtype}; accepted: real numbers of shape (N, d)")
     if isinstance(k, bool) or not isinstance(k, Integral):

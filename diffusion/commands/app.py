@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from ..errors import UserError
-from ..processes import is_helper, waiting_threads_sleep
+from ..processes import cleans_up_on_sigterm, is_helper, waiting_threads_sleep
+from ..storage import full_disk
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; errors of the user become one line on stderr and exit code 2.
 
-    These are `UserError` and system errors such as a full disk or a folder without write permission.
+    These are `UserError`, system errors such as a full disk or a folder without write permission, and too little
+    memory. Output that nobody reads any more (`| head`) ends the command without a word, as a signal would.
 
     Args:
         body: The command.
@@ -24,18 +28,45 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     """
     waiting_threads_sleep()
     try:
-        return body(sys.argv[1:] if argv is None else argv)
+        exit_code = body(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        _silence_output()
+        return PIPE_CLOSED
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        of_output = error.errno in full_disk.NO_ROOM and error.filename is None
+        if error.errno is None or (error.filename is None and not of_output):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        if of_output:
+            _silence_output()
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["nothing more is known"])[0][:160]
+        print(f"error: out of memory ({reason}); smaller batches need less: --batch-size, of a training "
+              "trainer.batch_size", file=sys.stderr)  # fmt: skip
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an allocator's refusal: Python's, NumPy's, or torch's of a GPU or the CPU."""
+    known = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in known)
+
+
+def _silence_output() -> None:
+    """What is left to be written to standard output goes nowhere, so that Python's end does not fail again."""
+    with suppress(OSError, ValueError):  # no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sample(argv: Sequence[str]) -> int:
@@ -44,7 +75,7 @@ def sample(argv: Sequence[str]) -> int:
     from .sample.arguments import parse_sample_arguments
 
     options = parse_sample_arguments(argv)
-    with in_flags(options):
+    with in_flags(options), cleans_up_on_sigterm():
         from . import preflight as preflight_commands
 
         preflight_commands.check_sample(options)

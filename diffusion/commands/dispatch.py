@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 
 from ..config import Config
 from ..config.preflight import check_device
 from ..errors import choose, reported_as
+from ..processes import cleans_up_on_sigterm
 from ..storage.runs import newest_run
 from .app import sample
 from .average.arguments import parse_average_arguments
@@ -80,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         print(f"diffusion {version('diffusion')}")
         return 0
-    return COMMANDS[choose("command", argv[0], COMMANDS)](argv[1:])
+    name = choose("command", argv[0], COMMANDS)
+    with nullcontext() if name == "train" else cleans_up_on_sigterm():  # training is stopped by its own rules
+        return COMMANDS[name](argv[1:])
 
 
 def evaluate(argv: Sequence[str]) -> int:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..config import SPLITS
 from ..data import ImageData, image_names, load_images
+from ..data.files.alike import Alike
 from ..data.splits import GIVEN
 from ..denoisers.inverse_problems.operators import LUMA
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, reported_as
 from ..likelihood import Dequantizer
 from .compare.figures import histograms
 from .records import Evaluation
@@ -43,7 +44,7 @@ class Foreign:
     note: str
 
 
-def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign:
+def load(name: str, native: ImageData, split: str, count: int | None, bits: int | None = None) -> Foreign:
     """The images of another data set, at the size, the levels and the channels of `native`.
 
     Finer levels become the native ones of bins of equal width (`Dequantizer.regraded`). Colour becomes grey by its
@@ -55,15 +56,16 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign
         native: The images that the model was trained on.
         split: Which images of the other set.
         count: How many at most, the first in the fixed order; None for all.
+        bits: `data.bits`, with which the model's own were read.
 
     Raises:
         UserError: For data that are not there, or have fewer levels, another size or other channels than these.
     """
-    size = native.shape[1]
+    size = native.shape[1:]
     if name in image_names() and name != "folder":
         other = load_images(name, size=size)
     elif Path(name).exists():
-        other = load_images("folder", path=name, size=size)
+        other = _of_files(name, native, bits)
     else:
         names = [known for known in image_names() if known != "folder"]
         accepted = f"{', '.join(names)}, or a path of images"
@@ -74,7 +76,8 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign
         which = f"all {len(getattr(other, split)):,} images, as it has no splits"
     else:
         which = f"{len(getattr(other, split)):,} {split} images"
-    if native.shape[1:] != other.shape[1:] or {native.shape[0], other.shape[0]} > {1, 3}:
+    channels = {native.shape[0], other.shape[0]}
+    if native.shape[1:] != other.shape[1:] or (len(channels) == 2 and channels != {1, 3}):
         raise UserError(f"--ood: '{name}' has shape {other.shape}; the model's images have {native.shape}")
     if native.levels > other.levels:
         raise UserError(f"--ood: '{name}' has levels {other.levels}; the model's images have {native.levels}")
@@ -91,9 +94,22 @@ def load(name: str, native: ImageData, split: str, count: int | None) -> Foreign
     return Foreign(images, {**identity, "foreign": True}, f"--ood {name}: {', '.join([which, *changes])}")
 
 
+def _of_files(path: str, native: ImageData, bits: int | None) -> ImageData:
+    """Images of the user's own, in the levels and the channels of `native` where their files have these."""
+    alike = Alike.of(native.shape[0], native.levels, bits)
+    how = {"size": native.shape[1:], "bits": alike.bits, "channels": "all" if alike.every else "seen"}
+    with reported_as({"data.path": "--ood"}):
+        try:
+            return load_images("folder", path=path, levels="all" if alike.whole else "256", **how)
+        except UserError as error:
+            if not str(error).startswith("data.levels:"):  # files of 8 bits alone
+                raise
+            return load_images("folder", path=path, **how)
+
+
 def _grey(images: Tensor) -> Tensor:
     weights = torch.tensor(LUMA).reshape(3, 1, 1)
-    return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
+    return (images * weights).sum(1, keepdim=True).round().to(images.dtype)
 
 
 def auroc(native: Evaluation, foreign: Evaluation) -> float:

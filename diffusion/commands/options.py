@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
@@ -63,6 +64,12 @@ def path(text: str) -> str:
         return expanded(text, "path")
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
+
+
+def condition(text: str) -> str:
+    """NAME=VALUE or VALUE, with the `~` of a path expanded; a word that begins with one stays."""
+    name, equals, value = ("", "", text) if text.startswith("~") else text.partition("=")
+    return f"{name}{equals}{os.path.expanduser(value)}"
 
 
 def whole(text: str) -> int:

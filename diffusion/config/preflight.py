@@ -90,7 +90,7 @@ def _check_places(config: Config, makes_run: bool) -> None:
                        ("data.cache", data.cache)):  # fmt: skip
         if named is not None:
             expanded(named, key)
-    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", config.name):
+    if config.name is not None and not re.fullmatch(r"\w[\w.+=-]*", config.name):
         raise UserError(f"name: found '{config.name}'; letters, digits and . _ - + = are accepted in a run's name")
     if makes_run:
         _check_writable("runs", Path(config.runs))

@@ -6,6 +6,7 @@ YAML allows and a configuration has no use for: the same key twice, tags (so tha
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -30,8 +31,12 @@ def readings(value: Any) -> list[Any]:
     """The values that what was read may stand for, in the order in which a key tries them.
 
     Plain text is first of all text, then a number or a truth value; null and ~ are nothing but null. What comes from
-    Python stands for itself.
+    Python stands for itself, a path or a number of numpy for its text or value.
     """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):  # of numpy, of torch
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         first, last = zip(*((of[0], of[-1]) for of in map(readings, value)), strict=True) if value else ((), ())
         return [first, last]

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean, shown
+from ..errors import UserError, did_you_mean
 from ..networks.parts import CLASSES, Part
+from ..numerics.arrays import REFUSED, as_tensor, described
 
+_FURTHEST = 1e6  # deviations from a mean: a network knows nothing there
 LABEL = "label"  # the part that is the class of the data
 
 
@@ -99,9 +101,9 @@ def condition_for(name: str, cond: object, n: int, finite: bool = True) -> Condi
     else:
         several = isinstance(cond, tuple) or (isinstance(cond, list) and any(isinstance(v, Tensor) for v in cond))
         try:
-            parts = tuple(torch.as_tensor(part) for part in (cond if several else (cond,)))  # type: ignore[union-attr]
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"{name}: found {str(cond)[:60]}; needs a tensor, or a tuple of tensors") from None
+            parts = tuple(as_tensor(part) for part in (cond if several else (cond,)))  # type: ignore[union-attr]
+        except REFUSED:
+            raise UserError(f"{name}: found {described(cond)}; needs a tensor, or a tuple of tensors") from None
     shapes = [tuple(part.shape) for part in parts]
     if not parts or any(not shape or shape[0] not in (1, n) for shape in shapes):
         raise UserError(
@@ -160,13 +162,15 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         from ..data.class_names import number_of  # all of that room, which samplers do without
 
         names = list(part.names) or [str(number) for number in range(part.size)]
+        if getattr(getattr(value, "dtype", None), "kind", "") == "U":
+            value = value.tolist()  # words in an array
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
         if any(isinstance(text, str) for text in texts):
             value = [number_of(text, names, told) if isinstance(text, str) else text for text in texts]
     try:
-        c = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{told}: found {shown(value)}; needs numbers") from None
+        c = as_tensor(value).detach()
+    except REFUSED:
+        raise UserError(f"{told}: found {described(value)}; needs numbers") from None
     if c.is_complex() or c.dtype == torch.bool or (part.kind == CLASSES and c.is_floating_point()):
         raise UserError(f"{told}: found {c.dtype}; needs {'whole' if part.kind == CLASSES else 'real'} numbers")
     if c.ndim == part.axes - 1 and not (part.kind == CLASSES and c.ndim):
@@ -191,6 +195,12 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
     bad = ~torch.isfinite(c.flatten(1)).all(1) & ~torch.isnan(c.flatten(1)).all(1)
     if bool(bad.any()):
         raise UserError(f"{told}: sample {int(bad.nonzero()[0])} has values that are not finite")
+    mean, std = (
+        torch.tensor(of, dtype=torch.float64).reshape(-1, *(1,) * (c.ndim - 2)) for of in (part.mean, part.std)
+    )
+    if bool((far := ((c.double().cpu() - mean).abs() / std).flatten(1).amax(1) > _FURTHEST).any()):
+        row = int(far.nonzero()[0])
+        raise UserError(f"{told}: sample {row} is more than {_FURTHEST:.0e} deviations from what it is in training")
     return c
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..numerics.arrays import REFUSED, as_tensor, described
 from ..schedules import DDPM, EDM, VE, VP, Cosine, Functions, Rectified, Schedule, SongVE, SubVP, Table
 
 
@@ -123,14 +124,14 @@ def path_of(given: Any) -> Path:
         return _of_functions(*given)
     if isinstance(given, Tensor | tuple | list) or hasattr(given, "__array__"):
         values = None
-        with suppress(TypeError, ValueError, RuntimeError):
-            values = torch.as_tensor(given)
+        with suppress(*REFUSED):
+            values = as_tensor(given)
         if values is not None:
             falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
             return _of_mapping({"alphas_cumprod" if falls else "betas": values})
     raise UserError(
-        f"path: found {str(given)[:60]}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or alphas_cumprod, "
-        "or two functions (alpha, sigma)"
+        f"path: found {described(given)}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or "
+        "alphas_cumprod, or two functions (alpha, sigma)"
     )
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics.arrays import REFUSED, as_tensor, described
 from ..numerics.broadcasting import pad_dims_like
 from ..numerics.random import STREAM_EXACT, normal, uniform
 from ..schedules import Schedule
@@ -265,9 +266,9 @@ def _normals(seed: int, n: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
 def _floats(name: str, value: Any) -> Tensor:
     # A number is converted to float64: 0.1 next to float64 tensors is 0.1 to the last digit.
     try:
-        tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name}: found {str(value)[:60]}; needs numbers, a tensor or an array") from None
+        tensor = as_tensor(value, None if isinstance(value, Tensor) else torch.float64)
+    except REFUSED:
+        raise UserError(f"{name}: found {described(value)}; needs numbers, a tensor or an array") from None
     tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"{name}: has values that are not finite")

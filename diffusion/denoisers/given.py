@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..networks.parts import Part
+from ..numerics.arrays import REFUSED, as_tensor, described
 from .condition import LABEL, Condition, condition_for, of_parts
 
 P = ParamSpec("P")
@@ -95,13 +96,15 @@ def row_numbers(name: str, value: Any, n: int) -> Tensor:
     """The numbers of n samples, which key their noise: int64 (n,).
 
     Raises:
-        UserError: For any other shape, and numbers that are not whole or not from 0 to 2^48 - 1.
+        UserError: For any other shape, and numbers that are not whole, not from 0 to 2^48 - 1, or not all different.
     """
     rows = whole_labels(value, name)
     if len(rows) != n:
         raise UserError(f"{name}: found {len(rows)} for {n} images; accepted: one each, or none at all")
     if n and not 0 <= int(rows.min()) <= int(rows.max()) < MOST_ROWS:
         raise UserError(f"{name}: found {int(rows.min())} to {int(rows.max())}; accepted: 0 to 2^48 - 1")
+    if len(rows.unique()) < n:
+        raise UserError(f"{name}: found {int(rows.mode().values)} more than once; each image has a number of its own")
     return rows
 
 
@@ -169,12 +172,10 @@ def tensor_of(name: str, value: Any) -> Tensor:
         UserError: If it does not contain numbers.
     """
     try:
-        found = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name}: found {str(value)[:60]}; needs a tensor or an array of numbers") from None
-    if found.is_meta or found.layout != torch.strided:
-        kind = "no values (device meta)" if found.is_meta else f"layout {found.layout}"
-        raise UserError(f"{name}: found a tensor of {kind}; needs a dense one, with values")
+        found = as_tensor(value)
+    except REFUSED:
+        needs = "a dense one, with values" if isinstance(value, Tensor) else "a tensor or an array of numbers"
+        raise UserError(f"{name}: found {described(value)}; needs {needs}") from None
     return normal(found.detach())
 
 
@@ -335,9 +336,9 @@ def whole_labels(label: Any, name: str = "label") -> Tensor:
         UserError: For anything but integers, or more than one number per sample.
     """
     try:
-        found = torch.as_tensor(label).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name}: found {str(label)[:60]!r}; must be a whole number, or one a sample") from None
+        found = tensor_of(name, label)
+    except UserError:
+        raise UserError(f"{name}: found {shown(label)}; must be a whole number, or one a sample") from None
     if found.ndim > 1 and found.numel() != len(found):
         raise UserError(
             f"{name}: found shape {tuple(found.shape)}; a label is one whole number a sample "
@@ -345,7 +346,7 @@ def whole_labels(label: Any, name: str = "label") -> Tensor:
         )
     whole = found.is_floating_point() and bool((found.abs() < 2**53).all()) and bool((found == found.round()).all())
     if found.dtype == torch.bool or found.is_complex() or (found.is_floating_point() and not whole):
-        raise UserError(f"{name}: found {str(label)[:60]}; must be a whole number, or one a sample")
+        raise UserError(f"{name}: found {shown(label)}; must be a whole number, or one a sample")
     return found.reshape(-1).to(torch.long)
 
 

@@ -60,7 +60,8 @@ class Interval:
     sem: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} (95 % interval {self.low:.4f} to {self.high:.4f})"
+        found = f"{self.low:.4f} to {self.high:.4f}" if math.isfinite(self.low) else "unknown"  # of one value
+        return f"{self.mean:.4f} (95 % interval {found})"
 
 
 def _student(n: int) -> float:

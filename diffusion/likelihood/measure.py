@@ -54,7 +54,7 @@ DEFAULT_METHOD = Default("ode")
 def log_likelihood(
     model: Any,
     images_uint8: Any,
-    method: str = DEFAULT_METHOD,
+    method: Any = DEFAULT_METHOD,
     levels: Any = None,
     error_budget: Any = False,
     target_error: Any = None,
@@ -86,6 +86,7 @@ def log_likelihood(
     """
 
     known = getattr(getattr(model, "dequantizer", None), "levels", None)
+    _check_word(method)
     levels = None if levels is None else whole_number("levels", levels, 2)
     if known is not None and levels not in (None, known):
         raise UserError(f"levels: found {levels}; the model's images have {known}; leave it out")
@@ -99,6 +100,11 @@ def log_likelihood(
         return _of_levels(model, x, method, levels, **options)
 
     return _with_errors(of, images_uint8, error_budget, target_error, options)
+
+
+def _check_word(method: Any) -> None:
+    if not isinstance(method, str):
+        raise UserError(f"method: found {method!r}; must be the name of an estimator, e.g. 'ode'")
 
 
 def checked(model: Any, options: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def _of_levels(model: Any, images_uint8: Tensor, method: str, levels: int | None
 def log_density(
     model: Any,
     x: Any,
-    method: str = "ode",
+    method: Any = "ode",
     error_budget: Any = False,
     target_error: Any = None,
     **options: Any,
@@ -164,6 +170,7 @@ def log_density(
     """
 
     x = tensor_of("x", x)
+    _check_word(method)
     if not x.is_floating_point():
         raise UserError(f"x: found {x.dtype}; a density is of real numbers (log_likelihood takes levels)")
     if not bool(torch.isfinite(x).all()):

@@ -158,7 +158,10 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     """
     names = config.denoiser.parts
     if LABEL in names and not facts.num_classes:
-        raise UserError(f"denoiser.conditional: the data '{facts.name}' have no labels; set it to false")
+        key, way_out = (
+            ("conditional", "set it to false") if config.denoiser.conditional else ("condition", "leave 'label' out")
+        )
+        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels; {way_out}")
     if tuple(part.name for part in facts.parts) != (() if names == (LABEL,) else names):
         raise UserError(f"denoiser.condition: found {', '.join(names)}; '{facts.name}' has other parts")
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())

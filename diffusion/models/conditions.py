@@ -27,6 +27,7 @@ from ..numerics import random
 
 DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
 FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
+_LEAST = 1e-30  # of a mean or a deviation
 _SMALLEST = 1e-9  # of a deviation, relative to the entry's own mean: rounding is not magnified
 
 
@@ -110,6 +111,10 @@ def _part(name: str, data: SplitData) -> Part:
     if not known.shape[1]:
         raise UserError(f"denoiser.condition: '{name}' is known of no row of the training part")
     std, mean = torch.std_mean(known, dim=1, correction=0)
+    sizes = torch.cat((std[std > 0], mean.abs()[mean != 0]))
+    if not bool(((sizes > _LEAST) & (sizes < 1.0 / _LEAST)).all()):  # networks compute in float32; also refuses nan
+        raise UserError(f"denoiser.condition: '{name}' has means or deviations beyond {_LEAST:g} to {1.0 / _LEAST:g}; "
+                        "give it other units")  # fmt: skip
     scale = torch.where(std <= _SMALLEST * mean.abs(), 1.0, std)  # each by itself: units may be any
     return Part(name, column.kind, column.size, tuple(values.shape[2:]), tuple(mean.tolist()), tuple(scale.tolist()))
 

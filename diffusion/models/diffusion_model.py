@@ -111,7 +111,8 @@ class DiffusionModel(TrainedModel):
         options |= {} if cond is None else {"cond": cond}
         options = self._with_moments(options)
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
-        tuned = options.get("grid") == AUTO or fitted_now
+        grid = options.get("grid")  # a name, or the times
+        tuned = (isinstance(grid, str) and grid == AUTO) or fitted_now
         with self.tuned() if tuned else nullcontext():
             x = sample(self.drawn_with, n, seed=seed, **options)
         if self.facts.levels is not None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import field_types
 from ..errors import UserError
+from ..numerics.arrays import REFUSED, as_tensor, described
 from ..numerics.random import Noise
 from ..schedules import Schedule
 
@@ -75,9 +76,9 @@ def checked_grid(schedule: Schedule, grid: Any) -> Tensor:
         UserError: For anything but two or more decreasing numbers within the path.
     """
     try:
-        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"grid: found {str(grid)[:60]}; needs two or more decreasing times, or a name") from None
+        times = as_tensor(grid, torch.float64).detach().cpu()
+    except REFUSED:
+        raise UserError(f"grid: found {described(grid)}; needs two or more decreasing times, or a name") from None
     found = f"found {times.flatten().tolist()[:8]}"
     if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise UserError(f"grid: needs two or more strictly decreasing times; {found} of shape {tuple(times.shape)}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..numerics.arrays import REFUSED, as_tensor, described
 from .schedule import NOISE_END, Schedule, check_ends, check_numbers, log_sigmoid_alpha
 
 BETAS = ("linear", "cosine", "scaled-linear", "sigmoid")
@@ -200,9 +201,9 @@ def _numbers(name: str, table: Any, low: float, high: float) -> Tensor:
     """A table of two or more numbers between two ends, float64."""
     try:
         plain = isinstance(table, list | tuple)  # whose numbers torch would round to float32
-        found = torch.as_tensor(table, dtype=torch.float64 if plain else None).detach().cpu().double()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"path: found {name} {str(table)[:40]}; needs a table of numbers") from None
+        found = as_tensor(table, torch.float64 if plain else None).detach().cpu().double()
+    except REFUSED:
+        raise UserError(f"path: found {name} {described(table)}; needs a table of numbers") from None
     if found.ndim != 1 or len(found) < 2 or not bool(((found >= low) & (found <= high)).all()):
         raise UserError(f"path: found {name} of shape {tuple(found.shape)}; needs (T,), each from {low:g} to {high:g}")
     return found

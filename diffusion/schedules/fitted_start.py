@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..numerics.arrays import REFUSED, as_tensor, described
 from .schedule import Schedule
 
 COVARIANCES = ("diagonal", "full")
@@ -125,9 +126,9 @@ class FittedStart:
 def _reals(name: str, value: Any) -> Tensor:
     """Real numbers as float64, on the CPU."""
     try:
-        found = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name}: found a {type(value).__name__}; needs a tensor or an array of real numbers") from None
+        found = as_tensor(value).detach()
+    except REFUSED:
+        raise UserError(f"{name}: found {described(value)}; needs a tensor or an array of real numbers") from None
     if not found.is_floating_point():
         levels = "; model.fitted_start takes images of levels" if name == "images" else ""
         raise UserError(f"{name}: found {found.dtype}; needs real numbers{levels}")

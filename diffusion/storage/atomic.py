@@ -76,6 +76,17 @@ def check_writable(path: str | os.PathLike[str], may_be_folder: bool = False) ->
         probe.unlink()
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str], other_than: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block, a write into the folder `other_than`, or one that does not say where, fails with `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not (error.filename is None or str(error.filename).startswith(str(other_than))):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` atomically and durably (see `writer`)."""
     with writer(path) as file:

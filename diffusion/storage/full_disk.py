@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..errors import UserError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTINUE = "Free some space; the same command resumes the run."
 
 
@@ -25,7 +25,7 @@ def reported(way_out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM or error.filename is None:
+        if error.errno not in NO_ROOM or error.filename is None:
             raise
         raise UserError(f"{error.filename}: cannot be written ({error.strerror}). {way_out}") from error
 

@@ -26,6 +26,8 @@ def expanded(path: str | os.PathLike[str], key: str = "path") -> str:
     Raises:
         UserError: For an empty path, one with a zero byte, and an unknown user.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{key}: found a {type(path).__name__}; must be a path")
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
         raise UserError(f"{key}: found {text!r}; must be a path")

@@ -59,7 +59,7 @@ def create_run(runs_dir: str | Path, name: str) -> Path:
     Raises:
         UserError: `name` is not a plain file name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", name):
+    if not re.fullmatch(r"\w[\w.+=-]*", name):
         raise UserError(f"name: '{name}' found; letters, digits and . _ - + = are accepted in the name of a run.")
     runs_dir = named_path(runs_dir, "runs")
     runs_dir.mkdir(parents=True, exist_ok=True)

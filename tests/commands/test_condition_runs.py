@@ -16,10 +16,13 @@ import diffusion
 from diffusion.commands import records
 from diffusion.commands.evaluate import measuring
 from diffusion.commands.evaluate.given import given_to
+from diffusion.commands.sample import condition
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
 from diffusion.data import pictures
+from diffusion.errors import UserError
 from diffusion.models.load import load
+from diffusion.networks.parts import CLASSES, Part
 from diffusion.processes import Processes
 from diffusion.storage import tensor_files
 
@@ -209,7 +212,8 @@ def test_what_cannot_say_a_condition_is_no_export(shared_run, capsys, to):
         (["denoiser.condition=[d]"], "found 'd'; t.npz has no such array; it has x, c, kind"),
         (["denoiser.condition=[downsample]"], "must be downsample:N"),
         (["denoiser.condition=[grey]"], "found 'grey', which is of images"),
-        (["denoiser.condition=[label]"], "have no labels"),
+        (["denoiser.condition=[label]"], "denoiser.condition: the data 'array' have no labels; leave 'label' out"),
+        (["denoiser.condition=[x]"], "denoiser.condition: found 'x'; it is the data of t.npz"),
         (["denoiser.condition=[c,c]"], "a part is given once"),
         (["denoiser.condition=[c]", "denoiser.conditional=true"], "have no labels"),
     ],
@@ -287,3 +291,31 @@ def test_images_are_encoded_and_drawn_back_under_their_condition(here, capsys):
     for way in ("--encode", "--interpolate"):
         assert sampled(*asked[:-2], "label=three.npy", way, "1.png", "2.png", "--out", "no") == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_condition_is_read_from_the_home_folder_and_from_words_in_a_file(shared_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "c.npy", np.array([[1.0, 2.0]], ">f8"))
+    np.save(tmp_path / "kind.npy", np.array(["dog", "cat", "dog", "cat"]))
+    out = tmp_path / "x.npy"
+    assert sampled("--run", "t-0001", "--condition", "c=~/c.npy", "kind=~/kind.npy", *QUICK, "--out", str(out)) == 0
+    model = load("runs/t-0001")
+    wanted = model.sample(4, steps=2, sampler="ddim", cond={"c": [1.0, 2.0], "kind": [1, 0, 1, 0]})
+    np.testing.assert_allclose(np.load(out), wanted.numpy(), rtol=1e-5, atol=1e-5)
+    for name, value in {"folder.npy": None, "empty.npy": np.zeros((0, 2))}.items():
+        (tmp_path / name).mkdir() if value is None else np.save(tmp_path / name, value)
+    capsys.readouterr()
+    assert sampled("--run", "t-0001", "--condition", "c=~/folder.npy", *QUICK) == 2
+    assert f"--condition: {tmp_path}/folder.npy is no file" in capsys.readouterr().err
+    assert sampled("--run", "t-0001", "--condition", "c=~/empty.npy", *QUICK) == 2
+    assert "found shape (0, 2); needs (1, 2)" in capsys.readouterr().err
+    assert sampled("--run", "t-0001", "--condition", "c", *QUICK) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+def test_none_is_not_taken_for_a_class_of_that_name_nor_the_class_for_none(shared_run, monkeypatch):
+    model = load("runs/t-0001")
+    monkeypatch.setattr(condition, "parts_of", lambda of: (Part("kind", CLASSES, 2, names=("dog", "none")),))
+    with pytest.raises(UserError, match=r"'none' is the name of class 1, .*; accepted: #1, or leave the part out"):
+        condition.read_conditions(model, ["kind=none"])
+    assert condition.read_conditions(model, ["kind=#1"])["kind"].tolist() == [1]

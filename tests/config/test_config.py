@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,9 @@ from diffusion.config import (
 )
 from diffusion.config.files import KEYS, SECTIONS
 from diffusion.config.options import Section, choices, declared
+from diffusion.config.run_sections import EMAConfig
+from diffusion.config.sections import DataConfig, DenoiserConfig
+from diffusion.errors import UserError
 from diffusion.networks import MLP, DiT, UNet
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Learned, Rectified, SubVP
 
@@ -281,3 +285,12 @@ def test_parsing_is_quick_and_imports_no_torch():
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert seconds < 1
+
+
+def test_values_from_python_may_be_paths_and_numbers_of_numpy():
+    found = DataConfig(name="folder", path=Path("x"), size=np.int64(8))
+    assert (found.path, found.size) == ("x", 8)
+    assert EMAConfig(half_life=np.float32(8.0), widths=np.array([0.05, 0.1])).widths == (0.05, 0.1)
+    assert DenoiserConfig(condition=np.array(["mask"])).condition == ("mask",)
+    with pytest.raises(UserError, match=r"data\.size: found 0"):
+        DataConfig(name="folder", path="x", size=np.int64(0))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.config import load_config
-from diffusion.data import load_array, load_images
+from diffusion.data import DataNote, load_array, load_images
 from diffusion.errors import UserError
 from diffusion.models.build import build_data
 from diffusion.models.conditions import Conditions, masked, parts_of, rectangles
@@ -228,3 +228,69 @@ def test_fields_are_mirrored_with_their_images(tmp_path):
     mirrored = x[:, 0] > x[:, 3]
     assert 0 < int(mirrored.sum()) < 16
     assert torch.equal(depth[:, 0, 2, 0] > depth[:, 0, 2, 3], mirrored)
+
+
+def test_what_is_left_out_or_numbered_anew_is_told(tmp_path):
+    folder = written(tmp_path)
+    rows = [line.split(",") for line in (folder / "labels.csv").read_text().splitlines()]
+    rows = [rows[0], *([file, age, kind, str(10 + int(score)), *pose] for file, age, kind, score, *pose in rows[1:])]
+    (folder / "labels.csv").write_text("\n".join(map(",".join, [*rows, ["gone.png", *rows[1][1:]]])))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "depth" / "gone.png")
+    with pytest.warns(DataNote) as notes:
+        data = load_images("folder", path=folder, columns=("score", "depth"))
+    told = " ".join(str(note.message) for note in notes)
+    assert "labels.csv: 1 of its 13 lines are of no image, e.g. gone.png" in told
+    assert "depth: 1 of its 13 images have the name of no image of the data" in told
+    assert "0 is 10, 1 is 11, 2 is 12" in told
+    assert told.count("of no image, e.g.") == 1
+    assert str(data.provenance["notes"]).count("of no image, e.g.") == 1
+    np.savez(tmp_path / "t.npz", x=np.eye(20) / 2, stars=np.arange(20) % 5 + 1)
+    with pytest.warns(DataNote, match="'stars' holds 5 numbers from 1 to 5"):
+        load_array(tmp_path / "t.npz", columns=("stars",))
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_paired_images_of_16_bits_are_read_as_those_of_the_data(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2**12, (2, 12, 4, 4)).astype(np.uint16)
+    for place, images in zip((tmp_path, tmp_path / "pair"), pixels, strict=True):
+        place.mkdir(exist_ok=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(place / f"{i}.png")
+    with pytest.raises(UserError, match=r"data\.bits=12"):
+        load_images("folder", path=tmp_path, columns=("pair",))
+    for how, levels, shift in (({"bits": 12}, 256, 4), ({"bits": 12, "levels": "all"}, 4096, 0)):
+        data = load_images("folder", path=tmp_path, columns=("pair",), **how)
+        column = data.columns["pair"]["train"]
+        assert column.levels == levels
+        rows = [int(name.removesuffix(".png")) for name in data.train_names]
+        assert torch.equal(column.values[:, 0].long(), torch.from_numpy((pixels[1, rows] >> shift).astype(np.int64)))
+        field = Conditions((parts_of(("pair",), data)), data).of(
+            "train", torch.arange(len(rows)), data.train, 0, torch.arange(len(rows))
+        )[0]
+        assert float(field.min()) >= -1.0
+        assert float(field.max()) <= 1.0
+
+
+def test_a_table_of_another_separator_and_of_endless_numbers(tmp_path):
+    with pytest.raises(
+        UserError, match=r"labels\.csv: the entries of its lines are separated by ';'; accepted: commas"
+    ):
+        load_images("folder", path=written(tmp_path / "a", lines="file;age\n1.png;3\n"), columns=("age",))
+    names = [f"{'a' if i % 2 else 'b'}/{i}.png" for i in range(12)]
+    lines = "file,id\n" + "".join(f"{name},{'9' * (5000 + i % 2)}\n" for i, name in enumerate(names))
+    data = load_images("folder", path=written(tmp_path / "b", lines=lines), columns=("id", "depth"))
+    assert data.columns["id"]["train"].size == 2
+
+
+def test_the_data_are_no_condition_of_themselves(tmp_path):
+    np.savez(tmp_path / "t.npz", x=np.eye(20), c=np.eye(20))
+    with pytest.raises(UserError, match=r"denoiser\.condition: found 'x'; it is the data of .*t\.npz, which has x, c"):
+        load_array(tmp_path / "t.npz", columns=("x",))
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e200])
+def test_units_beyond_what_networks_compute_in_are_refused(tmp_path, scale):
+    np.savez(tmp_path / "t.npz", x=np.eye(20) / 2, c=scale * np.random.default_rng(0).normal(size=20))
+    data = load_array(tmp_path / "t.npz", columns=("c",))
+    with pytest.raises(UserError, match=r"denoiser\.condition: 'c' has means or deviations beyond 1e-30 to 1e\+30"):
+        parts_of(("c",), data)

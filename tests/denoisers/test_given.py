@@ -23,6 +23,7 @@ from diffusion.denoisers.inverse_problems import (
     Observation,
     PseudoInverse,
 )
+from diffusion.errors import UserError
 from diffusion.schedules import VP, Cosine
 
 
@@ -157,3 +158,18 @@ def test_inference_mode_is_as_no_grad():
         x = X + 0.0
     outside = log_density(PLANE, x).log_prob  # of what was made in inference mode
     torch.testing.assert_close(outside.float(), PLANE.log_prob(X), rtol=1e-3, atol=1e-3)
+
+
+def test_images_with_one_number_and_estimators_without_a_name_are_refused_as_the_call_names_them():
+    x = torch.zeros(3, 2)
+    with pytest.raises(UserError, match=r"indices: found 4 more than once; each image has a number of its own"):
+        log_density(PLANE, x, indices=[4, 5, 4], method="immse", evaluations=2)
+    for method in (None, 3):
+        with pytest.raises(UserError, match=rf"method: found {method}; must be the name of an estimator"):
+            log_density(PLANE, x, method=method)
+        with pytest.raises(UserError, match=rf"method: found {method}; must be the name of an estimator"):
+            log_likelihood(PLANE, x.byte(), method=method)
+
+
+def test_an_interval_of_one_value_is_unknown():
+    assert str(log_density(PLANE, torch.zeros(1, 2), tolerance=0.1).mean()).endswith("(95 % interval unknown)")

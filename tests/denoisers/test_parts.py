@@ -239,3 +239,28 @@ def test_guidance_towards_none_and_two_classes_at_once_are_refused():
         model.parts = parts
         with pytest.raises(UserError, match=r"^label, cond: both say 'label'"):
             sample(model, 2, "ddim", steps=2, label=1, cond={"label": 2})
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (np.array(["dog", "cat"]), [1, 0]),
+        (np.array([1, 0], ">i4"), [1, 0]),
+        (np.array([1, 0, 1])[::-2], [1, 1]),
+    ],
+)
+def test_classes_come_from_arrays_of_words_and_numbers(value, wanted):
+    part = Part("kind", CLASSES, 2, names=("cat", "dog"))
+    assert of_parts((part,), {"kind": value}, 2).parts[0].tolist() == wanted
+
+
+def test_vectors_come_from_arrays_of_any_kind_and_not_from_beyond_all_training():
+    part = Part("c", VECTOR, 2, mean=(5.0, 0.0), std=(2.0, 1e-3))
+    c = np.array([[1.0, 2e-3], [3.0, 4e-3]])
+    for same in (c.astype(">f8"), c[::-1][::-1], c.astype(np.longdouble), list(c), list(torch.from_numpy(c))):
+        assert torch.equal(of_parts((part,), {"c": same}, 2).parts[0], torch.from_numpy(c))
+    with pytest.raises(UserError, match=r"c \(2 numbers\): sample 1 is more than 1e\+06 deviations"):
+        of_parts((part,), {"c": [[5.0, 0.0], [5.0, 2e3]]}, 2)
+    for none in (torch.zeros(2, 2, device="meta"), torch.eye(2).to_sparse()):
+        with pytest.raises(UserError, match=r"c \(2 numbers\): found a tensor of"):
+            of_parts((part,), {"c": none}, 2)

@@ -1,6 +1,7 @@
 """diffusion.sample: sample i is a function of (seed, i), every option means what it says, and closed forms are met."""
 
 import laws
+import numpy as np
 import pytest
 import torch
 from tiny_configs import digits_config
@@ -317,3 +318,13 @@ def test_samplers_that_are_none_or_are_told_twice_are_refused(options, told):
 def test_steps_of_a_sampler_are_a_whole_number():
     with pytest.raises(UserError, match=r"steps: found True; must be a whole number"):
         samplers.DDIM(steps=True)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, lambda t: torch.tensor(t, dtype=torch.float64), np.array, lambda t: np.array(t[::-1])[::-1]]
+)
+def test_a_trained_model_takes_times_of_any_kind(kind):
+    model = diffusion.load("pretrained:digits")
+    times = [0.9, 0.5, 0.0]
+    found = diffusion.sample(model, 1, sampler="ddim", grid=kind(times))
+    assert torch.equal(found, diffusion.sample(model, 1, sampler="ddim", grid=times))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ...config import SPLITS
-from ..options import Parser, path, positive, seed
+from ..options import Parser, condition, path, positive, seed
 
 
 def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -26,7 +26,8 @@ def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
         ".tar, .npy or .npz file")  # fmt: skip
     add("--split", choices=SPLITS, default="test", help="(default: test)")
     add("--images", type=positive, default=64, metavar="N", help="how many (default: 64)")
-    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: each image under its own condition (default), "
+    add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
+        help="data: each image under its own condition (default), "
         "none, or one for all, as in sample.py")  # fmt: skip
     add("--levels", type=positive, default=16, metavar="K", help="noise levels (default: 16)")
     add("--seed", type=seed, default=0, help="of the noise (default: 0)")

@@ -176,7 +176,7 @@ def _picture(model: TrainedModel, record: SampleRecord, samples: Tensor) -> Pict
     first = next(iter(record.settings.values()))
     name = f"{file_name(model.facts.name)}-{first}-seed{record.seed}.png"
     with tempfile.TemporaryDirectory() as folder:
-        files = SampleFiles(str(Path(folder) / name), Path(name), len(samples), record, model.facts.levels)
+        files = SampleFiles(str(Path(folder) / name), Path(name), len(samples), record, model.facts)
         with files:
             files.keep(0, samples)
             (written,) = files.finish()

@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...likelihood import Dequantizer, Estimate
 from ...models import DiffusionModel, TrainedModel
 from ...storage import atomic, runs
-from ..sample.control import read_image
+from ..sample.control import image_for
 from .drawing import Picture, png_of
 
 EVALUATIONS = 128  # noise levels for the bits of one image
@@ -70,7 +70,7 @@ def seen(model: TrainedModel, path: str) -> Tensor:
     """
     if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"image: {model.source} has no path from noise to an image; a diffusion model of images has")
-    return read_image("image", path, model.facts.shape)
+    return image_for(model, "image", path)
 
 
 @dataclass(frozen=True, eq=False)

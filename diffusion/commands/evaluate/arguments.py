@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...config import SPLITS, LoggingConfig
 from ...errors import UserError
-from ..options import Parser, number, path, positive, seed, tolerance
+from ..options import Parser, condition, number, path, positive, seed, tolerance
 
 WANDB = LoggingConfig.words("wandb")
 
@@ -30,7 +30,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
         "SHA-256 of their row (default: all)")  # fmt: skip
-    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: each image under its own condition, and what that "
+    add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
+        help="data: each image under its own condition, and what that "
         "tells of it, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
         "denoiser.condition, else none)")  # fmt: skip
     add("--target-error", type=error, metavar="E",

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         # before hours of work, too
         foreign = None
         if options.ood is not None and isinstance(data, ImageData):
-            foreign = ood.load(options.ood, data, options.split, options.images)
+            foreign = ood.load(options.ood, data, options.split, options.images, subject.model.config.data.bits)
         condition = [NONE] if foreign is not None and options.condition is None else options.condition
         given = given_to(subject.model, data, images, identity, condition)
         if foreign is not None and given is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ...models.formats import diffusers_export
 from ...models.load import load
 from ...models.trained_model import TrainedModel
+from ...storage import atomic
 from ..convert.convert import write_file
 from .card import facts_without_places, without_places, write_card
 from .network import DESCRIPTION, ONNX, TORCH, check_onnx, write_onnx, write_torch
@@ -32,8 +33,9 @@ def run(options: argparse.Namespace) -> int:
     write, line = _LAYOUTS[options.to]
     made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write(model, made, options)
-        os.rename(made, folder)
+        with atomic.naming(folder, made):
+            write(model, made, options)
+            os.rename(made, folder)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise

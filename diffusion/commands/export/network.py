@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from importlib.util import find_spec
@@ -158,8 +159,9 @@ def write_torch(model: TrainedModel, folder: Path) -> None:
     assert isinstance(model, DiffusionModel)
     text = describing(model, denoiser)
     program = exported(denoiser)
-    with atomic.writer(folder / TORCH) as file:
-        torch.export.save(program, file, extra_files={DESCRIPTION: text})
+    buffer = io.BytesIO()  # a write to the disk that fails within it would abort the process
+    torch.export.save(program, buffer, extra_files={DESCRIPTION: text})
+    atomic.write_bytes(folder / TORCH, buffer.getvalue())
     atomic.write_text(folder / DESCRIPTION, text)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...config import SamplingConfig
 from ..evaluate.arguments import WANDB
-from ..options import Parser, add_tuning_seconds, number, path, positive, seed, tolerance
+from ..options import Parser, add_tuning_seconds, condition, number, path, positive, seed, tolerance
 
 OF_REFERENCE = "reference"  # a label of its own for each sample
 
@@ -56,7 +56,8 @@ def parse_quality_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--method", help="the solver of ode")
     add("--prior", choices=SamplingConfig.words("prior"), help="the law from which the codes of an eae are drawn")
     add("--output", choices=("mean", "draw"), help="mean or draw of p(image | code) (vae, eae)")
-    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: samples under the conditions of test images; none; "
+    add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
+        help="data: samples under the conditions of test images; none; "
         "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
     add("--by-class", action="store_true", help="also the figures of each class, against the reference images of this "
         "class; of a model of classes with --label reference")  # fmt: skip

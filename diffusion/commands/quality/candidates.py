@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
+from ...data.files.alike import Alike
 from ...data.files.image_files import load_files
+from ...data.files.raw_images import RawImages
 from ...denoisers.condition import LABEL
 from ...errors import UserError, reported_as
 from ...likelihood import Dequantizer
@@ -164,8 +166,7 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     if options.by_class or options.condition is not None:
         raise UserError(f"--by-class, --condition: {text} holds images, of no condition; leave them out")
     data = _reference_data(options.data, options.runs, options.download)
-    with reported_as({"data.path": text}):
-        raw = load_files(Path(text))
+    raw = _files(text, data)
     pixels = raw.images
     if tuple(pixels.shape[1:]) != data.shape:
         raise UserError(f"{text}: holds images of {tuple(pixels.shape[1:])}; those of '{data.name}' are {data.shape}")
@@ -173,13 +174,25 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
         raise UserError(f"--samples: found {options.samples}; {text} holds {len(pixels)} images")
     rows = fixed_subset(len(pixels), options.samples)
     pixels, names = pixels[rows], [raw.keys[int(row)] for row in rows]
-    images = Dequantizer(data.levels).regraded(pixels, 256)
+    images = Dequantizer(data.levels).regraded(pixels, raw.levels or 256)
     path = Path(text)
     question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     folder = Path("evaluations") / path.stem / FOLDER / "quality"
     return Candidate(
         path.name, path, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names
     )
+
+
+def _files(text: str, data: ImageData) -> RawImages:
+    """Images in the levels and the channels of the data that they are compared with."""
+    alike = Alike.of(data.shape[0], data.levels)
+    try:
+        with reported_as({"data.path": text}):
+            return load_files(Path(text), bits=alike.bits, whole=alike.whole, every=alike.every)
+    except UserError as error:
+        if not str(error).startswith("data.levels:"):
+            raise
+        raise UserError(f"{text}: has images of 256 levels; those of '{data.name}' have {data.levels:,}") from error
 
 
 def moved(options: argparse.Namespace) -> str | None:

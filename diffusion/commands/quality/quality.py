@@ -24,6 +24,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from ...data import ImageData, pictures
+from ...denoisers.given import type_of_levels
 from ...devices import choose_device
 from ...errors import UserError
 from ...likelihood import Dequantizer
@@ -240,7 +241,7 @@ def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
         rows.append(Row("test set", len(fresh), _known(quality), features=features))
     levels, shape = made.provenance.levels, made.provenance.shape
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(levels, (count, *shape), generator=generator).to(torch.uint8)
+    noise = torch.randint(levels, (count, *shape), generator=generator).to(type_of_levels(levels))
     quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
     return [*rows, Row("noise", count, _known(quality), features=features)]
 

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 
 from ...config import FITTED, FITTED_STEPS, SamplingConfig
 from ...errors import UserError
-from ..options import Parser, add_tuning_seconds, bound, dial, number, path, positive, seed, setting, size, tolerance
+from ..options import (
+    Parser,
+    add_tuning_seconds,
+    bound,
+    condition,
+    dial,
+    number,
+    path,
+    positive,
+    seed,
+    setting,
+    size,
+    tolerance,
+)
 
 
 def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,7 +45,8 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_tuning_seconds(parser)
     add("--label", metavar="CLASS", help="draw this class, given by number or name (for models trained with labels; "
         "for any model with --classifier)")  # fmt: skip
-    add("--condition", nargs="+", metavar="NAME=VALUE", help="what a model with denoiser.condition is given: a class "
+    add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
+        help="what a model with denoiser.condition is given: a class "
         "by name or number, numbers with commas, an image, or x.npy with one entry or one a sample; without NAME= "
         "where there is one (--mask says where an image is to be filled in)")  # fmt: skip
     add("--size", type=size, metavar="PIXELS", help="draw images of another size than the training images: 16, or "

@@ -23,10 +23,12 @@ from ...models import DiffusionModel
 from ...models.conditions import MASK, function_of, is_function, masked
 from ...models.trained_model import TrainedModel
 from ...networks.parts import CLASSES, FIELD, Part
-from .control import known_part, read_image
+from ...numerics.arrays import as_tensor
+from .control import alike_to, image_for, known_part, read_image
 from .record import ARRAY_ENDING, split_condition
 
 OPTION = "--condition"
+NONE = "none"
 Values = Mapping[str, Tensor | None]
 
 
@@ -49,7 +51,13 @@ def read_conditions(model: TrainedModel, texts: Sequence[str], mask: str | None 
         part, value = named_part(parts, text)
         if part.name in found:
             raise UserError(f"{OPTION}: '{part.name}' is given twice")
-        found[part.name] = None if value == "none" else _value(model, part, value, mask)
+        if value == NONE and NONE in part.names:
+            number = part.names.index(NONE)
+            raise UserError(
+                f"{OPTION}: found '{text}'; '{NONE}' is the name of class {number}, and the word for no class; "
+                f"accepted: #{number}, or leave the part out"
+            )
+        found[part.name] = None if value == NONE else _value(model, part, value, mask)
     if mask is not None and not any(name == MASK for name in found):
         raise UserError("--mask: needs --inpaint, or the --condition of a model with a part 'mask'")
     return found
@@ -95,14 +103,15 @@ def named_part(parts: Sequence[Part], text: str) -> tuple[Part, str]:
         return parts[0], text
     if len(fields) == 1 and Path(text).is_file():
         return fields[0], text
-    hint = did_you_mean(text.partition("=")[0], names)
+    word = text.partition("=")[0]
+    hint = "" if word in names else did_you_mean(word, names)
     raise UserError(f"{OPTION}: found '{text}'; accepted: NAME=VALUE, of {', '.join(map(str, parts))}.{hint}")
 
 
 def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Tensor:
     """A value with its samples as the first axis."""
     if Path(text).suffix.lower() == ARRAY_ENDING:
-        return _checked(part, _array(text), text)
+        return _checked(part, _array(text, part), text)
     if part.kind == FIELD:
         return _image(model, part, text, mask)
     if part.kind == CLASSES:
@@ -118,8 +127,8 @@ def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Te
 def _checked(part: Part, value: Any, text: str) -> Tensor:
     """A value as `of_parts` takes it, with its first axis; what stands for none is said by its word alone."""
     n = 1
-    if isinstance(value, torch.Tensor) and value.ndim == part.axes:
-        n = len(value)
+    if isinstance(value, list) or (isinstance(value, torch.Tensor) and value.ndim == part.axes):
+        n = max(1, len(value))
     (found,) = of_parts((part,), {part.name: value}, n, f"{OPTION} {text}").parts
     if bool((none := part.is_none(found)).any()):
         number = f"{part.size}; the classes are 0 to {part.size - 1}" if part.kind == CLASSES else "NaN"
@@ -129,14 +138,16 @@ def _checked(part: Part, value: Any, text: str) -> Tensor:
     return found
 
 
-def _array(text: str) -> Tensor:
+def _array(text: str, part: Part) -> Any:
+    """What a .npy holds: numbers, or words for classes."""
     path = Path(text)
     if not path.is_file():
-        raise UserError(f"{OPTION}: {text} does not exist; accepted: an array of numbers, x.npy")
+        found = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"{OPTION}: {text} {found}; accepted: an array of numbers, x.npy")
     try:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-        return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+        return array.reshape(-1).tolist() if part.kind == CLASSES and array.dtype.kind == "U" else as_tensor(array)
     except Exception as error:  # of the header, of the pickle, of the type: each has its own class
         reason = str(error).partition("\n")[0]
         raise UserError(f"{OPTION}: {text} is not a readable .npy file of plain numbers ({reason})") from error
@@ -148,15 +159,15 @@ def _image(model: DiffusionModel, part: Part, path: str, mask: str | None) -> Te
     if not is_function(part.name):
         if len(shape) != 3 or any(part.mean) or any(std != 1.0 for std in part.std):
             raise UserError(f"{OPTION}: {part} has numbers of its own units; found '{path}', accepted: an array, x.npy")
-        return read_image(OPTION, path, (part.size, *part.sides))
+        return read_image(OPTION, path, (part.size, *part.sides), alike_to(model, part.size))
     if part.name == MASK:
         if mask is None:
             raise UserError(f"{OPTION}: {part} needs --mask, an image that is white where it is to be filled in")
-        return masked(read_image(OPTION, path, shape), known_part(mask, shape).float()[None])
+        return masked(image_for(model, OPTION, path), known_part(mask, shape).float()[None])
     function = function_of(part.name)
     assert function is not None
     wanted = function(torch.zeros(1, *shape)).shape[1:]
-    x = read_image(OPTION, path, (shape[0] if part.size == shape[0] else part.size, None, None))
+    x = read_image(OPTION, path, (shape[0] if part.size == shape[0] else part.size, None, None), alike_to(model))
     if x.shape[1:] == wanted:
         return x
     if x.shape[1:] == torch.Size(shape):

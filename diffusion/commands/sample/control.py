@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ... import samplers
+from ...data.files.alike import EIGHT_BITS, Alike
 from ...data.files.decoding import ImageFile, decode
 from ...denoisers.condition import LABEL
 from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
@@ -139,7 +141,7 @@ def _edited(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, Any
     if len(model.facts.shape) != 3:
         raise UserError(f"--edit: is for images of levels; '{model.facts.name}' has none")
     level = log_snr_of_strength(given.get("strength", 0.5))
-    return SDEdit(read_image("--edit", given["edit"], model.facts.shape), level, _sampler(model, left))
+    return SDEdit(image_for(model, "--edit", given["edit"]), level, _sampler(model, left))
 
 
 def _sampler(model: DiffusionModel, left: dict[str, Any]) -> Sampler:
@@ -181,7 +183,7 @@ def _inpainting(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linear
     if "degradation" in given:
         raise UserError("--degradation: needs --restore")
     shape = model.facts.shape
-    image = read_image("--inpaint", given["inpaint"], shape)
+    image = image_for(model, "--inpaint", given["inpaint"])
     operator = Mask(known_part(given["mask"], shape).expand(shape))
     return operator, operator(image)
 
@@ -216,12 +218,12 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
             operator = Blur(float(value or 1.0))
         except ValueError as error:
             raise UserError(f"--degradation: found 'blur:{value}'; needs a deviation in pixels, blur:1.5") from error
-        return operator, read_image("--restore", path, model.facts.shape)
+        return operator, image_for(model, "--restore", path)
     if kind == "grey":
         if channels != len(LUMA):
             raise UserError(f"--degradation grey: the model's images have {channels} channels; needs {len(LUMA)}")
-        return Grey(), read_image("--restore", path, (1, height, width))
-    small = read_image("--restore", path, (channels, None, None))
+        return Grey(), read_image("--restore", path, (1, height, width), alike_to(model))
+    small = read_image("--restore", path, (channels, None, None), alike_to(model))
     factor = height // small.shape[-2]
     if factor < 2 or (factor * small.shape[-2], factor * small.shape[-1]) != (height, width):
         found, needed = f"{small.shape[-1]} x {small.shape[-2]}", f"{width} x {height}"
@@ -229,18 +231,46 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     return Downsample(factor), small
 
 
-def read_image(option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...]) -> Tensor:
-    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for, which is reported."""
+def alike_to(model: TrainedModel, channels: int | None = None) -> Alike:
+    """How files are read as the images of a model are, or as its paired fields of so many channels."""
+    facts = model.facts
+    return Alike.of(channels or facts.shape[0], facts.levels or 256, model.config.data.bits)
+
+
+def image_for(model: TrainedModel, option: str, path: str) -> Tensor:
+    """An image file as a model sees its images, (1, *shape) in [-1, 1]; as `read_image`."""
+    return read_image(option, path, model.facts.shape, alike_to(model))
+
+
+def read_image(
+    option: str,
+    path: str,
+    shape: tuple[int, int | None, int | None] | tuple[int, ...],
+    alike: Alike = EIGHT_BITS,
+) -> Tensor:
+    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for, which is reported.
+
+    Args:
+        option: What it was given for, for messages.
+        path: The file.
+        shape: Channels, height and width; None for those of the file.
+        alike: How it is read.
+
+    Raises:
+        UserError: For a file that is not there, no image, or of other sides or channels.
+    """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{option}: {path} does not exist; an image file is accepted")
+        found = "is no file" if file.exists() else "does not exist"
+        raise UserError(f"{option}: {path} {found}; an image file is accepted")
     channels, height, width = shape
     size = height if height == width else None
     image = ImageFile(file.name, path, file.read_bytes)
-    whole = decode(image, None)
-    fitting = whole if size is None or whole.shape[:2] == (size, size) else decode(image, size)
+    read = partial(decode, image, bits=alike.bits, whole=alike.whole, every=alike.every)
+    whole = read(None)
+    fitting = whole if size is None or whole.shape[:2] == (size, size) else read(size)
     pixels, changes = torch.from_numpy(fitting.copy()).float(), []
-    x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / 127.5 - 1.0
+    x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / (0.5 * alike.most) - 1.0
     if height is not None and tuple(x.shape[1:]) != (height, width):
         raise UserError(f"{option}: {path} is {x.shape[2]} x {x.shape[1]} pixels; needs {width} x {height}")
     if fitting is not whole:
@@ -248,6 +278,8 @@ def read_image(option: str, path: str, shape: tuple[int, int | None, int | None]
     if len(x) == 3 and channels == 1:
         x = Grey()(x[None])[0]
         changes.append("turned grey")
+    if len(x) != channels and (len(x), channels) != (1, 3):
+        raise UserError(f"{option}: {path} has {len(x)} channels; needs {channels}")
     if changes:
         print(f"{option}: {path}: {', '.join(changes)}", file=sys.stderr)
     return x.expand(channels, *x.shape[1:])[None]

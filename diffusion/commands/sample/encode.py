@@ -22,7 +22,7 @@ from ...sampling.settings import CONTROLS
 from ...storage import atomic
 from ..options import flag
 from .condition import check_count, read_conditions
-from .control import read_image
+from .control import image_for
 from .record import SampleRecord, free_name, image_digests
 
 # Where encoding goes back and forth; a run's own sampler may draw noise.
@@ -72,7 +72,7 @@ def encoded(model: TrainedModel, record: SampleRecord, images: Sequence[str]) ->
     """
     model = _of_images(model, record, "--encode")
     made = _record_of(record, images)
-    x = torch.cat([read_image("--encode", name, model.facts.shape) for name in images])
+    x = torch.cat([image_for(model, "--encode", name) for name in images])
     settings = _plain(model, record, len(x), "images")
     start = time.perf_counter()
     with model.counted() as there:
@@ -127,7 +127,7 @@ def interpolate_command(model: TrainedModel, record: SampleRecord, options: argp
 def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
     """Draw the strip that a record describes."""
     settings = _plain(model, record, 1, "path")
-    x_a, x_b = (read_image("--interpolate", name, model.facts.shape)[0] for name in settings.pop("interpolate"))
+    x_a, x_b = (image_for(model, "--interpolate", name)[0] for name in settings.pop("interpolate"))
     x = interpolate(model, x_a, x_b, record.count, **settings)
     pictures.save(path, pictures.grid(x, columns=len(x)), record.to_text())
 

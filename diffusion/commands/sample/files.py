@@ -28,6 +28,7 @@ from torch import Tensor
 from ...data import find_toy, pictures
 from ...errors import UserError
 from ...likelihood.dequantization import Dequantizer
+from ...models.build import DataFacts
 from ...processes import ALONE, Processes
 from ...storage import atomic, run_lock
 from ...storage.records import DAMAGED, digest, find, keep
@@ -55,7 +56,7 @@ class SampleFiles:
         picture: The picture's file where `out` does not name it; a number is appended where another draw has it.
         n: The number of samples.
         record: How they are drawn.
-        levels: The levels of images, kept as arrays where they are more than 256; None for numbers, kept as they are.
+        facts: Of the data: images of more than 256 levels, or neither grey nor colour, are kept as arrays, numbers too.
         processes: Those that share the draw.
 
     Raises:
@@ -69,12 +70,13 @@ class SampleFiles:
         picture: Path,
         n: int,
         record: SampleRecord,
-        levels: int | None,
+        facts: DataFacts,
         processes: Processes = ALONE,
     ):
         self.n = n
         self.record = record
-        self.levels, self.continuous = levels, levels is None
+        self.levels, self.continuous = facts.levels, facts.levels is None
+        self.channels = facts.shape[0]
         self.processes = processes
         self.picture, self._is_named = picture, False
         self.target: Path | None = None
@@ -117,6 +119,11 @@ class SampleFiles:
             raise UserError(
                 f"--out: found '{target}'; samples of {self.levels:,} levels are kept whole in x.npz, x.npy; a picture "
                 "of them is x.png"
+            )
+        if not self.continuous and self.channels not in (1, 3) and (self.is_folder or target.suffix not in ARRAYS):
+            raise UserError(
+                f"--out: found '{target}'; samples of {self.channels} channels are kept whole in x.npz, x.npy; a "
+                "picture of them is x.png"
             )
         if not self.is_folder and target.suffix not in KINDS:
             raise UserError(f"--out: found '{target}'; accepted: x.png, x.npz, x.npy, x.zip or a folder")
@@ -317,7 +324,7 @@ class SampleFiles:
                 for name, data in self._images():
                     archive.writestr(name, data)
             return
-        with _whole_folder(self.target) as folder:
+        with _whole_folder(self.target) as folder, atomic.naming(self.target, folder):
             for name, data in self._images():
                 (folder / name).write_bytes(data)
 

@@ -73,7 +73,7 @@ def draw(options: argparse.Namespace) -> int:
         return animate(model, record, options, n)
     model, drawing = controlled(model, record, options.runs)
     check_count(drawing.settings.get("cond", {}), n)
-    files = SampleFiles(options.out, _place(model, options, way, "png"), n, record, model.facts.levels, processes)
+    files = SampleFiles(options.out, _place(model, options, way, "png"), n, record, model.facts, processes)
     if files.done:
         print(f"{files.done} of {n} samples are there already; resuming")
     start = time.perf_counter()

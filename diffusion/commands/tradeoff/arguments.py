@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..evaluate.arguments import DATA_HELP, WANDB
-from ..options import Parser, add_tuning_seconds, number, path, positive, seed
+from ..options import Parser, add_tuning_seconds, condition, number, path, positive, seed
 
 BUDGETS = (5, 10, 20, 50)
 BY = ("fid", "kid", "distance")
@@ -35,7 +35,8 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends, as in "
         "sample.py")  # fmt: skip
     add_tuning_seconds(parser)
-    add("--condition", nargs="+", metavar="NAME=VALUE", help="data: samples under the conditions of test images; none; "
+    add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
+        help="data: samples under the conditions of test images; none; "
         "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
     add("--by", choices=BY, default="fid", help="what decides which is best (default: fid)")
     add("--features", type=path, metavar="NAME|FILE",

@@ -111,6 +111,10 @@ def find_arrays(path: Path, most_bytes: int, kind: str, columns: Sequence[str] =
     found = _roles(path, {name: array for name, array in arrays.items() if name not in taken})
     splits = [split for split in ("", *SPLITS) if ("images", split) in found]
     if not splits:
+        if own := next((name for name in columns if name.lower() in _IMAGES), None):
+            raise UserError(
+                f"denoiser.condition: found '{own}'; it is the data of {path}, which has {', '.join(arrays)}"
+            )
         names = ", ".join(arrays) or "nothing"
         raise UserError(
             f"{path}: has no array '{'images' if kind == 'images' else 'x'}'; found: {names}. Accepted: images, x, "
@@ -129,7 +133,7 @@ def find_arrays(path: Path, most_bytes: int, kind: str, columns: Sequence[str] =
         raw = [_flat(path, found["labels", split], arrays[found["labels", split]], len(x), notes)
                for split, x in images.items()]  # fmt: skip
         labels, class_names, count = number_classes(path, found["labels", splits[0]], raw, notes)
-    read = tuple(_column(path, name, keys[name], arrays, images) for name in columns)
+    read = tuple(_column(path, name, keys[name], arrays, images, notes) for name in columns)
     used = taken | {found[role, split] for role, split in found if role == "images" or labels is not None}
     if labels is not None and not class_names and (naming := _names_of_classes(arrays, count)) is not None:
         class_names = tuple(arrays[naming].tolist())
@@ -153,7 +157,7 @@ def _keys(arrays: Arrays, name: str) -> dict[str, str]:
     return found
 
 
-def _column(path: Path, name: str, keys: Mapping[str, str], arrays: Arrays, data: Arrays) -> Column:
+def _column(path: Path, name: str, keys: Mapping[str, str], arrays: Arrays, data: Arrays, notes: list[str]) -> Column:
     """What is read of every row under a name, in the order of the data.
 
     Raises:
@@ -167,7 +171,7 @@ def _column(path: Path, name: str, keys: Mapping[str, str], arrays: Arrays, data
                 f"{did_you_mean(name, arrays)}"
             )
     named = [(keys[split], arrays[keys[split]]) for split in data]
-    return of_arrays(path, name, named, [len(array) for array in data.values()], number_classes)
+    return of_arrays(path, name, named, [len(array) for array in data.values()], number_classes, notes)
 
 
 def _read(path: Path, most_bytes: int) -> Arrays:

@@ -29,6 +29,7 @@ def of_arrays(
     arrays: Sequence[tuple[str, np.ndarray]],
     counts: Sequence[int],
     classes: Callable[..., tuple],
+    notes: list[str],
 ) -> Column:
     """A column of the arrays of all splits, in their order.
 
@@ -38,6 +39,7 @@ def of_arrays(
         arrays: The key and the array of each split.
         counts: The rows of each split.
         classes: Numbers classes: (path, name, arrays, notes) to (numbers, names, their count).
+        notes: What was guessed is added to these.
 
     Raises:
         UserError: For arrays of other lengths, types or shapes, and numbers that are not finite, by row.
@@ -55,7 +57,7 @@ def of_arrays(
     if first.dtype.kind in "uibUS" and (first.ndim == 1 or first.shape[1:] == (1,)):
         flat = [array.reshape(-1) for _, array in arrays]
         flat = [array.astype(np.int64) if array.dtype.kind == "b" else array for array in flat]
-        numbers, names, count = classes(path, key, flat, [])
+        numbers, names, count = classes(path, key, flat, notes)
         return Column(name, CLASSES, torch.from_numpy(np.asarray(numbers, np.int64)), count, names)
     whole = np.concatenate([array for _, array in arrays])
     if first.dtype == np.uint8 and first.ndim == 4:
@@ -75,8 +77,10 @@ def of_folder(
     names: Sequence[str],
     files: Sequence[ImageFile],
     decode: Callable[[list[ImageFile]], Decoded],
+    notes_of: Callable[[Decoded], list[str]],
+    levels: int,
     classes: Callable[..., tuple],
-) -> tuple[Column, ...]:
+) -> tuple[tuple[Column, ...], list[str]]:
     """The columns of these names, for these images of a folder: from folders of the same names in it, and labels.csv.
 
     Args:
@@ -84,23 +88,31 @@ def of_folder(
         names: Of the columns.
         files: The images, in the order of the rows.
         decode: Reads images as those of the data are.
+        notes_of: What is to be told of images that were read.
+        levels: Their levels.
         classes: As `of_arrays`.
+
+    Returns:
+        The columns, and what was guessed or left out, a line each.
 
     Raises:
         UserError: For a name that is neither, and an image without a value.
     """
-    found, table = [], None
+    found, notes, table = [], list[str](), None
     for name in names:
         if (root / name).is_dir():
-            found.append(_paired(root, name, files, decode))
+            decoded = decode(_paired(root, name, files, notes))
+            assert isinstance(decoded.images, torch.Tensor)
+            found.append(Column(name, FIELD, decoded.images, decoded.images.shape[1], (), levels))
+            notes += [f"{name}: {note}" for note in notes_of(decoded)]
             continue
         if table is None:
             table = _table(root, name)
-        found.append(_of_table(root / LABELS_FILE, name, table, root, files, classes))
-    return tuple(found)
+        found.append(_of_table(root / LABELS_FILE, name, table, root, files, classes, notes))
+    return tuple(found), list(dict.fromkeys(notes))
 
 
-def _paired(root: Path, name: str, files: Sequence[ImageFile], decode: Callable[[list[ImageFile]], Decoded]) -> Column:
+def _paired(root: Path, name: str, files: Sequence[ImageFile], notes: list[str]) -> list[ImageFile]:
     """The images of the folder `name` that have the names of those of the data, or else their names but for the ending.
 
     Each is of one image of the data.
@@ -124,9 +136,9 @@ def _paired(root: Path, name: str, files: Sequence[ImageFile], decode: Callable[
         if (other := places.setdefault(path, place)) != place:
             raise UserError(f"{path}: is that of {other} and of {place}; each image needs one of its own")
         chosen.append(replace(file, described=str(path), read=path.read_bytes))
-    decoded = decode(chosen)
-    assert isinstance(decoded.images, torch.Tensor)
-    return Column(name, FIELD, decoded.images, decoded.images.shape[1], (), 256)
+    if more := sum(map(len, by_stem.values())) - len(places):
+        notes.append(f"{name}: {more:,} of its {more + len(places):,} images have the name of no image of the data")
+    return chosen
 
 
 def _table(root: Path, name: str) -> dict[str, dict[str, str]]:
@@ -142,6 +154,8 @@ def _table(root: Path, name: str) -> dict[str, dict[str, str]]:
         raise UserError(f"{path}: is no readable table ({str(error).splitlines()[0]})") from error
     rows = [row for row in rows if row]
     head = [word.strip() for word in rows[0]] if rows else []
+    if len(head) == 1 and (mark := next((mark for mark in ";\t|" if mark in head[0]), None)):
+        raise UserError(f"{path}: the entries of its lines are separated by {mark!r}; accepted: commas")
     if len(rows) < 2 or len(head) < 2 or len(set(head)) < len(head):
         raise UserError(
             f"{path}: needs a first line of names, all different, file among them, and a line for each image"
@@ -165,6 +179,7 @@ def _of_table(
     root: Path,
     files: Sequence[ImageFile],
     classes: Callable[..., tuple],
+    notes: list[str],
 ) -> Column:
     """A column of labels.csv, or the vector of all whose names begin with `name.`; empty entries are not known."""
     known = list(next(iter(table.values())))
@@ -174,7 +189,7 @@ def _of_table(
             f"denoiser.condition: found '{name}'; {path} has {', '.join(known)}, and {root} no folder of that "
             f"name.{did_you_mean(name, known)}"
         )
-    texts = []
+    texts, left = [], set(table)
     count_of = Counter(Path(file.described).name for file in files)
     for file in files:
         place, base = _place(root, file), Path(file.described).name
@@ -184,18 +199,22 @@ def _of_table(
                 raise UserError(
                     f"{path}: {base} is the name of {count_of[base]} images; {place} needs a line of its own"
                 )
-            row = table[base]
+            row, place = table[base], base
         if row is None:
             raise UserError(f"{path}: has no line for {place}; needs one for each image")
+        left.discard(place)
         texts.append([row[column] for column in columns])
+    if left:
+        notes.append(f"{LABELS_FILE}: {len(left):,} of its {len(table):,} lines are of no image, e.g. {min(left)}")
     given = [text for row in texts for text in row if text]
     if not given:
         raise UserError(f"{path}: the column {columns[0]} is empty")
     numbers = [_number(text) for text in given]
-    if len(columns) == 1 and (None in numbers or all(text.lstrip("+-").isdigit() for text in given)):
+    if len(columns) == 1 and (None in numbers or all(text.lstrip("+-").isdecimal() for text in given)):
         flat = [row[0] for row in texts]
-        values = [int(text) for text in given] if None not in numbers else given
-        found, names, count = classes(path, columns[0], [np.array(values)], [])
+        fits = None not in numbers and max(map(len, given)) < 19  # in 64 bits
+        values = [int(text) for text in given] if fits else given
+        found, names, count = classes(path, columns[0], [np.array(values)], notes)
         places = iter(np.asarray(found, np.int64).tolist())
         return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, names)
     rows = []

@@ -76,6 +76,7 @@ def load_files(
     if columns and not path.is_dir():
         raise UserError(f"denoiser.condition: found '{columns[0]}'; {path} has images alone; accepted: a folder with "
                         f"{LABELS_FILE} or paired folders, or an .npz with keys")  # fmt: skip
+    levels = 2 ** (16 if bits is None else bits) if whole else 256
     passed = PassedOver()
     passed.left_out = columns
     with ExitStack() as stack:
@@ -104,7 +105,12 @@ def load_files(
         warnings.warn(told, stacklevel=2)
         kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
         files, counts = [files[row] for row in decoded.kept], kept
-    read = of_folder(path, columns, files, lambda some: decode_all(some, size, None), number_classes) if columns else ()
+    read = ()
+    if columns:
+        alike = partial(decode_all, size=size, bits=bits, whole=whole)
+        told = partial(_of_files, bits=bits)
+        read, more = of_folder(path, columns, files, alike, told, levels, number_classes)
+        notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
@@ -113,7 +119,7 @@ def load_files(
         [file.name for file in files],
         _ranges(counts),
         str(path),
-        2 ** (16 if bits is None else bits) if whole else 256,
+        levels,
         len(class_names),
         tuple(class_names),
         rule,
