@@ -42,7 +42,7 @@ def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> 
 def _around(
     denoiser: NetworkDenoiser | AdoptedDenoiser, config: Config, facts: DataFacts, metadata: Mapping[str, str]
 ) -> DenoiserModule:
-    with reported_as({"eta": "sampling.eta"}):  # a wrong one is told now, not after training
+    with reported_as({"eta": "sampling.eta"}):  # a wrong one is reported now, not after training
         samplers.build(config.sampling.sampler, eta=config.sampling.eta)
     return DenoiserModule(
         denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata, facts.normalizer
