@@ -31,6 +31,7 @@ KINDS = ("none", "standard", "whiten")
 RIDGE = 1e-6
 # Numbers of one datum that are whitened together: the matrix of so many is a part of the model file, in its text.
 MOST_WHITENED = 1024
+_UNDERFLOW = 1e-150  # a mean of which the square is none
 _ROWS = 4  # a dimension, to tell narrow data from few
 
 
@@ -180,6 +181,12 @@ def fit(
         gaps = rows - mean
         spread += gaps.T @ gaps if whiten else gaps.square().sum(0)
     spread /= n
+    size = mean.abs()
+    if not bool(spread.isfinite().all()) or bool(((size < _UNDERFLOW) & (size > 0)).any()):
+        raise UserError(
+            f"data.normalize: the numbers of the array are up to {float(size.max()):.1g} in size, whose squares are no "
+            "numbers of float64; give them in other units"
+        )
     if not whiten:
         flat = (spread <= (1e-12 * mean).square()).nonzero().flatten().tolist()
         if flat:

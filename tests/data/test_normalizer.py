@@ -150,3 +150,11 @@ def test_data_that_are_narrower_than_the_end_of_the_path_are_told_of(tmp_path, s
     assert told == (spread < 1e-3)
     assert normalizers.narrowest(None, lambda: [torch.randn(7, 2)], (2,)) == math.inf, "too few to know"
     assert normalizers.narrowest(None, lambda: [torch.zeros(1, 2000)], (2000,)) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_units_whose_squares_are_no_numbers_are_called_that(kind, unit):
+    x = unit * (1.0 + torch.rand(50, 2, dtype=torch.float64))
+    with pytest.raises(UserError, match=r"^data\.normalize: the numbers .* are up to \S+ in size, whose squares"):
+        fit(kind, lambda: [x], (2,))
