@@ -99,7 +99,7 @@ def bound(text: str) -> float:
     return value
 
 
-def dial(text: str) -> float | str:
+def eta(text: str) -> float | str:
     """A number, or a number and where it holds, as `1@-3:5`."""
     return text if "@" in text else number(text)
 

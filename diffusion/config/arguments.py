@@ -141,7 +141,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 def _run_folder(resume: str, overrides: Sequence[str]) -> Path | None:
-    """The run that is to go on, where it says by what configuration; None where it does not, which is told later."""
+    """The run that is to go on, where it says by what configuration; None where it does not, which is said later."""
     given = [value for key, value in map(split_override, overrides) if key == "runs"]
     folders = (Path(resume), Path(expanded(given[-1] if given else Config().runs, "runs")) / resume)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)

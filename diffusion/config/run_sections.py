@@ -104,8 +104,8 @@ class TrainerConfig(Section):
             )
 
 
-# What `--sampler` takes beside the samplers of a configuration: a solver fitted to a trained model. The numbers to fit,
-# and with them the cost, grow with the square of its steps.
+# What `--sampler` takes besides the samplers of a configuration: a solver fitted to a trained model. The numbers to
+# fit, and with them the cost, grow with the square of its steps.
 FITTED, FITTED_STEPS = "fitted", range(2, 11)
 
 

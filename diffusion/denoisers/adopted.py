@@ -29,7 +29,7 @@ REQUIRED = "required"
 
 
 class Labels:
-    """The classes of a network, and how it is told that there is none.
+    """The classes of a network, and how it takes that there is none.
 
     Args:
         given: None; the number of classes, where a label is required; or (classes, what stands for no label), a number
@@ -184,8 +184,8 @@ class AdoptedDenoiser(Denoiser):
         y_t = scale * x_t + at.alpha * middle if convention.levels is not None else x_t
         dtype = dtype_of(self.network.network, dtype_of(self.network, x_t.dtype))
         seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype)
-        told = convention.told(t.double())
-        told = told.to(device=x_t.device, dtype=dtype if told.is_floating_point() else None).expand(n)
+        time = convention.network_time(t.double())
+        time = time.to(device=x_t.device, dtype=dtype if time.is_floating_point() else None).expand(n)
         if isinstance(cond, Condition) or not self.num_classes:
             if cond is not None and not isinstance(cond, Condition):
                 raise UserError("label: given to a network that was adopted without labels; say labels= in adopt")
@@ -194,7 +194,7 @@ class AdoptedDenoiser(Denoiser):
             calls = self.labels.parts(cond, n, x_t.device)
         output: Tensor | None = None
         for rows, labels in calls:
-            some = (seen, told) if rows is None else (seen[rows], told[rows])
+            some = (seen, time) if rows is None else (seen[rows], time[rows])
             found = output_tensor(self.network(*some, labels)).to(x_t.device)
             if rows is None:
                 output = found

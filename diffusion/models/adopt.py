@@ -76,7 +76,7 @@ class AdoptedModel(DiffusionModel):
     ):
         # where its images are is said by --data
         config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
-        super().__init__(denoiser, config, facts, name, beside="")
+        super().__init__(denoiser, config, facts, name, cache_at="")
         self.adopted = denoiser
         self.clip, self.threshold = clip, threshold
         self._said: set[str] = set()
@@ -198,7 +198,7 @@ def adopt(
             entries, or T + 1 that begin with clean data; or two functions (alpha, sigma) of time.
         predicts: `eps`, `x`, `v`, `score`, `velocity` (the derivative in the path's own time), any of them but x and
             score with the other sign (`-eps`, ...), or `edm`, the raw network inside EDM's preconditioning.
-        time: What the network is told: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
+        time: The time the network takes: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
             `999t`, `1000t`, `sigma` (sigma / alpha), `log-sigma`, `log-sigma/4`, `log-snr`, `log-snr/4`, or a function
             of the path's own t, a tensor of shape (B,), to one of that shape.
         shape: The shape of one sample.

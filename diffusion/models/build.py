@@ -90,7 +90,7 @@ _require_same_names(SamplingConfig, "sampler", samplers.names())
 _require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
 
-def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
+def build_data(config: Config) -> Data:
     """Load the data of a configuration.
 
     Raises:
@@ -105,7 +105,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
-            options.name, options.path, options.root, options.download, options.size, progress=progress,
+            options.name, options.path, options.root, options.download, options.size,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
             fit=options.fit, channels=options.channels, columns=columns_of(config.denoiser),
         )  # fmt: skip

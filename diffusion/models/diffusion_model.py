@@ -51,8 +51,8 @@ class DiffusionModel(TrainedModel):
     Args:
         denoiser: The denoiser.
         config, facts, source, step: As `TrainedModel`.
-        beside: The file that grids and moments of the model are kept beside, by default its own; where there is no such
-            file they stay in memory.
+        cache_at: The file that grids and moments of the model are kept next to, by default its own; where there is no
+            such file they stay in memory.
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = tuple(
@@ -66,11 +66,11 @@ class DiffusionModel(TrainedModel):
         facts: DataFacts,
         source: str = "",
         step: int = 0,
-        beside: str | None = None,
+        cache_at: str | None = None,
     ):
         super().__init__(denoiser, config, facts, source, step)
         self.denoiser = denoiser
-        self.beside = source if beside is None else beside
+        self.cache_at = source if cache_at is None else cache_at
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
     def _path(self) -> str:
@@ -83,7 +83,7 @@ class DiffusionModel(TrainedModel):
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
-        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
+        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, cache_at="")
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
         """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
@@ -94,7 +94,7 @@ class DiffusionModel(TrainedModel):
             return self._at_sizes[denoiser.shape]
         normalizer = None if self.normalizer is None else self.normalizer.at_shape(denoiser.shape)
         facts = replace(self.facts, shape=denoiser.shape, normalizer=normalizer)
-        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, beside="")
+        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, cache_at="")
         self._at_sizes[denoiser.shape] = sized
         return sized
 
@@ -149,7 +149,7 @@ class DiffusionModel(TrainedModel):
     @cached_property
     def moments(self) -> Moments:
         """E||eps_hat||^2 / D over log-SNR, from the file next to the model's or estimated now."""
-        return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
+        return moments_of(self.denoiser, self.cache_at, math.inf if self.facts.levels is None else 1.0)
 
     def log_likelihood(self, images_uint8: Integer[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
@@ -246,7 +246,7 @@ class DiffusionModel(TrainedModel):
             given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
         return {**defaults, **sampler.settings, **given}
 
-    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A tuned grid or sampler as numbers, so that a picture's record does not depend on caches."""
         if settings.get("sampler") == FITTED and "numbers" not in settings:
             return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
@@ -265,7 +265,7 @@ class DiffusionModel(TrainedModel):
 
     def tuned(self) -> AbstractContextManager[None]:
         """Within the block, earlier tuning results are used and new ones are stored, next to the model's file."""
-        return kept_grids(self.denoiser, self.beside)
+        return kept_grids(self.denoiser, self.cache_at)
 
     def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
         """The sampler fitted to the model, from the file next to the model's or fitted now (`fit_sampler`)."""

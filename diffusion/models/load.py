@@ -130,7 +130,7 @@ def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "r
 def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
     """What a file of the user's calls `name`, a model or a function that makes one.
 
-    It finds the modules beside it, as a script does.
+    It finds the modules next to it, as a script does.
 
     Raises:
         UserError: For a file that fails, and one that has no such model.

@@ -198,7 +198,7 @@ def shipped(ending: str) -> dict[str, Path]:
 
 def shipped_models() -> list[str]:
     """The shipped models, `pretrained:NAME`."""
-    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
+    # the networks that samples are measured by (metrics/classifier.py) lie next to the models
     stems = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
     return [f"{_PREFIX}{stem}" for stem in stems]
 

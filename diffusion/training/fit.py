@@ -307,7 +307,7 @@ def _check_drawing(model: TrainedModel) -> None:
     """
     settings = model.sampling_settings_in_training()
     model.effective_settings(settings)
-    if settings.get("eta"):  # only on its path is a dial too large, or not
+    if settings.get("eta"):  # whether an eta is too large depends on the path
         model.sample(1, **{**settings, "steps": min(settings["steps"], 2)})
 
 

@@ -61,8 +61,8 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
                 unlike.append(f"{key} {there} (the run has {here})")
     here, there = config.denoiser.parts, own.denoiser.parts
     if here != there and not {here, there} <= {(), (LABEL,)}:  # the class alone may come or go
-        told = [", ".join(parts) or "none" for parts in (there, here)]
-        unlike.append(f"denoiser.condition {told[0]} (the run has {told[1]})")
+        found = [", ".join(parts) or "none" for parts in (there, here)]
+        unlike.append(f"denoiser.condition {found[0]} (the run has {found[1]})")
     if unlike:
         raise UserError(f"{name} was trained with {', '.join(unlike)}; it must be the same")
     if source.facts.shape[0] != facts.shape[0]:

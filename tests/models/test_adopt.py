@@ -328,7 +328,7 @@ def test_a_check_of_images_that_do_not_fit():
 
 
 class Classes(nn.Module):
-    """The right eps for the label that a datum has, 0 or 1: the value of all its pixels."""
+    """The right eps for the label that a sample has, 0 or 1: the value of all its pixels."""
 
     def forward(self, x, time, labels):
         a = LINEAR[time].reshape(-1, 1)

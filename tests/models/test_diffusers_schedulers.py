@@ -36,7 +36,7 @@ SMALL = {"sample_size": 8, "block_out_channels": (32,), "down_block_types": (PLA
 def own_draw(folder, monkeypatch, noise, **given):
     """What a loaded pipeline draws by its own settings, as the network sees data, and the fresh noise of that."""
     model = diffusion.load(folder)
-    settings = model.settled(model.sampling_settings(given))
+    settings = model.resolved(model.sampling_settings(given))
     fresh = torch.randn(1000, *noise.shape, generator=torch.Generator().manual_seed(5))
     monkeypatch.setattr(Noise, "__call__", lambda self, step: fresh[step].clone())
     scale = model.adopted.convention.units[0]  # their 255 is at 1, ours at 1 - 1 / 256

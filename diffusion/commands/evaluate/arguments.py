@@ -45,7 +45,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--probes", type=positive, metavar="P", help="probe vectors of the trace estimator per draw (ode)")
     add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
-    add("--batch-size", type=positive, metavar="B", help="images measured and stored at a time (default: 128)")
+    add("--batch-size", type=positive, metavar="B",
+        help="images measured and stored at a time (default: 128; on a CPU 64 at most)")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     parser.add_device()
     add("--again", action="store_true", help="measure again, replacing stored results")

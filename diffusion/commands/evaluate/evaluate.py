@@ -205,7 +205,7 @@ def _beside(subject: Subject, name: str) -> Path:
 
 def _budget(estimate: Estimate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    # a density is told in nats
+    # a density is reported in nats
     unit, scale = ("bits/dim", 1.0) if estimate.levels is not None else ("nats/dim", math.log(2.0))
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"

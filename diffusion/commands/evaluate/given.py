@@ -6,7 +6,7 @@ both of one model, with a condition and without, on the same images, noises and 
 what both share cancels, and its interval is that of the differences (`estimate.mean_interval`). For laws that are the
 model's own it is the mutual information of data and condition (Cover & Thomas 2006, eq. 2.36) plus the excess of the
 model without condition, less that of the model with it. Under one condition for all images the difference is no
-mutual information, and is told in bits/dim.
+mutual information, and is reported in bits/dim.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def information(conditional: Estimate, none: Estimate) -> Interval:
-    """I(x; c) in bits per datum, with its 95 % interval, from figures of the same data.
+    """I(x; c) in bits per sample, with its 95 % interval, from figures of the same data.
 
     Raises:
         UserError: Where the data are not the same.
@@ -213,7 +213,7 @@ def _unit(estimate: Estimate) -> tuple[str, float]:
 
 
 def _interval(found: Interval) -> str:
-    return f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one datum
+    return f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one sample
 
 
 def _paired(conditional: Estimate, none: Estimate) -> str:

@@ -12,7 +12,7 @@ from ..options import (
     add_tuning_seconds,
     bound,
     condition,
-    dial,
+    eta,
     number,
     path,
     positive,
@@ -35,7 +35,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=positive, metavar="N", help="number of steps (default: the run's own, else 20 for abm "
         "and 50 for others); ignored by an adaptive ode")  # fmt: skip
     add("--seed", type=seed, default=0, help="the random seed; sample i depends on the seed and i only (default: 0)")
-    add("--eta", type=dial, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
+    add("--eta", type=eta, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
         "1 for log-SNRs from -3 to 5 and 0 elsewhere (SDE samplers)")  # fmt: skip
     add("--variance", help="lower, upper, analytic or learned (ancestral)")
     add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "

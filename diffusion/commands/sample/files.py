@@ -1,6 +1,6 @@
 """The files of a draw: a picture of the first samples, and all samples as a folder, an archive or an array.
 
-Images are kept batch by batch in a hidden folder beside their target, `.NAME.parts`, and put together when all are
+Images are kept batch by batch in a hidden folder next to their target, `.NAME.parts`, and put together when all are
 there. A draw that was cut off, or is shared by several processes, thus needs no more than to look at what is missing;
 the memory it takes is that of a batch; and the target appears whole or not at all.
 """
@@ -94,7 +94,7 @@ class SampleFiles:
             self.picture, self._is_named = Path(out), True
         elif out is not None:
             self.is_folder = is_folder(out)
-            # `.` and `..` have no name to put the parts beside
+            # `.` and `..` have no name to put the parts next to
             self.target = Path(os.path.abspath(out) if Path(out).name in ("", "..") else out)
             self._check_target(self.target)
             self._check_parts()

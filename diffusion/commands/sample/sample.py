@@ -260,7 +260,7 @@ def _record(
         weights=model.weights,
         data=model.facts.name,
         seed=seed,
-        settings=model.settled(settings),
+        settings=model.resolved(settings),
         shown=model.effective_settings(settings),
         device=device_name(device),
         torch=torch.__version__,

@@ -29,7 +29,7 @@ def build_module(config: Config, facts: DataFacts, metadata: Mapping[str, str]) 
 
 def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> DenoiserModule:
     denoiser = build_denoiser(config, facts)
-    with reported_as({"eta": "sampling.eta"}):  # a wrong one is told now, not after training
+    with reported_as({"eta": "sampling.eta"}):  # a wrong one is reported now, not after training
         samplers.build(config.sampling.sampler, eta=config.sampling.eta)
     return DenoiserModule(
         denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata, facts.normalizer

@@ -24,7 +24,7 @@ from ...objectives import Losses, Objective, Uncertainty, draw_u
 from ...objectives.weightings import log_snr_ends
 from .base import ModelModule
 
-# The noise levels at which each validation datum is looked at, and the bins in which they are shown.
+# The noise levels at which each validation sample is evaluated, and the bins in which they are shown.
 VALIDATION_DRAWS = 8
 VALIDATION_BINS = 12
 _VALIDATION_SEED = 0x5EED
@@ -118,7 +118,7 @@ class DenoiserModule(ModelModule):
 
     def validation_losses(self, x: Tensor, labels: Any, positions: Tensor, draw: int | Tensor) -> Losses:
         """The losses of validation data at the draw's times and noises."""
-        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
+        # Sample i meets K evenly spread times, shifted by the golden ratio from sample to sample.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
         x = self.clean(x, _VALIDATION_SEED, draw, positions)
         eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
