@@ -79,6 +79,7 @@ def test_runs_stand_in_one_table(diffusion_command):
     assert "digits-0001" in out
     assert "digits-0002" in out
     assert "noise" not in out
+    assert out.splitlines()[-1].endswith(" tradeoff digits-0001"), "the next command"
 
 
 @pytest.fixture

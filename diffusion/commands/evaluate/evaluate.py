@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,14 @@ from ...errors import UserError, choose
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
 from ...likelihood.measure import METHODS
-from ...processes import launched, typed
+from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
 from ..compare.figures import ranked_picture
 from ..evaluation import summary, weights_warning
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
-from ..report import console, known, likelihood_table
+from ..report import console, known, likelihood_table, print_next
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
 from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
@@ -155,9 +154,7 @@ def run(options: argparse.Namespace) -> int:
             out.print(line, soft_wrap=True)
         subject.model.to("cpu")
     if all(subject.model.facts.levels is not None for subject in subjects):
-        named = " ".join(shlex.quote(name) for name in options.run)
-        split = "" if options.split == "test" else f" --split {options.split}"
-        out.print(escape(f"next: {typed('compare')} {named}{split}"), soft_wrap=True)
+        print_next(out, "compare", *options.run, *(() if options.split == "test" else ("--split", options.split)))
     return 0
 
 
