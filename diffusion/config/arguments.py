@@ -114,6 +114,8 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             if not left or left[0].startswith("--"):
                 raise UserError(f"{flag}: needs a value")
             value = left.pop(0)
+        if flag in FLAGS and not value.strip():  # of a variable that is not set: not what null means
+            raise UserError(f"{flag}: found '{value}'; needs a value")
         if flag == "--config" and config is not None:
             raise UserError(f"--config: given twice, {config} and {value}")
         if flag == "--config":

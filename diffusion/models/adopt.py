@@ -12,17 +12,18 @@ import math
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..config import Config, DataConfig
 from ..denoisers import Clipped, Denoiser
-from ..denoisers.adopted import AdoptedDenoiser, Call, Thresholded
+from ..denoisers.adopted import AdoptedDenoiser, Thresholded
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
 from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
 from ..errors import UserError
-from ..likelihood import Estimate
+from ..likelihood import Dequantizer, Estimate
 from ..sampling.sample import unnamed_sampler
 from ..schedules import time_grid
 from ..schedules.discrete import Levels
@@ -174,12 +175,12 @@ def adopt(
     data_range: Any = None,
     levels: Any = None,
     labels: Any = None,
-    call: Call | None = None,
+    call: Any = None,
     log_snr_max: Any = None,
     scaled: Any = False,
     sigma_data: Any = 0.5,
     images: Any = None,
-    name: str = "adopted",
+    name: Any = "adopted",
     cond: Any = None,
     clip: Any = None,
     threshold: Any = None,
@@ -226,7 +227,11 @@ def adopt(
         raise UserError(
             "data_range: goes with levels=, the number of levels a pixel has; continuous data have no range"
         )
-    levels = None if levels is None else whole_number("levels", levels, 2)
+    levels = None if levels is None else Dequantizer(whole_number("levels", levels, 2)).levels
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"name: found {name!r}; must be a word")
+    if data_range is not None and hasattr(data_range, "tolist"):  # of numpy, of torch
+        data_range = data_range.tolist()
     if data_range is not None and not (isinstance(data_range, tuple | list) and len(data_range) == 2):
         raise UserError(f"data_range: found {data_range}; needs the lowest and the highest value, e.g. (0, 1)")
     low, high = (real_number("data_range", end) for end in (data_range or DEFAULT_RANGE))
@@ -266,7 +271,7 @@ def adopt(
 
 def _threshold(given: Any) -> tuple[float, float]:
     pair = given if isinstance(given, tuple | list) and len(given) == 2 else (None, None)
-    quantile, most = (value if isinstance(value, int | float) else math.nan for value in pair)
+    quantile, most = (float(value) if isinstance(value, Real) else math.nan for value in pair)
     if not (0.0 < quantile <= 1.0 and 1.0 <= most < math.inf):  # also refuses nan
         raise UserError(f"threshold: found {given}; needs a quantile up to 1 and a largest value from 1 on, (0.995, 1)")
-    return float(quantile), float(most)
+    return quantile, most

@@ -5,9 +5,11 @@ What a model must know about its data (shape, levels, classes) is `DataFacts` (`
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ from ..networks.autoencoder import Decoder, Encoder
 from ..networks.dit import CHOICES
 from ..objectives import Objective, Uncertainty, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
+from ..schedules.schedule import log_snr_ends
 from .conditions import columns_of, parts_of
 from .data_facts import Data, DataFacts
 
@@ -120,7 +123,18 @@ def _array_data(config: Config) -> Data:
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance
         array = load_array(options.path, columns=columns_of(config.denoiser))
     normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
-    return Data(_facts(array, config.denoiser, normalizer), array=array)
+    facts = _facts(array, config.denoiser, normalizer)
+    least = normalizers.narrowest(normalizer, array.train.pieces, array.shape)
+    schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
+    if least < (noise := math.exp(-0.5 * log_snr_ends(schedule)[1])):
+        note = (
+            f"in some direction the deviation of the data is {least:.1g} of the network's units, below the noise at "
+            f"the data end of the path, {noise:.1g}: densities do not resolve it; leave out numbers that follow from "
+            "the others"
+        )
+        notes = [line for line in (str(facts.provenance.get("notes", "")), note) if line]
+        facts = replace(facts, provenance={**facts.provenance, "notes": "\n".join(notes)})
+    return Data(facts, array=array)
 
 
 def _facts(data: SplitData, denoiser: DenoiserConfig, normalizer: Normalizer | None = None) -> DataFacts:

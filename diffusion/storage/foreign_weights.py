@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean, in_one_line
+from ..errors import UserError, did_you_mean, in_one_line, shown
 from .paths import named_path
 from .records import reading
 from .shells import Sealed, Shell, check_copies, read_module
@@ -35,7 +35,7 @@ _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 16, 2**20, 1000
 _HEAD = 512  # bytes that tell what else a file is
 
 
-def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: str | Path, prefix: Any = None) -> dict[str, Tensor]:
     """Read the weights in a file of safetensors or of `torch.save`: a state dict, a checkpoint around one, or a module.
 
     Averaged weights are preferred where the file has them, also as a list in the order of the parameters. What all
@@ -53,6 +53,8 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
         UserError: For a file that is missing, damaged, none of weights, or one that would run code.
     """
     path = named_path(path)
+    if not isinstance(prefix, str | None):
+        raise UserError(f"prefix: found {shown(prefix)}; must be what names begin with, 'ema.'")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights.")
     found = _open(path)

@@ -47,7 +47,7 @@ def methods_of(named: str | None, family: str) -> list[str]:
     Raises:
         UserError: For one that the family does not have, before the first is measured.
     """
-    methods = list(dict.fromkeys((named or default_method(family)).split(",")))
+    methods = list(dict.fromkeys((default_method(family) if named is None else named).split(",")))
     own, others, why = (
         (METHODS, latent_images.METHODS, "it has no codes to weigh")
         if family == "diffusion"

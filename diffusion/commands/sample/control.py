@@ -272,7 +272,9 @@ def read_image(
     return _values(option, path, shape, alike) / (0.5 * alike.most) - 1.0
 
 
-def _values(option: str, path: str, shape: tuple[int | None, ...], alike: Alike) -> Tensor:
+def _values(
+    option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...], alike: Alike
+) -> Tensor:
     """As `read_image`, from 0 to `alike.most`; not whole where colours are turned grey."""
     file = Path(path)
     if not file.is_file():
