@@ -139,6 +139,16 @@ def size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def add_fitted_start(parser: Parser) -> None:
+    """Declare `--fitted-start`."""
+    parser.add_argument(
+        "--fitted-start",
+        choices=("diagonal", "full"),
+        help="begin in a Gaussian that is fitted to the training images and not in noise, for a path that does not end "
+        "in noise: its covariance (full: of more images than dimensions)",
+    )
+
+
 def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:
     """The option that limits `--grid auto` and `--sampler fitted`."""
     parser.add_argument("--tuning-seconds", type=seconds, default=TUNING_SECONDS, metavar="S",

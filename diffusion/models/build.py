@@ -45,6 +45,7 @@ from ..data import normalizer as normalizers
 from ..data.images import FITS, LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
 from ..denoisers import LevelDenoiser, NetworkDenoiser
+from ..denoisers.adopted import AdoptedDenoiser
 from ..denoisers.condition import LABEL
 from ..denoisers.denoiser import PREDICTIONS
 from ..errors import UserError, reported_as
@@ -259,10 +260,13 @@ def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentIma
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.
     """
-    return {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}[config.family](config, facts)
+    makers = {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}
+    if config.family not in makers:
+        raise UserError(f"family: found '{config.family}'; its network is of another project, which nothing here says")
+    return makers[config.family](config, facts)
 
 
-def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
+def build_objective(config: Config, denoiser: NetworkDenoiser | AdoptedDenoiser) -> Objective:
     """The training loss of a configuration on the path of a denoiser.
 
     Raises:
@@ -275,9 +279,12 @@ def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
     gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
     times = time_distribution(options.time, options.time_mean, options.time_std)
     times.log_snr(denoiser.schedule, torch.tensor([0.5], dtype=torch.float64))  # refused here, before a run is made
+    said = config.denoiser.prediction, config.denoiser.sigma_data
+    if isinstance(denoiser, AdoptedDenoiser):
+        said = denoiser.convention.predicts, denoiser.convention.sigma_data
     if options.weighting == "learned":
-        return Objective(Uncertainty(config.denoiser.prediction == "x"), times)
-    return Objective(weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma), times)
+        return Objective(Uncertainty(said[0] == "x"), times)
+    return Objective(weighting(options.weighting, denoiser.schedule, said[1], **gamma), times)
 
 
 def build_dequantizer(facts: DataFacts) -> Dequantizer | None:

@@ -307,7 +307,7 @@ def not_noise(low: float) -> str:
     return (
         f"the path ends at log-SNR {low:.3g}, not in noise ({share:.2g} of the variance is signal there): samples "
         "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or a start "
-        "fitted to held-out images, fitted_start=model.fitted_start(images)"
+        "fitted to other images: --fitted-start diagonal (--data IMAGES), fitted_start=model.fitted_start(images)"
     )
 
 

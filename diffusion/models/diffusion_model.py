@@ -53,6 +53,9 @@ class DiffusionModel(TrainedModel):
         config, facts, source, step: As `TrainedModel`.
         cache_at: The file that grids and moments of the model are kept next to, by default its own; where there is no
             such file they stay in memory.
+
+    Attributes:
+        start: Where draws and likelihoods begin if nothing else is said (`fitted_start`); None: in noise.
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = tuple(
@@ -71,6 +74,7 @@ class DiffusionModel(TrainedModel):
         super().__init__(denoiser, config, facts, source, step)
         self.denoiser = denoiser
         self.cache_at = source if cache_at is None else cache_at
+        self.start: FittedStart | None = None
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
     def _path(self) -> str:
@@ -83,7 +87,9 @@ class DiffusionModel(TrainedModel):
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
-        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, cache_at="")
+        around = DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, cache_at="")
+        around.start = self.start
+        return around
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
         """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
@@ -109,7 +115,7 @@ class DiffusionModel(TrainedModel):
         label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
         options |= {} if label is None else {"label": self.class_numbers(label)}
         options |= {} if cond is None else {"cond": cond}
-        options = self._with_moments(options)
+        options = self._begun(self._with_moments(options))
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         grid = options.get("grid")  # a name, or the times
         tuned = (isinstance(grid, str) and grid == AUTO) or fitted_now
@@ -118,6 +124,11 @@ class DiffusionModel(TrainedModel):
         if self.facts.levels is not None:
             return x.clamp(-1.0, 1.0)
         return x if self.normalizer is None else self.normalizer.denormalize(x)
+
+    def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a draw or a likelihood, begun where the model begins, unless they say where."""
+        said = self.start is None or options.get("noise") is not None or options.get("fitted_start") is not None
+        return dict(options) if said else {**options, "fitted_start": self.start}
 
     def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a draw, with the model's own moments for the optimal variance, by name or of a sampler."""
@@ -162,7 +173,7 @@ class DiffusionModel(TrainedModel):
         """
         if self.dequantizer is None:
             raise UserError("log_likelihood: this model's data are continuous; use log_density")
-        options = {**self._as_trained(options), **options}
+        options = self._begun({**self._as_trained(options), **options})
         return measure.log_likelihood(self.denoiser, images_uint8, levels=self.dequantizer.levels, **options)
 
     def _as_trained(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +194,7 @@ class DiffusionModel(TrainedModel):
         """
         if options.get("method", "ode") == "ode" and math.prod(self.facts.shape) > EXACT_TRACE:
             options = {"trace": "hutchinson", **options}
+        options = self._begun(options)
         if self.normalizer is None:
             return measure.log_density(self.denoiser, x, **options)
         x = real_data("x", x, self.denoiser.shape)
@@ -325,7 +337,7 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
-        options = self._with_moments(options)
+        options = self._begun(self._with_moments(options))
         label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
         label = self.class_numbers(label)
         given = {} if cond is None else {"cond": cond}

@@ -13,12 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...baselines import latent_images
+from ...config import DENOISING
 from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
 from ...errors import UserError, choose
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
 from ...likelihood.measure import METHODS
+from ...models import DiffusionModel
 from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
@@ -27,18 +29,19 @@ from ..evaluation import summary, weights_warning
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
 from ..report import console, known, likelihood_table, print_next
+from ..sample.start import start_of
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
 from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
 from .laws import laws_apart
-from .measuring import How, conditioned, measure, question, unconditioned
+from .measuring import START, How, conditioned, measure, question, unconditioned
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
 
 
 def default_method(family: str) -> str:
     """The default estimator of a family."""
-    return "ode" if family == "diffusion" else "iwae"
+    return "ode" if family in DENOISING else "iwae"
 
 
 def methods_of(named: str | None, family: str) -> list[str]:
@@ -50,7 +53,7 @@ def methods_of(named: str | None, family: str) -> list[str]:
     methods = list(dict.fromkeys((default_method(family) if named is None else named).split(",")))
     own, others, why = (
         (METHODS, latent_images.METHODS, "it has no codes to weigh")
-        if family == "diffusion"
+        if family in DENOISING
         else (latent_images.METHODS, METHODS, "it decodes codes, and has no path from noise to follow")
     )
     for method in methods:
@@ -74,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     for subject in subjects:
         subject.model.to(device)
         if subject.model.facts.levels is None and find_toy(subject.model.facts.name) is not None:
+            if options.fitted_start is not None:
+                raise UserError(f"--fitted-start: the data of {subject.name} are drawn anew, and have no splits")
             if processes.is_main:  # seconds
                 _toy(subject, options)
             continue
@@ -91,9 +96,14 @@ def run(options: argparse.Namespace) -> int:
         given = given_to(subject.model, data, images, identity, condition)
         if foreign is not None and given is not None:
             raise UserError("--ood: other images have no conditions; leave out --condition")
+        begun: dict[str, object] = {}
+        if options.fitted_start is not None:
+            start = start_of(subject.model, options.fitted_start, data, options.split)
+            assert isinstance(subject.model, DiffusionModel)
+            subject.model.start, begun = start, {START: repr(start)}
         measured: list[Evaluation] = []
         for method in methods:
-            asked = estimator_options(options, method, family, alone=len(methods) == 1)
+            asked = estimator_options(options, method, family, alone=len(methods) == 1) | begun
             protocol = conditioned(question(subject, identity, method, asked), given)
             bar = ProgressBar()
             progress = partial(bar.named, f"{subject.name} {method}")

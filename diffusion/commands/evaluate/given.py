@@ -137,11 +137,12 @@ def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n:
     if not (told := _told(parts, values, asked)):
         return None
     digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
-    return Given(values, list(asked), digest, told)
+    return Given(values, sorted(asked), digest, told)
 
 
 def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Sequence[str] | None = None) -> str:
     """The conditions in words: the names of the data's own, or names and the values that were asked for."""
+    parts = sorted(parts, key=lambda part: part.name)
     there = [part for part in parts if (c := values.get(part.name)) is not None and not bool(part.is_none(c).all())]
     if asked is None:
         return f"{_ITS}{', '.join(part.name for part in there)}"
@@ -155,7 +156,7 @@ def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Seq
 
 def _digest(values: Mapping[str, Any]) -> str:
     found = hashlib.sha256()
-    for name, value in values.items():
+    for name, value in sorted(values.items()):  # the order of the parts changes nothing
         if value is None:  # as a part that is left out
             continue
         found.update(f"{name} ".encode())

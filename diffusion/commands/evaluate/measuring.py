@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import DENOISING
 from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.error_budget import Measure, complete, measurements
@@ -30,6 +31,7 @@ from ..subjects import CONDITION_DIGEST, Subject, rows_of
 from .given import CONDITION, Given
 
 CHUNK = 128
+START = "fitted_start"
 # On a CPU a chunk is no larger: an evaluation of the digits' network costs 10 % more an image than in one of 256, and
 # the time that is left is known after a sixth of them.
 CPU_CHUNK = 64
@@ -213,7 +215,8 @@ def _chunk(
     model: TrainedModel, images: Tensor, rows: Tensor, protocol: Protocol, batch_size: int | None, **cond: Any
 ) -> Estimate:
     size = {} if batch_size is None else {"batch_size": batch_size}
-    options = {name: value for name, value in protocol.options.items() if name != CONDITION}
+    # the model knows its start
+    options = {name: value for name, value in protocol.options.items() if name not in (CONDITION, START)}
     return model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
 
 
@@ -245,6 +248,6 @@ def question(subject: Subject, data: dict[str, Any], method: str, options: dict[
 
     The way in which the bound's integral is sampled is part of the question: results of earlier releases differ.
     """
-    if method == "elbo" and subject.model.config.family == "diffusion":
+    if method == "elbo" and subject.model.config.family in DENOISING:
         options = {"reference": REFERENCES[0], **options}
     return Protocol(data, subject.weights, method, options)

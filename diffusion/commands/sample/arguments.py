@@ -9,6 +9,7 @@ from ...config import FITTED, FITTED_STEPS, SamplingConfig
 from ...errors import UserError
 from ..options import (
     Parser,
+    add_fitted_start,
     add_tuning_seconds,
     bound,
     condition,
@@ -88,6 +89,9 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--interpolate", type=path, metavar=("A", "B"), nargs=2,
         help="a strip of --n pictures (default: 8) from image A to image B, along "
         "the arc between their noises")  # fmt: skip
+    add_fitted_start(parser)
+    add("--data", type=path, metavar="PATH", help="with --fitted-start: the images that it is fitted to (default: the "
+        "training images of the run)")  # fmt: skip
     add("--tolerance", type=tolerance, help="error tolerance per step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
     add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other parameter of the sampler, e.g. "
