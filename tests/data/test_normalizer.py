@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.config import load_config
+from diffusion.config import Config, load_config
 from diffusion.data import normalizer as normalizers
 from diffusion.data.normalizer import Normalizer, fit
 from diffusion.errors import UserError
@@ -148,6 +148,8 @@ def test_data_that_are_narrower_than_the_end_of_the_path_are_told_of(tmp_path, s
     assert found == pytest.approx(spread / math.sqrt(2 * (9 + spread**2)), rel=0.1)
     told = "in some direction the deviation of the data is" in str(data.facts.provenance.get("notes"))
     assert told == (spread < 1e-3)
+    adopted = build_data(Config(name="adopted", family="adopted", data=config.data))
+    assert "in some direction" not in str(adopted.facts.provenance.get("notes")), "it has a path of its own"
     assert normalizers.narrowest(None, torch.randn(7, 2)) == math.inf, "too few to know"
     assert normalizers.narrowest(None, torch.zeros(9000, 2000)) == math.inf
 
