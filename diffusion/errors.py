@@ -58,6 +58,11 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
     return word
 
 
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """The class of an error of a library and the first line of what it says, for a message of ours."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:most]
+
+
 @contextmanager
 def reported_as(names: Mapping[str, str]) -> Iterator[None]:
     """Within the block, errors about a configuration key are reported under the name that the user knows it by.

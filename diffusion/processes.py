@@ -91,19 +91,18 @@ def launched(environment: Mapping[str, str] = os.environ) -> Processes:
         return ALONE
     texts = [environment.get(name, "") for name in names[:2]]
     texts += [environment.get(name, default) for name, default in zip(names[2:], texts, strict=True)]
+    found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
     if not all(text.isascii() and text.isdigit() for text in texts):
-        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
         raise UserError(f"{found_text}: found in the environment; whole numbers are accepted, as torchrun sets them")
     found = Processes(*map(int, texts))
     if not (found.rank < found.count and found.local_rank < found.local_count and found.count % found.local_count == 0):
-        found_text = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
         raise UserError(f"{found_text}: found in the environment; these contradict each other")
     return found
 
 
-def is_child(environment: Mapping[str, str] = os.environ) -> bool:
+def is_child() -> bool:
     """Whether this process was started by another one of the same command (`trainer.devices`), and ends with it."""
-    return launched(environment).count == 1 and environment.get("LOCAL_RANK", "0") != "0"
+    return launched().count == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def is_helper() -> bool:
@@ -123,17 +122,13 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"
 
 
-def end_with_parent(seconds: float = 1.0) -> None:
-    """End this process once its parent has died, even while it waits in a collective operation, which ignores signals.
-
-    Args:
-        seconds: How often to check.
-    """
+def end_with_parent() -> None:
+    """End this process when its parent has died, even while it waits in a collective operation, deaf to signals."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(seconds)
+            time.sleep(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()

@@ -1,9 +1,10 @@
 """Shared by all tests: `laws.py` can be imported from any folder; one thread, which is fastest for small tensors."""
 
+import gc
 import os
 import re
 import sys
-from functools import partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import FunctionType
 
@@ -15,9 +16,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
 
 import beartype
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 
+gc.disable()  # until all is imported
 # pytest puts the folder of a test on the path, not the folders above it.
 sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.
@@ -27,13 +30,59 @@ pytest.register_assert_rewrite("hostile_files", "laws")
 
 
 _ARRAY = re.compile(r"\b(Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Integer)\d*\[")
+_ALWAYS = object()
 _made = set()
 # As jaxtyping's: what reads a file catches a TypeError where the file holds something else.
 _CHECKED = beartype.beartype(conf=beartype.BeartypeConf(violation_type=TypeError))
 
 
+@cache
+def _is_array(kind):  # torch makes `isinstance` slow
+    return issubclass(kind, torch.Tensor | np.ndarray)
+
+
+def _kind(value):
+    """What a check of shapes and types sees of a value."""
+    kind = type(value)
+    if _is_array(kind):
+        return kind, value.dtype, value.shape
+    if kind in (list, tuple):
+        return kind, *map(_kind, value)
+    if kind is dict:
+        return kind, *((type(key), _kind(item)) for key, item in value.items())
+    return kind
+
+
+def _checked_once(fn, typechecker, original):
+    """`fn`, checked by jaxtyping at its first call with arguments of these shapes and types.
+
+    Later ones of the same are not checked again, unless a result is of another shape or type than the first: from then
+    on each is.
+    """
+    checked, seen = None, {}
+
+    @wraps(fn)
+    def called(*args, **kwargs):
+        nonlocal checked
+        if jaxtyping.config.jaxtyping_disable:  # within torch.compile
+            return fn(*args, **kwargs)
+        given = _kind(args), _kind(kwargs) if kwargs else None
+        expected = seen.get(given, _ALWAYS)
+        if expected is not _ALWAYS:
+            found = fn(*args, **kwargs)
+            if _kind(found) != expected:
+                seen[given] = _ALWAYS
+            return found
+        checked = checked or original(fn, typechecker=typechecker)
+        found = checked(*args, **kwargs)
+        seen.setdefault(given, _kind(found))
+        return found
+
+    return called
+
+
 def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
-    """`jaxtyping.jaxtyped`, in a third of the time of the tests.
+    """`jaxtyping.jaxtyped`, in a small part of the time of the tests.
 
     Of a function without arrays it comes to the type checker alone, which is fast. A function within another would be
     compiled anew at each call of that: it is checked the first time that it is made.
@@ -46,10 +95,12 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
         if fn.__code__ in _made:
             return fn
         _made.add(fn.__code__)
-    if fn.__name__ == "forward":  # what torch.compile traces: jaxtyping steps aside for it, beartype does not
+    kinds = " ".join(map(str, fn.__annotations__.values()))
+    if "{" in kinds:  # a side that an argument states
         return original(fn, typechecker=typechecker)
-    if any(_ARRAY.search(str(kind)) for kind in fn.__annotations__.values()):
-        return original(fn, typechecker=typechecker)
+    # `forward` is what torch.compile traces: jaxtyping steps aside for it, beartype does not.
+    if _ARRAY.search(kinds) or fn.__name__ == "forward":
+        return _checked_once(fn, typechecker, original)
     return _CHECKED(fn)
 
 
@@ -80,9 +131,17 @@ def _is_quick(item):
 
 
 def pytest_collection_modifyitems(items):
+    # Files of a minute go first: of two processes none waits for the other's last file.
+    items.sort(key=lambda item: item.path.parent.name not in ("commands", "training"))
     for item in items:
         if _is_quick(item):
             item.add_marker("quick")
+
+
+def pytest_collection_finish():
+    """The million objects that are imported stay: the garbage collector need not go through them again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -118,17 +177,15 @@ def small_baselines(monkeypatch):
     monkeypatch.setattr(classical, "gaussian_mixture", partial(classical.gaussian_mixture, components=(1,)))
 
 
-@pytest.fixture(autouse=True)
-def _no_lines_of_progress(monkeypatch):
-    """However slow the machine is: what is on stderr is compared."""
-    monkeypatch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _no_cache_of_the_user(tmp_path_factory):
-    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are."""
+def _on_any_machine(tmp_path_factory):
+    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are.
+
+    Nothing reports its progress, however slow the machine is: what is on stderr is compared.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", os.environ.get("TORCH_HOME") or str(home / "torch"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
         yield

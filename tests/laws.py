@@ -163,7 +163,7 @@ def mixture(schedule: Schedule) -> exact.GaussianMixture:
 def reverse_law(
     eta: float, schedule: Schedule, t: Tensor, s: Tensor, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance at s of the exact reverse process with noise dial eta, from any Gaussian law at t.
+    """Mean and variance at s of the exact reverse process of stochasticity eta, from any Gaussian law at t.
 
     The score of the fixture is affine: a deviation from the path's mean solves d delta / dt =
     [f + (1 + eta^2)/2 g^2 / V] delta, where V is the path's variance and g^2 / V = d log(V / alpha^2) / dt. So

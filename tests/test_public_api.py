@@ -128,6 +128,7 @@ x = diffusion.sample(diffusion.load("m.safetensors"), 2, "ddim", steps=2)
 assert x.shape == (2, 1, 8, 8)
 assert callable(diffusion.baselines.entropy.knn_entropy)  # with nothing else imported
 assert callable(diffusion.denoisers.exact.Empirical)
+assert callable(diffusion.ema.Average)
 print(sorted({"lightning", "scipy", "wandb", "sklearn", "torchvision", "matplotlib"} & set(sys.modules)))
 """
     assert python(code, tmp_path).strip() == "[]"

@@ -53,7 +53,7 @@ def _silent(name: str, done: int, total: int, note: str = "") -> None:
 def evaluate(
     subject: Subject, data: Data, options: EvaluationConfig, device: torch.device, progress: Progress = _silent
 ) -> tuple[dict[str, Estimate], Means]:
-    """Measure a model and the baselines on the test set (each datum once), or on fresh draws of a toy.
+    """Measure a model and the baselines on the test set (each image once), or on fresh draws of a toy.
 
     Results on data with splits are those of `python -m diffusion evaluate`: stored in the run's `evaluations/`, found
     there if the question is the same, and resumed if interrupted. A subset is the first of the fixed order

@@ -99,7 +99,7 @@ def bound(text: str) -> float:
     return value
 
 
-def dial(text: str) -> float | str:
+def eta(text: str) -> float | str:
     """A number, or a number and where it holds, as `1@-3:5`."""
     return text if "@" in text else number(text)
 
@@ -134,6 +134,16 @@ def size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"found '{text}'; must be pixels, 16, or height x width, 12x16")
     return sides[0], sides[-1]
+
+
+def add_fitted_start(parser: Parser) -> None:
+    """Declare `--fitted-start`."""
+    parser.add_argument(
+        "--fitted-start",
+        choices=("diagonal", "full"),
+        help="begin in a Gaussian that is fitted to the training images and not in noise, for a path that does not end "
+        "in noise: its covariance (full: of more images than dimensions)",
+    )
 
 
 def add_tuning_seconds(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..likelihood import Estimate
 from ..models.build import Data
 from ..models.load import TrainedModel
 from ..models.tuning_cache import reported_tuning
+from ..processes import typed
 from ..storage import runs
 from .compare.groups import kind_text
 from .evaluation import summary
@@ -97,6 +99,11 @@ def print_places(console: Console, places: Mapping[str, Path | str]) -> None:
     width = max(map(len, places), default=0) + 1
     for name, place in places.items():
         console.print(Text(f"{f'{name}:':{width}} {place}"), soft_wrap=True)
+
+
+def print_next(console: Console, command: str, *words: str) -> None:
+    """Print the command that comes next, as it is typed; at the end of each."""
+    console.print(Text(" ".join((f"next: {typed(command)}", *map(shlex.quote, words)))), soft_wrap=True)
 
 
 def console() -> Console:

@@ -226,7 +226,7 @@ def first_of(images: Tensor, identity: Mapping[str, Any], count: int) -> tuple[T
 
 
 def identify(images: Tensor, name: str, split: str, levels: int | None, of: int | None = None) -> dict[str, Any]:
-    """What identifies images or numbers: the SHA-256 of their bytes, beside name, split, number, shape and levels.
+    """What identifies images or numbers: the SHA-256 of their bytes, and name, split, number, shape and levels.
 
     Args:
         images: Shape (B, C, H, W).

@@ -5,7 +5,16 @@ assert parse_config(dump_config(config)) == config
 """
 
 from .arguments import TrainArguments, help_text, parse_train_arguments
-from .files import available_configs, dump_config, find_config, load_config, parse_config, plain_values, with_places
+from .files import (
+    adopting,
+    available_configs,
+    dump_config,
+    find_config,
+    load_config,
+    parse_config,
+    plain_values,
+    with_places,
+)
 from .run_sections import (
     FITTED,
     FITTED_STEPS,
@@ -18,6 +27,7 @@ from .run_sections import (
     TrainerConfig,
 )
 from .sections import (
+    DENOISING,
     IMAGE_SETS,
     SPLITS,
     TOY_SETS,
@@ -30,6 +40,7 @@ from .sections import (
 )
 
 __all__ = [
+    "DENOISING",
     "FITTED",
     "FITTED_STEPS",
     "IMAGE_SETS",
@@ -49,6 +60,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainArguments",
     "TrainerConfig",
+    "adopting",
     "available_configs",
     "dump_config",
     "find_config",

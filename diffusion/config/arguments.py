@@ -12,7 +12,17 @@ from typing import Any
 from ..errors import UserError, did_you_mean
 from ..storage import runs
 from ..storage.paths import expanded
-from .files import KEYS, SECTIONS, available_configs, dump_config, key_hint, load_config, parse_config, split_override
+from .files import (
+    KEYS,
+    SECTIONS,
+    adopting,
+    available_configs,
+    dump_config,
+    key_hint,
+    load_config,
+    parse_config,
+    split_override,
+)
 from .options import Section, declared, describe
 from .run_sections import Config
 
@@ -27,7 +37,8 @@ Train a model; without arguments on the digits, on a GPU if there is one.
                              {names}
   key=value, --key VALUE     set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'
   --from MODEL               start from the weights of a model, the same as trainer.start=MODEL: a run, a model file or
-                             pretrained:NAME; with its own configuration unless --config is given
+                             pretrained:NAME, with its own configuration unless --config is given; or what another
+                             project wrote (docs/adopt.md), also hf:OWNER/NAME, with data.name, data.path
   --lora RANK                with --from: train low-rank factors of its attention and convolutions alone, the same as
                              trainer.lora=RANK; the model's file holds these, and is read together with MODEL
   --print_config             print the resulting configuration and stop
@@ -114,6 +125,8 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
             if not left or left[0].startswith("--"):
                 raise UserError(f"{flag}: needs a value")
             value = left.pop(0)
+        if flag in FLAGS and not value.strip():  # of a variable that is not set: not what null means
+            raise UserError(f"{flag}: found '{value}'; needs a value")
         if flag == "--config" and config is not None:
             raise UserError(f"--config: given twice, {config} and {value}")
         if flag == "--config":
@@ -131,7 +144,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         settings = parse_config(*_own_config(start, overrides))
     else:
         settings = load_config("digits" if config is None else config, overrides)
-    arguments = TrainArguments(settings, resume, **switches)
+    arguments = TrainArguments(adopting(settings, overrides), resume, **switches)
     if prints:
         print(dump_config(arguments.config), end="")
         raise SystemExit(0)
@@ -139,7 +152,7 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 def _run_folder(resume: str, overrides: Sequence[str]) -> Path | None:
-    """The run that is to go on, where it says by what configuration; None where it does not, which is told later."""
+    """The run that is to go on, where it says by what configuration; None where it does not, which is said later."""
     given = [value for key, value in map(split_override, overrides) if key == "runs"]
     folders = (Path(resume), Path(expanded(given[-1] if given else Config().runs, "runs")) / resume)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
@@ -150,6 +163,9 @@ def _own_config(start: str, overrides: Sequence[str]) -> tuple[str, Sequence[str
     given = [value for key, value in map(split_override, overrides) if key == "runs"]
     path = runs.resolve_weights(start, given[-1] if given else Config().runs)
     text = runs.config_inside(path)
+    if runs.is_adopted(path) and not (text and parse_config(text, source=str(path)).trainer.start):
+        # what another project made says nothing of data and training
+        return "family: adopted\ndata: {name: folder}", overrides, str(path)
     if text is None:
         raise UserError(f"--from: {path} has no configuration that can be read; give --config too")
     return text, ["trainer.lora=null", *overrides], str(path)  # what the model was trained by is its own affair

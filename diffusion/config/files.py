@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, did_you_mean
+from ..storage import runs
 from ..storage.paths import named_path
-from .options import Section
+from .options import Section, declared
 from .run_sections import Config
 from .sections import TOY_SETS
 from .strict_yaml import NULL, Plain, read_yaml, show, write_yaml
@@ -21,6 +22,7 @@ SECTIONS: dict[str, type[Section]] = {section.section: type(section) for section
 KEYS: list[str] = [name for name in Config.model_fields if name not in SECTIONS] + [
     section.key(name) for section in SECTIONS.values() for name in section.model_fields
 ]
+_ADOPTED = "adopted"
 COMMAND_LINE, CALL = "on the command line", "in the call"
 
 
@@ -78,6 +80,44 @@ def parse_config(
         keys = {option: section.key(option) for option in section.model_fields}
         arguments[section_name] = section(**{option: values[key] for option, key in keys.items() if key in values})
     return Config(**arguments)
+
+
+def adopting(config: Config, given: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """The configuration itself; one of family `adopted` where a diffusion model starts from one of another project.
+
+    Path, network and prediction are then those of that model, and what a file says of others is left out.
+
+    Args:
+        config: A configuration.
+        given: What was given beside its file, as `overrides` of `load_config`.
+
+    Raises:
+        UserError: For keys among `given` that the model itself says.
+    """
+    start = config.trainer.start
+    if config.family != "diffusion" or start is None or not _of_another_project(start, config.runs):
+        return config
+    flat = _flatten(dict(given), CALL) if isinstance(given, Mapping) else dict(map(split_override, given))
+    sections: dict[str, Section] = {}
+    for section in config.sections():
+        taken = [name for name in type(section).model_fields if _takes(section, name, _ADOPTED)]
+        said = [section.key(name) for name in type(section).model_fields if name not in taken]
+        if found := [key for key in said if key in flat and _takes(section, key.rpartition(".")[2], config.family)]:
+            raise UserError(f"{found[0]}: {start}, which another project made, says its own; leave it out")
+        sections[section.section] = type(section)(**{name: getattr(section, name) for name in taken})
+    return config.replace(family=_ADOPTED, **sections)
+
+
+def _of_another_project(start: str, runs_dir: str) -> bool:
+    try:
+        return runs.is_adopted(runs.resolve_weights(start, runs_dir))
+    except UserError:  # said by a run that needs it
+        return False
+
+
+def _takes(section: Section, name: str, family: str) -> bool:
+    families = declared(type(section).model_fields[name], "families") or section.families
+    return not families or family in families
 
 
 def dump_config(config: Config) -> str:

@@ -44,6 +44,8 @@ def check_start(config: Config) -> None:
         UserError: For such a model.
     """
     if config.trainer.start is None:
+        if config.family == "adopted":
+            raise UserError("trainer.start: family 'adopted' trains a model of another project; give --from MODEL")
         return
     try:
         runs.resolve_weights(config.trainer.start, config.runs)

@@ -9,7 +9,15 @@ from pydantic import Field
 
 from ..errors import UserError
 from .options import Place, Section, declared, option
-from .sections import AutoencoderConfig, DataConfig, DenoiserConfig, NetworkConfig, ObjectiveConfig, ScheduleConfig
+from .sections import (
+    DENOISING,
+    AutoencoderConfig,
+    DataConfig,
+    DenoiserConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    ScheduleConfig,
+)
 from .strict_yaml import show
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -54,11 +62,11 @@ class EMAConfig(Section):
         (),
         "also track averages of these widths, e.g. [0.05, 0.1], relative to the length of training; afterwards "
         "`python -m diffusion average RUN --width 0.12` makes one of any width",
-        families=("diffusion", "vae"),
+        families=(*DENOISING, "vae"),
     )
     snapshots: int = option(
         32, "how often the averages of widths are kept in the run, each time with a copy of the weights a width", ge=2,
-        families=("diffusion", "vae"),
+        families=(*DENOISING, "vae"),
     )  # fmt: skip
 
     def check(self) -> None:
@@ -73,11 +81,13 @@ class TrainerConfig(Section):
 
     steps: int = option(100_000, "total number of optimiser steps", ge=1)
     start: Place | None = option(
-        None, "the model whose weights training starts from (--from): a run, a file of one, or pretrained:NAME"
+        None,
+        "the model whose weights training starts from (--from): a run, a file of one, pretrained:NAME, or what another "
+        "project wrote, also hf:OWNER/NAME",
     )
     lora: int | None = option(
         None, "with start: the rank of factors of attention and convolutions, which alone are trained; null: all is",
-        families=("diffusion",), ge=1,
+        families=DENOISING, ge=1,
     )  # fmt: skip
     batch_size: int = option(128, "images per step, over all devices", ge=1)
     accumulate: int = option(1, "number of parts in which a batch is processed, to save memory", ge=1)
@@ -104,8 +114,8 @@ class TrainerConfig(Section):
             )
 
 
-# What `--sampler` takes beside the samplers of a configuration: a solver fitted to a trained model. The numbers to fit,
-# and with them the cost, grow with the square of its steps.
+# What `--sampler` takes besides the samplers of a configuration: a solver fitted to a trained model. The numbers to
+# fit, and with them the cost, grow with the square of its steps.
 FITTED, FITTED_STEPS = "fitted", range(2, 11)
 
 
@@ -120,31 +130,31 @@ class SamplingConfig(Section):
         "deis", "adams", "abm",
     ] = option(
         "abm", "the sampler; fitted, a solver fitted to the trained model, can only be given as --sampler",
-        families=("diffusion",),
+        families=DENOISING,
     )  # fmt: skip
     steps: int | None = option(
         None,
         "number of steps, unless the sampler is adaptive; null: 20 for abm, 50 for others",
         ge=1,
-        families=("diffusion",),
+        families=DENOISING,
     )
     grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "trailing", "leading", "auto"] | None = (
         option(
             None,
             "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
-            families=("diffusion",),
+            families=DENOISING,
         )
     )
     log_snr_end: float | None = option(
         None,
         "log-SNR at which sampling ends; null: 3 log(steps) for cauchy, else 9.25 (later with grid null)",
-        families=("diffusion",),
+        families=DENOISING,
     )
     eta: float | None = option(
         None,
         "stochasticity: 0 for the ODE, 1 for the reverse SDE; null: the sampler's default",
         ge=0,
-        families=("diffusion",),
+        families=DENOISING,
     )
     prior: Literal["normal", "mixture"] = option(
         "normal", "eae: the law from which codes are drawn; mixture: fitted to the codes", families=("eae",)
@@ -163,10 +173,8 @@ class EvaluationConfig(Section):
 
     enabled: bool = option(True, "whether to measure it")
     images: int | None = option(None, "number of test images, the same every time; null: all", ge=1)
-    tolerance: float = option(
-        1e-4, "relative and absolute tolerance of the ODE solver", gt=0, lt=1, families=("diffusion",)
-    )
-    probes: int = option(1, "probe vectors of the trace estimator per image", ge=1, families=("diffusion",))
+    tolerance: float = option(1e-4, "relative and absolute tolerance of the ODE solver", gt=0, lt=1, families=DENOISING)
+    probes: int = option(1, "probe vectors of the trace estimator per image", ge=1, families=DENOISING)
     elbo_draws: int = option(32, "draws (of times or codes) per image for the variational bound", ge=1)
     iwae_samples: int = option(
         1000, "draws K per image for the importance-weighted bound (vae, eae)", ge=1, families=("vae", "eae")
@@ -191,8 +199,10 @@ class Config(Section):
 
     section = ""
 
-    family: Literal["diffusion", "vae", "eae"] = option(
-        "diffusion", "the family of the model: diffusion, variational or entropic autoencoder"
+    family: Literal["diffusion", "adopted", "vae", "eae"] = option(
+        "diffusion",
+        "the family of the model: diffusion, variational or entropic autoencoder; adopted: a diffusion model of "
+        "another project, trained further (--from) by its own conventions",
     )
     name: str | None = option(None, "name of the run; null: the name of the configuration file")
     seed: int = option(0, "the random seed", ge=0)
@@ -228,7 +238,8 @@ class Config(Section):
             if value != default:
                 takers = ", ".join(families)
                 key = section.key(name)
-                raise UserError(f"{key}: found {show(value)}; family '{self.family}' does not take it; {takers} does")
+                do = "do" if len(families) > 1 else "does"
+                raise UserError(f"{key}: found {show(value)}; family '{self.family}' does not take it; {takers} {do}")
 
     def sections(self) -> list[Section]:
         """The sections, in their order."""

@@ -18,6 +18,7 @@ _Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
 _Toys = Literal["gaussians", "moons", "rings", "spiral", "checkerboard", "ar1", "ar1-volume"]
 IMAGE_SETS, TOY_SETS = get_args(_Images), get_args(_Toys)
 SPLITS = ("train", "validation", "test")
+DENOISING = ("diffusion", "adopted")  # the families of diffusion models
 
 
 def _size(value: int | str) -> int | str:
@@ -204,13 +205,17 @@ class DenoiserConfig(Section):
         "v", "what the network predicts; levels: the probabilities of each pixel's grey levels, for likelihood"
     )
     sigma_data: float = option(1.0, "standard deviation of the data, with which edm scales inputs and outputs", gt=0)
-    conditional: bool = option(False, "condition on class labels, for sampling by label and for guidance")
+    conditional: bool = option(
+        False, "condition on class labels, for sampling by label and for guidance", families=DENOISING
+    )
     condition: tuple[str, ...] = option(
         (),
         "condition on more: keys of an .npz, columns of labels.csv, folders of the same file names, label (classes), "
         "functions of the image: downsample:4, grey, mask",
     )
-    label_dropout: float = option(0.1, "fraction of conditions dropped in training, for guidance", ge=0, le=1)
+    label_dropout: float = option(
+        0.1, "fraction of conditions dropped in training, for guidance", families=DENOISING, ge=0, le=1
+    )
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Text with a line break of any kind in double quotes: PyYAML folds it wrongly beside blanks in single ones."""
+    """Text with a line break of any kind in double quotes: PyYAML folds it wrongly next to blanks in single ones."""
     style = '"' if value.splitlines() not in ([], [value]) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

@@ -21,6 +21,7 @@ from . import named_sets
 from .files.decoding import Progress
 from .files.fitting import FITS, Fit
 from .files.image_files import load_files
+from .files.raw_images import OPACITY
 from .named_sets import has_layout, load_torchvision
 from .split_data import SplitData, rows_of, split_data, trained_on
 from .splits import SPLITS, split_rows
@@ -162,6 +163,7 @@ def load_images(
     count, height, width = pixels.shape[1:]
     about: dict[str, str | int | float] = {
         "channels": count,
+        **({OPACITY: "the last channel"} if raw.opacity else {}),
         "height": height,
         "width": width,
         "levels": levels,

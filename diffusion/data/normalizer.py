@@ -31,6 +31,8 @@ KINDS = ("none", "standard", "whiten")
 RIDGE = 1e-6
 # Numbers of one datum that are whitened together: the matrix of so many is a part of the model file, in its text.
 MOST_WHITENED = 1024
+_UNDERFLOW = 1e-150  # a mean of which the square is none
+_ROWS = 4  # a dimension, to tell narrow data from few
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +181,12 @@ def fit(
         gaps = rows - mean
         spread += gaps.T @ gaps if whiten else gaps.square().sum(0)
     spread /= n
+    size = mean.abs()
+    if not bool(spread.isfinite().all()) or bool(((size < _UNDERFLOW) & (size > 0)).any()):
+        raise UserError(
+            f"data.normalize: the numbers of the array are up to {float(size.max()):.1g} in size, whose squares are no "
+            "numbers of float64; give them in other units"
+        )
     if not whiten:
         flat = (spread <= (1e-12 * mean).square()).nonzero().flatten().tolist()
         if flat:
@@ -195,3 +203,26 @@ def fit(
     signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     directions = (directions * signs).contiguous()  # as it is read back: products depend on the layout in memory
     return Normalizer(kind, tuple(shape), mean, variances.clamp(min=0.0) + RIDGE * average, directions)
+
+
+def narrowest(normalizer: Normalizer | None, batches: Callable[[], Iterable[Tensor]], shape: Sequence[int]) -> float:
+    """The least deviation of normalised data along any direction; inf of too many numbers, or too few data, to know.
+
+    It is 0 of data of which one number follows from the others by a linear rule.
+
+    Args:
+        normalizer: Of the data; None where their units are the denoiser's.
+        batches: As `fit`; as many as are needed.
+        shape: The shape of one datum.
+    """
+    dims, rows = math.prod(shape), list[Tensor]()
+    most = max(2**11, _ROWS * dims) if dims <= MOST_WHITENED else 0
+    for x in batches() if most else ():
+        rows.append((x.double() if normalizer is None else normalizer.normalize(x)).flatten(1)[:most])
+        if sum(map(len, rows)) >= most:
+            break
+    if sum(map(len, rows)) < _ROWS * dims or not most:
+        return math.inf
+    gaps = torch.cat(rows)
+    gaps = gaps - gaps.mean(0)
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gaps.T @ gaps / len(gaps))[0])))

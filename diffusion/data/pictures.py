@@ -45,8 +45,13 @@ def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.
     return _image(pixels[:-_GAP, :-_GAP])
 
 
-def from_bytes(pixels: np.ndarray) -> Image.Image:
-    """One image of 8-bit values, (C, H, W), at its own size; neither grey nor colour: `_in_view`."""
+def from_bytes(pixels: np.ndarray, opacity: bool = False) -> Image.Image:
+    """One image of 8-bit values, (C, H, W), at its own size; neither grey nor colour: `_in_view`.
+
+    With `opacity` the last of 2 or 4 channels is that of the picture.
+    """
+    if opacity and len(pixels) in (2, 4):
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))  # LA or RGBA
     return _image(_in_view(torch.from_numpy(pixels)[None])[0].numpy().transpose(1, 2, 0))
 
 

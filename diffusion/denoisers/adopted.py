@@ -7,7 +7,6 @@ algebra, and nothing else in this package needs to know of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,17 +20,16 @@ from . import predictions
 from .condition import Condition
 from .conventions import PREDICTS, Convention
 from .denoiser import Denoiser, DenoiserWrapper
-from .given import cond_of_batch, path_times, reals, whole_number
+from .given import check_callable, cond_of_batch, path_times, reals, whole_number
 from .network_call import as_module, check_output, dtype_of, output_tensor, takes_of
 from .preconditioning import c_in, edm_to_x
 from .predictions import PathPoint
 
 REQUIRED = "required"
-Call = Callable[[Any, Tensor, Tensor, Any], Any]
 
 
 class Labels:
-    """The classes of a network, and how it is told that there is none.
+    """The classes of a network, and how it takes that there is none.
 
     Args:
         given: None; the number of classes, where a label is required; or (classes, what stands for no label), a number
@@ -84,9 +82,10 @@ class Labels:
 class Called(nn.Module):
     """A network, called as the user says or as its signature does: (x, time, labels) to its output."""
 
-    def __init__(self, network: Any, call: Call | None):
+    def __init__(self, network: Any, call: Any):
         super().__init__()
         self.network = as_module(network)
+        check_callable("call", call)
         self.call = None if call is None else as_module(call)  # with the modules that it closes over
 
     def forward(self, x: Tensor, time: Tensor, labels: Any) -> Any:
@@ -117,12 +116,14 @@ class AdoptedDenoiser(Denoiser):
         convention: Convention,
         shape: Any,
         labels: Any = None,
-        call: Call | None = None,
+        call: Any = None,
         log_snr_max: float | None = None,
     ):
         super().__init__()
         try:
             self.shape = tuple(whole_number("shape", side, 1) for side in shape)
+            if not self.shape:
+                raise TypeError
         except (UserError, TypeError):
             raise UserError(f"shape: found {shape}; needs the sides of one sample, e.g. (3, 32, 32)") from None
         self.network = network if isinstance(network, Called) else Called(network, call)
@@ -183,8 +184,8 @@ class AdoptedDenoiser(Denoiser):
         y_t = scale * x_t + at.alpha * middle if convention.levels is not None else x_t
         dtype = dtype_of(self.network.network, dtype_of(self.network, x_t.dtype))
         seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype)
-        told = convention.told(t.double())
-        told = told.to(device=x_t.device, dtype=dtype if told.is_floating_point() else None).expand(n)
+        time = convention.network_time(t.double())
+        time = time.to(device=x_t.device, dtype=dtype if time.is_floating_point() else None).expand(n)
         if isinstance(cond, Condition) or not self.num_classes:
             if cond is not None and not isinstance(cond, Condition):
                 raise UserError("label: given to a network that was adopted without labels; say labels= in adopt")
@@ -193,7 +194,7 @@ class AdoptedDenoiser(Denoiser):
             calls = self.labels.parts(cond, n, x_t.device)
         output: Tensor | None = None
         for rows, labels in calls:
-            some = (seen, told) if rows is None else (seen[rows], told[rows])
+            some = (seen, time) if rows is None else (seen[rows], time[rows])
             found = output_tensor(self.network(*some, labels)).to(x_t.device)
             if rows is None:
                 output = found

@@ -1,4 +1,4 @@
-"""The conventions of networks trained elsewhere: the path, the prediction, how time is told, the range of the data.
+"""The conventions of networks trained elsewhere: the path, the prediction, the time, the range of the data.
 
 The names are declared here once. `Convention.neighbours` are the conventions that one mistake leads to.
 """
@@ -81,7 +81,7 @@ def _log_sigma(path: Path, t: Tensor) -> Tensor:
     return -0.5 * path.schedule.log_snr(t)
 
 
-# What a network is told at a time t of our own, in which data are at 0.
+# The time that a network takes at a time t of our own, in which data are at 0.
 TIMES: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "index": _index,
     "index-rounded": lambda path, t: _index(path, t).round().clamp(path.first, path.first + _steps(path) - 1).long(),
@@ -195,7 +195,7 @@ class Convention:
         if not self.data_range[0] < self.data_range[1]:
             raise UserError(f"data_range: found {self.data_range}; needs the lowest and the highest value")
         try:  # refused here, before the network is called
-            self.told(torch.tensor([0.25, 0.75], dtype=torch.float64))
+            self.network_time(torch.tensor([0.25, 0.75], dtype=torch.float64))
         except UserError:
             raise
         except Exception as error:  # of a function that is the user's
@@ -215,8 +215,8 @@ class Convention:
         low, high = self.data_range
         return 0.5 * (high - low) / (1.0 - 1.0 / self.levels), 0.5 * (low + high)
 
-    def told(self, t: Tensor) -> Tensor:
-        """What the network is told of times, float64, or int64 for a rounded index."""
+    def network_time(self, t: Tensor) -> Tensor:
+        """The times as the network takes them, float64, or int64 for a rounded index."""
         if callable(self.time):
             own = _own(self.path, t).reshape(-1)
             found = torch.as_tensor(self.time(own))
@@ -226,8 +226,8 @@ class Convention:
                     f"{tuple(own.shape)}; needs one real number for each"
                 )
             return found.reshape(t.shape)
-        told = TIMES[self.time](self.path, t)
-        return told + self.shift if self.shift else told
+        time = TIMES[self.time](self.path, t)
+        return time + self.shift if self.shift else time
 
     def neighbours(self) -> Iterator[tuple[str, Convention]]:
         """Conventions in which one thing is another, and which that is, as an argument of `adopt` or in words."""

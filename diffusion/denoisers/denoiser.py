@@ -207,7 +207,7 @@ class NetworkDenoiser(Denoiser):
         try:
             sides = tuple(whole_number("shape", side, 1) for side in shape)
         except (UserError, TypeError):
-            raise UserError(f"shape: found {shape}; needs the sides of one datum, e.g. (3, 32, 32)") from None
+            raise UserError(f"shape: found {shape}; needs the shape of one sample, e.g. (3, 32, 32)") from None
         self.network = as_module(network)
         self._known: tuple[nn.Module, torch.dtype, Takes, torch.dtype] | None = None
         self.schedule = schedule

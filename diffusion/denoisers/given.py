@@ -191,14 +191,14 @@ def reals(name: str, value: Any) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def real_data(name: str, value: Any, shape: Sequence[int], least: int = 1) -> Tensor:
+def real_data(name: str, value: Any, shape: Sequence[int]) -> Tensor:
     """Real-valued data, (N, *shape), float32 or float64.
 
     Raises:
-        UserError: For level indices, numbers that are not finite, another shape, or fewer than `least`.
+        UserError: For level indices, numbers that are not finite, another shape, or none.
     """
     x = tensor_of(name, value)
-    if not x.is_floating_point() or tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0 or len(x) < least:
+    if not x.is_floating_point() or tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0 or not len(x):
         wanted = ", ".join(map(str, ("n", *shape)))
         raise UserError(f"{name}: found {x.dtype} of shape {tuple(x.shape)}; needs floats of shape ({wanted})")
     if not bool(torch.isfinite(x).all()):

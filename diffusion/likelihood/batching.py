@@ -152,7 +152,7 @@ def check_finite(log_prob: Tensor, first: int, estimator: str) -> None:
     if len(bad):
         row = int(bad[0, 0])
         raise UserError(
-            f"{estimator}: the log-probability of datum {first + row} is {float(log_prob[row])}; look at the model's "
+            f"{estimator}: the log-probability of sample {first + row} is {float(log_prob[row])}; look at the model's "
             "weights and the range of its outputs"
         )
 

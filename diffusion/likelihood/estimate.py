@@ -153,7 +153,7 @@ class Estimate:
         choose("kind", self.kind, KINDS)
         if self.log_prob.ndim != 1 or self.log_prob.shape != self.std_error.shape:
             found = f"{tuple(self.log_prob.shape)} and {tuple(self.std_error.shape)}"
-            raise UserError(f"log_prob, std_error: found shapes {found}; both need one value a datum, (B,)")
+            raise UserError(f"log_prob, std_error: found shapes {found}; both need one value per sample, (B,)")
         object.__setattr__(self, "protocol", {**self.protocol, "law": law_of(self.protocol)})
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self)))
@@ -182,7 +182,7 @@ class Estimate:
 
     @property
     def nats_per_dim(self) -> Float[Tensor, " b"]:
-        """-log_prob / D of each datum, shape (B,): the unit of densities, which are not counted in bits."""
+        """-log_prob / D of each sample, shape (B,): the unit of densities, which are not counted in bits."""
         return -self.log_prob / self.dims
 
     def shifted(self, constant: float, protocol: Mapping[str, object]) -> Estimate:

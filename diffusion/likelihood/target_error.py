@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,7 +133,6 @@ def reach(
     keys: Int[Tensor, " n"],
     options: Mapping[str, Any],
     target: float,
-    tell: Callable[[Plan], object] = lambda plan: None,
 ) -> Reached:
     """Measure until the error is at most `target`, or nothing more can be done.
 
@@ -142,7 +141,6 @@ def reach(
         keys: The available images, in the order in which to use them (`random.fixed_order`).
         options: The estimator's options; numbers of draws and probes given here are lower limits.
         target: The error in bits/dim.
-        tell: Called with each round's plan before it is measured.
 
     Raises:
         UserError: For an invalid target, and whatever the estimator raises.
@@ -178,7 +176,6 @@ def reach(
             break
         plan = following
         settings = {**options, **_options(plan, first)}
-        tell(plan)
         estimate = measured(plan.images, settings)
     met = _error(estimate, len(keys), target) <= target and _ends(estimate) < target
     return Reached(estimate, settings, rounds, met, _notes(estimate, len(keys), target, met))

@@ -67,8 +67,8 @@ class Provenance:
         """
         unlike = [key for key in keys if getattr(self, key) != getattr(other, key)]
         if unlike:
-            told = ", ".join(f"{key} ({_short(getattr(self, key))}, {_short(getattr(other, key))})" for key in unlike)
-            raise UserError(f"{what}: not comparable, unlike {told}")
+            found = ", ".join(f"{key} ({_short(getattr(self, key))}, {_short(getattr(other, key))})" for key in unlike)
+            raise UserError(f"{what}: not comparable, unlike {found}")
 
 
 def _short(value: object) -> str:

@@ -12,17 +12,18 @@ import math
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..config import Config, DataConfig
 from ..denoisers import Clipped, Denoiser
-from ..denoisers.adopted import AdoptedDenoiser, Call, Thresholded
+from ..denoisers.adopted import AdoptedDenoiser, Thresholded
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
 from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
 from ..errors import UserError
-from ..likelihood import Estimate
+from ..likelihood import Dequantizer, Estimate
 from ..sampling.sample import unnamed_sampler
 from ..schedules import time_grid
 from ..schedules.discrete import Levels
@@ -50,8 +51,10 @@ class AdoptedModel(DiffusionModel):
 
     Args:
         denoiser: The network by its convention.
+        config: Of a run that trained it further; None: where its images are is said by --data.
         facts: The shape, the levels and the classes of its data.
-        name: Its name in messages.
+        source: Its file, or its name in messages.
+        step: As `TrainedModel`.
         clip: What x_hat is clipped to in draws, as the network sees data; None: it is not.
         threshold: The quantile and the largest value of dynamic thresholding in draws (`Thresholded`), in its place.
 
@@ -59,23 +62,27 @@ class AdoptedModel(DiffusionModel):
         known: All that makes it, as plain values and tensors, where it was read from a file of a known format.
         variance, steps_offset: How its own sampler draws where nothing else is said: the variance of `ancestral`, and
             by how many levels the grid `leading` begins earlier.
+        ends_at_level: Whether its own sampler ends at the level of least noise, in place of x_hat there.
     """
 
     known: Known | None = None
     variance: str | None = None
     steps_offset: int = 0
+    ends_at_level: bool = False
 
     def __init__(
         self,
         denoiser: AdoptedDenoiser,
+        config: Config | None,
         facts: DataFacts,
-        name: str,
+        source: str = "",
+        step: int = 0,
         clip: float | None = None,
         threshold: tuple[float, float] | None = None,
     ):
-        # where its images are is said by --data
-        config = Config(data=DataConfig(name="folder", path="images-of-an-adopted-model"))
-        super().__init__(denoiser, config, facts, name, beside="")
+        if config is None:  # where its images are is said by --data
+            config = Config(family="adopted", data=DataConfig(name="folder", path="images-of-an-adopted-model"))
+        super().__init__(denoiser, config, facts, source, step, cache_at="")
         self.adopted = denoiser
         self.clip, self.threshold = clip, threshold
         self._said: set[str] = set()
@@ -105,13 +112,26 @@ class AdoptedModel(DiffusionModel):
         elif self.variance is not None:
             given = {"variance": self.variance, **given}
         made = super().sampling_settings(given)
-        if self.steps_offset and made["grid"] == "leading" and "grid" not in asked:
-            schedule, levels = self.denoiser.schedule, self.adopted.convention.path.schedule
-            times = time_grid(schedule, made["steps"], "leading")
-            later = self.steps_offset / levels.steps if isinstance(levels, Levels) else 0.0
-            if float(times[0]) + later <= schedule.t_max + 1e-12:  # all levels have none above them
-                made["grid"] = [*(times[:-1] + later).clamp(max=schedule.t_max).tolist(), 0.0]
-        return made
+        if "grid" in asked or not isinstance(made["grid"], str) or made["sampler"] != own:
+            return made
+        return {**made, **self._own_times(made)}
+
+    def _own_times(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """The times of its own sampler, where they are not those of the grid; they begin later, or end at a level."""
+        schedule, levels = self.denoiser.schedule, self.adopted.convention.path.schedule
+        offset = self.steps_offset if made["grid"] == "leading" else 0
+        if not isinstance(levels, Levels) or not (offset or self.ends_at_level):
+            return {}
+        times = time_grid(schedule, made["steps"], made["grid"], made.get("log_snr_end"))[:-1]
+        if float(times[0]) + offset / levels.steps <= schedule.t_max + 1e-12:  # all levels have none above them
+            times = (times + offset / levels.steps).clamp(max=schedule.t_max)
+        elif not self.ends_at_level:
+            return {}
+        end = 1.0 / levels.steps if self.ends_at_level else 0.0
+        before = times[times > end + 1e-9].tolist()  # a step from a level to itself changes nothing
+        if not before:
+            return {}
+        return {"grid": [*before, end], "steps": len(before)}
 
     @property
     def drawn_with(self) -> Denoiser:
@@ -125,22 +145,21 @@ class AdoptedModel(DiffusionModel):
 
     def sample(self, n: int, seed: int = 0, **options: Any) -> Tensor:
         """As `DiffusionModel.sample`; says where the path does not begin in noise."""
-        if options.get("noise") is None and options.get("fitted_start") is None:
-            self._say_start()
+        self._say_start(options)
         return super().sample(n, seed, **options)
 
     def log_likelihood(self, images_uint8: Tensor, **options: Any) -> Estimate:
         """As `DiffusionModel.log_likelihood`; says where the path or the network does not reach an end of it."""
-        if options.get("fitted_start") is None:
-            self._say_start()
+        self._say_start(options)
         estimate = super().log_likelihood(images_uint8, **options)
         if "log_snr_max" not in options:
             self._say_end(images_uint8, options.get("cond"))
         return estimate
 
-    def _say_start(self) -> None:
+    def _say_start(self, options: Mapping[str, Any]) -> None:
+        begun = self._begun(options)
         low, _ = log_snr_ends(self.denoiser.schedule)
-        if low > check.NOISY_ENOUGH:
+        if begun.get("noise") is None and begun.get("fitted_start") is None and low > check.NOISY_ENOUGH:
             self._say(check.not_noise(low))
 
     def _say_end(self, images: Tensor, cond: Any) -> None:
@@ -174,12 +193,12 @@ def adopt(
     data_range: Any = None,
     levels: Any = None,
     labels: Any = None,
-    call: Call | None = None,
+    call: Any = None,
     log_snr_max: Any = None,
     scaled: Any = False,
     sigma_data: Any = 0.5,
     images: Any = None,
-    name: str = "adopted",
+    name: Any = "adopted",
     cond: Any = None,
     clip: Any = None,
     threshold: Any = None,
@@ -197,7 +216,7 @@ def adopt(
             entries, or T + 1 that begin with clean data; or two functions (alpha, sigma) of time.
         predicts: `eps`, `x`, `v`, `score`, `velocity` (the derivative in the path's own time), any of them but x and
             score with the other sign (`-eps`, ...), or `edm`, the raw network inside EDM's preconditioning.
-        time: What the network is told: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
+        time: The time the network takes: `index` (from 0, fractions in between), `index-rounded`, `i/T`, `t`, `1-t`,
             `999t`, `1000t`, `sigma` (sigma / alpha), `log-sigma`, `log-sigma/4`, `log-snr`, `log-snr/4`, or a function
             of the path's own t, a tensor of shape (B,), to one of that shape.
         shape: The shape of one sample.
@@ -226,7 +245,11 @@ def adopt(
         raise UserError(
             "data_range: goes with levels=, the number of levels a pixel has; continuous data have no range"
         )
-    levels = None if levels is None else whole_number("levels", levels, 2)
+    levels = None if levels is None else Dequantizer(whole_number("levels", levels, 2)).levels
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"name: found {name!r}; must be a word")
+    if data_range is not None and hasattr(data_range, "tolist"):  # of numpy, of torch
+        data_range = data_range.tolist()
     if data_range is not None and not (isinstance(data_range, tuple | list) and len(data_range) == 2):
         raise UserError(f"data_range: found {data_range}; needs the lowest and the highest value, e.g. (0, 1)")
     low, high = (real_number("data_range", end) for end in (data_range or DEFAULT_RANGE))
@@ -252,12 +275,12 @@ def adopt(
     threshold = None if threshold is None else _threshold(threshold)
     if None not in (clip, threshold):
         raise UserError("clip, threshold: both say what becomes of x_hat; give one of them")
-    model = AdoptedModel(denoiser, facts, name, clip, threshold)
+    model = AdoptedModel(denoiser, None, facts, name, 0, clip, threshold)
     if cond is not None and images is None:
         raise UserError("cond: says the labels of images=, the held-out images; give those, too")
     if best:
         end = check.best_end(denoiser, check.data_of(images, model.dequantizer, denoiser.shape), cond)
-        model = AdoptedModel(denoiser.within(end).eval(), facts, name, clip, threshold)
+        model = AdoptedModel(denoiser.within(end).eval(), None, facts, name, 0, clip, threshold)
         print(f"{name}: log_snr_max {end:.3g} is best on {len(images)} images")
     if images is not None:
         print(model.check(images, cond=cond))
@@ -266,7 +289,7 @@ def adopt(
 
 def _threshold(given: Any) -> tuple[float, float]:
     pair = given if isinstance(given, tuple | list) and len(given) == 2 else (None, None)
-    quantile, most = (value if isinstance(value, int | float) else math.nan for value in pair)
+    quantile, most = (float(value) if isinstance(value, Real) else math.nan for value in pair)
     if not (0.0 < quantile <= 1.0 and 1.0 <= most < math.inf):  # also refuses nan
         raise UserError(f"threshold: found {given}; needs a quantile up to 1 and a largest value from 1 on, (0.995, 1)")
-    return float(quantile), float(most)
+    return quantile, most

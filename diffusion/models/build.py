@@ -5,9 +5,11 @@ What a model must know about its data (shape, levels, classes) is `DataFacts` (`
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,7 @@ from ..data import normalizer as normalizers
 from ..data.images import FITS, LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
 from ..denoisers import LevelDenoiser, NetworkDenoiser
+from ..denoisers.adopted import AdoptedDenoiser
 from ..denoisers.condition import LABEL
 from ..denoisers.denoiser import PREDICTIONS
 from ..errors import UserError, reported_as
@@ -52,6 +55,7 @@ from ..networks.autoencoder import Decoder, Encoder
 from ..networks.dit import CHOICES
 from ..objectives import Objective, Uncertainty, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
+from ..schedules.schedule import log_snr_ends
 from .conditions import columns_of, parts_of
 from .data_facts import Data, DataFacts
 
@@ -87,7 +91,7 @@ _require_same_names(SamplingConfig, "sampler", samplers.names())
 _require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
 
-def build_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Data:
+def build_data(config: Config) -> Data:
     """Load the data of a configuration.
 
     Raises:
@@ -102,7 +106,7 @@ def build_data(config: Config, progress: Callable[[int, int], None] | None = Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
-            options.name, options.path, options.root, options.download, options.size, progress=progress,
+            options.name, options.path, options.root, options.download, options.size,
             unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
             fit=options.fit, channels=options.channels, columns=columns_of(config.denoiser),
         )  # fmt: skip
@@ -120,7 +124,18 @@ def _array_data(config: Config) -> Data:
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance
         array = load_array(options.path, columns=columns_of(config.denoiser))
     normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
-    return Data(_facts(array, config.denoiser, normalizer), array=array)
+    facts = _facts(array, config.denoiser, normalizer)
+    least = normalizers.narrowest(normalizer, array.train.pieces, array.shape)
+    schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
+    if least < (noise := math.exp(-0.5 * log_snr_ends(schedule)[1])):
+        note = (
+            f"in some direction the deviation of the data is {least:.1g} of the network's units, below the noise at "
+            f"the data end of the path, {noise:.1g}: densities do not resolve it; leave out numbers that follow from "
+            "the others"
+        )
+        notes = [line for line in (str(facts.provenance.get("notes", "")), note) if line]
+        facts = replace(facts, provenance={**facts.provenance, "notes": "\n".join(notes)})
+    return Data(facts, array=array)
 
 
 def _facts(data: SplitData, denoiser: DenoiserConfig, normalizer: Normalizer | None = None) -> DataFacts:
@@ -245,10 +260,13 @@ def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentIma
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.
     """
-    return {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}[config.family](config, facts)
+    makers = {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}
+    if config.family not in makers:
+        raise UserError(f"family: found '{config.family}'; its network is of another project, which nothing here says")
+    return makers[config.family](config, facts)
 
 
-def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
+def build_objective(config: Config, denoiser: NetworkDenoiser | AdoptedDenoiser) -> Objective:
     """The training loss of a configuration on the path of a denoiser.
 
     Raises:
@@ -261,9 +279,12 @@ def build_objective(config: Config, denoiser: NetworkDenoiser) -> Objective:
     gamma = {} if options.min_snr_gamma is None else {"min_snr_gamma": options.min_snr_gamma}
     times = time_distribution(options.time, options.time_mean, options.time_std)
     times.log_snr(denoiser.schedule, torch.tensor([0.5], dtype=torch.float64))  # refused here, before a run is made
+    said = config.denoiser.prediction, config.denoiser.sigma_data
+    if isinstance(denoiser, AdoptedDenoiser):
+        said = denoiser.convention.predicts, denoiser.convention.sigma_data
     if options.weighting == "learned":
-        return Objective(Uncertainty(config.denoiser.prediction == "x"), times)
-    return Objective(weighting(options.weighting, denoiser.schedule, config.denoiser.sigma_data, **gamma), times)
+        return Objective(Uncertainty(said[0] == "x"), times)
+    return Objective(weighting(options.weighting, denoiser.schedule, said[1], **gamma), times)
 
 
 def build_dequantizer(facts: DataFacts) -> Dequantizer | None:

@@ -149,7 +149,7 @@ def check(
     return Check(rows, mean, std, len(data), tuple(verdicts), better, tried)
 
 
-def data_of(data: Any, dequantizer: Dequantizer | None, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+def data_of(data: Any, dequantizer: Dequantizer | None, shape: tuple[int, ...]) -> Tensor:
     """Images of levels, dequantised uniformly, or continuous data, float64.
 
     Raises:
@@ -161,7 +161,7 @@ def data_of(data: Any, dequantizer: Dequantizer | None, shape: tuple[int, ...], 
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"images: found shape {tuple(images.shape)}; the model's is (n, {', '.join(map(str, shape))})")
     rows = torch.arange(len(images))
-    u = random.uniform(seed, rows, 0, shape, random.STREAM_DEQUANTIZE, torch.float64)
+    u = random.uniform(0, rows, 0, shape, random.STREAM_DEQUANTIZE, torch.float64)
     return dequantizer.dequantize(images.cpu(), u)
 
 
@@ -172,7 +172,7 @@ def useless_at(denoiser: Denoiser, data: Tensor, log_snr: float, cond: Any = Non
     return 1.0 + float(found.over.mean()) if bool(found.worse_than_none) else None
 
 
-def best_end(denoiser: Denoiser, data: Tensor, cond: Any = None, levels: int = 33, seed: int = 0) -> float:
+def best_end(denoiser: Denoiser, data: Tensor, cond: Any = None) -> float:
     """The log-SNR at which the path of a denoiser is best ended, on held-out data.
 
     The bound of dequantised data whose path ends at lambda changes with it by (1 - e) / 2 nats a dimension, e the error
@@ -184,8 +184,8 @@ def best_end(denoiser: Denoiser, data: Tensor, cond: Any = None, levels: int = 3
     if len(data) < 2:
         raise UserError(f"images: found {len(data)}; log_snr_max='best' needs two or more")
     low, high = log_snr_ends(denoiser.schedule)
-    log_snrs = torch.linspace(low, high, levels, dtype=torch.float64)
-    found = _Bench(data.double(), cond, seed, denoiser).measure(denoiser, log_snrs, len(data))
+    log_snrs = torch.linspace(low, high, 33, dtype=torch.float64)
+    found = _Bench(data.double(), cond, 0, denoiser).measure(denoiser, log_snrs, len(data))
     gains = 1.0 - found.error.mean(1)
     total = torch.cat((gains.new_zeros(1), (0.5 * (gains[1:] + gains[:-1])).cumsum(0)))
     return float(log_snrs[max(1, int(total.argmax()))])
@@ -307,7 +307,7 @@ def not_noise(low: float) -> str:
     return (
         f"the path ends at log-SNR {low:.3g}, not in noise ({share:.2g} of the variance is signal there): samples "
         "start without that signal, and a likelihood pays for it; give the noise end of the whole path, or a start "
-        "fitted to held-out images, fitted_start=model.fitted_start(images)"
+        "fitted to other images: --fitted-start diagonal (--data IMAGES), fitted_start=model.fitted_start(images)"
     )
 
 

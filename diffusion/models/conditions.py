@@ -1,9 +1,11 @@
 """What a model is conditioned on, of the rows of its data: columns of the source, classes, and functions of the image.
 
-downsample:N    the means of squares of N x N pixels (super-resolution)
+downsample:N    the means of squares of N x N pixels (super-resolution); of signals and volumes along all sides
 grey            the luma of a colour image (colourising)
 mask            the image where it is known, zeros elsewhere, and 1 where it is known (inpainting): all but a rectangle
                 at random, from a quarter to three quarters of each side
+
+Of arrays, which have units, what a mask hides is their channel's mean in place of zero.
 """
 
 from __future__ import annotations
@@ -27,20 +29,23 @@ from ..numerics import random
 
 DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
 FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
+_SCALED_BY = 2**24  # numbers of arrays at most, by which their functions are scaled
 _LEAST = 1e-30  # of a mean or a deviation
 _SMALLEST = 1e-9  # of a deviation, relative to the entry's own mean: rounding is not magnified
 
 
 def function_of(name: str) -> Callable[[Tensor], Tensor] | None:
-    """The function of images (B, C, H, W) in [-1, 1] that a part is by its name; None for other parts, and for `mask`,
-    which is one of a mask, too (`masked`)."""
+    """The function of data (B, C, *sides), images in [-1, 1], that a part is by its name; None for other parts, and for
+    `mask`, which is one of a mask, too (`masked`)."""
     kind, _, number = name.partition(":")
     return Downsample(int(number)) if kind == DOWNSAMPLE else Grey() if kind == GREY else None
 
 
-def masked(x: Tensor, known: Tensor) -> Tensor:
-    """The field of `mask`, (B, C + 1, H, W): x where it is known, zeros elsewhere, and `known` (B, 1, H, W)."""
-    return torch.cat((x * known, known.expand(len(x), 1, *x.shape[2:]).to(x.dtype)), 1)
+def masked(x: Tensor, known: Tensor, mean: Sequence[float] = (0.0,)) -> Tensor:
+    """The field of `mask`, (B, C + 1, *sides): x where it is known, else its channel's mean, and `known`, 0 and 1."""
+    hidden = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 2))
+    known = known.expand(len(x), 1, *x.shape[2:])
+    return torch.cat((torch.where(known > 0, x, hidden), known.to(x.dtype)), 1)
 
 
 def rectangles(sides: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
@@ -86,15 +91,7 @@ def _part(name: str, data: SplitData) -> Part:
             raise UserError(f"denoiser.condition: found 'label'; the data '{data.name}' have no labels")
         return Part(name, CLASSES, data.num_classes, names=tuple(names_of(data.provenance, data.num_classes)))
     if is_function(name):
-        if data.levels is None or len(data.shape) != 3:
-            raise UserError(f"denoiser.condition: found '{name}', which is of images; '{data.name}' has numbers")
-        x = torch.zeros(1, *data.shape)
-        function = function_of(name)
-        try:
-            made = masked(x, x[:, :1]) if function is None else function(x)
-        except UserError as error:
-            raise UserError(f"denoiser.condition: found '{name}': {error}") from None
-        return _unit_field(name, made)
+        return _of_function(name, data)
     column = data.columns[name]["train"]
     values = column.values
     if column.kind == CLASSES:
@@ -106,6 +103,12 @@ def _part(name: str, data: SplitData) -> Part:
             f"denoiser.condition: '{name}' has {values.ndim - 2} sides, and the data '{data.name}' have "
             f"{len(data.shape) - 1}"
         )
+    mean, std = _scale(name, values)
+    return Part(name, column.kind, column.size, tuple(values.shape[2:]), mean, std)
+
+
+def _scale(name: str, values: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each entry or channel, (B, C, *sides), where it is known."""
     numbers = values.double().transpose(0, 1).flatten(1)
     known = numbers[:, ~numbers.isnan().any(0)]
     if not known.shape[1]:
@@ -116,7 +119,26 @@ def _part(name: str, data: SplitData) -> Part:
         raise UserError(f"denoiser.condition: '{name}' has means or deviations beyond {_LEAST:g} to {1.0 / _LEAST:g}; "
                         "give it other units")  # fmt: skip
     scale = torch.where(std <= _SMALLEST * mean.abs(), 1.0, std)  # each by itself: units may be any
-    return Part(name, column.kind, column.size, tuple(values.shape[2:]), tuple(mean.tolist()), tuple(scale.tolist()))
+    return tuple(mean.tolist()), tuple(scale.tolist())
+
+
+def _of_function(name: str, data: SplitData) -> Part:
+    """A part that is a function of the data, with the scale that it has in their training part, if they have units."""
+    told, function, sides = f"denoiser.condition: found '{name}'", function_of(name), len(data.shape) - 1
+    if not sides or (isinstance(function, Grey) and sides != 2):
+        of = "of colour images" if sides else "of images, signals and volumes"
+        raise UserError(f"{told}, which is {of}; '{data.name}' has the shape {data.shape}")
+    x = torch.zeros(1, *data.shape)
+    if data.levels is None:
+        x = data.train[: max(2, _SCALED_BY // x.numel())]
+    try:
+        made = x if function is None else function(x)
+    except UserError as error:
+        raise UserError(f"{told}: {error}") from None
+    mean, std = ((0.0,) * made.shape[1], (1.0,) * made.shape[1]) if data.levels is not None else _scale(name, made)
+    if function is None:  # and where it is known
+        mean, std = (*mean, 0.0), (*std, 1.0)
+    return Part(name, FIELD, len(mean), tuple(made.shape[2:]), mean, std)
 
 
 def _unit_field(name: str, values: Tensor) -> Part:
@@ -156,11 +178,10 @@ class Conditions:
         self, part: Part, split: str, rows: Tensor, x: Tensor, seed: int, keys: Tensor, step: int, flip: bool
     ) -> Tensor:
         if is_function(part.name):
-            assert self.data.levels is not None
-            centre = Dequantizer(self.data.levels).center(x)
-            function = function_of(part.name)
-            known = rectangles(x.shape[2:], seed, keys, step).to(x.device) if function is None else None
-            return masked(centre, known) if known is not None else function(centre)  # type: ignore[misc]
+            x = x if self.data.levels is None else Dequantizer(self.data.levels).center(x)
+            if (function := function_of(part.name)) is not None:
+                return function(x)
+            return masked(x, rectangles(x.shape[2:], seed, keys, step).to(x.device), part.mean[:-1])
         found = self._values(part.name, split, rows.device)[rows]
         levels = None if part.name == LABEL else self.data.columns[part.name][split].levels
         if part.kind != FIELD:

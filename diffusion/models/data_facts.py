@@ -14,7 +14,7 @@ from ..data.splits import SPLITS
 from ..networks.parts import Part
 from ..storage.records import reading
 
-# Of one datum; no image that a network is trained on has more.
+# Of one sample; no image that a network is trained on has more.
 _MOST_NUMBERS = 2**28
 
 
@@ -24,7 +24,7 @@ class DataFacts:
 
     Args:
         name: The name of the data set.
-        shape: The shape of one datum.
+        shape: The shape of one sample.
         levels: The number of levels of a pixel; None for continuous data.
         num_classes: The number of classes, 0 without labels.
         provenance: Where the data came from, as plain values.

@@ -51,8 +51,11 @@ class DiffusionModel(TrainedModel):
     Args:
         denoiser: The denoiser.
         config, facts, source, step: As `TrainedModel`.
-        beside: The file that grids and moments of the model are kept beside, by default its own; where there is no such
-            file they stay in memory.
+        cache_at: The file that grids and moments of the model are kept next to, by default its own; where there is no
+            such file they stay in memory.
+
+    Attributes:
+        start: Where draws and likelihoods begin if nothing else is said (`fitted_start`); None: in noise.
     """
 
     sampling_options: ClassVar[tuple[str, ...]] = tuple(
@@ -66,11 +69,12 @@ class DiffusionModel(TrainedModel):
         facts: DataFacts,
         source: str = "",
         step: int = 0,
-        beside: str | None = None,
+        cache_at: str | None = None,
     ):
         super().__init__(denoiser, config, facts, source, step)
         self.denoiser = denoiser
-        self.beside = source if beside is None else beside
+        self.cache_at = source if cache_at is None else cache_at
+        self.start: FittedStart | None = None
         self._at_sizes: dict[tuple[int, ...], DiffusionModel] = {}
 
     def _path(self) -> str:
@@ -83,7 +87,9 @@ class DiffusionModel(TrainedModel):
 
     def around(self, denoiser: Denoiser) -> DiffusionModel:
         """The model with another denoiser, most often one around its own; what is tuned to that stays in memory."""
-        return DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, beside="")
+        around = DiffusionModel(denoiser, self.config, self.facts, self.source, self.step, cache_at="")
+        around.start = self.start
+        return around
 
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
         """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
@@ -94,7 +100,7 @@ class DiffusionModel(TrainedModel):
             return self._at_sizes[denoiser.shape]
         normalizer = None if self.normalizer is None else self.normalizer.at_shape(denoiser.shape)
         facts = replace(self.facts, shape=denoiser.shape, normalizer=normalizer)
-        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, beside="")
+        sized = DiffusionModel(denoiser, self.config, facts, self.source, self.step, cache_at="")
         self._at_sizes[denoiser.shape] = sized
         return sized
 
@@ -109,7 +115,7 @@ class DiffusionModel(TrainedModel):
         label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
         options |= {} if label is None else {"label": self.class_numbers(label)}
         options |= {} if cond is None else {"cond": cond}
-        options = self._with_moments(options)
+        options = self._begun(self._with_moments(options))
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         grid = options.get("grid")  # a name, or the times
         tuned = (isinstance(grid, str) and grid == AUTO) or fitted_now
@@ -118,6 +124,11 @@ class DiffusionModel(TrainedModel):
         if self.facts.levels is not None:
             return x.clamp(-1.0, 1.0)
         return x if self.normalizer is None else self.normalizer.denormalize(x)
+
+    def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a draw or a likelihood, begun where the model begins, unless they say where."""
+        said = self.start is None or options.get("noise") is not None or options.get("fitted_start") is not None
+        return dict(options) if said else {**options, "fitted_start": self.start}
 
     def _with_moments(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a draw, with the model's own moments for the optimal variance, by name or of a sampler."""
@@ -149,7 +160,7 @@ class DiffusionModel(TrainedModel):
     @cached_property
     def moments(self) -> Moments:
         """E||eps_hat||^2 / D over log-SNR, from the file next to the model's or estimated now."""
-        return moments_of(self.denoiser, self.beside, math.inf if self.facts.levels is None else 1.0)
+        return moments_of(self.denoiser, self.cache_at, math.inf if self.facts.levels is None else 1.0)
 
     def log_likelihood(self, images_uint8: Integer[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
@@ -162,7 +173,7 @@ class DiffusionModel(TrainedModel):
         """
         if self.dequantizer is None:
             raise UserError("log_likelihood: this model's data are continuous; use log_density")
-        options = {**self._as_trained(options), **options}
+        options = self._begun({**self._as_trained(options), **options})
         return measure.log_likelihood(self.denoiser, images_uint8, levels=self.dequantizer.levels, **options)
 
     def _as_trained(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +194,7 @@ class DiffusionModel(TrainedModel):
         """
         if options.get("method", "ode") == "ode" and math.prod(self.facts.shape) > EXACT_TRACE:
             options = {"trace": "hutchinson", **options}
+        options = self._begun(options)
         if self.normalizer is None:
             return measure.log_density(self.denoiser, x, **options)
         x = real_data("x", x, self.denoiser.shape)
@@ -246,7 +258,7 @@ class DiffusionModel(TrainedModel):
             given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
         return {**defaults, **sampler.settings, **given}
 
-    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A tuned grid or sampler as numbers, so that a picture's record does not depend on caches."""
         if settings.get("sampler") == FITTED and "numbers" not in settings:
             return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
@@ -265,7 +277,7 @@ class DiffusionModel(TrainedModel):
 
     def tuned(self) -> AbstractContextManager[None]:
         """Within the block, earlier tuning results are used and new ones are stored, next to the model's file."""
-        return kept_grids(self.denoiser, self.beside)
+        return kept_grids(self.denoiser, self.cache_at)
 
     def fitted(self, steps: int, progress: Progress | None = None) -> Fitted:
         """The sampler fitted to the model, from the file next to the model's or fitted now (`fit_sampler`)."""
@@ -325,7 +337,7 @@ class DiffusionModel(TrainedModel):
             states.append(x)
             times.append(t)
 
-        options = self._with_moments(options)
+        options = self._begun(self._with_moments(options))
         label, cond = with_label(self.denoiser, options.pop("label", None), options.pop("cond", None))
         label = self.class_numbers(label)
         given = {} if cond is None else {"cond": cond}

@@ -2,7 +2,7 @@
 
 Tensors and numbers count by their values, functions and classes by their code and by what they refer to, those of
 installed packages by their name and the package's version. An object that can hide state, such as one of a C extension,
-cannot be told from another: `identity` then says so.
+cannot be distinguished from another: `identity` then says so.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from ..errors import UserError, did_you_mean
 from ..storage import hub, runs, tensor_files
 from ..storage.checkpoint_files import read_checkpoint
 from . import BY_FAMILY, DiffusionModel, GenerativeModel, TrainedModel, factors
+from .adopt import AdoptedModel
 from .build import DataFacts, build_model, check_state
 from .formats import KNOWN, load_known
-from .formats.known import Known
+from .formats.known import Known, own_names
 
 __all__ = ["FACTS", "STEP", "DiffusionModel", "GenerativeModel", "TrainedModel", "load"]
 
@@ -65,11 +66,53 @@ def load(
             name = hub.name_of(str(path_or_name)) or path.resolve().stem
             return _moved(load_known(path, name, configuration), device)
         state, metadata = tensor_files.read_model(path)
-        if KNOWN in metadata and configuration is None:
-            return _moved(Known.from_json(metadata[KNOWN], state, str(path)).model(path), device)
     if configuration is not None:
         raise UserError(f"{path}: configuration: it says its own; leave it out")
+    if KNOWN in metadata:
+        return _moved(_known(path, state, metadata), device)
     return _built(path, state, metadata, device, ())
+
+
+def _known(path: Path, state: dict[str, Tensor], metadata: Mapping[str, str]) -> AdoptedModel:
+    """The model of a file of ours that holds a network of another project, converted or trained further."""
+    known = Known.from_json(metadata[KNOWN], _adopted_state(path, state, metadata, ()), str(path))
+    if "config" not in metadata or FACTS not in metadata:
+        return known.model(path)
+    config = parse_config(metadata["config"], source=str(path))
+    if config.family != "adopted" or config.trainer.start is None:
+        return known.model(path)
+    return known.model(path, config, *_facts(path, metadata))
+
+
+def _adopted_state(
+    path: Path, state: dict[str, Tensor], metadata: Mapping[str, str], above: tuple[Path, ...]
+) -> dict[str, Tensor]:
+    """The weights of such a file, with factors merged into those of their base."""
+    if factors.KEY not in metadata:
+        return own_names(state)
+    base = factors.base_of(metadata[factors.KEY], path, above)
+    own, said = _of_checkpoint(base) if base.suffix == ".ckpt" else tensor_files.read_model(base)
+    if KNOWN not in said:
+        raise UserError(f"{path}: its base, {base}, holds no network of another project")
+    weights = _adopted_state(base, own, said, (*above, path))
+    return _with_factors(path, base, weights, own_names(factors.for_file(state)), list(weights))
+
+
+def _with_factors(
+    path: Path, base: Path, weights: dict[str, Tensor], learned: dict[str, Tensor], names: list[str]
+) -> dict[str, Tensor]:
+    try:
+        return factors.merge(weights, learned, names)
+    except ValueError as error:
+        raise UserError(f"{path}: {error} of {base}") from error
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> tuple[DataFacts, int]:
+    """What a file says of its data, and the step of its weights."""
+    try:
+        return DataFacts.from_json(metadata[FACTS]), int(metadata.get(STEP, 0))
+    except ValueError as error:
+        raise UserError(f"{path}: what it says of its data is damaged ({error}); train it again") from error
 
 
 def _built(
@@ -79,10 +122,7 @@ def _built(
     if FACTS not in metadata or "config" not in metadata:
         raise UserError(f"{path}: does not say what data it was trained on; a model file of train.py is accepted")
     config = parse_config(metadata["config"], source=str(path))
-    try:
-        facts, step = DataFacts.from_json(metadata[FACTS]), int(metadata.get(STEP, 0))
-    except ValueError as error:
-        raise UserError(f"{path}: what it says of its data is damaged ({error}); train it again") from error
+    facts, step = _facts(path, metadata)
     gradients = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # weights that gradients may pass
         module = build_model(config, facts)
@@ -90,10 +130,7 @@ def _built(
             base = factors.base_of(metadata[factors.KEY], path, above)
             read = _of_checkpoint if base.suffix == ".ckpt" else tensor_files.read_model
             weights = _built(base, *read(base), "cpu", (*above, path)).module.state_dict()
-            try:
-                state = factors.merge(weights, factors.for_file(state), list(module.state_dict()))
-            except ValueError as error:
-                raise UserError(f"{path}: {error} of {base}") from error
+            state = _with_factors(path, base, weights, factors.for_file(state), list(module.state_dict()))
         check_state(state, module, str(path))
         module.load_state_dict(state)
         module = _moved(module, device)
@@ -130,13 +167,11 @@ def load_named(path_or_name: Any, device: Any = "cpu", runs_dir: str | Path = "r
 def _of_python(spec: Path, path: Path, name: str) -> TrainedModel:
     """What a file of the user's calls `name`, a model or a function that makes one.
 
-    It finds the modules beside it, as a script does.
+    It finds the modules next to it, as a script does.
 
     Raises:
         UserError: For a file that fails, and one that has no such model.
     """
-    from .adopt import AdoptedModel
-
     sys.path.insert(0, str(path.resolve().parent))
     try:
         made = runpy.run_path(str(path))

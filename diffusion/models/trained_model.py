@@ -144,7 +144,7 @@ class TrainedModel(ABC):
         """`settings` with all defaults made explicit, for readers of the samples' record."""
         return dict(settings)
 
-    def settled(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """`settings` with everything tuned to the model replaced by its numbers."""
         return dict(settings)
 

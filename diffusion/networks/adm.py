@@ -36,7 +36,7 @@ class ADM(nn.Module):
         norm_groups: Groups of every normalisation; None: `layers.group_norm` chooses.
         out_channels: Channels of the result, twice C where it has a variance too; None: C.
         embedding_multiplier: Width of the embedding, in `base_channels`.
-        step_scale: Multiplies the step: 1000 / T where T steps are told as 1,000 (improved-diffusion).
+        step_scale: Multiplies the step: 1000 / T where T steps are numbered up to 1,000 (improved-diffusion).
         num_classes: Number of classes, 0 for none; one more row of their embedding, the last, stands for none.
         dropout: Dropout inside the residual blocks.
     """

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError, choose
 from .layers import check_at_least, glorot
-from .parts import Part, PartEmbedding, as_parts, beside
+from .parts import Part, PartEmbedding, as_parts, joined
 
 # DDPM embeds t * 1000 with t in [0, 1], a range of 1000 units, which the fastest sinusoid resolves.
 # c_noise covers about [-5, 5], a range of 10: 1000 / 10 gives it the same range.
 NOISE_SCALE = 1000 / 10
 
 NOISE_EMBEDDINGS = ("sinusoidal", "fourier")
-# Of networks made elsewhere, which are told the number of a level: sinusoids of it as it is, without (guided-diffusion)
+# Of networks made elsewhere, which take the number of a level: sinusoids of it as it is, without (guided-diffusion)
 # and with the frequency 1/10000 (DDPM's code).
 INDEX_EMBEDDINGS = ("index", "index-endpoint")
 
@@ -126,7 +126,7 @@ class Conditioning(nn.Module):
         self.parts = nn.ModuleList(PartEmbedding(part, channels) for part in parts)
 
     def taken(self, x: Tensor, labels: Any) -> tuple[Tensor, Any]:
-        """x with the fields of the condition beside it, and the condition as `forward` takes it.
+        """x with the fields of the condition joined to it, and the condition as `forward` takes it.
 
         Raises:
             UserError: For a condition of another number of parts.
@@ -134,7 +134,7 @@ class Conditioning(nn.Module):
         if not len(self.parts):
             return x, labels
         condition = as_parts(labels, [embedding.part for embedding in self.parts], x)  # type: ignore[misc]
-        return beside(x, list(self.parts), condition), condition
+        return joined(x, list(self.parts), condition), condition
 
     def forward(
         self, c_noise: Float[Tensor, " b"], labels: Int[Tensor, " b"] | Sequence[Tensor] | None

@@ -70,7 +70,7 @@ class MLP(nn.Module):
         if width < 2 or width % 2:
             raise UserError(f"width: {width} does not work; accepted: even whole numbers from 2 on.")
         if channels_of(parts):
-            raise UserError("condition: a field stands beside data with sides; vectors take classes and vectors")
+            raise UserError("condition: a field is joined to data with sides; vectors take classes and vectors")
         self.in_channels = in_channels
         self.size_multiple = None
         self.conditioning = Conditioning(width, width, num_classes, noise_embedding, parts)

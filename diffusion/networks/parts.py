@@ -4,7 +4,7 @@ A condition is one tensor a part, with the samples as the first axis, in the use
 
     classes   whole numbers (B,), 0 .. n - 1
     vector    real numbers (B, d)
-    field     real numbers (B, C', *sides), beside x
+    field     real numbers (B, C', *sides), joined to x as channels
 
 Of each sample a part may be none: for classes that is n, for the others NaN. What stands for none is learned, so that
 training which drops parts at random also learns the law without them (Ho & Salimans 2022, arXiv 2207.12598).
@@ -174,7 +174,7 @@ def as_parts(condition: Tensor | Sequence[Tensor] | None, parts: Sequence[Part],
     return given
 
 
-def beside(x: Tensor, embeddings: Sequence[nn.Module], condition: Sequence[Tensor]) -> Tensor:
+def joined(x: Tensor, embeddings: Sequence[nn.Module], condition: Sequence[Tensor]) -> Tensor:
     """x with the channels of the fields among the parts of a condition behind its own."""
     fields = []
     for embedding, c in zip(embeddings, condition, strict=True):

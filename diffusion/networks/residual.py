@@ -79,7 +79,7 @@ class Downsample(nn.Module):
     Args:
         channels: Channels of x and of the result.
         dims: Number of sides of x.
-        pad_end: Whether the zeros beside x are on the right and below, as in DDPM's own code; else left and above.
+        pad_end: Whether the zeros around x are on the right and below, as in DDPM's own code; else left and above.
     """
 
     def __init__(self, channels: int, dims: int = 2, pad_end: bool = False) -> None:

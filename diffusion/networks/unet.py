@@ -103,7 +103,7 @@ class UNet(nn.Module):
             Kingma et al. 2021, arXiv 2107.00630), which expose the fine detail that likelihood depends on: (6, 7) for
             256 grey levels on [-1, 1], (2, 3) for 17.
         noise_embedding: `"sinusoidal"` (DDPM) or `"fourier"` (score SDE); `"index"` or `"index-endpoint"` for networks
-            made elsewhere that are told the number of a level in place of c_noise.
+            made elsewhere that take the number of a level in place of c_noise.
         attention_scale: `"constant"`, or `"entropy_invariant"` for use at other sizes than `image_size` (`attention`).
         out_channels: Channels of the result; None: those of an image.
         patch_size: The p above.

@@ -36,7 +36,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 class Placed(nn.Module):
-    """A module with numbers of its own beside its networks: these alone go to a device without float64."""
+    """A module with numbers of its own besides its networks: these alone go to a device without float64."""
 
     def networks_within(self) -> Iterable[nn.Module]:
         """The modules that go there: by default all children."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..networks.embeddings import FourierEmbedding
 
 FEATURES = 128
-# log-SNR / 4, about in [-5, 5], is what networks are told; the frequencies there are N(0, 1)
+# log-SNR / 4, about in [-5, 5], is what networks take; the frequencies there are N(0, 1)
 _SCALE = 0.25
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import samplers
-from ..denoisers.denoiser import Denoiser, device_of
+from ..denoisers.denoiser import Denoiser, denoiser_of, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import (
     cond_for,
@@ -37,7 +37,7 @@ from ..samplers import Sampler
 from ..samplers.sampler import times_of
 from ..samplers.sdedit import SDEdit, log_snr_of_strength
 from ..schedules.time_grids import AUTO
-from .sample import DEFAULT_BATCH, grid_for, labels_for, sample, with_label
+from .sample import DEFAULT_BATCH, as_made, grid_for, labels_for, sample, with_label
 
 DEFAULT_SAMPLER = "ode"
 # Arguments that `edit` passes to `diffusion.sample`; the rest are fields of the sampler.
@@ -81,7 +81,7 @@ def encode(
     dtype = None if dtype is None else float_type(dtype)
     log_snr_end = None if log_snr_end is None else real_number("log_snr_end", log_snr_end)
     size = DEFAULT_BATCH if batch_size is None else whole_number("batch_size", batch_size, 1)
-    denoiser, sampler = _denoiser_of(model, "encode"), _built(sampler, options)
+    denoiser, sampler = denoiser_of("encode", model), _built(sampler, options)
     if sampler.is_stochastic or isinstance(sampler, SDEdit):
         raise UserError(f"sampler: {type(sampler).__name__} draws noise, so that it has no way back; try ode or adams")
     x = _as_seen(model, real_data("x", x, denoiser.shape))
@@ -191,7 +191,7 @@ def interpolate(
     """
     if whole_number("n", n) < 2:
         raise UserError(f"n: found {n}; must be at least 2, the two ends")
-    shape = _denoiser_of(model, "interpolate").shape
+    shape = denoiser_of("interpolate", model).shape
     x_a, x_b = (real_data(name, tensor_of(name, x)[None], shape) for name, x in (("x_a", x_a), ("x_b", x_b)))
     ends = torch.cat((x_a, x_b.to(x_a)))
     noise = encode(model, ends, sampler, **options)
@@ -226,7 +226,7 @@ def edit(
     Raises:
         UserError: For data of another shape, both strength and log_snr, or anything that `diffusion.sample` refuses.
     """
-    denoiser = _denoiser_of(model, "edit")
+    denoiser = denoiser_of("edit", model)
     inner = _built(sampler, {key: options.pop(key) for key in list(options) if key not in _OF_THE_DRAW})
     if strength is not None and log_snr is not None:
         raise UserError("strength, log_snr: give one of them")
@@ -235,7 +235,7 @@ def edit(
     x = _as_seen(model, real_data("x", x[None] if one else x, denoiser.shape))
     x, n = x[0] if one else x, None if n is None else whole_number("n", n, 1)
     if not one and n not in (None, len(x)):
-        raise UserError(f"n: found {n} for {len(x)} data; accepted: one datum, or n of them")
+        raise UserError(f"n: found {n} for {len(x)} data; accepted: one sample, or n of them")
     strength = 0.5 if strength is None else real_number("strength", strength)
     level = log_snr_of_strength(strength) if log_snr is None else real_number("log_snr", log_snr)
     n = (n or 1) if one else len(x)
@@ -246,13 +246,6 @@ def edit(
     return sample(model, n, SDEdit(x, level, inner), seed=seed, **options)
 
 
-def _denoiser_of(model: Any, name: str) -> Denoiser:
-    denoiser = model if isinstance(model, Denoiser) else getattr(model, "denoiser", None)
-    if not isinstance(denoiser, Denoiser):
-        raise UserError(f"{name}: found a {type(model).__name__}; needs a denoiser or a diffusion model")
-    return denoiser
-
-
 def _as_seen(model: Any, x: Tensor) -> Tensor:
     """Data in the units of the denoiser of a model (which `model.sample` leaves again)."""
     normalizer = getattr(model, "normalizer", None)
@@ -260,13 +253,7 @@ def _as_seen(model: Any, x: Tensor) -> Tensor:
 
 
 def _built(sampler: Any, options: dict[str, Any]) -> Sampler:
-    if isinstance(sampler, str):
-        return samplers.build(sampler, **options)
-    if not isinstance(sampler, Sampler):
-        raise UserError(f"sampler: found a {type(sampler).__name__}; needs a name or a sampler (diffusion.samplers)")
-    if options:
-        raise UserError(f"{', '.join(options)}: are fields of the sampler; set them where it is made")
-    return sampler
+    return samplers.build(sampler, **options) if isinstance(sampler, str) else as_made(sampler, options)
 
 
 def _grid(
@@ -278,4 +265,4 @@ def _grid(
 ) -> Tensor:
     asked = isinstance(grid, str) and grid == AUTO
     with getattr(model, "tuned", nullcontext)() if asked else nullcontext():
-        return grid_for(_denoiser_of(model, "grid"), sampler, steps, grid, log_snr_end)
+        return grid_for(denoiser_of("grid", model), sampler, steps, grid, log_snr_end)

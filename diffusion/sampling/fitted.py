@@ -129,7 +129,7 @@ class Fitted(Sampler):
         return integrate(denoiser, self.plan(denoiser.schedule), x_1, (), cond, callback)
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
-        raise UserError("grid: a fitted sampler has its own steps, to the datum")
+        raise UserError("grid: a fitted sampler has its own steps, to clean data")
 
 
 def integrate(

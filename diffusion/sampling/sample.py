@@ -122,6 +122,20 @@ def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any
     return fitted_to(denoiser, steps) if numbers is None else from_numbers(steps, numbers)
 
 
+def as_made(sampler: Any, options: Mapping[str, Any]) -> Sampler:
+    """A sampler given as an object, whose fields no option sets.
+
+    Raises:
+        UserError: For another object, and options that are not None.
+    """
+    if not isinstance(sampler, Sampler):
+        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else f"a {type(sampler).__name__}"
+        raise UserError(f"sampler: found {found}; needs a name or a sampler, e.g. samplers.DDIM(steps=50)")
+    if fields := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"{', '.join(fields)}: fields of the sampler; set them where it is made")
+    return sampler
+
+
 def grid_for(
     denoiser: Denoiser,
     sampler: Sampler,
@@ -282,13 +296,8 @@ def sample(
         sampler = unnamed_sampler(DEFAULT_SAMPLER, {"tolerance": tolerance, "method": method})
     if isinstance(sampler, str):
         sampler = sampler_for(model, sampler, steps, eta=eta, tolerance=tolerance, method=method, **options)
-    elif not isinstance(sampler, Sampler):
-        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else f"a {type(sampler).__name__}"
-        raise UserError(f"sampler: found {found}; needs a name or a sampler, e.g. samplers.DDIM(steps=50)")
     else:
-        options = {"eta": eta, "tolerance": tolerance, "method": method, **options}
-        if beside := [name for name, value in options.items() if value is not None]:
-            raise UserError(f"{', '.join(beside)}: fields of the sampler; set them where it is made")
+        sampler = as_made(sampler, {"eta": eta, "tolerance": tolerance, "method": method, **options})
     if noise is not None:
         noise = real_data("noise", noise, model.shape)
         if len(noise) != n:

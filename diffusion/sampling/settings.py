@@ -88,13 +88,15 @@ SETTINGS: Mapping[str, Setting] = {
     "strength": Setting(_number, control=True),
     "size": Setting(_any_of(is_whole, _several(is_whole, (2,))), fitted=True),
     "classifier": Setting(_text, fitted=True, control=True),
+    "fitted_start": Setting(lambda value: value in ("diagonal", "full"), fitted=True, control=True),
+    "data": Setting(_text, fitted=True, control=True),
     "encode": Setting(_several(_text, _MANY), option=False, image=True),
     "interpolate": Setting(_several(_text, (2,)), option=False, image=True),
     "numbers": Setting(_several(_number, _MANY), option=False, field=True),  # of a fitted sampler
 }
 CONTROLS = tuple(name for name, setting in SETTINGS.items() if setting.control)
 # What `sample` takes besides, which no command line sets.
-_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model", "fitted_start")
+_NEVER = ("n", "seed", "start", "batch_size", "noise", "callback", "progress", "moments", "model")
 _FIELD = Setting(_any_of(_number, _text, lambda value: isinstance(value, bool)), field=True)  # by --option
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from .paths import named_path
 
 
@@ -32,7 +32,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}")) from error
+        raise UserError(damaged.format(in_one_line(error))) from error
     if bad is not None:
         raise UserError(damaged.format(f"wrong checksum of {bad}"))
     try:
@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path}: refused, it holds Python objects other than tensors and plain values, which could run code."
         ) from error
     except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}")) from error
+        raise UserError(damaged.format(in_one_line(error))) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}; a checkpoint is a dictionary.")
     return checkpoint

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, in_one_line, shown
 from .paths import named_path
 from .records import reading
 from .shells import Sealed, Shell, check_copies, read_module
@@ -35,7 +35,7 @@ _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 16, 2**20, 1000
 _HEAD = 512  # bytes that tell what else a file is
 
 
-def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: str | Path, prefix: Any = None) -> dict[str, Tensor]:
     """Read the weights in a file of safetensors or of `torch.save`: a state dict, a checkpoint around one, or a module.
 
     Averaged weights are preferred where the file has them, also as a list in the order of the parameters. What all
@@ -53,6 +53,8 @@ def read_weights(path: str | Path, prefix: str | None = None) -> dict[str, Tenso
         UserError: For a file that is missing, damaged, none of weights, or one that would run code.
     """
     path = named_path(path)
+    if not isinstance(prefix, str | None):
+        raise UserError(f"prefix: found {shown(prefix)}; must be what names begin with, 'ema.'")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights.")
     found = _open(path)
@@ -107,7 +109,7 @@ def _of_torch(path: Path) -> Any:
                 apart = sum(entry.file_size for entry in entries) <= path.stat().st_size
                 bad = archive.testzip() if stored and apart else None
         except Exception as error:
-            raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+            raise UserError(damaged.format(in_one_line(error))) from error
         if not stored:  # its content could be of any size
             raise UserError(damaged.format("compressed, as torch.save writes nothing"))
         if not apart:
@@ -117,7 +119,7 @@ def _of_torch(path: Path) -> Any:
     try:
         check_copies(path, is_zip)
     except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+        raise UserError(damaged.format(in_one_line(error))) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -127,11 +129,11 @@ def _of_torch(path: Path) -> Any:
                 "dict of the model alone, where it is trusted."
             ) from error
     except Exception as error:
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+        raise UserError(damaged.format(in_one_line(error))) from error
     try:
         return read_module(path)
     except Exception as error:  # of a pickle from anybody
-        raise UserError(damaged.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+        raise UserError(damaged.format(in_one_line(error))) from error
 
 
 class _Steps:
@@ -240,7 +242,7 @@ def _chosen(path: Path, groups: dict[str, Any]) -> dict[str, Tensor]:
         return _with_names(path, groups[lists[0]], plain)
     assert plain is not None
     heads = {name.partition(".")[0] for name in plain if "." in name}
-    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average beside the model, in one dictionary
+    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average next to the model, in one dictionary
         return {name: tensor for name, tensor in plain.items() if name.startswith(f"{average}.")}
     return plain
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 
 PREFIX = "hf:"
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -52,13 +52,13 @@ def fetched(text: str) -> Path:
     try:
         where["revision"] = library.model_info(match[1], revision=match[2], timeout=_PATIENCE).sha
     except Exception as error:  # of the library, or of the network
-        reason, where["local_files_only"] = f"{type(error).__name__}: {error}".splitlines()[0][:160], True
+        reason, where["local_files_only"] = in_one_line(error, 160), True
     try:
         folder = Path(library.snapshot_download(**where, allow_patterns=_WANTED))
         if not any(folder.rglob("*.safetensors")):
             folder = Path(library.snapshot_download(**where, allow_patterns=[*_WANTED, *_PICKLES]))
     except Exception as error:
-        found = reason or f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        found = reason or in_one_line(error, 160)
         nor = ", and is not in the local cache" if reason else ""
         raise UserError(f"{text}: is not to be had from the Hub ({found}){nor}") from error
     if reason is not None:

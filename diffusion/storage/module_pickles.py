@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from .foreign_weights import plainly_stored, tensors_of
 from .shells import STORAGES, Rebuild, Sealed, Shell, check_pickle
 
@@ -55,7 +55,7 @@ def read_pickled(path: Path, name: str) -> Pickled:
     except UserError:
         raise
     except Exception as error:  # of a pickle from anybody
-        raise UserError(refused.format(f"{type(error).__name__}: {error}".splitlines()[0][:200])) from error
+        raise UserError(refused.format(in_one_line(error))) from error
 
 
 class _Fields(dict):

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 from . import atomic
 
 Answer = TypeVar("Answer")
@@ -53,5 +53,4 @@ def reading(damaged: str) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{damaged} ({reason})") from error
+        raise UserError(f"{damaged} ({in_one_line(error)})") from error

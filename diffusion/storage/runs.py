@@ -40,6 +40,8 @@ CONFIG, MODEL, CHECKPOINTS, SAMPLES, EVALUATION, TRAINING = (
 DATA = "data.json"
 START = "start.safetensors"
 AVERAGES = "averages"
+# The text entry of a model file that holds the conventions of a network that another project made.
+KNOWN = "known"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 # Files in the folder of a model that another project wrote, and the endings of its files.
 FOREIGN_MARKS = ("model_index.json", "unet/config.json", "transformer/config.json")
@@ -157,13 +159,23 @@ def of_another_project(path: Path) -> bool:
     return path.is_file() and path.suffix in FOREIGN_SUFFIXES
 
 
+def is_adopted(path: Path) -> bool:
+    """Whether another project made the model at a path, in its own files or in one of ours; looked at without torch."""
+    return of_another_project(path) or isinstance(_entries(path).get(KNOWN), str)
+
+
 def config_inside(path: Path) -> str | None:
     """The configuration in a model file, as text, read without torch; None where there is none to be read."""
+    found = _entries(path).get("config")
+    return found if isinstance(found, str) else None
+
+
+def _entries(path: Path) -> dict[str, object]:
+    """The text entries of a model file; none where there are none to be read."""
     with suppress(*DAMAGED), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        found = json.loads(file.read(min(length, _LONGEST_HEADER)))["__metadata__"]["config"]
-        return found if isinstance(found, str) else None
-    return None
+        return dict(json.loads(file.read(min(length, _LONGEST_HEADER)))["__metadata__"])
+    return {}
 
 
 def python_model(text: str) -> tuple[Path, str] | None:
@@ -198,7 +210,7 @@ def shipped(ending: str) -> dict[str, Path]:
 
 def shipped_models() -> list[str]:
     """The shipped models, `pretrained:NAME`."""
-    # the networks that samples are measured by (metrics/classifier.py) lie beside the models
+    # the networks that samples are measured by (metrics/classifier.py) lie next to the models
     stems = sorted(p.stem for p in PRETRAINED.glob("*.safetensors") if not p.stem.endswith((FEATURES, CLASSIFIER)))
     return [f"{_PREFIX}{stem}" for stem in stems]
 

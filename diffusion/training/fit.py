@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ..config import Config, dump_config, load_config, parse_config, plain_values, preflight, with_places
+from ..config import Config, adopting, dump_config, load_config, parse_config, plain_values, preflight, with_places
 from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..errors import UserError
@@ -44,7 +44,7 @@ from .profiles import Profiles
 from .record import TrainingRecord
 from .resume import continuing, run_to_continue
 from .same_data import require_same_data
-from .start import start_from
+from .start import adopted_start, start_from
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
 
 # Child processes of a run on several devices find the folder that the first one made.
@@ -67,7 +67,8 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
 
         model = diffusion.train("digits", name="mine", trainer={"steps": 2000}, optimizer={"lr": 1e-3})
 
-    The same call resumes an interrupted run. No likelihood is measured, so `evaluation.*` is ignored: call
+    What was found in the data, and the progress, are printed as `train.py` does, on the standard error. The same call
+    resumes an interrupted run. No likelihood is measured, so `evaluation.*` is ignored: call
     `diffusion.log_likelihood`, or run `python -m diffusion evaluate RUN`.
 
     Args:
@@ -92,22 +93,31 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
         raise UserError(f"config: found a {type(config).__name__}; a name, a path or a Config is accepted")
     if not isinstance(resume, str | Path):
         raise UserError(f"resume: found {resume!r}; accepted: 'auto', 'never', or a run")
+    settings = adopting(settings, overrides)
     settings = settings.replace(evaluation=settings.evaluation.replace(enabled=False))
     preflight.check(settings, makes_run=resume in ("auto", "never"))
     if (count := preflight.process_count(settings)) > 1:
         raise UserError(f"trainer.devices: found {count} processes; diffusion.train is one, train.py takes several")
     run = run_to_continue(settings, str(resume), flag="resume")
-    if run is not None:
+    if run is None:
+        preflight.check_start(settings)
+    else:
         print(continuing(run, settings), file=sys.stderr)
     with torch.random.fork_rng(devices=[]):
         with full_disk.reported("Free some space; the same call resumes the run."):
-            done = fit(settings, run)
+            done = fit(settings, run, report=_say)
         if done.mirror is not None:
             done.mirror.finish(done.exit_code)
         if done.exit_code:
             stopped = f"stopped early; the same call resumes {done.run}"
             raise KeyboardInterrupt(stopped) if done.exit_code == EXIT_CODES[signal.SIGINT] else UserError(stopped)
         return load(done.run, choose_device(settings.device))
+
+
+def _say(text: str) -> None:
+    """Print what there is beside the progress."""
+    if text:
+        print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -176,19 +186,25 @@ def fit(
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
-    module = build_module(config, data.facts, metadata)
+    begun = run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file()
+    starts = config.trainer.start is not None and not begun
+    adopted, notes = None, []
+    if config.family == "adopted":
+        adopted, notes = adopted_start(config, data.facts, run if begun else None)
+        assert adopted.known is not None
+        metadata[runs.KNOWN] = adopted.known.to_json()
+    module = build_module(config, data.facts, metadata, adopted)
     module.check_data(data)
-    starts = config.trainer.start is not None and (run is None or not (run / runs.CHECKPOINTS / "last.ckpt").is_file())
-    if starts or config.trainer.lora is not None:  # factors are nothing without their base
+    if adopted is None and (starts or config.trainer.lora is not None):  # factors are nothing without their base
         notes = start_from(module.model, config, data.facts)
-        if report is not None and not is_helper() and starts:
-            report("\n".join(notes))
+    if report is not None and not is_helper() and starts:
+        report("\n".join(notes))
     if config.trainer.lora is not None:
         module.metadata[factors.KEY] = metadata[factors.KEY] = factors.describe(config)
     sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
     # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
     shown = copy.deepcopy(module.model) if sharded else module.model
-    model = BY_FAMILY[config.family](shown, config, data.facts)
+    model = BY_FAMILY[config.family](shown, config, data.facts) if adopted is None else adopted
     _check_drawing(model)
     module.train()  # Lightning leaves the mode as it finds it
     wandb_mode = resolve_mode(config.logging.wandb)
@@ -214,8 +230,9 @@ def fit(
     record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
     compiled = choose_compile(trainer_options.compile, device)
-    module.compiles = compiled and not sharded
-    by_network = compiled and sharded  # weights are gathered between the parts of a network, not within a graph
+    # weights are gathered between the parts of a network, not within a graph; others' conventions look at values
+    by_network = compiled and (sharded or adopted is not None)
+    module.compiles = compiled and not by_network
     if by_network:
         for network in module.networks:
             network.compile()
@@ -307,7 +324,7 @@ def _check_drawing(model: TrainedModel) -> None:
     """
     settings = model.sampling_settings_in_training()
     model.effective_settings(settings)
-    if settings.get("eta"):  # only on its path is a dial too large, or not
+    if settings.get("eta"):  # whether an eta is too large depends on the path
         model.sample(1, **{**settings, "steps": min(settings["steps"], 2)})
 
 

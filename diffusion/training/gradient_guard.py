@@ -41,7 +41,7 @@ class GradientGuard(Callback):
     so that every process decides alike. The logged norm is the one before clipping. Leave Lightning's
     own `gradient_clip_val` unset. A loss that is not finite drops the step too, though its gradient may be finite.
 
-    A dropped step is told on stderr and gets a line of metrics of its own, whatever `log_every` is: `dropped/steps`,
+    A dropped step is reported on stderr and has its own line of metrics, whatever `log_every` is: `dropped/steps`,
     how many there have been, and the least and largest log-SNR of the data whose loss was not finite.
 
     Args:
@@ -160,6 +160,6 @@ class GradientGuard(Callback):
 
 
 def _takes_flag(optimizer: Optimizer, parameters: list[Tensor]) -> bool:
-    """Whether the optimiser's step can be told on the device to change nothing."""
+    """Whether the optimiser's step can be made to change nothing on the device."""
     fused = isinstance(optimizer, torch.optim.Adam) and all(group["fused"] for group in optimizer.param_groups)
     return fused and not any(isinstance(parameter, DTensor) for parameter in parameters)

@@ -94,7 +94,8 @@ def of_width(folder: Path, width: float, last_step: int) -> tuple[dict[str, Tens
     Args:
         folder: The snapshots.
         width: The width.
-        last_step: The step at which the run ended; later snapshots, of a run that was taken back, are left out.
+        last_step: The step at which the run ended; later snapshots are left out: the run was
+            resumed from an earlier one.
 
     Returns:
         The weights, and how they were made: width, snapshots, the widths of these, and the relative error of the

@@ -8,6 +8,8 @@ ramp-up of the average are fresh. At step 0 the model has the figures of its sou
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,10 @@ from ..errors import UserError
 from ..models.adopt import AdoptedModel
 from ..models.build import DataFacts, check_state
 from ..models.factors import add_factors
+from ..models.formats.known import IN_DENOISER, Known
 from ..models.load import load
 from ..networks.parts import CLASSES
+from ..storage import runs, tensor_files
 
 _CLASSES = "conditioning.classes.weight"
 _PART = "conditioning.parts.{}.rows.weight"
@@ -49,7 +53,7 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
         source = load(config.trainer.start, runs_dir=config.runs)
     name, own = f"trainer.start: {source.source}", source.config
     if isinstance(source, AdoptedModel):
-        raise UserError(f"{name} is another project's, by conventions of its own; training starts from a model of ours")
+        raise UserError(f"{name} is another project's, by conventions of its own; give family=adopted")
     if own.family != config.family:
         raise UserError(f"{name} is of family '{own.family}', and the run of '{config.family}'")
     unlike = []
@@ -61,8 +65,8 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
                 unlike.append(f"{key} {there} (the run has {here})")
     here, there = config.denoiser.parts, own.denoiser.parts
     if here != there and not {here, there} <= {(), (LABEL,)}:  # the class alone may come or go
-        told = [", ".join(parts) or "none" for parts in (there, here)]
-        unlike.append(f"denoiser.condition {told[0]} (the run has {told[1]})")
+        found = [", ".join(parts) or "none" for parts in (there, here)]
+        unlike.append(f"denoiser.condition {found[0]} (the run has {found[1]})")
     if unlike:
         raise UserError(f"{name} was trained with {', '.join(unlike)}; it must be the same")
     if source.facts.shape[0] != facts.shape[0]:
@@ -71,14 +75,7 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
     state, notes, new = _with_classes(source.module.state_dict(), model.state_dict(), source.facts, facts)
     check_state(state, model, name)
     model.load_state_dict(state)
-    if (rank := config.trainer.lora) is not None:
-        count, total = add_factors(model, rank, new), sum(value.numel() for value in state.values())
-        learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        also = ", and the label embedding" if new else ""
-        notes.append(
-            f"training factors of rank {rank} of {count} weights{also}: {learned:,} numbers; "
-            f"the model's own {total:,} stay"
-        )
+    notes += _factors(model, config, new)
     for what, there, here in (
         ("size", source.facts.shape[1:], facts.shape[1:]),
         ("grey levels", source.facts.levels, facts.levels),
@@ -89,6 +86,65 @@ def start_from(model: nn.Module, config: Config, facts: DataFacts) -> list[str]:
         if there != here:
             notes.append(f"{what}: {there} in its training, {here} now")
     return [f"starting from {source.source} (step {source.step:,})", *notes]
+
+
+def _factors(model: nn.Module, config: Config, new: list[str]) -> list[str]:
+    """Put the factors on a model that are trained, if they are; returns what to say of it.
+
+    Args:
+        model: The model, with its weights.
+        config: The configuration of the run.
+        new: The names of weights that are trained whole.
+    """
+    if (rank := config.trainer.lora) is None:
+        return []
+    total = sum(value.numel() for value in model.state_dict().values())
+    count = add_factors(model, rank, new)
+    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    also = ", and the label embedding" if new else ""
+    return [
+        f"training factors of rank {rank} of {count} weights{also}: {learned:,} numbers; the model's own {total:,} stay"
+    ]
+
+
+def adopted_start(config: Config, facts: DataFacts, run: Path | None) -> tuple[AdoptedModel, list[str]]:
+    """The model of a run of family `adopted`, with the weights of `trainer.start`.
+
+    Args:
+        config: The configuration of the run.
+        facts: The data of the run.
+        run: The folder of a run that continues: all but the weights is then known there.
+
+    Returns:
+        The model, and the source and what differs from it, a line each.
+
+    Raises:
+        UserError: For a source that is not there, that is none of another project, or that does not take the data.
+    """
+    assert config.trainer.start is not None
+    name, lora = f"trainer.start: {config.trainer.start}", config.trainer.lora is not None
+    if run is not None and not lora and (run / runs.START).is_file():
+        _, metadata = tensor_files.read_model(run / runs.START)
+        if runs.KNOWN in metadata:
+            return Known.from_json(metadata[runs.KNOWN], {}, str(run)).untrained(config, facts), []
+    with torch.random.fork_rng(devices=[]):
+        source = load(config.trainer.start, runs_dir=config.runs)
+    if not isinstance(source, AdoptedModel) or source.known is None:
+        raise UserError(f"{name} is a model of ours; leave out family=adopted")
+    if lora and (Path(source.source).suffix != ".safetensors"):
+        raise UserError(
+            f"trainer.lora: factors are kept beside a file of ours, and {source.source} is none; "
+            f"python -m diffusion convert {config.trainer.start} OUT.safetensors makes one"
+        )
+    try:
+        known, notes = source.known.for_data(facts, LABEL in config.denoiser.parts)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error
+    made = known.model(source.source, config, facts)
+    there = source.known.weights
+    new = [IN_DENOISER + key for key, value in known.weights.items() if value is not there.get(key)]
+    notes += _factors(made.adopted, config, new)
+    return made, [f"starting from {source.source}, by its own conventions", *notes]
 
 
 def _with_classes(

@@ -103,7 +103,7 @@ class GracefulStop(Callback):
         self.exit_code = self._agreed(trainer)
         if self.exit_code:
             trainer.should_stop = True
-            # Lightning validates when it is told to stop; the time before the scheduler's SIGKILL is not for that.
+            # Lightning validates when it is to stop; the time before the scheduler's SIGKILL is not for that.
             self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0
 
     def on_validation_batch_end(
@@ -132,9 +132,9 @@ class GracefulStop(Callback):
         """The exit code of the signals that any of the processes has received (the greatest), 0 where there is none."""
         code = self._own_code()
         if trainer.world_size > 1:
-            told = torch.tensor(code, device=trainer.strategy.root_device)
-            dist.all_reduce(told, op=dist.ReduceOp.MAX)
-            code = int(told)
+            highest = torch.tensor(code, device=trainer.strategy.root_device)
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+            code = int(highest)
         if code:
             name = next(number.name for number, own in EXIT_CODES.items() if own == code)
             rank_zero_info(f"{name}: stopping after step {trainer.global_step}.")

@@ -218,5 +218,5 @@ def test_what_is_not_finite_is_no_result():
             model.sample(2, output=output)
     few = {"iwae": {"samples": 2}, "elbo": {"samples": 2}, "ais": {"steps": 2, "chains": 2, "leapfrog": 1}}
     for method, options in few.items():
-        with pytest.raises(UserError, match="the log-probability of datum 0 is nan"):
+        with pytest.raises(UserError, match="the log-probability of sample 0 is nan"):
             model.log_likelihood(images, method, **options)

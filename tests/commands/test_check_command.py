@@ -43,6 +43,7 @@ def test_a_run_is_checked_on_its_own_images(diffusion_command):
     code, out, _ = diffusion_command("check", "pretrained:digits", "--images", "16", "--levels", "5")
     assert (code, "nothing wrong on 16 images" in out) == (0, True)
     assert "linear filter" in out
+    assert out.splitlines()[-1].endswith(" evaluate pretrained:digits"), "the next command"
 
 
 def test_an_adopted_network_under_every_command(diffusion_command, adopted, capsys):

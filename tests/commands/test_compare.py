@@ -129,6 +129,7 @@ def measured(diffusion_command):
 def test_the_same_figures_are_in_every_file(measured):
     code, out, _ = measured("compare", "digits-0001", "digits-0002", "--no-baselines", "--wandb", "offline")
     assert code == 0
+    assert out.splitlines()[-1] == "next: open comparison/comparison.html in a browser"
     folder = Path("comparison")
     evaluations = {e.model["run"]: e for run in ("digits-0001", "digits-0002") for e in own_test(run)}
     best, other = sorted(evaluations.values(), key=lambda e: e.estimate.mean().mean)

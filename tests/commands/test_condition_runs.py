@@ -211,7 +211,10 @@ def test_what_cannot_say_a_condition_is_no_export(shared_run, capsys, to):
     [
         (["denoiser.condition=[d]"], "found 'd'; t.npz has no such array; it has x, c, kind"),
         (["denoiser.condition=[downsample]"], "must be downsample:N"),
-        (["denoiser.condition=[grey]"], "found 'grey', which is of images"),
+        (
+            ["denoiser.condition=[grey]"],
+            "'grey', which is of images, signals and volumes; 'array' has the shape (3,)",
+        ),
         (["denoiser.condition=[label]"], "denoiser.condition: the data 'array' have no labels; leave 'label' out"),
         (["denoiser.condition=[x]"], "denoiser.condition: found 'x'; it is the data of t.npz"),
         (["denoiser.condition=[c,c]"], "a part is given once"),

@@ -162,7 +162,7 @@ def test_a_picture_by_a_classifier_is_drawn_again_by_that_one_alone(here, capsys
         ("--inpaint image.png --mask mask.png --posterior mmps", "--posterior: 'mmps' is not known"),
         (
             "--inpaint image.png --mask mask.png --posterior repaint --sampler ode",
-            "walks ancestral, ddim or euler-maruyama",
+            "takes ancestral, ddim or euler-maruyama",
         ),
         ("--restore small.png --degradation downsample --posterior repaint", "fills in (--inpaint)"),
         ("--inpaint image.png --mask mask.png --observation-noise -1", "noise_std: found -1"),

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -19,12 +20,17 @@ from diffusion.models.build import DataFacts
 from diffusion.storage import runs
 
 
+@pytest.fixture(scope="module")
+def run_of_digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    return make_run(folder, digits_config(folder, "denoiser.conditional=true")).parent
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, run_of_digits):
     """An empty working directory, with a run of digits in runs/."""
     monkeypatch.chdir(tmp_path)
-    config = digits_config(tmp_path, "denoiser.conditional=true")
-    make_run(tmp_path / "runs", config, DataFacts("digits", (1, 8, 8), 17, 10))
+    shutil.copytree(run_of_digits, tmp_path / "runs")
     return tmp_path
 
 

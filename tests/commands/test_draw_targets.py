@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_runs import make_run
 from PIL import Image
-from test_draw import files, here, run_sample  # noqa: F401
+from test_draw import files, here, run_of_digits, run_sample  # noqa: F401
 from tiny_configs import digits_config
 
 from diffusion import load

@@ -14,6 +14,7 @@ from tiny_configs import digits_config, toy_config
 from diffusion.baselines import classical_set
 from diffusion.baselines.classical_set import classical_models
 from diffusion.commands import evaluation, records, report
+from diffusion.commands.evaluate import measuring
 from diffusion.commands.evaluation import describe, evaluate, left_out, measure_classical, summary
 from diffusion.commands.subjects import Subject
 from diffusion.config import EvaluationConfig
@@ -121,6 +122,16 @@ def test_an_option_at_its_default_is_not_a_part_of_the_question(model, tmp_path)
         asked = EvaluationConfig(**asked)
         assert model.estimators(asked)["PF-ODE"] == ("ode", of_bins)
         assert on_centres.estimators(asked)["PF-ODE"] == ("ode", of_centres)
+
+
+def test_on_a_cpu_the_parts_are_small_so_that_the_time_left_is_known_early(
+    images, model, estimates, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measuring, "CPU_CHUNK", 16)
+    told, options = [], OPTIONS.replace(baselines=False, batch_size=256)
+    found = measured(model, images, tmp_path, options, lambda *progress: told.append(progress))
+    assert [progress[1:] for progress in told if progress[0] == "ELBO"] == [(0, 40), (16, 40), (32, 40), (40, 40)]
+    assert torch.allclose(found["ELBO"].log_prob, estimates[0]["ELBO"].log_prob, atol=1e-5)
 
 
 def test_a_part_of_the_images_is_in_the_fixed_order_with_the_noise_of_the_whole(images, model, estimates, tmp_path):

@@ -1,7 +1,10 @@
 """What a sample carries: drawn again to the pixel, cut off and continued, shared by processes, shown as a film."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,16 +14,18 @@ import pytest
 import torch
 from made_runs import make_run
 from PIL import Image, PngImagePlugin
-from test_draw import files, here, run_sample  # noqa: F401
+from test_draw import files, here, run_of_digits, run_sample  # noqa: F401
 from tiny_configs import autoencoder_config, toy_config
 
 from diffusion import load
+from diffusion.commands.app import command, sample
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.data.pictures import to_bytes
 from diffusion.models import DiffusionModel
 from diffusion.models.build import DataFacts
 from diffusion.storage import runs, tensor_files
 
+FORK = multiprocessing.get_context("fork")  # with all modules loaded
 SETTINGS = ("--sampler", "sde", "--eta", "1.5", "--steps", "3", "--seed", "9", "--label", "4", "--guidance", "2")
 
 
@@ -163,21 +168,26 @@ def test_another_draw_does_not_go_on_in_its_place(here, capsys, monkeypatch):  #
     assert "holds an unfinished draw with other settings (settings.steps 3 there, 2 here)" in err
 
 
+def one_of(rank, count, argv):
+    """sample.py as one of `count` processes."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    with open(f"said-{rank}", "w") as said, contextlib.redirect_stdout(said):
+        code = command(sample, argv)
+    sys.exit(code)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 on
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_share_a_draw(here, capsys, count):  # noqa: F811
     draw = ("--n", "9", "--batch-size", "2", "--sampler", "ddim", "--steps", "2", "--device", "cpu", "--out")
     run_sample(capsys, *draw[:-3], "--out", "one.npz")
-    program = "import sys; from diffusion.commands.app import command, sample; sys.exit(command(sample))"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *draw, "shared.npz"],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-        )
-        for rank in range(count)
-    ]
-    said = [process.communicate(timeout=120)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * count
+    running = [FORK.Process(target=one_of, args=(rank, count, [*draw, "shared.npz"])) for rank in range(count)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0] * count
+    said = [(here / f"said-{rank}").read_text() for rank in range(count)]
     assert ["wrote shared.npz" in text for text in said] == [True] + [False] * (count - 1), "one writer"
     with np.load("one.npz") as one, np.load("shared.npz") as shared:
         assert one["images"].shape == (9, 8, 8)
@@ -236,10 +246,19 @@ def craft(source, target, key, value):
         image.save(target, pnginfo=info)
 
 
+@pytest.fixture(scope="module")
+def one_sample(run_of_digits, tmp_path_factory):  # noqa: F811
+    """A picture drawn from the run of `here`."""
+    folder = tmp_path_factory.mktemp("drawn")
+    shutil.copytree(run_of_digits, folder / "runs")
+    with contextlib.chdir(folder):
+        assert command(sample, [*SETTINGS, "--n", "1", "--out", "images", "--device", "cpu"]) == 0
+    return folder / "images" / "000000.png"
+
+
 @pytest.mark.parametrize(("key", "value"), HOSTILE, ids=str)
-def test_a_record_from_elsewhere_gets_one_line(here, capsys, key, value):  # noqa: F811
-    run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
-    craft("images/000000.png", "crafted.png", key, value)
+def test_a_record_from_elsewhere_gets_one_line(here, one_sample, capsys, key, value):  # noqa: F811
+    craft(one_sample, "crafted.png", key, value)
     before = files(here)
     code, _, err = run_sample(capsys, "--from", "crafted.png")
     assert (code, err.count("\n")) == (2, 1), err
@@ -251,19 +270,16 @@ def test_records_from_elsewhere_are_refused_without_assertions_too(here, capsys)
     run_sample(capsys, *SETTINGS, "--n", "1", "--out", "images")
     for number, (key, value) in enumerate(HOSTILE):
         craft("images/000000.png", f"{number}.png", key, value)
-    program = (
-        "import sys\n"
+    program = (  # without the shape checks of the tests, too
         "from diffusion.commands.sample.record import SampleRecord\n"
-        "for number in range(int(sys.argv[1])):\n"
+        f"for number in range({len(HOSTILE)}):\n"
         "    try:\n"
         "        print(SampleRecord.read(f'{number}.png').settings)\n"
         "    except ValueError as error:\n"
         "        print('refused', error)\n"
     )
     plain, optimised = (
-        subprocess.run(
-            [sys.executable, *flags, "-c", program, str(len(HOSTILE))], capture_output=True, text=True, check=True
-        ).stdout
+        subprocess.run([sys.executable, *flags, "-c", program], capture_output=True, text=True, check=True).stdout
         for flags in ((), ("-O",))
     )
     assert plain == optimised

@@ -5,7 +5,7 @@ import pytest
 import torch
 from made_runs import make_run
 from PIL import Image
-from test_draw import files, here, run_sample  # noqa: F401
+from test_draw import files, here, run_of_digits, run_sample  # noqa: F401
 from tiny_configs import autoencoder_config, digits_config, toy_config
 from torch import nn
 
@@ -183,5 +183,5 @@ def test_what_is_tuned_to_one_size_is_not_used_for_another(here, monkeypatch):  
     assert len(list(here.rglob("*.moments.json"))) == 1
     assert load("runs/digits-0001").at_size(12).moments.values == other.values != own.values
     wrapped = larger.around(larger.denoiser)
-    assert wrapped.beside == larger.beside == "", "in memory alone"
-    assert model.beside == model.source
+    assert wrapped.cache_at == larger.cache_at == "", "in memory alone"
+    assert model.cache_at == model.source

@@ -294,3 +294,11 @@ def test_values_from_python_may_be_paths_and_numbers_of_numpy():
     assert DenoiserConfig(condition=np.array(["mask"])).condition == ("mask",)
     with pytest.raises(UserError, match=r"data\.size: found 0"):
         DataConfig(name="folder", path="x", size=np.int64(0))
+
+
+@pytest.mark.parametrize("flag", ["--from", "--lora", "--resume", "--config", "--wandb"])
+@pytest.mark.parametrize("argv", [lambda flag: [flag, ""], lambda flag: [f"{flag}="]])
+def test_a_flag_without_a_value_is_no_null(flag, argv):
+    """`--from "$MODEL"` of a variable that is not set began anew, without a word."""
+    with pytest.raises(UserError, match=rf"^{flag}: found ''; needs a value$"):
+        parse_train_arguments(argv(flag))

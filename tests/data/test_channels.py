@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from made_runs import make_run
 from PIL import Image
+from tiny_configs import digits_config
 
+from diffusion.commands.app import command, sample
 from diffusion.data import DataNote, load_images
 from diffusion.data.files.channels import upright
 from diffusion.errors import UserError
+from diffusion.models.build import build_data
 
 N = 12
 
@@ -108,6 +112,29 @@ def _saved(image, exif):
     return buffer
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_samples_with_opacity_are_pictures_with_it(channels, tmp_path, monkeypatch, capsys):
+    """Read, drawn, written and read again; bands that are no opacity are no pictures."""
+    monkeypatch.chdir(tmp_path)
+    path = folder(tmp_path, values(channels, shape=(8, 8)), png, "png")
+    (tmp_path / "bands").mkdir()
+    for i, row in enumerate(values(channels, shape=(8, 8))):
+        bands(tmp_path / "bands" / f"{i}.tif", row)
+    for name, source in (("seen", path), ("bands", tmp_path / "bands")):
+        config = digits_config(tmp_path, "data.name=folder", f"data.path={source}", "data.channels=all", f"name={name}")
+        facts = build_data(config).facts
+        assert ("opacity" in facts.provenance) == (name == "seen")
+        run = make_run(tmp_path / "runs", config, facts)
+        draw = ("--run", str(run), "--n", "2", "--steps", "2", "--device", "cpu", "--out")
+        assert command(sample, [*draw, f"{name}-out"]) == (0 if name == "seen" else 2), capsys.readouterr().err
+        assert command(sample, [*draw, f"{name}.npz"]) == 0
+    with np.load("seen.npz") as arrays, Image.open("seen-out/000001.png") as image:
+        assert image.mode == ("LA" if channels == 2 else "RGBA")
+        assert np.array_equal(np.asarray(image), arrays["images"][1])
+    assert command(sample, ["--from", "seen-out/000001.png", "--out", "again.png"]) == 0
+    assert "the same pixels" in capsys.readouterr().out
+
+
 def test_data_of_12_bits_are_said(tmp_path):
     path = folder(tmp_path, rows := values(5, np.uint16, 4095), bands, "tif")
     with pytest.raises(UserError, match=r"data\.bits=12 takes 0 to 4095"):
@@ -116,8 +143,11 @@ def test_data_of_12_bits_are_said(tmp_path):
     assert images.levels == 4096
     assert rows_of(images) == expected(rows)
     np.save(tmp_path / "x.npy", rows)
-    with pytest.warns(DataNote, match=r"no value above 40\d\d of 65535.*data\.bits=12 takes 0 to 4,095"):
+    with pytest.raises(UserError, match=r"no value above 40\d\d of 65535: data\.bits=12 takes 0 to 4095"):
         load_images("folder", tmp_path / "x.npy", levels="all")
+    assert load_images("folder", tmp_path / "x.npy", levels="all", bits=12).levels == 4096
+    with pytest.warns(DataNote, match=r"no value above 40\d\d of 65535: the images are dark"):
+        assert load_images("folder", tmp_path / "x.npy", levels="all", bits=16).levels == 65536
 
 
 def test_what_does_not_go_is_one_line(tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from diffusion.config import load_config
 from diffusion.data import normalizer as normalizers
 from diffusion.data.normalizer import Normalizer, fit
 from diffusion.errors import UserError
+from diffusion.models.build import build_data
 
 SHAPES = [(4,), (2, 5), (3, 2, 2), (2, 2, 1, 3)]
 
@@ -132,3 +135,26 @@ BAD = {
 def test_a_damaged_one_is_refused(plain):
     with pytest.raises((ValueError, KeyError, TypeError)):
         Normalizer.from_plain(plain, (2,))
+
+
+@pytest.mark.parametrize("spread", [1e-5, 0.1])
+def test_data_that_are_narrower_than_the_end_of_the_path_are_told_of(tmp_path, spread):
+    """Of x and 3 x + spread e the narrow direction has the deviation spread / sqrt(2 (9 + spread^2)), standardised."""
+    x, e = np.random.default_rng(0).normal(size=(2, 5000))
+    np.save(tmp_path / "x.npy", np.stack((1e3 * x, 5.0 + 3.0 * x + spread * e), 1))
+    config = load_config("table", [f"data.path={tmp_path / 'x.npy'}"])
+    data = build_data(config)
+    found = normalizers.narrowest(data.facts.normalizer, data.array.train.pieces, (2,))
+    assert found == pytest.approx(spread / math.sqrt(2 * (9 + spread**2)), rel=0.1)
+    told = "in some direction the deviation of the data is" in str(data.facts.provenance.get("notes"))
+    assert told == (spread < 1e-3)
+    assert normalizers.narrowest(None, lambda: [torch.randn(7, 2)], (2,)) == math.inf, "too few to know"
+    assert normalizers.narrowest(None, lambda: [torch.zeros(1, 2000)], (2000,)) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_units_whose_squares_are_no_numbers_are_called_that(kind, unit):
+    x = unit * (1.0 + torch.rand(50, 2, dtype=torch.float64))
+    with pytest.raises(UserError, match=r"^data\.normalize: the numbers .* are up to \S+ in size, whose squares"):
+        fit(kind, lambda: [x], (2,))

@@ -215,7 +215,7 @@ def test_a_condition_that_does_not_fit_is_refused_in_a_line(cond, message):
 
 
 def test_fields_are_not_beside_vectors():
-    with pytest.raises(UserError, match="a field stands beside data with sides"):
+    with pytest.raises(UserError, match="a field is joined to data with sides"):
         MLP(2, width=8, depth=1, parts=PARTS)
 
 

@@ -270,7 +270,7 @@ def test_densities(estimator, kind):
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_density_by_the_exact_trace(trace, kind):
-    """No randomness: every datum within 1e-3 nats, and the mean over the law's data is minus its entropy."""
+    """No randomness: every sample within 1e-3 nats, and the mean over the law's data is minus its entropy."""
     density, schedule = law(kind, 3), VP()
     x = density.model(schedule).draw(1000, seed=6)
     estimate = diffusion.log_density(density.model(schedule), x, trace=trace, probes=1)

@@ -100,7 +100,7 @@ def test_join_refuses(other, message):
         Estimate.join([estimate([-1.0, -2.0]), estimate([-3.0], **({"first": 2} | other))])
 
 
-def test_values_that_are_not_one_a_datum_are_refused():
+def test_values_that_are_not_one_per_sample_are_refused():
     for log_prob, std_error in ((torch.zeros(3), torch.zeros(2)), (torch.zeros(3, 1), torch.zeros(3, 1))):
         with pytest.raises(UserError, match="log_prob, std_error: found shapes"):
             Estimate(log_prob, 2, 256, std_error, "exact", {})

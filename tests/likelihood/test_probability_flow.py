@@ -79,12 +79,12 @@ def test_fixed_steps(method, steps, grid):
 
 
 def test_hutchinson_intervals_cover_the_truth():
-    """200 repeats of 16 probes at one datum of an 8-D mixture: the 95 % interval covers, the mean is unbiased."""
+    """200 repeats of 16 probes at one sample of an 8-D mixture: the 95 % interval covers, the mean is unbiased."""
     model = GaussianMixture(0.5 * seeded(3, 8), f64([0.3, 0.4, 0.5]), VP())
     settings: dict = {"method": "rk4", "steps": 30}
-    datum = model.draw(1, seed=4)
-    truth = float(log_density(model, datum, **settings).log_prob)
-    estimate = log_density(model, datum.expand(200, -1), "hutchinson", 16, batch_size=200, seed=5, **settings)
+    x = model.draw(1, seed=4)
+    truth = float(log_density(model, x, **settings).log_prob)
+    estimate = log_density(model, x.expand(200, -1), "hutchinson", 16, batch_size=200, seed=5, **settings)
     assert estimate.kind == "unbiased"
     spread = estimate.log_prob.std()
     assert float(spread) > 1e-3

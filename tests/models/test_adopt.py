@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from foreign_networks import CASES, LEVELS, LINEAR, SHAPE, Foreign, eps, images, law, song, table, with_variance
@@ -296,6 +297,11 @@ REFUSED = [
     ({"data_range": 1}, r"data_range: found 1"),
     ({"levels": None, "data_range": (0, 1)}, r"data_range: goes with levels="),
     ({"levels": 1}, r"levels: found 1"),
+    ({"levels": 70_000}, r"levels: found 70000; accepted: 2 to 65536"),
+    ({"name": ""}, r"name: found ''; must be a word"),
+    ({"name": 3}, r"name: found 3; must be a word"),
+    ({"call": 1}, r"call: found 1; needs a function"),
+    ({"shape": ()}, r"shape: found \(\); needs the sides"),
     ({"labels": (1, 2, 3)}, r"labels: found"),
     ({"log_snr_max": "bst"}, r"log_snr_max: found 'bst'; accepted: a number, or 'best'"),
     ({"log_snr_max": "best"}, r"log_snr_max: 'best' is chosen on held-out images"),
@@ -322,7 +328,7 @@ def test_a_check_of_images_that_do_not_fit():
 
 
 class Classes(nn.Module):
-    """The right eps for the label that a datum has, 0 or 1: the value of all its pixels."""
+    """The right eps for the label that a sample has, 0 or 1: the value of all its pixels."""
 
     def forward(self, x, time, labels):
         a = LINEAR[time].reshape(-1, 1)
@@ -384,3 +390,10 @@ def test_draws_are_clipped_where_that_is_said():
     assert plain.weights != clipped.weights
     drawn = clipped.sample(1, sampler="ddim", steps=2)
     torch.testing.assert_close(scale * drawn + middle, torch.full((1, 1, 2, 2), 0.75))
+
+
+def test_numbers_of_numpy_are_taken_as_meant():
+    given = {**GOOD, "data_range": np.array([0, 1]), "threshold": (np.float32(0.5), np.int64(2))}
+    model = diffusion.adopt(CASES["DDPM"].network, **given)
+    assert model.adopted.convention.data_range == (0.0, 1.0)
+    assert model.threshold == (0.5, 2.0)

@@ -36,7 +36,7 @@ SMALL = {"sample_size": 8, "block_out_channels": (32,), "down_block_types": (PLA
 def own_draw(folder, monkeypatch, noise, **given):
     """What a loaded pipeline draws by its own settings, as the network sees data, and the fresh noise of that."""
     model = diffusion.load(folder)
-    settings = model.settled(model.sampling_settings(given))
+    settings = model.resolved(model.sampling_settings(given))
     fresh = torch.randn(1000, *noise.shape, generator=torch.Generator().manual_seed(5))
     monkeypatch.setattr(Noise, "__call__", lambda self, step: fresh[step].clone())
     scale = model.adopted.convention.units[0]  # their 255 is at 1, ours at 1 - 1 / 256
@@ -111,12 +111,35 @@ def test_the_offset_of_steps_is_theirs(tmp_path, monkeypatch):
     assert model.sampling_settings({"steps": 10, "grid": "leading"})["grid"] == "leading"
 
 
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
+def test_a_draw_that_ends_at_a_level_is_theirs(tmp_path, monkeypatch, spacing, offset):
+    """`set_alpha_to_one: false`; a step from the last level to itself is left out."""
+    network = network_of(SMALL)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100, set_alpha_to_one=False, clip_sample=False, steps_offset=offset, beta_start=0.01,
+        timestep_spacing=spacing,
+    )  # fmt: skip
+    save(tmp_path / "a", network, scheduler)
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    model, ours, fresh = own_draw(tmp_path / "a", monkeypatch, noise, steps=10)
+    expected = their_draw(network, scheduler, noise, fresh, 10)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    settings = model.sampling_settings({"steps": 10})
+    assert (settings["steps"], settings["grid"][-1]) == (10 - (spacing == "leading" and not offset), 0.01)
+    x_hat = diffusion.sample(model, 2, noise=noise / model.adopted.convention.units[0], sampler="ddim", steps=10)
+    assert float((x_hat - ours).abs().max()) > 0.01, "the ends are apart"
+    assert model.sampling_settings({"steps": 10, "sampler": "abm"})["grid"] == "cauchy"
+    diffusers_export.write(model, tmp_path / "b")
+    assert diffusion.load(tmp_path / "b").ends_at_level
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"variance_type": "learned"}, "variance_type: found 'learned'; needs one of fixed_small"),
         ({"thresholding": 1}, "thresholding: found 1; needs true or false"),
         ({"thresholding": True, "dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio: found 2.0; needs"),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": 1}, "set_alpha_to_one: found 1; needs true or false"),
         ({"steps_offset": -1}, "steps_offset: found -1; needs a whole number from 0"),
     ],
 )

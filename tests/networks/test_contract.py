@@ -8,6 +8,7 @@ from diffusion.errors import UserError
 from diffusion.networks import MLP, DiT, UNet, layers
 
 CLASSES = 3
+SLOW = pytest.mark.slow
 
 
 def small_unet(**options):
@@ -201,7 +202,14 @@ def test_autocast_stays_near_float32(build, shape, waken):
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-@each_network
+# U-Nets are compiled in training/test_compiled.py, too.
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        pytest.param(*builder.values, id=builder.id, marks=() if builder.id in ("mlp", "modern dit") else SLOW)
+        for builder in BUILDERS
+    ],
+)
 def test_compiled_in_place_gives_the_same_with_one_graph_and_the_same_keys(build, shape, waken):
     network = waken(build(num_classes=CLASSES, noise_embedding="fourier"))
     x, c_noise, labels = inputs(shape)

@@ -66,12 +66,12 @@ def test_likelihood_is_the_score_error_times_g_squared(schedule):
 
 @FIXED_SCHEDULES
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
-def test_min_snr_caps_the_weight_of_the_datums_error(schedule, gamma):
+def test_min_snr_caps_the_weight_of_the_error_of_x(schedule, gamma):
     t, dt = intervals(schedule)
     alpha, sigma = schedule(t)
     snr = alpha**2 / sigma**2
     for error in ERRORS:
-        # min(SNR, gamma) on the datum's error, which is the noise's divided by the SNR (arXiv 2303.09556, sec. 3.4)
+        # min(SNR, gamma) on the error of x, which is the noise's divided by the SNR (arXiv 2303.09556, sec. 3.4)
         expected = (snr.clamp(max=gamma) * error(schedule.log_snr(t)) / snr * dt).sum()
         total = (snr.clamp(max=gamma) / snr * dt).sum()
         measured = weighed("min-snr", schedule, error, min_snr_gamma=gamma)

@@ -177,7 +177,7 @@ def test_one_step_is_one_evaluation(schedule, prediction):
 
 
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_one_step_that_stops_before_the_datum(schedule):
+def test_one_step_that_stops_before_clean_data(schedule):
     """A grid of two times, the last not 0: short enough, the law at its end is the path's."""
     model = gaussian(schedule)
     t, s = schedule.inverse_log_snr(torch.tensor([0.0, 0.02], dtype=F64))

@@ -113,12 +113,12 @@ def test_the_two_meanings_of_eta_agree_in_the_limit_of_short_steps(eta):
             float(affine_law(sampler, gaussian(schedule), grid).fresh.norm())
             for sampler in (ExponentialSDE(eta, order=1), ExponentialSDE(1.0, order=1), DDIM(eta), DDIM(1.0))
         ]
-        dial, full, ddim, ancestral = fresh
+        sde, full, ddim, ancestral = fresh
         assert full == pytest.approx(ancestral)
         assert ddim == pytest.approx(eta * ancestral)
         expected = float(schedule(s)[1]) * (1 - torch.exp(f64(-(eta**2) * gap))) ** 0.5
-        assert dial == pytest.approx(float(expected))
-        apart.append(abs(dial / ddim - 1))
+        assert sde == pytest.approx(float(expected))
+        apart.append(abs(sde / ddim - 1))
     assert apart[0] > apart[1] > apart[2]
     assert apart[0] > 0.03 > 0.004 > apart[2]
 

@@ -1,4 +1,4 @@
-"""Where a grid leaves the path: what of a narrow datum is kept there, by every sampler.
+"""Where a grid leaves the path: what of narrow data is kept there, by every sampler.
 
 The last step takes the mean, x = E[x | x_t]: of data N(m, c^2) with noise of sigma / alpha = exp(-end / 2) left, it is
 of the deviation c^2 / sqrt(c^2 + exp(-end)), however exact the steps before.

@@ -61,7 +61,7 @@ def test_only_the_steps_below_the_level_are_walked():
     assert count.rows / 2 == 40 - 25
 
 
-def test_a_level_beyond_the_data_end_gives_the_datum_back():
+def test_a_level_beyond_the_data_end_gives_x_back():
     x = drawn(VP(), DDIM(), 50.0, n=3)
     assert float((x - 0.8).abs().max()) < 0.02
 

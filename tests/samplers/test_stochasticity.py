@@ -1,4 +1,4 @@
-"""The noise dial as a profile over log-SNR: its clock, its text, and the law of the samplers that follow it."""
+"""The stochasticity as a profile over log-SNR: its clock, its text, and the law of the samplers that follow it."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_a_profile_as_text():
     ids=name,
 )
 def test_the_law_under_a_profile(sampler, schedule):
-    """The exact law is that of one dial after the other; the order is the declared one on grids that meet the edges."""
+    """The exact law is that of one eta after the other; the order is the declared one on grids that meet the edges."""
     edges = schedule.inverse_log_snr(f64([-3.0, -1.0, 0.5, 1.0]))
     mean, variance = gaussian_law(schedule, edges[0])
     start = exact = mean + 3 * variance.sqrt(), 0.1 * variance

@@ -164,9 +164,9 @@ def test_a_run_keeps_its_grids_beside_its_model(run):
     with again.counted() as count:
         assert torch.equal(again.sample(2, sampler="ddim", steps=4, grid="auto"), x)
     assert count.rows == 2 * 4, "nothing is tuned again"
-    settled = again.settled({"sampler": "ddim", "steps": 4, "grid": "auto"})
-    assert len(settled["grid"]) == 5
-    assert torch.equal(again.sample(2, **settled), x)
+    resolved = again.resolved({"sampler": "ddim", "steps": 4, "grid": "auto"})
+    assert len(resolved["grid"]) == 5
+    assert torch.equal(again.sample(2, **resolved), x)
 
 
 def test_pictures_that_nobody_limits_have_a_limit_and_tell(run, tmp_path, monkeypatch):

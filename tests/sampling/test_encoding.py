@@ -44,7 +44,7 @@ def test_gaussian_data_have_the_noise_of_the_closed_form_and_come_back(sampler):
 @pytest.mark.parametrize("schedule", [EDM(), Rectified()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("grid", ["log-snr", [0.9, 0.6, 0.3, 0.1, 0.01]])
 def test_any_grid_is_walked_back(schedule, grid):
-    """Also one that does not end in the datum: its last time is then where encoding starts."""
+    """Also one that does not end in clean data: its last time is then where encoding starts."""
     model = Gaussian(torch.zeros(2, dtype=F64), 0.7, schedule)
     options = {"sampler": ODE("rk4"), "grid": grid} | ({"steps": 20} if isinstance(grid, str) else {})
     x = model.draw(8, seed=2)

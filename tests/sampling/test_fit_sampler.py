@@ -180,7 +180,7 @@ def test_a_run_keeps_it_and_a_picture_carries_it(quick, tmp_path, monkeypatch, c
     assert not path.exists()
     with Image.open("a.png") as image:
         assert image.text["sampler"] == "fitted"
-    assert torch.equal(x, model.sample(2, **model.settled({"sampler": "fitted", "steps": 3})))
+    assert torch.equal(x, model.sample(2, **model.resolved({"sampler": "fitted", "steps": 3})))
 
 
 def test_numbers_of_a_damaged_file_are_replaced(quick, tmp_path):

@@ -50,7 +50,7 @@ def test_each_step_draws_its_own_noise_once(sampler):
         return _noise(step)
 
     sampler.sample(mixture(VP()), seeded(5, 2), GRID, noise)
-    # none in the last step, to the datum; DPM++ SDE draws for each half of a step
+    # none in the last step, to clean data; DPM++ SDE draws for each half of a step
     draws = 2 if isinstance(sampler, DPMSolverSDE) else 1
     assert drawn == (list(range(9 * draws)) if sampler.is_stochastic else [])
 
@@ -80,7 +80,7 @@ def test_no_state_between_calls(sampler):
 
 @every_sampler
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 4)], ids=str)
-def test_any_shape_of_datum(sampler, shape):
+def test_any_shape_of_data(sampler, shape):
     """The shape is no matter: each number is drawn as in a row of as many."""
 
     def drawn(shape):

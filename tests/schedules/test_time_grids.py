@@ -1,4 +1,4 @@
-"""Grids: from t_max to the datum, decreasing, uniform in the variable that their name says."""
+"""Grids: from t_max to clean data, decreasing, uniform in the variable that their name says."""
 
 import math
 
@@ -16,7 +16,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 @every_schedule
 @pytest.mark.parametrize("grid", [grid for grid in names() if grid not in STRIDES])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 250])
-def test_a_grid_falls_from_the_start_of_the_path_to_the_datum(schedule, grid, steps):
+def test_a_grid_falls_from_the_start_of_the_path_to_clean_data(schedule, grid, steps):
     t = time_grid(schedule, steps, grid)
     assert t.dtype == F64
     assert t.shape == (steps + 1,)

@@ -388,3 +388,9 @@ def test_containers_that_are_made_of_others_are_read(tmp_path):
     same(read_weights(tmp_path / "x.pt"), {"w": torch.zeros(4)})
     torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     same(read_weights(tmp_path / "old.pt"), STATE)
+
+
+def test_a_prefix_is_a_text(tmp_path):
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="prefix: found 3; must be what names begin with"):
+        read_weights(tmp_path / "x.pt", 3)

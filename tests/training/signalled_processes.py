@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from quick_pictures import quick_pictures
 from tiny_configs import toy_config
 
 from diffusion.models import DiffusionModel
@@ -101,6 +102,7 @@ def everywhere(value):
 
 def main(folder, strategy, scenes):
     torch.set_num_threads(1)
+    quick_pictures.start()
     options = (*OPTIONS, f"trainer.strategy={strategy}")
     fit(toy_config(folder, *options, "name=whole"))
     pids = everywhere(os.getpid())

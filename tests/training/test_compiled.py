@@ -19,6 +19,7 @@ from diffusion.training.fit import fit
 from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.build import build_module
 
+SLOW = pytest.mark.slow
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)
 FLOW = ("schedule.name=rectified", "objective.time=logit-normal", "denoiser.prediction=velocity")
 OBJECTIVES = {
@@ -54,9 +55,11 @@ def compiles_nothing(monkeypatch, pytestconfig):
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend="eager", **options))
 
 
-def test_without_the_shape_checks_of_the_tests(pytestconfig):
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=SLOW)])
+def test_without_the_shape_checks_of_the_tests(pytestconfig, chosen):
     if pytestconfig.getoption("jaxtyping_packages", None):
-        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", __file__]
+        plain = ["-o", "addopts=", "-q", "-p", "no:cacheprovider", "-m", chosen]
+        command = [sys.executable, "-m", "pytest", *plain, __file__]
         done = subprocess.run(command, capture_output=True, text=True, cwd=pytestconfig.rootpath)
         assert done.returncode == 0, done.stdout[-4000:]
 
@@ -93,7 +96,9 @@ def losses_of(config, compiles, steps=3):
     return found
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name", ["learned", *(pytest.param(name, marks=SLOW) for name in OBJECTIVES if name != "learned")]
+)
 def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
     config = digits_config(tmp_path, f"trainer.batch_size={SIZE}", *OBJECTIVES[name])
     with graphs(1):
@@ -102,6 +107,7 @@ def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
     assert len(set(compiled)) == 3
 
 
+@SLOW
 @pytest.mark.parametrize("family", ["vae", "eae"])
 def test_the_loss_of_an_autoencoder_is_one_graph(tmp_path, compiles_nothing, family):
     config = autoencoder_config(family, tmp_path, f"trainer.batch_size={SIZE}")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import diffusion
 from diffusion import load, sample
+from diffusion.data import describe
 from diffusion.errors import UserError
 from diffusion.storage import runs, tensor_files
 from diffusion.training import callbacks
@@ -261,12 +262,15 @@ def toy_settings(folder, **trainer):
     }
 
 
-def test_train_returns_the_model_that_the_same_run_leaves(tmp_path):
+def test_train_returns_the_model_that_the_same_run_leaves(tmp_path, capsys):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     model = diffusion.train("toy", **toy_settings(tmp_path / "call"))
     assert torch.equal(torch.rand(2), expected), "the caller's own random numbers go on"
+    said = capsys.readouterr()
+    assert said.err.startswith("\n".join(describe(model.facts.provenance, 0)))
+    assert not said.out
     run = fit(toy_config(tmp_path / "command")).run
     assert_same_run(tmp_path / "call" / "runs" / "toy-0001", run)
     theirs = load(run).module.state_dict()

@@ -175,7 +175,7 @@ def test_what_makes_no_sense_is_refused(source, tmp_path):
     )
     with pytest.raises(UserError, match=r"trainer\.lora: found 2; .*has none"):
         fit(toy_config(tmp_path, f"trainer.start={toy}", "trainer.lora=2"))
-    with pytest.raises(UserError, match=r"trainer\.lora: .*family 'vae' does not take it; diffusion does"):
+    with pytest.raises(UserError, match=r"trainer\.lora: .*family 'vae' does not take it; diffusion, adopted do"):
         autoencoder_config("vae", tmp_path, f"trainer.start={source}", "trainer.lora=2")
     with pytest.raises(UserError, match=r"trainer\.strategy: found 'sharded'; with trainer\.lora=2: ddp"):
         preflight.process_count(config_from(source, tmp_path, "trainer.strategy=sharded"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_pictures import quick_pictures
 from tiny_configs import digits_arguments, digits_config, toy_arguments, toy_config
 from tiny_training import LIGHTNING_WARNINGS
 
@@ -33,6 +34,12 @@ pytestmark = LIGHTNING_WARNINGS
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
 LAST = Path(runs.CHECKPOINTS) / "last.ckpt"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_pictures():
+    with quick_pictures:
+        yield
 
 
 def assert_equal_bits(a, b):
@@ -59,7 +66,7 @@ def other_file_system():
 # --- exact resume -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kills", "steps", "writes"), [(8, 60, 10), pytest.param(40, 240, 100, marks=SLOW)])
+@pytest.mark.parametrize(("kills", "steps", "writes"), [(4, 40, 10), pytest.param(40, 240, 100, marks=SLOW)])
 def test_runs_and_writes_that_are_killed_at_random_points_leave_nothing_torn_or_lost(tmp_path, kills, steps, writes):
     options = (
         f"trainer.steps={steps}", "trainer.validate_every=5", "trainer.sample_every=4", "trainer.checkpoint_every=3",
@@ -283,7 +290,7 @@ def test_a_signal_leaves_the_sampler_and_the_grid_is_drawn_later(tmp_path, monke
 
 
 def failing(monkeypatch, steps):
-    """The loss overflows for the first datum of these steps, with a gradient that stays finite."""
+    """The loss overflows for the first sample of these steps, with a gradient that stays finite."""
     original = DenoiserModule.training_step
 
     def training_step(self, batch, batch_idx):

@@ -9,14 +9,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from quick_pictures import quick_pictures
 from tiny_configs import digits_config, toy_config
 
 from diffusion.processes import end
 
-STEPS, HALF = 40, 20
-COMMON = ("optimizer.decay=constant", "trainer.validate_every=10", "trainer.checkpoint_every=20", "trainer.keep_last=9")
-TOY = (*COMMON, "trainer.sample_every=20")
-DIGITS = (*COMMON, "trainer.sample_every=20", "denoiser.conditional=true")
+STEPS, HALF = 20, 10
+COMMON = ("optimizer.decay=constant", "trainer.validate_every=5", "trainer.checkpoint_every=10", "trainer.keep_last=9")
+TOY = (*COMMON, "trainer.sample_every=10")
+DIGITS = (*COMMON, "trainer.sample_every=10", "denoiser.conditional=true")
 RUNS = {"toy": (toy_config, TOY), "digits": (digits_config, DIGITS)}
 
 
@@ -38,6 +39,7 @@ def main(folder, name, again):
     from diffusion.training.fit import fit
 
     torch.set_num_threads(1)
+    quick_pictures.start()
     for strategy in ("ddp", "sharded"):
         done = fit(config_of(name, folder / strategy, strategy))
         if again:  # what two have saved, two continue

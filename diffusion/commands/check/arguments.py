@@ -14,9 +14,9 @@ def parse_check_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "check",
         "Check on images that a diffusion model denoises as it should, at every noise level: the error of "
-        "its noise estimate beside that of a linear filter, the mean and deviation of its clean estimate beside those "
-        "of the data. Of an adopted network the neighbouring conventions are tried too (path, prediction, time, range "
-        "of the data), and one that fits better is named. Exit code 0 if nothing is wrong, 1 if something is.",
+        "its noise estimate against that of a linear filter, the mean and deviation of its clean estimate against "
+        "those of the data. Of an adopted network the neighbouring conventions are tried too (path, prediction, time, "
+        "range of the data), and one that fits better is named. Exit code 0 if nothing is wrong, 1 if something is.",
     )
     add = parser.add_argument
     add("model", type=path, metavar="MODEL",

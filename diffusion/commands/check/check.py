@@ -18,7 +18,7 @@ from ...errors import UserError
 from ...models.check import Check, Level
 from ..app import ProgressBar
 from ..evaluate.given import DATA, NONE, given_to
-from ..report import console
+from ..report import console, print_next
 from ..sample.condition import parts_of
 from ..subjects import images_of, load_data_of, load_subject
 from ..table import Column, Table
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
             out.print(escape(f"- {line}"), style="green" if found.passed else "bold red")
         for line in head:
             out.print(escape(f"- {line}"), soft_wrap=True)
+        if found.passed:
+            print_next(out, "evaluate", options.model)
     return 0 if found.passed else FAILED
 
 

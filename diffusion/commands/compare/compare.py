@@ -185,3 +185,4 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     if mirrored is not None:
         record = f"{mirrored}/offline-run-*"
         printer.print(f"W&B run: {escape(str(mirrored))} (upload it with: wandb sync {escape(record)})", soft_wrap=True)
+    printer.print(f"next: open {escape(str(out / 'comparison.html'))} in a browser", soft_wrap=True)

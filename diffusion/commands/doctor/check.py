@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ...errors import in_one_line
+
 
 @dataclass(frozen=True)
 class Check:
@@ -40,8 +42,7 @@ def attempt(group: str, name: str, body: Body) -> list[Check]:
     try:
         made = body()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        made = [Check(group, name, "runs", reason, "no error", False)]
+        made = [Check(group, name, "runs", in_one_line(error, 160), "no error", False)]
     seconds = (time.perf_counter() - start) / max(1, len(made))
     return [replace(check, seconds=seconds) for check in made]
 

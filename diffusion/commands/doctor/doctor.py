@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from ...devices import choose_device, device_name
 from ...numerics.placement import for_numbers
-from ..report import console
+from ..report import console, print_next
 from ..table import Column, Table
 from .check import Check
 from .estimators import check_estimators
@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     failed = [check for check in checks if not check.passed]
     verdict = f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
     out.print(f"{verdict} on {escape(device_name(device))} in {seconds:.0f} s")
+    if passed:
+        print_next(out, "train")
     return FAILED if failed else 0
 
 

@@ -5,7 +5,7 @@
     adaptive          the same at the end of the path, at the sampler's own tolerance
     with noise        Gaussian data: mean and deviation of the exact law (`samplers.affine_law`) at 64 and 128 steps;
                       by drawing, where the sampler is not affine or chooses its own steps
-    fixed steps       Gaussian data of deviation 0.01, on the default grid to the datum: the deviation that is drawn,
+    fixed steps       Gaussian data of deviation 0.01, on the default grid to clean data: the deviation that is drawn,
                       over the one that the end of the grid leaves; read off, where the sampler is affine
     all               a mixture, in float32 through `diffusion.sample`: each sample against a tight solve of the
                       probability flow, or the mean log-density of the samples against that of exact draws
@@ -82,7 +82,7 @@ def _gaussian(schedule: Schedule, device: torch.device, width: int = 1) -> Gauss
 
 
 def _grid(schedule: Schedule, steps: int) -> Tensor:
-    """Times that end short of the datum, uniform in log-SNR."""
+    """Times that end short of clean data, uniform in log-SNR."""
     return schedule.inverse_log_snr(torch.linspace(-_LOG_SNR, _LOG_SNR, steps + 1, dtype=_F64))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ...config import SPLITS, LoggingConfig
+from ...config import DENOISING, SPLITS, LoggingConfig
 from ...errors import UserError
-from ..options import Parser, condition, number, path, positive, seed, tolerance
+from ..options import Parser, add_fitted_start, condition, number, path, positive, seed, tolerance
 
 WANDB = LoggingConfig.words("wandb")
 
@@ -39,13 +39,15 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "most E bits/dim (a 95 %% interval is then about E times 2 to either side), and report what was spent: more "
         "images (at most --images N), draws, probes, or a tighter tolerance. Once all images are used, E refers to the "
         "error of measuring these. --draws, --probes and --tolerance are the starting values")  # fmt: skip
+    add_fitted_start(parser)
     add("--tolerance", type=tolerance, metavar="X", help="error tolerance per step (ode)")
     add("--draws", type=positive, metavar="K", help="random draws per image: dequantised points (ode), "
         "noise levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
     add("--probes", type=positive, metavar="P", help="probe vectors of the trace estimator per draw (ode)")
     add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
-    add("--batch-size", type=positive, metavar="B", help="images measured and stored at a time (default: 128)")
+    add("--batch-size", type=positive, metavar="B",
+        help="images measured and stored at a time (default: 128; on a CPU 64 at most)")  # fmt: skip
     add("--seed", type=seed, default=0, metavar="S", help="the random seed (default: 0)")
     parser.add_device()
     add("--again", action="store_true", help="measure again, replacing stored results")
@@ -93,7 +95,10 @@ def _setting(text: str) -> tuple[str, object]:
 # What `--draws` is called by each estimator.
 _DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
-_OWN = ("condition", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance", "probes")
+_OWN = (
+    "condition", "fitted_start", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance",
+    "probes",
+)  # fmt: skip
 
 
 def estimator_options(arguments: argparse.Namespace, method: str, family: str, alone: bool = True) -> dict[str, object]:
@@ -110,7 +115,7 @@ def estimator_options(arguments: argparse.Namespace, method: str, family: str, a
             found[key] = value
     if arguments.draws is not None:
         # noise levels are drawn for a diffusion model's bound, codes for the others'
-        of_elbo = "evaluations" if family == "diffusion" else "samples"
+        of_elbo = "evaluations" if family in DENOISING else "samples"
         found[of_elbo if method == "elbo" else _DRAWS.get(method, "draws")] = arguments.draws
     for key, value in arguments.option:
         if key in _OWN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,32 +13,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...baselines import latent_images
+from ...config import DENOISING
 from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
 from ...errors import UserError, choose
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
 from ...likelihood.measure import METHODS
-from ...processes import launched, typed
+from ...models import DiffusionModel
+from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
 from ..compare.figures import ranked_picture
 from ..evaluation import summary, weights_warning
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
-from ..report import console, known, likelihood_table
+from ..report import console, known, likelihood_table, print_next
+from ..sample.start import start_of
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from .arguments import estimator_options
 from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
 from .laws import laws_apart
-from .measuring import How, conditioned, measure, question, unconditioned
+from .measuring import START, How, conditioned, measure, question, unconditioned
 from .targeting import measure_to, spent_table, verdict
 from .toys import gap_sentence, measure_toy
 
 
 def default_method(family: str) -> str:
     """The default estimator of a family."""
-    return "ode" if family == "diffusion" else "iwae"
+    return "ode" if family in DENOISING else "iwae"
 
 
 def methods_of(named: str | None, family: str) -> list[str]:
@@ -48,10 +50,10 @@ def methods_of(named: str | None, family: str) -> list[str]:
     Raises:
         UserError: For one that the family does not have, before the first is measured.
     """
-    methods = list(dict.fromkeys((named or default_method(family)).split(",")))
+    methods = list(dict.fromkeys((default_method(family) if named is None else named).split(",")))
     own, others, why = (
         (METHODS, latent_images.METHODS, "it has no codes to weigh")
-        if family == "diffusion"
+        if family in DENOISING
         else (latent_images.METHODS, METHODS, "it decodes codes, and has no path from noise to follow")
     )
     for method in methods:
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     for subject in subjects:
         subject.model.to(device)
         if subject.model.facts.levels is None and find_toy(subject.model.facts.name) is not None:
+            if options.fitted_start is not None:
+                raise UserError(f"--fitted-start: the data of {subject.name} are drawn anew, and have no splits")
             if processes.is_main:  # seconds
                 _toy(subject, options)
             continue
@@ -92,9 +96,14 @@ def run(options: argparse.Namespace) -> int:
         given = given_to(subject.model, data, images, identity, condition)
         if foreign is not None and given is not None:
             raise UserError("--ood: other images have no conditions; leave out --condition")
+        begun: dict[str, object] = {}
+        if options.fitted_start is not None:
+            start = start_of(subject.model, options.fitted_start, data, options.split)
+            assert isinstance(subject.model, DiffusionModel)
+            subject.model.start, begun = start, {START: repr(start)}
         measured: list[Evaluation] = []
         for method in methods:
-            asked = estimator_options(options, method, family, alone=len(methods) == 1)
+            asked = estimator_options(options, method, family, alone=len(methods) == 1) | begun
             protocol = conditioned(question(subject, identity, method, asked), given)
             bar = ProgressBar()
             progress = partial(bar.named, f"{subject.name} {method}")
@@ -155,9 +164,7 @@ def run(options: argparse.Namespace) -> int:
             out.print(line, soft_wrap=True)
         subject.model.to("cpu")
     if all(subject.model.facts.levels is not None for subject in subjects):
-        named = " ".join(shlex.quote(name) for name in options.run)
-        split = "" if options.split == "test" else f" --split {options.split}"
-        out.print(escape(f"next: {typed('compare')} {named}{split}"), soft_wrap=True)
+        print_next(out, "compare", *options.run, *(() if options.split == "test" else ("--split", options.split)))
     return 0
 
 
@@ -205,7 +212,7 @@ def _beside(subject: Subject, name: str) -> Path:
 
 def _budget(estimate: Estimate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    # a density is told in nats
+    # a density is reported in nats
     unit, scale = ("bits/dim", 1.0) if estimate.levels is not None else ("nats/dim", math.log(2.0))
     for cause, error in estimate.error_budget.items():
         sort = "error" if cause in SYSTEMATIC else "standard error"

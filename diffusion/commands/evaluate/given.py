@@ -6,7 +6,7 @@ both of one model, with a condition and without, on the same images, noises and 
 what both share cancels, and its interval is that of the differences (`estimate.mean_interval`). For laws that are the
 model's own it is the mutual information of data and condition (Cover & Thomas 2006, eq. 2.36) plus the excess of the
 model without condition, less that of the model with it. Under one condition for all images the difference is no
-mutual information, and is told in bits/dim.
+mutual information, and is reported in bits/dim.
 """
 
 from __future__ import annotations
@@ -137,11 +137,12 @@ def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n:
     if not (told := _told(parts, values, asked)):
         return None
     digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
-    return Given(values, list(asked), digest, told)
+    return Given(values, sorted(asked), digest, told)
 
 
 def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Sequence[str] | None = None) -> str:
     """The conditions in words: the names of the data's own, or names and the values that were asked for."""
+    parts = sorted(parts, key=lambda part: part.name)
     there = [part for part in parts if (c := values.get(part.name)) is not None and not bool(part.is_none(c).all())]
     if asked is None:
         return f"{_ITS}{', '.join(part.name for part in there)}"
@@ -155,7 +156,7 @@ def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Seq
 
 def _digest(values: Mapping[str, Any]) -> str:
     found = hashlib.sha256()
-    for name, value in values.items():
+    for name, value in sorted(values.items()):  # the order of the parts changes nothing
         if value is None:  # as a part that is left out
             continue
         found.update(f"{name} ".encode())
@@ -165,7 +166,7 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def information(conditional: Estimate, none: Estimate) -> Interval:
-    """I(x; c) in bits per datum, with its 95 % interval, from figures of the same data.
+    """I(x; c) in bits per sample, with its 95 % interval, from figures of the same data.
 
     Raises:
         UserError: Where the data are not the same.
@@ -213,7 +214,7 @@ def _unit(estimate: Estimate) -> tuple[str, float]:
 
 
 def _interval(found: Interval) -> str:
-    return f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one datum
+    return f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "unknown"  # of one sample
 
 
 def _paired(conditional: Estimate, none: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""The card of a model on the Hugging Face hub: README.md and config.json beside the weights.
+"""The card of a model on the Hugging Face hub: README.md and config.json next to the weights.
 
 The first lines of the card are metadata of the Hub, in YAML; the figures are those of evaluation.json.
 """
@@ -30,7 +30,7 @@ def write_card(model: TrainedModel, folder: Path) -> None:
     """Write config.json and README.md to a folder.
 
     Args:
-        model: The model; its evaluation.json is looked for beside its file.
+        model: The model; its evaluation.json is looked for next to its file.
         folder: The folder.
     """
     facts = {"parameters": parameter_count(model.module), "data": json.loads(model.facts.to_json())}
@@ -49,11 +49,11 @@ def without_places(config: Config) -> Config:
 
 
 def facts_without_places(facts: DataFacts, config: Config) -> DataFacts:
-    """The facts with the names of files and folders alone in what is told of the data (their source, the notes).
+    """The facts with the names of files and folders alone in what is said of the data (their source, the notes).
 
     Args:
         facts: The facts.
-        config: The configuration, whose places may be told of.
+        config: The configuration, whose places may be named.
     """
     source = Path(str(facts.provenance.get("source", "")))
     places = {Path(place) for place in _places(config).values()} | ({source} if source.is_absolute() else set())
@@ -64,11 +64,11 @@ def facts_without_places(facts: DataFacts, config: Config) -> DataFacts:
             text = text.replace(place, Path(place).name)
         return _FOLDERS.sub("", text)
 
-    told = {
+    said = {
         key: named(value) if isinstance(value, str) and key not in _CLASSES else value
         for key, value in facts.provenance.items()
     }
-    return replace(facts, provenance=told)
+    return replace(facts, provenance=said)
 
 
 def _places(config: Config) -> dict[str, str]:

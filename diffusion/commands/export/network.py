@@ -63,8 +63,8 @@ def denoiser_of_network(model: TrainedModel) -> NetworkDenoiser:
     if not isinstance(model.denoiser, NetworkDenoiser):
         raise UserError(f"{model.source}: its network follows another convention (docs/adopt.md); export the original")
     if model.denoiser.parts:
-        told = ", ".join(map(str, model.denoiser.parts))
-        raise UserError(f"{model.source}: is conditioned on {told}; an export takes x, a noise level and a class alone")
+        parts = ", ".join(map(str, model.denoiser.parts))
+        raise UserError(f"{model.source}: conditioned on {parts}; an export takes x, a noise level and a class alone")
     return model.denoiser
 
 
@@ -166,7 +166,7 @@ def write_torch(model: TrainedModel, folder: Path) -> None:
 
 
 def write_onnx(model: TrainedModel, folder: Path) -> None:
-    """Write `network.onnx`, one file for batches of any size, with its description inside and beside it.
+    """Write `network.onnx`, one file for batches of any size, with its description inside and next to it.
 
     Raises:
         UserError: For a model without a network to export, or one of more than 2 GiB.

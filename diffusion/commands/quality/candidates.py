@@ -114,7 +114,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
             return kept[0]
         model.to(device)
         with reported_tuning(options.tuning_seconds):
-            drawing = model.settled(settings)  # what is tuned to the model is no cost of its samples
+            drawing = model.resolved(settings)  # what is tuned to the model is no cost of its samples
         with model.counted() as counter:
             size = options.batch_size
             x = model.sample(count, options.seed, batch_size=size, progress=progress, **drawing, **cond)
@@ -197,7 +197,7 @@ def _files(text: str, data: ImageData) -> RawImages:
 
 def moved(options: argparse.Namespace) -> str | None:
     """Where the images of runs are now: what --data names, where that is a path of images, and all that is measured are
-    runs; beside images to measure it is what these are held against."""
+    runs; next to images to measure it is what these are held against."""
     runs_alone = not any(are_images(text, options.runs) for text in options.run)
     is_path = options.data is not None and options.data not in IMAGE_SETS and are_images(options.data, options.runs)
     return options.data if is_path and runs_alone else None

@@ -38,7 +38,7 @@ from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
 from ..options import flag
 from ..preflight import check_takes_figures
-from ..report import console
+from ..report import console, print_next
 from ..subjects import named_apart
 from .by_class import each_class
 from .candidates import Candidate, load_candidate, moved
@@ -145,6 +145,8 @@ def run(options: argparse.Namespace) -> int:
         out.print(f"- {escape(line)}", soft_wrap=True)
     for what, place in places:
         out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+    for text in [text for text, of in zip(options.run, candidates, strict=True) if of.subject is not None][:1]:
+        print_next(out, "tradeoff", text)
     return 0
 
 

@@ -9,10 +9,11 @@ from ...config import FITTED, FITTED_STEPS, SamplingConfig
 from ...errors import UserError
 from ..options import (
     Parser,
+    add_fitted_start,
     add_tuning_seconds,
     bound,
     condition,
-    dial,
+    eta,
     number,
     path,
     positive,
@@ -35,7 +36,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=positive, metavar="N", help="number of steps (default: the run's own, else 20 for abm "
         "and 50 for others); ignored by an adaptive ode")  # fmt: skip
     add("--seed", type=seed, default=0, help="the random seed; sample i depends on the seed and i only (default: 0)")
-    add("--eta", type=dial, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
+    add("--eta", type=eta, help="stochasticity: 0 for the ODE, 1 for the reverse SDE (ddim, SDE samplers); 1@-3:5 is "
         "1 for log-SNRs from -3 to 5 and 0 elsewhere (SDE samplers)")  # fmt: skip
     add("--variance", help="lower, upper, analytic or learned (ancestral)")
     add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
@@ -88,6 +89,9 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--interpolate", type=path, metavar=("A", "B"), nargs=2,
         help="a strip of --n pictures (default: 8) from image A to image B, along "
         "the arc between their noises")  # fmt: skip
+    add_fitted_start(parser)
+    add("--data", type=path, metavar="PATH", help="with --fitted-start: the images that it is fitted to (default: the "
+        "training images of the run)")  # fmt: skip
     add("--tolerance", type=tolerance, help="error tolerance per step (adaptive ode; default: 1e-4)")
     add("--method", help="ode: dopri5, dopri8, bosh3, adaptive_heun, euler, midpoint, heun2, heun3, rk4")
     add("--option", type=setting, action="append", metavar="KEY=VALUE", help="any other parameter of the sampler, e.g. "

@@ -111,7 +111,7 @@ def named_part(parts: Sequence[Part], text: str) -> tuple[Part, str]:
 def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Tensor:
     """A value with its samples as the first axis."""
     if Path(text).suffix.lower() == ARRAY_ENDING:
-        return _checked(part, _array(text, part), text)
+        return _checked(part, _made_of(model, part, _array(text, part), text, mask), text)
     if part.kind == FIELD:
         return _image(model, part, text, mask)
     if part.kind == CLASSES:
@@ -138,32 +138,62 @@ def _checked(part: Part, value: Any, text: str) -> Tensor:
     return found
 
 
-def _array(text: str, part: Part) -> Any:
+def _made_of(model: DiffusionModel, part: Part, array: Any, text: str, mask: str | None) -> Any:
+    """The function of the data that a part is, of whole data; any other array as it is."""
+    shape = tuple(model.facts.shape)
+    if not is_function(part.name) or model.facts.levels is not None:
+        return array
+    whole = array if array.ndim > len(shape) else array[None]
+    if tuple(whole.shape[1:]) != shape or not whole.is_floating_point():
+        return array
+    if part.name == MASK:
+        if mask is None:
+            raise UserError(f"{OPTION}: {part} needs --mask, x.npy that is not 0 where {text} is to be filled in")
+        return masked(whole, _known_part(mask, shape, part), part.mean[:-1])
+    function = function_of(part.name)
+    assert function is not None
+    print(f"{OPTION}: {text}: is whole, and '{part.name}' of it is taken", file=sys.stderr)
+    return function(whole)
+
+
+def _known_part(mask: str, shape: tuple[int, ...], part: Part) -> Tensor:
+    """Where data of this shape are known, (1, 1, *sides): by an array of their sides, or a picture."""
+    if Path(mask).suffix.lower() != ARRAY_ENDING and len(shape) == 3:
+        return known_part(mask, shape).float()[None]
+    filled = _array(mask, part, "--mask")
+    filled = filled if filled.ndim < len(shape) else filled.reshape(filled.shape[-len(shape) + 1 :])
+    if tuple(filled.shape) != shape[1:] or not bool(filled.any()):
+        found = " x ".join(map(str, filled.shape))
+        raise UserError(f"--mask: {mask} is {found}; needs {' x '.join(map(str, shape[1:]))}, not 0 somewhere")
+    return (filled == 0).float()[None, None]
+
+
+def _array(text: str, part: Part, option: str = OPTION) -> Any:
     """What a .npy holds: numbers, or words for classes."""
     path = Path(text)
     if not path.is_file():
         found = "is no file" if path.exists() else "does not exist"
-        raise UserError(f"{OPTION}: {text} {found}; accepted: an array of numbers, x.npy")
+        raise UserError(f"{option}: {text} {found}; accepted: an array of numbers, x.npy")
     try:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
         return array.reshape(-1).tolist() if part.kind == CLASSES and array.dtype.kind == "U" else as_tensor(array)
     except Exception as error:  # of the header, of the pickle, of the type: each has its own class
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{OPTION}: {text} is not a readable .npy file of plain numbers ({reason})") from error
+        raise UserError(f"{option}: {text} is not a readable .npy file of plain numbers ({reason})") from error
 
 
 def _image(model: DiffusionModel, part: Part, path: str, mask: str | None) -> Tensor:
     """A field from an image: as it is, or, of a function of the image, also made of a whole one."""
     shape = model.facts.shape
-    if not is_function(part.name):
-        if len(shape) != 3 or any(part.mean) or any(std != 1.0 for std in part.std):
+    if not is_function(part.name) or model.facts.levels is None:
+        if len(shape) != 3 or model.facts.levels is None or any(part.mean) or any(std != 1.0 for std in part.std):
             raise UserError(f"{OPTION}: {part} has numbers of its own units; found '{path}', accepted: an array, x.npy")
         return read_image(OPTION, path, (part.size, *part.sides), alike_to(model, part.size))
     if part.name == MASK:
         if mask is None:
             raise UserError(f"{OPTION}: {part} needs --mask, an image that is white where it is to be filled in")
-        return masked(image_for(model, OPTION, path), known_part(mask, shape).float()[None])
+        return masked(image_for(model, OPTION, path), known_part(mask, shape).float()[None], part.mean[:-1])
     function = function_of(part.name)
     assert function is not None
     wanted = function(torch.zeros(1, *shape)).shape[1:]

@@ -168,7 +168,7 @@ def _observed(model: DiffusionModel, given: Mapping[str, Any], left: dict[str, A
         step = _sampler(model, left)
         if not isinstance(step, LinearSampler):
             raise UserError(
-                f"--sampler: --posterior {REPAINT} walks ancestral, ddim or euler-maruyama; found '{left['sampler']}'"
+                f"--sampler: --posterior {REPAINT} takes ancestral, ddim or euler-maruyama; found '{left['sampler']}'"
             )
         left["sampler"] = RePaint(operator.adjoint(y), operator.kept, step)
         return model

@@ -1,6 +1,6 @@
 """The files of a draw: a picture of the first samples, and all samples as a folder, an archive or an array.
 
-Images are kept batch by batch in a hidden folder beside their target, `.NAME.parts`, and put together when all are
+Images are kept batch by batch in a hidden folder next to their target, `.NAME.parts`, and put together when all are
 there. A draw that was cut off, or is shared by several processes, thus needs no more than to look at what is missing;
 the memory it takes is that of a batch; and the target appears whole or not at all.
 """
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ...data import find_toy, pictures
+from ...data.files.raw_images import OPACITY
 from ...errors import UserError
 from ...likelihood.dequantization import Dequantizer
 from ...models.build import DataFacts
@@ -56,7 +57,8 @@ class SampleFiles:
         picture: The picture's file where `out` does not name it; a number is appended where another draw has it.
         n: The number of samples.
         record: How they are drawn.
-        facts: Of the data: images of more than 256 levels, or neither grey nor colour, are kept as arrays, numbers too.
+        facts: Of the data: images of more than 256 levels, or neither grey nor colour (with opacity or without), are
+            kept as arrays, numbers too.
         processes: Those that share the draw.
 
     Raises:
@@ -73,7 +75,7 @@ class SampleFiles:
         facts: DataFacts,
         processes: Processes = ALONE,
     ):
-        self.n = n
+        self.n, self.opacity = n, OPACITY in facts.provenance
         self.record = record
         self.levels, self.continuous = facts.levels, facts.levels is None
         self.channels = facts.shape[0]
@@ -94,7 +96,7 @@ class SampleFiles:
             self.picture, self._is_named = Path(out), True
         elif out is not None:
             self.is_folder = is_folder(out)
-            # `.` and `..` have no name to put the parts beside
+            # `.` and `..` have no name to put the parts next to
             self.target = Path(os.path.abspath(out) if Path(out).name in ("", "..") else out)
             self._check_target(self.target)
             self._check_parts()
@@ -120,7 +122,8 @@ class SampleFiles:
                 f"--out: found '{target}'; samples of {self.levels:,} levels are kept whole in x.npz, x.npy; a picture "
                 "of them is x.png"
             )
-        if not self.continuous and self.channels not in (1, 3) and (self.is_folder or target.suffix not in ARRAYS):
+        seen = self.channels in (1, 3) or self.opacity
+        if not self.continuous and not seen and (self.is_folder or target.suffix not in ARRAYS):
             raise UserError(
                 f"--out: found '{target}'; samples of {self.channels} channels are kept whole in x.npz, x.npy; a "
                 "picture of them is x.png"
@@ -315,7 +318,7 @@ class SampleFiles:
         for batch, values in self._read():
             for index, pixels in zip(range(*batch), values, strict=True):
                 text = self.record.one(index, batch).to_text()
-                yield f"{index:0{digits}d}.png", pictures.encode(pictures.from_bytes(pixels), text)
+                yield f"{index:0{digits}d}.png", pictures.encode(pictures.from_bytes(pixels, self.opacity), text)
 
     def _write_images(self) -> None:
         assert self.target is not None

@@ -20,6 +20,7 @@ from PIL import Image
 from ... import samplers
 from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
+from ...data.files.raw_images import OPACITY
 from ...denoisers.condition import LABEL
 from ...devices import choose_device, device_name
 from ...errors import UserError
@@ -40,6 +41,7 @@ from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
+from .start import start_of_draws
 
 DEFAULT_MODEL = "pretrained:digits"
 _NEWEST = "; it is the newest run, --run names another"
@@ -129,8 +131,10 @@ def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device
     given |= dict(options.option or ())
     if options.label is not None:
         given["label"] = _class_number(model, options)
+    if "data" in given and "fitted_start" not in given:
+        raise UserError("--data: needs --fitted-start, which is fitted to these images")
     settings = model.sampling_settings(with_defaults(given))
-    model = _sized(model, settings)
+    model = _begun(_sized(model, settings), settings)
     way = next(iter(settings.values()))
     if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
         print(
@@ -195,7 +199,10 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
     _refuse_other_files(old, record, options.runs)
-    model = _sized(model, record.settings)
+    model = _begun(_sized(model, record.settings), record.settings)
+    begins = _start_digest(model).get("fitted_start")
+    if begins is not None and (before := record.images.get("fitted_start", begins)) != begins:
+        raise UserError(f"--from: {old} began in {', '.join(before)}; that of the images now is {', '.join(begins)}")
     if "interpolate" in record.settings:
         save_strip(target, model, record)
         print(f"wrote {target}")
@@ -205,7 +212,8 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     samples = torch.cat([draw_batch(controlled_model, drawing, first, stop) for first, stop in record.batches])
     if record.index is not None:
         samples = samples[record.index - record.batches[0][0]][None]
-        picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy())
+        opacity = OPACITY in model.facts.provenance
+        picture = pictures.from_bytes(pictures.to_bytes(samples)[0].numpy(), opacity)
         pictures.save(target, picture, record.to_text())
     else:
         continuous = model.facts.levels is None
@@ -260,14 +268,27 @@ def _record(
         weights=model.weights,
         data=model.facts.name,
         seed=seed,
-        settings=model.settled(settings),
+        settings=model.resolved(settings),
         shown=model.effective_settings(settings),
         device=device_name(device),
         torch=torch.__version__,
         classifier=steered["classifier"],
         guide=steered["guide"],
-        images=image_digests(settings),
+        images=image_digests(settings) | _start_digest(model),
     )
+
+
+def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
+    """The model, which begins in the start that is asked for."""
+    if isinstance(model, DiffusionModel):
+        kind = settings.get("fitted_start")
+        model.start = None if kind is None else start_of_draws(model, kind, settings.get("data"))
+    return model
+
+
+def _start_digest(model: TrainedModel) -> dict[str, list[str]]:
+    start = model.start if isinstance(model, DiffusionModel) else None
+    return {} if start is None else {"fitted_start": [repr(start)]}
 
 
 def _check_fitted(settings: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ class Measured:
         median: The median over samples of each one's distance, which a few that end in another mode do not move.
         fid, fid_sem, kid, kid_sem: Against the reference.
         excess, excess_sem: Mean of log p of the tight solve's samples less that of these, nats a sample, where p is
-            known: above 0 where samples lie beside the modes.
+            known: above 0 where samples lie off the modes.
         failure: Why there are no figures.
         exposure: The size of the states along the way over that of training's (`sampling.exposure`).
     """

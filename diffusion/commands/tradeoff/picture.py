@@ -1,4 +1,4 @@
-"""Quality against evaluations, both logarithmic: a line a sampler, told apart by colour, marker and style."""
+"""Quality against evaluations, both logarithmic: a line per sampler, distinguished by colour, marker and style."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ from ...errors import UserError
 from ...storage import atomic
 from .. import mirror
 from ..app import ProgressBar
-from ..preflight import check_takes_figures
+from ..preflight import EXACT, check_takes_figures
 from ..replaced import note_replaced
-from ..report import console
+from ..report import console, print_next
 from ..table import Table
 from .cells import Bench, Cell, Measured, plan
 from .picture import exposure_picture, picture
@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
         logged = _mirror(subject, rows, protocol, line, drawn, options.wandb)
         if logged is not None:
             out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
+    if not options.run.startswith(EXACT):
+        print_next(out, "sample", "--run", options.run)
     return 0
 
 

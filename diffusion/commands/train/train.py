@@ -127,7 +127,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 class Ending:
-    """The parts of a command that come after its model is written: one that fails is told, and the others go on.
+    """The parts of a command that come after its model is written: one that fails is reported, and the others go on.
 
     Args:
         model: The model's file.

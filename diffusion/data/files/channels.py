@@ -30,6 +30,15 @@ def bands_of(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(277, 1))
 
 
+def has_opacity(data: bytes) -> bool:
+    """Whether the last channel of a file is opacity."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    except Exception:  # a TIFF of many bands, or whatever else Pillow does not open
+        return False
+
+
 def stored_channels(image: Image.Image) -> np.ndarray:
     """All channels of an image of 8 bits that Pillow has opened, uint8 (H, W, C), upright.
 

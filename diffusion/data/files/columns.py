@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import tarfile
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,10 +20,13 @@ from ...errors import UserError, did_you_mean
 from ...networks.parts import CLASSES, FIELD, VECTOR
 from .decoding import Decoded, ImageFile
 from .mapped_rows import MappedRows
-from .passed_over import ENDINGS, LABELS_FILE
+from .passed_over import ENDINGS, LABELS_FILE, is_hidden
 from .raw_images import Column
+from .tar_shards import read_member
 
 _MOST_BYTES = 2**28  # of labels.csv
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, csv.Error, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+_Found = tuple[str, str, int, Callable[[], bytes]]  # of a table: its name, its folder, its size, its bytes
 _ACCEPTED = "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, (N, C, *sides) for a field"
 
 
@@ -81,10 +88,10 @@ def of_folder(
     levels: int,
     classes: Callable[..., tuple],
 ) -> tuple[tuple[Column, ...], list[str]]:
-    """The columns of these names, for these images of a folder: from folders of the same names in it, and labels.csv.
+    """The columns of these names, for these images: from labels.csv, and of a folder from folders of the same names.
 
     Args:
-        root: The folder.
+        root: The folder, or a zip or tar file with labels.csv in it.
         names: Of the columns.
         files: The images, in the order of the rows.
         decode: Reads images as those of the data are.
@@ -108,7 +115,7 @@ def of_folder(
             continue
         if table is None:
             table = _table(root, name)
-        found.append(_of_table(root / LABELS_FILE, name, table, root, files, classes, notes))
+        found.append(_of_table(table, name, root, files, classes, notes))
     return tuple(found), list(dict.fromkeys(notes))
 
 
@@ -141,71 +148,118 @@ def _paired(root: Path, name: str, files: Sequence[ImageFile], notes: list[str])
     return chosen
 
 
-def _table(root: Path, name: str) -> dict[str, dict[str, str]]:
-    """labels.csv by file, then by column."""
-    path = root / LABELS_FILE
-    if not path.is_file():
-        raise UserError(f"denoiser.condition: found '{name}'; {root} has neither a folder '{name}' nor a {LABELS_FILE}")
+@dataclass(frozen=True)
+class _Table:
+    """labels.csv: what it is called, the folder of an archive that it is in, and its rows by file, then by column."""
+
+    told: str
+    folder: str
+    rows: Mapping[str, Mapping[str, str]]
+
+
+def _table(root: Path, name: str) -> _Table:
+    """The table of a folder or an archive."""
+    found = _in_archive(root) if root.is_file() else _in_folder(root)
+    if found is None:
+        neither = f"neither a folder '{name}' nor a {LABELS_FILE}" if root.is_dir() else f"no {LABELS_FILE}"
+        raise UserError(f"denoiser.condition: found '{name}'; {root} has {neither}")
+    told, folder, size, read = found
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise UserError(f"{path}: has {path.stat().st_size:,} bytes; more than {_MOST_BYTES:,} are refused")
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is no readable table ({str(error).splitlines()[0]})") from error
+        if size > _MOST_BYTES:
+            raise UserError(f"{told}: has {size:,} bytes; more than {_MOST_BYTES:,} are refused")
+        rows = list(csv.reader(io.StringIO(read().decode("utf-8-sig")), strict=True))
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{told}: is no readable table ({reason})") from error
     rows = [row for row in rows if row]
     head = [word.strip() for word in rows[0]] if rows else []
     if len(head) == 1 and (mark := next((mark for mark in ";\t|" if mark in head[0]), None)):
-        raise UserError(f"{path}: the entries of its lines are separated by {mark!r}; accepted: commas")
+        raise UserError(f"{told}: the entries of its lines are separated by {mark!r}; accepted: commas")
     if len(rows) < 2 or len(head) < 2 or len(set(head)) < len(head):
         raise UserError(
-            f"{path}: needs a first line of names, all different, file among them, and a line for each image"
+            f"{told}: needs a first line of names, all different, file among them, and a line for each image"
         )
     at = head.index("file") if "file" in head else 0
     table: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(head):
-            raise UserError(f"{path}: line {number} has {len(row)} entries; the first has {len(head)} names")
+            raise UserError(f"{told}: line {number} has {len(row)} entries; the first has {len(head)} names")
         file = row[at].strip()
         if file in table:
-            raise UserError(f"{path}: line {number} is the second one of {file}")
+            raise UserError(f"{told}: line {number} is the second one of {file}")
         table[file] = {word: text.strip() for i, (word, text) in enumerate(zip(head, row, strict=True)) if i != at}
-    return table
+    return _Table(told, folder, table)
+
+
+def _in_folder(root: Path) -> _Found | None:
+    path = root / LABELS_FILE
+    return (str(path), "", path.stat().st_size, path.read_bytes) if path.is_file() else None
+
+
+def _in_archive(path: Path) -> _Found | None:
+    """labels.csv in a zip or tar file, which is read in memory, as images are.
+
+    Raises:
+        UserError: For several, and a damaged archive.
+    """
+    try:
+        if path.suffix.lower() == ".tar":
+            with tarfile.open(path, "r:") as archive:
+                found = [
+                    (m.name, m.size, partial(read_member, path, m.offset_data, m.size)) for m in archive if m.isreg()
+                ]
+        else:
+            with zipfile.ZipFile(path) as zipped:
+                found = [(m.filename, m.file_size, partial(_unzipped, path, m.filename)) for m in zipped.infolist()]
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: is no readable archive ({error})") from error
+    places = [(PurePosixPath(name.replace("\\", "/")), size, read) for name, size, read in found]
+    tables = [one for one in places if one[0].name == LABELS_FILE and not any(map(is_hidden, one[0].parts))]
+    if len(tables) > 1:
+        raise UserError(f"{path}: holds {len(tables)} files called {LABELS_FILE}; needs one")
+    for place, size, read in tables:
+        return f"{path}: {place}", "" if str(place.parent) == "." else str(place.parent), size, read
+    return None
+
+
+def _unzipped(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:  # more than the archive says
+        raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+    return data
 
 
 def _of_table(
-    path: Path,
+    table: _Table,
     name: str,
-    table: Mapping[str, Mapping[str, str]],
     root: Path,
     files: Sequence[ImageFile],
     classes: Callable[..., tuple],
     notes: list[str],
 ) -> Column:
     """A column of labels.csv, or the vector of all whose names begin with `name.`; empty entries are not known."""
-    known = list(next(iter(table.values())))
+    path, known = table.told, list(next(iter(table.rows.values())))
     columns = [name] if name in known else [column for column in known if column.startswith(f"{name}.")]
     if not columns:
         raise UserError(
             f"denoiser.condition: found '{name}'; {path} has {', '.join(known)}, and {root} no folder of that "
             f"name.{did_you_mean(name, known)}"
         )
-    texts, left = [], set(table)
-    count_of = Counter(Path(file.described).name for file in files)
-    for file in files:
-        place, base = _place(root, file), Path(file.described).name
-        row = table.get(place)
-        if row is None and base in table:
-            if count_of[base] > 1:
-                raise UserError(
-                    f"{path}: {base} is the name of {count_of[base]} images; {place} needs a line of its own"
-                )
-            row, place = table[base], base
-        if row is None:
+    texts, names, left = [], [_names(root, table.folder, file) for file in files], set(table.rows)
+    count_of, of_places = Counter(key for keys in names for key in keys), Counter(place for place, *_ in names)
+    for place, *others in names:
+        key = next((key for key in (place, *others) if key in table.rows), None)
+        if key is None:
             raise UserError(f"{path}: has no line for {place}; needs one for each image")
-        left.discard(place)
-        texts.append([row[column] for column in columns])
+        if (of_places if key == place else count_of)[key] > 1:
+            raise UserError(f"{path}: {key} is the name of {count_of[key]} images; {place} needs a line of its own")
+        left.discard(key)
+        texts.append([table.rows[key][column] for column in columns])
     if left:
-        notes.append(f"{LABELS_FILE}: {len(left):,} of its {len(table):,} lines are of no image, e.g. {min(left)}")
+        notes.append(f"{LABELS_FILE}: {len(left):,} of its {len(table.rows):,} lines are of no image, e.g. {min(left)}")
     given = [text for row in texts for text in row if text]
     if not given:
         raise UserError(f"{path}: the column {columns[0]} is empty")
@@ -214,15 +268,15 @@ def _of_table(
         flat = [row[0] for row in texts]
         fits = None not in numbers and max(map(len, given)) < 19  # in 64 bits
         values = [int(text) for text in given] if fits else given
-        found, names, count = classes(path, columns[0], [np.array(values)], notes)
+        found, words, count = classes(Path(path), columns[0], [np.array(values)], notes)
         places = iter(np.asarray(found, np.int64).tolist())
-        return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, names)
+        return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, words)
     rows = []
-    for file, row in zip(files, texts, strict=True):
+    for (place, *_), row in zip(names, texts, strict=True):
         entries = [_number(text) if text else float("nan") for text in row]
         for column, text, entry in zip(columns, row, entries, strict=True):
             if entry is None or (text and not np.isfinite(entry)):
-                raise UserError(f"{path}: {_place(root, file)} has {column} {text!r}; the others are numbers")
+                raise UserError(f"{path}: {place} has {column} {text!r}; the others are numbers")
         rows.append(entries if not np.isnan(np.array(entries, float)).any() else [float("nan")] * len(entries))
     return Column(name, VECTOR, torch.tensor(rows, dtype=torch.float64), len(columns))
 
@@ -230,6 +284,17 @@ def _of_table(
 def _place(root: Path, file: ImageFile) -> str:
     """Where an image of a folder is in it."""
     return Path(file.described).relative_to(root).as_posix()
+
+
+def _names(root: Path, folder: str, file: ImageFile) -> list[str]:
+    """What labels.csv may call an image: its place, in a shard with and without the shard, or its name alone."""
+    archive, colon, member = file.described.partition(": ")
+    if not colon or Path(archive).suffix.lower() not in (".zip", ".tar"):
+        place = _place(root, file)
+        return list(dict.fromkeys((place, PurePosixPath(place).name)))
+    place = member.replace("\\", "/").removeprefix(f"{folder}/" if folder else "")
+    shard = [] if Path(archive) == root else [f"{Path(archive).name}/{place}"]
+    return list(dict.fromkeys((*shard, place, PurePosixPath(place).name)))
 
 
 def _number(text: str) -> float | None:

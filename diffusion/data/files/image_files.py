@@ -24,11 +24,12 @@ from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
+from .channels import has_opacity
 from .columns import of_folder
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
-from .passed_over import ENDINGS, LABELS_FILE, PassedOver, is_hidden
+from .passed_over import ENDINGS, PassedOver, is_hidden
 from .raw_images import RawImages
 from .tar_shards import list_shard
 
@@ -72,10 +73,10 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        return load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None, columns)
-    if columns and not path.is_dir():
-        raise UserError(f"denoiser.condition: found '{columns[0]}'; {path} has images alone; accepted: a folder with "
-                        f"{LABELS_FILE} or paired folders, or an .npz with keys")  # fmt: skip
+        arrays = load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None, columns)
+        if whole and bits is None:
+            refuse_unused_bits([int(arrays.images[:].max())])
+        return arrays
     levels = 2 ** (16 if bits is None else bits) if whole else 256
     passed = PassedOver()
     passed.left_out = columns
@@ -98,6 +99,7 @@ def load_files(
         else:
             decoded = decode_cached(cache, files, size, progress, skip, bits, whole, every)
         notes += _of_files(decoded, bits)
+        opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[0].read())
         if whole and not decoded.seen.tops:
             raise UserError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
     if decoded.skipped:
@@ -126,6 +128,7 @@ def load_files(
         len(decoded.skipped),
         tuple(notes),
         read,
+        opacity,
     )
 
 

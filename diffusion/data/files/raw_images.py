@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .mapped_rows import MappedRows
 
+OPACITY = "opacity"  # in the provenance of images whose last channel is that
+
 
 @dataclass(frozen=True, eq=False)
 class Column:
@@ -50,6 +52,7 @@ class RawImages:
         skipped: The files that could not be read and were left out.
         notes: What was guessed or left out, and why, a line each.
         columns: What it says of every row beside, of what was asked for.
+        opacity: Whether the last channel is opacity.
     """
 
     images: Tensor | MappedRows
@@ -64,3 +67,4 @@ class RawImages:
     skipped: int = 0
     notes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    opacity: bool = False

@@ -20,6 +20,7 @@ from ...errors import UserError
 from ...numerics.broadcasting import pad_dims_like
 from ..given import positive_number, real_number, tensor_of, whole_number
 
+_POOLS = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601
 
 
@@ -99,8 +100,10 @@ class Mask(LinearOperator):
 class Downsample(LinearOperator):
     """A x = the means of squares of `factor` x `factor` pixels: (B, C, H, W) to (B, C, H / factor, W / factor).
 
+    Of signals (B, C, L) and volumes (B, C, D, H, W) likewise, along all sides.
+
     Args:
-        factor: The side of a square; it divides H and W.
+        factor: The side of a square; it divides all sides.
 
     Raises:
         UserError: For a factor below 1, or an image that it does not divide.
@@ -112,15 +115,21 @@ class Downsample(LinearOperator):
         object.__setattr__(self, "factor", whole_number("factor", self.factor, 1))
 
     def __call__(self, x):
-        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise UserError(f"factor: {self.factor} does not divide an image of {x.shape[-2]} x {x.shape[-1]} pixels")
-        return torch.nn.functional.avg_pool2d(x, self.factor)
+        sides = x.shape[2:]
+        if any(side % self.factor for side in sides):
+            raise UserError(f"factor: {self.factor} does not divide an image of {' x '.join(map(str, sides))} pixels")
+        if len(sides) not in _POOLS:
+            raise UserError(f"factor: found data of {len(sides)} sides; means of blocks are taken of 1 to 3")
+        return _POOLS[len(sides)](x, self.factor)
 
     def adjoint(self, y):
-        return y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2) / self.factor**2
+        sides = y.ndim - 2
+        for axis in range(2, y.ndim):
+            y = y.repeat_interleave(self.factor, axis)
+        return y / self.factor**sides
 
     def solve(self, y, signal, noise):
-        return _divide(y, 1.0 / self.factor**2, signal, noise)
+        return _divide(y, 1.0 / self.factor ** (y.ndim - 2), signal, noise)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...storage.runs import KNOWN
 from ..adopt import AdoptedModel
 from . import diffusers, edm, openai, score_sde
 from .known import Known
 
-KNOWN = "known"  # the metadata entry of a file of ours that holds `Known.to_json`
+__all__ = ["FORMATS", "KNOWN", "Format", "load_known", "recognise"]
 
 
 @dataclass(frozen=True)

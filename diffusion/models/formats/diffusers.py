@@ -145,4 +145,6 @@ def sampling_of(scheduler: Fields) -> dict[str, Any]:
             more["variance"] = VARIANCES[kind]
     if offset := scheduler.whole("steps_offset", 0, 0):
         more["steps_offset"] = offset
+    if sampler == "ddim" and not scheduler.flag("set_alpha_to_one", True):
+        more["ends_at_level"] = True
     return {"sampler": sampler, "grid": SPACINGS[scheduler.word("timestep_spacing", "leading", SPACINGS)], **more}

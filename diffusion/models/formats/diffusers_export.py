@@ -93,6 +93,7 @@ def _of_known(model: AdoptedModel) -> Parts:
     if convention.data_range != (-1.0, 1.0) or convention.takes_scaled:
         raise _refusal(model, f"sees data in {convention.data_range}, scaled {convention.takes_scaled}")
     scheduler = _scheduler(convention.path.schedule, named[convention.predicts], model.clip)
+    scheduler["set_alpha_to_one"] = not model.ends_at_level
     if model.threshold is not None:
         quantile, most = model.threshold
         scheduler |= {"thresholding": True, "dynamic_thresholding_ratio": quantile, "sample_max_value": most}

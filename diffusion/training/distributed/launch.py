@@ -55,7 +55,7 @@ def meet(device: torch.device) -> None:
     if processes.count == 1:
         return
     # Where a launcher says no more than RANK and WORLD_SIZE, Lightning would take each process for the main one of
-    # its own, start others beside it, and let all of them write.
+    # its own, start others next to it, and let all of them write.
     os.environ.setdefault("LOCAL_RANK", str(processes.local_rank))
     os.environ.setdefault("NODE_RANK", str(processes.rank // processes.local_count))
     if group_is_up():

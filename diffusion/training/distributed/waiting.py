@@ -38,7 +38,7 @@ class Waiting:
 
     @contextmanager
     def main_alone(self, name: str, is_main: bool) -> Iterator[bool]:
-        """Open a block that the main process alone goes through, which is told by the value.
+        """Open a block that the main process alone goes through; the value says whether it does.
 
         The others wait here until it has left the block, or they are asked to stop themselves.
 

@@ -37,7 +37,7 @@ class BusyMachine(StepCallback):
         self._times = [] if watched else None
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._times is None or trainer.global_step < self._first + self.WARM_UP:  # told already, or too early
+        if self._times is None or trainer.global_step < self._first + self.WARM_UP:  # reported already, or too early
             return
         self._times.append(time.perf_counter())
         if self._times[-1] - self._times[0] >= self.MINUTE:

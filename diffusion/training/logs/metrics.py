@@ -129,7 +129,7 @@ class MetricsLog(Logger):
         try:
             atomic.write_text(self.path.with_suffix(".csv"), text.getvalue())
         except OSError:
-            if status == "success":  # else what has ended the training is about to be told, and comes first
+            if status == "success":  # else what has ended the training is about to be reported, and comes first
                 raise
 
     def _close(self) -> None:

@@ -1,7 +1,7 @@
 """The autoencoders in training, as Lightning modules: the loss of a step, and validation.
 
 The draws of a step are functions of (seed, step, position in the global batch), and validation always meets the same.
-Losses of a VAE are in bits/dim, so that they stand beside those measured after training: a bound on the likelihood
+Losses of a VAE are in bits/dim, so that they compare with those measured after training: a bound on the likelihood
 where beta is 1 and no bits are free. Those of an EAE are in squared units of [-1, 1] an image.
 """
 

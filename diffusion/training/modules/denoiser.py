@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...data.normalizer import Normalizer
+from ...denoisers.adopted import AdoptedDenoiser
 from ...denoisers.condition import Condition
 from ...denoisers.denoiser import NetworkDenoiser
 from ...denoisers.evaluations import evaluation_mode
@@ -24,7 +25,7 @@ from ...objectives import Losses, Objective, Uncertainty, draw_u
 from ...objectives.weightings import log_snr_ends
 from .base import ModelModule
 
-# The noise levels at which each validation datum is looked at, and the bins in which they are shown.
+# The noise levels at which each validation sample is evaluated, and the bins in which they are shown.
 VALIDATION_DRAWS = 8
 VALIDATION_BINS = 12
 _VALIDATION_SEED = 0x5EED
@@ -47,7 +48,7 @@ class DenoiserModule(ModelModule):
 
     def __init__(
         self,
-        denoiser: NetworkDenoiser,
+        denoiser: NetworkDenoiser | AdoptedDenoiser,
         objective: Objective,
         config: Config,
         dequantizer: Dequantizer | None,
@@ -60,6 +61,8 @@ class DenoiserModule(ModelModule):
         self.uncertainty = objective.weighting if isinstance(objective.weighting, Uncertainty) else None
         self.dequantizer = dequantizer
         self.normalizer = normalizer
+        needed = isinstance(denoiser, AdoptedDenoiser) and denoiser.labels.is_needed
+        self.label_dropout = 0.0 if needed else config.denoiser.label_dropout
         self._sums = torch.zeros(2 + 2 * VALIDATION_BINS, dtype=torch.float64)
         self._most = 0  # rows of the largest batch of a validation, its first
         self._step_losses: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])  # of a step's parts, with their log-SNR
@@ -113,12 +116,12 @@ class DenoiserModule(ModelModule):
         x = self.clean(x, seed, step, positions)
         u = draw_u(seed, step, positions, self.config.trainer.batch_size, options.stratified)
         eps = random.normal(seed, positions, step, x.shape[1:], random.STREAM_TRAIN_NOISE)
-        labels = self.labels(labels, step, positions, self.config.denoiser.label_dropout)
+        labels = self.labels(labels, step, positions, self.label_dropout)
         return self.objective(self.denoiser, x, u, eps, labels)
 
     def validation_losses(self, x: Tensor, labels: Any, positions: Tensor, draw: int | Tensor) -> Losses:
         """The losses of validation data at the draw's times and noises."""
-        # Datum i meets K evenly spread times, shifted by the golden ratio from datum to datum.
+        # Sample i meets K evenly spread times, shifted by the golden ratio from sample to sample.
         shift = (positions.to(torch.float64) * _GOLDEN) % 1.0
         x = self.clean(x, _VALIDATION_SEED, draw, positions)
         eps = random.normal(_VALIDATION_SEED, positions, draw, x.shape[1:], random.STREAM_TRAIN_NOISE)
