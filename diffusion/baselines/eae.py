@@ -181,7 +181,7 @@ class EAE(LatentImageModel):
         if len(images) < components:
             raise UserError(f"mixture_components: found {components} for {len(images)} images; needs at most as many")
         fitted = GaussianMixture(components, reg_covar=1e-4, max_iter=500, random_state=seed)
-        fitted.fit(self.codes(images).double().cpu().numpy())
+        fitted.fit(self.codes(images).cpu().double().numpy())
         self.mixture_weights.copy_(torch.from_numpy(fitted.weights_))
         self.mixture_means.copy_(torch.from_numpy(fitted.means_))
         self.mixture_factors.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
