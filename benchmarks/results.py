@@ -94,8 +94,8 @@ PLANS = {
     "mnist": Plan(
         {
             "vdm-mnist": Row("vdm-mnist", (LARGE,)),
-            "vae-mnist": Row("vae-mnist", ("--method iwae --draws 100",)),
-            "eae-mnist": Row("eae-mnist", ("--method iwae --draws 100",)),
+            "vae-mnist": Row("vae-mnist", ("--method iwae --draws 20",)),
+            "eae-mnist": Row("eae-mnist", ("--method iwae --draws 20",)),
             "mnist": Row("mnist", (LARGE,), samples=QUALITY),
             "mnist-class": Row("mnist-class", (LARGE,), samples=QUALITY),
         },

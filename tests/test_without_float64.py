@@ -9,13 +9,15 @@ import diffusion
 from diffusion.baselines.decoders import DiscretizedGaussian
 from diffusion.baselines.eae import EAE
 from diffusion.baselines.vae import VAE
-from diffusion.denoisers import NetworkDenoiser
+from diffusion.denoisers import NetworkDenoiser, condition
 from diffusion.denoisers.guidance import Autoguidance, ClassifierGuided, PathClassifier
 from diffusion.denoisers.inverse_problems import METHODS, Mask, Observation
 from diffusion.denoisers.levels import LevelDenoiser
+from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.networks import UNet
 from diffusion.networks.autoencoder import Decoder, Encoder
+from diffusion.networks.parts import VECTOR, Part
 from diffusion.numerics import placement
 from diffusion.schedules import DDPM, Cosine, Learned
 
@@ -131,6 +133,16 @@ class Classifier(torch.nn.Module):
 
     def forward(self, x, level):
         return self.dense(x.flatten(1)) * level[:, None].exp()
+
+
+def test_a_condition_there_is_looked_at_on_the_cpu(device, monkeypatch):
+    monkeypatch.setattr(condition, "as_tensor", lambda value: value)  # which takes nothing of the device `meta`
+    part = Part("age", VECTOR, 1, mean=(40.0,), std=(10.0,))
+    given = torch.tensor([[30.0], [50.0]])
+    found = condition.of_parts((part,), given.to(DEVICE), 2)
+    assert torch.equal(found.parts[0].cpu(), given)
+    with pytest.raises(UserError, match="sample 1 is more than 1e\\+06 deviations"):
+        condition.of_parts((part,), torch.tensor([[30.0], [5e8]]).to(DEVICE), 2)
 
 
 def test_levels_an_adopted_network_and_a_chain_of_levels(device):

@@ -33,6 +33,7 @@ from .entropy import knn_entropy
 from .latent_images import HUBS, LatentImageModel
 from .observation import scale_of
 
+_FITTED_BY = "train.py does that at its end, fit_after_training(images) in Python"
 _FIT_BATCH, _FIT_SAMPLES, _FIT_RATE, _FIRST_STD = 16, 32, 0.05, 0.1
 # The mixture is fitted to at most this many codes: more would hardly improve its few thousand parameters.
 MIXTURE_CODES = 20_000
@@ -180,7 +181,7 @@ class EAE(LatentImageModel):
         if len(images) < components:
             raise UserError(f"mixture_components: found {components} for {len(images)} images; needs at most as many")
         fitted = GaussianMixture(components, reg_covar=1e-4, max_iter=500, random_state=seed)
-        fitted.fit(self.codes(images).double().cpu().numpy())
+        fitted.fit(self.codes(images).cpu().double().numpy())
         self.mixture_weights.copy_(torch.from_numpy(fitted.weights_))
         self.mixture_means.copy_(torch.from_numpy(fitted.means_))
         self.mixture_factors.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
@@ -227,7 +228,7 @@ class EAE(LatentImageModel):
             return super().draw_latents(prior, seed, indices, device)
         eps = super().draw_latents("normal", seed, indices, device)
         if float(self.mixture_weights.sum()) == 0.0:
-            raise UserError("prior: the mixture is not fitted yet; call fit_after_training(images) first")
+            raise UserError(f"prior: the mixture is not fitted yet; {_FITTED_BY}")
         u = random.uniform(seed, indices, 0, (), random.STREAM_LABEL, device=device)
         component = torch.searchsorted(self.mixture_weights.cumsum(0), u.to(self.dtype))
         component = component.clamp(max=len(self.mixture_weights) - 1)  # the sum may round to less than one
@@ -240,9 +241,7 @@ class EAE(LatentImageModel):
             UserError: Also if the declared model is not fitted yet.
         """
         if not bool((self.proposal_std > 0).all()):
-            raise UserError(
-                "log_likelihood: the declared model is not fitted yet; call fit_after_training(images) first"
-            )
+            raise UserError(f"log_likelihood: the declared model is not fitted yet; {_FITTED_BY}")
         return super().log_likelihood(images, method, **options)
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def gaussianity(codes: Any, k: int = 3, seed: int = 0) -> Gaussianity:
     n, d = codes.shape
     if n <= max(k, 2):
         raise UserError(f"codes: found {n}; needs more than {max(k, 2)}")
-    z = codes.detach().double().cpu()
+    z = codes.detach().cpu().double()
     mean, std = z.mean(0), z.std(0, correction=0)
     if not bool((std > 0).all()):
         raise UserError(f"codes: dimension {int((std <= 0).nonzero()[0])} has no variance: nothing is coded there")

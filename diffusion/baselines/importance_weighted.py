@@ -102,7 +102,7 @@ class EvidenceLowerBound:
                 _log_prob_given(model, batch.x, mean[:, None] + std[:, None] * eps)
                 for eps in _blocks(batches.seed, batch.keys, self.samples, mean)
             ]
-            values = torch.cat(values, dim=1).double().cpu()
+            values = torch.cat(values, dim=1).cpu().double()
             prior = -kl_to_prior(mean.double(), std.double()).sum(1).cpu()
             terms = {"reconstruction": values.mean(1), "prior": prior}
             several = self.samples > 1

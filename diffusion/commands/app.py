@@ -20,7 +20,8 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     """Run a command and return its exit code; errors of the user become one line on stderr and exit code 2.
 
     These are `UserError`, system errors such as a full disk or a folder without write permission, and too little
-    memory. Output that nobody reads any more (`| head`) ends the command without a word, as a signal would.
+    memory. Output that nobody reads any more (`| head`) ends the command without a word, as a signal would; a pipe or
+    a connection other than the output is no such case.
 
     Args:
         body: The command.
@@ -34,16 +35,17 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:
-        _silence_output()
-        return PIPE_CLOSED
     except OSError as error:
-        of_output = error.errno in full_disk.NO_ROOM and error.filename is None
-        if error.errno is None or (error.filename is None and not of_output):
-            raise
+        is_pipe, is_full = isinstance(error, BrokenPipeError), error.errno in full_disk.NO_ROOM
+        of_output = error.filename is None and (is_pipe or is_full) and _output_fails()
         if of_output:
             _silence_output()
-        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+            if is_pipe:
+                return PIPE_CLOSED
+        if error.errno is None or (error.filename is None and not is_full):
+            raise
+        where = "output" if of_output else error.filename
+        print(f"error: {where}: {error.strerror}" if where else f"error: {error.strerror}", file=sys.stderr)
         return USER_ERROR
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -61,6 +63,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is an allocator's refusal: Python's, NumPy's, or torch's of a GPU or the CPU."""
     known = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in known)
+
+
+def _output_fails() -> bool:
+    """Whether standard output cannot be written: an empty line tells, as what failed may have left none to flush."""
+    try:
+        print(flush=True)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _silence_output() -> None:
@@ -98,6 +109,7 @@ class ProgressBar:
         self._bar = None
         self._task, self._state = "", ""
         self._begun = self._last = (0, 0, 0.0)  # done, of how many, at which time
+        self._shown = 0.0  # when a bar was last drawn anew with the same done
         self._over = threading.Event()
 
     def named(self, task: str, done: int, count: int, note: str = "") -> None:
@@ -107,7 +119,8 @@ class ProgressBar:
             self.close()
             self._task = task
         begins = is_new or done < self._begun[0] or count != self._begun[1]
-        self._last = (done, count, time.monotonic())
+        if begins or (done, count) != self._last[:2]:  # not where it is told once more
+            self._last = (done, count, time.monotonic())
         if begins:
             self._begun = self._last
         if sys.stderr.isatty():
@@ -141,10 +154,15 @@ class ProgressBar:
             self._bar = tqdm(initial=done, desc=task, unit="", miniters=0)
         elif begins:
             self._bar.reset()  # and with it the clock
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
         self._bar.total = count or None
         if note:
             self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(done - self._bar.n)
+        if done != self._bar.n:
+            self._bar.update(done - self._bar.n)
+        elif (now := time.monotonic()) - self._shown >= self._bar.mininterval:
+            self._bar.refresh()  # not update, which would take what is done next for the work of this moment on
+            self._shown = now
 
     def close(self) -> None:
         """End the current task."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from ..config import Config
 from ..config.preflight import check_device
 from ..errors import choose, reported_as
-from ..processes import cleans_up_on_sigterm
+from ..processes import cleans_up_on_sigterm, typed
 from ..storage.runs import newest_run
 from .app import sample
 from .average.arguments import parse_average_arguments
@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
         print(HELP)
         if not argv:
             newest = newest_run(Config().runs)
-            print(BEGIN if newest is None else GO_ON.format(run=newest))
+            begin = BEGIN if newest is None else GO_ON.format(run=newest)
+            print(begin.replace("python -m diffusion", typed("").rstrip()))
         return 0
     if argv[0] == "--version":
         print(f"diffusion {version('diffusion')}")

@@ -174,7 +174,7 @@ def _at_own_contrast(x: Tensor) -> Tensor:
 
 def _at_own_range(x: Tensor) -> Tensor:
     """Numbers of any units with their 1 % and 99 % quantiles at -1 and 1."""
-    x = x.detach().double().cpu()
+    x = x.detach().cpu().double()
     # of a million at most, evenly spread: torch's quantile takes no more than 16 million
     low, high = x.flatten()[:: max(1, x.numel() // 2**20)].quantile(torch.tensor([0.01, 0.99], dtype=x.dtype))
     return (2 * (x - low) / (high - low).clamp(min=1e-300) - 1).clamp(-1, 1)
@@ -189,7 +189,7 @@ def _slices_picture(x: Tensor) -> Image.Image:
 
 def _lines_picture(x: Tensor) -> Image.Image:
     """Signals (N, C, L), a panel each, a line a channel, all on one scale."""
-    signals = x[:_MOST_PANELS].detach().double().cpu().numpy()
+    signals = x[:_MOST_PANELS].detach().cpu().double().numpy()
     columns = math.ceil(math.sqrt(len(signals)))
     rows = math.ceil(len(signals) / columns)
     figure, axes = panels(2.4 * columns, 1.6 * rows, rows=(1.0,) * rows, columns=columns)
@@ -206,7 +206,7 @@ def _lines_picture(x: Tensor) -> Image.Image:
 
 def _histograms_picture(x: Tensor) -> Image.Image:
     """The histogram of each of the first entries of vectors (N, d)."""
-    entries = x.detach().double().cpu().numpy().T[:_MOST_PANELS]
+    entries = x.detach().cpu().double().numpy().T[:_MOST_PANELS]
     columns = math.ceil(math.sqrt(len(entries)))
     rows = math.ceil(len(entries) / columns)
     figure, axes = panels(2.4 * columns, 1.8 * rows, rows=(1.0,) * rows, columns=columns)
@@ -277,7 +277,7 @@ def codes_picture(codes: Mapping[str, Tensor]) -> Image.Image:
     """
     figure, axes = _panels(2)
     for i, (name, z) in enumerate(codes.items()):
-        z = z.detach().double().cpu()
+        z = z.detach().cpu().double()
         style = ("-", "--", ":")[i % 3]
         axes[0].hist(
             z.flatten().numpy(), bins=60, range=(-4, 4), density=True, histtype="step", label=name, color=colour(i),

@@ -198,7 +198,7 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
     mean, std = (
         torch.tensor(of, dtype=torch.float64).reshape(-1, *(1,) * (c.ndim - 2)) for of in (part.mean, part.std)
     )
-    if bool((far := ((c.double().cpu() - mean).abs() / std).flatten(1).amax(1) > _FURTHEST).any()):
+    if bool((far := ((c.cpu().double() - mean).abs() / std).flatten(1).amax(1) > _FURTHEST).any()):
         row = int(far.nonzero()[0])
         raise UserError(f"{told}: sample {row} is more than {_FURTHEST:.0e} deviations from what it is in training")
     return c

@@ -55,7 +55,7 @@ class LogMeanExp:
 
     def add(self, log_w: Float[Tensor, " b s"]) -> None:
         """Add S samples per row."""
-        self._parts.append(log_w.detach().double().cpu())
+        self._parts.append(log_w.detach().cpu().double())
 
     @property
     def log_weights(self) -> Float[Tensor, " b k"]:

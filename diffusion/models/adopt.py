@@ -248,7 +248,8 @@ def adopt(
     levels = None if levels is None else Dequantizer(whole_number("levels", levels, 2)).levels
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"name: found {name!r}; must be a word")
-    data_range = data_range.tolist() if hasattr(data_range, "tolist") else data_range
+    if data_range is not None and hasattr(data_range, "tolist"):  # of numpy, of torch
+        data_range = data_range.tolist()
     if data_range is not None and not (isinstance(data_range, tuple | list) and len(data_range) == 2):
         raise UserError(f"data_range: found {data_range}; needs the lowest and the highest value, e.g. (0, 1)")
     low, high = (real_number("data_range", end) for end in (data_range or DEFAULT_RANGE))

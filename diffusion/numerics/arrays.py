@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,8 +41,9 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {'no values (device meta)' if value.is_meta else f'layout {value.layout}'}"
     if _is_array(value):
-        array = _array_of(value)
-        return f"an array of {array.dtype} {array.shape}"
+        with suppress(*REFUSED):  # an array of another device, as CuPy's, says no
+            array = _array_of(value)
+            return f"an array of {array.dtype} {array.shape}"
     return shown(value)
 
 

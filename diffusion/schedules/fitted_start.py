@@ -95,7 +95,7 @@ class FittedStart:
 
     def _along(self, x: Tensor) -> Tensor:
         """Coordinates along the axes, float64 (B, D), of data on the CPU."""
-        flat = x.flatten(1).double().cpu()
+        flat = x.flatten(1).cpu().double()
         return flat if self.basis is None else flat @ self.basis
 
     def draw(self, schedule: Schedule, t: Any, eps: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *dims"]:
@@ -145,7 +145,7 @@ def _reals(name: str, value: Any) -> Tensor:
     if not found.is_floating_point():
         levels = "; model.fitted_start takes images of levels" if name == "images" else ""
         raise UserError(f"{name}: found {found.dtype}; needs real numbers{levels}")
-    return found.double().cpu()
+    return found.cpu().double()
 
 
 def check_start(start: Any, shape: tuple[int, ...]) -> FittedStart:

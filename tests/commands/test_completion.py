@@ -48,6 +48,10 @@ def test_a_shell_that_is_not_known_is_refused(capsys):
 
 def test_without_a_command_the_next_one_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert command(main, []) == 0
+    assert "to begin:\n  uv run python -m diffusion sample" in capsys.readouterr().out, "as it was typed"
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH")
     assert command(main, []) == 0
     assert "to begin:\n  python -m diffusion sample" in capsys.readouterr().out
     (tmp_path / "runs" / "mine-0001").mkdir(parents=True)

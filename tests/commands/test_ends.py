@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -51,14 +52,23 @@ def test_other_errors_of_a_program_are_not_hidden():
         command(body, [])
 
 
-def test_a_full_disk_without_a_name_is_a_line(capsys, monkeypatch):
-    monkeypatch.setattr("diffusion.commands.app._silence_output", lambda: None)
-
-    def body(argv):
+def test_a_full_disk_or_a_pipe_of_something_else_leaves_the_output_as_it_is(capfd):
+    def full(argv):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert command(body, []) == 2
-    assert capsys.readouterr().err == "error: output: No space left on device\n"
+    def closed(argv):
+        ours, theirs = socket.socketpair()
+        with ours:
+            theirs.close()
+            ours.sendall(b"metrics")
+
+    assert command(full, []) == 2
+    with pytest.raises(BrokenPipeError):
+        command(closed, [])
+    print("heard")
+    found = capfd.readouterr()
+    assert found.err == "error: No space left on device\n"
+    assert found.out.split() == ["heard"]
 
 
 SCRIPT = (

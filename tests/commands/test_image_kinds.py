@@ -9,9 +9,11 @@ from made_runs import make_run
 from PIL import Image
 from tiny_configs import digits_config
 
+import diffusion
 from diffusion.commands import ood
 from diffusion.commands.app import command, sample
-from diffusion.commands.sample.control import image_for
+from diffusion.commands.demo import images as demo_images
+from diffusion.commands.sample.control import image_for, levels_for
 from diffusion.data import ImageData
 from diffusion.data.files.alike import Alike
 from diffusion.errors import UserError
@@ -60,6 +62,22 @@ def test_an_image_of_more_bits_is_read_whole(here):
         assert torch.allclose(image_for(model, "--edit", "x.png"), wanted, atol=1e-6)
     model = load(run_of(1, 256, "data.bits=12"))
     assert torch.allclose(image_for(model, "--edit", "x.png"), (pixels / 16).floor() / 127.5 - 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_the_bits_of_an_image_are_those_of_all_its_levels(here, monkeypatch, bits):
+    monkeypatch.setattr(demo_images, "EVALUATIONS", 2)
+    given = () if bits == 8 else ("data.levels=all", f"data.bits={bits}")
+    model, levels = load(run_of(1, 2**bits, *given)), picture(1, bits=bits).int()
+    assert torch.equal(levels_for(model, "image", "x.png").int(), levels)
+    expected = diffusion.log_likelihood(model, levels, method="elbo", evaluations=2, seed=3)
+    assert demo_images.bits(model, "x.png", seed=3).bits_per_dim == float(expected.bits_per_dim[0])
+
+
+def test_levels_that_no_file_holds_are_refused(here):
+    picture(1, bits=16)
+    with pytest.raises(UserError, match="levels: found 1000; image files hold a power of two, as 1024"):
+        image_for(load(run_of(1, 1000)), "--edit", "x.png")
 
 
 @pytest.mark.parametrize("target", ["folder/", "x.zip"])

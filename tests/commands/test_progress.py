@@ -1,8 +1,12 @@
 """What a command says of its progress where there is no terminal: lines, and no more of them than help."""
 
+import io
 import re
+import sys
 import time
 from types import SimpleNamespace
+
+import pytest
 
 from diffusion.commands import app
 from diffusion.commands.app import ProgressBar
@@ -10,7 +14,8 @@ from diffusion.commands.app import ProgressBar
 
 def lines(capsys, seconds=0.0):
     time.sleep(seconds)
-    return [re.sub(r"\d+ s", "N s", line) for line in capsys.readouterr().err.splitlines()]
+    found = capsys.readouterr().err.splitlines()
+    return [re.sub(r"\d+ s", "N s", re.sub(", 0.. min left", "", line)) for line in found]  # of a busy machine
 
 
 def test_a_task_is_told_after_a_while_and_then_again(capsys, monkeypatch):
@@ -50,6 +55,45 @@ def test_the_time_left_is_told_at_the_pace_of_what_is_done(capsys, monkeypatch):
     assert left(3.0, 20, 40) == ", 0.1 min left"
     assert left(3.0, 40, 40, "error budget") == ""
     bar.close()
+
+
+def test_what_is_told_again_takes_no_time(monkeypatch):
+    """As samplers tell of every evaluation of a network: 400 samples in batches of 100, at 60 s each."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(app.time, "monotonic", lambda: clock.now)
+    bar = ProgressBar()
+    for seconds in range(120):
+        clock.now = 100.0 + seconds
+        bar.named("ddim", 100 * (seconds // 60), 400, f"NFE {seconds}")
+    assert bar._left(clock.now) == ", 2.0 min left", "240 - 119 s"
+    bar.close()
+
+
+def test_a_bar_in_a_terminal_goes_at_the_pace_of_what_is_done(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(app.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("tqdm.std.time", lambda: clock.now)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = ProgressBar()
+
+    def told(seconds, done, count):
+        for _ in range(seconds):
+            clock.now += 1.0
+            bar.named("ddim", done, count, f"NFE {clock.now}")
+        return bar._bar.format_dict
+
+    told(60, 0, 400)
+    assert told(60, 100, 400)["rate"] == pytest.approx(100 / 60)
+    found = told(1, 100, 500)
+    assert (found["n"], found["initial"], found["rate"]) == (100, 100, None), "more to do: of no pace yet"
+    told(49, 100, 500)
+    assert told(1, 200, 500)["rate"] == pytest.approx(100 / 50)
+    bar.close()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def test_one_of_several_processes_tells(capsys, monkeypatch):

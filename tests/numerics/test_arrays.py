@@ -59,3 +59,15 @@ def test_what_has_no_numbers_is_refused_and_described_in_a_line():
         assert described(value) == words
     with pytest.raises(REFUSED):
         as_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+def test_an_array_that_gives_no_numbers_is_described_by_what_it_is():
+    """As those of CuPy, which are on a GPU."""
+
+    class Array:
+        def __array__(self):
+            raise TypeError("implicit conversion is not allowed")
+
+    with pytest.raises(TypeError):
+        as_tensor(Array())
+    assert described(Array()) == "a Array"

@@ -28,7 +28,7 @@ def never_likeliest(weights: Float[Tensor, " l d"], biases: Float[Tensor, " l"])
     """The levels k, of L, for which no h has w_k . h + b_k above all others, in ascending order."""
     from scipy.optimize import linprog
 
-    weights, biases = weights.detach().double().cpu(), biases.detach().double().cpu()
+    weights, biases = weights.detach().cpu().double(), biases.detach().cpu().double()
     count = len(weights)
     if int(torch.linalg.matrix_rank(weights[1:] - weights[0])) == count - 1:
         return []  # any values at all can be given to the differences of the f

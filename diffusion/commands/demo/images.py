@@ -16,10 +16,10 @@ from torch import Tensor
 from ...data import pictures
 from ...data.charts import COLOURS, PALE, draw, panels
 from ...errors import UserError
-from ...likelihood import Dequantizer, Estimate
+from ...likelihood import Estimate
 from ...models import DiffusionModel, TrainedModel
 from ...storage import atomic, runs
-from ..sample.control import image_for
+from ..sample.control import image_for, levels_for
 from .drawing import Picture, png_of
 
 EVALUATIONS = 128  # noise levels for the bits of one image
@@ -68,9 +68,13 @@ def seen(model: TrainedModel, path: str) -> Tensor:
     Raises:
         UserError: For a model of other data, and a file that is no image.
     """
+    _refuse_others(model)
+    return image_for(model, "image", path)
+
+
+def _refuse_others(model: TrainedModel) -> None:
     if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"image: {model.source} has no path from noise to an image; a diffusion model of images has")
-    return image_for(model, "image", path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +100,8 @@ def bits(model: TrainedModel, path: str, seed: int) -> Bits:
     Raises:
         UserError: As `seen`.
     """
-    x = seen(model, path)
-    assert model.dequantizer is not None
-    images = model.dequantizer.regraded(Dequantizer(256).quantize(x), 256)
+    _refuse_others(model)
+    images = levels_for(model, "image", path)
     estimate = model.log_likelihood(images, method="elbo", evaluations=EVALUATIONS, seed=seed)
     unit = -1.0 / (estimate.dims * math.log(2.0))
     terms = ("prior", "diffusion", "reconstruction")

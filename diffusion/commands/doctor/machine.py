@@ -124,4 +124,4 @@ def _forward_backward(network: UNet, x: torch.Tensor, c_noise: torch.Tensor) -> 
 
 def _relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     """Root mean square of the error over that of the exact values."""
-    return float((found.detach().double().cpu() - exact).norm() / exact.norm())
+    return float((found.detach().cpu().double() - exact).norm() / exact.norm())

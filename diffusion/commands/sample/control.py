@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from ... import samplers
 from ...data.files.alike import EIGHT_BITS, Alike
 from ...data.files.decoding import ImageFile, decode
 from ...denoisers.condition import LABEL
+from ...denoisers.given import type_of_levels
 from ...denoisers.guidance import ALWAYS, Autoguidance, ClassifierGuided, Interval, PathClassifier
 from ...denoisers.inverse_problems import METHODS, Blur, Downsample, Grey, LinearOperator, Mask, Observation
 from ...denoisers.inverse_problems.operators import LUMA
@@ -242,6 +244,14 @@ def image_for(model: TrainedModel, option: str, path: str) -> Tensor:
     return read_image(option, path, model.facts.shape, alike_to(model))
 
 
+def levels_for(model: TrainedModel, option: str, path: str) -> Integer[Tensor, "1 c h w"]:
+    """An image file in the levels of a model that has some; errors as `read_image`."""
+    assert model.dequantizer is not None
+    alike, own = alike_to(model), model.dequantizer.levels
+    images = _values(option, path, model.facts.shape, alike).round().to(type_of_levels(alike.most + 1))
+    return images if own == alike.most + 1 else model.dequantizer.regraded(images, alike.most + 1)
+
+
 def read_image(
     option: str,
     path: str,
@@ -259,6 +269,13 @@ def read_image(
     Raises:
         UserError: For a file that is not there, no image, or of other sides or channels.
     """
+    return _values(option, path, shape, alike) / (0.5 * alike.most) - 1.0
+
+
+def _values(
+    option: str, path: str, shape: tuple[int, int | None, int | None] | tuple[int, ...], alike: Alike
+) -> Tensor:
+    """As `read_image`, from 0 to `alike.most`; not whole where colours are turned grey."""
     file = Path(path)
     if not file.is_file():
         found = "is no file" if file.exists() else "does not exist"
@@ -270,7 +287,7 @@ def read_image(
     whole = read(None)
     fitting = whole if size is None or whole.shape[:2] == (size, size) else read(size)
     pixels, changes = torch.from_numpy(fitting.copy()).float(), []
-    x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1) / (0.5 * alike.most) - 1.0
+    x = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
     if height is not None and tuple(x.shape[1:]) != (height, width):
         raise UserError(f"{option}: {path} is {x.shape[2]} x {x.shape[1]} pixels; needs {width} x {height}")
     if fitting is not whole:

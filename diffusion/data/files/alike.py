@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import UserError
+
 
 @dataclass(frozen=True)
 class Alike:
@@ -19,8 +21,17 @@ class Alike:
 
     @classmethod
     def of(cls, channels: int, levels: int, bits: int | None = None) -> Alike:
-        """As images of so many channels and levels; `bits` is `data.bits`, with which these were read."""
+        """As images of so many channels and levels; `bits` is `data.bits`, with which these were read.
+
+        Raises:
+            UserError: For more than 256 levels that are not those of whole bits.
+        """
         whole = levels > 256
+        if whole and levels & (levels - 1):
+            raise UserError(
+                f"levels: found {levels}; image files hold a power of two, as {2 ** levels.bit_length()}, where they "
+                "have more than 256"
+            )
         return cls(levels.bit_length() - 1 if whole else bits, whole, channels not in (1, 3))
 
     @property

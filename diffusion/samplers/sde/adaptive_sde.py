@@ -131,7 +131,7 @@ class _Integration:
         size = first.abs() / unit
         allowed = self.sampler.tolerance * unit * torch.maximum(size, self.size[there]).clamp(min=1.0)
         off = ((second - first) / allowed).reshape(len(rows), -1)
-        error = off.square().mean(1).sqrt().double().cpu()
+        error = off.square().mean(1).sqrt().cpu().double()
         if not bool(torch.isfinite(error).all()):
             raise SolverError(f"adaptive-sde: the state is not finite at log-SNR {float(start.min()):.2f}")
         taken = error <= 1.0
