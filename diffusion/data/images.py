@@ -175,7 +175,7 @@ def load_images(
 
 
 def _poor(images: Tensor, levels: int, low: int, high: int, stored: bool) -> list[str]:
-    """What is to be told of images that may not be what they are taken for, a line each; `stored`: as they are in the files.
+    """What is to be told of images that may not be what they are taken for; `stored`: as in the files, not resized.
 
     Raises:
         UserError: Where all are of one value: there is nothing to learn.
