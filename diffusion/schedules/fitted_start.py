@@ -132,7 +132,7 @@ def _digest(*values: Tensor) -> str:
     found = hashlib.sha256()
     for value in values:
         found.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
