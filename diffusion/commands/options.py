@@ -12,6 +12,7 @@ from ..errors import UserError, did_you_mean, reported_as
 from ..storage.paths import expanded
 
 TUNING_SECONDS = 300.0
+RUNS = "runs"  # where runs are looked up by name
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +29,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_runs(self) -> None:
         """The option that says where runs are looked up by name."""
-        self.add_argument("--runs", type=path, metavar="DIR", default="runs", help="the folder of runs (default: runs)")
+        self.add_argument(
+            "--runs", type=path, metavar="DIR", default=RUNS, help=f"the folder of runs (default: {RUNS})"
+        )
 
     def add_device(self) -> None:
         """The option that says where to compute."""

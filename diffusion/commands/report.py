@@ -23,7 +23,7 @@ from ..processes import typed
 from ..storage import runs
 from .compare.groups import kind_text
 from .evaluation import summary
-from .options import TUNING_SECONDS
+from .options import RUNS, TUNING_SECONDS
 from .table import Column, Table
 
 
@@ -101,9 +101,17 @@ def print_places(console: Console, places: Mapping[str, Path | str]) -> None:
         console.print(Text(f"{f'{name}:':{width}} {place}"), soft_wrap=True)
 
 
-def print_next(console: Console, command: str, *words: str) -> None:
-    """Print the command that comes next, as it is typed; at the end of each."""
-    console.print(Text(" ".join((f"next: {typed(command)}", *map(shlex.quote, words)))), soft_wrap=True)
+def print_next(console: Console, command: str, *words: str, data: str | None = None, runs: str = RUNS) -> None:
+    """Print the command that comes next, as it is typed; at the end of each.
+
+    Args:
+        console: Where.
+        command: Its name.
+        words: Its arguments.
+        data, runs: What this one was given as `--data` and `--runs`, where the next one needs it, too.
+    """
+    places = [*(() if data is None else ("--data", data)), *(() if runs == RUNS else ("--runs", runs))]
+    console.print(Text(" ".join((f"next: {typed(command)}", *map(shlex.quote, (*words, *places))))), soft_wrap=True)
 
 
 def console() -> Console:

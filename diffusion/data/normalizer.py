@@ -26,6 +26,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..numerics.random import fixed_subset
+from .files.mapped_rows import MappedRows
 
 KINDS = ("none", "standard", "whiten")
 RIDGE = 1e-6
@@ -205,24 +207,20 @@ def fit(
     return Normalizer(kind, tuple(shape), mean, variances.clamp(min=0.0) + RIDGE * average, directions)
 
 
-def narrowest(normalizer: Normalizer | None, batches: Callable[[], Iterable[Tensor]], shape: Sequence[int]) -> float:
+def narrowest(normalizer: Normalizer | None, data: MappedRows | Tensor) -> float:
     """The least deviation of normalised data along any direction; inf of too many numbers, or too few data, to know.
 
     It is 0 of data of which one number follows from the others by a linear rule.
 
     Args:
         normalizer: Of the data; None where their units are the denoiser's.
-        batches: As `fit`; as many as are needed.
-        shape: The shape of one datum.
+        data: The training data, (N, *shape), of which the first of the fixed order are looked at: the first rows of
+            a sorted table are all alike.
     """
-    dims, rows = math.prod(shape), list[Tensor]()
-    most = max(2**11, _ROWS * dims) if dims <= MOST_WHITENED else 0
-    for x in batches() if most else ():
-        rows.append((x.double() if normalizer is None else normalizer.normalize(x)).flatten(1)[:most])
-        if sum(map(len, rows)) >= most:
-            break
-    if sum(map(len, rows)) < _ROWS * dims or not most:
+    dims = math.prod(data.shape[1:])
+    if dims > MOST_WHITENED or len(data) < _ROWS * dims:
         return math.inf
-    gaps = torch.cat(rows)
-    gaps = gaps - gaps.mean(0)
+    x = data[fixed_subset(len(data), min(len(data), max(2**11, _ROWS * dims)))]
+    rows = (x.double() if normalizer is None else normalizer.normalize(x)).flatten(1)
+    gaps = rows - rows.mean(0)
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gaps.T @ gaps / len(gaps))[0])))

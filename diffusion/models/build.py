@@ -125,7 +125,9 @@ def _array_data(config: Config) -> Data:
         array = load_array(options.path, columns=columns_of(config.denoiser))
     normalizer = normalizers.fit(options.normalize, array.train.pieces, array.shape)
     facts = _facts(array, config.denoiser, normalizer)
-    least = normalizers.narrowest(normalizer, array.train.pieces, array.shape)
+    if config.family != "diffusion":  # whose path is not that of the configuration
+        return Data(facts, array=array)
+    least = normalizers.narrowest(normalizer, array.train)
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())
     if least < (noise := math.exp(-0.5 * log_snr_ends(schedule)[1])):
         note = (

@@ -51,6 +51,7 @@ def test_an_adopted_network_under_every_command(diffusion_command, adopted, caps
     code, out, err = diffusion_command("check", adopted, *options, "--levels", "6")
     assert code == 0, out + err
     assert "neighbouring conventions" in " ".join(out.split())
+    assert out.splitlines()[-1].endswith(" evaluate mine.py:model --data images.npz"), "which does not know its data"
     code, out, err = diffusion_command("check", "mine.py:wrong", *options, "--levels", "6")
     assert code == 1
     assert "predicts='eps' fits better" in " ".join(out.split())
@@ -58,6 +59,7 @@ def test_an_adopted_network_under_every_command(diffusion_command, adopted, caps
         "evaluate", adopted, "--data", "images.npz", "--images", "8", "--method", "elbo", "--wandb", "off"
     )
     assert code == 0, out + err
+    assert out.splitlines()[-1].endswith(" compare mine.py:model --data images.npz")
     code, out, err = diffusion_command(
         "sample", "--run", adopted, "--n", "4", "--sampler", "ddim", "--steps", "4", "--out", "x.png"
     )

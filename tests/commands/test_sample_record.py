@@ -182,10 +182,16 @@ def test_processes_share_a_draw(here, capsys, count):  # noqa: F811
     draw = ("--n", "9", "--batch-size", "2", "--sampler", "ddim", "--steps", "2", "--device", "cpu", "--out")
     run_sample(capsys, *draw[:-3], "--out", "one.npz")
     running = [FORK.Process(target=one_of, args=(rank, count, [*draw, "shared.npz"])) for rank in range(count)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(120)
+    try:
+        for process in running:
+            process.start()
+        for process in running:
+            process.join(120)
+    finally:
+        for process in running:  # one that hangs is ended, and its exit code is then no 0
+            if process.is_alive():
+                process.kill()
+                process.join()
     assert [process.exitcode for process in running] == [0] * count
     said = [(here / f"said-{rank}").read_text() for rank in range(count)]
     assert ["wrote shared.npz" in text for text in said] == [True] + [False] * (count - 1), "one writer"

@@ -137,12 +137,15 @@ def test_a_command_that_was_cut_off_goes_on(tradeoff, monkeypatch):
 
 
 def test_a_trained_run(diffusion_command):
+    Path("runs").rename("elsewhere")
     code, out, err = diffusion_command(
-        "tradeoff", "runs/digits-0001", "--n", "8", "--samplers", "ddim", "--budgets", "5", "--wandb", "offline"
-    )
+        "tradeoff", "digits-0001", "--runs", "elsewhere", "--n", "8", "--samplers", "ddim", "--budgets", "5",
+        "--wandb", "offline",
+    )  # fmt: skip
     assert code == 0, err
+    assert out.splitlines()[-1].endswith(" sample --run digits-0001 --runs elsewhere")
     assert "train images of digits" in " ".join(out.split())  # wherever lines break
-    folder = Path("runs/digits-0001/tradeoff")
+    folder = Path("elsewhere/digits-0001/tradeoff")
     (row,) = csv.DictReader((folder / "tradeoff.csv").read_text().splitlines())
     assert float(row["fid"]) > 0
     assert float(row["distance"]) > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.config import load_config
+from diffusion.config import Config, load_config
 from diffusion.data import normalizer as normalizers
 from diffusion.data.normalizer import Normalizer, fit
 from diffusion.errors import UserError
@@ -144,12 +144,14 @@ def test_data_that_are_narrower_than_the_end_of_the_path_are_told_of(tmp_path, s
     np.save(tmp_path / "x.npy", np.stack((1e3 * x, 5.0 + 3.0 * x + spread * e), 1))
     config = load_config("table", [f"data.path={tmp_path / 'x.npy'}"])
     data = build_data(config)
-    found = normalizers.narrowest(data.facts.normalizer, data.array.train.pieces, (2,))
+    found = normalizers.narrowest(data.facts.normalizer, data.array.train)
     assert found == pytest.approx(spread / math.sqrt(2 * (9 + spread**2)), rel=0.1)
     told = "in some direction the deviation of the data is" in str(data.facts.provenance.get("notes"))
     assert told == (spread < 1e-3)
-    assert normalizers.narrowest(None, lambda: [torch.randn(7, 2)], (2,)) == math.inf, "too few to know"
-    assert normalizers.narrowest(None, lambda: [torch.zeros(1, 2000)], (2000,)) == math.inf
+    adopted = build_data(Config(name="adopted", family="adopted", data=config.data))
+    assert "in some direction" not in str(adopted.facts.provenance.get("notes")), "it has a path of its own"
+    assert normalizers.narrowest(None, torch.randn(7, 2)) == math.inf, "too few to know"
+    assert normalizers.narrowest(None, torch.zeros(9000, 2000)) == math.inf
 
 
 @pytest.mark.parametrize("kind", ["standard", "whiten"])
@@ -158,3 +160,9 @@ def test_units_whose_squares_are_no_numbers_are_called_that(kind, unit):
     x = unit * (1.0 + torch.rand(50, 2, dtype=torch.float64))
     with pytest.raises(UserError, match=r"^data\.normalize: the numbers .* are up to \S+ in size, whose squares"):
         fit(kind, lambda: [x], (2,))
+
+
+def test_a_sorted_table_is_looked_at_all_over():
+    """A column of two values of a half each has the deviation 1 / 2, though the first rows have the same."""
+    x = torch.stack((torch.randn(10000, generator=torch.Generator().manual_seed(0)), torch.arange(10000) // 5000), 1)
+    assert normalizers.narrowest(None, x) == pytest.approx(0.5, rel=0.05)

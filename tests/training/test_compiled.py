@@ -97,7 +97,7 @@ def losses_of(config, compiles, steps=3):
 
 
 @pytest.mark.parametrize(
-    "name", ["learned", *(pytest.param(name, marks=SLOW) for name in OBJECTIVES if name != "learned")]
+    "name", [pytest.param(name, marks=() if name in ("cosine", "learned") else SLOW) for name in OBJECTIVES]
 )
 def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
     config = digits_config(tmp_path, f"trainer.batch_size={SIZE}", *OBJECTIVES[name])
@@ -107,8 +107,7 @@ def test_the_loss_is_one_graph_and_the_same(tmp_path, compiles_nothing, name):
     assert len(set(compiled)) == 3
 
 
-@SLOW
-@pytest.mark.parametrize("family", ["vae", "eae"])
+@pytest.mark.parametrize("family", ["vae", pytest.param("eae", marks=SLOW)])
 def test_the_loss_of_an_autoencoder_is_one_graph(tmp_path, compiles_nothing, family):
     config = autoencoder_config(family, tmp_path, f"trainer.batch_size={SIZE}")
     with graphs(1):

@@ -36,7 +36,7 @@ def assert_equal_bits(a, b):
 
 # --- in one launch: every place, whoever is signalled -----------------------------------------------------------------
 
-FEW = ("training:all:INT", "validation:1:INT", "sampling:1:TERM")
+FEW = ("training:all:INT", "training:1:TERM", "validation:1:INT", "sampling:1:TERM")
 ALL = tuple(
     f"{place}:{who}:{name}"
     for place in ("training", "validation", "sampling")

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         for line in head:
             out.print(escape(f"- {line}"), soft_wrap=True)
         if found.passed:
-            print_next(out, "evaluate", options.model)
+            print_next(out, "evaluate", options.model, data=options.data, runs=options.runs)
     return 0 if found.passed else FAILED
 
 

@@ -29,7 +29,7 @@ from ...models.load import load_named
 from ...numerics.random import Noise
 from ...storage import runs
 from ...storage.paths import file_name
-from ..options import in_flags
+from ..options import RUNS, in_flags
 from ..preflight import check_sample
 from ..sample.arguments import parse_sample_arguments
 from ..sample.control import controlled
@@ -100,7 +100,7 @@ class Models:
 
     def arguments(self, name: str) -> list[str]:
         """The beginning of every command line."""
-        where = [] if self.runs_dir == "runs" else ["--runs", self.runs_dir]
+        where = [] if self.runs_dir == RUNS else ["--runs", self.runs_dir]
         device = [] if self.device == "auto" else ["--device", self.device]
         return ["--run", name, *where, *device]
 

@@ -164,7 +164,8 @@ def run(options: argparse.Namespace) -> int:
             out.print(line, soft_wrap=True)
         subject.model.to("cpu")
     if all(subject.model.facts.levels is not None for subject in subjects):
-        print_next(out, "compare", *options.run, *(() if options.split == "test" else ("--split", options.split)))
+        split = () if options.split == "test" else ("--split", options.split)
+        print_next(out, "compare", *options.run, *split, data=options.data, runs=options.runs)
     return 0
 
 

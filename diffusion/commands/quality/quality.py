@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
     for what, place in places:
         out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
     for text in [text for text, of in zip(options.run, candidates, strict=True) if of.subject is not None][:1]:
-        print_next(out, "tradeoff", text)
+        print_next(out, "tradeoff", text, data=moved(options), runs=options.runs)
     return 0
 
 

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         if logged is not None:
             out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
     if not options.run.startswith(EXACT):
-        print_next(out, "sample", "--run", options.run)
+        print_next(out, "sample", "--run", options.run, runs=options.runs)
     return 0
 
 
