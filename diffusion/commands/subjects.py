@@ -155,7 +155,7 @@ def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
             f"of {subject.name} are now: a folder, a .zip, .tar, .npy or .npz file"
         )
     with _fetched(subject.name) if path is None else reported_as({"data.path": "--data"}):
-        data = build_data(config)
+        data = build_data(config, trained=True)
     if data.split is None:
         raise UserError(f"{subject.name}: its data '{known.name}' are drawn anew, and have no splits")
     changed = known.images_changed(data.facts)

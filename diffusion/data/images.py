@@ -159,7 +159,7 @@ def load_images(
     rows, rule = rows_of(raw, validation, facts.validation_fraction, test_fraction)
     images = {split: pixels[rows[split]] for split in SPLITS}
     if path is not None:
-        raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high), *trained_on(images)))
+        raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high, size is None), *trained_on(images)))
     count, height, width = pixels.shape[1:]
     about: dict[str, str | int | float] = {
         "channels": count,
@@ -174,8 +174,8 @@ def load_images(
     return split_data(ImageData, name, raw, images, rows, about, facts.flip)
 
 
-def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
-    """What is to be told of images that may not be what they are taken for, a line each.
+def _poor(images: Tensor, levels: int, low: int, high: int, stored: bool) -> list[str]:
+    """What is to be told of images that may not be what they are taken for; `stored`: as in the files, not resized.
 
     Raises:
         UserError: Where all are of one value: there is nothing to learn.
@@ -187,7 +187,7 @@ def _poor(images: Tensor, levels: int, low: int, high: int) -> list[str]:
     if high < levels // 2:
         dark = "nearly black" if high < 16 else "dark"
         bits = max(8, high.bit_length())
-        fewer = f"; data.bits={bits} takes 0 to {2**bits - 1:,} as black to white" if levels > 256 else ""
+        fewer = f"; data.bits={bits} takes 0 to {2**bits - 1:,} as black to white" if levels > 256 and stored else ""
         notes.append(f"no value above {high} of {levels - 1}: the images are {dark}{fewer}")
     if torch.equal(flat.amin(1), flat.amax(1)):
         notes.append("every image is of one value: there is nothing in them but their brightness")

@@ -91,8 +91,12 @@ _require_same_names(SamplingConfig, "sampler", samplers.names())
 _require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
 
-def build_data(config: Config) -> Data:
+def build_data(config: Config, trained: bool = False) -> Data:
     """Load the data of a configuration.
+
+    Args:
+        config: The configuration.
+        trained: Whether a model was trained on them: values of 16 bits are then what they were taken for.
 
     Raises:
         UserError: For data that are missing or cannot be read.
@@ -103,11 +107,12 @@ def build_data(config: Config) -> Data:
         return Data(DataFacts(options.name, toy.shape, None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
     if options.name == ARRAY:
         return _array_data(config)
+    bits = 16 if trained and options.levels == "all" and options.bits is None else options.bits
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)  # they are in the provenance, which training prints
         images = load_images(
             options.name, options.path, options.root, options.download, options.size,
-            unreadable=options.unreadable, cache=options.cache, bits=options.bits, levels=options.levels,
+            unreadable=options.unreadable, cache=options.cache, bits=bits, levels=options.levels,
             fit=options.fit, channels=options.channels, columns=columns_of(config.denoiser),
         )  # fmt: skip
     if not len(images.train):
@@ -167,6 +172,19 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
         return NETWORKS[name](facts.shape[0], num_classes=classes, parts=facts.parts, **options)
 
 
+def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
+    """Refuse a class as condition of data without.
+
+    Raises:
+        UserError: For such a condition.
+    """
+    if LABEL in denoiser.parts and not facts.num_classes:
+        key, way_out = (
+            ("conditional", "set it to false") if denoiser.conditional else ("condition", "leave 'label' out")
+        )
+        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels; {way_out}")
+
+
 def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     """The denoiser of a configuration, for data of these facts, with fresh weights.
 
@@ -174,11 +192,7 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
         UserError: Where parts do not fit together.
     """
     names = config.denoiser.parts
-    if LABEL in names and not facts.num_classes:
-        key, way_out = (
-            ("conditional", "set it to false") if config.denoiser.conditional else ("condition", "leave 'label' out")
-        )
-        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels; {way_out}")
+    check_labelled(config.denoiser, facts)
     if tuple(part.name for part in facts.parts) != (() if names == (LABEL,) else names):
         raise UserError(f"denoiser.condition: found {', '.join(names)}; '{facts.name}' has other parts")
     schedule = schedules.BY_NAME[config.schedule.name](**config.schedule.options())

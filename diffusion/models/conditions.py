@@ -130,7 +130,7 @@ def _of_function(name: str, data: SplitData) -> Part:
         raise UserError(f"{told}, which is {of}; '{data.name}' has the shape {data.shape}")
     x = torch.zeros(1, *data.shape)
     if data.levels is None:
-        x = data.train[: max(2, _SCALED_BY // x.numel())]
+        x = data.train[random.fixed_subset(len(data.train), max(2, _SCALED_BY // x.numel()))]
     try:
         made = x if function is None else function(x)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -91,11 +92,26 @@ class DiffusionModel(TrainedModel):
         around.start = self.start
         return around
 
+    def begun_in(self, start: FittedStart | None) -> DiffusionModel:
+        """The same model, which begins in another start; None: in noise."""
+        begun = copy.copy(self)
+        begun.start = start
+        return begun
+
     def at_size(self, size: int | Sequence[int]) -> DiffusionModel:
-        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model."""
+        """As `TrainedModel.at_size`; what is tuned to the new size is kept in memory alone, with its model.
+
+        Raises:
+            UserError: Also for a model with a start, which is of data of its own size.
+        """
         denoiser = self.denoiser.at_size(size)
         if denoiser is self.denoiser:
             return self
+        if self.start is not None:
+            raise UserError(
+                f"size: found {size}; {self.source or 'the model'} begins in a start of data {self.facts.shape}: "
+                "draw at that size, or with another start (--fitted-start diagonal, model.begun_in(None))"
+            )
         if denoiser.shape in self._at_sizes:
             return self._at_sizes[denoiser.shape]
         normalizer = None if self.normalizer is None else self.normalizer.at_shape(denoiser.shape)
@@ -213,7 +229,8 @@ class DiffusionModel(TrainedModel):
             UserError: For images that do not fit, or too few.
         """
         data = data_of(images, self.dequantizer, self.denoiser.shape)
-        return FittedStart.of(data if self.normalizer is None else self.normalizer.normalize(data), covariance)
+        data = data if self.normalizer is None else self.normalizer.normalize(data)
+        return FittedStart.of(data, covariance, images)
 
     def check(self, images: Any, **options: Any) -> Check:
         """As `TrainedModel.check`; the neighbours are those of an adopted network's conventions."""

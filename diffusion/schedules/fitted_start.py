@@ -30,13 +30,15 @@ class FittedStart:
     Args:
         mean: m, of the shape of one sample.
         covariance: C of the flattened sample, (D, D); or the variances, of the shape of one sample.
+        of: What it was fitted to, where that tells it from others; None: these numbers.
 
     Raises:
         UserError: For what is no real numbers, shapes that do not fit, and a covariance that is none.
     """
 
-    def __init__(self, mean: Any, covariance: Any):
+    def __init__(self, mean: Any, covariance: Any, of: Any = None):
         self.mean, covariance = _reals("mean", mean), _reals("covariance", covariance)
+        self._digest = _digest(*((self.mean, covariance) if of is None else (as_tensor(of),)))
         dims = self.mean.numel()
         self.basis: Tensor | None = None
         if covariance.shape == self.mean.shape:
@@ -54,18 +56,19 @@ class FittedStart:
             raise UserError("mean, covariance: are not those of data: a variance below zero, or no number")
 
     @classmethod
-    def of(cls, x: Any, covariance: str = "diagonal") -> FittedStart:
+    def of(cls, x: Any, covariance: str = "diagonal", images: Any = None) -> FittedStart:
         """That of data as the denoiser sees them: held out, and not those that are measured.
 
         Args:
             x: Real numbers, shape (N, *shape), two or more; `model.fitted_start` also takes images of levels.
             covariance: `diagonal`, the variance of each coordinate, or `full`, which takes more data than dimensions.
+            images: The same data as they are stored, which tell the start from others; None: x.
 
         Raises:
             UserError: For too few data, and levels.
         """
         choose("covariance", covariance, COVARIANCES)
-        x = _reals("images", x)
+        images, x = x if images is None else images, _reals("images", x)
         if not x.ndim:
             raise UserError("images: found one number; needs shape (N, *shape)")
         n, dims = len(x), x[:1].numel()
@@ -74,15 +77,16 @@ class FittedStart:
             raise UserError(f"images: found {n}; a start of {covariance} covariance needs {needs}")
         mean = x.mean(0)
         if covariance == "diagonal":
-            return cls(mean, (x - mean).square().mean(0))
+            return cls(mean, (x - mean).square().mean(0), images)
         rows = (x - mean).flatten(1)
-        return cls(mean, rows.mT @ rows / n)
+        return cls(mean, rows.mT @ rows / n, images)
 
     def __repr__(self) -> str:
-        """What tells it from others, for protocols: its kind, and a digest of its numbers."""
-        tensors = [self.mean, self.variances, *([] if self.basis is None else [self.basis])]
-        digest = hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()[:12]
-        return f"FittedStart({'diagonal' if self.basis is None else 'full'}, sha256={digest})"
+        """What tells it from others, for protocols: its kind, and a digest of what it was fitted to.
+
+        Its own numbers are rounded otherwise on another machine, or with other threads.
+        """
+        return f"FittedStart({'diagonal' if self.basis is None else 'full'}, sha256={self._digest[:12]})"
 
     def _at(self, schedule: Schedule, t: Any) -> tuple[float, float, Tensor]:
         """alpha and sigma, and the variances of x_t along the axes."""
@@ -121,6 +125,15 @@ class FittedStart:
         off = self._along(x.cpu() - self.mean).square() + spread
         ratio = sigma**2 / variances
         return 0.5 * (alpha**2 * off / variances + ratio - 1.0 - ratio.log()).sum(1)
+
+
+def _digest(*values: Tensor) -> str:
+    """The SHA-256 of tensors, in order."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _reals(name: str, value: Any) -> Tensor:

@@ -175,9 +175,10 @@ def fit(
     placement = process_options(config, device)
     meet(device)
     config = with_places(config)
+    begun = run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file()
     with first_on_each_machine():
-        data = build_data(config)
-    if run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file():
+        data = build_data(config, trained=begun)
+    if run is not None and begun:
         data = replace(data, facts=require_same_data(run, data.facts))
     if report is not None and not is_helper():
         condition = [f"  condition: {', '.join(map(str, data.facts.parts))}"] if data.facts.parts else []
@@ -186,7 +187,6 @@ def fit(
     torch.manual_seed(state_seed(config.seed, 0))
     text = dump_config(config)
     metadata = {"config": text, FACTS: data.facts.to_json()}
-    begun = run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file()
     starts = config.trainer.start is not None and not begun
     adopted, notes = None, []
     if config.family == "adopted":

@@ -18,7 +18,7 @@ from ..data.class_names import names_of
 from ..denoisers.condition import LABEL
 from ..errors import UserError
 from ..models.adopt import AdoptedModel
-from ..models.build import DataFacts, check_state
+from ..models.build import DataFacts, check_labelled, check_state
 from ..models.factors import add_factors
 from ..models.formats.known import IN_DENOISER, Known
 from ..models.load import load
@@ -122,6 +122,7 @@ def adopted_start(config: Config, facts: DataFacts, run: Path | None) -> tuple[A
         UserError: For a source that is not there, that is none of another project, or that does not take the data.
     """
     assert config.trainer.start is not None
+    check_labelled(config.denoiser, facts)
     name, lora = f"trainer.start: {config.trainer.start}", config.trainer.lora is not None
     if run is not None and not lora and (run / runs.START).is_file():
         _, metadata = tensor_files.read_model(run / runs.START)

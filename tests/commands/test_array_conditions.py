@@ -13,6 +13,7 @@ from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
 from diffusion.config import load_config
 from diffusion.errors import UserError
+from diffusion.models import conditions
 from diffusion.models.build import build_data
 from diffusion.models.conditions import Conditions, rectangles
 from diffusion.models.load import load
@@ -63,6 +64,15 @@ def test_they_are_of_the_rows_in_their_units_and_scaled_by_the_training_part(her
     for luma in grey:
         weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype).reshape(3, 1, 1)
         torch.testing.assert_close(luma, (weights * x).sum(1, keepdim=True), rtol=1e-12, atol=0)
+
+
+def test_the_scale_is_that_of_all_rows_where_they_are_sorted(here, monkeypatch):
+    monkeypatch.setattr(conditions, "_SCALED_BY", 64 * 16)
+    x = np.repeat(np.linspace(-1.0, 1.0, 500), 16).reshape(500, 2, 8)
+    np.save("x.npy", x)
+    (part,) = build_data(load_config("ar1", settings("downsample:2")[2:])).facts.parts
+    assert part.mean == pytest.approx([0.0, 0.0], abs=0.25)
+    assert part.std == pytest.approx([x.std()] * 2, rel=0.25)
 
 
 def test_a_run_on_signals_goes_through_the_commands_and_resumes_to_the_bit(here, capsys):

@@ -1,5 +1,6 @@
 """Figures under conditions: quality by class, and what a condition tells."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conditional_runs import EVALUATED, digits, run, trained
 from diffusion.commands import records
 from diffusion.commands.compare.groups import group
 from diffusion.commands.evaluate.evaluate import values_of
-from diffusion.commands.evaluate.given import given_to, given_to_samples
+from diffusion.commands.evaluate.given import _digest, given_to, given_to_samples
 from diffusion.commands.quality.arguments import parse_quality_arguments
 from diffusion.commands.quality.by_class import each_class
 from diffusion.commands.quality.candidates import load_candidate
@@ -47,6 +48,16 @@ def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
     for more in (["--condition", "none"], ["--condition", "downsample:4=none"]):
         with pytest.raises(UserError, match="--by-class: the samples of digits-0001 are of no class"):
             load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
+
+
+def test_the_digest_of_conditions_is_that_of_figures_that_are_stored():
+    """Of parts by name, and then of files, whatever the parts are called."""
+    label, field = torch.tensor([3]), torch.ones(1, 2)
+    parts = b"label " + label.numpy().tobytes(), b"zoom " + field.numpy().tobytes()
+    files = b'files {"condition": ["ab"]}'
+    for values in ({"label": label, "a": None, "zoom": field}, {"zoom": field, "label": label}):
+        assert _digest(values) == hashlib.sha256(b"".join(parts)).hexdigest()
+        assert _digest(values, {"condition": ["ab"]}) == hashlib.sha256(b"".join((*parts, files))).hexdigest()
 
 
 def test_one_condition_for_all_is_no_information_and_a_group_of_its_own(table_run, tmp_path, monkeypatch, capsys):

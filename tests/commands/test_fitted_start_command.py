@@ -13,8 +13,10 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.dispatch import main
 from diffusion.commands.subjects import images_of
 from diffusion.data import load_images
+from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
 from diffusion.models.load import load_named
+from diffusion.schedules import fitted_start
 
 # An exact network for data N(0.1, 0.3^2) on a path of which a seventh of the variance at its end is signal.
 MODEL = """
@@ -98,6 +100,52 @@ def test_a_figure_begins_there_and_is_stored_as_that(made, capsys):
     (trained,) = {json.dumps(one.protocol.options["fitted_start"]) for path in Path("evaluations").rglob("elbo-*.json")
                   if (one := records.read(path)).protocol.data["split"] == "train"}  # fmt: skip
     assert trained == json.dumps(repr(model.fitted_start(data.validation[:])))
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.models.adopt.AdoptedNote")
+def test_a_start_is_known_by_its_images_and_not_by_its_rounding(made, capsys, monkeypatch):
+    """Sums are rounded otherwise on another machine: what was drawn there is drawn here again, nearly."""
+    model, data = made
+    assert drawn(*START, "--out", "a.png") == 0, capsys.readouterr().err
+    starts = [model.fitted_start(data.train[:], kind) for kind in ("diagonal", "full")]
+    monkeypatch.setattr(fitted_start, "_reals", lambda *given, real=fitted_start._reals: real(*given) * (1.0 + 1e-15))
+    for kind, start in zip(("diagonal", "full"), starts, strict=True):
+        again = model.fitted_start(data.train[:], kind)
+        assert repr(again) == repr(start)
+        assert not torch.equal(again.mean, start.mean)
+        assert repr(model.fitted_start(data.train[1:], kind)) != repr(start)
+    assert len({repr(start) for start in starts}) == 2
+    given = [fitted_start.FittedStart(torch.full((2,), value), torch.ones(2)) for value in (0.0, 1.0)]
+    assert repr(given[0]) != repr(given[1])
+    assert command(sample, ["--from", "a.png", "--run", "m.py:model", "--device", "cpu", "--out", "b.png"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.models.adopt.AdoptedNote")
+def test_a_model_with_a_start_of_its_own_begins_there(here, capsys):
+    own = "model.start = diffusion.schedules.FittedStart(torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), 0.01))\n"
+    Path("m.py").write_text(MODEL + own)
+    images()
+    model = load_named("m.py:model")
+    wanted, noise = (one.sample(4, sampler="ddim", steps=4) for one in (model, model.begun_in(None)))
+    other = model.begun_in(None).fitted_start(load_images("folder", path="images.npz").train[:])
+    fitted = model.begun_in(other).sample(4, sampler="ddim", steps=4)
+    assert repr(model.start) != repr(other)
+    for argv, expected in (((), wanted), (START, fitted)):
+        assert drawn(*argv, "--out", f"{len(argv)}.npz") == 0, capsys.readouterr().err
+        with np.load(f"{len(argv)}.npz") as arrays:
+            found = torch.from_numpy(arrays["images"].astype(np.float32)) / 127.5 - 1.0
+        torch.testing.assert_close(found[:, None], expected, rtol=0, atol=1 / 127)
+    assert float((wanted - noise).abs().max()) > 0.02 < float((wanted - fitted).abs().max())
+
+
+def test_a_start_is_of_its_own_size():
+    model = diffusion.load("pretrained:digits")
+    zeros = torch.zeros(model.facts.shape)
+    begun = model.begun_in(diffusion.schedules.FittedStart(zeros, zeros + 1.0))
+    assert begun.at_size(8) is begun
+    with pytest.raises(UserError, match=r"^size: found 12; pretrained:digits begins in a start of data \(1, 8, 8\)"):
+        begun.sample(1, size=12)
+    assert begun.begun_in(None).at_size(12).facts.shape == model.at_size(12).facts.shape == (1, 12, 12)
 
 
 @pytest.mark.parametrize(

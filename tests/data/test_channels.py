@@ -12,8 +12,10 @@ from PIL import Image
 from tiny_configs import digits_config
 
 from diffusion.commands.app import command, sample
+from diffusion.commands.demo.images import kept_sample
 from diffusion.data import DataNote, load_images
-from diffusion.data.files.channels import upright
+from diffusion.data.files.channels import has_opacity, upright
+from diffusion.data.files.raw_images import OPACITY
 from diffusion.errors import UserError
 from diffusion.models.build import build_data
 
@@ -60,6 +62,26 @@ def test_opacity_is_kept_on_request(channels, tmp_path):
     if channels == 4:
         white = rows[..., :3] * (rows[..., 3:] / 255.0) + 255.0 - rows[..., 3:]
         assert float(seen.train.double().mean()) == pytest.approx(white.mean(), abs=4)
+
+
+def test_opacity_is_that_of_files_that_are_kept(tmp_path):
+    path = folder(tmp_path, values(4), png, "png")
+    (path / "000.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="skipped"):
+        images = load_images("folder", path, channels="all", unreadable="skip")
+    assert OPACITY in images.provenance
+
+    def gone():
+        raise OSError
+
+    assert not has_opacity(gone)
+
+
+def test_a_sample_that_is_kept_on_the_page_has_its_opacity(tmp_path):
+    x = torch.rand(4, 8, 8) * 2.0 - 1.0
+    for opacity, size in ((True, (8, 8)), (False, (16, 8))):
+        with Image.open(kept_sample(x, tmp_path, opacity)) as image:
+            assert image.size == size
 
 
 @pytest.mark.parametrize(("dtype", "planar"), [(np.uint8, "contig"), (np.uint16, "separate")])

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_configs import digits_config
 
 import diffusion
-from diffusion.data import load_images
+from diffusion.data import DataNote, load_images
 from diffusion.data.files.decoding import ImageFile, decode
 from diffusion.denoisers.exact import Gaussian
 from diffusion.errors import UserError
 from diffusion.likelihood.dequantization import Dequantizer
+from diffusion.models.build import build_data
 from diffusion.schedules import VP
 
 N, SIDE = 12, 8
@@ -126,6 +128,21 @@ def test_arrays_of_eight_bits_have_no_more_levels(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE), np.uint8))
     with pytest.raises(UserError, match=r"no more than 8 bits; leave out data\.levels=all"):
         load_images("folder", tmp_path / "x.npy", levels="all")
+
+
+def test_arrays_of_which_no_value_uses_the_upper_bits(tmp_path):
+    """As they are stored and not as they are resized; a run that was trained on them stays what it was."""
+    images = levels(N, SIDE, SIDE, bits=12)
+    np.savez(tmp_path / "x.npz", images=images)
+    config = digits_config(tmp_path, "data.name=folder", f"data.path={tmp_path / 'x.npz'}", "data.levels=all")
+    with pytest.raises(UserError, match=r"no value above 4095 of 65535: data\.bits=12 takes"):
+        build_data(config)
+    assert build_data(config, trained=True).facts.levels == 65_536
+    images[0, 0, 0] = 65_535
+    np.savez(tmp_path / "x.npz", images=images)
+    with pytest.warns(DataNote, match=r"no value above \d+ of 65535: the images are dark$"):
+        found = load_images("folder", tmp_path / "x.npz", levels="all", size=SIDE // 2)
+    assert max(int(part.max()) for part in (found.train, found.validation, found.test)) < 2**15
 
 
 def test_arrays_of_sixteen_bits(tmp_path):

@@ -67,17 +67,18 @@ def guided(folder, monkeypatch):
     return folder / "mine.pt"
 
 
-def pipeline(folder):
-    from diffusers import DDPMScheduler
+def pipeline(folder, scheduler="DDPMScheduler", out_channels=3, **said):
     from diffusers_pipelines import PLAIN, network_of, save  # skips without diffusers
+    import diffusers  # isort: skip
 
     options = {
         "sample_size": 8,
+        "out_channels": out_channels,
         "block_out_channels": (32, 64),
         "down_block_types": (PLAIN, PLAIN),
         "norm_num_groups": 8,
     }
-    save(folder / "pipeline", network_of(options), DDPMScheduler())
+    save(folder / "pipeline", network_of(options), getattr(diffusers, scheduler)(**said))
     return folder / "pipeline"
 
 
@@ -129,6 +130,30 @@ def test_step_0_has_the_figures_of_the_source_to_the_bit(kind, images, tmp_path,
         assert torch.equal(last.module.state_dict()[name], value)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ("DDPMScheduler", {"variance_type": "fixed_large"}),
+        ("DDPMScheduler", {"variance_type": "learned_range", "out_channels": 6}),
+        ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}),
+    ],
+)
+def test_how_the_source_is_drawn_is_not_how_the_run_is(scheduler, said, images, tmp_path):
+    """The sampler of a run is its own, which takes no variance of ancestral steps and goes to the data end."""
+    source = pipeline(tmp_path, scheduler, **said)
+    theirs = diffusion.load(source)
+    assert theirs.variance in ("upper", "learned") or theirs.ends_at_level
+    run = fit(config(source, images, tmp_path, "trainer.steps=2", "trainer.sample_every=1")).run
+    for model in (diffusion.load(run), diffusion.load(run / runs.START)):
+        settings = model.sampling_settings({})
+        assert (settings["sampler"], settings["steps"], settings["grid"]) == ("abm", 3, "cauchy")
+        assert "variance" not in settings
+        assert "variance" not in model.sampling_settings({"sampler": "ancestral"})
+    out = tmp_path / "x.png"
+    assert main(["sample", "--run", str(run), "--n", "2", "--device", "cpu", "--out", str(out)]) == 0
+    assert out.is_file()
+
+
 def test_the_same_command_continues_when_the_source_is_gone(images, tmp_path):
     source = edm(tmp_path, case="vp-ddpmpp")
     half = fit(config(source, images, tmp_path / "a", "trainer.steps=2"))
@@ -175,6 +200,14 @@ def test_classes_the_same_others_and_none(images, tmp_path):
         before, start = diffusion.load(source), diffusion.load(done.run / runs.START)
         assert torch.equal(start.sample(2, steps=3), before.sample(2, steps=3))
         assert start.sample(2, steps=3, label=4).shape == (2, 3, 8, 8)
+
+    with np.load(images) as found:
+        np.savez(tmp_path / "plain.npz", images=found["images"])
+    for source in (optional, needed):
+        with pytest.raises(UserError, match=r"^denoiser\.conditional: the data 'folder' have no labels"):
+            fit(config(source, tmp_path / "plain.npz", tmp_path, "denoiser.conditional=true"))
+    with pytest.raises(UserError, match=r"needs a label of every sample, and 'folder' has none"):
+        fit(config(needed, tmp_path / "plain.npz", tmp_path))
 
 
 def test_other_sizes_and_levels_are_said_or_refused(images, tmp_path):

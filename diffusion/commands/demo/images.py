@@ -36,9 +36,9 @@ def kept(path: str, folder: Path) -> str:
     return str(target)
 
 
-def kept_sample(sample: Tensor, folder: Path) -> str:
-    """A sample, (C, H, W) in [-1, 1], as an image file in `folder`; returns its path."""
-    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy()))
+def kept_sample(sample: Tensor, folder: Path, opacity: bool = False) -> str:
+    """A sample, (C, H, W) in [-1, 1], perhaps with opacity, as an image file in `folder`; returns its path."""
+    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy(), opacity))
     target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}.png"
     atomic.write_bytes(target, content)
     return str(target)

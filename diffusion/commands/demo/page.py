@@ -13,6 +13,7 @@ from typing import Any
 from ... import samplers
 from ...data import pictures
 from ...data.class_names import names_of, text_of
+from ...data.files.raw_images import OPACITY
 from ...denoisers.condition import LABEL
 from ...errors import UserError, choose
 from ...models import TrainedModel
@@ -266,7 +267,7 @@ class Page:
             raise UserError("image: nothing has been drawn yet; press Draw first")
         if tuple(samples.shape[1:]) != tuple(model.facts.shape):
             raise UserError("image: the last samples are of another model; press Draw first")
-        return self._ready(model, kept_sample(samples[0], self.images))
+        return self._ready(model, kept_sample(samples[0], self.images, OPACITY in model.facts.provenance))
 
     def _ready(self, model: TrainedModel, path: str) -> Any:
         x = seen(model, path)

@@ -136,7 +136,7 @@ def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n:
     check_count(values, n, what)
     if not (told := _told(parts, values, asked)):
         return None
-    digest = _digest({**values, "files": image_digests({CONDITION: list(asked)})})
+    digest = _digest(values, image_digests({CONDITION: list(asked)}))
     return Given(values, sorted(asked), digest, told)
 
 
@@ -154,14 +154,14 @@ def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Seq
     return ", ".join(f"{part.name}={texts[part.name]}" for part in there)
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def _digest(values: Mapping[str, Tensor | None], files: Mapping[str, Any] | None = None) -> str:
+    """The SHA-256 of the parts, in no order of theirs, and then of the files that they were read from."""
     found = hashlib.sha256()
-    for name, value in sorted(values.items()):  # the order of the parts changes nothing
-        if value is None:  # as a part that is left out
-            continue
-        found.update(f"{name} ".encode())
-        plain = not isinstance(value, Tensor)
-        found.update(json.dumps(value).encode() if plain else value.contiguous().cpu().numpy().tobytes())
+    for name, value in sorted(values.items()):
+        if value is not None:  # as a part that is left out
+            found.update(f"{name} ".encode() + value.contiguous().cpu().numpy().tobytes())
+    if files is not None:
+        found.update(f"files {json.dumps(files)}".encode())
     return found.hexdigest()
 
 

@@ -134,7 +134,7 @@ def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device
     if "data" in given and "fitted_start" not in given:
         raise UserError("--data: needs --fitted-start, which is fitted to these images")
     settings = model.sampling_settings(with_defaults(given))
-    model = _begun(_sized(model, settings), settings)
+    model = _begun(model, settings)
     way = next(iter(settings.values()))
     if "steps" in given and way != FITTED and samplers.build(way, method=options.method).is_adaptive:
         print(
@@ -199,8 +199,8 @@ def redraw(model: TrainedModel, record: SampleRecord, options: argparse.Namespac
     if target.suffix != ".png":
         raise UserError(f"--out: found '{target}'; --from draws one picture, x.png")
     _refuse_other_files(old, record, options.runs)
-    model = _begun(_sized(model, record.settings), record.settings)
-    begins = _start_digest(model).get("fitted_start")
+    model = _begun(model, record.settings)
+    begins = _start_digest(model, record.settings).get("fitted_start")
     if begins is not None and (before := record.images.get("fitted_start", begins)) != begins:
         raise UserError(f"--from: {old} began in {', '.join(before)}; that of the images now is {', '.join(begins)}")
     if "interpolate" in record.settings:
@@ -274,21 +274,25 @@ def _record(
         torch=torch.__version__,
         classifier=steered["classifier"],
         guide=steered["guide"],
-        images=image_digests(settings) | _start_digest(model),
+        images=image_digests(settings) | _start_digest(model, settings),
     )
 
 
 def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
-    """The model, which begins in the start that is asked for."""
-    if isinstance(model, DiffusionModel):
-        kind = settings.get("fitted_start")
-        model.start = None if kind is None else start_of_draws(model, kind, settings.get("data"))
-    return model
+    """The model at the size that is asked for, begun in the start that is asked for, if one is, else in its own."""
+    kind = settings.get("fitted_start")
+    if kind is None or not isinstance(model, DiffusionModel):
+        return model.at_size(settings["size"]) if "size" in settings else model
+    model = model.begun_in(None)
+    model = model.at_size(settings["size"]) if "size" in settings else model
+    return model.begun_in(start_of_draws(model, kind, settings.get("data")))
 
 
-def _start_digest(model: TrainedModel) -> dict[str, list[str]]:
-    start = model.start if isinstance(model, DiffusionModel) else None
-    return {} if start is None else {"fitted_start": [repr(start)]}
+def _start_digest(model: TrainedModel, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What identifies the start that was asked for; one that a model has by itself is a part of it."""
+    if settings.get("fitted_start") is None or not isinstance(model, DiffusionModel):
+        return {}
+    return {"fitted_start": [repr(model.start)]}
 
 
 def _check_fitted(settings: Mapping[str, Any]) -> None:
@@ -323,11 +327,6 @@ def _steering_digests(settings: Mapping[str, Any], runs_dir: str) -> dict[str, s
             ("guide", lambda guide: runs.resolve_weights(guide, runs_dir)),
         )
     }
-
-
-def _sized(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
-    """The model at the requested image size."""
-    return model.at_size(settings["size"]) if "size" in settings else model
 
 
 def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Path:

@@ -21,6 +21,7 @@ from ...errors import UserError, did_you_mean
 from ..class_names import listed
 from ..splits import SPLITS, split_of
 from .columns import of_arrays
+from .decoding import refuse_unused_bits
 from .fitting import Size, resize_arrays
 from .raw_images import Column, RawImages
 
@@ -55,7 +56,12 @@ class FoundArrays:
 
 
 def load_arrays(
-    path: Path, size: Size | None, most_bytes: int, bits: int | None = None, columns: Sequence[str] = ()
+    path: Path,
+    size: Size | None,
+    most_bytes: int,
+    bits: int | None = None,
+    whole: bool = False,
+    columns: Sequence[str] = (),
 ) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
 
@@ -63,14 +69,18 @@ def load_arrays(
         path: The file.
         size: Resize the shorter side to this and crop the centre.
         most_bytes: The size above which an array is refused, where it is compressed to next to nothing.
-        bits: Keep the 2^bits levels of whole numbers; None: 256 levels.
+        bits: How many bits whole numbers use; None for 16, where they do.
+        whole: Keep all their 2^bits levels; otherwise there are 256.
         columns: The keys of what else is read of every row.
 
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
     found = find_arrays(path, most_bytes, "images", columns)
-    images = [_images(path, found.names[split], array, found.notes, bits) for split, array in found.data.items()]
+    of = (16 if bits is None else bits) if whole else None
+    images = [_images(path, found.names[split], array, found.notes, of) for split, array in found.data.items()]
+    if whole and bits is None:
+        refuse_unused_bits([int(max(x.max() for x in images))])
     if len({x.shape[1:] for x in images}) > 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
         raise UserError(f"{path}: the splits differ in shape: {shapes} (height, width, channels)")
@@ -78,7 +88,7 @@ def load_arrays(
     ends = np.cumsum(lengths).tolist()
     pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
     parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
-    levels = 256 if bits is None else 2**bits
+    levels = 256 if of is None else 2**of
     return RawImages(
         images=resize_arrays(pixels, size, levels),
         labels=None if found.labels is None else torch.from_numpy(found.labels),

@@ -8,6 +8,7 @@ bands, and of 16 bits in colour the high bytes; others are read by tifffile, an 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ def bands_of(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(277, 1))
 
 
-def has_opacity(data: bytes) -> bool:
-    """Whether the last channel of a file is opacity."""
+def has_opacity(read: Callable[[], bytes]) -> bool:
+    """Whether the last channel of a file is opacity; not of one that cannot be read."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(read())) as image:
             return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     except Exception:  # a TIFF of many bands, or whatever else Pillow does not open
         return False

@@ -73,10 +73,7 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        arrays = load_arrays(path, size, MEMBER_BYTES, (16 if bits is None else bits) if whole else None, columns)
-        if whole and bits is None:
-            refuse_unused_bits([int(arrays.images[:].max())])
-        return arrays
+        return load_arrays(path, size, MEMBER_BYTES, bits, whole, columns)
     levels = 2 ** (16 if bits is None else bits) if whole else 256
     passed = PassedOver()
     passed.left_out = columns
@@ -99,7 +96,7 @@ def load_files(
         else:
             decoded = decode_cached(cache, files, size, progress, skip, bits, whole, every)
         notes += _of_files(decoded, bits)
-        opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[0].read())
+        opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
         if whole and not decoded.seen.tops:
             raise UserError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
     if decoded.skipped:

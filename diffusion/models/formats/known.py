@@ -93,16 +93,17 @@ class Known:
     ) -> AdoptedModel:
         model = adopt(network, **self.conventions)
         model.source, model.known, model.step = source, self, step
+        if config is not None and facts is not None:
+            if facts.shape != model.facts.shape or facts.levels != model.facts.levels:
+                raise UserError(f"{source}: its network and its data are not of the same shape and levels")
+            model.config, model.facts = config, facts
+            return model  # what follows is of the source's own sampler, and this one is drawn by the run's
         sampling = dict(self.sampling)
         if (variance := sampling.pop("variance", None)) is not None:
             model.variance = choose("variance", str(variance), VARIANCES)
         model.steps_offset = whole_number("steps_offset", sampling.pop("steps_offset", 0), 0)
         model.ends_at_level = switch("ends_at_level", sampling.pop("ends_at_level", False))
         model.config = model.config.replace(sampling=model.config.sampling.replace(**sampling))
-        if config is not None and facts is not None:
-            if facts.shape != model.facts.shape or facts.levels != model.facts.levels:
-                raise UserError(f"{source}: its network and its data are not of the same shape and levels")
-            model.config, model.facts = config, facts
         return model
 
     def for_data(self, facts: DataFacts, conditional: bool) -> tuple[Known, list[str]]:
@@ -137,7 +138,8 @@ class Known:
         ]
         labels = Labels(self.conventions.get("labels"))
         if not conditional and labels.is_needed:
-            raise UserError("needs a label of every sample; give denoiser.conditional=true")
+            way_out = f", and {name} has none" if not facts.num_classes else "; give denoiser.conditional=true"
+            raise UserError(f"needs a label of every sample{way_out}")
         if not conditional and labels.classes:
             del made.conventions["labels"]
             notes.append(f"labels: its {labels.classes} classes are left out; the run takes no labels")
