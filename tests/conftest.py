@@ -67,7 +67,10 @@ def _checked_once(fn, typechecker, original):
         if jaxtyping.config.jaxtyping_disable:  # within torch.compile
             return fn(*args, **kwargs)
         given = _kind(args), _kind(kwargs) if kwargs else None
-        expected = seen.get(given, _ALWAYS)
+        try:
+            expected = seen.get(given, _ALWAYS)
+        except TypeError:  # the sides of a traced program are symbols, which have no hash
+            return fn(*args, **kwargs)
         if expected is not _ALWAYS:
             found = fn(*args, **kwargs)
             if _kind(found) != expected:

@@ -202,7 +202,7 @@ def test_what_cannot_say_a_condition_is_no_export(shared_run, capsys, to):
     assert run("export", "t-0001", f"out-{to}", "--to", to) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert to == "diffusers" or "is conditioned on c (2 numbers), kind (2 classes)" in err
+    assert to == "diffusers" or "conditioned on c (2 numbers), kind (2 classes)" in err
     assert not Path(f"out-{to}").exists()
 
 
