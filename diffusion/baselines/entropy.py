@@ -46,10 +46,11 @@ def knn_entropy(z: Any, k: Any = 3) -> Float[Tensor, ""]:
     Raises:
         UserError: If `z` is not a matrix of at least one column, or k is not between 1 and N - 1.
     """
-    try:
-        z = as_tensor(z)
-    except REFUSED:
-        raise UserError(f"z: found {described(z)}; accepted: numbers of shape (N, d)") from None
+    if not isinstance(z, Tensor):
+        try:
+            z = as_tensor(z)
+        except REFUSED:
+            raise UserError(f"z: found {described(z)}; accepted: numbers of shape (N, d)") from None
     if z.is_complex() or z.dtype == torch.bool:
         raise UserError(f"z: found {z.dtype}; accepted: real numbers of shape (N, d)")
     if isinstance(k, bool) or not isinstance(k, Integral):
