@@ -147,6 +147,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_unconfigure():
+    """At the end they go, as extension modules (triton's) print those that stay."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def quick_tuning(monkeypatch):
     """A short search for a grid, from a coarse reference: for tests that do not look at what it finds."""
