@@ -122,8 +122,8 @@ def test_the_command_measures_both_and_keeps_them_apart(place, diffusion_command
     code, out, _ = diffusion_command(*argv)
     assert code == 0
     native, foreign = sorted(read_all(Path("runs/noise-0001")), key=lambda e: e.protocol.data.get("foreign", False))
-    assert f"AUROC of bits/dim {ood.auroc(native, foreign):.4f}" in out
-    assert "--ood b.npz: all 60 images, as it has no splits" in out
+    assert f"AUROC of bits/dim {ood.auroc(native, foreign):.4f}" in " ".join(out.split())
+    assert "--ood b.npz: all 60 images, as it has no splits" in " ".join(out.split())
     assert len(foreign.estimate) == 60
     assert len(list(Path("runs/noise-0001/evaluations").glob("*-against-*.png"))) == 1
     code, _, _ = diffusion_command("compare", "noise-0001", "--no-baselines", "--wandb", "off")
