@@ -345,7 +345,8 @@ def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:
 def _write_config(run: Path, text: str) -> None:
     """Write the configuration of a run; a previous one is kept under a numbered name."""
     path = run / runs.CONFIG
-    atomic.sweep(run)
+    for folder in (run, run / runs.SAMPLES, run / runs.AVERAGES):
+        atomic.sweep(folder)
     if path.is_file():
         if path.read_text(encoding="utf-8") == text:
             return

@@ -343,3 +343,15 @@ def test_a_run_that_compiles_says_why_its_first_step_takes_long(compiles, capfd)
     trainer = Trainer(max_steps=4, logger=False, barebones=True)
     callbacks.Progress(8, compiles).on_train_start(trainer, LightningModule())
     assert ("compiling: the first step" in capfd.readouterr().err) is compiles
+
+
+def test_what_a_killed_process_was_writing_goes_when_the_run_goes_on(tmp_path, interrupt):
+    config = toy_config(tmp_path, "ema.widths=[0.05,0.1]", "trainer.sample_every=2")
+    interrupt(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = fit(config).run
+    left = [run / part / f".a{part}.01234567.tmp" for part in ("", "samples", "averages", "checkpoints")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    fit(config, run)
+    assert not any(path.exists() for path in left)
