@@ -69,7 +69,13 @@ def test_the_device_refuses_float64_and_holds_networks_alone(device):
     assert device.counts["to_device"] > 0
 
 
-@pytest.mark.parametrize("name", diffusion.samplers.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "adaptive-sde" else ())  # it takes many small steps
+        for name in diffusion.samplers.names()
+    ],
+)
 def test_a_sampler_draws_what_it_draws_on_the_cpu(device, name):
     given = {"tolerance": 1e-2} if name == "ode" else {} if name == "adaptive-sde" else {"steps": 4}
     expected = diffusion.sample(denoiser(), 2, sampler=name, **given)
@@ -90,7 +96,7 @@ def test_a_sampler_draws_what_it_draws_on_the_cpu(device, name):
         ("immse", {"evaluations": 4}),
         ("ode", {"tolerance": 1e-2}),
         ("ode", {"tolerance": 0.3, "trace": "exact"}),
-        ("ode", {"tolerance": 1e-2, "dequantization": "truncated-normal"}),
+        pytest.param("ode", {"tolerance": 1e-2, "dequantization": "truncated-normal"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_likelihood_is_that_of_the_cpu(device, method, options):

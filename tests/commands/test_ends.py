@@ -113,6 +113,7 @@ def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(here, monkeypatc
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_a_program_or_of_pictures(tmp_path):
     """torch's own writer would abort the process."""
     with small_disk(tmp_path / "disk", 64) as disk:

@@ -123,7 +123,9 @@ def bound(model, levels=401, nodes=48):
     return diffusion_term - to_prior - 0.5 * (math.log(2 * math.pi) - HIGH + 1)
 
 
-@pytest.mark.parametrize("bend", [0.0, 0.5, -0.6])
+@pytest.mark.parametrize(
+    "bend", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(-0.6, marks=pytest.mark.slow)]
+)
 def test_the_flow_and_the_sde_of_a_bent_denoiser(bend):
     model = Bent(bend)
     flow, sde, elbo = flow_log_density(model), sde_log_density(model), bound(model)
