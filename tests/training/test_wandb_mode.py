@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import wandb
@@ -72,6 +73,7 @@ def test_off_makes_no_logger(tmp_path):
 def test_an_offline_run_needs_no_key_no_terminal_and_no_network(tmp_path, monkeypatch, capfd):
     run_dir = tmp_path / "digits-0001"
     run_dir.mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub.inference", ModuleType("huggingface_hub.inference"))
     for name in [name for name in os.environ if name.startswith("WANDB") or name == "NETRC"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

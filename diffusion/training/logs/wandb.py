@@ -13,6 +13,7 @@ import logging
 import netrc
 import os
 import secrets
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from ...errors import choose
 from ...storage import atomic
 
 MODES = LoggingConfig.words("wandb")
+_NO_WEAVE = "WANDB_DISABLE_WEAVE"
 INIT_TIMEOUT_SECONDS = 10.0
 FINISH_TIMEOUT_SECONDS = 60.0
 _ENVIRONMENT_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
@@ -248,11 +250,19 @@ def _start(run_dir: Path, mode: str, options: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _no_word_of_its_own_log() -> Iterator[None]:
-    """W&B's debug log may fail (a full disk) without a traceback of each of its lines, in the block and after it."""
+    """W&B's debug log may fail (a full disk) without a traceback of each of its lines, in the block and after it.
+
+    Within the block it advertises no Weave, as it else does on stderr where huggingface_hub is imported.
+    """
     former, logging.raiseExceptions = logging.raiseExceptions, False
+    advertises = "weave" not in sys.modules and _NO_WEAVE not in os.environ
+    if advertises:
+        os.environ[_NO_WEAVE] = "true"
     try:
         yield
     finally:
         logging.raiseExceptions = former
+        if advertises:
+            del os.environ[_NO_WEAVE]
         for handler in logging.getLogger("wandb").handlers:
             handler.handleError = lambda record: None
