@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import ClassVar
 
 from ..errors import UserError
 from ..processes import cleans_up_on_sigterm, is_helper, waiting_threads_sleep
@@ -29,7 +30,10 @@ def command(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     """
     waiting_threads_sleep()
     try:
-        exit_code = body(sys.argv[1:] if argv is None else argv)
+        try:
+            exit_code = body(sys.argv[1:] if argv is None else argv)
+        finally:
+            ProgressBar.close_all()
         sys.stdout.flush()
         return exit_code
     except UserError as error:
@@ -105,6 +109,8 @@ class ProgressBar:
 
     FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
 
+    _open: ClassVar[set[ProgressBar]] = set()
+
     def __init__(self) -> None:
         self._bar = None
         self._task, self._state = "", ""
@@ -117,6 +123,7 @@ class ProgressBar:
         is_new = task != self._task
         if is_new:
             self.close()
+            self._open.add(self)
             self._task = task
         begins = is_new or done < self._begun[0] or count != self._begun[1]
         if begins or (done, count) != self._last[:2]:  # not where it is told once more
@@ -166,8 +173,15 @@ class ProgressBar:
 
     def close(self) -> None:
         """End the current task."""
+        self._open.discard(self)
         self._task = ""
         self._over.set()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    @classmethod
+    def close_all(cls) -> None:
+        """End what a command that failed had begun, before its error is printed."""
+        for bar in tuple(cls._open):
+            bar.close()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import SPLITS
 from ..data import ImageData, image_names, load_images
-from ..data.files.alike import Alike
+from ..data.files.alike import Alike, EightBitsError
 from ..data.splits import GIVEN
 from ..denoisers.inverse_problems.operators import LUMA
 from ..errors import UserError, did_you_mean, reported_as
@@ -101,9 +101,7 @@ def _of_files(path: str, native: ImageData, bits: int | None) -> ImageData:
     with reported_as({"data.path": "--ood"}):
         try:
             return load_images("folder", path=path, levels="all" if alike.whole else "256", **how)
-        except UserError as error:
-            if not str(error).startswith("data.levels:"):  # files of 8 bits alone
-                raise
+        except EightBitsError:
             return load_images("folder", path=path, **how)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from diffusion.commands import app
 from diffusion.commands.app import ProgressBar
+from diffusion.errors import UserError
 
 
 def lines(capsys, seconds=0.0):
@@ -101,3 +102,15 @@ def test_one_of_several_processes_tells(capsys, monkeypatch):
     monkeypatch.setattr(app, "is_helper", lambda: True)
     ProgressBar().named("PF-ODE", 0, 9)
     assert lines(capsys, 0.3) == []
+
+
+def test_a_command_that_fails_says_no_more_of_its_progress(capsys, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "FIRST", 0.1)
+    monkeypatch.setattr(ProgressBar, "EVERY", 0.1)
+
+    def fails(argv):
+        ProgressBar().named("PF-ODE", 0, 10)
+        raise UserError("data: none")
+
+    assert app.command(fails, []) == 2
+    assert lines(capsys, 0.5) == ["error: data: none"]

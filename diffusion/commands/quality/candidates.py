@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import IMAGE_SETS
 from ...data import ImageData, load_images
-from ...data.files.alike import Alike
+from ...data.files.alike import Alike, EightBitsError
 from ...data.files.image_files import load_files
 from ...data.files.raw_images import RawImages
 from ...denoisers.condition import LABEL
@@ -189,9 +189,7 @@ def _files(text: str, data: ImageData) -> RawImages:
     try:
         with reported_as({"data.path": text}):
             return load_files(Path(text), bits=alike.bits, whole=alike.whole, every=alike.every)
-    except UserError as error:
-        if not str(error).startswith("data.levels:"):
-            raise
+    except EightBitsError as error:
         raise UserError(f"{text}: has images of 256 levels; those of '{data.name}' have {data.levels:,}") from error
 
 

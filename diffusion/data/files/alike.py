@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from ...errors import UserError
 
 
+class EightBitsError(UserError):
+    """Files of which none has the more than 8 bits that are asked for."""
+
+
 @dataclass(frozen=True)
 class Alike:
     """How files are read, so that they are as images that are there.

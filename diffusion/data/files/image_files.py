@@ -22,6 +22,7 @@ from ...errors import UserError
 from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
+from .alike import EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
@@ -98,7 +99,7 @@ def load_files(
         notes += _of_files(decoded, bits)
         opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
         if whole and not decoded.seen.tops:
-            raise UserError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
+            raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
     if decoded.skipped:
         told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
         warnings.warn(told, stacklevel=2)
