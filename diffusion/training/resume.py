@@ -1,7 +1,7 @@
 """Which run a command resumes (the last unfinished one of its name, the one it names, or none), and a run's status.
 
 A run resumes with the configuration and on the data it was started with, wherever the data are now
-(`training.same_data` compares their content). Devices, logging and the like may change freely; the optimisation may
+(`training.subject` compares their content). Devices, logging and the like may change freely; the optimisation may
 change on request (`--resume-changed`); the architecture may not.
 """
 
