@@ -10,6 +10,7 @@ from ..config import FITTED, FITTED_STEPS, IMAGE_SETS, SamplingConfig
 from ..config.preflight import check_device
 from ..errors import UserError, choose, did_you_mean
 from ..storage import atomic, runs
+from .options import RUNS
 from .sample.record import SampleRecord
 
 SAMPLERS = (*SamplingConfig.words("sampler"), FITTED)
@@ -43,7 +44,7 @@ def check_sample(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.run is not None:
         check_models([options.run], options.runs, checkpoints=True)
-    elif options.runs != "runs" and not Path(options.runs).is_dir():
+    elif options.runs != RUNS and not Path(options.runs).is_dir():
         raise UserError(f"--runs: {options.runs} does not exist; a folder of runs is accepted")
     if options.from_image is not None:
         SampleRecord.read(options.from_image)
@@ -90,6 +91,17 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
     resolve = runs.resolve_weights if checkpoints else runs.resolve_model
     for name in names:
         resolve(name, runs_dir)
+
+
+def check_named(options: argparse.Namespace) -> None:
+    """Refuse what a command line names that is not there: its `run` or `model`, and its device.
+
+    Raises:
+        UserError: For such a name.
+    """
+    named = vars(options).get("run") or vars(options).get("model") or ()
+    check_models((named,) if isinstance(named, str) else named, vars(options).get("runs", RUNS))
+    check_device(vars(options).get("device", "auto"))
 
 
 def check_conversion(options: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ from ...sampling.settings import given_settings
 from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
-from ..features import FeatureCache, choose_extractor
+from ..features import choose_extractor, reference_of
 from ..options import flag
 from ..preflight import check_takes_figures
 from ..report import console, print_next
@@ -77,23 +77,12 @@ class Reference:
             mirrored: Whether mirror images of training images count as copies of these.
         """
         if self._made is None:
-            cache, trained_on = FeatureCache(), self.options.reference == "train"
-            known = cache.read(self.provenance)
-            self._made = QualityReference.of(
-                self.images,
-                self.extractor,
-                self.data.name,
-                self.options.reference,
-                self.data.levels,
-                held_out=self.data.test if trained_on else None,
-                flips=self.options.flips,
-                features=known,
-                device=self.device,
-                batch_size=self.options.batch_size,
+            split, flips = self.options.reference, self.options.flips
+            self._made = reference_of(
+                self.data, split, self.extractor, held_out=self.data.test if split == "train" else None, flips=flips,
+                device=self.device, batch_size=self.options.batch_size,
                 progress=partial(bar.named, "features of the reference"),
-            )
-            if known is None:
-                cache.write(self.provenance, self._made.features)
+            )  # fmt: skip
         return self._made.counting(mirrored)
 
 

@@ -233,6 +233,17 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     return Downsample(factor), small
 
 
+def of_images(model: TrainedModel, option: str) -> DiffusionModel:
+    """The model, if it has a path from noise to an image.
+
+    Raises:
+        UserError: For any other, under the name of an option.
+    """
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    return model
+
+
 def alike_to(model: TrainedModel, channels: int | None = None) -> Alike:
     """How files are read as the images of a model are, or as its paired fields of so many channels."""
     facts = model.facts
