@@ -299,11 +299,7 @@ def fit(
 
 
 def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) -> None:
-    """Fit what is fitted after training; a failure is reported in one line, since the model exists.
-
-    Raises:
-        UserError: For such a failure.
-    """
+    """Fit what is fitted after training; a failure is reported in one line, since the model exists."""
     try:
         module.finish(data, device)
     except Exception as error:
@@ -317,11 +313,7 @@ def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) ->
 
 
 def _check_drawing(model: TrainedModel) -> None:
-    """Check `sampling.*` before training, not only when the first samples are drawn.
-
-    Raises:
-        UserError: For such a setting.
-    """
+    """Check `sampling.*` before training, not only when the first samples are drawn."""
     settings = model.sampling_settings_in_training()
     model.effective_settings(settings)
     if settings.get("eta"):  # whether an eta is too large depends on the path

@@ -83,11 +83,7 @@ class Bits:
 
 
 def bits(model: TrainedModel, path: str, seed: int) -> Bits:
-    """Measure an image: its variational bound, and at which noise levels its bits are spent.
-
-    Raises:
-        UserError: As `seen`.
-    """
+    """Measure an image: its variational bound, and at which noise levels its bits are spent."""
     of_images(model, "image")
     images = levels_for(model, "image", path)
     estimate = model.log_likelihood(images, method="elbo", evaluations=EVALUATIONS, seed=seed)

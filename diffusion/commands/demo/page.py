@@ -29,11 +29,7 @@ _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # min
 
 
 def gradio() -> Any:
-    """The library, with its calls to others' servers switched off.
-
-    Raises:
-        UserError: If it is not installed.
-    """
+    """The library, with its calls to others' servers switched off."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:

@@ -104,9 +104,6 @@ def given_to_samples(
 
     Returns:
         The conditions, None for none, and the rows of the test images, None where they are of none.
-
-    Raises:
-        UserError: As `given_to`.
     """
     asked, parts = _asked(model, asked), parts_of(model)
     if asked == [NONE]:

@@ -140,11 +140,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
-    """Refuse options that apply to nothing on the command line.
-
-    Raises:
-        UserError: Naming one.
-    """
+    """Refuse options that apply to nothing on the command line."""
     drawn = [candidate.subject is not None for candidate in candidates]
     if options.data is not None and all(drawn) and moved(options) is None:
         raise UserError(
@@ -157,11 +153,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
-    """Refuse to compare results with different references or numbers of samples, before hours of work.
-
-    Raises:
-        UserError: Naming what differs.
-    """
+    """Refuse to compare results with different references or numbers of samples, before hours of work."""
     for other in candidates[1:]:
         images = getattr(other.data, options.reference)
         found = describe(

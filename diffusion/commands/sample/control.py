@@ -234,11 +234,7 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
 
 
 def of_images(model: TrainedModel, option: str) -> DiffusionModel:
-    """The model, if it has a path from noise to an image.
-
-    Raises:
-        UserError: For any other, under the name of an option.
-    """
+    """The model, if it has a path from noise to an image."""
     if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
         raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
     return model
