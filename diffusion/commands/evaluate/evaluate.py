@@ -25,7 +25,7 @@ from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
 from ..compare.figures import ranked_picture
-from ..evaluation import summary, weights_warning
+from ..evaluation import summary, warnings_of
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
 from ..report import console, known, likelihood_table, print_next
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
                 pair = method, evaluation.estimate, without.estimate
                 line = information_line(*pair) if given.asked == DATA else gain_line(*pair, given)
                 out.print(escape(line), soft_wrap=True)
-            if (warning := weights_warning(evaluation.estimate)) is not None:
+            for warning in warnings_of(evaluation.estimate):
                 out.print(warning, soft_wrap=True)
             if spent is not None:
                 out.print(spent_table(spent))

@@ -104,7 +104,7 @@ def train(argv: Sequence[str]) -> int:
     if estimates:
         console.print(report.likelihood_table({**estimates, **before}))
         for name, estimate in estimates.items():
-            if (warning := evaluation.weights_warning(estimate)) is not None:
+            for warning in evaluation.warnings_of(estimate):
                 console.print(f"{name}: {warning}", soft_wrap=True)
         for line in evaluation.information_lines(estimates):
             console.print(line, soft_wrap=True)
