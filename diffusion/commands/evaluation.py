@@ -236,8 +236,8 @@ def narrow_data_warning(estimate: Estimate) -> str | None:
         return None
     return (
         "the data are far narrower in some direction than the noise at the data end of the path, which does not "
-        "resolve their density: how far it is from that of a path without end is not known; train with data.normalize=whiten, "
-        "with a larger schedule.log_snr_max, or without numbers that follow from the others"
+        "resolve their density: how far it is from that of a path without end is not known; train with "
+        "data.normalize=whiten, with a larger schedule.log_snr_max, or without numbers that follow from the others"
     )
 
 

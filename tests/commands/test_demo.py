@@ -2,7 +2,9 @@
 
 import base64
 import gc
+import io
 import json
+import re
 import shlex
 import warnings
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ from diffusion.commands.demo.demo import names
 from diffusion.commands.demo.page import ANY, Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
+from diffusion.data.files.raw_images import OPACITY
 from diffusion.errors import UserError
+from diffusion.models.build import DataFacts
 from diffusion.networks.parts import CLASSES, FIELD, Part
 from diffusion.schedules import time_grid
 
@@ -204,6 +208,35 @@ def test_models_with_the_class_among_their_parts_are_asked_for_one(condition, pl
     other = page._command(run.name, "ddim", 3, 0, "4", 2, "8", 2)
     found = [drawing.draw(shown, one).samples for one in (argv, other)]
     assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(("channels", "opacity"), [(2, False), (2, True), (4, False), (4, True), (5, False)])
+def test_images_of_many_channels_are_taken_whole_and_painted_on_at_their_size(channels, opacity, place, models):
+    """The picture that is painted on is one image; all channels are below it, as in pictures of samples."""
+    facts = DataFacts("x", (channels, 8, 8), 256, 0, {OPACITY: "yes"} if opacity else {})
+    run = make_run(place / "bands", digits_config(place, "name=bands"), facts)
+    page = object.__new__(Page)
+    page.models, page.images = drawing.Models("bands", "cpu"), images.Path("kept")
+    model = page.models[run.name]
+    about = f"{channels} channels: {'three as colour, the fourth' if channels == 4 else 'in grey, next to'}"
+    assert about in page._about(model)
+    samples = torch.rand(1, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if channels == 5:
+        with pytest.raises(UserError, match="up to 4 channels, this sample has 5"):
+            page._taken(run.name, samples)
+        path = "bands.tif"
+        pytest.importorskip("tifffile").imwrite(path, pictures.to_bytes(samples)[0].permute(1, 2, 0).numpy(),
+                                                planarconfig="contig", photometric="minisblack")  # fmt: skip
+        path, html, _ = page._dropped(run.name, path)
+    else:
+        path, html, _ = page._taken(run.name, samples)
+    torch.testing.assert_close(images.seen(model, path), samples, atol=1.01 / 255, rtol=0)
+    shown = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall('base64,([^)"]+)', html)]
+    bytes_ = pictures.to_bytes(samples)[0].permute(1, 2, 0).numpy()
+    whole = bytes_ if opacity else bytes_[..., :3] if channels == 4 else bytes_.mean(2, keepdims=True)
+    np.testing.assert_allclose(np.asarray(shown[0]).reshape(whole.shape), whole, atol=0.51)
+    assert shown[1].size == pictures.grid(samples).size
+    assert about in html
 
 
 def test_the_command_line_refuses(place, monkeypatch, capsys):

@@ -36,9 +36,15 @@ def kept(path: str, folder: Path) -> str:
     return str(target)
 
 
-def kept_sample(sample: Tensor, folder: Path, opacity: bool = False) -> str:
-    """A sample, (C, H, W) in [-1, 1], perhaps with opacity, as an image file in `folder`; returns its path."""
-    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy(), opacity))
+def kept_sample(sample: Tensor, folder: Path) -> str:
+    """A sample, (C, H, W) in [-1, 1], as an image file in `folder` with all its channels; returns its path.
+
+    Raises:
+        UserError: For more than four channels.
+    """
+    if len(sample) > 4:
+        raise UserError(f"image: a PNG has up to 4 channels, this sample has {len(sample)}; drop a TIFF with as many")
+    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy(), opacity=len(sample) % 2 == 0))
     target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}.png"
     atomic.write_bytes(target, content)
     return str(target)
@@ -70,6 +76,27 @@ def seen(model: TrainedModel, path: str) -> Tensor:
     """
     _refuse_others(model)
     return image_for(model, "image", path)
+
+
+def to_paint(x: Tensor, opacity: bool) -> Image.Image:
+    """An image (1, C, H, W) in [-1, 1] at its own size, to be painted on.
+
+    Of four channels without opacity it shows the first three as colour, of two or of five and more their mean.
+    """
+    pixels = pictures.to_bytes(x)[0]
+    if not opacity and len(pixels) == 4:
+        pixels = pixels[:3]
+    elif not opacity and len(pixels) != 3:
+        pixels = pixels.float().mean(0, keepdim=True).round().to(torch.uint8)
+    return pictures.from_bytes(pixels.numpy(), opacity)
+
+
+def channels_in_words(channels: int) -> str:
+    """How pictures show all channels of images, in words; nothing to be said of grey and of colour."""
+    if channels in (1, 3):
+        return ""
+    shown = "three as colour, the fourth next to them in grey" if channels == 4 else "in grey, next to each other"
+    return f"{channels} channels: {shown}"
 
 
 def _refuse_others(model: TrainedModel) -> None:

@@ -20,7 +20,7 @@ from ...models import TrainedModel
 from ..sample.arguments import parse_sample_arguments
 from . import view
 from .drawing import MOST, Drawn, Models, Picture, difference, draw, encode_image, png_of, with_settings
-from .images import bits, kept, kept_mask, kept_sample, seen
+from .images import bits, channels_in_words, kept, kept_mask, kept_sample, seen, to_paint
 
 ANY = ("any class", "")  # as shown, and its value, which is no class's name
 Number = int | float | None  # a slider's, which JSON writes either way; None where its field is empty
@@ -178,6 +178,8 @@ class Page:
         shape = " x ".join(map(str, model.facts.shape))
         levels = "real numbers" if model.facts.levels is None else f"{model.facts.levels} grey levels"
         text = f"{model.config.family} of {model.facts.name}: {shape}, {levels}; {size:,} parameters"
+        if len(model.facts.shape) == 3 and (channels := channels_in_words(model.facts.shape[0])):
+            text += f". Pictures show its {channels}"
         return f'<p class="hint">{view.escape(text)}</p>'
 
     def _classes(self, model: TrainedModel) -> list[str]:
@@ -267,12 +269,15 @@ class Page:
             raise UserError("image: nothing has been drawn yet; press Draw first")
         if tuple(samples.shape[1:]) != tuple(model.facts.shape):
             raise UserError("image: the last samples are of another model; press Draw first")
-        return self._ready(model, kept_sample(samples[0], self.images, OPACITY in model.facts.provenance))
+        return self._ready(model, kept_sample(samples[0], self.images))
 
     def _ready(self, model: TrainedModel, path: str) -> Any:
         x = seen(model, path)
-        small = Picture(pictures.encode(pictures.from_bytes(pictures.to_bytes(x)[0].numpy())), "image.png")
-        return path, view.painter(small, *model.facts.shape[-2:]), ""
+        small = Picture(pictures.encode(to_paint(x, OPACITY in model.facts.provenance)), "image.png")
+        shown = view.painter(small, *model.facts.shape[-2:])
+        if channels := channels_in_words(model.facts.shape[0]):
+            shown += view.figure(Picture(pictures.encode(pictures.grid(x)), "channels.png"), channels)
+        return path, shown, ""
 
     def _worked(self, *values: Any) -> str:
         *asked, task, path, marks, strength = values

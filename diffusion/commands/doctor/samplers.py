@@ -176,5 +176,5 @@ def _mixture(name: str, sampler: Sampler, device: torch.device) -> list[Check]:
         ]
     found, drawn = model.log_prob(x.double()), model.log_prob(model.draw(16 * _POINTS).double())
     error = math.hypot(float(found.std()) / math.sqrt(len(found)), float(drawn.std()) / math.sqrt(len(drawn)))
-    what = f"mixture, {_MIXTURE_STEPS} steps, E log p"
-    return [within(GROUP, name, what, float(found.mean()), float(drawn.mean()), 0.1 + 4.0 * error, " nats")]
+    what = f"mixture, {_MIXTURE_STEPS} steps, E log p in nats"
+    return [within(GROUP, name, what, float(found.mean()), float(drawn.mean()), 0.1 + 4.0 * error)]

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from ...baselines import latent_images
@@ -28,9 +27,10 @@ from ..compare.figures import ranked_picture
 from ..evaluation import summary, warnings_of
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
-from ..report import console, known, likelihood_table, print_next
+from ..report import known, likelihood_table
 from ..sample.start import start_of
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
+from ..terminal import console, print_next, print_places, say, split_words
 from .arguments import estimator_options
 from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
 from .laws import laws_apart
@@ -148,24 +148,25 @@ def run(options: argparse.Namespace) -> int:
             if given is not None and without is not None:
                 pair = method, evaluation.estimate, without.estimate
                 line = information_line(*pair) if given.asked == DATA else gain_line(*pair, given)
-                out.print(escape(line), soft_wrap=True)
+                say(out, line)
             for warning in warnings_of(evaluation.estimate):
-                out.print(warning, soft_wrap=True)
+                say(out, warning)
             if spent is not None:
                 out.print(spent_table(spent))
                 for line in verdict(spent):
-                    out.print(line)
+                    say(out, line)
             if foreign is not None and other is not None:
-                out.print(escape(foreign.note), soft_wrap=True)
-                out.print(escape(ood.sentence(evaluation, other)))
-            for what, place in {**places, **({"W&B run": mirrored} if mirrored else {})}.items():
-                out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+                say(out, foreign.note)
+                say(out, ood.sentence(evaluation, other))
+            print_places(out, {**places, **({"W&B run": mirrored} if mirrored else {})})
         for line in laws_apart(measured):
-            out.print(line, soft_wrap=True)
+            say(out, line)
         subject.model.to("cpu")
     if all(subject.model.facts.levels is not None for subject in subjects):
-        split = () if options.split == "test" else ("--split", options.split)
-        print_next(out, "compare", *options.run, *split, data=options.data, runs=options.runs)
+        words = (*options.run, *split_words(options.split))
+        print_next(out, "compare", *words, data=options.data, runs=options.runs)
+    else:  # `compare` is of images
+        print_next(out, "sample", "--run", options.run[0], runs=options.runs)
     return 0
 
 
@@ -204,7 +205,7 @@ def _toy(subject: Subject, options: argparse.Namespace) -> None:
     title = f"{subject.name}: {len(found['PF-ODE'])} fresh points of {subject.model.facts.name}"
     out.print(likelihood_table(found, title))
     out.print(_budget(found["PF-ODE"]))
-    out.print(gap_sentence(found))
+    say(out, gap_sentence(found))
 
 
 def _beside(subject: Subject, name: str) -> Path:

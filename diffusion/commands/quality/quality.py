@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.markup import escape
 from torch import Tensor
 
 from ...data import ImageData, pictures
@@ -38,8 +37,8 @@ from ..app import ProgressBar
 from ..features import FeatureCache, choose_extractor
 from ..options import flag
 from ..preflight import check_takes_figures
-from ..report import console, print_next
 from ..subjects import named_apart
+from ..terminal import console, print_next, print_places, say
 from .by_class import each_class
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, class_table, remarks, table
@@ -140,13 +139,14 @@ def run(options: argparse.Namespace) -> int:
     if by_class:
         out.print(class_table(by_class, options.reference))
     for line in left_out:
-        out.print(f"- {escape(line)}", soft_wrap=True)
+        say(out, f"- {line}")
     for line in remarks(rows):
-        out.print(f"- {escape(line)}", soft_wrap=True)
+        say(out, f"- {line}")
     for what, place in places:
-        out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        print_places(out, {what: place})
     for text in [text for text, of in zip(options.run, candidates, strict=True) if of.subject is not None][:1]:
-        print_next(out, "tradeoff", text, data=moved(options), runs=options.runs)
+        features = () if options.features is None else ("--features", options.features)
+        print_next(out, "tradeoff", text, *features, data=moved(options), runs=options.runs)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from ...errors import UserError
 from ...models import DiffusionModel
 from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
-from ...processes import launched, typed
+from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
@@ -36,6 +35,7 @@ from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
 from ..options import flag
+from ..terminal import console, print_next
 from .condition import check_count, rows_of_conditions
 from .control import controlled, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
@@ -101,9 +101,9 @@ def draw(options: argparse.Namespace) -> int:
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     if options.run is None and model.source == DEFAULT_MODEL:
-        print(f"next: {typed('train')}")
+        print_next(console(), "train")
     elif (name := named(model.source)) is not None:
-        print(f"next: {typed('evaluate')} {shlex.quote(name)}")
+        print_next(console(), "evaluate", name)
     return 0
 
 
