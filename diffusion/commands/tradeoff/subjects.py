@@ -152,7 +152,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         return extract(extractor, images, device, options.batch_size)
 
     logging = model.config.logging
-    asked = {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
+    requested = {} if given is None else {CONDITION: given.requested, CONDITION_DIGEST: given.digest}
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
@@ -160,7 +160,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(provenance), **asked},
+        identity={"model": subject.weights, "reference": asdict(provenance), **requested},
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,

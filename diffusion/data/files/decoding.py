@@ -2,7 +2,7 @@
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
-(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
+(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are reported). The
 EXIF orientation is applied. A grey file among colour files becomes three equal channels. With all levels (int32, not
 uint8) PNG and TIFF files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits. With all
 channels (`channels`) nothing is composited or converted, and all files have to have as many.
@@ -46,7 +46,7 @@ class ImageFile:
 
 @dataclass
 class Seen:
-    """What is to be told of files that were read.
+    """What is reported of files that were read.
 
     Attributes:
         tops: The largest value of each file of 16-bit grey.
@@ -79,7 +79,7 @@ def decode(
 ) -> np.ndarray:
     """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
 
-    With all its channels (`every`) it is (H, W, C). What is to be told of it is added to `seen`.
+    With all its channels (`every`) it is (H, W, C). What is reported of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -142,7 +142,7 @@ class Decoded:
         images: Those that could be read, shape (N, C, H, W).
         kept: Which of the files they are of.
         skipped: What was wrong with the others, one line each.
-        seen: What is to be told of those that could be read.
+        seen: What is reported of those that could be read.
     """
 
     images: Integer[Tensor, " n c h w"]

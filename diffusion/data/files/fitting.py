@@ -29,12 +29,12 @@ class Fit:
 
     @property
     def key(self) -> int | str:
-        """What tells it from others, in a cache."""
+        """What distinguishes it from others, in a cache."""
         square = self.height == self.width and self.how == "crop"
         return self.height if square else f"{self.height}x{self.width} {self.how}"
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """What becomes of an image, in words."""
         to = f"{self.height} x {self.width} (height x width)"
         if self.how == "crop" and self.height == self.width:
