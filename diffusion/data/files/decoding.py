@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from .channels import all_levels, bands_of, in_levels, is_tiff, sixteen_bits, stored_values, to_eight_bits
-from .fitting import Size, channels_first, resize_and_crop, resize_levels
+from .fitting import Size, channels_first, resize_and_crop, resize_levels, room_for
 
 CHUNK, _SHARE = 1024, 16  # files decoded before the next are looked at, and by a thread at a time
 Progress = Callable[[int, int], None]
@@ -130,10 +130,6 @@ def _line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """Images in memory.
@@ -156,7 +152,7 @@ def decode_all(
     size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
-    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = room_for,
     bits: int | None = None,
     whole: bool = False,
     every: bool = False,
