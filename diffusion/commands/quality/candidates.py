@@ -137,9 +137,6 @@ def _labels(
     """The argument `label` of a draw of `count` samples, and how many of them are of each class: for --label.
 
     In the proportion of the reference no class is off by a sample or more.
-
-    Raises:
-        UserError: For a model or a reference without classes, and a class that there is not.
     """
     if label is None and isinstance(model, AdoptedModel) and model.adopted.labels.is_needed:
         raise UserError(f"--label: the network needs one of every sample; --label {OF_REFERENCE} draws all classes")

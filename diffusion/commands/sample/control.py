@@ -114,11 +114,12 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
         raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
     guide = load(path, weights_on(model.denoiser), runs_dir)
-    if "size" in left:
-        guide = guide.at_size(left["size"])
     if not isinstance(guide, DiffusionModel):
         raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
-    return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+    denoiser = (
+        guide.denoiser.at_size(left["size"]) if "size" in left else guide.denoiser
+    )  # where it begins is no matter
+    return model.around(Autoguidance(model.denoiser, denoiser, weight, interval))
 
 
 def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> DiffusionModel:
@@ -231,6 +232,13 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
         found, needed = f"{small.shape[-1]} x {small.shape[-2]}", f"{width} x {height}"
         raise UserError(f"--restore: {path} is {found} pixels; the model's {needed} must be a multiple of it")
     return Downsample(factor), small
+
+
+def of_images(model: TrainedModel, option: str) -> DiffusionModel:
+    """The model, if it has a path from noise to an image."""
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    return model
 
 
 def alike_to(model: TrainedModel, channels: int | None = None) -> Alike:
