@@ -26,7 +26,7 @@ from ..baselines.gaussianity import Gaussianity
 from ..config import EvaluationConfig
 from ..data.toy import Toy
 from ..likelihood import Estimate
-from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
+from ..likelihood.estimate import DATA_END, EFFECTIVE_SAMPLES, SOLVER, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
 from ..models.load import TrainedModel, load
@@ -210,6 +210,11 @@ def effective_samples(estimate: Estimate) -> float | None:
     return None if log_ess is None else float(log_ess.exp().median())
 
 
+def warnings_of(estimate: Estimate) -> list[str]:
+    """What is to be told of an estimate that its figures do not tell, a line each."""
+    return [line for line in (weights_warning(estimate), narrow_data_warning(estimate)) if line is not None]
+
+
 def weights_warning(estimate: Estimate) -> str | None:
     """A warning if the importance weights of some images are unreliable; None otherwise."""
     found = unreliable(estimate)
@@ -220,6 +225,18 @@ def weights_warning(estimate: Estimate) -> str | None:
     return (
         f"importance weights are unreliable for {int(found.sum())} of {len(estimate)} images ({seen}): values may be "
         "far below log p and errors too small, of the other images, too, where these are many"
+    )
+
+
+def narrow_data_warning(estimate: Estimate) -> str | None:
+    """A warning if the density hangs on where the path ends, by nobody knows how much; None otherwise."""
+    budget = estimate.error_budget
+    if estimate.levels is not None or not math.isnan(budget.get(DATA_END, 0.0)) or math.isnan(budget[SOLVER]):
+        return None
+    return (
+        "the data are far narrower in some direction than the noise at the data end of the path, which does not "
+        "resolve their density: how far it is from that of a path without end is not known; train with "
+        "data.normalize=whiten, with a larger schedule.log_snr_max, or without numbers that follow from the others"
     )
 
 

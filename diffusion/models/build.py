@@ -138,7 +138,7 @@ def _array_data(config: Config) -> Data:
         note = (
             f"in some direction the deviation of the data is {least:.1g} of the network's units, below the noise at "
             f"the data end of the path, {noise:.1g}: densities do not resolve it; leave out numbers that follow from "
-            "the others"
+            f"the others{'' if options.normalize == 'whiten' else ', or take data.normalize=whiten'}"
         )
         notes = [line for line in (str(facts.provenance.get("notes", "")), note) if line]
         facts = replace(facts, provenance={**facts.provenance, "notes": "\n".join(notes)})

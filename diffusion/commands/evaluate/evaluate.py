@@ -24,7 +24,7 @@ from ...processes import launched
 from .. import ood, records
 from ..app import ProgressBar
 from ..compare.figures import ranked_picture
-from ..evaluation import summary, weights_warning
+from ..evaluation import summary, warnings_of
 from ..mirror import mirror_evaluation
 from ..records import Evaluation
 from ..report import known, likelihood_table
@@ -154,7 +154,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 pair = method, evaluation.estimate, without.estimate
                 line = information_line(*pair) if given.asked == DATA else gain_line(*pair, given)
                 say(out, line)
-            if (warning := weights_warning(evaluation.estimate)) is not None:
+            for warning in warnings_of(evaluation.estimate):
                 say(out, warning)
             if spent is not None:
                 out.print(spent_table(spent))

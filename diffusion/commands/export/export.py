@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ...models import DiffusionModel
 from ...models.formats import diffusers_export
 from ...models.load import load
 from ...models.trained_model import TrainedModel
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         shutil.rmtree(made, ignore_errors=True)
         raise
     print(line.format(folder=options.folder))
-    if options.to == "diffusers" and model.facts.num_classes:
+    if options.to == "diffusers" and isinstance(model, DiffusionModel) and model.denoiser.num_classes:
         print("its classes are class_labels of the network, which DDPMPipeline does not pass")
     return 0
 

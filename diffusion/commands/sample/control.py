@@ -114,11 +114,12 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
         raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
     guide = load(path, weights_on(model.denoiser), runs_dir)
-    if "size" in left:
-        guide = guide.at_size(left["size"])
     if not isinstance(guide, DiffusionModel):
         raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
-    return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+    denoiser = (
+        guide.denoiser.at_size(left["size"]) if "size" in left else guide.denoiser
+    )  # where it begins is no matter
+    return model.around(Autoguidance(model.denoiser, denoiser, weight, interval))
 
 
 def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> DiffusionModel:

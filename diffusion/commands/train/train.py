@@ -104,7 +104,7 @@ def train(argv: Sequence[str]) -> int:
     if estimates:
         console.print(report.likelihood_table({**estimates, **before}))
         for name, estimate in estimates.items():
-            if (warning := evaluation.weights_warning(estimate)) is not None:
+            for warning in evaluation.warnings_of(estimate):
                 terminal.say(console, f"{name}: {warning}")
         for line in evaluation.information_lines(estimates):
             terminal.say(console, line)

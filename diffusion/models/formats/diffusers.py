@@ -65,6 +65,8 @@ def read(path: Path) -> Known:
         conventions["labels"] = [classes, classes]
     elif fields.get("num_class_embeds") is not None:
         conventions["labels"] = fields.whole("num_class_embeds", None)
+    elif fields.get("class_embed_type") is not None:
+        raise fields.refuse("class_embed_type", "null, or num_class_embeds, the number of classes")
     if fields.get("time_embedding_type") == "learned":  # a table has no rows in between
         conventions["time"] = "index-rounded"
     return Known(*_network(kind, fields, weights), conventions, sampling)
