@@ -185,7 +185,7 @@ def _files(text: str, data: ImageData) -> RawImages:
     alike = Alike.of(data.shape[0], data.levels)
     try:
         with reported_as({"data.path": text}):
-            return load_files(Path(text), bits=alike.bits, whole=alike.whole, every=alike.every)
+            return load_files(Path(text), how=alike)
     except EightBitsError as error:
         raise UserError(f"{text}: has images of 256 levels; those of '{data.name}' have {data.levels:,}") from error
 

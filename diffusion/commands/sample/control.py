@@ -291,7 +291,7 @@ def _values(
     channels, height, width = shape
     size = height if height == width else None
     image = ImageFile(file.name, path, file.read_bytes)
-    read = partial(decode, image, bits=alike.bits, whole=alike.whole, every=alike.every)
+    read = partial(decode, image, how=alike)
     whole = read(None)
     fitting = whole if size is None or whole.shape[:2] == (size, size) else read(size)
     pixels, changes = torch.from_numpy(fitting.copy()).float(), []
