@@ -48,7 +48,7 @@ def default_method(family: str) -> str:
 
 
 def methods_of(named: str | None, family: str) -> list[str]:
-    """The estimators that are asked for, separated by commas, each once.
+    """The requested estimators, separated by commas, each once.
 
     Raises:
         UserError: For one that the family does not have, before the first is measured.
@@ -184,8 +184,9 @@ def _measured(task: _Task, method: str, how: How, bar: ProgressBar, options: arg
     def named(what: str) -> How:
         return replace(how, progress=partial(bar.named, f"{subject.name} {what}"))
 
-    asked = estimator_options(options, method, subject.model.config.family, alone=len(task.methods) == 1) | task.start
-    protocol = conditioned(question(subject, task.identity, method, asked), given)
+    family, alone = subject.model.config.family, len(task.methods) == 1
+    requested = estimator_options(options, method, family, alone) | task.start
+    protocol = conditioned(question(subject, task.identity, method, requested), given)
     images, spent, without, other = task.images, None, None, None
     if options.target_error is None:
         evaluation, is_stored = measure(subject, images, protocol, named(method), given)
@@ -223,7 +224,7 @@ def _report(out: Console, task: _Task, method: str, figure: _Figure, options: ar
     out.print(_budget(estimate))
     if given is not None and figure.without is not None:
         pair = method, estimate, figure.without.estimate
-        say(out, information_line(*pair) if given.asked == DATA else gain_line(*pair, given))
+        say(out, information_line(*pair) if given.requested == DATA else gain_line(*pair, given))
     for warning in warnings_of(estimate):
         say(out, warning)
     if figure.spent is not None:
@@ -255,7 +256,7 @@ def values_of(
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
     values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
     if given is not None and without is not None:
-        own = given.asked == DATA
+        own = given.requested == DATA
         name = "eval/information_bits" if own else "eval/bits_per_dim_less_than_with_none"
         found = information(estimate, without.estimate) if own else gain(estimate, without.estimate)
         values |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
