@@ -10,6 +10,7 @@ from foreign_networks import CASES, LEVELS, LINEAR, SHAPE, Foreign, eps, images,
 from torch import nn
 
 import diffusion
+from diffusion.denoisers.conventions import path_of
 from diffusion.denoisers.exact import Gaussian
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
@@ -107,6 +108,19 @@ def test_a_likelihood_is_that_of_the_closed_form():
     mean = diffusion.log_likelihood(model, some, method="ode", draws=4, trace="exact").mean()
     truth = -(normal.log_prob(x).sum(1) + 3 * math.log(2 / LEVELS)).mean() / (3 * math.log(2))
     assert mean.mean == pytest.approx(float(truth), abs=0.02)
+
+
+@pytest.mark.parametrize("table", [torch.linspace(0.2, 1e-4, 50).double(), [0.4, 0.1, 0.2, 0.02], [0.02] * 30])
+def test_betas_that_do_not_rise_are_betas(table):
+    found = path_of(table).schedule
+    wanted = torch.log1p(-torch.as_tensor(table, dtype=torch.float64)).cumsum(0)
+    times = torch.arange(1, len(table) + 1, dtype=torch.float64) / len(table)
+    torch.testing.assert_close(2.0 * found.log_alpha(times), wanted, rtol=1e-10, atol=0)
+    kept = torch.cat((torch.ones(1).double(), wanted.exp()))
+    if float(kept[-1]) < 0.5:
+        again = path_of(kept)
+        assert again.first == 1
+        torch.testing.assert_close(again.schedule.log_snr(times), found.log_snr(times), rtol=1e-9, atol=1e-9)
 
 
 def test_the_check_names_linear_betas_that_are_scaled_with_the_number_of_levels():
@@ -283,6 +297,8 @@ REFUSED = [
     ({"path": (lambda t: 1 + 0 * t, lambda t: (t - 0.5).abs())}, r"path: alpha_t / sigma_t"),
     ({"path": (lambda t: 1 - t, 0.5)}, r"path: found function, float; needs two functions"),
     ({"path": [0.1, 2.0]}, r"path: found betas of shape"),
+    ({"path": [0.9999, 0.99, 0.98]}, r'path: found a table that falls from 0.9999 to 0.98, .*path={"betas": table} or'),
+    ({"path": [0.7, 0.3, 0.1]}, r"path: found a table that falls from 0.7 to 0.1, which may be betas, alphas or"),
     ({"path": ["a", "b"]}, r"path: found \['a', 'b'\]; accepted: ddpm, "),
     ({"time": lambda t: None}, r"time: the function failed on a tensor of times of shape \(B,\)"),
     ({"time": lambda t: t[:, None]}, r"time: the function returned torch.float64 of shape \(2, 1\) for times of shape"),
