@@ -26,7 +26,7 @@ from .alike import EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
-from .columns import of_folder
+from .columns import of_folder, pairs_of_archive
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
@@ -80,7 +80,13 @@ def load_files(
     passed.left_out = columns
     with ExitStack() as stack:
         try:
-            parts = _split_parts(path, _list_images(path, stack, passed))
+            files, pairs = _list_images(path, stack, passed), None
+            if columns and path.is_file():
+                files, pairs = pairs_of_archive(path, files, columns)
+                if not files:
+                    raise UserError(f"data.path: {path} holds no images but those in {listed(sorted(pairs.of))}")
+                files = _unwrap(files)
+            parts = _split_parts(path, files)
         except PermissionError as error:
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
@@ -100,17 +106,17 @@ def load_files(
         opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
         if whole and not decoded.seen.tops:
             raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
-    if decoded.skipped:
-        told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
-        warnings.warn(told, stacklevel=2)
-        kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
-        files, counts = [files[row] for row in decoded.kept], kept
-    read = ()
-    if columns:
-        alike = partial(decode_all, size=size, bits=bits, whole=whole)
-        told = partial(_of_files, bits=bits)
-        read, more = of_folder(path, columns, files, alike, told, levels, number_classes)
-        notes += more
+        if decoded.skipped:
+            told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
+            warnings.warn(told, stacklevel=2)
+            kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
+            files, counts = [files[row] for row in decoded.kept], kept
+        read = ()
+        if columns:
+            alike = partial(decode_all, size=size, bits=bits, whole=whole)
+            told = partial(_of_files, bits=bits)
+            read, more = of_folder(path, columns, files, alike, told, levels, number_classes, pairs)
+            notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
