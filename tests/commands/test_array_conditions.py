@@ -188,7 +188,7 @@ def test_a_mask_of_a_table_hides_entries_at_random(here, capsys):
     np.testing.assert_allclose(np.load("s.npy"), wanted.numpy(), rtol=0, atol=1e-3 * SCALE)
     for given, told in (
         ((), "needs --mask, x.npy that is not 0"),
-        (("--mask", "s.npy"), "--mask: s.npy is 16; needs 4"),
+        (("--mask", "s.npy"), "s.npy is 4 x 4; needs 4"),
     ):
         assert sampled("--run", str(run_folder), "--condition", "mask=1,2,3,4", *given, *QUICK, "--out", "no.npy") == 2
         err = capsys.readouterr().err
