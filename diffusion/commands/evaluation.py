@@ -8,9 +8,7 @@ family of models.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import math
 import sys
@@ -38,6 +36,7 @@ from ..storage.runs import user_cache
 from .evaluate.given import given_to, information_line
 from .evaluate.measuring import How, conditioned, measure, question
 from .subjects import Subject, images_of, rows_of
+from .table import Table
 
 CODES = "codes.json"
 WITHOUT = ", no condition"
@@ -259,12 +258,8 @@ def write(run: Path, estimates: Mapping[str, Estimate], seconds: float, means: M
     for name, terms in means.items():
         plain[name]["terms_bits_per_dim"] = terms
     keep(run / runs.EVALUATION, {"training_seconds": seconds, "estimates": plain})
-    table = io.StringIO()
-    rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), table.getvalue())
+    rows = ({"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items())
+    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), Table.of(rows).csv())
 
 
 def _more(estimate: Estimate) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError, choose
 from ..storage.paths import named_path
 from . import named_sets
+from .files.alike import Alike
 from .files.decoding import Progress
 from .files.fitting import FITS, Fit
 from .files.image_files import load_files
@@ -145,9 +146,8 @@ def load_images(
         whole = choose("data.levels", str(levels), LEVELS) == "all"
         every = choose("data.channels", channels, CHANNELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(
-            named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, every, columns
-        )
+        how, source = Alike(bits, whole, every), named_path(path, "data.path")
+        raw = load_files(source, size, progress, skip, kept_in, split_files, how, columns)
 
     if columns and not raw.columns:
         raise UserError(f"denoiser.condition: found '{columns[0]}'; '{name}' has images and labels alone; accepted: "

@@ -173,11 +173,7 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
 
 
 def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
-    """Refuse a class as condition of data without.
-
-    Raises:
-        UserError: For such a condition.
-    """
+    """Refuse a class as condition of data without."""
     if LABEL in denoiser.parts and not facts.num_classes:
         key, way_out = (
             ("conditional", "set it to false") if denoiser.conditional else ("condition", "leave 'label' out")

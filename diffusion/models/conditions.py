@@ -112,13 +112,13 @@ def _part(name: str, data: SplitData) -> Part:
     values = column.values
     if column.kind == CLASSES:
         return Part(name, CLASSES, column.size, names=column.names)
-    if column.levels is not None:
-        return _unit_field(name, values)
     if column.kind == FIELD and values.ndim != 1 + len(data.shape):
         raise UserError(
             f"denoiser.condition: '{name}' has {values.ndim - 2} sides, and the data '{data.name}' have "
             f"{len(data.shape) - 1}"
         )
+    if column.levels is not None:
+        return _unit_field(name, values)
     mean, std = _scale(name, values)
     return Part(name, column.kind, column.size, tuple(values.shape[2:]), mean, std)
 

@@ -284,11 +284,7 @@ def _write_model(
 
 
 def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) -> None:
-    """Fit what is fitted after training; a failure is reported in one line, since the model exists.
-
-    Raises:
-        UserError: For such a failure.
-    """
+    """Fit what is fitted after training; a failure is reported in one line, since the model exists."""
     try:
         module.finish(data, device)
     except Exception as error:

@@ -101,11 +101,7 @@ def _short_warmup(config: Config) -> list[str]:
 
 
 def _check_drawing(model: TrainedModel) -> None:
-    """Check `sampling.*` before training, not only when the first samples are drawn.
-
-    Raises:
-        UserError: For such a setting.
-    """
+    """Check `sampling.*` before training, not only when the first samples are drawn."""
     settings = model.sampling_settings_in_training()
     model.effective_settings(settings)
     if settings.get("eta"):  # whether an eta is too large depends on the path

@@ -11,7 +11,7 @@ from made_evaluations import normal
 from rich.console import Console
 from terminal_width import fits, next_words
 
-from diffusion.commands import terminal
+from diffusion.commands import dispatch, terminal
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.commands.doctor import doctor
@@ -119,7 +119,8 @@ def test_quality_ends_with_the_next(tmp_path, monkeypatch, capsys):
     figures = {"fid": 1.0, "fid_corrected": None, "hubness": 1.0, "hubness_normal": 1.0, "hubness_normal_std": 0.1}
     monkeypatch.setattr(quality, "load_candidate", lambda text, options: made)
     monkeypatch.setattr(quality, "_measured", lambda *_: (Row("mine", 100, figures), [("stored in", tmp_path / "x")]))
-    monkeypatch.setattr("diffusion.commands.dispatch.check_quality", lambda options: None)
+    unchecked = replace(dispatch.COMMANDS["quality"], check=lambda options: None)
+    monkeypatch.setitem(dispatch.COMMANDS, "quality", unchecked)
     argv = ["quality", "mine", "--data", "moved.npz", "--features", "digits", "--runs", "r", "--no-scale"]
     assert command(main, argv) == 0
     out = capsys.readouterr().out

@@ -16,11 +16,7 @@ AVERAGE = "average"  # the entry of a model file that says how its weights were 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the model and say where it is.
-
-    Raises:
-        UserError: For a run without snapshots, a width out of range, and a file that is there already.
-    """
+    """Write the model and say where it is."""
     path = runs.resolve_model(options.run, options.runs)
     folder = path.parent / runs.AVERAGES
     if path.name != runs.MODEL or not folder.is_dir():

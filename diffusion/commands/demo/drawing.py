@@ -106,11 +106,7 @@ class Models:
 
 
 def read(models: Models, argv: Sequence[str]) -> tuple[argparse.Namespace, TrainedModel, SampleRecord]:
-    """The options of a command line of sample.py, its model, and the record of what it draws.
-
-    Raises:
-        UserError: As sample.py.
-    """
+    """The options of a command line of sample.py, its model, and the record of what it draws."""
     options = parse_sample_arguments(argv)
     with in_flags(options):
         check_sample(options)
@@ -125,9 +121,6 @@ def draw(models: Models, argv: Sequence[str]) -> Drawn:
     Args:
         models: The models.
         argv: The command line, without `--out`.
-
-    Raises:
-        UserError: As sample.py.
     """
     options, model, record = read(models, argv)
     n = options.n or model.config.sampling.n
@@ -147,11 +140,7 @@ def draw(models: Models, argv: Sequence[str]) -> Drawn:
 
 
 def encode_image(models: Models, argv: Sequence[str]) -> tuple[str, Encoded]:
-    """Carry out a command line of sample.py with `--encode`, without its file; and the command.
-
-    Raises:
-        UserError: As sample.py.
-    """
+    """Carry out a command line of sample.py with `--encode`, without its file; and the command."""
     options, model, record = read(models, argv)
     with in_flags(options):
         return command(argv), encoded(model, record, options.encode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from ...data import pictures
 from ...data.class_names import names_of, text_of
 from ...data.files.raw_images import OPACITY
 from ...denoisers.condition import LABEL
-from ...errors import UserError, choose
+from ...errors import UserError, choose, library
 from ...models import TrainedModel
 from ..sample.arguments import parse_sample_arguments
 from . import view
@@ -29,19 +28,10 @@ _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # min
 
 
 def gradio() -> Any:
-    """The library, with its calls to others' servers switched off.
-
-    Raises:
-        UserError: If it is not installed.
-    """
+    """The library, with its calls to others' servers switched off."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        return importlib.import_module("gradio")
-    except ImportError as error:
-        raise UserError(
-            "demo: the page is made by gradio, which is not installed; pip install 'diffusion[demo]'"
-        ) from error
+    return library("gradio", "demo", "demo: the page is made by")
 
 
 class Page:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...config import DENOISING, SPLITS, LoggingConfig
 from ...errors import UserError
-from ..options import Parser, add_fitted_start, condition, number, path, positive, seed, tolerance
+from ..options import Parser, add_fitted_start, condition, number, path, positive, seed, setting, tolerance
 
 WANDB = LoggingConfig.words("wandb")
 
@@ -44,7 +44,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--draws", type=positive, metavar="K", help="random draws per image: dequantised points (ode), "
         "noise levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
     add("--probes", type=positive, metavar="P", help="probe vectors of the trace estimator per draw (ode)")
-    add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+    add("--option", type=setting, action="append", default=[], metavar="KEY=VALUE",
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
     add("--batch-size", type=positive, metavar="B",
         help="images measured and stored at a time (default: 128; on a CPU 64 at most)")  # fmt: skip
@@ -75,21 +75,6 @@ def error(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"found {text}; must be above 0, in bits/dim, e.g. 0.005")
     return value
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """`key=value`, the value a whole number, a number, true, false, or a word."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"found '{text}'; must be KEY=VALUE")
-    if value in ("true", "false"):
-        return key, value == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            continue
-    return key, value
 
 
 # What `--draws` is called by each estimator.

@@ -15,7 +15,7 @@ from ...baselines import latent_images
 from ...config import DENOISING
 from ...data import ImageData, find_toy, pictures
 from ...devices import choose_device
-from ...errors import UserError, choose
+from ...errors import UserError, choose, reported_as
 from ...likelihood import Estimate
 from ...likelihood.estimate import SYSTEMATIC
 from ...likelihood.measure import METHODS
@@ -31,7 +31,7 @@ from ..report import known, likelihood_table
 from ..sample.start import start_of
 from ..subjects import Subject, first_of, images_of, load_data_of, load_subject
 from ..terminal import console, print_next, print_places, say, split_words
-from .arguments import estimator_options
+from .arguments import NAMES_OF_DRAWS, estimator_options
 from .given import DATA, NONE, Given, gain, gain_line, given_to, information, information_line
 from .laws import laws_apart
 from .measuring import START, How, conditioned, measure, question, unconditioned
@@ -65,6 +65,11 @@ def methods_of(named: str | None, family: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    with reported_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
+        return _evaluate(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     processes = launched()
     if options.again and processes.count > 1:
         raise UserError("--again: several processes cannot know which figures are old; measure again with one")

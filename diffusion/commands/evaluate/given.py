@@ -78,22 +78,16 @@ def given_to(
     Raises:
         UserError: For conditions that the model does not take, or that the data do not have.
     """
-    parts = parts_of(model) if isinstance(model, DiffusionModel) else ()
-    if asked is None:
-        asked = [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
-    if list(asked) == [NONE]:
+    asked, parts = _asked(model, asked), parts_of(model)
+    if asked == [NONE]:
         return None
-    if not parts:
-        read_conditions(model, asked)  # says so
-    if list(asked) != [DATA]:
+    if asked != [DATA] or not parts:
         return _stated(model, parts, asked, len(images), "images")
     split = str(identity["split"])
     if any(part.name == LABEL for part in parts) and getattr(data, f"{split}_labels") is None:
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no labels")
     rows = rows_of(identity)
-    tensors = Conditions(parts, data).of(split, rows, images, _SEED, rows)
-    values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values), _told(parts, values))
+    return _own(parts, Conditions(parts, data).of(split, rows, images, _SEED, rows))
 
 
 def given_to_samples(
@@ -110,24 +104,30 @@ def given_to_samples(
 
     Returns:
         The conditions, None for none, and the rows of the test images, None where they are of none.
-
-    Raises:
-        UserError: As `given_to`.
     """
-    own = [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
-    asked = own if asked is None else list(asked)
+    asked, parts = _asked(model, asked), parts_of(model)
     if asked == [NONE]:
         return None, None
-    if asked != [DATA] or not parts_of(model):
-        return _stated(model, parts_of(model), asked, n, "samples"), None
+    if asked != [DATA] or not parts:
+        return _stated(model, parts, asked, n, "samples"), None
     if not len(data.test):
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no test images to take conditions from")
     order = fixed_order(torch.arange(len(data.test)))
     rows = order[torch.arange(n) % len(order)]
-    parts = parts_of(model)
-    tensors = Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))
+    return _own(parts, Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))), rows
+
+
+def _asked(model: TrainedModel, asked: Sequence[str] | None) -> list[str]:
+    """What is asked for; by default `data` for a model that is conditioned on more than the class, else `none`."""
+    if asked is not None:
+        return list(asked)
+    return [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
+
+
+def _own(parts: Sequence[Part], tensors: Sequence[Tensor]) -> Given:
+    """The data's own conditions."""
     values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values), _told(parts, values)), rows
+    return Given(values, DATA, _digest(values), _told(parts, values))
 
 
 def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n: int, what: str) -> Given | None:

@@ -21,11 +21,7 @@ from .page import check_runtime, write_page
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the folder and say what is in it. It is made next to its place, so that it appears whole or not at all.
-
-    Raises:
-        UserError: For a model that cannot be loaded, or that the layout cannot express.
-    """
+    """Write the folder and say what is in it. It is made next to its place, so that it appears whole or not at all."""
     if options.to in ("onnx", "web"):
         check_onnx()
     if options.to == "web":

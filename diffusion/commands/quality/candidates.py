@@ -137,9 +137,6 @@ def _labels(
     """The argument `label` of a draw of `count` samples, and how many of them are of each class: for --label.
 
     In the proportion of the reference no class is off by a sample or more.
-
-    Raises:
-        UserError: For a model or a reference without classes, and a class that there is not.
     """
     if label is None and isinstance(model, AdoptedModel) and model.adopted.labels.is_needed:
         raise UserError(f"--label: the network needs one of every sample; --label {OF_REFERENCE} draws all classes")
@@ -188,7 +185,7 @@ def _files(text: str, data: ImageData) -> RawImages:
     alike = Alike.of(data.shape[0], data.levels)
     try:
         with reported_as({"data.path": text}):
-            return load_files(Path(text), bits=alike.bits, whole=alike.whole, every=alike.every)
+            return load_files(Path(text), how=alike)
     except EightBitsError as error:
         raise UserError(f"{text}: has images of 256 levels; those of '{data.name}' have {data.levels:,}") from error
 

@@ -34,7 +34,7 @@ from ...sampling.settings import given_settings
 from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
-from ..features import FeatureCache, choose_extractor
+from ..features import choose_extractor, reference_of
 from ..options import flag
 from ..preflight import check_takes_figures
 from ..subjects import named_apart
@@ -76,23 +76,12 @@ class Reference:
             mirrored: Whether mirror images of training images count as copies of these.
         """
         if self._made is None:
-            cache, trained_on = FeatureCache(), self.options.reference == "train"
-            known = cache.read(self.provenance)
-            self._made = QualityReference.of(
-                self.images,
-                self.extractor,
-                self.data.name,
-                self.options.reference,
-                self.data.levels,
-                held_out=self.data.test if trained_on else None,
-                flips=self.options.flips,
-                features=known,
-                device=self.device,
-                batch_size=self.options.batch_size,
+            split, flips = self.options.reference, self.options.flips
+            self._made = reference_of(
+                self.data, split, self.extractor, held_out=self.data.test if split == "train" else None, flips=flips,
+                device=self.device, batch_size=self.options.batch_size,
                 progress=partial(bar.named, "features of the reference"),
-            )
-            if known is None:
-                cache.write(self.provenance, self._made.features)
+            )  # fmt: skip
         return self._made.counting(mirrored)
 
 
@@ -151,11 +140,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
-    """Refuse options that apply to nothing on the command line.
-
-    Raises:
-        UserError: Naming one.
-    """
+    """Refuse options that apply to nothing on the command line."""
     drawn = [candidate.subject is not None for candidate in candidates]
     if options.data is not None and all(drawn) and moved(options) is None:
         raise UserError(
@@ -168,11 +153,7 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
-    """Refuse to compare results with different references or numbers of samples, before hours of work.
-
-    Raises:
-        UserError: Naming what differs.
-    """
+    """Refuse to compare results with different references or numbers of samples, before hours of work."""
     for other in candidates[1:]:
         images = getattr(other.data, options.reference)
         found = describe(

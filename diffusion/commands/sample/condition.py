@@ -79,11 +79,7 @@ def rows_of_conditions(values: Values, first: int, stop: int) -> dict[str, Tenso
 
 
 def check_count(values: Values, n: int, what: str = "samples") -> None:
-    """Refuse values for another number of samples.
-
-    Raises:
-        UserError: Naming the first.
-    """
+    """Refuse values for another number of samples."""
     for name, value in values.items():
         if value is not None and len(value) not in (1, n):
             raise UserError(f"{OPTION}: '{name}' has {len(value)} entries, for {n} {what}; accepted: one each, or one")

@@ -234,6 +234,13 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     return Downsample(factor), small
 
 
+def of_images(model: TrainedModel, option: str) -> DiffusionModel:
+    """The model, if it has a path from noise to an image."""
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    return model
+
+
 def alike_to(model: TrainedModel, channels: int | None = None) -> Alike:
     """How files are read as the images of a model are, or as its paired fields of so many channels."""
     facts = model.facts
@@ -284,7 +291,7 @@ def _values(
     channels, height, width = shape
     size = height if height == width else None
     image = ImageFile(file.name, path, file.read_bytes)
-    read = partial(decode, image, bits=alike.bits, whole=alike.whole, every=alike.every)
+    read = partial(decode, image, how=alike)
     whole = read(None)
     fitting = whole if size is None or whole.shape[:2] == (size, size) else read(size)
     pixels, changes = torch.from_numpy(fitting.copy()).float(), []

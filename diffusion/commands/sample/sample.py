@@ -37,7 +37,7 @@ from ..app import ProgressBar
 from ..options import flag
 from ..terminal import console, print_next
 from .condition import check_count, rows_of_conditions
-from .control import controlled, with_defaults
+from .control import controlled, of_images, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
@@ -239,10 +239,7 @@ def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
 
 def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
     """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
-        raise UserError(
-            f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
-        )
+    of_images(model, "--animate")
     count = min(n, ANIMATED)
     record = replace(record, count=count)
     path = Path(options.out) if options.out is not None else (

@@ -20,6 +20,7 @@ import torch
 from ...errors import UserError, did_you_mean
 from ..class_names import listed
 from ..splits import SPLITS, split_of
+from .alike import EIGHT_BITS, Alike
 from .columns import of_arrays
 from .decoding import refuse_unused_bits
 from .fitting import Size, resize_arrays
@@ -59,8 +60,7 @@ def load_arrays(
     path: Path,
     size: Size | None,
     most_bytes: int,
-    bits: int | None = None,
-    whole: bool = False,
+    how: Alike = EIGHT_BITS,
     columns: Sequence[str] = (),
 ) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
@@ -69,17 +69,16 @@ def load_arrays(
         path: The file.
         size: Resize the shorter side to this and crop the centre.
         most_bytes: The size above which an array is refused, where it is compressed to next to nothing.
-        bits: How many bits whole numbers use; None for 16, where they do.
-        whole: Keep all their 2^bits levels; otherwise there are 256.
+        how: In which levels.
         columns: The keys of what else is read of every row.
 
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
     found = find_arrays(path, most_bytes, "images", columns)
-    of = (16 if bits is None else bits) if whole else None
+    of = how.used if how.whole else None
     images = [_images(path, found.names[split], array, found.notes, of) for split, array in found.data.items()]
-    if whole and bits is None:
+    if how.whole and how.bits is None:
         refuse_unused_bits([int(max(x.max() for x in images))])
     if len({x.shape[1:] for x in images}) > 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
@@ -88,14 +87,13 @@ def load_arrays(
     ends = np.cumsum(lengths).tolist()
     pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
     parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
-    levels = 256 if of is None else 2**of
     return RawImages(
-        images=resize_arrays(pixels, size, levels),
+        images=resize_arrays(pixels, size, how.levels),
         labels=None if found.labels is None else torch.from_numpy(found.labels),
         keys=[str(row) for length in lengths for row in range(length)],
         parts=parts,
         source=str(path),
-        levels=levels,
+        levels=how.levels,
         num_classes=found.num_classes,
         class_names=found.class_names,
         notes=tuple(dict.fromkeys(found.notes)),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ...errors import UserError
+from ...errors import library
 
 MOST_CHANNELS = 32
 _MOST = 0xFFFF
@@ -65,13 +65,7 @@ def tiff_channels(data: bytes, most_pixels: int) -> np.ndarray:
         UserError: Where tifffile is not installed.
         ValueError: For numbers without a known range, too many channels or pixels, and a page that is not whole.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise UserError(
-            "more than four bands, or 16 bits in colour: read by tifffile, which is not installed; "
-            "pip install 'diffusion[tiff]'"
-        ) from error
+    tifffile = library("tifffile", "tiff", "more than four bands, or 16 bits in colour: read by")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         if not isinstance(page, tifffile.TiffPage) or page.dtype not in (np.uint8, np.uint16):

@@ -27,7 +27,10 @@ from .tar_shards import read_member
 _MOST_BYTES = 2**28  # of labels.csv
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, csv.Error, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 _Found = tuple[str, str, int, Callable[[], bytes]]  # of a table: its name, its folder, its size, its bytes
-_ACCEPTED = "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, (N, C, *sides) for a field"
+_ACCEPTED = (
+    "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, floats (N, C, *sides) or uint8 "
+    "images for a field"
+)
 
 
 def of_arrays(

@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
+from .alike import EIGHT_BITS, Alike
 from .channels import all_levels, bands_of, in_levels, is_tiff, sixteen_bits, stored_values, to_eight_bits
 from .fitting import Size, channels_first, resize_and_crop, resize_levels
 
@@ -69,17 +70,10 @@ def _opened(data: bytes) -> Image.Image | None:
         raise
 
 
-def decode(
-    file: ImageFile,
-    size: Size | None,
-    bits: int | None = None,
-    seen: Seen | None = None,
-    whole: bool = False,
-    every: bool = False,
-) -> np.ndarray:
-    """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
+def decode(file: ImageFile, size: Size | None, how: Alike = EIGHT_BITS, seen: Seen | None = None) -> np.ndarray:
+    """Return one file as uint8, or with all its levels as int32, (H, W) if grey or (H, W, 3) if colour.
 
-    With all its channels (`every`) it is (H, W, C). What is to be told of it is added to `seen`.
+    With all its channels it is (H, W, C). What is to be told of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -87,7 +81,7 @@ def decode(
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
     try:
-        data, used = file.read(), 16 if bits is None else bits
+        data = file.read()
         with closing(_opened(data) or Image.new("1", (1, 1))) as image:
             known = image.format is not None and bands_of(image) <= len(image.getbands())
             if known and image.width * image.height > limit:
@@ -96,20 +90,20 @@ def decode(
             if seen is not None and several:
                 seen.several.append(file.name)
             stored = None
-            if every or whole or not known:
-                stored = stored_values(image if known else None, data, sixteen, every, 2**used - 1)
+            if how.every or how.whole or not known:
+                stored = stored_values(image if known else None, data, sixteen, how.every, 2**how.used - 1)
             if stored is not None:
                 if seen is not None and stored.dtype == np.uint16:
                     seen.tops.append(int(stored.max()))
-                values = resize_levels(in_levels(stored, whole, used), size, 2**used - 1 if whole else 255)
+                values = resize_levels(in_levels(stored, how.whole, how.used), size, how.most)
                 return values[..., 0] if values.shape[2] == 1 else values
-            if whole:
-                values = all_levels(image, data, sixteen, used)
+            if how.whole:
+                values = all_levels(image, data, sixteen, how.used)
                 if seen is not None and (sixteen or image.mode.startswith("I")):
                     seen.tops.append(int(values.max()))
-                return resize_levels(values, size, 2**used - 1)
+                return resize_levels(values, size, how.most)
             ImageOps.exif_transpose(image, in_place=True)
-            eight_bits = to_eight_bits(image, bits)
+            eight_bits = to_eight_bits(image, how.bits)
             if sixteen.startswith("LA"):  # opened as colour
                 eight_bits = eight_bits.convert("L")
             if seen is not None and image.mode.startswith("I"):
@@ -157,9 +151,7 @@ def decode_all(
     progress: Progress | None = None,
     skip: bool = False,
     allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
+    how: Alike = EIGHT_BITS,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
@@ -169,9 +161,7 @@ def decode_all(
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, rather than refuse them all.
         allocate: Makes room for images of a shape and type.
-        bits: How many bits the values of 16-bit files use, 16 by default.
-        whole: Keep all levels, as int32, rather than the upper 8 bits.
-        every: Keep all channels, of which each file has to have as many.
+        how: How they are read; with all their levels, as int32; with all channels, each has to have as many.
 
     Raises:
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
@@ -182,8 +172,8 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen, whole=whole, every=every)
-    dtype = torch.int32 if whole else torch.uint8
+    one = partial(_decode_or_tell if skip else decode, size=size, how=how, seen=seen)
+    dtype = torch.int32 if how.whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -204,7 +194,7 @@ def decode_all(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(array)} (width x height); data.size=... resizes and crops them all."
                     )
-                if every and len(array) != images.shape[1]:
+                if how.every and len(array) != images.shape[1]:
                     raise UserError(
                         f"data.path: images differ in channels: {first} has {images.shape[1]}, {file.described} has "
                         f"{len(array)}; data.channels=seen shows them all in colour"

@@ -22,7 +22,7 @@ from ...errors import UserError
 from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
-from .alike import EightBitsError
+from .alike import EIGHT_BITS, Alike, EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
@@ -48,9 +48,7 @@ def load_files(
     skip: bool = False,
     cache: Path | None = None,
     split: Split | None = None,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
+    how: Alike = EIGHT_BITS,
     columns: Sequence[str] = (),
 ) -> RawImages:
     """Read all images under `path`.
@@ -62,9 +60,7 @@ def load_files(
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, with a warning that names the first.
         cache: Keep decoded images in this folder, and map them from there.
-        bits: How many bits the values of 16-bit files use; None for all, where they do.
-        whole: Keep all their 2^bits levels, rather than the upper 8 bits.
-        every: Keep all channels of files (`channels`), rather than grey or colour on white.
+        how: In which levels, and with which channels.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
         columns: The names of what else is read of every image (`columns`).
 
@@ -74,8 +70,7 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        return load_arrays(path, size, MEMBER_BYTES, bits, whole, columns)
-    levels = 2 ** (16 if bits is None else bits) if whole else 256
+        return load_arrays(path, size, MEMBER_BYTES, how, columns)
     passed = PassedOver()
     passed.left_out = columns
     with ExitStack() as stack:
@@ -99,12 +94,12 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip, bits=bits, whole=whole, every=every)
+            decoded = decode_all(files, size, progress, skip, how=how)
         else:
-            decoded = decode_cached(cache, files, size, progress, skip, bits, whole, every)
-        notes += _of_files(decoded, bits)
-        opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
-        if whole and not decoded.seen.tops:
+            decoded = decode_cached(cache, files, size, progress, skip, how)
+        notes += _of_files(decoded, how.bits)
+        opacity = how.every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
+        if how.whole and not decoded.seen.tops:
             raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
         if decoded.skipped:
             told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
@@ -113,9 +108,9 @@ def load_files(
             files, counts = [files[row] for row in decoded.kept], kept
         read = ()
         if columns:
-            alike = partial(decode_all, size=size, bits=bits, whole=whole)
-            told = partial(_of_files, bits=bits)
-            read, more = of_folder(path, columns, files, alike, told, levels, number_classes, pairs)
+            alike = partial(decode_all, size=size, how=replace(how, every=False))
+            told = partial(_of_files, bits=how.bits)
+            read, more = of_folder(path, columns, files, alike, told, how.levels, number_classes, pairs)
             notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
@@ -125,7 +120,7 @@ def load_files(
         [file.name for file in files],
         _ranges(counts),
         str(path),
-        levels,
+        how.levels,
         len(class_names),
         tuple(class_names),
         rule,
