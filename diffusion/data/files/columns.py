@@ -157,9 +157,7 @@ def _pairs_of_folder(root: Path, names: Sequence[str]) -> Pairs:
     return Pairs(f"{root}/", f"{root.as_posix()}/", found)
 
 
-def pairs_of_archive(
-    archive: Path, files: Sequence[ImageFile], names: Sequence[str]
-) -> tuple[list[ImageFile], Pairs | None]:
+def pairs_of_archive(archive: Path, files: Sequence[ImageFile], names: Sequence[str]) -> tuple[list[ImageFile], Pairs]:
     """The images of a zip or tar file that are data, and those in folders that are called as columns.
 
     The folders are in the one that holds all images, as that of the data is.
