@@ -77,11 +77,11 @@ def evaluate(
     means: dict[str, Mapping[str, Any]] = {}
     at_once = max(1, options.batch_size // subject.model.rows_per_image)
     given = given_to(subject.model, data.split, test, identity, None)
-    asked = {name: (*how, given) for name, how in subject.model.estimators(options).items()}
-    if given is not None:  # what the condition tells, by the cheapest of them
-        *_, last = asked
-        asked[f"{last}{WITHOUT}"] = (*asked[last][:2], None)
-    for name, (method, settings, of) in asked.items():
+    requested = {name: (*how, given) for name, how in subject.model.estimators(options).items()}
+    if given is not None:  # the information in the condition, by the cheapest of them
+        *_, last = requested
+        requested[f"{last}{WITHOUT}"] = (*requested[last][:2], None)
+    for name, (method, settings, of) in requested.items():
         protocol = conditioned(question(subject, identity, method, {"seed": 0, **settings}), of)
         how = How(device, at_once, progress=partial(progress, name))
         kept, _ = measure(subject, test, protocol, how, of)
@@ -135,7 +135,7 @@ def evaluate_points(
 
 
 def information_lines(found: Mapping[str, Estimate]) -> list[str]:
-    """What the condition tells of the data, a line for each estimator that was measured with and without it."""
+    """The information in the condition, a line for each estimator that was measured with and without it."""
     pairs = [(name, found[name], found.get(f"{name}{WITHOUT}")) for name in found]
     return [information_line(name, given, none) for name, given, none in pairs if none is not None]
 
@@ -211,7 +211,7 @@ def effective_samples(estimate: Estimate) -> float | None:
 
 
 def warnings_of(estimate: Estimate) -> list[str]:
-    """What is to be told of an estimate that its figures do not tell, a line each."""
+    """What is reported of an estimate in addition to its figures, a line each."""
     return [line for line in (weights_warning(estimate), narrow_data_warning(estimate)) if line is not None]
 
 

@@ -54,7 +54,7 @@ class Protocol:
 
     @property
     def asks(self) -> tuple[str, str, str]:
-        """What is asked of which model, whatever the images are."""
+        """The estimator, its options and the model, whatever the images are."""
         return self.method, self.weights, repr(sorted(self.options.items()))
 
 

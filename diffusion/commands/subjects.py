@@ -173,7 +173,7 @@ def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
 
 @contextmanager
 def _fetched(name: str) -> Iterator[None]:
-    """Within the block, errors about data that were to be fetched say how a command is told where they are."""
+    """Within the block, errors about data that were to be fetched say which option names their place."""
     try:
         yield
     except NotFetchedError as error:

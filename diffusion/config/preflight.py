@@ -95,7 +95,7 @@ def _check_places(config: Config, makes_run: bool) -> None:
         cache = Path(data.cache)
         if not any(
             cache.glob("*.npy")
-        ):  # what is filled may be read-only; only its key, of all files, tells whose it is
+        ):  # what is filled may be read-only; only its key, of all files, says whose it is
             _check_writable("data.cache", cache)
     path = Path(data.path)
     arrays, archives = (".npz", ".npy"), "a folder, a .zip, .tar, .npz or .npy file."
@@ -135,7 +135,7 @@ def check_device(name: str) -> None:
 
 
 def _gpu_count() -> int | None:
-    """The GPUs that NVIDIA's driver tells of, to which CUDA_VISIBLE_DEVICES applies; None where nobody can tell."""
+    """The GPUs that NVIDIA's driver reports, to which CUDA_VISIBLE_DEVICES applies; None where that is not known."""
     if sys.platform != "linux" or Path("/dev/kfd").exists():  # an AMD driver, whose GPUs torch calls cuda too
         return None
     try:

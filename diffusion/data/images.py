@@ -168,14 +168,14 @@ def load_images(
         "width": width,
         "levels": levels,
         "used": f"{low} to {high}",
-        "resize": "none" if size is None else size.told,
+        "resize": "none" if size is None else size.in_words,
         "split": rule,
     }
     return split_data(ImageData, name, raw, images, rows, about, facts.flip)
 
 
 def _poor(images: Tensor, levels: int, low: int, high: int, stored: bool) -> list[str]:
-    """What is to be told of images that may not be what they are taken for; `stored`: as in the files, not resized.
+    """What is reported of images that may not be what they are taken for; `stored`: as in the files, not resized.
 
     Raises:
         UserError: Where all are of one value: there is nothing to learn.

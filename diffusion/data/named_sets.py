@@ -1,6 +1,6 @@
 """MNIST, its relatives and CIFAR-10 through torchvision, in torchvision's own folder layout.
 
-Files are downloaded into a hidden folder beside their place and moved there when all of them are complete and verified:
+Files are downloaded into a hidden folder next to their place, and moved there when all are complete and verified;
 a failure or an interruption leaves nothing that looks like a data set.
 """
 

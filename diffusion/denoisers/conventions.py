@@ -20,7 +20,7 @@ from ..schedules import DDPM, EDM, VE, VP, Cosine, Functions, Rectified, Schedul
 
 @dataclass(frozen=True)
 class Path:
-    """A path as somebody else tells it.
+    """A path in somebody else's notation.
 
     Args:
         schedule: The path, data at t = 0.

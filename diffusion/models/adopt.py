@@ -1,7 +1,7 @@
 """`adopt` makes a model of a network that was trained elsewhere, from its conventions.
 
-The model is one as `load` returns: it draws images whose bins fill [-1, 1] with any solver, and tells their likelihood
-with any estimator, while its network sees data in its own range, on its own path, unscaled unless that is asked for.
+The model is one as `load` returns: it draws images whose bins fill [-1, 1] with any solver, and measures likelihoods
+with any estimator, while its network sees data in its own range, on its own path, unscaled by default.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ class AdoptedModel(DiffusionModel):
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """As `DiffusionModel.sampling_settings`; the steps and the grid of its own are for its own sampler alone."""
-        own, asked = self.config.sampling.sampler, given
+        own, requested = self.config.sampling.sampler, given
         if given.get("sampler", unnamed_sampler(own, given)) != own:
             given = {"steps": None, "grid": None, **given}
         elif self.variance is not None:
             given = {"variance": self.variance, **given}
         made = super().sampling_settings(given)
-        if "grid" in asked or not isinstance(made["grid"], str) or made["sampler"] != own:
+        if "grid" in requested or not isinstance(made["grid"], str) or made["sampler"] != own:
             return made
         return {**made, **self._own_times(made)}
 

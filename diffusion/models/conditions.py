@@ -140,18 +140,18 @@ def _scale(name: str, values: Tensor) -> tuple[tuple[float, ...], tuple[float, .
 
 def _of_function(name: str, data: SplitData) -> Part:
     """A part that is a function of the data, with the scale that it has in their training part, if they have units."""
-    told, function, sides = f"denoiser.condition: found '{name}'", function_of(name), len(data.shape) - 1
+    found_text, function, sides = f"denoiser.condition: found '{name}'", function_of(name), len(data.shape) - 1
     if (not sides and (function is not None or data.shape[0] < 2)) or (isinstance(function, Grey) and sides != 2):
         of = "of colour images" if sides else "of images, signals and volumes"
         of += "" if function is not None else ", and of vectors of two or more entries"
-        raise UserError(f"{told}, which is {of}; '{data.name}' has the shape {data.shape}")
+        raise UserError(f"{found_text}, which is {of}; '{data.name}' has the shape {data.shape}")
     x = torch.zeros(1, *data.shape)
     if data.levels is None:
         x = data.train[random.fixed_subset(len(data.train), max(2, _SCALED_BY // x.numel()))]
     try:
         made = x if function is None else function(x)
     except UserError as error:
-        raise UserError(f"{told}: {error}") from None
+        raise UserError(f"{found_text}: {error}") from None
     mean, std = ((0.0,) * made.shape[1], (1.0,) * made.shape[1]) if data.levels is not None else _scale(name, made)
     if function is None:  # and where it is known
         flags = 1 if sides else len(mean)

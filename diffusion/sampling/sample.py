@@ -92,8 +92,8 @@ def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
         own: The model's sampler, from its run's configuration if it has one; only a name in the call itself is binding.
         given: The options of the call; a `tolerance` or a `method` that `own` does not accept means `ode`.
     """
-    asked = [name for name in ("tolerance", "method") if given.get(name) is not None]
-    return "ode" if any(name not in samplers.takes(own) for name in asked) else own
+    requested = [name for name in ("tolerance", "method") if given.get(name) is not None]
+    return "ode" if any(name not in samplers.takes(own) for name in requested) else own
 
 
 def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any) -> Sampler:
@@ -160,9 +160,9 @@ def grid_for(
         return own
     if grid is not None and not isinstance(grid, str):
         times = checked_grid(denoiser.schedule, grid)
-        asked = sampler.steps if steps is None else steps
-        if asked not in (None, len(times) - 1):
-            raise UserError(f"steps: found {asked}; the grid given has {len(times) - 1}; leave it out")
+        requested = sampler.steps if steps is None else steps
+        if requested not in (None, len(times) - 1):
+            raise UserError(f"steps: found {requested}; the grid given has {len(times) - 1}; leave it out")
         return times
     steps = whole_number("steps", _steps_for(sampler, steps), 1)
     if grid == AUTO:

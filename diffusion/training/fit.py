@@ -109,7 +109,7 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
 
 
 def _say(text: str) -> None:
-    """Print what there is beside the progress."""
+    """Print a message, if there is one, next to the progress."""
     if text:
         print(text, file=sys.stderr, flush=True)
 

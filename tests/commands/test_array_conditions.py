@@ -249,8 +249,8 @@ def test_the_order_of_the_parts_makes_no_other_condition(here):
         own = given_to(subject.model, data, images, identity, None)
         stated = [given_to(subject.model, data, images, identity, asked)
                   for asked in (["c=1,2", "kind=dog"], ["kind=dog", "c=1,2"])]  # fmt: skip
-        assert stated[0].asked == stated[1].asked
-        found.append([(given.digest, given.told) for given in (own, *stated)])
+        assert stated[0].requested == stated[1].requested
+        found.append([(given.digest, given.in_words) for given in (own, *stated)])
     assert found[0] == found[1]
     assert found[0][0][1] == "its c, kind"
     assert found[0][1] == found[0][2]

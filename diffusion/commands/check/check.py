@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     images, identity = images_of(data, options.split, min(options.images, total))
     has_labels = getattr(data, f"{options.split}_labels") is not None
     own = [DATA] if has_labels or getattr(getattr(subject.model, "denoiser", None), "parts", ()) else [NONE]
-    asked = options.condition or (own if parts_of(subject.model) else [NONE])
-    given = given_to(subject.model, data, images, identity, asked)
+    requested = options.condition or (own if parts_of(subject.model) else [NONE])
+    given = given_to(subject.model, data, images, identity, requested)
     cond = None if given is None else given.of(torch.arange(len(images)))
     bar = ProgressBar()
     found = subject.model.check(

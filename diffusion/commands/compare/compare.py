@@ -38,7 +38,7 @@ _LARGEST_PICTURE = 50_000_000
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     subjects = [load_subject(name, options.runs) for name in options.run]
     names = named_apart([subject.name for subject in subjects], [Path(subject.model.source) for subject in subjects])
     subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def names(options: argparse.Namespace) -> list[str]:
-    """The models to choose from: the one asked for or the newest run first, then the shipped ones, then other runs."""
+    """The models to choose from: the one named or the newest run first, then the shipped ones, then other runs."""
     trained = runs.names_of_runs(options.runs)
     first = options.model or next(iter(trained), DEFAULT_MODEL)
     return list(dict.fromkeys([first, *runs.shipped_models(), *trained]))

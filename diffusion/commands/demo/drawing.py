@@ -36,7 +36,7 @@ from ..sample.control import controlled
 from ..sample.encode import Encoded, encoded
 from ..sample.files import SampleFiles
 from ..sample.record import SampleRecord
-from ..sample.sample import ANIMATED, asked
+from ..sample.sample import ANIMATED, requested
 
 COMMAND = "python -m diffusion sample"
 MOST = 100  # samples at a time
@@ -112,7 +112,7 @@ def read(models: Models, argv: Sequence[str]) -> tuple[argparse.Namespace, Train
         check_sample(options)
         if (options.n or 1) > MOST:
             raise UserError(f"--n: found {options.n}; the page draws up to {MOST} at a time, sample.py any number")
-        return options, *asked(models[options.run], options, choose_device(options.device))
+        return options, *requested(models[options.run], options, choose_device(options.device))
 
 
 def draw(models: Models, argv: Sequence[str]) -> Drawn:

@@ -125,7 +125,7 @@ class Page:
 
     def _connect(self, page: Any) -> None:
         gr, c = self.gr, self._c
-        asked = [c[name] for name in ("model", "sampler", "steps", "eta", "seed", "n", "label", "guidance")]
+        requested = [c[name] for name in ("model", "sampler", "steps", "eta", "seed", "n", "label", "guidance")]
         shares: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         first = gr.State(None)  # the last drawn samples
 
@@ -148,18 +148,18 @@ class Page:
         shuffled = on(c["shuffle"].click, lambda: str(secrets.randbelow(10**6)), [], [c["seed"]])
         sliders = [c[name].release for name in ("steps", "n", "guidance", "eta")]
         for event in (page.load, c["draw"].click, c["seed"].submit, shuffled.then, c["label"].input, *sliders):
-            on(event, drawn, asked, [c["drawn"], first])
+            on(event, drawn, requested, [c["drawn"], first])
         changed = [c[name] for name in ("about", "sampler", "steps", "label", "guidance", "eta", "painter", "image")]
         other = on(c["model"].input, self._changed, [c["model"]], changed)
-        on(other.then, drawn, asked, [c["drawn"], first])
+        on(other.then, drawn, requested, [c["drawn"], first])
         other = on(c["sampler"].input, self._eta, [c["sampler"]], [c["eta"]])
-        on(other.then, drawn, asked, [c["drawn"], first])
-        on(c["compare"].click, self._compared, [*asked, c["sampler_b"], c["steps_b"]], [c["compared"]])
+        on(other.then, drawn, requested, [c["drawn"], first])
+        on(c["compare"].click, self._compared, [*requested, c["sampler_b"], c["steps_b"]], [c["compared"]])
         ready = [c["image"], c["painter"], c["mask"]]
         on(c["upload"].upload, self._dropped, [c["model"], c["upload"]], ready)
         on(c["take"].click, self._taken, [c["model"], first], ready)
         on(c["task"].input, lambda task: gr.update(visible=task == "edit"), [c["task"]], [c["strength"]])
-        on(c["run"].click, self._worked, [*asked, c["task"], c["image"], c["mask"], c["strength"]], [c["edited"]])
+        on(c["run"].click, self._worked, [*requested, c["task"], c["image"], c["mask"], c["strength"]], [c["edited"]])
 
     # What the page says of a model, and which controls it has.
 
@@ -232,15 +232,15 @@ class Page:
         )
 
     def _compared(self, *values: Any) -> str:
-        *asked, sampler_b, steps_b = values
-        name, sampler, _, eta, *rest = asked
+        *requested, sampler_b, steps_b = values
+        name, sampler, _, eta, *rest = requested
         both = all("eta" in samplers.takes(one) for one in (sampler, sampler_b))
         other = self._command(name, sampler_b, steps_b, eta if both else self._eta_of(sampler_b)[1], *rest)
-        a, b, gap, rms = difference(self.models, (self._command(*asked), other))
+        a, b, gap, rms = difference(self.models, (self._command(*requested), other))
         sides = "".join(
             f'<div class="one"><h3>{view.escape(title)}</h3>{view.figure(found.picture, title, "wide")}'
             f"{self._costs(found)}{view.code(found.command)}</div>"
-            for title, found in ((f"{sampler}, {asked[2]} steps", a), (f"{sampler_b}, {steps_b} steps", b))
+            for title, found in ((f"{sampler}, {requested[2]} steps", a), (f"{sampler_b}, {steps_b} steps", b))
         )
         caption = f"The difference: RMS {rms:.2f} of 255; white is its largest value"
         return f'<div class="two">{sides}</div>{view.figure(gap, caption)}'
@@ -270,15 +270,15 @@ class Page:
         return path, shown, ""
 
     def _worked(self, *values: Any) -> str:
-        *asked, task, path, marks, strength = values
-        model = self.models[asked[0]]
+        *requested, task, path, marks, strength = values
+        model = self.models[requested[0]]
         if not path:
             raise UserError("image: there is none yet; drop one, or take a drawn sample")
         if task == "bits":
-            return self._bits(model, path, asked)
+            return self._bits(model, path, requested)
         if task == "encode":
-            return self._encoded(asked, path)
-        argv = self._command(*asked)
+            return self._encoded(requested, path)
+        argv = self._command(*requested)
         if task == "edit":
             found = draw(self.models, with_settings(argv, edit=path, strength=f"{strength:g}"))
             return view.result(found, "variations of the image")
@@ -291,9 +291,9 @@ class Page:
         pairs = zip(argv[::2], argv[1::2], strict=True)
         return [word for pair in pairs if pair[0] not in flags for word in pair]
 
-    def _encoded(self, asked: Sequence[Any], path: str) -> str:
-        argv = self._without(self._command(*asked), "--n", "--eta", "--guidance")
-        if samplers.build(asked[1]).is_stochastic:  # then `ode`: noise has no way back
+    def _encoded(self, requested: Sequence[Any], path: str) -> str:
+        argv = self._without(self._command(*requested), "--n", "--eta", "--guidance")
+        if samplers.build(requested[1]).is_stochastic:  # then `ode`: noise has no way back
             argv = self._without(argv, "--sampler", "--steps")
         command, found = encode_image(self.models, with_settings(argv, encode=path))
         about = {"command": command, "record": asdict(found.record)}
@@ -307,8 +307,8 @@ class Page:
         hint = f'<p class="hint">Back again: {view.escape(found.error)}.</p>'
         return f'<div class="three">{figures}</div>{values}{hint}{view.code(command, "The noise as a file")}'
 
-    def _bits(self, model: TrainedModel, path: str, asked: Sequence[Any]) -> str:
-        found = bits(model, path, parse_sample_arguments(self._command(*asked)).seed)
+    def _bits(self, model: TrainedModel, path: str, requested: Sequence[Any]) -> str:
+        found = bits(model, path, parse_sample_arguments(self._command(*requested)).seed)
         parts = {f"of them {name}": f"{value:.3f}" for name, value in found.parts.items()}
         costs = {"Evaluations": f"{found.estimate.nfe:.0f}", "Seconds": f"{found.estimate.seconds:.2f}"}
         hint = "An upper bound of the bits (the ELBO), and at which noise levels they are spent."

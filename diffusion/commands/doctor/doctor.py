@@ -29,7 +29,7 @@ FAILED = 1
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check what the command line asks for; 0 if all pass, 1 if not."""
+    """Carry out the command line; 0 if all pass, 1 if not."""
     device, start = choose_device(options.device), time.perf_counter()
     exact = for_numbers(device)  # of these models nothing is a network
     checks = [*check_machine(device), *check_network(device), *check_samplers(exact), *check_estimators(exact)]

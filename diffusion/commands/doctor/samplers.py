@@ -10,7 +10,7 @@
     all               a mixture, in float32 through `diffusion.sample`: each sample against a tight solve of the
                       probability flow, or the mean log-density of the samples against that of exact draws
 
-Which of these a sampler takes is asked of the sampler itself: a new name in the registry needs no word here.
+A sampler's own properties decide which of these apply to it: a new name in the registry needs no change here.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
         "SHA-256 of their row (default: all)")  # fmt: skip
     add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
-        help="data: each image under its own condition, and what that "
-        "tells of it, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
+        help="data: each image under its own condition, and their "
+        "mutual information, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
         "denoiser.condition, else none)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
         help="spend compute on the largest entry of the error budget until one standard error plus the biases is at "

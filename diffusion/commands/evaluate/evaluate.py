@@ -45,7 +45,7 @@ def default_method(family: str) -> str:
 
 
 def methods_of(named: str | None, family: str) -> list[str]:
-    """The estimators that are asked for, separated by commas, each once.
+    """The requested estimators, separated by commas, each once.
 
     Raises:
         UserError: For one that the family does not have, before the first is measured.
@@ -108,8 +108,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             subject.model.start, begun = start, {START: repr(start)}
         measured: list[Evaluation] = []
         for method in methods:
-            asked = estimator_options(options, method, family, alone=len(methods) == 1) | begun
-            protocol = conditioned(question(subject, identity, method, asked), given)
+            requested = estimator_options(options, method, family, alone=len(methods) == 1) | begun
+            protocol = conditioned(question(subject, identity, method, requested), given)
             bar = ProgressBar()
             progress = partial(bar.named, f"{subject.name} {method}")
             how = How(device, options.batch_size, options.again, progress, processes)
@@ -152,7 +152,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             out.print(_budget(evaluation.estimate))
             if given is not None and without is not None:
                 pair = method, evaluation.estimate, without.estimate
-                line = information_line(*pair) if given.asked == DATA else gain_line(*pair, given)
+                line = information_line(*pair) if given.requested == DATA else gain_line(*pair, given)
                 say(out, line)
             for warning in warnings_of(evaluation.estimate):
                 say(out, warning)
@@ -194,7 +194,7 @@ def values_of(
     values |= {f"eval/error/{cause}": error for cause, error in estimate.error_budget.items()}
     values |= {"eval/error/measurement": estimate.measurement_error, "eval/error/total": estimate.total_error}
     if given is not None and without is not None:
-        own = given.asked == DATA
+        own = given.requested == DATA
         name = "eval/information_bits" if own else "eval/bits_per_dim_less_than_with_none"
         found = information(estimate, without.estimate) if own else gain(estimate, without.estimate)
         values |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

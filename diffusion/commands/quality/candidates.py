@@ -93,10 +93,10 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     if options.by_class and label is None and options.condition is None and getattr(denoiser, "num_classes", 0):
         label = OF_REFERENCE
     labels, numbers = _labels(model, label, data, options.reference, count)
-    asked = [NONE] if label is not None else options.condition
+    requested = [NONE] if label is not None else options.condition
     if label is not None and options.condition is not None:
         raise UserError("--label, --condition: use only one of them")
-    condition, rows = given_to_samples(model, data, asked, count)
+    condition, rows = given_to_samples(model, data, requested, count)
     if "guidance" in given and label is None and condition is None:
         raise UserError("--guidance: steers towards a class; give --label too, or a --condition")
     cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
@@ -123,7 +123,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
         return kept[0]
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **numbers}
-    question |= {} if condition is None else {CONDITION: condition.asked, CONDITION_DIGEST: condition.digest}
+    question |= {} if condition is None else {CONDITION: condition.requested, CONDITION_DIGEST: condition.digest}
     folder, place = subject.home / FOLDER / "quality", Path(model.source)
     mirrored = data.flip if flip is None else flip
     return Candidate(

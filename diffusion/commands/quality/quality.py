@@ -86,7 +86,7 @@ class Reference:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     device = choose_device(options.device)
     candidates = [load_candidate(text, options) for text in options.run]
     names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
@@ -147,9 +147,9 @@ def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) 
             f"--data: {candidates[0].name} is a model, compared with the images that it was trained on; for a model "
             "--data takes only the path where these are now"
         )
-    asked = [flag(name) for name in given_settings(options, "figure")]
-    if asked and not any(drawn):
-        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which need no sampling")
+    requested = [flag(name) for name in given_settings(options, "figure")]
+    if requested and not any(drawn):
+        raise UserError(f"{requested[0]}: {candidates[0].name} holds images, which need no sampling")
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:

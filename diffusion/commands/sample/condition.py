@@ -142,7 +142,7 @@ def _made_of(model: DiffusionModel, part: Part, array: Any, text: str, mask: str
         return array
     whole = array if array.ndim > len(shape) else array[None]
     if tuple(whole.shape[1:]) != shape or not whole.is_floating_point():
-        if part.name == MASK and mask is not None:
+        if part.name == MASK and mask is not None and tuple(whole.shape[1:]) != shape:
             found = " x ".join(map(str, array.shape[array.ndim > len(shape) :]))
             raise UserError(f"{OPTION}: {text} is {found}; needs {' x '.join(map(str, shape))} numbers next to --mask")
         return array

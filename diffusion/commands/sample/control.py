@@ -78,8 +78,8 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     if not any(name in given for name in CONTROLS):
         return model, record
     if not isinstance(model, DiffusionModel):  # only a picture's record can ask it: the command line is checked before
-        asked = ", ".join(name for name in CONTROLS if name in given)
-        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not accept it")
+        requested = ", ".join(name for name in CONTROLS if name in given)
+        raise UserError(f"{requested}: {model.source} is of family '{model.config.family}', which does not accept it")
     left = {name: value for name, value in given.items() if name not in CONTROLS}
     if "guide" in given and "classifier" in given:
         raise UserError("--guide, --classifier: use only one of them")
@@ -266,7 +266,7 @@ def read_image(
     shape: tuple[int, int | None, int | None] | tuple[int, ...],
     alike: Alike = EIGHT_BITS,
 ) -> Tensor:
-    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for, which is reported.
+    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is required, which is reported.
 
     Args:
         option: What it was given for, for messages.

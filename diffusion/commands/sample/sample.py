@@ -64,7 +64,7 @@ def draw(options: argparse.Namespace) -> int:
     if record is not None:
         return redraw(model, record, options, device)
 
-    model, record = asked(model, options, device)
+    model, record = requested(model, options, device)
     (shown, way), *_ = record.settings.items()
     n = options.n or model.config.sampling.n
     if options.encode:
@@ -107,8 +107,10 @@ def draw(options: argparse.Namespace) -> int:
     return 0
 
 
-def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device) -> tuple[TrainedModel, SampleRecord]:
-    """The model at the size that a command line asks for, and the record of what is to be drawn with it.
+def requested(
+    model: TrainedModel, options: argparse.Namespace, device: torch.device
+) -> tuple[TrainedModel, SampleRecord]:
+    """The model at the size that a command line requests, and the record of what is to be drawn with it.
 
     Args:
         model: The model.
@@ -276,7 +278,7 @@ def _record(
 
 
 def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
-    """The model at the size that is asked for, begun in the start that is asked for, if one is, else in its own."""
+    """The model at the requested size, begun in the requested start, if there is one, else in its own."""
     kind = settings.get("fitted_start")
     if kind is None or not isinstance(model, DiffusionModel):
         return model.at_size(settings["size"]) if "size" in settings else model
@@ -286,7 +288,7 @@ def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
 
 
 def _start_digest(model: TrainedModel, settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What identifies the start that was asked for; one that a model has by itself is a part of it."""
+    """What identifies the requested start; one that a model has by itself is a part of it."""
     if settings.get("fitted_start") is None or not isinstance(model, DiffusionModel):
         return {}
     return {"fitted_start": [repr(model.start)]}
@@ -340,15 +342,15 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
 def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str) -> Path:
     """The default path of a picture; its name contains the settings that were given."""
     size = None if options.size is None else "x".join(map(str, options.size))
-    asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
-    asked |= {"strength": options.strength, "posterior": options.posterior}
+    requested = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
+    requested |= {"strength": options.strength, "posterior": options.posterior}
     words = [
         f"-{name}"
         for name in ("inpaint", "restore", "edit", "guide", "classifier", "condition")
         if getattr(options, name)
     ]
     words += [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
-              for name, value in asked.items() if value is not None]  # fmt: skip
+              for name, value in requested.items() if value is not None]  # fmt: skip
     return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
 
 

@@ -148,7 +148,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         return extract(extractor, images, device, options.batch_size)
 
     logging = model.config.logging
-    asked = {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
+    requested = {} if given is None else {CONDITION: given.requested, CONDITION_DIGEST: given.digest}
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
@@ -156,7 +156,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(made.provenance), **asked},
+        identity={"model": subject.weights, "reference": asdict(made.provenance), **requested},
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,

@@ -29,14 +29,14 @@ from .picture import exposure_picture, picture
 from .report import COLUMNS, Row, in_rows, verdict
 from .subjects import Subject, load
 
-# What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
+# What is compared by default: the simplest, the best of each sort, and one that is known to go wrong.
 DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "abm", "ode", "ancestral", "sde")
 ALL = "all"
 OF_EACH = "as suits each sampler"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     cells = plan(_samplers(options.samplers), options.budgets)  # an unknown name before a model is loaded
     if not any(cells):
         raise UserError(
@@ -94,11 +94,11 @@ def _about(kept: Mapping[str, Any]) -> tuple[list[str], Any]:
     return cells, kept["protocol"]
 
 
-def _samplers(asked: Sequence[str] | None) -> list[str]:
+def _samplers(requested: Sequence[str] | None) -> list[str]:
     known = samplers.names()
-    if asked is None:
+    if requested is None:
         return [name for name in DEFAULT if name in known]
-    return known if ALL in asked else list(dict.fromkeys(asked))
+    return known if ALL in requested else list(dict.fromkeys(requested))
 
 
 def _measure(bench: Bench, cells: Sequence[Sequence[Cell]], most: int, bar: ProgressBar) -> list[Row]:

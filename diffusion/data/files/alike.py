@@ -8,7 +8,7 @@ from ...errors import UserError
 
 
 class EightBitsError(UserError):
-    """Files of which none has the more than 8 bits that are asked for."""
+    """Files of which none has the more than 8 bits that are needed."""
 
 
 @dataclass(frozen=True)

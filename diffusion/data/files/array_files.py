@@ -261,11 +261,11 @@ def _names_of_classes(arrays: Arrays, count: int) -> str | None:
 
 def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: int | None) -> np.ndarray:
     """Level indices (N, H, W, C): uint8, or int32 for `bits`."""
-    told = f"{path}: '{name}' is {array.dtype} {array.shape}"
+    described = f"{path}: '{name}' is {array.dtype} {array.shape}"
     last, second = (array.ndim == 4 and _are_channels(array.shape, axis) for axis in (3, 1))
     second = second and min(array.shape[2:]) > 4  # else its last axis may be of channels
     if array.dtype.kind not in "uifb" or array.ndim not in (3, 4) or (array.ndim == 4 and not (last or second)):
-        raise UserError(f"{told}; {_ACCEPTED}.")
+        raise UserError(f"{described}; {_ACCEPTED}.")
     if array.size == 0:
         raise UserError(f"{path}: no image found: '{name}' has shape {array.shape}.")
     if array.ndim == 3:
@@ -278,11 +278,11 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: in
     if bits is not None:
         if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= 2**bits:
             span = f", {array.min():g} to {array.max():g}"
-            raise UserError(f"{told}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
+            raise UserError(f"{described}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
         if bits > 8 and array.dtype.itemsize == 1:
-            raise UserError(f"{told}, of no more than 8 bits; leave out data.levels=all")
+            raise UserError(f"{described}, of no more than 8 bits; leave out data.levels=all")
         return array.astype(np.int32)
-    return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
+    return array if array.dtype == np.uint8 else _levels(described, name, array, notes)
 
 
 def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
@@ -291,7 +291,7 @@ def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
     return count in (1, 3) or 1 < count <= min(_MOST_CHANNELS, min(others) - 1)
 
 
-def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:
+def _levels(described: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:
     """Numbers of another type as levels, where these are meant without doubt."""
     if array.dtype.kind == "b":
         notes.append(f"'{name}' is bool: taken as the levels 0 and 255")
@@ -311,8 +311,8 @@ def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.nda
                              "8-bit levels, and taken as these")  # fmt: skip
                 return whole.astype(np.uint8)
     raise UserError(
-        f"{told}, {low:g} to {high:g}; {_ACCEPTED}; or numbers that are exactly 8-bit levels: whole from 0 to 255, "
-        "k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1]."
+        f"{described}, {low:g} to {high:g}; {_ACCEPTED}; or numbers that are exactly 8-bit levels: whole from 0 to "
+        "255, k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1]."
     )
 
 

@@ -187,7 +187,7 @@ def _deep_png(data: bytes, image: Image.Image) -> np.ndarray:
 
 
 def stored_values(image: Image.Image | None, data: bytes, sixteen: str, every: bool, white: int) -> np.ndarray | None:
-    """(H, W, C) of uint8 or uint16 where it is not Pillow that reads it, or where all channels are asked for.
+    """(H, W, C) of uint8 or uint16 where it is not Pillow that reads it, or where all channels are requested.
 
     Args:
         image: As Pillow opens it; None for what it does not open.
@@ -212,7 +212,7 @@ def stored_values(image: Image.Image | None, data: bytes, sixteen: str, every: b
 
 
 def in_levels(values: np.ndarray, whole: bool, bits: int) -> np.ndarray:
-    """Stored values in the levels that are asked for: 0 to 255, uint8, or all 2^bits, int32.
+    """Stored values in the requested levels: 0 to 255, uint8, or all 2^bits, int32.
 
     Raises:
         ValueError: For values that need more bits.

@@ -92,14 +92,14 @@ def decode_cached(
 def _find(array: Path, facts: Path, count: int) -> Decoded | None:
     """What is kept under a key; None where it is not there, or not whole."""
 
-    def mapped(told: dict[str, Any]) -> Decoded | None:
+    def mapped(kept_facts: dict[str, Any]) -> Decoded | None:
         # copy on write: pages are shared, and nothing that is done to the tensor reaches the file
         images = torch.from_numpy(np.load(array, mmap_mode="c", allow_pickle=False))
-        kept = [int(row) for row in told["kept"]]
+        kept = [int(row) for row in kept_facts["kept"]]
         # rows at the end are those of files that were skipped
         whole = images.dtype in (torch.uint8, torch.int32) and images.ndim == 4 and len(kept) <= len(images) == count
-        skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
-        seen = Seen([int(top) for top in told["tops"]], deep, several)
+        skipped, deep, several = ([str(name) for name in kept_facts[key]] for key in ("skipped", "deep", "several"))
+        seen = Seen([int(top) for top in kept_facts["tops"]], deep, several)
         return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None
 
     return find(facts, mapped)

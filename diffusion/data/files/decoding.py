@@ -2,7 +2,7 @@
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
-(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
+(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are reported). The
 EXIF orientation is applied. A grey file among colour files becomes three equal channels. With all levels (int32, not
 uint8) PNG and TIFF files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits. With all
 channels (`channels`) nothing is composited or converted, and all files have to have as many.
@@ -30,7 +30,7 @@ from torch import Tensor
 from ...errors import UserError
 from .alike import EIGHT_BITS, Alike
 from .channels import all_levels, bands_of, in_levels, is_tiff, sixteen_bits, stored_values, to_eight_bits
-from .fitting import Size, channels_first, resize_and_crop, resize_levels
+from .fitting import Size, channels_first, resize_and_crop, resize_levels, room_for
 
 CHUNK, _SHARE = 1024, 16  # files decoded before the next are looked at, and by a thread at a time
 Progress = Callable[[int, int], None]
@@ -47,7 +47,7 @@ class ImageFile:
 
 @dataclass
 class Seen:
-    """What is to be told of files that were read.
+    """What is reported of files that were read.
 
     Attributes:
         tops: The largest value of each file of 16-bit grey.
@@ -73,7 +73,7 @@ def _opened(data: bytes) -> Image.Image | None:
 def decode(file: ImageFile, size: Size | None, how: Alike = EIGHT_BITS, seen: Seen | None = None) -> np.ndarray:
     """Return one file as uint8, or with all its levels as int32, (H, W) if grey or (H, W, 3) if colour.
 
-    With all its channels it is (H, W, C). What is to be told of it is added to `seen`.
+    With all its channels it is (H, W, C). What is reported of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -124,10 +124,6 @@ def _line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """Images in memory.
@@ -136,7 +132,7 @@ class Decoded:
         images: Those that could be read, shape (N, C, H, W).
         kept: Which of the files they are of.
         skipped: What was wrong with the others, one line each.
-        seen: What is to be told of those that could be read.
+        seen: What is reported of those that could be read.
     """
 
     images: Integer[Tensor, " n c h w"]
@@ -150,7 +146,7 @@ def decode_all(
     size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
-    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = room_for,
     how: Alike = EIGHT_BITS,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.

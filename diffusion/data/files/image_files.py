@@ -102,15 +102,15 @@ def load_files(
         if how.whole and not decoded.seen.tops:
             raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
         if decoded.skipped:
-            told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
-            warnings.warn(told, stacklevel=2)
+            skipped = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
+            warnings.warn(skipped, stacklevel=2)
             kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
             files, counts = [files[row] for row in decoded.kept], kept
         read = ()
         if columns:
             alike = partial(decode_all, size=size, how=replace(how, every=False))
-            told = partial(_of_files, bits=how.bits)
-            read, more = of_folder(path, columns, files, alike, told, how.levels, number_classes, pairs)
+            notes_of = partial(_of_files, bits=how.bits)
+            read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
             notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
@@ -132,7 +132,7 @@ def load_files(
 
 
 def _of_files(decoded: Decoded, bits: int | None) -> list[str]:
-    """What is to be told of the files' kinds, a line each.
+    """What is reported of the files' kinds, a line each.
 
     Raises:
         UserError: For 16-bit files whose upper bits none uses, where it is not said how many they use.
@@ -288,7 +288,7 @@ def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:
     """The classes in the order of their labels (by number where all are numbers); none unless every image is in one.
 
     Returns:
-        The names, and what is to be told of them.
+        The names, and what is reported of them.
     """
     names = {_first(file.name) for file in files}
     if "" in names and len(names) > 1:

@@ -1,7 +1,7 @@
 """The folders of the library diffusers: `unet/` with config.json and weights, `scheduler/`, and model_index.json.
 
 The scheduler's fields say how the network was trained: the table of betas is the path, `prediction_type` the answer,
-and the network is told the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
+and the network takes the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
 grid, `clip_sample` the clipping of x_hat.
 """
 

@@ -30,7 +30,7 @@ _SAID = ("network", "options", "conventions", "sampling")
 
 @contextmanager
 def _told_of(source: str) -> Iterator[None]:
-    """Within the block, what is refused is told with the file or folder that it came from."""
+    """Within the block, errors name the file or folder that they are about."""
     try:
         yield
     except DAMAGED as error:
