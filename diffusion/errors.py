@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 _LONGEST_SHOWN = 60  # characters
@@ -61,6 +62,20 @@ def choose(key: str, word: str, options: Iterable[str]) -> str:
 def in_one_line(error: BaseException, most: int = 200) -> str:
     """The class of an error of a library and the first line of what it says, for a message of ours."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:most]
+
+
+def library(name: str, extra: str, what: str) -> Any:
+    """A library that is installed with an extra of this package.
+
+    Args:
+        name: The library.
+        extra: The extra.
+        what: What needs it, as the beginning of a sentence that goes on with its name.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"{what} {name}, which is not installed; pip install 'diffusion[{extra}]'") from error
 
 
 @contextmanager

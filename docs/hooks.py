@@ -1,4 +1,4 @@
-"""What the site has beside the pages of this folder: the README as its home, the models' cards, and the reference.
+"""What the site adds to the pages of this folder: the README as its home, the models' cards, and the reference.
 
 The reference is made from the code: every public name of a module in `MODULES` (its `__all__`, or without one what it
 defines), the `--help` of every command, and that of train.py with every key. MkDocs calls `on_files` and

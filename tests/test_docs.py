@@ -15,16 +15,8 @@ import pytest
 import yaml
 
 import diffusion
-from diffusion.commands.check.arguments import parse_check_arguments
-from diffusion.commands.compare.arguments import parse_compare_arguments
-from diffusion.commands.convert.arguments import parse_convert_arguments
-from diffusion.commands.demo.arguments import parse_demo_arguments
-from diffusion.commands.doctor.arguments import parse_doctor_arguments
-from diffusion.commands.evaluate.arguments import parse_evaluate_arguments
-from diffusion.commands.export.arguments import parse_export_arguments
-from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.dispatch import COMMANDS, Command
 from diffusion.commands.sample.arguments import parse_sample_arguments
-from diffusion.commands.tradeoff.arguments import parse_tradeoff_arguments
 from diffusion.config import available_configs, parse_train_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -35,12 +27,9 @@ BLOCKS = [
     for page in PAGES
     for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
 ]
-PARSERS = {
-    "train": parse_train_arguments, "sample": parse_sample_arguments, "evaluate": parse_evaluate_arguments,
-    "quality": parse_quality_arguments, "tradeoff": parse_tradeoff_arguments, "compare": parse_compare_arguments,
-    "check": parse_check_arguments, "convert": parse_convert_arguments, "export": parse_export_arguments,
-    "doctor": parse_doctor_arguments, "demo": parse_demo_arguments,
-}  # fmt: skip
+PARSERS = {"train": parse_train_arguments, "sample": parse_sample_arguments} | {
+    name: found.parse for name, found in COMMANDS.items() if isinstance(found, Command)
+}
 # Of a line of the shell, what follows the name of a program, up to the next command.
 _COMMAND = re.compile(r"(?:python|uv run)(?: python)? (?:(train|sample)\.py|-m diffusion ([a-z-]+))(.*)")
 

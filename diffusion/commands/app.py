@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _output_fails() -> bool:
-    """Whether standard output cannot be written: an empty line tells, as what failed may have left none to flush."""
+    """Whether standard output cannot be written: an empty line shows it, as what failed may have left none to flush."""
     try:
         print(flush=True)
     except (OSError, ValueError):
@@ -104,7 +104,7 @@ class ProgressBar:
     """The progress of a command, from callbacks (done, count): a bar per task in a terminal, lines elsewhere.
 
     The lines come at fixed times, even if no callback comes for minutes, and say the time left as a bar does: at the
-    pace since the task's first callback, or since it was told of more to do.
+    pace since the task's first callback, or since there was more to do.
     """
 
     FIRST, EVERY = 3.0, 30.0  # seconds of a task without a line, and between two
@@ -126,7 +126,7 @@ class ProgressBar:
             self._open.add(self)
             self._task = task
         begins = is_new or done < self._begun[0] or count != self._begun[1]
-        if begins or (done, count) != self._last[:2]:  # not where it is told once more
+        if begins or (done, count) != self._last[:2]:  # not where it is reported once more
             self._last = (done, count, time.monotonic())
         if begins:
             self._begun = self._last
@@ -147,7 +147,7 @@ class ProgressBar:
             wait = self.EVERY
 
     def _left(self, now: float) -> str:
-        """The time left, if it can be told."""
+        """The time left, if it is known."""
         (first, _, since), (done, count, last) = self._begun, self._last
         if done <= first:
             return ""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 
 from ..config import Config
-from ..config.preflight import check_device
-from ..errors import choose, reported_as
+from ..errors import choose
 from ..processes import cleans_up_on_sigterm, typed
 from ..storage.runs import newest_run
+from . import preflight
 from .app import sample
 from .average.arguments import parse_average_arguments
 from .check.arguments import parse_check_arguments
@@ -18,18 +22,9 @@ from .compare.arguments import parse_compare_arguments
 from .convert.arguments import parse_convert_arguments
 from .demo.arguments import parse_demo_arguments
 from .doctor.arguments import parse_doctor_arguments
-from .evaluate.arguments import NAMES_OF_DRAWS, parse_evaluate_arguments
+from .evaluate.arguments import parse_evaluate_arguments
 from .export.arguments import parse_export_arguments
 from .options import in_flags
-from .preflight import (
-    check_comparison,
-    check_conversion,
-    check_export,
-    check_models,
-    check_quality,
-    check_tradeoff,
-    check_training,
-)
 from .quality.arguments import parse_quality_arguments
 from .tradeoff.arguments import parse_tradeoff_arguments
 from .train.arguments import CLASSIFIER_STEPS, FEATURES_STEPS, parse_training_arguments
@@ -88,139 +83,25 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[name](argv[1:])
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """`evaluate`: measure runs and keep the figures with them."""
-    options = parse_evaluate_arguments(argv)
-    with in_flags(options), reported_as({} if options.draws is None else dict.fromkeys(NAMES_OF_DRAWS, "--draws")):
-        check_models(options.run, options.runs)
-        check_device(options.device)
+@dataclass(frozen=True)
+class Command:
+    """A command: its arguments are read and checked before what carries it out is imported, and torch with that.
 
-        from .evaluate.evaluate import run
+    Args:
+        parse: Reads the arguments.
+        check: Refuses what cannot begin.
+        module: Where `run(options)` is, which returns the exit code.
+    """
 
-        return run(options)
+    parse: Callable[[Sequence[str]], argparse.Namespace]
+    check: Callable[[argparse.Namespace], None]
+    module: str
 
-
-def quality(argv: Sequence[str]) -> int:
-    """`quality`: measure samples of runs, or images, against training images."""
-    options = parse_quality_arguments(argv)
-    with in_flags(options):
-        check_quality(options)
-
-        from .quality.quality import run
-
-        return run(options)
-
-
-def tradeoff(argv: Sequence[str]) -> int:
-    """`tradeoff`: samplers and numbers of evaluations of one model, side by side."""
-    options = parse_tradeoff_arguments(argv)
-    with in_flags(options):
-        check_tradeoff(options)
-
-        from .tradeoff.tradeoff import run
-
-        return run(options)
-
-
-def check(argv: Sequence[str]) -> int:
-    """`check`: a model against images, at every noise level."""
-    options = parse_check_arguments(argv)
-    with in_flags(options):
-        check_models([options.model], options.runs)
-        check_device(options.device)
-
-        from .check.check import run
-
-        return run(options)
-
-
-def doctor(argv: Sequence[str]) -> int:
-    """`doctor`: check this machine against exact models."""
-    options = parse_doctor_arguments(argv)
-    with in_flags(options):
-        check_device(options.device)
-
-        from .doctor.doctor import run
-
-        return run(options)
-
-
-def demo(argv: Sequence[str]) -> int:
-    """`demo`: a page on this machine to play with models."""
-    options = parse_demo_arguments(argv)
-    with in_flags(options):
-        check_models([] if options.model is None else [options.model], options.runs)
-        check_device(options.device)
-
-        from .demo.demo import run
-
-        return run(options)
-
-
-def compare(argv: Sequence[str]) -> int:
-    """`compare`: one table of what `evaluate` kept."""
-    options = parse_compare_arguments(argv)
-    with in_flags(options):
-        check_comparison(options)
-
-        from .compare.compare import run
-
-        return run(options)
-
-
-def convert(argv: Sequence[str]) -> int:
-    """`convert`: a model as one file."""
-    options = parse_convert_arguments(argv)
-    with in_flags(options):
-        check_conversion(options)
-
-        from .convert.convert import run
-
-        return run(options)
-
-
-def average(argv: Sequence[str]) -> int:
-    """`average`: an average of another width of a run's weights."""
-    options = parse_average_arguments(argv)
-    with in_flags(options):
-        check_models([options.run], options.runs)
-
-        from .average.average import run
-
-        return run(options)
-
-
-def export(argv: Sequence[str]) -> int:
-    """`export`: a model in the layout of others."""
-    options = parse_export_arguments(argv)
-    with in_flags(options):
-        check_export(options)
-
-        from .export.export import run
-
-        return run(options)
-
-
-def train_classifier(argv: Sequence[str]) -> int:
-    """`train-classifier`: train a classifier of noisy images."""
-    options = parse_training_arguments(argv, "train-classifier", CLASSIFIER_STEPS)
-    with in_flags(options):
-        check_training(options)
-
-        from .train.classifier import run
-
-        return run(options)
-
-
-def train_features(argv: Sequence[str]) -> int:
-    """`train-features`: train a feature network."""
-    options = parse_training_arguments(argv, "train-features", FEATURES_STEPS)
-    with in_flags(options):
-        check_training(options)
-
-        from .train.features import run
-
-        return run(options)
+    def __call__(self, argv: Sequence[str]) -> int:
+        options = self.parse(argv)
+        with in_flags(options):
+            self.check(options)
+            return import_module(self.module, __package__).run(options)
 
 
 def completion(argv: Sequence[str]) -> int:
@@ -233,17 +114,23 @@ def completion(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
-    "evaluate": evaluate,
-    "quality": quality,
-    "tradeoff": tradeoff,
-    "compare": compare,
-    "check": check,
-    "average": average,
-    "convert": convert,
-    "export": export,
-    "demo": demo,
-    "doctor": doctor,
-    "train-classifier": train_classifier,
-    "train-features": train_features,
+    "evaluate": Command(parse_evaluate_arguments, preflight.check_named, ".evaluate.evaluate"),
+    "quality": Command(parse_quality_arguments, preflight.check_quality, ".quality.quality"),
+    "tradeoff": Command(parse_tradeoff_arguments, preflight.check_tradeoff, ".tradeoff.tradeoff"),
+    "compare": Command(parse_compare_arguments, preflight.check_comparison, ".compare.compare"),
+    "check": Command(parse_check_arguments, preflight.check_named, ".check.check"),
+    "average": Command(parse_average_arguments, preflight.check_named, ".average.average"),
+    "convert": Command(parse_convert_arguments, preflight.check_conversion, ".convert.convert"),
+    "export": Command(parse_export_arguments, preflight.check_export, ".export.export"),
+    "demo": Command(parse_demo_arguments, preflight.check_named, ".demo.demo"),
+    "doctor": Command(parse_doctor_arguments, preflight.check_named, ".doctor.doctor"),
+    "train-classifier": Command(
+        partial(parse_training_arguments, name="train-classifier", steps=CLASSIFIER_STEPS),
+        preflight.check_training, ".train.classifier",
+    ),
+    "train-features": Command(
+        partial(parse_training_arguments, name="train-features", steps=FEATURES_STEPS),
+        preflight.check_training, ".train.features",
+    ),
     "completion": completion,
-}
+}  # fmt: skip

@@ -8,9 +8,7 @@ family of models.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import math
 import sys
@@ -28,7 +26,7 @@ from ..baselines.gaussianity import Gaussianity
 from ..config import EvaluationConfig
 from ..data.toy import Toy
 from ..likelihood import Estimate
-from ..likelihood.estimate import EFFECTIVE_SAMPLES, TAIL_SHAPE
+from ..likelihood.estimate import DATA_END, EFFECTIVE_SAMPLES, SOLVER, TAIL_SHAPE
 from ..likelihood.importance_weights import unreliable
 from ..models.build import Data
 from ..models.load import TrainedModel, load
@@ -38,6 +36,7 @@ from ..storage.runs import user_cache
 from .evaluate.given import given_to, information_line
 from .evaluate.measuring import How, conditioned, measure, question
 from .subjects import Subject, images_of, rows_of
+from .table import Table
 
 CODES = "codes.json"
 WITHOUT = ", no condition"
@@ -78,11 +77,11 @@ def evaluate(
     means: dict[str, Mapping[str, Any]] = {}
     at_once = max(1, options.batch_size // subject.model.rows_per_image)
     given = given_to(subject.model, data.split, test, identity, None)
-    asked = {name: (*how, given) for name, how in subject.model.estimators(options).items()}
-    if given is not None:  # what the condition tells, by the cheapest of them
-        *_, last = asked
-        asked[f"{last}{WITHOUT}"] = (*asked[last][:2], None)
-    for name, (method, settings, of) in asked.items():
+    requested = {name: (*how, given) for name, how in subject.model.estimators(options).items()}
+    if given is not None:  # the information in the condition, by the cheapest of them
+        *_, last = requested
+        requested[f"{last}{WITHOUT}"] = (*requested[last][:2], None)
+    for name, (method, settings, of) in requested.items():
         protocol = conditioned(question(subject, identity, method, {"seed": 0, **settings}), of)
         how = How(device, at_once, progress=partial(progress, name))
         kept, _ = measure(subject, test, protocol, how, of)
@@ -136,7 +135,7 @@ def evaluate_points(
 
 
 def information_lines(found: Mapping[str, Estimate]) -> list[str]:
-    """What the condition tells of the data, a line for each estimator that was measured with and without it."""
+    """The information in the condition, a line for each estimator that was measured with and without it."""
     pairs = [(name, found[name], found.get(f"{name}{WITHOUT}")) for name in found]
     return [information_line(name, given, none) for name, given, none in pairs if none is not None]
 
@@ -211,6 +210,11 @@ def effective_samples(estimate: Estimate) -> float | None:
     return None if log_ess is None else float(log_ess.exp().median())
 
 
+def warnings_of(estimate: Estimate) -> list[str]:
+    """What is reported of an estimate in addition to its figures, a line each."""
+    return [line for line in (weights_warning(estimate), narrow_data_warning(estimate)) if line is not None]
+
+
 def weights_warning(estimate: Estimate) -> str | None:
     """A warning if the importance weights of some images are unreliable; None otherwise."""
     found = unreliable(estimate)
@@ -221,6 +225,18 @@ def weights_warning(estimate: Estimate) -> str | None:
     return (
         f"importance weights are unreliable for {int(found.sum())} of {len(estimate)} images ({seen}): values may be "
         "far below log p and errors too small, of the other images, too, where these are many"
+    )
+
+
+def narrow_data_warning(estimate: Estimate) -> str | None:
+    """A warning if the density hangs on where the path ends, by nobody knows how much; None otherwise."""
+    budget = estimate.error_budget
+    if estimate.levels is not None or not math.isnan(budget.get(DATA_END, 0.0)) or math.isnan(budget[SOLVER]):
+        return None
+    return (
+        "the data are far narrower in some direction than the noise at the data end of the path, which does not "
+        "resolve their density: how far it is from that of a path without end is not known; train with "
+        "data.normalize=whiten, with a larger schedule.log_snr_max, or without numbers that follow from the others"
     )
 
 
@@ -242,12 +258,8 @@ def write(run: Path, estimates: Mapping[str, Estimate], seconds: float, means: M
     for name, terms in means.items():
         plain[name]["terms_bits_per_dim"] = terms
     keep(run / runs.EVALUATION, {"training_seconds": seconds, "estimates": plain})
-    table = io.StringIO()
-    rows = [{"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items()]
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), table.getvalue())
+    rows = ({"estimate": name, **summary(estimate, "")} for name, estimate in estimates.items())
+    atomic.write_text((run / runs.EVALUATION).with_suffix(".csv"), Table.of(rows).csv())
 
 
 def _more(estimate: Estimate) -> dict[str, Any]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import ImageData
 from ..errors import UserError
-from ..metrics import ClassifierFeatures, FeatureExtractor, Provenance, load_inception, torchvision_inception
+from ..metrics import (
+    ClassifierFeatures,
+    FeatureExtractor,
+    Provenance,
+    QualityReference,
+    describe,
+    load_inception,
+    torchvision_inception,
+)
 from ..storage import runs, tensor_files
 from ..storage.records import digest
 from ..storage.runs import user_cache
@@ -45,6 +54,24 @@ def _fitting(extractor: ClassifierFeatures, data: ImageData) -> ClassifierFeatur
             f"'{data.name}' are {data.shape} with {data.levels}"
         )
     return extractor
+
+
+def reference_of(data: ImageData, split: str, extractor: FeatureExtractor, **how: Any) -> QualityReference:
+    """The images of a split as a reference; its features come from the cache, or go there.
+
+    Args:
+        data: All splits.
+        split: Which.
+        extractor: The feature network.
+        how: As `QualityReference.of`.
+    """
+    images, cache = getattr(data, split), FeatureCache()
+    provenance = describe(images, extractor, data.name, split, data.levels, how.get("flips", False))
+    known = cache.read(provenance)
+    made = QualityReference.of(images, extractor, data.name, split, data.levels, features=known, **how)
+    if known is None:
+        cache.write(provenance, made.features)
+    return made
 
 
 class FeatureCache:

@@ -126,15 +126,11 @@ def pairs(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]])
         rows: The evaluations that are compared.
         found: All evaluations by run.
     """
-
-    def asks(e: Evaluation) -> tuple[object, ...]:
-        return e.protocol.method, e.protocol.weights, repr(sorted(e.protocol.options.items()))
-
     return [
         (row, other)
         for row in rows
         for other in found.get(str(row.model["run"]), ())
-        if other.protocol.data.get("foreign") and asks(other) == asks(row)
+        if other.protocol.data.get("foreign") and other.protocol.asks == row.protocol.asks
     ]
 
 

@@ -10,6 +10,7 @@ from ..config import FITTED, FITTED_STEPS, IMAGE_SETS, SamplingConfig
 from ..config.preflight import check_device
 from ..errors import UserError, choose, did_you_mean
 from ..storage import atomic, runs
+from .options import RUNS
 from .sample.record import SampleRecord
 
 SAMPLERS = (*SamplingConfig.words("sampler"), FITTED)
@@ -22,12 +23,7 @@ _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
 
 
 def check_sample(options: argparse.Namespace) -> None:
-    """Check the command line of sample.py.
-
-    Raises:
-        UserError: For an unknown sampler, grid or device, a model, a classifier or an image that is not there,
-            a classifier without a label, and a place that cannot be written to.
-    """
+    """Check the command line of sample.py."""
     if options.sampler is not None:
         choose("--sampler", options.sampler, SAMPLERS)
     if options.sampler == FITTED:
@@ -43,7 +39,7 @@ def check_sample(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.run is not None:
         check_models([options.run], options.runs, checkpoints=True)
-    elif options.runs != "runs" and not Path(options.runs).is_dir():
+    elif options.runs != RUNS and not Path(options.runs).is_dir():
         raise UserError(f"--runs: {options.runs} does not exist; a folder of runs is accepted")
     if options.from_image is not None:
         SampleRecord.read(options.from_image)
@@ -51,7 +47,8 @@ def check_sample(options: argparse.Namespace) -> None:
         given = getattr(options, option) or ()
         for path in (given,) if isinstance(given, str) else given:
             if not Path(path).is_file():
-                raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
+                found = "is no file" if Path(path).exists() else "does not exist"
+                raise UserError(f"--{option}: {path} {found}; an image file is accepted")
     if options.out is not None:
         _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
 
@@ -83,31 +80,27 @@ def check_models(names: Iterable[str], runs_dir: str, checkpoints: bool = False)
         names: The models on the command line.
         runs_dir: The folder of runs.
         checkpoints: Whether checkpoints are accepted too.
-
-    Raises:
-        UserError: For the first of them.
     """
     resolve = runs.resolve_weights if checkpoints else runs.resolve_model
     for name in names:
         resolve(name, runs_dir)
 
 
-def check_conversion(options: argparse.Namespace) -> None:
-    """Refuse a conversion that cannot begin.
+def check_named(options: argparse.Namespace) -> None:
+    """Refuse what a command line names that is not there: its `run` or `model`, and its device."""
+    named = vars(options).get("run") or vars(options).get("model") or ()
+    check_models((named,) if isinstance(named, str) else named, vars(options).get("runs", RUNS))
+    check_device(vars(options).get("device", "auto"))
 
-    Raises:
-        UserError: For a model that is not there, and a file that is there, or is not named as a model's.
-    """
+
+def check_conversion(options: argparse.Namespace) -> None:
+    """Refuse a conversion that cannot begin."""
     check_models([options.model], options.runs, checkpoints=True)
     check_model_file(Path(options.out), "OUT")
 
 
 def check_model_file(out: Path, name: str) -> None:
-    """Refuse a place for a model file.
-
-    Raises:
-        UserError: For a file that is there, is not named as a model's, or cannot be written.
-    """
+    """Refuse a place for a model file."""
     if out.suffix != ".safetensors":
         raise UserError(f"{name}: found {out}; the name of a model file ends in .safetensors")
     if out.exists():
@@ -116,11 +109,7 @@ def check_model_file(out: Path, name: str) -> None:
 
 
 def check_export(options: argparse.Namespace) -> None:
-    """Refuse an export that cannot begin.
-
-    Raises:
-        UserError: For a model that is not there, a folder that is there or cannot be made, and --runtime with no page.
-    """
+    """Refuse an export that cannot begin."""
     check_models([options.model], options.runs, checkpoints=True)
     if options.runtime is not None and options.to != "web":
         raise UserError(f"--runtime: is for --to web, the page; found --to {options.to}")
@@ -130,11 +119,7 @@ def check_export(options: argparse.Namespace) -> None:
 
 
 def check_takes_figures(folder: str | Path) -> None:
-    """Refuse, before anything is measured, a folder to which the results could not be written.
-
-    Raises:
-        UserError: For such a folder.
-    """
+    """Refuse, before anything is measured, a folder to which the results could not be written."""
     try:
         atomic.check_writable(Path(folder) / "x.json")
     except OSError as error:
@@ -142,12 +127,7 @@ def check_takes_figures(folder: str | Path) -> None:
 
 
 def check_quality(options: argparse.Namespace) -> None:
-    """Check the command line of `quality`.
-
-    Raises:
-        UserError: For a run or images that are not there, images without --data, and an unknown sampler, grid, feature
-            network or device.
-    """
+    """Check the command line of `quality`."""
     check_device(options.device)
     _check_drawing(options.sampler, options.grid)
     if options.data is not None:
@@ -163,11 +143,7 @@ def check_quality(options: argparse.Namespace) -> None:
 
 
 def check_tradeoff(options: argparse.Namespace) -> None:
-    """Check the command line of `tradeoff`.
-
-    Raises:
-        UserError: For a model that is not there, and an unknown sampler, grid, feature network or device.
-    """
+    """Check the command line of `tradeoff`."""
     check_device(options.device)
     for name in options.samplers or ():
         choose("--samplers", name, (*SAMPLERS, "all"))
@@ -200,11 +176,7 @@ def are_images(text: str, runs_dir: str) -> bool:
 
 
 def check_reference(text: str, runs_dir: str) -> None:
-    """Refuse reference data that are no data set, run or images.
-
-    Raises:
-        UserError: For such data.
-    """
+    """Refuse reference data that are no data set, run or images."""
     if text in IMAGE_SETS or (Path(text).exists() and are_images(text, runs_dir)):
         return
     try:
@@ -217,11 +189,7 @@ def check_reference(text: str, runs_dir: str) -> None:
 
 
 def check_training(options: argparse.Namespace) -> None:
-    """Check the command lines of `train-classifier` and `train-features`.
-
-    Raises:
-        UserError: For data that are not known or not there, and a place that cannot be written to.
-    """
+    """Check the command lines of `train-classifier` and `train-features`."""
     choose("DATA", options.data, (*IMAGE_SETS, "folder"))
     if options.path is not None and not Path(options.path).exists():
         raise UserError(f"--path: {options.path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file")
@@ -231,21 +199,13 @@ def check_training(options: argparse.Namespace) -> None:
 
 
 def check_comparison(options: argparse.Namespace) -> None:
-    """Check the command line of `compare`.
-
-    Raises:
-        UserError: For a model, and a folder that is a file or cannot be written to.
-    """
+    """Check the command line of `compare`."""
     check_models(options.run, options.runs)
     _check_out(str(Path(options.out) / "comparison.html"))
 
 
 def check_features(name: str | None) -> None:
-    """Refuse an unknown feature network, and a file of one that does not exist.
-
-    Raises:
-        UserError: For such a name.
-    """
+    """Refuse an unknown feature network, and a file of one that does not exist."""
     if name is None or name in FEATURES:
         return
     if Path(name).suffix not in (".safetensors", ".pt", ".pth"):

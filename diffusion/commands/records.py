@@ -52,6 +52,11 @@ class Protocol:
             raise UserError(f"--method: found '{self.method}'; the name of an estimator is accepted, e.g. ode")
         return f"{self.method}-{digest(asdict(self))}"
 
+    @property
+    def asks(self) -> tuple[str, str, str]:
+        """The estimator, its options and the model, whatever the images are."""
+        return self.method, self.weights, repr(sorted(self.options.items()))
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

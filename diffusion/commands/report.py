@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console, Group
-from rich.text import Text
 
 from ..baselines.gaussianity import Gaussianity
 from ..config import Config
@@ -19,11 +14,10 @@ from ..likelihood import Estimate
 from ..models.build import Data
 from ..models.load import TrainedModel
 from ..models.tuning_cache import reported_tuning
-from ..processes import typed
 from ..storage import runs
 from .compare.groups import kind_text
 from .evaluation import summary
-from .options import RUNS, TUNING_SECONDS
+from .options import TUNING_SECONDS
 from .table import Column, Table
 
 
@@ -55,7 +49,7 @@ def unit_of(estimates: Mapping[str, Estimate]) -> tuple[str, str]:
     return ("bits_per_dim", "bits/dim") if discrete else ("nats_per_dim", "nats/dim")
 
 
-def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Group:
+def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
     """The likelihoods as a table, bits/dim of images, nats of densities, and under it the protocol of each."""
     unit, words = unit_of(estimates)
     discrete = unit == "bits_per_dim"
@@ -70,8 +64,8 @@ def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likel
         Column("seconds", "seconds", ".1f"),
     )
     rows = [{"estimate": name, **summary(found, "")} for name, found in estimates.items()]
-    protocols = (Text(f"{row['estimate']}: {_protocol(row)}", "dim") for row in rows)
-    return Group(Table(columns, rows, title), *protocols)
+    protocols = "\n".join(f"{row['estimate']}: {_protocol(row)}" for row in rows)
+    return Table(columns, rows, title, protocols)
 
 
 def _protocol(row: Mapping[str, Any]) -> str:
@@ -92,29 +86,3 @@ def codes_table(reports: Mapping[str, Gaussianity]) -> Table:
         for row, (_, truth) in normal.items()
     )
     return Table.of(rows, title="Codes against the prior N(0, I)")
-
-
-def print_places(console: Console, places: Mapping[str, Path | str]) -> None:
-    """Print the places of all files, each on one line of its own, however long: they are copied."""
-    width = max(map(len, places), default=0) + 1
-    for name, place in places.items():
-        console.print(Text(f"{f'{name}:':{width}} {place}"), soft_wrap=True)
-
-
-def print_next(console: Console, command: str, *words: str, data: str | None = None, runs: str = RUNS) -> None:
-    """Print the command that comes next, as it is typed; at the end of each.
-
-    Args:
-        console: Where.
-        command: Its name.
-        words: Its arguments.
-        data, runs: What this one was given as `--data` and `--runs`, where the next one needs it, too.
-    """
-    places = [*(() if data is None else ("--data", data)), *(() if runs == RUNS else ("--runs", runs))]
-    console.print(Text(" ".join((f"next: {typed(command)}", *map(shlex.quote, (*words, *places))))), soft_wrap=True)
-
-
-def console() -> Console:
-    """The console for reports: as wide as the terminal; without one, as COLUMNS says or of 140 columns."""
-    made = Console()
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(width=140)

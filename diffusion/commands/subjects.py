@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import with_places
 from ..data import ImageData, SplitData
 from ..data.files.mapped_rows import MappedRows
+from ..data.named_sets import NotFetchedError
 from ..errors import UserError, reported_as
 from ..models.build import build_data, parameter_count
 from ..models.load import TrainedModel, load_named
@@ -172,16 +173,13 @@ def load_data_of(subject: Subject, path: str | None = None) -> SplitData:
 
 @contextmanager
 def _fetched(name: str) -> Iterator[None]:
-    """Within the block, errors about data that were to be fetched say how a command is told where they are."""
+    """Within the block, errors about data that were to be fetched say which option names their place."""
     try:
         yield
-    except UserError as error:
-        if not (str(error).startswith("data.root:") and " has no " in str(error)):
-            raise
-        reason = str(error).removeprefix("data.root: ").partition(":")[0].partition(";")[0].rstrip(".")
+    except NotFetchedError as error:
         raise UserError(
-            f"{name}: {reason}; --data PATH says where the data are: the folder that torchvision keeps them in, or a "
-            "folder, .zip, .tar, .npy or .npz file of them"
+            f"{name}: {error.root} {error.reason}; --data PATH says where the data are: the folder that torchvision "
+            "keeps them in, or a folder, .zip, .tar, .npy or .npz file of them"
         ) from error
 
 

@@ -9,6 +9,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,18 +126,17 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | Text | str]:
         """The table for the terminal; one that is too wide in parts, each with the columns that name the row."""
         parts = list(self._parts(options.max_width))
+        yield from wrapped(Text(self.title, "italic"), options.max_width) if self.title else ()
         for i, columns in enumerate(parts):
             if i:
                 yield ""
-            yield replace(self, columns=columns, title="" if i else self.title)._rich(options.max_width)
-        if self.caption:
-            yield Text(self.caption, "dim italic")
+            yield replace(self, columns=columns)._rich(options.max_width)
+        yield from wrapped(Text(self.caption, "dim italic"), options.max_width) if self.caption else ()
 
     def _rich(self, room: int) -> RichTable:
         made = RichTable(
-            title=escape(self.title) or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD,
-            show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
-        )  # fmt: skip
+            header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+        )
         for column, width in zip(self.columns, self._widths(room), strict=True):
             side = "left" if column.left else "right"
             made.add_column(escape(column.name), justify=side, overflow="fold", width=width, min_width=1)
@@ -227,6 +227,20 @@ class Table:
         given = {"class": style, "title": hover}
         opened = "".join(f' {name}="{html.escape(value)}"' for name, value in given.items() if value)
         return f'<tr{opened}><th scope="row">{first}</th>{"".join(cells)}</tr>'
+
+
+def wrapped(text: Text, width: int) -> list[Text]:
+    """A text in lines of a width, cut between words; a word that is longer stays whole."""
+    made = []
+    for line in text.split("\n", allow_blank=True):
+        cuts, begin, plain = [], 0, line.plain
+        for word in re.finditer(r"\S+", plain):
+            if plain[begin : word.start()].strip() and cell_len(plain[begin : word.end()]) > width:
+                cuts.append(begin := word.start())
+        made += line.divide(cuts)
+    for line in made:
+        line.rstrip()
+    return made
 
 
 def _html_class(column: Column) -> str:

@@ -71,7 +71,7 @@ _FLAG_OF_FILE = {".yaml": "--config", ".yml": "--config", ".safetensors": "--fro
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What the command line of train.py asks for.
+    """What the command line of train.py says.
 
     Attributes:
         config: The configuration.

@@ -89,7 +89,7 @@ def adopting(config: Config, given: Iterable[str] | Mapping[str, Any] = ()) -> C
 
     Args:
         config: A configuration.
-        given: What was given beside its file, as `overrides` of `load_config`.
+        given: What was given in addition to its file, as `overrides` of `load_config`.
 
     Raises:
         UserError: For keys among `given` that the model itself says.

@@ -26,9 +26,6 @@ def check(config: Config, makes_run: bool = True) -> None:
     Args:
         config: The configuration.
         makes_run: Whether a run folder may be made in `runs`.
-
-    Raises:
-        UserError: For the first of what is found to be wrong.
     """
     if config.seed >= 2**64:
         raise UserError(f"seed: found {config.seed}; must be a whole number of 64 bits, below 2^64")
@@ -38,11 +35,7 @@ def check(config: Config, makes_run: bool = True) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Refuse a model to start from that is not there; a run that continues does not need it any more.
-
-    Raises:
-        UserError: For such a model.
-    """
+    """Refuse a model to start from that is not there; a run that continues does not need it any more."""
     if config.trainer.start is None:
         if config.family == "adopted":
             raise UserError("trainer.start: family 'adopted' trains a model of another project; give --from MODEL")
@@ -102,7 +95,7 @@ def _check_places(config: Config, makes_run: bool) -> None:
         cache = Path(data.cache)
         if not any(
             cache.glob("*.npy")
-        ):  # what is filled may be read-only; only its key, of all files, tells whose it is
+        ):  # what is filled may be read-only; only its key, of all files, says whose it is
             _check_writable("data.cache", cache)
     path = Path(data.path)
     arrays, archives = (".npz", ".npy"), "a folder, a .zip, .tar, .npz or .npy file."
@@ -129,11 +122,7 @@ def _check_writable(key: str, folder: Path) -> None:
 
 
 def check_device(name: str) -> None:
-    """Refuse what is no name of a device, and a GPU that is not there.
-
-    Raises:
-        UserError: For such a device.
-    """
+    """Refuse what is no name of a device, and a GPU that is not there."""
     found = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d+))?", name)
     if found is None:
         raise UserError(f"device: found '{name}'; accepted: auto, cpu, cuda, cuda:0, ..., mps")
@@ -146,7 +135,7 @@ def check_device(name: str) -> None:
 
 
 def _gpu_count() -> int | None:
-    """The GPUs that NVIDIA's driver tells of, to which CUDA_VISIBLE_DEVICES applies; None where nobody can tell."""
+    """The GPUs that NVIDIA's driver reports, to which CUDA_VISIBLE_DEVICES applies; None where that is not known."""
     if sys.platform != "linux" or Path("/dev/kfd").exists():  # an AMD driver, whose GPUs torch calls cuda too
         return None
     try:

@@ -5,6 +5,7 @@ Options that only some kinds take (of schedule, of network, ...) have the names 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal, get_args
 
@@ -21,11 +22,17 @@ SPLITS = ("train", "validation", "test")
 DENOISING = ("diffusion", "adopted")  # the families of diffusion models
 
 
+_MOST_PIXELS = 2**26  # of an image, 8192 x 8192; larger files are refused, too
+
+
 def _size(value: int | str) -> int | str:
     """One side of a square, from 1 on, or `HxW`."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
         value = int(value)
     if value >= 1 if isinstance(value, int) else re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", value):
+        sides = [value] * 2 if isinstance(value, int) else [int(side) for side in value.split("x")]
+        if math.prod(sides) > _MOST_PIXELS:
+            raise UserError(f"data.size: found {show(value)}; must be {_MOST_PIXELS:,} pixels at most, e.g. 8192")
         return value
     raise UserError(f"data.size: found {show(value)}; must be an integer at least 1, or height x width, e.g. 32x48")
 

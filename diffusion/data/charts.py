@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 INK, PALE, LINE = "#222222", "#888888", "#DDDDDD"
-# Okabe and Ito's, which are told apart without colour vision, too.
+# Okabe and Ito's, which can be told apart without colour vision, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
 # Pixels of a chart for each pixel of a page: sharp on fine screens.

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError, choose
 from ..storage.paths import named_path
 from . import named_sets
+from .files.alike import Alike
 from .files.decoding import Progress
 from .files.fitting import FITS, Fit
 from .files.image_files import load_files
@@ -145,9 +146,8 @@ def load_images(
         whole = choose("data.levels", str(levels), LEVELS) == "all"
         every = choose("data.channels", channels, CHANNELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
-        raw = load_files(
-            named_path(path, "data.path"), size, progress, skip, kept_in, split_files, bits, whole, every, columns
-        )
+        how, source = Alike(bits, whole, every), named_path(path, "data.path")
+        raw = load_files(source, size, progress, skip, kept_in, split_files, how, columns)
 
     if columns and not raw.columns:
         raise UserError(f"denoiser.condition: found '{columns[0]}'; '{name}' has images and labels alone; accepted: "
@@ -168,14 +168,14 @@ def load_images(
         "width": width,
         "levels": levels,
         "used": f"{low} to {high}",
-        "resize": "none" if size is None else size.told,
+        "resize": "none" if size is None else size.in_words,
         "split": rule,
     }
     return split_data(ImageData, name, raw, images, rows, about, facts.flip)
 
 
 def _poor(images: Tensor, levels: int, low: int, high: int, stored: bool) -> list[str]:
-    """What is to be told of images that may not be what they are taken for; `stored`: as in the files, not resized.
+    """What is reported of images that may not be what they are taken for; `stored`: as in the files, not resized.
 
     Raises:
         UserError: Where all are of one value: there is nothing to learn.

@@ -1,6 +1,6 @@
 """MNIST, its relatives and CIFAR-10 through torchvision, in torchvision's own folder layout.
 
-Files are downloaded into a hidden folder beside their place and moved there when all of them are complete and verified:
+Files are downloaded into a hidden folder next to their place, and moved there when all are complete and verified;
 a failure or an interruption leaves nothing that looks like a data set.
 """
 
@@ -74,11 +74,26 @@ def has_layout(name: str, root: Path) -> bool:
     return name in SETS and (root / SETS[name].folder).is_dir()
 
 
+class NotFetchedError(UserError):
+    """A data set that is not in its folder, and is not to be fetched or cannot be.
+
+    Args:
+        root: The folder.
+        reason: What the matter is.
+        way_out: What to do.
+    """
+
+    def __init__(self, root: Path, reason: str, way_out: str):
+        super().__init__(f"data.root: {root} {reason}{way_out}")
+        self.root, self.reason = root, reason
+
+
 def load_torchvision(name: str, root: Path, download: bool, size: Size | None = None) -> RawImages:
     """Read a data set's official training and test images from `root`, downloading them where they are absent.
 
     Raises:
-        UserError: Where files are absent and `download` is off or fails, or where files are damaged.
+        NotFetchedError: Where files are absent and `download` is off or fails.
+        UserError: Where files are damaged.
     """
     from torchvision import datasets
 
@@ -86,9 +101,10 @@ def load_torchvision(name: str, root: Path, download: bool, size: Size | None = 
     files, archives, addresses = _inventory(dataset_class, SETS[name].folder)
     missing = [file for file in files if not (root / file).is_file()]
     if missing and not download:
-        raise UserError(
-            f"data.root: {root} has no {name} ({missing[0]} is missing) and is not to download it; set data.download, "
-            "copy the files there, or pass data.path=... (a folder or zip of images)."
+        raise NotFetchedError(
+            root,
+            f"has no {name} ({missing[0]} is missing) and is not to download it",
+            "; set data.download, copy the files there, or pass data.path=... (a folder or zip of images).",
         )
     if missing:
         _download(name, dataset_class, root, files, archives, addresses)
@@ -132,9 +148,9 @@ def _download(
     name: str, dataset_class: Any, root: Path, files: list[str], archives: list[str], addresses: list[str]
 ) -> None:
     present = [archive for archive in archives if (root / archive).is_file()]
-    way_out = "download it elsewhere and copy it there, or pass data.path=... (a folder or zip of images)"
+    way_out = ": download it elsewhere and copy it there, or pass data.path=... (a folder or zip of images)."
     if len(present) < len(archives) and not any(answers(address, TIMEOUT) for address in addresses):
-        raise UserError(f"data.root: {root} has no {name} and its servers do not answer: {way_out}.")
+        raise NotFetchedError(root, f"has no {name} and its servers do not answer", way_out)
     created = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -148,7 +164,7 @@ def _download(
                 os.replace(Path(temporary, file), root / file)
     except Exception as error:  # of the network, the disk, an archive's format, or a checksum
         reason = " ".join(str(error).split())
-        raise UserError(f"data.root: {root} has no {name} and downloading it failed ({reason}): {way_out}.") from error
+        raise NotFetchedError(root, f"has no {name} and downloading it failed ({reason})", way_out) from error
     finally:
         if created and root.is_dir() and not any(root.iterdir()):
             root.rmdir()

@@ -31,7 +31,7 @@ from .files.mapped_rows import MappedRows
 
 KINDS = ("none", "standard", "whiten")
 RIDGE = 1e-6
-# Numbers of one datum that are whitened together: the matrix of so many is a part of the model file, in its text.
+# Numbers of one sample that are whitened together: the matrix of so many is a part of the model file, in its text.
 MOST_WHITENED = 1024
 _UNDERFLOW = 1e-150  # a mean of which the square is none
 _ROWS = 4  # a dimension, to tell narrow data from few
@@ -43,7 +43,7 @@ class Normalizer:
 
     Args:
         kind: `standard` or `whiten`; of `none` there is no normaliser.
-        shape: The shape of one datum.
+        shape: The shape of one sample.
         mean: Of each channel, shape (C,), or of each entry, shape (D,), for `whiten`.
         variances: Of each channel, (C,), or the eigenvalues Lambda, (D,), with the ridge.
         directions: U, shape (D, D), its columns the eigenvectors; None for `standard`.
@@ -91,7 +91,7 @@ class Normalizer:
         return replace(self, mean=self.mean.to(device), variances=self.variances.to(device), directions=moved)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """The entries of each datum as a row, (B, D), or with their channels as the second axis, (B, C, rest)."""
+        """The entries of each sample as a row, (B, D), or with their channels as the second axis, (B, C, rest)."""
         return x.double().reshape(len(x), len(self.mean), *(() if self.directions is not None else (-1,)))
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -150,7 +150,7 @@ def fit(
     Args:
         kind: One of `KINDS`.
         batches: Makes the training data, in pieces (B, *shape), anew at each call.
-        shape: The shape of one datum.
+        shape: The shape of one sample.
         name: How a channel is called in an error.
 
     Raises:

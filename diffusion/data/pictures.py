@@ -56,7 +56,7 @@ def from_bytes(pixels: np.ndarray, opacity: bool = False) -> Image.Image:
 
 
 def _in_view(x: Tensor) -> Tensor:
-    """Images as an eye can see them: of four channels three as colour and the fourth, opacity or a band, beside it in
+    """Images as an eye can see them: of four channels three as colour and the fourth, opacity or a band, next to it in
     grey; others in grey too, as tiles row by row, as near to a square as can be.
     """
     channels = x.shape[1]

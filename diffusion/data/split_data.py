@@ -60,7 +60,7 @@ class SplitData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one datum."""
+        """The shape of one sample."""
         return tuple(self.train.shape[1:])
 
 

@@ -15,7 +15,7 @@ from ..config import SPLITS
 from ..errors import UserError
 from ..numerics.random import hashed_order
 
-# What people call the splits, beside words that only say what is in them (`train_images`, `Test Set`).
+# What people call the splits, apart from words that only say what is in them (`train_images`, `Test Set`).
 _WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("validation", "validate", "valid", "val", "dev", "devel", "development", "eval", "evaluation"),

@@ -27,14 +27,14 @@ class Toy(ABC):
     """A distribution with a known density.
 
     Attributes:
-        shape: The shape of one datum; (2,) in the plane.
+        shape: The shape of one sample; (2,) in the plane.
     """
 
     shape: tuple[int, ...]
 
     @abstractmethod
     def draw(self, n: int, seed: int = 0) -> Float32[Tensor, " n *shape"]:
-        """Draw `n` data; datum i depends on (seed, i) alone, so that a longer draw begins with the shorter one."""
+        """Draw `n` samples; sample i depends on (seed, i) alone, so that a longer draw begins with the shorter one."""
 
     @abstractmethod
     def log_prob(self, x: Float[Tensor, " n *shape"]) -> Float[Tensor, " n"]:
@@ -117,7 +117,7 @@ class AutoregressiveToy(Toy):
     and two of one channel that are (k, l, ...) apart have the covariance a^(|k| + |l| + ...); channels are independent.
 
     Args:
-        shape: The shape (C, *sides) of one datum.
+        shape: The shape (C, *sides) of one sample.
         a: The correlation of neighbours, between -1 and 1.
     """
 

@@ -177,7 +177,7 @@ class AdoptedDenoiser(Denoiser):
         return predictions.convert(answer, source, kind, y_t, at)
 
     def _answer(self, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor | None, Tensor, PathPoint]:
-        """The network's answer in the dtype of x_t, its second half if it has one, and where it was asked."""
+        """The network's answer in the dtype of x_t, its second half if it has one, and where it was evaluated."""
         convention, n = self.convention, len(x_t)
         at = PathPoint(convention.path.schedule, t, x_t)
         scale, middle = convention.units

@@ -157,7 +157,7 @@ def with_null(parts: Sequence[Part], found: Sequence[Tensor]) -> Condition:
 
 def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
     """The tensor of a part for n samples; real numbers keep float64, what is none stays so."""
-    told = f"{name}: {part}"
+    prefix = f"{name}: {part}"
     if part.kind == CLASSES:
         from ..data.class_names import number_of  # all of that room, which samplers do without
 
@@ -166,13 +166,13 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
             value = value.tolist()  # words in an array
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
         if any(isinstance(text, str) for text in texts):
-            value = [number_of(text, names, told) if isinstance(text, str) else text for text in texts]
+            value = [number_of(text, names, prefix) if isinstance(text, str) else text for text in texts]
     try:
         c = as_tensor(value).detach()
     except REFUSED:
-        raise UserError(f"{told}: found {described(value)}; needs numbers") from None
+        raise UserError(f"{prefix}: found {described(value)}; needs numbers") from None
     if c.is_complex() or c.dtype == torch.bool or (part.kind == CLASSES and c.is_floating_point()):
-        raise UserError(f"{told}: found {c.dtype}; needs {'whole' if part.kind == CLASSES else 'real'} numbers")
+        raise UserError(f"{prefix}: found {c.dtype}; needs {'whole' if part.kind == CLASSES else 'real'} numbers")
     if c.ndim == part.axes - 1 and not (part.kind == CLASSES and c.ndim):
         c = c[None]
     wanted = ", ".join(map(str, (part.size, *part.sides))) if part.kind != CLASSES else ""
@@ -183,24 +183,24 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         or not c.numel()
     ):
         several = "" if n == 1 else f"({n}, {wanted}), or one for all, "
-        raise UserError(f"{told}: found shape {tuple(c.shape)}; needs {several}(1, {wanted})")
+        raise UserError(f"{prefix}: found shape {tuple(c.shape)}; needs {several}(1, {wanted})")
     c = c.expand(n, *c.shape[1:])
     if part.kind == CLASSES:
         c = c.long()  # unsigned types lack comparisons
         wrong = c[(c < 0) | (c > part.size)]
         if len(wrong):
-            raise UserError(f"{told}: found {int(wrong[0])}; the classes are 0 to {part.size - 1}")
+            raise UserError(f"{prefix}: found {int(wrong[0])}; the classes are 0 to {part.size - 1}")
         return c
     c = c if c.dtype == torch.float64 else c.float()
     bad = ~torch.isfinite(c.flatten(1)).all(1) & ~torch.isnan(c.flatten(1)).all(1)
     if bool(bad.any()):
-        raise UserError(f"{told}: sample {int(bad.nonzero()[0])} has values that are not finite")
+        raise UserError(f"{prefix}: sample {int(bad.nonzero()[0])} has values that are not finite")
     mean, std = (
         torch.tensor(of, dtype=torch.float64).reshape(-1, *(1,) * (c.ndim - 2)) for of in (part.mean, part.std)
     )
     if bool((far := ((c.cpu().double() - mean).abs() / std).flatten(1).amax(1) > _FURTHEST).any()):
         row = int(far.nonzero()[0])
-        raise UserError(f"{told}: sample {row} is more than {_FURTHEST:.0e} deviations from what it is in training")
+        raise UserError(f"{prefix}: sample {row} is more than {_FURTHEST:.0e} deviations from what it is in training")
     return c
 
 

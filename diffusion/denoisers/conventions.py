@@ -20,7 +20,7 @@ from ..schedules import DDPM, EDM, VE, VP, Cosine, Functions, Rectified, Schedul
 
 @dataclass(frozen=True)
 class Path:
-    """A path as somebody else tells it.
+    """A path in somebody else's notation.
 
     Args:
         schedule: The path, data at t = 0.
@@ -127,11 +127,26 @@ def path_of(given: Any) -> Path:
         with suppress(*REFUSED):
             values = as_tensor(given)
         if values is not None:
-            falls = values.ndim == 1 and len(values) > 1 and bool(values[0] > values[-1])
-            return _of_mapping({"alphas_cumprod" if falls else "betas": values})
+            return _of_mapping({_kind_of_table(values): values})
     raise UserError(
         f"path: found {described(given)}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or "
         "alphas_cumprod, or two functions (alpha, sigma)"
+    )
+
+
+def _kind_of_table(values: Tensor) -> str:
+    """Whether a table without a name is one of betas or of alphas_cumprod, whose first level is all but clean data.
+
+    Raises:
+        UserError: For one that may be either, or alphas = 1 - betas.
+    """
+    if values.ndim != 1 or len(values) < 2 or not bool(values[0] > values[-1]) or bool((values < 0.5).all()):
+        return "betas"
+    if bool(values[0] >= 0.9) and bool(values[-1] < 0.5):
+        return "alphas_cumprod"
+    raise UserError(
+        f"path: found a table that falls from {float(values[0]):.4g} to {float(values[-1]):.4g}, which may be betas, "
+        'alphas or alphas_cumprod; say which: path={"betas": table} or path={"alphas_cumprod": table}'
     )
 
 

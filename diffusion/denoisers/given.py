@@ -143,11 +143,7 @@ def as_fields(types: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str,
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse a callback that is not callable; None is allowed.
-
-    Raises:
-        UserError: For any other.
-    """
+    """Refuse a callback that is not callable; None is allowed."""
     if value is not None and not callable(value):
         raise UserError(f"{name}: found {value!r}; needs a function")
 

@@ -143,11 +143,7 @@ def protocol_of(denoiser: Denoiser, path: Schedule | None = None) -> dict[str, o
 
 
 def check_finite(log_prob: Tensor, first: int, estimator: str) -> None:
-    """Refuse log-probabilities (B,) that are not finite, for the data from `first` on.
-
-    Raises:
-        UserError: Naming the first of these data.
-    """
+    """Refuse log-probabilities (B,) that are not finite, for the data from `first` on."""
     bad = (~torch.isfinite(log_prob)).nonzero()
     if len(bad):
         row = int(bad[0, 0])

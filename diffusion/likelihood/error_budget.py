@@ -27,9 +27,10 @@ deviation c in a fraction p of the dimensions the changes would be p g(c^2 / v) 
     g(r) = 1/2 log2((r + 4) / (r + 1)) - (1 / (r + 1) - 1 / (r + 4)) r / (2 ln 2),
 
 whose ratio, plus one standard error, gives c and then p; for c^2 < v the entry is p / 2 log2(1 + v / c^2), the whole
-remaining change for data at their mean. For data on points that is unbounded: the entry is capped at
-p / 2 log2(1 + 10^4). A figure of discrete data is a bound on the probability for the path as it ends, and its entry is
-the effect of one halving of the noise, up to a bit.
+remaining change for data at their mean. From c^2 = v / 200 on the ratio is 1 within its noise, as that of data on
+points is, whose remaining change has no bound: the entry is nan, unknown, and no target is met. A figure of discrete
+data is a bound on the probability for the path as it ends, and its entry is the effect of one halving of the noise, up
+to a bit.
 
 A bound (ELBO) accounts for the ends by its prior and decoder terms: nothing is truncated.
 """
@@ -55,8 +56,9 @@ Measure = Callable[[Tensor, Mapping[str, Any]], Estimate]
 TIGHTER = 10.0
 # Inwards by a factor of two in noise or signal, as a step in log-SNR.
 _INWARDS = 2.0 * math.log(2.0)
-# From this change (bits/dim) on, data may be narrower than the noise at t_min; and the smallest c^2 / v resolved.
-_NOTICED, _NARROWEST = 0.01, 1e-4
+# From this change (bits/dim) on, data may be narrower than the noise at t_min; and the smallest c^2 / v that two
+# changes tell from 0, whatever the other dimensions are: their own changes lower the ratio by up to 1e-3 (v = 1e-4).
+_NOTICED, _NARROWEST = 0.01, 5e-3
 # One image in 54 for each cause; all causes cost at most about a fifth of the measurement of many images.
 _ONE_IN, _FEWEST, _MOST = 54, 4, 32
 
@@ -80,7 +82,8 @@ def complete(estimate: Estimate, measure: Measure, count: int | None = None) -> 
         count: The number of images measured again for each cause; by default one in 54, 4 to 32 of them.
 
     Returns:
-        The same values. A cause is nan if it cannot be measured: a solve that fails at the tighter tolerance.
+        The same values. A cause is nan if it cannot be measured: a solve that fails at the tighter tolerance, data that
+        are far narrower than the noise at the end of the path (the data end).
     """
     assert estimate.indices is not None
     rows = subsample(estimate.indices, count)
@@ -124,7 +127,8 @@ def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str,
         of_data_end = _bias(tight, data_end)
         if estimate.levels is None and of_data_end > _NOTICED:
             further = measure(rows[::2], {**tighter, "log_snr_max": high - 2.0 * _INWARDS})
-            of_data_end = max(of_data_end, _of_narrow_data(tight, data_end, further))
+            of_narrow = _of_narrow_data(tight, data_end, further)
+            of_data_end = of_narrow if math.isnan(of_narrow) else max(of_data_end, of_narrow)
         noise_end = measure(rows[::2], {**tighter, "log_snr_min": low + _INWARDS})
     except SolverError:
         return dict.fromkeys((SOLVER, DATA_END, NOISE_END), math.nan)
@@ -136,7 +140,10 @@ def _systematic(estimate: Estimate, measure: Measure, rows: Tensor) -> dict[str,
 
 
 def _of_narrow_data(at_end: Estimate, inwards: Estimate, further: Estimate) -> float:
-    """The possible error of the data end in bits/dim if the data are narrower than its noise; 0 if they are not."""
+    """The possible error of the data end in bits/dim if the data are narrower than its noise; 0 if they are not.
+
+    It is nan of data so narrow that the changes do not tell them from points.
+    """
     changes = inwards.bits_per_dim - _at(at_end, inwards), further.bits_per_dim - inwards.bits_per_dim
     first, second = (float(change.mean()) for change in changes)
     if min(first, second) <= 0.0:
@@ -147,6 +154,8 @@ def _of_narrow_data(at_end: Estimate, inwards: Estimate, further: Estimate) -> f
     unlike = _change(ratio) / _change(0.25 * ratio)  # falls from 1 to 0.57
     if first / second + sem < float(unlike[-1]):
         return 0.0
+    if first / second + sem > float(unlike[0]):
+        return math.nan
     r = ratio[(unlike - first / second - sem).abs().argmin()]
     return first / float(_change(r)) * 0.5 * math.log2(1.0 + 1.0 / float(r))
 

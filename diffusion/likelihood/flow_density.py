@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import field_types
-from ..errors import UserError, check_at_least_one, choose
+from ..errors import SolverError, UserError, check_at_least_one, choose
 from ..numerics.runge_kutta import solve_each
 from ..samplers.ode.flow import ProbabilityFlow, angle
 from ..samplers.ode.probability_flow import ADAPTIVE, FIXED
@@ -161,6 +161,7 @@ def hutchinson_divergence(
 
 TRACES = ("exact", "hutchinson")
 _FIRST_STEP = 0.01
+_LEAST_GROWTH = 1e-9  # of eps_hat with z at the noise end, 1 of a network that knows the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,7 @@ def flow_log_density(
     """log p(x) in nats of one batch, shape (B, P): one column per probe, or a single one for the exact trace.
 
     Raises:
-        SolverError: If the solver fails.
+        SolverError: If the solver fails, or the flow does not end in noise.
     """
     x = x.double()
     shape, dims = x.shape, x[0].numel()
@@ -271,6 +272,12 @@ def flow_log_density(
         return log_start[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))
     value, divergence = drift(phi[-1].to(x.device), z)
     eps = (torch.sin(phi[-1]) * z + torch.cos(phi[-1]) * value).reshape(len(x), -1)
-    log_det = log_det + dims * torch.log(torch.sin(phi[-1]) + torch.cos(phi[-1]) * divergence / dims)
+    growth = torch.sin(phi[-1]) + torch.cos(phi[-1]) * divergence / dims
+    if not bool((growth > _LEAST_GROWTH).all()):  # of eps_hat = 0 it is the rounding of 0
+        raise SolverError(
+            "ode: at the noise end of the path the network's estimate of the noise does not grow with x_t, so that the "
+            "flow does not end in noise and has no density: look at what the network predicts, or train it"
+        )
+    log_det = log_det + dims * torch.log(growth)
     log_prior = -0.5 * (eps.square().sum(1) + dims * math.log(2.0 * math.pi))
     return log_prior[:, None] + log_det + dims * torch.log(torch.cos(phi[0]))

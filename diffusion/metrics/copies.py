@@ -80,8 +80,8 @@ def find_copies(
         others, other_images = nearest_in(samples.flip(-1), training)
         turned = others < distances
         distances, images = torch.where(turned, others, distances), torch.where(turned, other_images, images)
-    asked, place = images.unique(return_inverse=True)
-    own = _nearest_unlike(training[asked.to(training.device)].to(distances.device), training)[place]
+    nearest, place = images.unique(return_inverse=True)
+    own = _nearest_unlike(training[nearest.to(training.device)].to(distances.device), training)[place]
     rows = (distances == 0.0) | (distances < NEAR * own)
     pixels = math.sqrt(training[0].numel())
     copies = [
@@ -94,10 +94,10 @@ def find_copies(
 def _nearest_unlike(some: Tensor, images: Tensor) -> Float[Tensor, " k"]:
     """The distance of some of the images to the nearest different one; 0 if all are equal."""
     found = torch.full((len(some),), math.inf, dtype=torch.float64, device=some.device)
-    asked, count = torch.arange(len(some), device=some.device), 2
-    while len(asked):  # rarely twice: an image that occurs more than once is its own neighbour
-        distances = smallest_in(some[asked], images, min(count, len(images)))
-        found[asked] = torch.where(distances > 0.0, distances, math.inf).amin(1)
-        asked = asked[found[asked].isinf()] if count < len(images) else asked[:0]
+    rows, count = torch.arange(len(some), device=some.device), 2
+    while len(rows):  # rarely twice: an image that occurs more than once is its own neighbour
+        distances = smallest_in(some[rows], images, min(count, len(images)))
+        found[rows] = torch.where(distances > 0.0, distances, math.inf).amin(1)
+        rows = rows[found[rows].isinf()] if count < len(images) else rows[:0]
         count *= 8
     return torch.where(found.isinf(), 0.0, found)

@@ -124,11 +124,7 @@ def image_keys(images: UInt8[Tensor, " n c h w"]) -> list[str]:
 
 
 def require_space(a: FeatureStatistics, b: FeatureStatistics) -> None:
-    """Refuse statistics of different features; those of unknown provenance must at least have the same dimension.
-
-    Raises:
-        UserError: Naming what differs.
-    """
+    """Refuse statistics of different features; those of unknown provenance must at least have the same dimension."""
     if a.mean.shape != b.mean.shape:
         raise UserError(f"features: found dimensions {len(a.mean)} and {len(b.mean)}; must be of one extractor")
     if a.provenance is not None and b.provenance is not None:

@@ -255,11 +255,7 @@ def spread(rows: Tensor, count: int) -> Tensor:
 
 
 def require_comparable(reference: Provenance, samples: int, other: Provenance, other_samples: int) -> None:
-    """Refuse to compare figures whose references or numbers of samples differ.
-
-    Raises:
-        UserError: Naming what differs.
-    """
+    """Refuse to compare figures whose references or numbers of samples differ."""
     reference.require_like(other, asdict(reference), "quality")
     if samples != other_samples:
         raise UserError(

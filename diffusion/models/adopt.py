@@ -1,7 +1,7 @@
 """`adopt` makes a model of a network that was trained elsewhere, from its conventions.
 
-The model is one as `load` returns: it draws images whose bins fill [-1, 1] with any solver, and tells their likelihood
-with any estimator, while its network sees data in its own range, on its own path, unscaled unless that is asked for.
+The model is one as `load` returns: it draws images whose bins fill [-1, 1] with any solver, and measures likelihoods
+with any estimator, while its network sees data in its own range, on its own path, unscaled by default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..likelihood import Dequantizer, Estimate
 from ..sampling.sample import unnamed_sampler
 from ..schedules import time_grid
-from ..schedules.discrete import Levels
+from ..schedules.discrete import Levels, levels_drawn
 from ..schedules.schedule import log_snr_ends
 from ..storage import runs
 from . import check
@@ -63,12 +63,14 @@ class AdoptedModel(DiffusionModel):
         variance, steps_offset: How its own sampler draws where nothing else is said: the variance of `ancestral`, and
             by how many levels the grid `leading` begins earlier.
         ends_at_level: Whether its own sampler ends at the level of least noise, in place of x_hat there.
+        own_grid: The grid of its own sampler, which of a path of levels is at whole ones.
     """
 
     known: Known | None = None
     variance: str | None = None
     steps_offset: int = 0
     ends_at_level: bool = False
+    own_grid: str | None = None
 
     def __init__(
         self,
@@ -106,32 +108,41 @@ class AdoptedModel(DiffusionModel):
 
     def sampling_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """As `DiffusionModel.sampling_settings`; the steps and the grid of its own are for its own sampler alone."""
-        own, asked = self.config.sampling.sampler, given
+        own, requested = self.config.sampling.sampler, given
         if given.get("sampler", unnamed_sampler(own, given)) != own:
             given = {"steps": None, "grid": None, **given}
         elif self.variance is not None:
             given = {"variance": self.variance, **given}
         made = super().sampling_settings(given)
-        if "grid" in asked or not isinstance(made["grid"], str) or made["sampler"] != own:
+        if "grid" in requested or not isinstance(made["grid"], str) or made["sampler"] != own:
             return made
         return {**made, **self._own_times(made)}
 
     def _own_times(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        """The times of its own sampler, where they are not those of the grid; they begin later, or end at a level."""
+        """The times of its own sampler, where they are not those of the grid: at whole levels, or ending at one.
+
+        Where T / steps is no whole number, `ddim` of diffusers goes on to a level that is not the next one it takes;
+        here each step goes to the next.
+        """
         schedule, levels = self.denoiser.schedule, self.adopted.convention.path.schedule
-        offset = self.steps_offset if made["grid"] == "leading" else 0
-        if not isinstance(levels, Levels) or not (offset or self.ends_at_level):
+        steps, grid = made["steps"], made["grid"]
+        if self.own_grid != grid or not isinstance(levels, Levels) or made.get("log_snr_end") is not None:
             return {}
-        times = time_grid(schedule, made["steps"], made["grid"], made.get("log_snr_end"))[:-1]
-        if float(times[0]) + offset / levels.steps <= schedule.t_max + 1e-12:  # all levels have none above them
-            times = (times + offset / levels.steps).clamp(max=schedule.t_max)
-        elif not self.ends_at_level:
+        count, offset = levels.steps, self.steps_offset if grid == "leading" else 0
+        drawn = levels_drawn(count, steps, grid, offset)
+        if drawn[0] > count - 1:  # all levels have none above them
+            drawn, offset = drawn - offset, 0
+        last = -1 if made["sampler"] != "ddim" else offset - count // steps  # -1: clean data
+        end = max(last, 0 if self.ends_at_level else -1)
+        before = drawn[drawn > end]  # a step from a level to itself changes nothing
+        if not len(before):
             return {}
-        end = 1.0 / levels.steps if self.ends_at_level else 0.0
-        before = times[times > end + 1e-9].tolist()  # a step from a level to itself changes nothing
-        if not before:
+        times = ((before + 1.0) / count).clamp(max=schedule.t_max).tolist()
+        own = [*times, (end + 1.0) / count]
+        named = time_grid(schedule, steps, grid).tolist()
+        if len(named) == len(own) and all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(named, own, strict=True)):
             return {}
-        return {"grid": [*before, end], "steps": len(before)}
+        return {"grid": own, "steps": len(before)}
 
     @property
     def drawn_with(self) -> Denoiser:

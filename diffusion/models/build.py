@@ -138,7 +138,7 @@ def _array_data(config: Config) -> Data:
         note = (
             f"in some direction the deviation of the data is {least:.1g} of the network's units, below the noise at "
             f"the data end of the path, {noise:.1g}: densities do not resolve it; leave out numbers that follow from "
-            "the others"
+            f"the others{'' if options.normalize == 'whiten' else ', or take data.normalize=whiten'}"
         )
         notes = [line for line in (str(facts.provenance.get("notes", "")), note) if line]
         facts = replace(facts, provenance={**facts.provenance, "notes": "\n".join(notes)})
@@ -173,11 +173,7 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
 
 
 def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
-    """Refuse a class as condition of data without.
-
-    Raises:
-        UserError: For such a condition.
-    """
+    """Refuse a class as condition of data without."""
     if LABEL in denoiser.parts and not facts.num_classes:
         key, way_out = (
             ("conditional", "set it to false") if denoiser.conditional else ("condition", "leave 'label' out")

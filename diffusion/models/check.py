@@ -391,7 +391,7 @@ def _gain(
         found = bench.measure(other, at, n, steps, draws).error
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # a network that does not take what another convention tells it
+    except Exception:  # a network that does not take the inputs of another convention
         return None
     width = float(log_snrs[-1] - log_snrs[0]) / (len(log_snrs) - 1) * len(at)
     gains = (against[inside] - found).mean(0) * width / (2.0 * math.log(2.0))

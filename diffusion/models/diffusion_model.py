@@ -181,7 +181,7 @@ class DiffusionModel(TrainedModel):
     def log_likelihood(self, images_uint8: Integer[Tensor, " b *shape"], **options: Any) -> Estimate:
         """The log-probability of images of levels (`diffusion.log_likelihood` has the options).
 
-        The model is asked as it was trained. One that was trained on bin centres has no density between them worth
+        The model is evaluated as it was trained. One that was trained on bin centres has no density between them worth
         asking for: its ODE is dequantised by the noise that t_min leaves (`truncated-normal`), at a tolerance of 1e-5.
 
         Raises:
@@ -317,9 +317,9 @@ class DiffusionModel(TrainedModel):
             defaults = EvaluationConfig().model_dump()
             return {"PF-ODE": ("ode", {k: v for k, v in set_ones.items() if v != defaults[k]}), "ELBO": bound}
         own, defaults = self._as_trained({}).get("tolerance"), EvaluationConfig()  # the estimator has the same ones
-        asked = {"tolerance": min(options.tolerance, own or 1.0), "probes": options.probes}
+        requested = {"tolerance": min(options.tolerance, own or 1.0), "probes": options.probes}
         known = {"tolerance": own or defaults.tolerance, "probes": defaults.probes}
-        return {"PF-ODE": ("ode", {k: v for k, v in asked.items() if v != known[k]}), "ELBO": bound}
+        return {"PF-ODE": ("ode", {k: v for k, v in requested.items() if v != known[k]}), "ELBO": bound}
 
     def pictures(self, data: Data, seed: int) -> dict[str, tuple[str, Image.Image]]:
         """The denoising path of a few images, or the density in the plane."""

@@ -85,7 +85,7 @@ class TrainedModel(ABC):
 
     @property
     def weights(self) -> str:
-        """What tells it from other models: the SHA-256 of its file."""
+        """What distinguishes it from other models: the SHA-256 of its file."""
         return runs.file_digest(self.source)
 
     def to(self, device: torch.device | str) -> TrainedModel:

@@ -68,7 +68,7 @@ def weighting(name: str, schedule: Any, sigma_data: Any = 1.0, min_snr_gamma: An
     if high > TRAINED_DATA_END:
         raise UserError(
             f"schedule: the data end of {schedule} is at log-SNR {high:.4g}; float32, in which networks are trained, "
-            f"tells noise from none up to {TRAINED_DATA_END:.0f} (log_snr_max, sigma_min or beta_start)"
+            f"distinguishes noise from none up to {TRAINED_DATA_END:.0f} (log_snr_max, sigma_min or beta_start)"
         )
     grid = torch.linspace(low, high, 20001, dtype=torch.float64)
     total = float(torch.trapezoid(unnormalised(grid), grid))

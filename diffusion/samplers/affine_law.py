@@ -45,20 +45,20 @@ def affine_law(sampler: Sampler, denoiser: Denoiser, grid: Tensor) -> AffineLaw:
         grid: Decreasing times, shape (N + 1,).
     """
     like = torch.zeros((), dtype=torch.float64, device=device_of(denoiser))
-    asked: list[int] = []
+    evaluated: list[int] = []
 
     def listen(step: int) -> Tensor:
-        asked.append(step)
+        evaluated.append(step)
         return torch.zeros(1, 1).to(like)
 
     sampler.sample(denoiser, torch.zeros(1, 1).to(like), grid, listen)
     # Rows: all zero, x_1 alone, each noise alone, and all of them at numbers of no pattern.
-    inputs = torch.cat((torch.zeros(1, 1 + len(asked)), torch.eye(1 + len(asked))))
-    some = torch.randn(1, 1 + len(asked), generator=torch.Generator().manual_seed(0))
+    inputs = torch.cat((torch.zeros(1, 1 + len(evaluated)), torch.eye(1 + len(evaluated))))
+    some = torch.randn(1, 1 + len(evaluated), generator=torch.Generator().manual_seed(0))
     inputs = torch.cat((inputs, some)).to(like)
 
     def noise(step: int) -> Tensor:
-        return inputs[:, [1 + asked.index(step)]].clone()
+        return inputs[:, [1 + evaluated.index(step)]].clone()
 
     x = sampler.sample(denoiser, inputs[:, :1].clone(), grid, noise)[:, 0]
     parts = x[1:-1] - x[0]

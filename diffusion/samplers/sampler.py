@@ -43,11 +43,7 @@ def times_of(schedule: Schedule, grid: Tensor) -> Tensor:
 
 
 def check_fields(sampler: Any) -> None:
-    """Refuse settings of the wrong type: text for numbers, fractions for integers, values that are not finite.
-
-    Raises:
-        UserError: For the first such field.
-    """
+    """Refuse settings of the wrong type: text for numbers, fractions for integers, values that are not finite."""
     for name, kind in field_types(type(sampler)).items():
         value = getattr(sampler, name)
         if kind == int | None:

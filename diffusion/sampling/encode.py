@@ -263,6 +263,6 @@ def _grid(
     grid: Any,
     log_snr_end: float | None,
 ) -> Tensor:
-    asked = isinstance(grid, str) and grid == AUTO
-    with getattr(model, "tuned", nullcontext)() if asked else nullcontext():
+    requested = isinstance(grid, str) and grid == AUTO
+    with getattr(model, "tuned", nullcontext)() if requested else nullcontext():
         return grid_for(denoiser_of("grid", model), sampler, steps, grid, log_snr_end)

@@ -126,11 +126,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a number of steps for which no solver can be fitted.
-
-    Raises:
-        UserError: For such a number.
-    """
+    """Refuse a number of steps for which no solver can be fitted."""
     if steps not in FITTED_STEPS:
         raise UserError(f"steps: found {steps}; a fitted sampler takes {FITTED_STEPS[0]} to {FITTED_STEPS[-1]}")
 

@@ -45,7 +45,6 @@ from .fit import FITTED, fitted_to, from_numbers
 
 DEFAULT_SAMPLER = Default("abm")
 DEFAULT_BATCH = 256
-_STEERED = {False: "class; give a label", True: "condition; give one"}
 Progress = Callable[[int, int], None]
 
 
@@ -93,8 +92,8 @@ def unnamed_sampler(own: str, given: Mapping[str, Any]) -> str:
         own: The model's sampler, from its run's configuration if it has one; only a name in the call itself is binding.
         given: The options of the call; a `tolerance` or a `method` that `own` does not accept means `ode`.
     """
-    asked = [name for name in ("tolerance", "method") if given.get(name) is not None]
-    return "ode" if any(name not in samplers.takes(own) for name in asked) else own
+    requested = [name for name in ("tolerance", "method") if given.get(name) is not None]
+    return "ode" if any(name not in samplers.takes(own) for name in requested) else own
 
 
 def sampler_for(denoiser: Denoiser, name: str, steps: int | None, **options: Any) -> Sampler:
@@ -161,9 +160,9 @@ def grid_for(
         return own
     if grid is not None and not isinstance(grid, str):
         times = checked_grid(denoiser.schedule, grid)
-        asked = sampler.steps if steps is None else steps
-        if asked not in (None, len(times) - 1):
-            raise UserError(f"steps: found {asked}; the grid given has {len(times) - 1}; leave it out")
+        requested = sampler.steps if steps is None else steps
+        if requested not in (None, len(times) - 1):
+            raise UserError(f"steps: found {requested}; the grid given has {len(times) - 1}; leave it out")
         return times
     steps = whole_number("steps", _steps_for(sampler, steps), 1)
     if grid == AUTO:
@@ -307,41 +306,7 @@ def sample(
         if noise is not None:
             raise UserError("noise, fitted_start: both say where to begin; give one of them")
     dtype = dtype or (noise.dtype if noise is not None else torch.float32)
-
-    label, cond = with_label(model, label, cond)
-    several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
-    if cond is None and several and not model.num_classes:
-        cond, label = label, None  # several numbers per sample are not a label
-    interval = ALWAYS if guidance_interval is None else Interval.of(guidance_interval)
-    said = cond.values() if isinstance(cond, Mapping) else cond if isinstance(cond, tuple | list) else (cond,)
-    if cond is not None and guidance != 1.0 and cond_null is None and all(value is None for value in said):
-        raise UserError(f"guidance: steers towards a {_STEERED[bool(model.parts)]} in place of none")
-    if cond is None:
-        condition = labels_for(model, label, n)
-        if guidance != 1.0 and condition is None and not model.num_classes and not model.parts:
-            raise UserError(
-                "guidance: the model was trained without labels; leave it out, or in Python give a condition, cond="
-            )
-        if guidance != 1.0 and condition is None:
-            raise UserError(f"guidance: steers towards a {_STEERED[bool(model.parts)]} too")
-    elif label is not None:
-        raise UserError("label, cond: give one of them")
-    else:
-        condition = cond_for(cond, model.num_classes, n, model.parts)
-    denoiser, null = model, None
-    if cond_null is not None:
-        if guidance == 1.0:
-            raise UserError("cond_null: is given, but guidance is 1 (off)")
-        if not isinstance(condition, Condition):
-            raise UserError("cond_null: goes with a network's own condition (cond=); labels have a null of their own")
-        null = of_parts(model.parts, cond_null, n) if model.parts else condition_for("cond_null", cond_null, n)
-        condition = condition.led_from(null)
-    if guidance != 1.0:
-        if isinstance(condition, Condition) and condition.null is None:
-            raise UserError("cond_null: guidance leads away from no condition; give the one that stands for none")
-        denoiser = ClassifierFree(model, guidance, interval, null)
-    if guidance == 1.0 and guidance_interval is not None:
-        raise UserError("guidance_interval: is given, but guidance is 1 (off)")
+    denoiser, condition = _steered(model, n, label, cond, cond_null, guidance, guidance_interval)
     times = grid_for(model, sampler, steps, grid, log_snr_end)
     device = device_of(model)
     at_once = min(n, batch_size or DEFAULT_BATCH)
@@ -365,6 +330,47 @@ def sample(
             if progress is not None:
                 progress(rows.stop, n)
     return torch.cat(drawn)
+
+
+def _steered(
+    model: Denoiser, n: int, label: Any, cond: Any, cond_null: Any, guidance: float, interval: Any
+) -> tuple[Denoiser, Tensor | Condition | None]:
+    """The model, guided if `guidance` is not 1, and the condition of n samples; the arguments are those of `sample`.
+
+    Raises:
+        UserError: For labels and conditions that the model does not take, and for guidance without them.
+    """
+    guided, steered = guidance != 1.0, "condition; give one" if model.parts else "class; give a label"
+    label, cond = with_label(model, label, cond)
+    several = isinstance(label, Tensor) and label.ndim > 1 and label.numel() > len(label)
+    if cond is None and several and not model.num_classes:
+        cond, label = label, None  # several numbers per sample are not a label
+    said = cond.values() if isinstance(cond, Mapping) else cond if isinstance(cond, tuple | list) else (cond,)
+    if guided and cond is not None and cond_null is None and all(value is None for value in said):
+        raise UserError(f"guidance: steers towards a {steered} in place of none")
+    if cond is not None and label is not None:
+        raise UserError("label, cond: give one of them")
+    condition = labels_for(model, label, n) if cond is None else cond_for(cond, model.num_classes, n, model.parts)
+    if not guided:
+        for name, value in (("cond_null", cond_null), ("guidance_interval", interval)):
+            if value is not None:
+                raise UserError(f"{name}: is given, but guidance is 1 (off)")
+        return model, condition
+    if cond is None and condition is None:
+        if not model.num_classes and not model.parts:
+            raise UserError(
+                "guidance: the model was trained without labels; leave it out, or in Python give a condition, cond="
+            )
+        raise UserError(f"guidance: steers towards a {steered} too")
+    null = None
+    if cond_null is not None:
+        if not isinstance(condition, Condition):
+            raise UserError("cond_null: goes with a network's own condition (cond=); labels have a null of their own")
+        null = of_parts(model.parts, cond_null, n) if model.parts else condition_for("cond_null", cond_null, n)
+        condition = condition.led_from(null)
+    if isinstance(condition, Condition) and condition.null is None:
+        raise UserError("cond_null: guidance leads away from no condition; give the one that stands for none")
+    return ClassifierFree(model, guidance, ALWAYS if interval is None else Interval.of(interval), null), condition
 
 
 _ARGUMENTS = tuple(name for name in signature(sample).parameters if name not in ("model", "options"))

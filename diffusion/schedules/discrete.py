@@ -190,6 +190,29 @@ class Table(Levels):
             return torch.tensor(self.log_snrs, dtype=torch.float64, device=device)
 
 
+def levels_drawn(count: int, steps: int, grid: str, offset: int = 0) -> Tensor:
+    """The levels, 0 the cleanest, that diffusers' `set_timesteps` takes, noisiest first, float64 of shape (steps,).
+
+    Args:
+        count: The number T of levels.
+        steps: How many of them, at most T.
+        grid: `leading` (multiples of the whole part of T / steps), `trailing` (from T - 1 down by T / steps) or `time`
+            (its `linspace`), the last two rounded, halves to the even one.
+        offset: Of `leading`: what is added.
+
+    Raises:
+        UserError: For more steps than levels.
+    """
+    if steps > count:
+        raise UserError(f"steps: found {steps}; the model's own sampler takes at most its {count} levels")
+    number = torch.arange(steps, dtype=torch.float64)
+    if grid == "leading":
+        return number.flip(0) * (count // steps) + offset
+    if grid == "trailing":
+        return (count + number * ((count - count / steps) - count)).round() - 1.0  # in the steps of numpy.arange
+    return torch.linspace(0.0, count - 1.0, steps, dtype=torch.float64).round().flip(0)
+
+
 def without_signal(levels: Levels) -> Tensor:
     """alphas_cumprod of a path whose last level has no signal: roots shifted and scaled (arXiv 2305.08891, alg. 1)."""
     times = torch.arange(1, levels.steps + 1, dtype=torch.float64) / levels.steps

@@ -30,7 +30,7 @@ class FittedStart:
     Args:
         mean: m, of the shape of one sample.
         covariance: C of the flattened sample, (D, D); or the variances, of the shape of one sample.
-        of: What it was fitted to, where that tells it from others; None: these numbers.
+        of: What it was fitted to, where that distinguishes it from others; None: these numbers.
 
     Raises:
         UserError: For what is no real numbers, shapes that do not fit, and a covariance that is none.
@@ -82,7 +82,7 @@ class FittedStart:
         return cls(mean, rows.mT @ rows / n, images)
 
     def __repr__(self) -> str:
-        """What tells it from others, for protocols: its kind, and a digest of what it was fitted to.
+        """What distinguishes it from others, for protocols: its kind, and a digest of what it was fitted to.
 
         Its own numbers are rounded otherwise on another machine, or with other threads.
         """

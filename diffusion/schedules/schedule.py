@@ -113,11 +113,7 @@ class Schedule(ABC):
 
 
 def check_numbers(**numbers: object) -> None:
-    """Refuse settings of a schedule that are not finite numbers.
-
-    Raises:
-        UserError: For the first that is not.
-    """
+    """Refuse settings of a schedule that are not finite numbers."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"schedule.{name}: found {value!r}; must be a finite number of Python's own")
@@ -129,9 +125,6 @@ def check_ends(schedule: Schedule, keys: str) -> None:
     Args:
         schedule: The path.
         keys: The settings that determine the ends, as named in the message.
-
-    Raises:
-        UserError: For such a path.
     """
     low, high = log_snr_ends(schedule)
     if not NOISE_END - 1e-3 <= low < high <= DATA_END:

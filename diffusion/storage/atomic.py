@@ -48,7 +48,7 @@ def writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):  # there may be no folder to look in
             temporary.unlink(missing_ok=True)
-        # A failed write tells no name, and a failed opening that of a file which the user has never heard of.
+        # A failed write reports no name, and a failed opening that of a file which the user has never heard of.
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

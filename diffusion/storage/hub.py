@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, in_one_line
+from ..errors import UserError, in_one_line, library
 
 PREFIX = "hf:"
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -40,23 +39,17 @@ def fetched(text: str) -> Path:
     match = _NAME.fullmatch(text)
     if match is None:
         raise UserError(f"{text}: is no model of the Hub; accepted: hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
-    try:
-        library = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise UserError(
-            f"{text}: models of the Hub come through the library huggingface_hub, which is not installed; "
-            "pip install 'diffusion[hub]'"
-        ) from error
+    hub = library("huggingface_hub", "hub", f"{text}: models of the Hub come through the library")
     where: dict[str, Any] = {"repo_id": match[1], "revision": match[2], "ignore_patterns": _LEFT_OUT}
     reason = None
     try:
-        where["revision"] = library.model_info(match[1], revision=match[2], timeout=_PATIENCE).sha
+        where["revision"] = hub.model_info(match[1], revision=match[2], timeout=_PATIENCE).sha
     except Exception as error:  # of the library, or of the network
         reason, where["local_files_only"] = in_one_line(error, 160), True
     try:
-        folder = Path(library.snapshot_download(**where, allow_patterns=_WANTED))
+        folder = Path(hub.snapshot_download(**where, allow_patterns=_WANTED))
         if not any(folder.rglob("*.safetensors")):
-            folder = Path(library.snapshot_download(**where, allow_patterns=[*_WANTED, *_PICKLES]))
+            folder = Path(hub.snapshot_download(**where, allow_patterns=[*_WANTED, *_PICKLES]))
     except Exception as error:
         found = reason or in_one_line(error, 160)
         nor = ", and is not in the local cache" if reason else ""

@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,9 +146,7 @@ def resolve_model(path_or_name: str | Path, runs_dir: str | Path = "runs") -> Pa
         near = [folder / MODEL for folder in path.resolve().parents[:2] if (folder / MODEL).is_file()]
         hint = f" The model of that run is {near[0]}." if near else ""
         raise UserError(f"{path}: a run folder, a .safetensors file or {_PREFIX}NAME is accepted as a model.{hint}")
-    siblings = {entry.name: entry for folder in (path.parent, runs_dir) for entry in _models_in(folder)}
-    hint = did_you_mean(path.name, siblings) or listed(runs_dir, (entry.name for entry in _models_in(runs_dir)))
-    raise UserError(f"{path}: there is no such run or model file.{hint}")
+    raise UserError(f"{path}: there is no such run or model file.{others(path, runs_dir)}")
 
 
 def of_another_project(path: Path) -> bool:
@@ -187,13 +184,18 @@ def python_model(text: str) -> tuple[Path, str] | None:
     return None if match is None else (named_path(match[1], "model"), match[2])
 
 
-def listed(runs_dir: Path, names: Iterable[str], most: int = 8) -> str:
-    """A sentence that lists the existing runs, for an error about one that does not exist."""
-    found = sorted(names)
-    if not found:
+def others(path: Path, runs_dir: Path, most: int = 8) -> str:
+    """A sentence for an error about a run or model file that does not exist: the closest of those in its folder and in
+    `runs_dir`, or else what `runs_dir` holds.
+    """
+    near = [entry.name for folder in (path.parent, runs_dir) for entry in _runs_and_models(folder)]
+    if hint := did_you_mean(path.name, near):
+        return hint
+    names = sorted(entry.name for entry in _runs_and_models(runs_dir))
+    if not names:
         return f" {runs_dir} holds no run yet."
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return f" In {runs_dir}: {', '.join(found[:most])}{more}."
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" In {runs_dir}: {', '.join(names[:most])}{more}."
 
 
 def file_digest(path_or_name: str | Path) -> str:
@@ -251,9 +253,19 @@ def _pretrained(text: str) -> Path:
 
 
 def _models_in(folder: Path) -> list[Path]:
+    return [entry for entry in _runs_and_models(folder) if entry.suffix == ".safetensors" or (entry / MODEL).is_file()]
+
+
+def _runs_and_models(folder: Path) -> list[Path]:
+    """Model files, and runs, also those that have no model yet."""
     if not folder.is_dir():
         return []
-    return [entry for entry in folder.iterdir() if entry.suffix == ".safetensors" or (entry / MODEL).is_file()]
+    kept = (CONFIG, MODEL)
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix == ".safetensors" or any((entry / name).is_file() for name in kept)
+    ]
 
 
 def user_cache(kind: str) -> Path:

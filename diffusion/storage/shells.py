@@ -1,7 +1,7 @@
 """Pickles of somebody else, read without running code of theirs.
 
 Every class and function of a pickle is an empty shell that keeps what it is given and does nothing. `check_copies`
-reads one for the memory that it asks for, `read_module` for the tensors in it.
+reads one for the memory that it needs, `read_module` for the tensors in it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.
 
 
 def check_pickle(file: io.BytesIO) -> None:
-    """Raise ValueError for the next pickle of a file where it asks for much more memory or time than it has bytes.
+    """Raise ValueError for the next pickle of a file where it needs much more memory or time than it has bytes.
 
     Afterwards the file stands before it, as it did.
     """

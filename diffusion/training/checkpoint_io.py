@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..storage import atomic, full_disk
-from ..storage.checkpoint_files import read_checkpoint
+from ..storage.checkpoint_files import leaves, read_checkpoint
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -39,8 +38,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 the former file stays.
         """
         for key in ("state_dict", "weight_average", "profile_averages", "optimizer_states"):
-            for name, tensor in _named_tensors(checkpoint.get(key), key):
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            for name, leaf in leaves(checkpoint.get(key), key):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                     raise UserError(
                         f"{path}: not written, '{name}' is not finite at step {checkpoint.get('global_step')}: "
                         "training has diverged. Go back to the last checkpoint, with a lower optimizer.lr."
@@ -195,14 +194,3 @@ def _earlier(path: Path) -> list[Path]:
 
 def _tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-def _named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_tensors(item, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _named_tensors(item, f"{name}.{index}")

@@ -1,6 +1,6 @@
 """Training batches as a stateless function of the step, with the share of each process.
 
-A run that resumes at step k asks for batch k and continues as if it had never stopped; Lightning's own sampler, which
+A run that resumes at step k reads batch k and continues as if it had never stopped; Lightning's own sampler, which
 would restart its epoch, is not used.
 """
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +19,27 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..config import Config, adopting, dump_config, load_config, parse_config, plain_values, preflight, with_places
-from ..data import describe
 from ..devices import choose_compile, choose_device, choose_precision
 from ..errors import UserError
-from ..models import BY_FAMILY, factors
-from ..models.build import Data, build_data
-from ..models.load import FACTS, NOT_FITTED, STEP, TrainedModel, load
-from ..numerics.random import state_seed
+from ..models.build import Data
+from ..models.load import NOT_FITTED, STEP, TrainedModel, load
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..storage import atomic, full_disk, run_lock, run_status, runs, tensor_files
 from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
 from .checkpoint_io import AtomicCheckpointIO, Checkpoints
 from .data_module import DataModule
-from .distributed.launch import agree, first_on_each_machine, meet, process_options
+from .distributed.launch import agree, meet, process_options
 from .distributed.waiting import Waiting
 from .gradient_guard import GradientGuard
 from .logs.busy_machine import BusyMachine
 from .logs.metrics import ContinueMetrics, MetricsLog
 from .logs.wandb import WandbMirror, make_wandb_logger, resolve_mode
 from .modules.base import ModelModule
-from .modules.build import build_module
 from .profiles import Profiles
 from .record import TrainingRecord
 from .resume import continuing, run_to_continue
-from .same_data import require_same_data
-from .start import adopted_start, start_from
 from .stopping import EXIT_CODES, GracefulStop, exits_on_sigterm
+from .subject import Subject, prepare
 
 # Child processes of a run on several devices find the folder that the first one made.
 _RUN_VARIABLE = "DIFFUSION_RUN"
@@ -115,7 +109,7 @@ def train(config: Any = "digits", /, *, resume: str | Path = "auto", **overrides
 
 
 def _say(text: str) -> None:
-    """Print what there is beside the progress."""
+    """Print a message, if there is one, next to the progress."""
     if text:
         print(text, file=sys.stderr, flush=True)
 
@@ -138,17 +132,6 @@ class Fit:
     mirror: WandbMirror | None
     exit_code: int
     is_main: bool
-
-
-def _short_warmup(config: Config) -> list[str]:
-    """A line for a run that ends before its learning rate has risen."""
-    steps, warmup = config.trainer.steps, config.optimizer.warmup
-    if steps >= warmup:
-        return []
-    return [
-        f"  note: optimizer.warmup is {warmup:,} steps and trainer.steps {steps:,}: the learning rate rises to "
-        f"{steps / warmup:.2g} of optimizer.lr at most"
-    ]
 
 
 def fit(
@@ -174,136 +157,134 @@ def fit(
     device = choose_device(config.device)
     placement = process_options(config, device)
     meet(device)
-    config = with_places(config)
-    begun = run is not None and (run / runs.CHECKPOINTS / "last.ckpt").is_file()
-    with first_on_each_machine():
-        data = build_data(config, trained=begun)
-    if run is not None and begun:
-        data = replace(data, facts=require_same_data(run, data.facts))
-    if report is not None and not is_helper():
-        condition = [f"  condition: {', '.join(map(str, data.facts.parts))}"] if data.facts.parts else []
-        lines = [*describe(data.facts.provenance, data.facts.num_classes), *condition, *_short_warmup(config)]
-        report("\n".join(lines))
-    torch.manual_seed(state_seed(config.seed, 0))
-    text = dump_config(config)
-    metadata = {"config": text, FACTS: data.facts.to_json()}
-    starts = config.trainer.start is not None and not begun
-    adopted, notes = None, []
-    if config.family == "adopted":
-        adopted, notes = adopted_start(config, data.facts, run if begun else None)
-        assert adopted.known is not None
-        metadata[runs.KNOWN] = adopted.known.to_json()
-    module = build_module(config, data.facts, metadata, adopted)
-    module.check_data(data)
-    if adopted is None and (starts or config.trainer.lora is not None):  # factors are nothing without their base
-        notes = start_from(module.model, config, data.facts)
-    if report is not None and not is_helper() and starts:
-        report("\n".join(notes))
-    if config.trainer.lora is not None:
-        module.metadata[factors.KEY] = metadata[factors.KEY] = factors.describe(config)
-    sharded = config.trainer.strategy == "sharded" and preflight.process_count(config) > 1
-    # for pictures on the way: what is trained, or a whole copy of what no process has the whole of
-    shown = copy.deepcopy(module.model) if sharded else module.model
-    model = BY_FAMILY[config.family](shown, config, data.facts) if adopted is None else adopted
-    _check_drawing(model)
-    module.train()  # Lightning leaves the mode as it finds it
+    subject = prepare(with_places(config), run, None if is_helper() else report)
+    config, module, options = subject.config, subject.module, subject.config.trainer
     wandb_mode = resolve_mode(config.logging.wandb)
     run, resuming = _run_folder(config, run)
     if rank_zero_only.rank == 0:
-        _write_config(run, text)
-        atomic.write_text(run / runs.DATA, data.facts.to_json())
-        run_status.clear(run)
-        if starts:
-            entries = {name: value for name, value in metadata.items() if name != "config"}
-            tensor_files.save_model(run / runs.START, module.kept(), text, {**entries, STEP: "0"})
+        _write_start(subject, run)
 
     metrics = MetricsLog(run)
-    logging = config.logging
     mirror = make_wandb_logger(
-        run, wandb_mode, logging.project, logging.group, list(logging.tags),
-        {**plain_values(config), "data_facts": data.facts.plain}, SUMMARIES,
+        run, wandb_mode, config.logging.project, config.logging.group, list(config.logging.tags),
+        {**plain_values(config), "data_facts": subject.data.facts.plain}, SUMMARIES,
     )  # fmt: skip
-    trainer_options = config.trainer
-    checkpoints = Checkpoints(run / runs.CHECKPOINTS, trainer_options.checkpoint_every, trainer_options.keep_last)
-    ema = EMACallback(config.ema.half_life, trainer_options.batch_size, config.ema.ramp_up, submodule=module.averaged)
-    profiles = [Profiles(run / runs.AVERAGES, config, module.averaged)] if config.ema.widths else []
-    record = TrainingRecord(trainer_options.batch_size, device, preflight.process_count(config))
+    checkpoints = Checkpoints(run / runs.CHECKPOINTS, options.checkpoint_every, options.keep_last)
+    ema = EMACallback(config.ema.half_life, options.batch_size, config.ema.ramp_up, submodule=module.averaged)
+    record = TrainingRecord(options.batch_size, device, preflight.process_count(config))
     stop = GracefulStop()
-    compiled = choose_compile(trainer_options.compile, device)
-    # weights are gathered between the parts of a network, not within a graph; others' conventions look at values
-    by_network = compiled and (sharded or adopted is not None)
-    module.compiles = compiled and not by_network
-    if by_network:
-        for network in module.networks:
-            network.compile()
-    validate_every = trainer_options.validate_every * trainer_options.accumulate
+    compiled = choose_compile(options.compile, device)
+    guard = GradientGuard(
+        config.optimizer.gradient_clip,
+        last_checkpoint=checkpoints.last,
+        step_losses=module.step_losses,
+        read_every=1 if device.type == "cpu" else options.log_every,
+    )
+    profiles = [Profiles(run / runs.AVERAGES, config, module.averaged)] if config.ema.widths else []
+    by_network = _compile(subject) if compiled else False
+    samples = run / runs.SAMPLES
     with _quiet_lightning(), run_lock.held(run) if rank_zero_only.rank == 0 else nullcontext():
         trainer = L.Trainer(
             **placement,
-            precision=choose_precision(trainer_options.precision, device),  # type: ignore[arg-type]
-            max_steps=trainer_options.steps,
-            max_epochs=-1,
-            accumulate_grad_batches=trainer_options.accumulate,
-            use_distributed_sampler=False,
-            val_check_interval=validate_every or None,
-            limit_val_batches=None if validate_every else 0,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=trainer_options.log_every,
+            **_trainer_options(config, device),
             logger=[metrics] if mirror is None else [metrics, mirror],
             callbacks=[
                 record,
                 ContinueMetrics(metrics),
-                GradientGuard(
-                    config.optimizer.gradient_clip,
-                    last_checkpoint=checkpoints.last,
-                    step_losses=module.step_losses,
-                    read_every=1 if device.type == "cpu" else trainer_options.log_every,
-                ),
+                guard,
                 ema,
                 *profiles,
                 OptimizerOptions(config.optimizer),
-                SampleGrid(run / runs.SAMPLES, model, data, ema, Waiting(stop.requested), mirror, by_network),
-                Progress(trainer_options.batch_size, compiled),
-                BusyMachine(trainer_options.batch_size),
+                SampleGrid(samples, subject.model, subject.data, ema, Waiting(stop.requested), mirror, by_network),
+                Progress(options.batch_size, compiled),
+                BusyMachine(options.batch_size),
                 stop,
                 *callbacks,
                 checkpoints,
             ],
             plugins=[AtomicCheckpointIO()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
             default_root_dir=run,
         )
         with stop.caught():
-            trainer.fit(module, DataModule(data, config), ckpt_path=checkpoints.last if resuming else None)
-    averaged = ema.average.whole() if sharded and not stop.exit_code else {}  # by all processes together
+            trainer.fit(module, DataModule(subject.data, config), ckpt_path=checkpoints.last if resuming else None)
+    # gathered by all processes together
+    averaged = ema.average.whole() if subject.sharded and not stop.exit_code else {}
     if trainer.is_global_zero and not stop.exit_code:
         with exits_on_sigterm(run), ema.average.applied():
-            entries = {name: value for name, value in metadata.items() if name != "config"}
-            entries[STEP] = str(trainer.global_step)
-
-            def write(**more: str) -> None:
-                weights = averaged or module.kept()
-                tensor_files.save_model(run / runs.MODEL, weights, text, {**entries, **more})
-
-            if module.fits_after_training:  # whatever becomes of the fit, what was trained is there
-                write(**{NOT_FITTED: "true"})
-                _finish(module, data, device, run)
-            write()
+            _write_model(subject, run, device, trainer.global_step, averaged)
             record.write(run)
     exit_code = stop.exit_code or (stop.late_code if config.evaluation.enabled else 0)
     if exit_code and trainer.is_global_zero:
         run_status.record(run, exit_code, trainer.global_step)
-    return Fit(run, data, mirror, exit_code, trainer.is_global_zero)
+    return Fit(run, subject.data, mirror, exit_code, trainer.is_global_zero)
+
+
+def _compile(subject: Subject) -> bool:
+    """Compile what is trained: its networks alone where True is returned, else network and loss as one graph.
+
+    Weights are gathered between the parts of a network, not within a graph; conventions of another project look at
+    values.
+    """
+    by_network = subject.sharded or subject.config.family == "adopted"
+    subject.module.compiles = not by_network
+    if by_network:
+        for network in subject.module.networks:
+            network.compile()
+    return by_network
+
+
+def _trainer_options(config: Config, device: torch.device) -> dict[str, Any]:
+    """The options of Lightning's trainer: steps are counted, not epochs, and nothing is drawn on the terminal."""
+    options = config.trainer
+    validate_every = options.validate_every * options.accumulate
+    return {
+        "precision": choose_precision(options.precision, device),
+        "max_steps": options.steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": options.accumulate,
+        "use_distributed_sampler": False,
+        "val_check_interval": validate_every or None,
+        "limit_val_batches": None if validate_every else 0,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": options.log_every,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def _write_start(subject: Subject, run: Path) -> None:
+    """Write what a run folder has before its first step."""
+    text = dump_config(subject.config)
+    _write_config(run, text)
+    atomic.write_text(run / runs.DATA, subject.data.facts.to_json())
+    run_status.clear(run)
+    if subject.starts:
+        tensor_files.save_model(run / runs.START, subject.module.kept(), text, {**subject.metadata, STEP: "0"})
+
+
+def _write_model(
+    subject: Subject, run: Path, device: torch.device, step: int, averaged: Mapping[str, torch.Tensor]
+) -> None:
+    """Write the model file, with `averaged` weights or those that the module has, fitted where its family asks for it.
+
+    Raises:
+        UserError: For a fit that failed; the file as trained is there.
+    """
+
+    def write(**more: str) -> None:
+        entries = {**subject.metadata, STEP: str(step), **more}
+        weights = averaged or subject.module.kept()
+        tensor_files.save_model(run / runs.MODEL, weights, dump_config(subject.config), entries)
+
+    if subject.module.fits_after_training:  # whatever becomes of the fit, what was trained is there
+        write(**{NOT_FITTED: "true"})
+        _finish(subject.module, subject.data, device, run)
+    write()
 
 
 def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) -> None:
-    """Fit what is fitted after training; a failure is reported in one line, since the model exists.
-
-    Raises:
-        UserError: For such a failure.
-    """
+    """Fit what is fitted after training; a failure is reported in one line, since the model exists."""
     try:
         module.finish(data, device)
     except Exception as error:
@@ -314,18 +295,6 @@ def _finish(module: ModelModule, data: Data, device: torch.device, run: Path) ->
             f"the fit after training failed ({type(error).__name__}: {reason}). "
             f"The model as trained is {run / runs.MODEL}; the same command repeats the fit alone"
         ) from error
-
-
-def _check_drawing(model: TrainedModel) -> None:
-    """Check `sampling.*` before training, not only when the first samples are drawn.
-
-    Raises:
-        UserError: For such a setting.
-    """
-    settings = model.sampling_settings_in_training()
-    model.effective_settings(settings)
-    if settings.get("eta"):  # whether an eta is too large depends on the path
-        model.sample(1, **{**settings, "steps": min(settings["steps"], 2)})
 
 
 def _run_folder(config: Config, run: Path | None) -> tuple[Path, bool]:

@@ -1,7 +1,7 @@
 """Which run a command resumes (the last unfinished one of its name, the one it names, or none), and a run's status.
 
 A run resumes with the configuration and on the data it was started with, wherever the data are now
-(`training.same_data` compares their content). Devices, logging and the like may change freely; the optimisation may
+(`training.subject` compares their content). Devices, logging and the like may change freely; the optimisation may
 change on request (`--resume-changed`); the architecture may not.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import config as configuration
 from ..config import Config
-from ..errors import UserError, did_you_mean
+from ..errors import UserError
 from ..processes import is_helper, typed
 from ..storage import run_lock, run_status, runs
 from ..storage.records import DAMAGED
@@ -152,9 +152,7 @@ def _written(run: Path) -> list[Path]:
 def _named(folder: Path, name: str, flag: str) -> Path:
     run = next((path for path in (Path(name), folder / name) if path.is_dir()), None)
     if run is None:
-        names = [path.parent.name for path in folder.glob(f"*/{_CONFIG}")]
-        hint = did_you_mean(name, names) or runs.listed(folder, names)
-        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{hint}")
+        raise UserError(f"{flag}: there is no run '{name}' (nor in {folder}).{runs.others(Path(name), folder)}")
     return run
 
 

@@ -134,7 +134,7 @@ def adopted_start(config: Config, facts: DataFacts, run: Path | None) -> tuple[A
         raise UserError(f"{name} is a model of ours; leave out family=adopted")
     if lora and (Path(source.source).suffix != ".safetensors"):
         raise UserError(
-            f"trainer.lora: factors are kept beside a file of ours, and {source.source} is none; "
+            f"trainer.lora: factors are kept with a file of ours, and {source.source} is none; "
             f"python -m diffusion convert {config.trainer.start} OUT.safetensors makes one"
         )
     try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal_width import fits, next_words
 from tiny_configs import autoencoder_arguments, digits_arguments, toy_arguments, toy_config
 
 from diffusion.commands import evaluation, report
@@ -48,11 +49,14 @@ def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     argv = toy_arguments(tmp_path, *QUICK, "sampling.sampler=ode", "trainer.validate_every=3")
     code, out, err = run_train(capsys, [*argv, "--wandb", "offline"])
     assert code == 0
     assert "step 6 of 6" in err
     run = tmp_path / "runs" / "toy-0001"
+    assert fits(out), out
+    assert next_words(out) == ["sample", "--run", str(run), "--sampler", "ode"]
     # each figure of the table is the one in the file
     written = json.loads((run / "evaluation.json").read_text())["estimates"]
     assert list(written) == ["PF-ODE", "ELBO", "true density"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from made_evaluations import HOSTILE, evaluation, normal
 from rich.console import Console
+from terminal_width import fits, next_words
 from tiny_configs import _ALL
 
 from diffusion.commands import records
@@ -20,9 +21,9 @@ from diffusion.commands.compare.comparison import gaps, paired_difference
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page
-from diffusion.commands.replaced import note_replaced
 from diffusion.commands.subjects import identify, named_apart
 from diffusion.commands.table import Table
+from diffusion.commands.terminal import note_replaced
 from diffusion.data import ImageData
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
@@ -126,13 +127,16 @@ def measured(diffusion_command):
     return diffusion_command
 
 
-def test_the_same_figures_are_in_every_file(measured):
+def test_the_same_figures_are_in_every_file(measured, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = measured("compare", "digits-0001", "digits-0002", "--no-baselines", "--wandb", "offline")
     assert code == 0
-    assert out.splitlines()[-1] == "next: open comparison/comparison.html in a browser"
+    assert "open in a browser: comparison/comparison.html" in " ".join(out.split())
     folder = Path("comparison")
     evaluations = {e.model["run"]: e for run in ("digits-0001", "digits-0002") for e in own_test(run)}
     best, other = sorted(evaluations.values(), key=lambda e: e.estimate.mean().mean)
+    assert fits(out), out
+    assert next_words(out) == ["sample", "--run", best.model["run"]]
     difference = tables.difference_text(paired_difference(other.estimate, best.estimate))
     html, markdown = ((folder / f"comparison.{kind}").read_text() for kind in ("html", "md"))
     for row, shown in ((best, "best"), (other, difference)):

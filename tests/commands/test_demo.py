@@ -2,8 +2,11 @@
 
 import base64
 import gc
+import io
 import json
+import re
 import shlex
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,10 +25,13 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.demo import drawing, images, view
 from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.demo.demo import names
+from diffusion.commands.demo.launch import launched
 from diffusion.commands.demo.page import ANY, Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
+from diffusion.data.files.raw_images import OPACITY
 from diffusion.errors import UserError
+from diffusion.models.build import DataFacts
 from diffusion.networks.parts import CLASSES, FIELD, Part
 from diffusion.schedules import time_grid
 
@@ -206,6 +212,35 @@ def test_models_with_the_class_among_their_parts_are_asked_for_one(condition, pl
     assert not torch.equal(*found)
 
 
+@pytest.mark.parametrize(("channels", "opacity"), [(2, False), (2, True), (4, False), (4, True), (5, False)])
+def test_images_of_many_channels_are_taken_whole_and_painted_on_at_their_size(channels, opacity, place, models):
+    """The picture that is painted on is one image; all channels are below it, as in pictures of samples."""
+    facts = DataFacts("x", (channels, 8, 8), 256, 0, {OPACITY: "yes"} if opacity else {})
+    run = make_run(place / "bands", digits_config(place, "name=bands"), facts)
+    page = object.__new__(Page)
+    page.models, page.images = drawing.Models("bands", "cpu"), images.Path("kept")
+    model = page.models[run.name]
+    about = f"{channels} channels: {'three as colour, the fourth' if channels == 4 else 'in grey, next to'}"
+    assert about in page._about(model)
+    samples = torch.rand(1, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if channels == 5:
+        with pytest.raises(UserError, match="up to 4 channels, this sample has 5"):
+            page._taken(run.name, samples)
+        path = "bands.tif"
+        pytest.importorskip("tifffile").imwrite(path, pictures.to_bytes(samples)[0].permute(1, 2, 0).numpy(),
+                                                planarconfig="contig", photometric="minisblack")  # fmt: skip
+        path, html, _ = page._dropped(run.name, path)
+    else:
+        path, html, _ = page._taken(run.name, samples)
+    torch.testing.assert_close(images.seen(model, path), samples, atol=1.01 / 255, rtol=0)
+    shown = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall('base64,([^)"]+)', html)]
+    bytes_ = pictures.to_bytes(samples)[0].permute(1, 2, 0).numpy()
+    whole = bytes_ if opacity else bytes_[..., :3] if channels == 4 else bytes_.mean(2, keepdims=True)
+    np.testing.assert_allclose(np.asarray(shown[0]).reshape(whole.shape), whole, atol=0.51)
+    assert shown[1].size == pictures.grid(samples).size
+    assert about in html
+
+
 def test_the_command_line_refuses(place, monkeypatch, capsys):
     for argv, message in (
         (["digits-0009"], "digits-0009: there is no such run"),
@@ -214,13 +249,16 @@ def test_the_command_line_refuses(place, monkeypatch, capsys):
     ):
         assert command(main, ["demo", *argv]) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setattr("diffusion.commands.demo.page.importlib.import_module", _missing)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert command(main, ["demo"]) == 2
     assert "gradio, which is not installed; pip install 'diffusion[demo]'" in capsys.readouterr().err
 
 
-def _missing(name):
-    raise ImportError(name)
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a..b"])
+def test_a_place_that_cannot_be_listened_at_is_refused(host):
+    """A name that is none, another machine's address, and no name at all; gradio would wait for ever."""
+    with pytest.raises(UserError, match=f"--host, --port: {host}:7860 cannot be listened at"):
+        launched(None, host, 7860)
 
 
 def test_text_from_outside_is_text():
@@ -230,8 +268,6 @@ def test_text_from_outside_is_text():
 @contextmanager
 def running(models, offered):
     """The page of some models, in a browser."""
-    from diffusion.commands.demo.launch import launched
-
     blocks, url = launched(Page(models, offered, images.Path("samples/demo")), "127.0.0.1", None)
     try:
         assert url.startswith("http://127.0.0.1:")

@@ -14,16 +14,9 @@ from test_draw import files, here, run_of_digits, run_sample  # noqa: F401
 from tiny_configs import digits_config
 
 from diffusion import load
-from diffusion.commands.average.arguments import parse_average_arguments
-from diffusion.commands.check.arguments import parse_check_arguments
-from diffusion.commands.convert.arguments import parse_convert_arguments
-from diffusion.commands.demo.arguments import parse_demo_arguments
-from diffusion.commands.evaluate.arguments import parse_evaluate_arguments
-from diffusion.commands.export.arguments import parse_export_arguments
-from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.dispatch import COMMANDS
 from diffusion.commands.sample import files as sample_files
 from diffusion.commands.sample.arguments import parse_sample_arguments
-from diffusion.commands.tradeoff.arguments import parse_tradeoff_arguments
 from diffusion.data.pictures import to_bytes
 from diffusion.models.build import DataFacts
 from diffusion.storage import atomic, run_lock, runs
@@ -356,15 +349,15 @@ def test_what_could_not_be_written_is_known_beforehand(tmp_path):
 def test_the_folder_of_runs_is_meant_alike_by_every_command(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     for parse, argv in (
-        (parse_average_arguments, ["r", "--width", "0.1"]),
-        (parse_check_arguments, ["r"]),
-        (parse_convert_arguments, ["r", "x.safetensors"]),
-        (parse_demo_arguments, ["r"]),
-        (parse_evaluate_arguments, ["r"]),
-        (parse_export_arguments, ["r", "x", "--to", "hub"]),
-        (parse_quality_arguments, ["r"]),
+        (COMMANDS["average"].parse, ["r", "--width", "0.1"]),
+        (COMMANDS["check"].parse, ["r"]),
+        (COMMANDS["convert"].parse, ["r", "x.safetensors"]),
+        (COMMANDS["demo"].parse, ["r"]),
+        (COMMANDS["evaluate"].parse, ["r"]),
+        (COMMANDS["export"].parse, ["r", "x", "--to", "hub"]),
+        (COMMANDS["quality"].parse, ["r"]),
         (parse_sample_arguments, []),
-        (parse_tradeoff_arguments, ["r"]),
+        (COMMANDS["tradeoff"].parse, ["r"]),
     ):
         assert parse(argv).runs == "runs", parse.__name__
         assert parse([*argv, "--runs", "~/r"]).runs == "/somewhere/r", parse.__name__

@@ -21,7 +21,7 @@ from diffusion.commands.compare.curves import curve_of, overfit, pair_curves, pa
 from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page, without_curve
 from diffusion.commands.records import Protocol, read, write
-from diffusion.commands.replaced import note_replaced
+from diffusion.commands.terminal import note_replaced
 from diffusion.data.charts import SCALE
 from diffusion.likelihood import Estimate
 

@@ -1,6 +1,7 @@
 """--resume: which run a command continues, and what stops it from continuing one."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,9 @@ def test_what_cannot_be_continued_is_explained(tmp_path):
         run_to_continue(config, "toy-001")
     with pytest.raises(UserError, match=r"--resume: there is no run 'x' .*In .*runs: toy-0001\."):
         run_to_continue(config, "x")
+    other = config.replace(runs=str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"Did you mean 'toy-0001'"):
+        run_to_continue(other, str(Path(config.runs) / "toy"))
     run = make(tmp_path, "toy-0002", config)
     (run / "config.yaml").write_text("optimiser: {}\n")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):

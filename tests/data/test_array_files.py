@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffusion.data import DataNote, load_images
 from diffusion.data.class_names import check_number, names_of, number_of
+from diffusion.data.files.alike import Alike
 from diffusion.data.files.image_files import load_files
 from diffusion.data.files.raw_images import RawImages
 from diffusion.errors import UserError
@@ -207,10 +208,10 @@ def test_sixteen_bits_that_use_fewer(tmp_path: Path, top: int, bits: int) -> Non
     with pytest.raises(UserError, match=f"with no value above {top} of 65535: data.bits={bits} takes 0 to"):
         load_images("folder", folder)
     for cache in (None, tmp_path / "cache"):
-        raw = load_files(folder, bits=bits, cache=cache)
+        raw = load_files(folder, how=Alike(bits), cache=cache)
         assert (raw.images[:, 0].numpy() == (X[..., 0] / 255 * top).astype(np.uint16) >> bits - 8).all()
     with pytest.raises(UserError, match=r"00\.png: cannot be read .*needs more than the 8 bits of data\.bits"):
-        load_files(sixteen(tmp_path / "whole", 65535), bits=8)
+        load_files(sixteen(tmp_path / "whole", 65535), how=Alike(8))
     with pytest.raises(UserError, match=f"no value above {top}"):  # kept images are of the whole question
         load_files(folder, cache=tmp_path / "cache")
     with pytest.warns(DataNote, match="nearly black"):
@@ -223,7 +224,7 @@ def test_eight_bits_among_sixteen_are_told_and_hide_nothing(tmp_path: Path) -> N
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         with pytest.raises(UserError, match=r"no value above 4095 of 65535: data\.bits=12 takes"):
             load_files(folder, cache=cache)
-        (note,) = load_files(folder, cache=cache, bits=12).notes
+        (note,) = load_files(folder, cache=cache, how=Alike(12)).notes
         assert note.startswith("12 of 13 files are grey of 16 bits")
     assert load_files(sixteen(tmp_path / "dark", 2**15)).notes == ()
 

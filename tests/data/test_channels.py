@@ -77,11 +77,10 @@ def test_opacity_is_that_of_files_that_are_kept(tmp_path):
     assert not has_opacity(gone)
 
 
-def test_a_sample_that_is_kept_on_the_page_has_its_opacity(tmp_path):
-    x = torch.rand(4, 8, 8) * 2.0 - 1.0
-    for opacity, size in ((True, (8, 8)), (False, (16, 8))):
-        with Image.open(kept_sample(x, tmp_path, opacity)) as image:
-            assert image.size == size
+def test_a_sample_that_is_kept_on_the_page_has_all_its_channels(tmp_path):
+    for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
+        with Image.open(kept_sample(torch.rand(channels, 8, 8) * 2.0 - 1.0, tmp_path)) as image:
+            assert (image.mode, image.size) == (mode, (8, 8))
 
 
 @pytest.mark.parametrize(("dtype", "planar"), [(np.uint8, "contig"), (np.uint16, "separate")])

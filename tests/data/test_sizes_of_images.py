@@ -87,6 +87,9 @@ def test_digits_of_another_shape():
     [
         (["data.size=0"], "data.size: found 0; must be an integer at least 1, or height x width"),
         (["data.size=32x"], "data.size: found '32x'; must be"),
+        (["data.size=100000"], "data.size: found 100000; must be 67,108,864 pixels at most, e.g. 8192"),
+        (["data.size=1x99999999"], "data.size: found '1x99999999'; must be"),
+        (["data.size=99999x99999"], "data.size: found '99999x99999'; must be 67,108,864 pixels at most"),
         (["data.size=big"], "data.size: found 'big'; must be"),
         (["data.fit=stretch"], "data.fit: found 'stretch'; it goes with a data.size"),
         (["data.size=8", "data.fit=strech"], "Did you mean 'stretch'"),
@@ -102,6 +105,11 @@ def test_what_is_no_size_is_refused_in_one_line(overrides, message):
 def test_sizes_of_a_configuration():
     assert load_config("digits", ["data.size=32"]).data.size == 32
     assert load_config("digits", ["data.size=32x48"]).data.size == "32x48"
+
+
+def test_images_that_no_memory_holds_are_refused_before_they_are_made():
+    with pytest.raises(UserError, match=r"data\.size: 1,797 images of 1 x 99999 x 99999 take 16,7.. GiB of memory"):
+        load_images("digits", size=99999)
 
 
 def test_half_a_size_is_refused():

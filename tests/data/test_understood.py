@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from diffusion.data import DataNote, describe, load_images
+from diffusion.data.files.alike import Alike
 from diffusion.data.files.image_files import load_files
 from diffusion.data.splits import split_of
 from diffusion.errors import UserError
@@ -234,7 +235,7 @@ def test_colour_of_sixteen_bits_is_told(tmp_path: Path, cached: bool) -> None:
         assert raw.notes == (
             "4 of 4 files are of 16 bits, in colour or with transparency; the upper 8 of these are kept, e.g. 0.png",
         )
-    assert load_files(path, bits=12).notes[0] == "data.bits=12 changes nothing: no file is grey of 16 bits"
+    assert load_files(path, how=Alike(12)).notes[0] == "data.bits=12 changes nothing: no file is grey of 16 bits"
 
 
 def test_grey_of_sixteen_bits_with_alpha_stays_grey(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from laws import f64, name, seeded
 
 from diffusion import log_density, log_likelihood
+from diffusion.commands.evaluation import narrow_data_warning
+from diffusion.data import normalizer as normalizers
+from diffusion.denoisers.denoiser import Denoiser
 from diffusion.denoisers.exact import Empirical, Gaussian, GaussianMixture
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
@@ -25,6 +29,21 @@ def ends_of(model, x):
     t_min = f64(model.schedule.t_min)
     alpha, _ = model.schedule(t_min)
     return model.log_prob_at(alpha * x, t_min) + x[0].numel() * alpha.log()
+
+
+class Oblique(Denoiser):
+    """The exact denoiser of a Gaussian of any covariance."""
+
+    def __init__(self, mean, covariance, schedule):
+        super().__init__()
+        self.schedule, self.shape, self.mean = schedule, tuple(mean.shape), mean
+        self.variances, self.directions = torch.linalg.eigh(covariance)
+        self.variances.clamp_(min=0.0)
+
+    def forward(self, x_t, t, cond=None):
+        alpha, sigma = (of.reshape(-1, 1) for of in self.schedule(t))
+        gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+        return self.mean + (gain * ((x_t - alpha * self.mean) @ self.directions)) @ self.directions.T
 
 
 def mean_bits(estimate, values):
@@ -175,3 +194,23 @@ def test_the_truth_lies_within_the_measurements_error(schedule, std):
         assert estimate.measurement_error < 0.05
     if schedule == VE() and std == 1e-3:
         assert error > 2.0, "a hundredth of the noise's variance"
+
+
+@pytest.mark.parametrize("spread", [1e-5, 1e-6])
+def test_a_column_that_follows_from_the_others_has_a_density_that_is_not_resolved(spread):
+    """Normalised as `standard`, the figure is nats away and its error unknown; whitened, it is the closed form's."""
+    own = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 3)))
+    x = torch.stack((own[:, 0], own[:, 1], own[:, 0] + own[:, 1] + spread * own[:, 2]), 1)
+    covariance = f64([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 2.0 + spread**2]])
+    truth = -0.5 * (own.square().sum(1) + 3.0 * math.log(2.0 * math.pi)) - math.log(spread)
+    for kind in ("standard", "whiten"):
+        units = normalizers.fit(kind, lambda: [x], (3,))
+        origin, *scale = units.normalize(torch.cat((torch.zeros(1, 3), torch.eye(3))).double())
+        scale = torch.stack(scale) - origin
+        model = Oblique(origin, scale.T @ covariance @ scale, VP())
+        found = log_density(model, units.normalize(x[:32]), tolerance=1e-4, error_budget=True)
+        found = found.shifted(units.log_det, {})
+        error = abs(mean_bits(found, truth[:32]))
+        unknown = math.isnan(found.measurement_error)
+        assert (narrow_data_warning(found) is not None) == unknown == (kind == "standard")
+        assert error > 1.5 if unknown else error <= found.measurement_error < 1.0

@@ -9,7 +9,7 @@ from torch import nn
 
 from diffusion.denoisers import NetworkDenoiser
 from diffusion.denoisers.exact import Gaussian, GaussianMixture
-from diffusion.errors import UserError
+from diffusion.errors import SolverError, UserError
 from diffusion.likelihood import Dequantizer, Estimate, log_density, log_likelihood_ode
 from diffusion.likelihood.estimate import mean_interval
 from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified, SubVP
@@ -201,3 +201,18 @@ def test_errors():
         log_density(model, torch.zeros(2, 3))
     with pytest.raises(UserError, match="draws: found 0"):
         log_likelihood_ode(model, Dequantizer(17), torch.zeros(2, 2, dtype=torch.uint8), draws=0)
+
+
+@pytest.mark.parametrize(("sign", "trace"), [(0.0, "exact"), (0.0, "hutchinson"), (-1.0, "exact")])
+@pytest.mark.parametrize("schedule", [VP(), VE(), Rectified()], ids=name)
+def test_a_flow_that_does_not_end_in_noise_has_no_density(schedule, sign, trace):
+    """Of eps_hat = 0, or the noise with the other sign: the logarithm of 0, or of its rounding, or of less."""
+
+    class Wrong(Gaussian):
+        def forward(self, x_t, t, cond=None):
+            alpha, _ = schedule(t)
+            noise = x_t - alpha * super().forward(x_t, t)
+            return (x_t - sign * noise) / alpha
+
+    with pytest.raises(SolverError, match="the network's estimate of the noise does not grow with x_t"):
+        log_density(Wrong(f64([0.0, 0.0]), f64(1.0), schedule), torch.zeros(2, 2).double(), trace=trace)

@@ -11,7 +11,9 @@ import diffusion
 from diffusion.commands.dispatch import main
 from diffusion.errors import UserError
 from diffusion.models.formats import diffusers_export
+from diffusion.models.formats.diffusers import SPACINGS
 from diffusion.numerics.random import Noise
+from diffusion.schedules.discrete import levels_drawn
 from diffusion.schedules.forward_process import posterior, transition
 
 with warnings.catch_warnings():
@@ -109,6 +111,40 @@ def test_the_offset_of_steps_is_theirs(tmp_path, monkeypatch):
     torch.testing.assert_close(ours, their_draw(network, scheduler, noise, fresh, 10), rtol=1e-4, atol=1e-4)
     assert model.sampling_settings({"steps": 100})["grid"] == "leading", "no level is above the last"
     assert model.sampling_settings({"steps": 10, "grid": "leading"})["grid"] == "leading"
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_the_levels_that_are_taken_are_theirs(kind, spacing):
+    """Also where the steps do not divide T. Of some steps `trailing` of theirs has one more, a level of -1."""
+    for count in (10, 17, 100, 1000):
+        scheduler = kind(num_train_timesteps=count, timestep_spacing=spacing, steps_offset=1)
+        for steps in (1, 2, 3, 7, 9, count // 3, count // 2 + 1, count - 3, count):
+            scheduler.set_timesteps(steps)
+            found = levels_drawn(count, steps, SPACINGS[spacing], 1)
+            assert found.tolist() == scheduler.timesteps[:steps].tolist(), (count, steps)
+    with pytest.raises(UserError, match=r"^steps: found 11; the model's own sampler takes at most its 10 levels"):
+        levels_drawn(10, 11, SPACINGS[spacing])
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "said"),
+    [
+        (DDIMScheduler, 7, {"timestep_spacing": "leading", "steps_offset": 1}),
+        (DDIMScheduler, 15, {"timestep_spacing": "leading", "steps_offset": 1}),  # ends at a level above the last
+        (DDPMScheduler, 7, {"timestep_spacing": "leading"}),
+        (DDPMScheduler, 7, {"timestep_spacing": "trailing"}),
+        (DDPMScheduler, 7, {"timestep_spacing": "linspace"}),
+    ],
+)
+def test_a_draw_of_steps_that_do_not_divide_the_levels_is_theirs(tmp_path, monkeypatch, kind, steps, said):
+    network = network_of(SMALL)
+    scheduler = kind(num_train_timesteps=20, beta_end=0.2, clip_sample=False, **said)
+    save(tmp_path, network, scheduler)
+    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    model, ours, fresh = own_draw(tmp_path, monkeypatch, noise, steps=steps)
+    torch.testing.assert_close(ours, their_draw(network, scheduler, noise, fresh, steps), rtol=1e-4, atol=1e-4)
+    assert isinstance(model.sampling_settings({"steps": 10, "grid": "leading"})["grid"], str)
 
 
 @pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])

@@ -162,10 +162,13 @@ def test_what_is_no_model_is_explained(tmp_path):
     finished, unfinished = runs.create_run(tmp_path, "digits"), runs.create_run(tmp_path, "mnist")
     (finished / runs.MODEL).write_bytes(b"")
     (finished / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (unfinished / runs.CONFIG).write_text("")
     with pytest.raises(UserError, match=r"Did you mean 'digits-0001'"):
         runs.resolve_model(tmp_path / "digits-001")
     with pytest.raises(UserError, match=r"Did you mean 'digits-0001'"):
         runs.resolve_model("digits-01", runs_dir=tmp_path)
+    with pytest.raises(UserError, match=r"Did you mean 'mnist-0001'"):  # which has no model yet
+        runs.resolve_model(tmp_path / "mnist")
     with pytest.raises(UserError, match="has not reached"):
         runs.resolve_model(unfinished)
     with pytest.raises(UserError, match=r"newest in it is .*digits-0001"):

@@ -128,7 +128,9 @@ def test_a_model_of_any_width_from_a_run(folder, tmp_path, capsys):
     assert len(list((folder / "averages").glob("*.safetensors"))) == 6
     out = tmp_path / "wide.safetensors"
     assert command(main, ["average", str(folder), "--width", "0.12", "--out", str(out)]) == 0
-    assert "from 6 snapshots of widths 0.05, 0.1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "from 6 snapshots of widths 0.05, 0.1" in said
+    assert said.splitlines()[-1].endswith(f" evaluate {out}"), "the next command"
     made = diffusion.load(out)
     assert made.step == 12
     assert json.loads(tensor_files.read_model(out)[1]["average"])["width"] == 0.12

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusion.commands.dispatch import main
 from diffusion.config import Config, TrainerConfig, adopting, dump_config, load_config, parse_train_arguments, preflight
 from diffusion.errors import UserError
 from diffusion.models.adopt import AdoptedModel
+from diffusion.models.build import DataFacts
 from diffusion.models.formats import openai, score_sde
 from diffusion.storage import runs, tensor_files
 from diffusion.training.fit import fit
@@ -67,7 +69,7 @@ def guided(folder, monkeypatch):
     return folder / "mine.pt"
 
 
-def pipeline(folder, scheduler="DDPMScheduler", out_channels=3, **said):
+def pipeline(folder, scheduler="DDPMScheduler", out_channels=3, network=None, **said):
     from diffusers_pipelines import PLAIN, network_of, save  # skips without diffusers
     import diffusers  # isort: skip
 
@@ -77,6 +79,7 @@ def pipeline(folder, scheduler="DDPMScheduler", out_channels=3, **said):
         "block_out_channels": (32, 64),
         "down_block_types": (PLAIN, PLAIN),
         "norm_num_groups": 8,
+        **(network or {}),
     }
     save(folder / "pipeline", network_of(options), getattr(diffusers, scheduler)(**said))
     return folder / "pipeline"
@@ -208,6 +211,57 @@ def test_classes_the_same_others_and_none(images, tmp_path):
             fit(config(source, tmp_path / "plain.npz", tmp_path, "denoiser.conditional=true"))
     with pytest.raises(UserError, match=r"needs a label of every sample, and 'folder' has none"):
         fit(config(needed, tmp_path / "plain.npz", tmp_path))
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_library_network_gets_a_new_label_embedding(classes, images, tmp_path):
+    """Of a network without classes the last row stands for none, by which it is the function that it was."""
+    library = {"resnet_time_scale_shift": "scale_shift", "num_class_embeds": classes}
+    before = diffusion.load(pipeline(tmp_path, "DDIMScheduler", network=library))
+    assert before.known.network == "diffusers"
+    data = DataFacts("folder", (3, 8, 8), 256, 3)
+    known, notes = before.known.for_data(data, conditional=True)
+    assert f"labels: {classes or 0} classes in its training, 3 now: a new label embedding" in notes
+    start = known.model("start")
+    found = start.sample(2, sampler="ddim", steps=2, label=2)
+    assert bool(found.isfinite().all())
+    if classes is None:
+        assert torch.equal(start.sample(2, sampler="ddim", steps=2), before.sample(2, sampler="ddim", steps=2))
+    else:
+        assert len(known.weights["class_embedding.weight"]) == 3
+        with pytest.raises(UserError, match="needs a label of every sample; give denoiser"):
+            before.known.for_data(data, conditional=False)
+
+
+def test_a_library_transformer_gets_new_label_embeddings_in_every_block(tmp_path):
+    import diffusers
+    from diffusers_pipelines import network_of, save
+
+    options = {"sample_size": 8, "patch_size": 4, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8,
+               "in_channels": 3, "out_channels": 3, "num_embeds_ada_norm": 7, "norm_num_groups": 1}  # fmt: skip
+    save(tmp_path, network_of(options), diffusers.DDIMScheduler())
+    before = diffusion.load(tmp_path)
+    assert before.known.network == "diffusers"
+    data = DataFacts("folder", (3, 8, 8), 256, 3)
+    known, _ = before.known.for_data(data, conditional=True)
+    changed = [name for name, value in known.weights.items() if value is not before.known.weights[name]]
+    assert len(changed) == 2
+    assert all(len(known.weights[name]) == 4 for name in changed)
+    start = known.model("start")
+    assert torch.equal(start.sample(2, sampler="ddim", steps=2), before.sample(2, sampler="ddim", steps=2))
+    with pytest.raises(UserError, match="needs a label of every sample, and 'folder' has none"):
+        before.known.for_data(replace(data, num_classes=0), conditional=False)
+
+
+def test_a_run_of_it_goes_to_the_hub_and_back_to_diffusers(images, tmp_path, capsys):
+    run = fit(config(pipeline(tmp_path), images, tmp_path, "trainer.steps=1", "evaluation.enabled=false")).run
+    trained, draw = diffusion.load(run), {"sampler": "ddim", "steps": 2}
+    for to, step in (("hub", 1), ("diffusers", 0)):
+        assert main(["export", str(run), "--to", to, str(tmp_path / to)]) == 0
+        back = diffusion.load(tmp_path / to)
+        assert back.step == step
+        assert torch.equal(back.sample(2, **draw), trained.sample(2, **draw))
+    assert "class_labels" not in capsys.readouterr().out, "the data have classes, the network has none"
 
 
 def test_other_sizes_and_levels_are_said_or_refused(images, tmp_path):

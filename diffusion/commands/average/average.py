@@ -10,16 +10,13 @@ from ...errors import UserError
 from ...storage import runs, tensor_files
 from ...training.profiles import of_width
 from ..preflight import check_model_file
+from ..terminal import console, print_next, print_places, say
 
 AVERAGE = "average"  # the entry of a model file that says how its weights were averaged
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the model and say where it is.
-
-    Raises:
-        UserError: For a run without snapshots, a width out of range, and a file that is there already.
-    """
+    """Write the model and say where it is."""
     path = runs.resolve_model(options.run, options.runs)
     folder = path.parent / runs.AVERAGES
     if path.name != runs.MODEL or not folder.is_dir():
@@ -33,8 +30,12 @@ def run(options: argparse.Namespace) -> int:
     config = metadata.pop("config")
     tensor_files.save_model(out, weights, config, {**metadata, AVERAGE: json.dumps(how)})
     widths = ", ".join(f"{width:g}" for width in how["of_widths"])
-    print(
-        f"model: {out} (width {options.width:g}, from {how['snapshots']} snapshots of widths {widths}; the profile is "
-        f"met to {100 * how['error']:.2g} %)"
+    printer = console()
+    print_places(printer, {"model": out})
+    say(
+        printer,
+        f"width {options.width:g}, from {how['snapshots']} snapshots of widths {widths}; the profile is met to "
+        f"{100 * how['error']:.2g} %",
     )
+    print_next(printer, "evaluate", str(out))
     return 0

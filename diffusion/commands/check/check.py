@@ -10,7 +10,6 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from ...denoisers import LevelDenoiser
 from ...devices import choose_device
@@ -18,10 +17,10 @@ from ...errors import UserError
 from ...models.check import Check, Level
 from ..app import ProgressBar
 from ..evaluate.given import DATA, NONE, given_to
-from ..report import console, print_next
 from ..sample.condition import parts_of
 from ..subjects import images_of, load_data_of, load_subject
 from ..table import Column, Table
+from ..terminal import console, print_next, say, split_words
 from . import levels
 
 FAILED = 1
@@ -43,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     images, identity = images_of(data, options.split, min(options.images, total))
     has_labels = getattr(data, f"{options.split}_labels") is not None
     own = [DATA] if has_labels or getattr(getattr(subject.model, "denoiser", None), "parts", ()) else [NONE]
-    asked = options.condition or (own if parts_of(subject.model) else [NONE])
-    given = given_to(subject.model, data, images, identity, asked)
+    requested = options.condition or (own if parts_of(subject.model) else [NONE])
+    given = given_to(subject.model, data, images, identity, requested)
     cond = None if given is None else given.of(torch.arange(len(images)))
     bar = ProgressBar()
     found = subject.model.check(
@@ -60,11 +59,12 @@ def run(options: argparse.Namespace) -> int:
         out = console()
         out.print(_table(subject.name, found))
         for line in found.lines():
-            out.print(escape(f"- {line}"), style="green" if found.passed else "bold red")
+            say(out, f"- {line}", "green" if found.passed else "bold red")
         for line in head:
-            out.print(escape(f"- {line}"), soft_wrap=True)
+            say(out, f"- {line}")
         if found.passed:
-            print_next(out, "evaluate", options.model, data=options.data, runs=options.runs)
+            words = (options.model, *split_words(options.split))
+            print_next(out, "evaluate", *words, data=options.data, runs=options.runs)
     return 0 if found.passed else FAILED
 
 

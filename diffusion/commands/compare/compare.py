@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from rich.markup import escape
+from rich.text import Text
 
 from ...data import ImageData, pictures
 from ...errors import UserError
@@ -21,16 +21,15 @@ from .. import ood, records
 from ..app import ProgressBar
 from ..options import TUNING_SECONDS
 from ..records import Evaluation
-from ..replaced import note_replaced
-from ..report import console
 from ..subjects import Subject, identify, load_images_of, load_subject, named_apart, rows_of
 from ..table import Table
+from ..terminal import console, note_replaced, print_next, print_places, say
 from . import exports, figures, page, tables
 from .classical import classical_rows
 from .comparison import common_images, gaps, is_of_first_images
 from .content import Content, name_of
 from .curves import pair_curves
-from .groups import APART, group
+from .groups import APART, group, leader
 from .mirror import mirror_comparison
 
 SAMPLES = 36
@@ -39,7 +38,7 @@ _LARGEST_PICTURE = 50_000_000
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     subjects = [load_subject(name, options.runs) for name in options.run]
     names = named_apart([subject.name for subject in subjects], [Path(subject.model.source) for subject in subjects])
     subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
@@ -86,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
         pictures.save(out / f"{file_name(name)}.png", image)
     mirrored = mirror_comparison(out, subjects[0], content, {**charts, **_prefixed(samples)}, options.wandb)
     _print(content, [*written, *(f"{file_name(name)}.png" for name in charts)], out, mirrored)
+    best = str(leader(content.groups[0]).model["run"])
+    print_next(console(), "sample", "--run", options.run[names.index(best)], runs=options.runs)
     return 0
 
 
@@ -168,21 +169,23 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     printer = console()
     figured, costs = tables.terminal_tables(content)
     printer.print(figured)
-    printer.print(f"[dim]{APART}[/dim]")
+    say(printer, APART, "dim")
     for each in content.groups:
-        printer.print(f"[bold]{each.letter}[/bold]  {escape(each.title)}. [dim]{escape(each.why)}[/dim]")
+        say(printer, Text.assemble((each.letter, "bold"), f"  {each.title}. ", (each.why, "dim")))
     if len(content.groups) > 1:
-        printer.print(f"\nBetween the groups. [dim]{tables.BETWEEN}[/dim]")
+        say(printer, Text.assemble("\nBetween the groups. ", (tables.BETWEEN, "dim")))
         for line in tables.sentences(content.groups):
-            printer.print(f"- {escape(line)}")
+            say(printer, f"- {line}")
     printer.print()
     printer.print(costs)
     if content.gaps:
+        printer.print()
         printer.print(tables.gap_table(content.gaps))
     for line in [*content.data_sets, *content.left_out]:
-        printer.print(f"- {escape(line)}")
-    printer.print(f"\nwrote {escape(str(out))}: {escape(', '.join(files))}")
+        say(printer, f"- {line}")
+    printer.print()
+    places: dict[str, Path | str] = {"written to": out}
+    say(printer, f"files: {', '.join(files)}")
     if mirrored is not None:
-        record = f"{mirrored}/offline-run-*"
-        printer.print(f"W&B run: {escape(str(mirrored))} (upload it with: wandb sync {escape(record)})", soft_wrap=True)
-    printer.print(f"next: open {escape(str(out / 'comparison.html'))} in a browser", soft_wrap=True)
+        places |= {"W&B run": mirrored, "upload it with": f"wandb sync {mirrored}/offline-run-*"}
+    print_places(printer, {**places, "open in a browser": out / "comparison.html"})

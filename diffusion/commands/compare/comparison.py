@@ -149,7 +149,7 @@ def gaps(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]]) 
     made = []
     for row in rows:
         split = row.protocol.data["split"]
-        others = [e for e in found.get(str(row.model["run"]), ()) if _asks(e) == _asks(row) and is_own(e)]
+        others = [e for e in found.get(str(row.model["run"]), ()) if e.protocol.asks == row.protocol.asks and is_own(e)]
         others = [e for e in others if {e.protocol.data["split"], split} == {"test", "train"}]
         if not others or is_classical(row):
             continue
@@ -157,8 +157,3 @@ def gaps(rows: Sequence[Evaluation], found: Mapping[str, Sequence[Evaluation]]) 
         test, train = (row, other) if split == "test" else (other, row)
         made.append(Gap(test, train, welch_difference(test.estimate, train.estimate)))
     return made
-
-
-def _asks(evaluation: Evaluation) -> tuple[str, str, str]:
-    protocol = evaluation.protocol
-    return protocol.method, protocol.weights, repr(sorted(protocol.options.items()))

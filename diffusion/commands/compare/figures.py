@@ -74,11 +74,7 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
     lost = [overfit(pair) for pair in pairs]
     heights = (3.4, 2.4) if any(lost) else (3.4,)
     figure, axes = panels(7.6, sum(heights), heights)
-    axes[0].axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
-    axes[0].annotate(
-        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
-        xycoords=("axes fraction", "data"), textcoords="offset points",
-    )  # fmt: skip
+    mark_fine_noise(axes[0])
     for i, pair in enumerate(pairs):
         for curve, style in ((pair.test, "-"), (pair.train, "--")):
             if curve is not None:
@@ -101,6 +97,15 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
         axes[0].tick_params(axis="x", labelbottom=False)
     axes[-1].set_xlabel("log-SNR: noise to the left, data to the right")
     return draw(figure)
+
+
+def mark_fine_noise(axis: Any) -> None:
+    """The bits/dim per unit of log-SNR where the noise is finer than that of the dequantisation, as a dotted line."""
+    axis.axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
+    axis.annotate(
+        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
+        xycoords=("axes fraction", "data"), textcoords="offset points",
+    )  # fmt: skip
 
 
 def _bounds(found: Sequence[Any]) -> tuple[list[float], list[float]]:

@@ -68,9 +68,6 @@ def run(argv: Sequence[str], commands: Mapping[str, Callable[[Sequence[str]], in
     Args:
         argv: The shell.
         commands: Every command by its name.
-
-    Raises:
-        UserError: For a shell that is not known.
     """
     if list(argv) in (["-h"], ["--help"], []):
         print(USAGE)

@@ -18,11 +18,7 @@ from ...storage.runs import python_model
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file and say where it is.
-
-    Raises:
-        UserError: For a model that cannot be loaded, and weights beyond the range of float16 with `--bits 16`.
-    """
+    """Write the file and say where it is."""
     if python_model(options.model) is not None:
         raise UserError(f"{options.model}: is no file of this package's own networks; convert takes those")
     size = write_file(load(options.model, runs_dir=options.runs), options.out, options.bits)

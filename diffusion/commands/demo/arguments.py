@@ -13,7 +13,7 @@ def parse_demo_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "demo",
         "A page on this machine: draw with any sampler, look at the path from noise, compare two samplers, edit, "
-        "encode and measure an image. It listens to this machine alone and asks nothing of the network.",
+        "encode and measure an image. It listens to this machine alone and requests nothing from the network.",
     )
     add = parser.add_argument
     add("model", type=path, nargs="?", metavar="MODEL", help="a run folder or its name, a model file, or "

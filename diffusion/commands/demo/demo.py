@@ -16,11 +16,7 @@ from .page import Page
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the page until it is interrupted; returns the exit code.
-
-    Raises:
-        UserError: For a model that cannot be loaded, an address that cannot be listened at, and a missing library.
-    """
+    """Show the page until it is interrupted; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="diffusion-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what is dropped on the page goes when it closes
         page = Page(Models(options.runs, options.device), names(options), Path(options.images))
@@ -36,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def names(options: argparse.Namespace) -> list[str]:
-    """The models to choose from: the one asked for or the newest run first, then the shipped ones, then other runs."""
+    """The models to choose from: the one named or the newest run first, then the shipped ones, then other runs."""
     trained = runs.names_of_runs(options.runs)
     first = options.model or next(iter(trained), DEFAULT_MODEL)
     return list(dict.fromkeys([first, *runs.shipped_models(), *trained]))

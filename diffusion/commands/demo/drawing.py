@@ -36,7 +36,7 @@ from ..sample.control import controlled
 from ..sample.encode import Encoded, encoded
 from ..sample.files import SampleFiles
 from ..sample.record import SampleRecord
-from ..sample.sample import ANIMATED, asked
+from ..sample.sample import ANIMATED, requested
 
 COMMAND = "python -m diffusion sample"
 MOST = 100  # samples at a time
@@ -106,17 +106,13 @@ class Models:
 
 
 def read(models: Models, argv: Sequence[str]) -> tuple[argparse.Namespace, TrainedModel, SampleRecord]:
-    """The options of a command line of sample.py, its model, and the record of what it draws.
-
-    Raises:
-        UserError: As sample.py.
-    """
+    """The options of a command line of sample.py, its model, and the record of what it draws."""
     options = parse_sample_arguments(argv)
     with in_flags(options):
         check_sample(options)
         if (options.n or 1) > MOST:
             raise UserError(f"--n: found {options.n}; the page draws up to {MOST} at a time, sample.py any number")
-        return options, *asked(models[options.run], options, choose_device(options.device))
+        return options, *requested(models[options.run], options, choose_device(options.device))
 
 
 def draw(models: Models, argv: Sequence[str]) -> Drawn:
@@ -125,9 +121,6 @@ def draw(models: Models, argv: Sequence[str]) -> Drawn:
     Args:
         models: The models.
         argv: The command line, without `--out`.
-
-    Raises:
-        UserError: As sample.py.
     """
     options, model, record = read(models, argv)
     n = options.n or model.config.sampling.n
@@ -147,11 +140,7 @@ def draw(models: Models, argv: Sequence[str]) -> Drawn:
 
 
 def encode_image(models: Models, argv: Sequence[str]) -> tuple[str, Encoded]:
-    """Carry out a command line of sample.py with `--encode`, without its file; and the command.
-
-    Raises:
-        UserError: As sample.py.
-    """
+    """Carry out a command line of sample.py with `--encode`, without its file; and the command."""
     options, model, record = read(models, argv)
     with in_flags(options):
         return command(argv), encoded(model, record, options.encode)

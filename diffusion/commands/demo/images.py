@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import pictures
-from ...data.charts import COLOURS, PALE, draw, panels
+from ...data.charts import COLOURS, draw, panels
 from ...errors import UserError
 from ...likelihood import Estimate
-from ...models import DiffusionModel, TrainedModel
+from ...models import TrainedModel
 from ...storage import atomic, runs
-from ..sample.control import image_for, levels_for
+from ..compare.figures import mark_fine_noise
+from ..sample.control import image_for, levels_for, of_images
 from .drawing import Picture, png_of
 
 EVALUATIONS = 128  # noise levels for the bits of one image
@@ -27,21 +27,25 @@ EVALUATIONS = 128  # noise levels for the bits of one image
 
 def kept(path: str, folder: Path) -> str:
     """A copy of an image file in `folder`, named by its content; returns its path."""
-    content = Path(path).read_bytes()
-    suffix = Path(path).suffix.lower()
-    target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    return str(target)
+    return _kept(Path(path).read_bytes(), folder, "image", Path(path).suffix.lower())
 
 
-def kept_sample(sample: Tensor, folder: Path, opacity: bool = False) -> str:
-    """A sample, (C, H, W) in [-1, 1], perhaps with opacity, as an image file in `folder`; returns its path."""
-    content = pictures.encode(pictures.from_bytes(pictures.to_bytes(sample).numpy(), opacity))
-    target = folder / f"image-{hashlib.sha256(content).hexdigest()[:8]}.png"
+def _kept(content: bytes, folder: Path, name: str, suffix: str = ".png") -> str:
+    target = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
     atomic.write_bytes(target, content)
     return str(target)
+
+
+def kept_sample(sample: Tensor, folder: Path) -> str:
+    """A sample, (C, H, W) in [-1, 1], as an image file in `folder` with all its channels; returns its path.
+
+    Raises:
+        UserError: For more than four channels.
+    """
+    if len(sample) > 4:
+        raise UserError(f"image: a PNG has up to 4 channels, this sample has {len(sample)}; drop a TIFF with as many")
+    picture = pictures.from_bytes(pictures.to_bytes(sample).numpy(), opacity=len(sample) % 2 == 0)
+    return _kept(pictures.encode(picture), folder, "image")
 
 
 def kept_mask(marks: str, shape: Sequence[int], folder: Path) -> str:
@@ -56,10 +60,7 @@ def kept_mask(marks: str, shape: Sequence[int], folder: Path) -> str:
     if "1" not in marks:
         raise UserError("--mask: nothing is marked; paint over the part of the image that is to be filled in")
     image = Image.frombytes("L", (width, height), bytes(255 * int(mark) for mark in marks))
-    content = pictures.encode(image)
-    target = folder / f"mask-{hashlib.sha256(content).hexdigest()[:8]}.png"
-    atomic.write_bytes(target, content)
-    return str(target)
+    return _kept(pictures.encode(image), folder, "mask")
 
 
 def seen(model: TrainedModel, path: str) -> Tensor:
@@ -68,13 +69,28 @@ def seen(model: TrainedModel, path: str) -> Tensor:
     Raises:
         UserError: For a model of other data, and a file that is no image.
     """
-    _refuse_others(model)
-    return image_for(model, "image", path)
+    return image_for(of_images(model, "image"), "image", path)
 
 
-def _refuse_others(model: TrainedModel) -> None:
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
-        raise UserError(f"image: {model.source} has no path from noise to an image; a diffusion model of images has")
+def to_paint(x: Tensor, opacity: bool) -> Image.Image:
+    """An image (1, C, H, W) in [-1, 1] at its own size, to be painted on.
+
+    Of four channels without opacity it shows the first three as colour, of two or of five and more their mean.
+    """
+    pixels = pictures.to_bytes(x)[0]
+    if not opacity and len(pixels) == 4:
+        pixels = pixels[:3]
+    elif not opacity and len(pixels) != 3:
+        pixels = pixels.float().mean(0, keepdim=True).round().to(torch.uint8)
+    return pictures.from_bytes(pixels.numpy(), opacity)
+
+
+def channels_in_words(channels: int) -> str:
+    """How pictures show all channels of images, in words; nothing to be said of grey and of colour."""
+    if channels in (1, 3):
+        return ""
+    shown = "three as colour, the fourth next to them in grey" if channels == 4 else "in grey, next to each other"
+    return f"{channels} channels: {shown}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +111,8 @@ class Bits:
 
 
 def bits(model: TrainedModel, path: str, seed: int) -> Bits:
-    """Measure an image: its variational bound, and at which noise levels its bits are spent.
-
-    Raises:
-        UserError: As `seen`.
-    """
-    _refuse_others(model)
+    """Measure an image: its variational bound, and at which noise levels its bits are spent."""
+    of_images(model, "image")
     images = levels_for(model, "image", path)
     estimate = model.log_likelihood(images, method="elbo", evaluations=EVALUATIONS, seed=seed)
     unit = -1.0 / (estimate.dims * math.log(2.0))
@@ -123,10 +135,6 @@ def _chart(estimate: Estimate, unit: float) -> Image.Image:
     figure, (axis,) = panels(6.4, 2.6)
     axis.stairs(density.tolist(), edges.tolist(), color=COLOURS[0], fill=True, alpha=0.25)
     axis.stairs(density.tolist(), edges.tolist(), color=COLOURS[0], linewidth=1.6, baseline=None)
-    axis.axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
-    axis.annotate(
-        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
-        xycoords=("axes fraction", "data"), textcoords="offset points",
-    )  # fmt: skip
+    mark_fine_noise(axis)
     axis.set(xlabel="log-SNR: noise to the left, data to the right", ylabel="bits/dim per unit of log-SNR")
     return draw(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,12 +14,12 @@ from ...data import pictures
 from ...data.class_names import names_of, text_of
 from ...data.files.raw_images import OPACITY
 from ...denoisers.condition import LABEL
-from ...errors import UserError, choose
+from ...errors import UserError, choose, library
 from ...models import TrainedModel
 from ..sample.arguments import parse_sample_arguments
 from . import view
 from .drawing import MOST, Drawn, Models, Picture, difference, draw, encode_image, png_of, with_settings
-from .images import bits, kept, kept_mask, kept_sample, seen
+from .images import bits, channels_in_words, kept, kept_mask, kept_sample, seen, to_paint
 
 ANY = ("any class", "")  # as shown, and its value, which is no class's name
 Number = int | float | None  # a slider's, which JSON writes either way; None where its field is empty
@@ -29,19 +28,10 @@ _SAMPLERS = [name for name in samplers.names() if name != "adaptive-sde"]  # min
 
 
 def gradio() -> Any:
-    """The library, with its calls to others' servers switched off.
-
-    Raises:
-        UserError: If it is not installed.
-    """
+    """The library, with its calls to others' servers switched off."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        return importlib.import_module("gradio")
-    except ImportError as error:
-        raise UserError(
-            "demo: the page is made by gradio, which is not installed; pip install 'diffusion[demo]'"
-        ) from error
+    return library("gradio", "demo", "demo: the page is made by")
 
 
 class Page:
@@ -135,7 +125,7 @@ class Page:
 
     def _connect(self, page: Any) -> None:
         gr, c = self.gr, self._c
-        asked = [c[name] for name in ("model", "sampler", "steps", "eta", "seed", "n", "label", "guidance")]
+        requested = [c[name] for name in ("model", "sampler", "steps", "eta", "seed", "n", "label", "guidance")]
         shares: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         first = gr.State(None)  # the last drawn samples
 
@@ -158,18 +148,18 @@ class Page:
         shuffled = on(c["shuffle"].click, lambda: str(secrets.randbelow(10**6)), [], [c["seed"]])
         sliders = [c[name].release for name in ("steps", "n", "guidance", "eta")]
         for event in (page.load, c["draw"].click, c["seed"].submit, shuffled.then, c["label"].input, *sliders):
-            on(event, drawn, asked, [c["drawn"], first])
+            on(event, drawn, requested, [c["drawn"], first])
         changed = [c[name] for name in ("about", "sampler", "steps", "label", "guidance", "eta", "painter", "image")]
         other = on(c["model"].input, self._changed, [c["model"]], changed)
-        on(other.then, drawn, asked, [c["drawn"], first])
+        on(other.then, drawn, requested, [c["drawn"], first])
         other = on(c["sampler"].input, self._eta, [c["sampler"]], [c["eta"]])
-        on(other.then, drawn, asked, [c["drawn"], first])
-        on(c["compare"].click, self._compared, [*asked, c["sampler_b"], c["steps_b"]], [c["compared"]])
+        on(other.then, drawn, requested, [c["drawn"], first])
+        on(c["compare"].click, self._compared, [*requested, c["sampler_b"], c["steps_b"]], [c["compared"]])
         ready = [c["image"], c["painter"], c["mask"]]
         on(c["upload"].upload, self._dropped, [c["model"], c["upload"]], ready)
         on(c["take"].click, self._taken, [c["model"], first], ready)
         on(c["task"].input, lambda task: gr.update(visible=task == "edit"), [c["task"]], [c["strength"]])
-        on(c["run"].click, self._worked, [*asked, c["task"], c["image"], c["mask"], c["strength"]], [c["edited"]])
+        on(c["run"].click, self._worked, [*requested, c["task"], c["image"], c["mask"], c["strength"]], [c["edited"]])
 
     # What the page says of a model, and which controls it has.
 
@@ -178,6 +168,8 @@ class Page:
         shape = " x ".join(map(str, model.facts.shape))
         levels = "real numbers" if model.facts.levels is None else f"{model.facts.levels} grey levels"
         text = f"{model.config.family} of {model.facts.name}: {shape}, {levels}; {size:,} parameters"
+        if len(model.facts.shape) == 3 and (channels := channels_in_words(model.facts.shape[0])):
+            text += f". Pictures show its {channels}"
         return f'<p class="hint">{view.escape(text)}</p>'
 
     def _classes(self, model: TrainedModel) -> list[str]:
@@ -240,15 +232,15 @@ class Page:
         )
 
     def _compared(self, *values: Any) -> str:
-        *asked, sampler_b, steps_b = values
-        name, sampler, _, eta, *rest = asked
+        *requested, sampler_b, steps_b = values
+        name, sampler, _, eta, *rest = requested
         both = all("eta" in samplers.takes(one) for one in (sampler, sampler_b))
         other = self._command(name, sampler_b, steps_b, eta if both else self._eta_of(sampler_b)[1], *rest)
-        a, b, gap, rms = difference(self.models, (self._command(*asked), other))
+        a, b, gap, rms = difference(self.models, (self._command(*requested), other))
         sides = "".join(
             f'<div class="one"><h3>{view.escape(title)}</h3>{view.figure(found.picture, title, "wide")}'
             f"{self._costs(found)}{view.code(found.command)}</div>"
-            for title, found in ((f"{sampler}, {asked[2]} steps", a), (f"{sampler_b}, {steps_b} steps", b))
+            for title, found in ((f"{sampler}, {requested[2]} steps", a), (f"{sampler_b}, {steps_b} steps", b))
         )
         caption = f"The difference: RMS {rms:.2f} of 255; white is its largest value"
         return f'<div class="two">{sides}</div>{view.figure(gap, caption)}'
@@ -267,23 +259,26 @@ class Page:
             raise UserError("image: nothing has been drawn yet; press Draw first")
         if tuple(samples.shape[1:]) != tuple(model.facts.shape):
             raise UserError("image: the last samples are of another model; press Draw first")
-        return self._ready(model, kept_sample(samples[0], self.images, OPACITY in model.facts.provenance))
+        return self._ready(model, kept_sample(samples[0], self.images))
 
     def _ready(self, model: TrainedModel, path: str) -> Any:
         x = seen(model, path)
-        small = Picture(pictures.encode(pictures.from_bytes(pictures.to_bytes(x)[0].numpy())), "image.png")
-        return path, view.painter(small, *model.facts.shape[-2:]), ""
+        small = Picture(pictures.encode(to_paint(x, OPACITY in model.facts.provenance)), "image.png")
+        shown = view.painter(small, *model.facts.shape[-2:])
+        if channels := channels_in_words(model.facts.shape[0]):
+            shown += view.figure(Picture(pictures.encode(pictures.grid(x)), "channels.png"), channels)
+        return path, shown, ""
 
     def _worked(self, *values: Any) -> str:
-        *asked, task, path, marks, strength = values
-        model = self.models[asked[0]]
+        *requested, task, path, marks, strength = values
+        model = self.models[requested[0]]
         if not path:
             raise UserError("image: there is none yet; drop one, or take a drawn sample")
         if task == "bits":
-            return self._bits(model, path, asked)
+            return self._bits(model, path, requested)
         if task == "encode":
-            return self._encoded(asked, path)
-        argv = self._command(*asked)
+            return self._encoded(requested, path)
+        argv = self._command(*requested)
         if task == "edit":
             found = draw(self.models, with_settings(argv, edit=path, strength=f"{strength:g}"))
             return view.result(found, "variations of the image")
@@ -296,9 +291,9 @@ class Page:
         pairs = zip(argv[::2], argv[1::2], strict=True)
         return [word for pair in pairs if pair[0] not in flags for word in pair]
 
-    def _encoded(self, asked: Sequence[Any], path: str) -> str:
-        argv = self._without(self._command(*asked), "--n", "--eta", "--guidance")
-        if samplers.build(asked[1]).is_stochastic:  # then `ode`: noise has no way back
+    def _encoded(self, requested: Sequence[Any], path: str) -> str:
+        argv = self._without(self._command(*requested), "--n", "--eta", "--guidance")
+        if samplers.build(requested[1]).is_stochastic:  # then `ode`: noise has no way back
             argv = self._without(argv, "--sampler", "--steps")
         command, found = encode_image(self.models, with_settings(argv, encode=path))
         about = {"command": command, "record": asdict(found.record)}
@@ -312,8 +307,8 @@ class Page:
         hint = f'<p class="hint">Back again: {view.escape(found.error)}.</p>'
         return f'<div class="three">{figures}</div>{values}{hint}{view.code(command, "The noise as a file")}'
 
-    def _bits(self, model: TrainedModel, path: str, asked: Sequence[Any]) -> str:
-        found = bits(model, path, parse_sample_arguments(self._command(*asked)).seed)
+    def _bits(self, model: TrainedModel, path: str, requested: Sequence[Any]) -> str:
+        found = bits(model, path, parse_sample_arguments(self._command(*requested)).seed)
         parts = {f"of them {name}": f"{value:.3f}" for name, value in found.parts.items()}
         costs = {"Evaluations": f"{found.estimate.nfe:.0f}", "Seconds": f"{found.estimate.seconds:.2f}"}
         hint = "An upper bound of the bits (the ELBO), and at which noise levels they are spent."

@@ -47,10 +47,10 @@ def attempt(group: str, name: str, body: Body) -> list[Check]:
     return [replace(check, seconds=seconds) for check in made]
 
 
-def within(group: str, name: str, what: str, found: float, truth: float, allowed: float, unit: str = "") -> Check:
+def within(group: str, name: str, what: str, found: float, truth: float, allowed: float) -> Check:
     """A check that a number is within `allowed` of the truth (a nan is not)."""
     passed = math.isfinite(found) and abs(found - truth) <= allowed
-    return Check(group, name, what, f"{found:.5f}{unit}", f"{truth:.5f} ± {allowed:.1g}{unit}", passed)
+    return Check(group, name, what, f"{found:.5f}", f"{truth:.5f} ± {allowed:.1g}", passed)
 
 
 def below(group: str, name: str, what: str, found: float, limit: float) -> Check:

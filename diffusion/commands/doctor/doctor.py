@@ -10,17 +10,16 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
 
 import torch
-from rich.markup import escape
 
 from ...devices import choose_device, device_name
 from ...numerics.placement import for_numbers
-from ..report import console, print_next
 from ..table import Column, Table
+from ..terminal import console, print_next, print_places, say
 from .check import Check
 from .estimators import check_estimators
 from .machine import check_machine, check_network
@@ -30,7 +29,7 @@ FAILED = 1
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check what the command line asks for; 0 if all pass, 1 if not."""
+    """Carry out the command line; 0 if all pass, 1 if not."""
     device, start = choose_device(options.device), time.perf_counter()
     exact = for_numbers(device)  # of these models nothing is a network
     checks = [*check_machine(device), *check_network(device), *check_samplers(exact), *check_estimators(exact)]
@@ -40,36 +39,45 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({**named, "checks": [asdict(check) for check in checks]}, indent=1))
         return 0 if passed else FAILED
     out = console()
-    out.print(table(checks, options.all))
+    print_places(out, {check.name: check.found for check in checks if _is_fact(check)})
+    out.print()
+    out.print(table([check for check in checks if not _is_fact(check)], options.all))
     failed = [check for check in checks if not check.passed]
+    for check in failed:
+        of = f"{check.group}, {check.name}, {check.what}"
+        say(out, f"- {of}: found {check.found}; expected {check.expected}", "bold red")
     verdict = f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
-    out.print(f"{verdict} on {escape(device_name(device))} in {seconds:.0f} s")
+    say(out, f"{verdict} on {device_name(device)} in {seconds:.0f} s")
     if passed:
         print_next(out, "train")
     return FAILED if failed else 0
 
 
-COLUMNS = (
-    *(Column("", attrgetter(name), left=True) for name in ("group", "name")),
-    Column("checked", attrgetter("what"), left=True, wraps=True),
-    *(Column(name, attrgetter(name), left=True, wraps=True) for name in ("found", "expected")),
+def _is_fact(check: Check) -> bool:
+    return check.passed and not check.expected
+
+
+_GROUP = Column("group", "group")
+_SHORT = (
+    Column("", "name", left=True), Column("checks", "count"),
+    Column("found", lambda row: row["found"] if row["passed"] else "see below", left=True),
+    Column("expected", "expected", left=True),
     Column(
-        "", lambda check: "pass" if check.passed else "FAIL", left=True,
-        style=lambda check: "green" if check.passed else "bold red",
+        "", lambda row: "pass" if row["passed"] else "FAIL", left=True,
+        style=lambda row: "green" if row["passed"] else "bold red",
     ),
-    Column("s", attrgetter("seconds"), ".1f"),
 )  # fmt: skip
+_ALL = (_SHORT[0], *_SHORT[2:], Column("s", "seconds", ".1f"), Column("checked", "what", left=True))
 
 
 def table(checks: Sequence[Check], every: bool) -> Table:
-    """What was checked; without `--all` only the last check of a sampler that passes all is shown."""
-    rows: list[Check] = []
-    for _, of_name in groupby(checks, key=lambda check: (check.group, check.name)):
+    """What was checked; without `every`, of a name whose checks all pass, the last one and how many there are."""
+    rows = []
+    for _, of_name in groupby(checks, key=attrgetter("group", "name")):
         found = list(of_name)
-        if not every and len(found) > 2 and all(check.passed for check in found):
-            what, seconds = f"{found[-1].what} (+{len(found) - 1})", sum(check.seconds for check in found)
-            found = [replace(found[-1], what=what, seconds=seconds)]
-        rows += [found[0], *(replace(check, group="", name="") for check in found[1:])]
-    return Table(
-        COLUMNS, rows, caption="" if every else "(+n): so many more checks of that name pass; --all lists them"
-    )
+        if not every and all(check.passed for check in found):
+            rows.append({**vars(found[-1]), "count": len(found)})
+        else:
+            rows += [{**vars(check), "count": 1} for check in found]
+    caption = "" if every else "the last check of each name; --all lists them all, and what was measured"
+    return Table(_ALL if every else _SHORT, rows, caption=caption, section=_GROUP)

@@ -79,7 +79,7 @@ def _against(name: str, estimate: Estimate, truth: Tensor) -> Check:
     scale = estimate.nats_per_bit_per_dim
     allowed = _SIGMAS * estimate.random_error + estimate.systematic_error + _ROUNDING
     mean = -float(truth.mean()) / scale
-    return within(GROUP, name, f"mean of {len(estimate)} data", estimate.mean().mean, mean, allowed, " bits/dim")
+    return within(GROUP, name, f"bits/dim, mean of {len(estimate)} data", estimate.mean().mean, mean, allowed)
 
 
 def _log_density(x: Tensor, spread: float = 0.0) -> Tensor:
@@ -172,7 +172,7 @@ def _latent(device: torch.device) -> list[Check]:
     low, high = float(sides.lower.mean()), float(sides.upper.mean())
     errors = [float(error.square().sum().sqrt()) / _DATA for error in (sides.lower_error, sides.upper_error)]
     passed = low - _SIGMAS * errors[0] <= mean <= high + _SIGMAS * errors[1]
-    expected = f"around {mean:.4f} (± {_SIGMAS * errors[0]:.4f}, {_SIGMAS * errors[1]:.4f})"
+    expected = f"{mean:.4f} ± {_SIGMAS * max(errors):.1g}"
     return [*made, Check(GROUP, "ais, from both sides", "means, nats", f"{low:.4f} to {high:.4f}", expected, passed)]
 
 
@@ -182,4 +182,4 @@ def _entropy(device: torch.device) -> Check:
     variance = 1.0 + float(torch.special.polygamma(1, torch.tensor(float(_NEIGHBOUR))))
     allowed = _SIGMAS * math.sqrt(variance / _POINTS)
     found = float(knn_entropy(z, _NEIGHBOUR))
-    return within(GROUP, "knn entropy", f"{_POINTS} points of N(0, I)", found, normal_entropy(2), allowed, " nats")
+    return within(GROUP, "knn entropy", f"nats, {_POINTS} points of N(0, I)", found, normal_entropy(2), allowed)

@@ -61,7 +61,7 @@ def _wandb() -> Check:
     from ...training.logs.wandb import resolve_mode
 
     try:
-        return _fact("wandb", f"{installed}, {resolve_mode('auto')} unless asked otherwise")
+        return _fact("wandb", f"{installed}, {resolve_mode('auto')} by default")
     except UserError as error:
         return Check(MACHINE, "wandb", "WANDB_MODE", str(error), "a known mode", False)
 

@@ -10,7 +10,7 @@
     all               a mixture, in float32 through `diffusion.sample`: each sample against a tight solve of the
                       probability flow, or the mean log-density of the samples against that of exact draws
 
-Which of these a sampler takes is asked of the sampler itself: a new name in the registry needs no word here.
+A sampler's own properties decide which of these apply to it: a new name in the registry needs no change here.
 """
 
 from __future__ import annotations
@@ -176,5 +176,5 @@ def _mixture(name: str, sampler: Sampler, device: torch.device) -> list[Check]:
         ]
     found, drawn = model.log_prob(x.double()), model.log_prob(model.draw(16 * _POINTS).double())
     error = math.hypot(float(found.std()) / math.sqrt(len(found)), float(drawn.std()) / math.sqrt(len(drawn)))
-    what = f"mixture, {_MIXTURE_STEPS} steps, E log p"
-    return [within(GROUP, name, what, float(found.mean()), float(drawn.mean()), 0.1 + 4.0 * error, " nats")]
+    what = f"mixture, {_MIXTURE_STEPS} steps, E log p in nats"
+    return [within(GROUP, name, what, float(found.mean()), float(drawn.mean()), 0.1 + 4.0 * error)]

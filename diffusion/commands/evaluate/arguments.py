@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...config import DENOISING, SPLITS, LoggingConfig
 from ...errors import UserError
-from ..options import Parser, add_fitted_start, condition, number, path, positive, seed, tolerance
+from ..options import Parser, add_fitted_start, condition, number, path, positive, seed, setting, tolerance
 
 WANDB = LoggingConfig.words("wandb")
 
@@ -31,8 +31,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--images", type=positive, metavar="N", help="only N images, always the same: the first in the order of the "
         "SHA-256 of their row (default: all)")  # fmt: skip
     add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
-        help="data: each image under its own condition, and what that "
-        "tells of it, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
+        help="data: each image under its own condition, and their "
+        "mutual information, I(x; c); none; or one condition for all, as in sample.py (default: data for models with "
         "denoiser.condition, else none)")  # fmt: skip
     add("--target-error", type=error, metavar="E",
         help="spend compute on the largest entry of the error budget until one standard error plus the biases is at "
@@ -44,7 +44,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--draws", type=positive, metavar="K", help="random draws per image: dequantised points (ode), "
         "noise levels or codes (elbo), importance samples (iwae), chains (ais)")  # fmt: skip
     add("--probes", type=positive, metavar="P", help="probe vectors of the trace estimator per draw (ode)")
-    add("--option", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+    add("--option", type=setting, action="append", default=[], metavar="KEY=VALUE",
         help="any other option of the estimator, e.g. trace=exact; may be repeated")  # fmt: skip
     add("--batch-size", type=positive, metavar="B",
         help="images measured and stored at a time (default: 128; on a CPU 64 at most)")  # fmt: skip
@@ -77,27 +77,12 @@ def error(text: str) -> float:
     return value
 
 
-def _setting(text: str) -> tuple[str, object]:
-    """`key=value`, the value a whole number, a number, true, false, or a word."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"found '{text}'; must be KEY=VALUE")
-    if value in ("true", "false"):
-        return key, value == "true"
-    for kind in (int, float):
-        try:
-            return key, kind(value)
-        except ValueError:
-            continue
-    return key, value
-
-
 # What `--draws` is called by each estimator.
 _DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "samples", "ais": "chains"}
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
 _OWN = (
     "condition", "fitted_start", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance",
-    "probes",
+    "probes", "self", "x", "model", "images_uint8", "error_budget", "target_error",
 )  # fmt: skip
 
 

@@ -47,15 +47,15 @@ class Given:
 
     Args:
         values: By part: one entry for each image, or one for all.
-        asked: As a record has it: `data`, or the values of the command line.
+        requested: As a record has it: `data`, or the values of the command line.
         digest: The SHA-256 of all values.
-        told: In words, without parts that are none: `its label, mask`, or `label=3`.
+        in_words: In words, without parts that are none: `its label, mask`, or `label=3`.
     """
 
     values: Mapping[str, Tensor | None]
-    asked: str | Sequence[str]
+    requested: str | Sequence[str]
     digest: str
-    told: str
+    in_words: str
 
     def of(self, places: Tensor) -> dict[str, Tensor | None]:
         """The conditions of the images at these places."""
@@ -63,7 +63,7 @@ class Given:
 
 
 def given_to(
-    model: TrainedModel, data: SplitData, images: Tensor, identity: Mapping[str, Any], asked: Sequence[str] | None
+    model: TrainedModel, data: SplitData, images: Tensor, identity: Mapping[str, Any], requested: Sequence[str] | None
 ) -> Given | None:
     """The conditions that images of a split are measured under; None for none.
 
@@ -72,81 +72,83 @@ def given_to(
         data: The data that it was trained on.
         images: Those that are measured.
         identity: What identifies them.
-        asked: `data`, `none`, or values as in sample.py; by default `data` for a model that is conditioned on more than
-            the class, else `none`.
+        requested: `data`, `none`, or values as in sample.py; by default `data` for a model that is conditioned on more
+            than the class, else `none`.
 
     Raises:
         UserError: For conditions that the model does not take, or that the data do not have.
     """
-    parts = parts_of(model) if isinstance(model, DiffusionModel) else ()
-    if asked is None:
-        asked = [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
-    if list(asked) == [NONE]:
+    requested, parts = _requested(model, requested), parts_of(model)
+    if requested == [NONE]:
         return None
-    if not parts:
-        read_conditions(model, asked)  # says so
-    if list(asked) != [DATA]:
-        return _stated(model, parts, asked, len(images), "images")
+    if requested != [DATA] or not parts:
+        return _stated(model, parts, requested, len(images), "images")
     split = str(identity["split"])
     if any(part.name == LABEL for part in parts) and getattr(data, f"{split}_labels") is None:
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no labels")
     rows = rows_of(identity)
-    tensors = Conditions(parts, data).of(split, rows, images, _SEED, rows)
-    values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values), _told(parts, values))
+    return _own(parts, Conditions(parts, data).of(split, rows, images, _SEED, rows))
 
 
 def given_to_samples(
-    model: TrainedModel, data: SplitData, asked: Sequence[str] | None, n: int
+    model: TrainedModel, data: SplitData, requested: Sequence[str] | None, n: int
 ) -> tuple[Given | None, Tensor | None]:
     """The conditions that n samples are drawn under, and whose they are.
 
     Args:
         model: The model.
         data: The data that it was trained on.
-        asked: As `given_to`; `data` takes the conditions of test images, which the model has not seen, in the fixed
+        requested: As `given_to`; `data` takes the conditions of test images, which the model has not seen, in the fixed
             order, from the beginning again where there are too few.
         n: The number of samples.
 
     Returns:
         The conditions, None for none, and the rows of the test images, None where they are of none.
-
-    Raises:
-        UserError: As `given_to`.
     """
-    own = [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
-    asked = own if asked is None else list(asked)
-    if asked == [NONE]:
+    requested, parts = _requested(model, requested), parts_of(model)
+    if requested == [NONE]:
         return None, None
-    if asked != [DATA] or not parts_of(model):
-        return _stated(model, parts_of(model), asked, n, "samples"), None
+    if requested != [DATA] or not parts:
+        return _stated(model, parts, requested, n, "samples"), None
     if not len(data.test):
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no test images to take conditions from")
     order = fixed_order(torch.arange(len(data.test)))
     rows = order[torch.arange(n) % len(order)]
-    parts = parts_of(model)
-    tensors = Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))
+    return _own(parts, Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))), rows
+
+
+def _requested(model: TrainedModel, requested: Sequence[str] | None) -> list[str]:
+    """What is requested; by default `data` for a model that is conditioned on more than the class, else `none`."""
+    if requested is not None:
+        return list(requested)
+    return [DATA] if isinstance(model, DiffusionModel) and model.denoiser.parts else [NONE]
+
+
+def _own(parts: Sequence[Part], tensors: Sequence[Tensor]) -> Given:
+    """The data's own conditions."""
     values = {part.name: c for part, c in zip(parts, tensors, strict=True)}
-    return Given(values, DATA, _digest(values), _told(parts, values)), rows
+    return Given(values, DATA, _digest(values), _in_words(parts, values))
 
 
-def _stated(model: TrainedModel, parts: Sequence[Part], asked: Sequence[str], n: int, what: str) -> Given | None:
+def _stated(model: TrainedModel, parts: Sequence[Part], requested: Sequence[str], n: int, what: str) -> Given | None:
     """The conditions of the command line; None where all parts are none."""
-    values = read_conditions(model, asked)
+    values = read_conditions(model, requested)
     check_count(values, n, what)
-    if not (told := _told(parts, values, asked)):
+    if not (words := _in_words(parts, values, requested)):
         return None
-    digest = _digest(values, image_digests({CONDITION: list(asked)}))
-    return Given(values, sorted(asked), digest, told)
+    digest = _digest(values, image_digests({CONDITION: list(requested)}))
+    return Given(values, sorted(requested), digest, words)
 
 
-def _told(parts: Sequence[Part], values: Mapping[str, Tensor | None], asked: Sequence[str] | None = None) -> str:
-    """The conditions in words: the names of the data's own, or names and the values that were asked for."""
+def _in_words(
+    parts: Sequence[Part], values: Mapping[str, Tensor | None], requested: Sequence[str] | None = None
+) -> str:
+    """The conditions in words: the names of the data's own, or names and the requested values."""
     parts = sorted(parts, key=lambda part: part.name)
     there = [part for part in parts if (c := values.get(part.name)) is not None and not bool(part.is_none(c).all())]
-    if asked is None:
+    if requested is None:
         return f"{_ITS}{', '.join(part.name for part in there)}"
-    texts = {part.name: text for part, text in (named_part(parts, text) for text in asked)}
+    texts = {part.name: text for part, text in (named_part(parts, text) for text in requested)}
     for part in there:
         c = values[part.name]
         if part.kind == CLASSES and c is not None and len(c) == 1:  # however it was written
@@ -204,7 +206,7 @@ def gain_line(name: str, conditional: Estimate, none: Estimate, given: Given) ->
     found = Interval(*(scale * number for number in (found.mean, found.low, found.high, found.sem)))
     there, without = (scale * of.mean().mean for of in (conditional, none))
     return (
-        f"given {given.told}, by {name}: {there:.4f} {unit}, {without:.4f} with none: {found.mean:.4f} less "
+        f"given {given.in_words}, by {name}: {there:.4f} {unit}, {without:.4f} with none: {found.mean:.4f} less "
         f"({_interval(found)}), {_paired(conditional, none)}"
     )
 

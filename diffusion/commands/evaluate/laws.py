@@ -1,4 +1,4 @@
-"""A line on figures of two laws of one network, where `evaluate` was asked for both."""
+"""A line on figures of two laws of one network, where `evaluate` measured both."""
 
 from __future__ import annotations
 

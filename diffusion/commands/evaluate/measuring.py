@@ -100,7 +100,7 @@ def measure(
 
 
 def _counted(bench: Bench, count: int, progress: Progress | None) -> Measure:
-    """The measurements of an error budget, `count` of them, which are told."""
+    """The measurements of an error budget, `count` of them, which are reported."""
     if progress is None or not count:
         return bench
     progress(0, count, BUDGET)
@@ -149,17 +149,17 @@ class Bench:
         self.model, self.images, self.protocol = model, images, protocol
         self.rows = rows_of(protocol.data)
         self.parts, self.how, self.answer, self.given = parts, how, answer, given
-        self._asked: dict[Path, set[int]] = {}
+        self._requested: dict[Path, set[int]] = {}
 
     def __call__(self, rows: Tensor, changes: Mapping[str, Any], progress: Progress | None = None) -> Estimate:
-        """The estimate of all the images that were ever asked for under these changes, `rows` among them."""
+        """The estimate of all the images that were ever requested under these changes, `rows` among them."""
         parts = self.parts / f"{_AGAIN}{digest(changes)}" if changes else self.parts
         protocol = replace(self.protocol, options={**self.protocol.options, **changes})
-        asked = self._asked.setdefault(parts, set())
-        asked |= set(rows.tolist())
-        done = _rows(self._read(parts, asked))
+        requested = self._requested.setdefault(parts, set())
+        requested |= set(rows.tolist())
+        done = _rows(self._read(parts, requested))
         if progress is not None:
-            progress(len(done & asked), len(asked))
+            progress(len(done & requested), len(requested))
         for number, chunk in enumerate(rows.split(self._at_once())):
             some = torch.tensor([row for row in chunk.tolist() if row not in done], dtype=torch.long)
             if not len(some) or number % self.how.processes.count != self.how.processes.rank:
@@ -169,14 +169,14 @@ class Bench:
             cond = {} if self.given is None else {"cond": self.given.of(places)}
             part = _chunk(self.model, images, some, protocol, self.how.batch_size, **cond)
             if self.given is not None:
-                part = replace(part, protocol={**part.protocol, CONDITION: self.given.told})
+                part = replace(part, protocol={**part.protocol, CONDITION: self.given.in_words})
             records.write_part(parts, part)
             done |= set(some.tolist())
             if progress is not None:
-                progress(len(done & asked), len(asked))
-        while not asked <= _rows(found := self._read(parts, asked)):
+                progress(len(done & requested), len(requested))
+        while not requested <= _rows(found := self._read(parts, requested)):
             if progress is not None:
-                progress(len(_rows(found) & asked), len(asked))
+                progress(len(_rows(found) & requested), len(requested))
             self._wait()
         return Estimate.join(found)
 
@@ -185,9 +185,9 @@ class Bench:
         given = self.how.batch_size or CHUNK
         return min(given, CPU_CHUNK) if self.how.device.type == "cpu" and self.how.processes.count == 1 else given
 
-    def _read(self, parts: Path, asked: set[int]) -> list[Estimate]:
-        """The parts with images that were asked for; another process may already have been asked for more."""
-        return [part for part in records.read_parts(parts, set(self.rows.tolist())) if asked & set(_indices(part))]
+    def _read(self, parts: Path, requested: set[int]) -> list[Estimate]:
+        """The parts with requested images; another process may already have more."""
+        return [part for part in records.read_parts(parts, set(self.rows.tolist())) if requested & set(_indices(part))]
 
     def _wait(self) -> None:
         if self.how.processes.count == 1:  # it has written all of them
@@ -234,7 +234,7 @@ def conditioned(protocol: Protocol, given: Given | None) -> Protocol:
     if given is None:
         return protocol
     data = {**protocol.data, CONDITION_DIGEST: given.digest}
-    return replace(protocol, data=data, options={**protocol.options, CONDITION: given.asked})
+    return replace(protocol, data=data, options={**protocol.options, CONDITION: given.requested})
 
 
 def unconditioned(protocol: Protocol) -> Protocol:

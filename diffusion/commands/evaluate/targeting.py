@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from torch import Tensor
 
 from ...errors import UserError
@@ -107,5 +106,5 @@ def verdict(spent: dict[str, Any]) -> list[str]:
     met = "met" if spent["met"] else "not met"
     return [
         f"target error {spent['target_error']:g} bits/dim: {met} (one standard error, biases added)",
-        *(escape(f"- {note}") for note in spent["notes"]),
+        *(f"- {note}" for note in spent["notes"]),
     ]

@@ -23,7 +23,7 @@ from ..report import known, unit_of
 
 # The folders of a whole path (/home/me/x.png, ~/x.png), and of no address of the web.
 _FOLDERS = re.compile(r"(?<![\w.:/~])~?/(?:[^\s/'\",;]+/)*(?=[^\s/'\",;])")
-_CLASSES = ("classes", "class_names")  # of the data, and by which samples are asked for
+_CLASSES = ("classes", "class_names")  # of the data, and by which samples are requested
 
 
 def write_card(model: TrainedModel, folder: Path) -> None:

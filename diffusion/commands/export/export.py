@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ...models import DiffusionModel
 from ...models.formats import diffusers_export
 from ...models.load import load
 from ...models.trained_model import TrainedModel
@@ -20,11 +21,7 @@ from .page import check_runtime, write_page
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the folder and say what is in it. It is made next to its place, so that it appears whole or not at all.
-
-    Raises:
-        UserError: For a model that cannot be loaded, or that the layout cannot express.
-    """
+    """Write the folder and say what is in it. It is made next to its place, so that it appears whole or not at all."""
     if options.to in ("onnx", "web"):
         check_onnx()
     if options.to == "web":
@@ -40,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         shutil.rmtree(made, ignore_errors=True)
         raise
     print(line.format(folder=options.folder))
-    if options.to == "diffusers" and model.facts.num_classes:
+    if options.to == "diffusers" and isinstance(model, DiffusionModel) and model.denoiser.num_classes:
         print("its classes are class_labels of the network, which DDPMPipeline does not pass")
     return 0
 

@@ -51,11 +51,7 @@ class PlainNetwork(nn.Module):
 
 
 def denoiser_of_network(model: TrainedModel) -> NetworkDenoiser:
-    """The denoiser of a model, if it is one with a network of x and c_noise.
-
-    Raises:
-        UserError: For any other model.
-    """
+    """The denoiser of a model, if it is one with a network of x and c_noise."""
     if not isinstance(model, DiffusionModel):
         raise UserError(
             f"{model.source}: is of family '{model.config.family}'; a diffusion model has a network to export"
@@ -75,11 +71,7 @@ def example(denoiser: NetworkDenoiser) -> tuple[Tensor, ...]:
 
 
 def check_onnx() -> None:
-    """Refuse to begin without the libraries that write ONNX.
-
-    Raises:
-        UserError: Where one is missing.
-    """
+    """Refuse to begin without the libraries that write ONNX."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(

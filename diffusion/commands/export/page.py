@@ -36,11 +36,7 @@ _STATIC = Path(__file__).parent / "static"
 
 
 def check_page(model: TrainedModel) -> None:
-    """Refuse a model that the page cannot draw from.
-
-    Raises:
-        UserError: For a model without a network to export, of other data than pictures, or that predicts levels.
-    """
+    """Refuse a model that the page cannot draw from."""
     denoiser = denoiser_of_network(model)
     if len(denoiser.shape) != 3 or denoiser.shape[0] not in (1, 3) or model.facts.levels is None:
         raise UserError(f"--to web: {model.source} is of data {denoiser.shape}; the page shows grey and colour images")
@@ -51,11 +47,7 @@ def check_page(model: TrainedModel) -> None:
 
 
 def check_runtime(folder: str | None) -> None:
-    """Refuse a folder that is not the npm package, or a machine without npm where none is named.
-
-    Raises:
-        UserError: For such a folder or machine.
-    """
+    """Refuse a folder that is not the npm package, or a machine without npm where none is named."""
     if folder is None:
         if shutil.which("npm") is None:
             raise UserError(

@@ -93,10 +93,10 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     if options.by_class and label is None and options.condition is None and getattr(denoiser, "num_classes", 0):
         label = OF_REFERENCE
     labels, numbers = _labels(model, label, data, options.reference, count)
-    asked = [NONE] if label is not None else options.condition
+    requested = [NONE] if label is not None else options.condition
     if label is not None and options.condition is not None:
         raise UserError("--label, --condition: use only one of them")
-    condition, rows = given_to_samples(model, data, asked, count)
+    condition, rows = given_to_samples(model, data, requested, count)
     if "guidance" in given and label is None and condition is None:
         raise UserError("--guidance: steers towards a class; give --label too, or a --condition")
     cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
@@ -123,7 +123,7 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
         return kept[0]
 
     question = {"weights": subject.weights, "settings": settings, "seed": options.seed, **numbers}
-    question |= {} if condition is None else {CONDITION: condition.asked, CONDITION_DIGEST: condition.digest}
+    question |= {} if condition is None else {CONDITION: condition.requested, CONDITION_DIGEST: condition.digest}
     folder, place = subject.home / FOLDER / "quality", Path(model.source)
     mirrored = data.flip if flip is None else flip
     return Candidate(
@@ -137,9 +137,6 @@ def _labels(
     """The argument `label` of a draw of `count` samples, and how many of them are of each class: for --label.
 
     In the proportion of the reference no class is off by a sample or more.
-
-    Raises:
-        UserError: For a model or a reference without classes, and a class that there is not.
     """
     if label is None and isinstance(model, AdoptedModel) and model.adopted.labels.is_needed:
         raise UserError(f"--label: the network needs one of every sample; --label {OF_REFERENCE} draws all classes")
@@ -188,7 +185,7 @@ def _files(text: str, data: ImageData) -> RawImages:
     alike = Alike.of(data.shape[0], data.levels)
     try:
         with reported_as({"data.path": text}):
-            return load_files(Path(text), bits=alike.bits, whole=alike.whole, every=alike.every)
+            return load_files(Path(text), how=alike)
     except EightBitsError as error:
         raise UserError(f"{text}: has images of 256 levels; those of '{data.name}' have {data.levels:,}") from error
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.markup import escape
 from torch import Tensor
 
 from ...data import ImageData, pictures
@@ -35,11 +34,11 @@ from ...sampling.settings import given_settings
 from ...storage.records import digest, keep, reading
 from .. import mirror
 from ..app import ProgressBar
-from ..features import FeatureCache, choose_extractor
+from ..features import choose_extractor, reference_of
 from ..options import flag
 from ..preflight import check_takes_figures
-from ..report import console, print_next
 from ..subjects import named_apart
+from ..terminal import console, print_next, print_places, say
 from .by_class import each_class
 from .candidates import Candidate, load_candidate, moved
 from .table import Row, class_table, remarks, table
@@ -77,28 +76,17 @@ class Reference:
             mirrored: Whether mirror images of training images count as copies of these.
         """
         if self._made is None:
-            cache, trained_on = FeatureCache(), self.options.reference == "train"
-            known = cache.read(self.provenance)
-            self._made = QualityReference.of(
-                self.images,
-                self.extractor,
-                self.data.name,
-                self.options.reference,
-                self.data.levels,
-                held_out=self.data.test if trained_on else None,
-                flips=self.options.flips,
-                features=known,
-                device=self.device,
-                batch_size=self.options.batch_size,
+            split, flips = self.options.reference, self.options.flips
+            self._made = reference_of(
+                self.data, split, self.extractor, held_out=self.data.test if split == "train" else None, flips=flips,
+                device=self.device, batch_size=self.options.batch_size,
                 progress=partial(bar.named, "features of the reference"),
-            )
-            if known is None:
-                cache.write(self.provenance, self._made.features)
+            )  # fmt: skip
         return self._made.counting(mirrored)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     device = choose_device(options.device)
     candidates = [load_candidate(text, options) for text in options.run]
     names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
@@ -140,39 +128,32 @@ def run(options: argparse.Namespace) -> int:
     if by_class:
         out.print(class_table(by_class, options.reference))
     for line in left_out:
-        out.print(f"- {escape(line)}", soft_wrap=True)
+        say(out, f"- {line}")
     for line in remarks(rows):
-        out.print(f"- {escape(line)}", soft_wrap=True)
+        say(out, f"- {line}")
     for what, place in places:
-        out.print(f"{what}: {escape(str(place))}", soft_wrap=True)
+        print_places(out, {what: place})
     for text in [text for text, of in zip(options.run, candidates, strict=True) if of.subject is not None][:1]:
-        print_next(out, "tradeoff", text, data=moved(options), runs=options.runs)
+        features = () if options.features is None else ("--features", options.features)
+        print_next(out, "tradeoff", text, *features, data=moved(options), runs=options.runs)
     return 0
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
-    """Refuse options that apply to nothing on the command line.
-
-    Raises:
-        UserError: Naming one.
-    """
+    """Refuse options that apply to nothing on the command line."""
     drawn = [candidate.subject is not None for candidate in candidates]
     if options.data is not None and all(drawn) and moved(options) is None:
         raise UserError(
             f"--data: {candidates[0].name} is a model, compared with the images that it was trained on; for a model "
             "--data takes only the path where these are now"
         )
-    asked = [flag(name) for name in given_settings(options, "figure")]
-    if asked and not any(drawn):
-        raise UserError(f"{asked[0]}: {candidates[0].name} holds images, which need no sampling")
+    requested = [flag(name) for name in given_settings(options, "figure")]
+    if requested and not any(drawn):
+        raise UserError(f"{requested[0]}: {candidates[0].name} holds images, which need no sampling")
 
 
 def _require_alike(candidates: Sequence[Candidate], reference: Reference, options: argparse.Namespace) -> None:
-    """Refuse to compare results with different references or numbers of samples, before hours of work.
-
-    Raises:
-        UserError: Naming what differs.
-    """
+    """Refuse to compare results with different references or numbers of samples, before hours of work."""
     for other in candidates[1:]:
         images = getattr(other.data, options.reference)
         found = describe(

@@ -35,6 +35,10 @@ class Row:
     copies: Sequence[Mapping[str, Any]] = ()
     features: int | None = None
 
+    def values(self) -> dict[str, Any]:
+        """Plain values, flat."""
+        return {**self.figures, "name": self.name, "samples": self.samples, "nfe": self.nfe}
+
 
 def _percent(value: float, sem: float | None) -> str:
     return f"{100.0 * value:.1f}" + (" %" if sem is None else f" ± {100.0 * sem:.1f} %")
@@ -71,8 +75,7 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
         "equal numbers, or the corrected figure. Near: the share as near to a training image as the nearest 1 % of "
         "test images are. Copies: samples that are training images, exactly + nearly."
     )
-    plain = [{**row.figures, "name": row.name, "samples": row.samples, "nfe": row.nfe} for row in rows]
-    return Table(COLUMNS, plain, "Quality of samples", caption)
+    return Table(COLUMNS, [row.values() for row in rows], "Quality of samples", caption)
 
 
 def class_table(rows: Sequence[Row], split: str) -> Table:
@@ -81,8 +84,7 @@ def class_table(rows: Sequence[Row], split: str) -> Table:
         f"Each against the {split} images of its class. FID grows as samples get fewer: compare classes of equal "
         "numbers, and with the whole only the corrected figure."
     )
-    plain = [{**row.figures, "name": row.name, "samples": row.samples, "nfe": row.nfe} for row in rows]
-    return Table(COLUMNS, plain, "By class", caption)
+    return Table(COLUMNS, [row.values() for row in rows], "By class", caption)
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

@@ -124,11 +124,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _refuse_beside_from(parser: Parser, options: argparse.Namespace) -> None:
-    """`--from` takes all settings from the picture.
-
-    Raises:
-        UserError: For an option that would contradict it.
-    """
+    """`--from` takes all settings from the picture."""
     for action in parser._actions:
         flag = action.option_strings[-1] if action.option_strings else ""
         if flag in ("--run", "--runs", "--device", "--out", "--from", "-h", "--help"):

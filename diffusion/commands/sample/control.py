@@ -78,8 +78,8 @@ def controlled(model: TrainedModel, record: SampleRecord, runs_dir: str) -> tupl
     if not any(name in given for name in CONTROLS):
         return model, record
     if not isinstance(model, DiffusionModel):  # only a picture's record can ask it: the command line is checked before
-        asked = ", ".join(name for name in CONTROLS if name in given)
-        raise UserError(f"{asked}: {model.source} is of family '{model.config.family}', which does not accept it")
+        requested = ", ".join(name for name in CONTROLS if name in given)
+        raise UserError(f"{requested}: {model.source} is of family '{model.config.family}', which does not accept it")
     left = {name: value for name, value in given.items() if name not in CONTROLS}
     if "guide" in given and "classifier" in given:
         raise UserError("--guide, --classifier: use only one of them")
@@ -114,11 +114,12 @@ def _guided(model: DiffusionModel, path: str, left: dict[str, Any], runs_dir: st
         raise UserError("--guide: needs --guidance, which is 1 (off); try --guidance 2")
     interval = Interval(*left.pop("guidance_interval")) if "guidance_interval" in left else ALWAYS
     guide = load(path, weights_on(model.denoiser), runs_dir)
-    if "size" in left:
-        guide = guide.at_size(left["size"])
     if not isinstance(guide, DiffusionModel):
         raise UserError(f"--guide: {guide.source} is of family '{guide.config.family}'; needs a diffusion model")
-    return model.around(Autoguidance(model.denoiser, guide.denoiser, weight, interval))
+    denoiser = (
+        guide.denoiser.at_size(left["size"]) if "size" in left else guide.denoiser
+    )  # where it begins is no matter
+    return model.around(Autoguidance(model.denoiser, denoiser, weight, interval))
 
 
 def _classified(model: DiffusionModel, path: str, left: dict[str, Any]) -> DiffusionModel:
@@ -233,6 +234,13 @@ def _restoration(model: DiffusionModel, given: Mapping[str, Any]) -> tuple[Linea
     return Downsample(factor), small
 
 
+def of_images(model: TrainedModel, option: str) -> DiffusionModel:
+    """The model, if it has a path from noise to an image."""
+    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
+        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    return model
+
+
 def alike_to(model: TrainedModel, channels: int | None = None) -> Alike:
     """How files are read as the images of a model are, or as its paired fields of so many channels."""
     facts = model.facts
@@ -258,7 +266,7 @@ def read_image(
     shape: tuple[int, int | None, int | None] | tuple[int, ...],
     alike: Alike = EIGHT_BITS,
 ) -> Tensor:
-    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is asked for, which is reported.
+    """An image file as (1, *shape) in [-1, 1], resized and cropped where a shape is required, which is reported.
 
     Args:
         option: What it was given for, for messages.
@@ -283,7 +291,7 @@ def _values(
     channels, height, width = shape
     size = height if height == width else None
     image = ImageFile(file.name, path, file.read_bytes)
-    read = partial(decode, image, bits=alike.bits, whole=alike.whole, every=alike.every)
+    read = partial(decode, image, how=alike)
     whole = read(None)
     fitting = whole if size is None or whole.shape[:2] == (size, size) else read(size)
     pixels, changes = torch.from_numpy(fitting.copy()).float(), []

@@ -22,7 +22,7 @@ from ...sampling.settings import CONTROLS
 from ...storage import atomic
 from ..options import flag
 from .condition import check_count, read_conditions
-from .control import image_for
+from .control import image_for, of_images
 from .record import SampleRecord, free_name, image_digests
 
 # Where encoding goes back and forth; a run's own sampler may draw noise.
@@ -133,12 +133,11 @@ def save_strip(path: Path, model: TrainedModel, record: SampleRecord) -> None:
 
 
 def _of_images(model: TrainedModel, record: SampleRecord, option: str) -> DiffusionModel:
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
-        raise UserError(f"{option}: {model.source} has no path from noise to an image; a diffusion model of images has")
+    found = of_images(model, option)
     for name in (*CONTROLS, "guidance", "guidance_interval"):
         if name in record.settings and name != "condition":
             raise UserError(f"{option}: not with {flag(name)}; the way back is that of the model alone")
-    return model
+    return found
 
 
 def _plain(model: TrainedModel, record: SampleRecord, n: int, what: str) -> dict[str, Any]:

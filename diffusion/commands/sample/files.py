@@ -53,7 +53,7 @@ class SampleFiles:
     finished: its parts go with it.
 
     Args:
-        out: What was asked for: None, x.png (the picture), or x.npz, x.zip or a folder (all samples, and the picture).
+        out: As `--out`: None, x.png (the picture), or x.npz, x.zip or a folder (all samples, and the picture).
         picture: The picture's file where `out` does not name it; a number is appended where another draw has it.
         n: The number of samples.
         record: How they are drawn.

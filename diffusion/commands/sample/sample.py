@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from ...errors import UserError
 from ...models import DiffusionModel
 from ...models.load import TrainedModel, load, load_named
 from ...models.tuning_cache import reported_tuning
-from ...processes import launched, typed
+from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
@@ -36,8 +35,9 @@ from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
 from ..options import flag
+from ..terminal import console, print_next
 from .condition import check_count, rows_of_conditions
-from .control import controlled, with_defaults
+from .control import controlled, of_images, with_defaults
 from .encode import DEFAULT_SAMPLER, encode_command, interpolate_command, save_strip
 from .files import SampleFiles
 from .record import SampleRecord, free_name, image_digests
@@ -64,7 +64,7 @@ def draw(options: argparse.Namespace) -> int:
     if record is not None:
         return redraw(model, record, options, device)
 
-    model, record = asked(model, options, device)
+    model, record = requested(model, options, device)
     (shown, way), *_ = record.settings.items()
     n = options.n or model.config.sampling.n
     if options.encode:
@@ -101,14 +101,16 @@ def draw(options: argparse.Namespace) -> int:
     nfe = f", NFE {count.rows / drawn:.0f}" if drawn else ""
     print(f"{n} samples, {shown} {way}{nfe}, {time.perf_counter() - start:.1f} s")
     if options.run is None and model.source == DEFAULT_MODEL:
-        print(f"next: {typed('train')}")
+        print_next(console(), "train")
     elif (name := named(model.source)) is not None:
-        print(f"next: {typed('evaluate')} {shlex.quote(name)}")
+        print_next(console(), "evaluate", name)
     return 0
 
 
-def asked(model: TrainedModel, options: argparse.Namespace, device: torch.device) -> tuple[TrainedModel, SampleRecord]:
-    """The model at the size that a command line asks for, and the record of what is to be drawn with it.
+def requested(
+    model: TrainedModel, options: argparse.Namespace, device: torch.device
+) -> tuple[TrainedModel, SampleRecord]:
+    """The model at the size that a command line requests, and the record of what is to be drawn with it.
 
     Args:
         model: The model.
@@ -239,10 +241,7 @@ def _compare(old: Path, new: Path, record: SampleRecord, device: str) -> str:
 
 def animate(model: TrainedModel, record: SampleRecord, options: argparse.Namespace, n: int) -> int:
     """Write the path of a few samples, x_t and x_hat side by side, as a GIF; returns the exit code."""
-    if not isinstance(model, DiffusionModel) or len(model.facts.shape) != 3 or model.dequantizer is None:
-        raise UserError(
-            f"--animate: {model.source} has no path from noise to an image; a diffusion model of images has"
-        )
+    of_images(model, "--animate")
     count = min(n, ANIMATED)
     record = replace(record, count=count)
     path = Path(options.out) if options.out is not None else (
@@ -279,7 +278,7 @@ def _record(
 
 
 def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
-    """The model at the size that is asked for, begun in the start that is asked for, if one is, else in its own."""
+    """The model at the requested size, begun in the requested start, if there is one, else in its own."""
     kind = settings.get("fitted_start")
     if kind is None or not isinstance(model, DiffusionModel):
         return model.at_size(settings["size"]) if "size" in settings else model
@@ -289,7 +288,7 @@ def _begun(model: TrainedModel, settings: Mapping[str, Any]) -> TrainedModel:
 
 
 def _start_digest(model: TrainedModel, settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What identifies the start that was asked for; one that a model has by itself is a part of it."""
+    """What identifies the requested start; one that a model has by itself is a part of it."""
     if settings.get("fitted_start") is None or not isinstance(model, DiffusionModel):
         return {}
     return {"fitted_start": [repr(model.start)]}
@@ -343,15 +342,15 @@ def _which(options: argparse.Namespace, record: SampleRecord | None) -> str | Pa
 def _place(model: TrainedModel, options: argparse.Namespace, way: str, kind: str) -> Path:
     """The default path of a picture; its name contains the settings that were given."""
     size = None if options.size is None else "x".join(map(str, options.size))
-    asked = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
-    asked |= {"strength": options.strength, "posterior": options.posterior}
+    requested = {"label": options.label, "guidance": options.guidance, "size": size, "steps": options.steps}
+    requested |= {"strength": options.strength, "posterior": options.posterior}
     words = [
         f"-{name}"
         for name in ("inpaint", "restore", "edit", "guide", "classifier", "condition")
         if getattr(options, name)
     ]
     words += [f"-{name}{value:g}" if isinstance(value, (int, float)) else f"-{name}{file_name(value)}"
-              for name, value in asked.items() if value is not None]  # fmt: skip
+              for name, value in requested.items() if value is not None]  # fmt: skip
     return _folder(model) / f"{file_name(model.facts.name)}-{way}-seed{options.seed}{''.join(words)}.{kind}"
 
 

@@ -59,10 +59,10 @@ class Cell:
         """The sampler; `fitted` is fitted to the denoiser, unless that is known."""
         return sampler_for(denoiser, self.sampler, self.steps, tolerance=self.tolerance)
 
-    def grid(self, asked: str | None, end: float | None) -> tuple[str, float | None]:
-        """The name of the grid and its end, where that is not the name's own: as asked, or else the sampler's."""
-        if asked is not None or self.sampler == FITTED:
-            return asked or FITTED, end
+    def grid(self, requested: str | None, end: float | None) -> tuple[str, float | None]:
+        """The name of the grid and its end, where that is not the name's own: as requested, or else the sampler's."""
+        if requested is not None or self.sampler == FITTED:
+            return requested or FITTED, end
         sampler = build(self.sampler, tolerance=self.tolerance)
         later = None if self.steps is None or sampler.is_adaptive else later_end(sampler.default_grid, self.steps)
         return sampler.default_grid, later if end is None else end

@@ -17,12 +17,12 @@ from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
 from ...errors import UserError, choose
 from ...likelihood import Dequantizer
-from ...metrics import FeatureStatistics, QualityReference, describe, extract, spread
+from ...metrics import FeatureStatistics, extract, spread
 from ...models.load import DiffusionModel
 from ...schedules import Cosine
 from ..app import ProgressBar
 from ..evaluate.given import CONDITION, given_to_samples
-from ..features import FeatureCache, choose_extractor
+from ..features import choose_extractor, reference_of
 from ..preflight import EXACT
 from ..records import FOLDER
 from ..subjects import CONDITION_DIGEST, load_images_of, load_subject
@@ -138,21 +138,17 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
     extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
     assert dequantizer is not None  # `load_subject` refuses points
     given, _ = given_to_samples(model, data, options.condition, options.n)
-    provenance, cache = describe(data.train, extractor, data.name, "train", data.levels, False), FeatureCache()
-    known = cache.read(provenance)
-    made = QualityReference.of(
-        data.train, extractor, data.name, "train", data.levels, features=known, device=device,
-        batch_size=options.batch_size, progress=lambda *done: bar.named("features of the reference", *done),
+    made = reference_of(
+        data, "train", extractor, device=device, batch_size=options.batch_size,
+        progress=lambda *done: bar.named("features of the reference", *done),
     )  # fmt: skip
-    if known is None:
-        cache.write(provenance, made.features)
 
     def features(x: Tensor) -> Tensor:
         images = dequantizer.quantize(x.clamp(-1.0, 1.0).float().cpu())
         return extract(extractor, images, device, options.batch_size)
 
     logging = model.config.logging
-    asked = {} if given is None else {CONDITION: given.asked, CONDITION_DIGEST: given.digest}
+    requested = {} if given is None else {CONDITION: given.requested, CONDITION_DIGEST: given.digest}
     return Subject(
         name=subject.name,
         folder=subject.home / "tradeoff",
@@ -160,7 +156,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(provenance), **asked},
+        identity={"model": subject.weights, "reference": asdict(made.provenance), **requested},
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,

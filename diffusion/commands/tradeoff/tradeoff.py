@@ -14,8 +14,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from ... import samplers
 from ...data import pictures
 from ...devices import choose_device, device_name
@@ -24,22 +22,21 @@ from ...storage import atomic
 from .. import mirror
 from ..app import ProgressBar
 from ..preflight import EXACT, check_takes_figures
-from ..replaced import note_replaced
-from ..report import console, print_next
 from ..table import Table
+from ..terminal import console, note_replaced, print_next, print_places, say
 from .cells import Bench, Cell, Measured, plan
 from .picture import exposure_picture, picture
 from .report import COLUMNS, Row, in_rows, verdict
 from .subjects import Subject, load
 
-# What is compared unless asked otherwise: the simplest, the best of each sort, and one that is known to go wrong.
+# What is compared by default: the simplest, the best of each sort, and one that is known to go wrong.
 DEFAULT = ("ddim", "heun", "dpm-solver++2m", "unipc", "adams", "abm", "ode", "ancestral", "sde")
 ALL = "all"
 OF_EACH = "as suits each sampler"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Carry out the command line; returns the exit code."""
     cells = plan(_samplers(options.samplers), options.budgets)  # an unknown name before a model is loaded
     if not any(cells):
         raise UserError(
@@ -68,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     out, plain = console(), [row.values() for row in rows]
     shown = Table(COLUMNS, plain, title, caption, section=COLUMNS[0]).filled()
     out.print(shown)
-    out.print(escape(line), soft_wrap=True)
+    say(out, line)
     folder = subject.folder
     text = json.dumps({"protocol": protocol, "verdict": line, "rows": plain}, indent=1)
     note_replaced(folder / "tradeoff.json", text, "a trade-off", _about)
@@ -79,14 +76,14 @@ def run(options: argparse.Namespace) -> int:
     atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{shown.markdown()}\n\n{caption}\n")
     atomic.write_text(folder / "tradeoff.csv", Table.of(plain).csv())
     atomic.write_text(folder / "tradeoff.json", text)
-    names = ", ".join((".json", *(f"{name}.png" for name in drawn)))
-    out.print(f"stored in: {escape(str(folder))}/tradeoff.md, .csv, {names}", soft_wrap=True)
+    names = ", ".join(("tradeoff.md", "tradeoff.csv", "tradeoff.json", *(f"{name}.png" for name in drawn)))
+    print_places(out, {"stored in": folder, "files": names})
     if bench.fresh or not (folder / "wandb").exists():
         logged = _mirror(subject, rows, protocol, line, drawn, options.wandb)
         if logged is not None:
-            out.print(f"W&B run: {escape(str(logged))}", soft_wrap=True)
-    if not options.run.startswith(EXACT):
-        print_next(out, "sample", "--run", options.run, runs=options.runs)
+            print_places(out, {"W&B run": logged})
+    words = () if options.run.startswith(EXACT) else ("--run", options.run)
+    print_next(out, "sample", *words, runs=options.runs)
     return 0
 
 
@@ -97,11 +94,11 @@ def _about(kept: Mapping[str, Any]) -> tuple[list[str], Any]:
     return cells, kept["protocol"]
 
 
-def _samplers(asked: Sequence[str] | None) -> list[str]:
+def _samplers(requested: Sequence[str] | None) -> list[str]:
     known = samplers.names()
-    if asked is None:
+    if requested is None:
         return [name for name in DEFAULT if name in known]
-    return known if ALL in asked else list(dict.fromkeys(asked))
+    return known if ALL in requested else list(dict.fromkeys(requested))
 
 
 def _measure(bench: Bench, cells: Sequence[Sequence[Cell]], most: int, bar: ProgressBar) -> list[Row]:

@@ -15,11 +15,7 @@ LOG_SNRS = (-6, -4, -2, 0, 2, 4, 8)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, report accuracy and cross-entropy by noise level on the test split, and write the file; the exit code.
-
-    Raises:
-        UserError: For data without labels.
-    """
+    """Train, report accuracy and cross-entropy by noise level on the test split, and write the file; the exit code."""
     data, train, test = labelled(options)
     start = time.perf_counter()
     network = drawn(lambda: noisy_classifier.build(data.shape, data.num_classes), options.seed)

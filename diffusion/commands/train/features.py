@@ -14,11 +14,7 @@ from .labelled_data import about, drawn, labelled, written
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, report the accuracy on the test split, and write the file; returns the exit code.
-
-    Raises:
-        UserError: For data without labels.
-    """
+    """Train, report the accuracy on the test split, and write the file; returns the exit code."""
     data, train, test = labelled(options)
     start = time.perf_counter()
     model = drawn(lambda: ClassifierFeatures(data.shape, data.levels, data.num_classes, options.data), options.seed)

@@ -49,7 +49,7 @@ def train(argv: Sequence[str]) -> int:
     from ...storage import runs
     from ...training.fit import fit
     from ...training.stopping import exits_on_sigterm
-    from .. import evaluation, report
+    from .. import evaluation, report, terminal
     from ..subjects import load_subject
 
     if run is not None:
@@ -99,19 +99,19 @@ def train(argv: Sequence[str]) -> int:
                 done.mirror.log_image(name.replace(" ", "_"), [str(path)])
             done.mirror.finish()
 
-    console = report.console()
+    console = terminal.console()
     console.print()
     if estimates:
         console.print(report.likelihood_table({**estimates, **before}))
         for name, estimate in estimates.items():
-            if (warning := evaluation.weights_warning(estimate)) is not None:
-                console.print(f"{name}: {warning}", soft_wrap=True)
+            for warning in evaluation.warnings_of(estimate):
+                terminal.say(console, f"{name}: {warning}")
         for line in evaluation.information_lines(estimates):
-            console.print(line, soft_wrap=True)
+            terminal.say(console, line)
         for line in evaluation.left_out(done.data, config.evaluation):
-            console.print(line, soft_wrap=True)
+            terminal.say(console, line)
     for line in without_codes:
-        console.print(line, soft_wrap=True)
+        terminal.say(console, line)
     places: dict[str, Path | str] = {"run folder": done.run, **found}
     if codes_file:
         console.print(report.codes_table(codes))
@@ -121,8 +121,8 @@ def train(argv: Sequence[str]) -> int:
     places["parameters"] = f"{parameter_count(model.module):,}"
     places["seconds"] = f"{trained:.0f} training, {time.perf_counter() - start:.0f} in all"
     option, value = next(iter(model.sampling_settings({}).items()))
-    places["next"] = f"{typed('sample')} --run {named} --{option} {value}"
-    report.print_places(console, places)
+    terminal.print_places(console, places)
+    terminal.print_next(console, "sample", "--run", str(done.run), f"--{option}", str(value))
     return ending.tell()
 
 
@@ -159,5 +159,7 @@ class Ending:
 
 def _print_lines(text: str) -> None:
     """Print what there is, at once, also into a log file."""
+    from ..terminal import console, say
+
     if text:
-        print(text, flush=True)
+        say(console(), text)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from ...config import Config, dump_config, parse_config
 from ...errors import UserError
 from ...storage import runs
-from ...storage.checkpoint_files import read_checkpoint
+from ...storage.checkpoint_files import leaves, read_checkpoint
 from ...training.fit import fit
 from ...training.logs.metrics import read_metrics
 from ...training.stopping import KillAfter
@@ -90,7 +89,7 @@ def compare(a: Path, b: Path) -> tuple[list[str], dict[str, int]]:
     counts = {"logged figures": len(curves[0])}
     states = [read_checkpoint(run / CHECKPOINT) for run in (a, b)]
     for name, key in PARTS.items():
-        one, two = (dict(_leaves(state.get(key), "")) for state in states)
+        one, two = (dict(leaves(state.get(key))) for state in states)
         for leaf in one.keys() | two.keys():
             if not _equal(one.get(leaf), two.get(leaf)):
                 differences.append(f"{name}: {leaf} differs{_distance(one.get(leaf), two.get(leaf))}")
@@ -136,17 +135,6 @@ def _curve(run: Path) -> dict[tuple[int, str], float | str]:
         for key, value in row.items()
         if key not in ("step", _SPEED)
     }
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}.{index}".lstrip("."))
-    else:
-        yield name, value
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Files in the levels and the channels of images that are there: those that a model was trained on."""
+"""How files are read: in which levels, and with which channels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from ...errors import UserError
 
 
 class EightBitsError(UserError):
-    """Files of which none has the more than 8 bits that are asked for."""
+    """Files of which none has the more than 8 bits that are needed."""
 
 
 @dataclass(frozen=True)
 class Alike:
-    """How files are read, so that they are as images that are there.
+    """How files are read: as a configuration says, or so that they are as images that a model was trained on.
 
     Args:
-        bits, whole, every: As `decoding.decode` and `image_files.load_files`.
+        bits: How many bits the values of 16-bit files use; None: 16.
+        whole: Keep all their 2^bits levels, rather than the upper 8 bits.
+        every: Keep all channels of files (`channels`), rather than grey or colour on white.
     """
 
     bits: int | None = None
@@ -39,9 +41,19 @@ class Alike:
         return cls(levels.bit_length() - 1 if whole else bits, whole, channels not in (1, 3))
 
     @property
+    def used(self) -> int:
+        """The bits that 16-bit files use."""
+        return 16 if self.bits is None else self.bits
+
+    @property
+    def levels(self) -> int:
+        """The levels that images have."""
+        return 2**self.used if self.whole else 256
+
+    @property
     def most(self) -> int:
         """The value of white."""
-        return 2 ** (self.bits or 16) - 1 if self.whole else 255
+        return self.levels - 1
 
 
 EIGHT_BITS = Alike()

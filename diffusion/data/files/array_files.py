@@ -20,6 +20,7 @@ import torch
 from ...errors import UserError, did_you_mean
 from ..class_names import listed
 from ..splits import SPLITS, split_of
+from .alike import EIGHT_BITS, Alike
 from .columns import of_arrays
 from .decoding import refuse_unused_bits
 from .fitting import Size, resize_arrays
@@ -59,8 +60,7 @@ def load_arrays(
     path: Path,
     size: Size | None,
     most_bytes: int,
-    bits: int | None = None,
-    whole: bool = False,
+    how: Alike = EIGHT_BITS,
     columns: Sequence[str] = (),
 ) -> RawImages:
     """Read the images, and perhaps labels, of a .npz or .npy file.
@@ -69,17 +69,16 @@ def load_arrays(
         path: The file.
         size: Resize the shorter side to this and crop the centre.
         most_bytes: The size above which an array is refused, where it is compressed to next to nothing.
-        bits: How many bits whole numbers use; None for 16, where they do.
-        whole: Keep all their 2^bits levels; otherwise there are 256.
+        how: In which levels.
         columns: The keys of what else is read of every row.
 
     Raises:
         UserError: For a file that is damaged or unsafe, arrays that are no images, and names that say too little.
     """
     found = find_arrays(path, most_bytes, "images", columns)
-    of = (16 if bits is None else bits) if whole else None
+    of = how.used if how.whole else None
     images = [_images(path, found.names[split], array, found.notes, of) for split, array in found.data.items()]
-    if whole and bits is None:
+    if how.whole and how.bits is None:
         refuse_unused_bits([int(max(x.max() for x in images))])
     if len({x.shape[1:] for x in images}) > 1:
         shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in zip(found.names.values(), images, strict=True))
@@ -88,14 +87,13 @@ def load_arrays(
     ends = np.cumsum(lengths).tolist()
     pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
     parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
-    levels = 256 if of is None else 2**of
     return RawImages(
-        images=resize_arrays(pixels, size, levels),
+        images=resize_arrays(pixels, size, how.levels),
         labels=None if found.labels is None else torch.from_numpy(found.labels),
         keys=[str(row) for length in lengths for row in range(length)],
         parts=parts,
         source=str(path),
-        levels=levels,
+        levels=how.levels,
         num_classes=found.num_classes,
         class_names=found.class_names,
         notes=tuple(dict.fromkeys(found.notes)),
@@ -263,11 +261,11 @@ def _names_of_classes(arrays: Arrays, count: int) -> str | None:
 
 def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: int | None) -> np.ndarray:
     """Level indices (N, H, W, C): uint8, or int32 for `bits`."""
-    told = f"{path}: '{name}' is {array.dtype} {array.shape}"
+    described = f"{path}: '{name}' is {array.dtype} {array.shape}"
     last, second = (array.ndim == 4 and _are_channels(array.shape, axis) for axis in (3, 1))
     second = second and min(array.shape[2:]) > 4  # else its last axis may be of channels
     if array.dtype.kind not in "uifb" or array.ndim not in (3, 4) or (array.ndim == 4 and not (last or second)):
-        raise UserError(f"{told}; {_ACCEPTED}.")
+        raise UserError(f"{described}; {_ACCEPTED}.")
     if array.size == 0:
         raise UserError(f"{path}: no image found: '{name}' has shape {array.shape}.")
     if array.ndim == 3:
@@ -280,11 +278,11 @@ def _images(path: Path, name: str, array: np.ndarray, notes: list[str], bits: in
     if bits is not None:
         if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= 2**bits:
             span = f", {array.min():g} to {array.max():g}"
-            raise UserError(f"{told}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
+            raise UserError(f"{described}{span}; data.levels=all takes whole numbers from 0 to {2**bits - 1:,}")
         if bits > 8 and array.dtype.itemsize == 1:
-            raise UserError(f"{told}, of no more than 8 bits; leave out data.levels=all")
+            raise UserError(f"{described}, of no more than 8 bits; leave out data.levels=all")
         return array.astype(np.int32)
-    return array if array.dtype == np.uint8 else _levels(told, name, array, notes)
+    return array if array.dtype == np.uint8 else _levels(described, name, array, notes)
 
 
 def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
@@ -293,7 +291,7 @@ def _are_channels(shape: tuple[int, ...], axis: int) -> bool:
     return count in (1, 3) or 1 < count <= min(_MOST_CHANNELS, min(others) - 1)
 
 
-def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:
+def _levels(described: str, name: str, array: np.ndarray, notes: list[str]) -> np.ndarray:
     """Numbers of another type as levels, where these are meant without doubt."""
     if array.dtype.kind == "b":
         notes.append(f"'{name}' is bool: taken as the levels 0 and 255")
@@ -313,8 +311,8 @@ def _levels(told: str, name: str, array: np.ndarray, notes: list[str]) -> np.nda
                              "8-bit levels, and taken as these")  # fmt: skip
                 return whole.astype(np.uint8)
     raise UserError(
-        f"{told}, {low:g} to {high:g}; {_ACCEPTED}; or numbers that are exactly 8-bit levels: whole from 0 to 255, "
-        "k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1]."
+        f"{described}, {low:g} to {high:g}; {_ACCEPTED}; or numbers that are exactly 8-bit levels: whole from 0 to "
+        "255, k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1]."
     )
 
 

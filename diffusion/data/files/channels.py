@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ...errors import UserError
+from ...errors import library
 
 MOST_CHANNELS = 32
 _MOST = 0xFFFF
@@ -65,13 +65,7 @@ def tiff_channels(data: bytes, most_pixels: int) -> np.ndarray:
         UserError: Where tifffile is not installed.
         ValueError: For numbers without a known range, too many channels or pixels, and a page that is not whole.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise UserError(
-            "more than four bands, or 16 bits in colour: read by tifffile, which is not installed; "
-            "pip install 'diffusion[tiff]'"
-        ) from error
+    tifffile = library("tifffile", "tiff", "more than four bands, or 16 bits in colour: read by")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         if not isinstance(page, tifffile.TiffPage) or page.dtype not in (np.uint8, np.uint16):
@@ -193,7 +187,7 @@ def _deep_png(data: bytes, image: Image.Image) -> np.ndarray:
 
 
 def stored_values(image: Image.Image | None, data: bytes, sixteen: str, every: bool, white: int) -> np.ndarray | None:
-    """(H, W, C) of uint8 or uint16 where it is not Pillow that reads it, or where all channels are asked for.
+    """(H, W, C) of uint8 or uint16 where it is not Pillow that reads it, or where all channels are requested.
 
     Args:
         image: As Pillow opens it; None for what it does not open.
@@ -218,7 +212,7 @@ def stored_values(image: Image.Image | None, data: bytes, sixteen: str, every: b
 
 
 def in_levels(values: np.ndarray, whole: bool, bits: int) -> np.ndarray:
-    """Stored values in the levels that are asked for: 0 to 255, uint8, or all 2^bits, int32.
+    """Stored values in the requested levels: 0 to 255, uint8, or all 2^bits, int32.
 
     Raises:
         ValueError: For values that need more bits.

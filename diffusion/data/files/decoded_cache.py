@@ -25,22 +25,16 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...storage.records import find, keep
+from .alike import EIGHT_BITS, Alike
 from .decoding import Decoded, ImageFile, Progress, Seen, decode_all
 from .fitting import Fit, Size
 
 _VERSION = 1
 
 
-def content_key(
-    files: Sequence[ImageFile],
-    size: Size | None,
-    skip: bool,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
-) -> str:
+def content_key(files: Sequence[ImageFile], size: Size | None, skip: bool, how: Alike = EIGHT_BITS) -> str:
     """The SHA-256 of names, bytes, and the way of decoding."""
-    more = [*([] if bits is None else [bits]), *(["whole"] if whole else []), *(["channels"] if every else [])]
+    more = [*([] if how.bits is None else [how.bits]), *["whole"] * how.whole, *["channels"] * how.every]
     found = hashlib.sha256(json.dumps([_VERSION, size.key if isinstance(size, Fit) else size, skip, *more]).encode())
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for file, digest in zip(files, pool.map(_digest, files), strict=True):
@@ -61,16 +55,14 @@ def decode_cached(
     size: Size | None,
     progress: Progress | None,
     skip: bool,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
+    how: Alike = EIGHT_BITS,
 ) -> Decoded:
     """As `decode_all`, mapped from `folder` where it was decoded before.
 
     Raises:
         UserError: As `decode_all`; for a folder that cannot be written.
     """
-    key = content_key(files, size, skip, bits, whole, every)
+    key = content_key(files, size, skip, how)
     array, facts = folder / f"{key}.npy", folder / f"{key}.json"
     if (found := _find(array, facts, len(files))) is not None:
         return found
@@ -84,7 +76,7 @@ def decode_cached(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        decoded = decode_all(files, size, progress, skip, allocate, bits, whole, every)
+        decoded = decode_all(files, size, progress, skip, allocate, how)
         with open(made[-1], "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made[-1], array)
@@ -100,14 +92,14 @@ def decode_cached(
 def _find(array: Path, facts: Path, count: int) -> Decoded | None:
     """What is kept under a key; None where it is not there, or not whole."""
 
-    def mapped(told: dict[str, Any]) -> Decoded | None:
+    def mapped(kept_facts: dict[str, Any]) -> Decoded | None:
         # copy on write: pages are shared, and nothing that is done to the tensor reaches the file
         images = torch.from_numpy(np.load(array, mmap_mode="c", allow_pickle=False))
-        kept = [int(row) for row in told["kept"]]
+        kept = [int(row) for row in kept_facts["kept"]]
         # rows at the end are those of files that were skipped
         whole = images.dtype in (torch.uint8, torch.int32) and images.ndim == 4 and len(kept) <= len(images) == count
-        skipped, deep, several = ([str(name) for name in told[key]] for key in ("skipped", "deep", "several"))
-        seen = Seen([int(top) for top in told["tops"]], deep, several)
+        skipped, deep, several = ([str(name) for name in kept_facts[key]] for key in ("skipped", "deep", "several"))
+        seen = Seen([int(top) for top in kept_facts["tops"]], deep, several)
         return Decoded(images[: len(kept)], kept, skipped, seen) if whole else None
 
     return find(facts, mapped)

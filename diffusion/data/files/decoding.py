@@ -2,7 +2,7 @@
 
 What a pixel becomes, by the mode of its file: 1, L, LA and 16-bit grey are grey (one channel); P, RGB, RGBA, CMYK and
 YCbCr are colour (three). Transparency is composited on white. 16-bit grey keeps the highest 8 of the bits that it uses
-(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are told). The
+(`data.bits`), 16-bit colour its high byte, as Pillow does; of several frames the first is read (both are reported). The
 EXIF orientation is applied. A grey file among colour files becomes three equal channels. With all levels (int32, not
 uint8) PNG and TIFF files of 16 bits are as they are, and black and white of 8-bit files are those of 16 bits. With all
 channels (`channels`) nothing is composited or converted, and all files have to have as many.
@@ -28,8 +28,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
+from .alike import EIGHT_BITS, Alike
 from .channels import all_levels, bands_of, in_levels, is_tiff, sixteen_bits, stored_values, to_eight_bits
-from .fitting import Size, channels_first, resize_and_crop, resize_levels
+from .fitting import Size, channels_first, resize_and_crop, resize_levels, room_for
 
 CHUNK, _SHARE = 1024, 16  # files decoded before the next are looked at, and by a thread at a time
 Progress = Callable[[int, int], None]
@@ -46,7 +47,7 @@ class ImageFile:
 
 @dataclass
 class Seen:
-    """What is to be told of files that were read.
+    """What is reported of files that were read.
 
     Attributes:
         tops: The largest value of each file of 16-bit grey.
@@ -69,17 +70,10 @@ def _opened(data: bytes) -> Image.Image | None:
         raise
 
 
-def decode(
-    file: ImageFile,
-    size: Size | None,
-    bits: int | None = None,
-    seen: Seen | None = None,
-    whole: bool = False,
-    every: bool = False,
-) -> np.ndarray:
-    """Return one file as uint8, or with all its levels (`whole`) as int32, (H, W) if grey or (H, W, 3) if colour.
+def decode(file: ImageFile, size: Size | None, how: Alike = EIGHT_BITS, seen: Seen | None = None) -> np.ndarray:
+    """Return one file as uint8, or with all its levels as int32, (H, W) if grey or (H, W, 3) if colour.
 
-    With all its channels (`every`) it is (H, W, C). What is to be told of it is added to `seen`.
+    With all its channels it is (H, W, C). What is reported of it is added to `seen`.
 
     Raises:
         UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
@@ -87,7 +81,7 @@ def decode(
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
     try:
-        data, used = file.read(), 16 if bits is None else bits
+        data = file.read()
         with closing(_opened(data) or Image.new("1", (1, 1))) as image:
             known = image.format is not None and bands_of(image) <= len(image.getbands())
             if known and image.width * image.height > limit:
@@ -96,20 +90,20 @@ def decode(
             if seen is not None and several:
                 seen.several.append(file.name)
             stored = None
-            if every or whole or not known:
-                stored = stored_values(image if known else None, data, sixteen, every, 2**used - 1)
+            if how.every or how.whole or not known:
+                stored = stored_values(image if known else None, data, sixteen, how.every, 2**how.used - 1)
             if stored is not None:
                 if seen is not None and stored.dtype == np.uint16:
                     seen.tops.append(int(stored.max()))
-                values = resize_levels(in_levels(stored, whole, used), size, 2**used - 1 if whole else 255)
+                values = resize_levels(in_levels(stored, how.whole, how.used), size, how.most)
                 return values[..., 0] if values.shape[2] == 1 else values
-            if whole:
-                values = all_levels(image, data, sixteen, used)
+            if how.whole:
+                values = all_levels(image, data, sixteen, how.used)
                 if seen is not None and (sixteen or image.mode.startswith("I")):
                     seen.tops.append(int(values.max()))
-                return resize_levels(values, size, 2**used - 1)
+                return resize_levels(values, size, how.most)
             ImageOps.exif_transpose(image, in_place=True)
-            eight_bits = to_eight_bits(image, bits)
+            eight_bits = to_eight_bits(image, how.bits)
             if sixteen.startswith("LA"):  # opened as colour
                 eight_bits = eight_bits.convert("L")
             if seen is not None and image.mode.startswith("I"):
@@ -130,10 +124,6 @@ def _line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """Images in memory.
@@ -142,7 +132,7 @@ class Decoded:
         images: Those that could be read, shape (N, C, H, W).
         kept: Which of the files they are of.
         skipped: What was wrong with the others, one line each.
-        seen: What is to be told of those that could be read.
+        seen: What is reported of those that could be read.
     """
 
     images: Integer[Tensor, " n c h w"]
@@ -156,10 +146,8 @@ def decode_all(
     size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
-    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _in_memory,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = room_for,
+    how: Alike = EIGHT_BITS,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.
 
@@ -169,9 +157,7 @@ def decode_all(
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, rather than refuse them all.
         allocate: Makes room for images of a shape and type.
-        bits: How many bits the values of 16-bit files use, 16 by default.
-        whole: Keep all levels, as int32, rather than the upper 8 bits.
-        every: Keep all channels, of which each file has to have as many.
+        how: How they are read; with all their levels, as int32; with all channels, each has to have as many.
 
     Raises:
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
@@ -182,8 +168,8 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, bits=bits, seen=seen, whole=whole, every=every)
-    dtype = torch.int32 if whole else torch.uint8
+    one = partial(_decode_or_tell if skip else decode, size=size, how=how, seen=seen)
+    dtype = torch.int32 if how.whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -204,7 +190,7 @@ def decode_all(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(array)} (width x height); data.size=... resizes and crops them all."
                     )
-                if every and len(array) != images.shape[1]:
+                if how.every and len(array) != images.shape[1]:
                     raise UserError(
                         f"data.path: images differ in channels: {first} has {images.shape[1]}, {file.described} has "
                         f"{len(array)}; data.channels=seen shows them all in colour"

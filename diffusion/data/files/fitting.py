@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
+
+from ...errors import UserError
 
 FITS = ("crop", "stretch", "center")
 
@@ -29,12 +33,12 @@ class Fit:
 
     @property
     def key(self) -> int | str:
-        """What tells it from others, in a cache."""
+        """What distinguishes it from others, in a cache."""
         square = self.height == self.width and self.how == "crop"
         return self.height if square else f"{self.height}x{self.width} {self.how}"
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """What becomes of an image, in words."""
         to = f"{self.height} x {self.width} (height x width)"
         if self.how == "crop" and self.height == self.width:
@@ -83,6 +87,22 @@ def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
     return fit(image)
 
 
+def room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for images (N, C, H, W), not yet filled.
+
+    Raises:
+        UserError: Where the machine has less: the system would end a process that fills it, without a word.
+    """
+    needed, there = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        count, channels, height, width = shape
+        raise UserError(
+            f"data.size: {count:,} images of {channels} x {height} x {width} take {needed / 2**30:,.0f} GiB of memory, "
+            f"and this machine has {there / 2**30:,.0f}; a smaller size, or data.cache=FOLDER on a disk with room"
+        )
+    return torch.empty(shape, dtype=dtype)
+
+
 def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels: int) -> Integer[Tensor, " n c h2 w2"]:
     """Apply `resize_and_crop` to images in memory; values stay in 0 .. levels - 1."""
     fit = fit_of(size)
@@ -93,7 +113,7 @@ def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels
     if levels > 256:
         rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-    resized = torch.empty(len(images), images.shape[1], fit.height, fit.width, dtype=torch.uint8)
+    resized = room_for((len(images), images.shape[1], fit.height, fit.width), torch.uint8)
     for row, image in enumerate(images):
         array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
         resized.numpy()[row] = channels_first(np.asarray(fit(Image.fromarray(array))))

@@ -22,11 +22,11 @@ from ...errors import UserError
 from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
-from .alike import EightBitsError
+from .alike import EIGHT_BITS, Alike, EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
-from .columns import of_folder
+from .columns import of_folder, pairs_of_archive
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
@@ -48,9 +48,7 @@ def load_files(
     skip: bool = False,
     cache: Path | None = None,
     split: Split | None = None,
-    bits: int | None = None,
-    whole: bool = False,
-    every: bool = False,
+    how: Alike = EIGHT_BITS,
     columns: Sequence[str] = (),
 ) -> RawImages:
     """Read all images under `path`.
@@ -62,9 +60,7 @@ def load_files(
         progress: Called with (files read, files in all) now and then.
         skip: Leave out the files that cannot be read, with a warning that names the first.
         cache: Keep decoded images in this folder, and map them from there.
-        bits: How many bits the values of 16-bit files use; None for all, where they do.
-        whole: Keep all their 2^bits levels, rather than the upper 8 bits.
-        every: Keep all channels of files (`channels`), rather than grey or colour on white.
+        how: In which levels, and with which channels.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
         columns: The names of what else is read of every image (`columns`).
 
@@ -74,13 +70,18 @@ def load_files(
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
     if path.suffix.lower() in ARRAYS:
-        return load_arrays(path, size, MEMBER_BYTES, bits, whole, columns)
-    levels = 2 ** (16 if bits is None else bits) if whole else 256
+        return load_arrays(path, size, MEMBER_BYTES, how, columns)
     passed = PassedOver()
     passed.left_out = columns
     with ExitStack() as stack:
         try:
-            parts = _split_parts(path, _list_images(path, stack, passed))
+            files, pairs = _list_images(path, stack, passed), None
+            if columns and path.is_file():
+                files, pairs = pairs_of_archive(path, files, columns)
+                if not files:
+                    raise UserError(f"data.path: {path} holds no images but those in {listed(sorted(pairs.of))}")
+                files = _unwrap(files)
+            parts = _split_parts(path, files)
         except PermissionError as error:
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
@@ -93,24 +94,24 @@ def load_files(
             files = [files[row] for name in SPLITS for row in rows[name]]
             counts = {name: len(rows[name]) for name in SPLITS}
         if cache is None:
-            decoded = decode_all(files, size, progress, skip, bits=bits, whole=whole, every=every)
+            decoded = decode_all(files, size, progress, skip, how=how)
         else:
-            decoded = decode_cached(cache, files, size, progress, skip, bits, whole, every)
-        notes += _of_files(decoded, bits)
-        opacity = every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
-        if whole and not decoded.seen.tops:
+            decoded = decode_cached(cache, files, size, progress, skip, how)
+        notes += _of_files(decoded, how.bits)
+        opacity = how.every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
+        if how.whole and not decoded.seen.tops:
             raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
-    if decoded.skipped:
-        told = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
-        warnings.warn(told, stacklevel=2)
-        kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
-        files, counts = [files[row] for row in decoded.kept], kept
-    read = ()
-    if columns:
-        alike = partial(decode_all, size=size, bits=bits, whole=whole)
-        told = partial(_of_files, bits=bits)
-        read, more = of_folder(path, columns, files, alike, told, levels, number_classes)
-        notes += more
+        if decoded.skipped:
+            skipped = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
+            warnings.warn(skipped, stacklevel=2)
+            kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
+            files, counts = [files[row] for row in decoded.kept], kept
+        read = ()
+        if columns:
+            alike = partial(decode_all, size=size, how=replace(how, every=False))
+            notes_of = partial(_of_files, bits=how.bits)
+            read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
+            notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
@@ -119,7 +120,7 @@ def load_files(
         [file.name for file in files],
         _ranges(counts),
         str(path),
-        levels,
+        how.levels,
         len(class_names),
         tuple(class_names),
         rule,
@@ -131,7 +132,7 @@ def load_files(
 
 
 def _of_files(decoded: Decoded, bits: int | None) -> list[str]:
-    """What is to be told of the files' kinds, a line each.
+    """What is reported of the files' kinds, a line each.
 
     Raises:
         UserError: For 16-bit files whose upper bits none uses, where it is not said how many they use.
@@ -287,7 +288,7 @@ def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:
     """The classes in the order of their labels (by number where all are numbers); none unless every image is in one.
 
     Returns:
-        The names, and what is to be told of them.
+        The names, and what is reported of them.
     """
     names = {_first(file.name) for file in files}
     if "" in names and len(names) > 1:

@@ -1,4 +1,4 @@
-"""Rows of arrays that stay on the disk: each is read when it is asked for, from mapped files or from memory.
+"""Rows of arrays that stay on the disk: each is read when it is needed, from mapped files or from memory.
 
 The pages of a mapped file are shared by all processes of a machine, and a data set may be larger than its memory.
 """

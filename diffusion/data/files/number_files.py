@@ -123,7 +123,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _numbers(name: str, array: np.ndarray) -> np.ndarray:
-    """An array of floats (N, *shape); one number a datum is a vector of one."""
+    """An array of floats (N, *shape); one number a sample is a vector of one."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
         whole = array.dtype.kind in "iub"
         hint = "; whole numbers have no density: data.name=folder reads grey levels" if whole else ""

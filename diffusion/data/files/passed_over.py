@@ -1,4 +1,4 @@
-"""The files of a source that are no images: counted, so that what was left out is told."""
+"""The files of a source that are no images: counted, so that what was left out is reported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _LITTER = ("thumbs.db", "desktop.ini")  # that file managers leave
-# Of the system, of storage servers and of Windows, beside names that begin with a dot.
+# Of the system, of storage servers and of Windows, in addition to names that begin with a dot.
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information")
 _TABLES = (".arrow", ".csv", ".feather", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xls", ".xlsx")
 _OF_LABELS = ("annotation", "attr", "caption", "class", "dataset", "label", "metadata", "target")
@@ -48,9 +48,9 @@ class PassedOver:
         if not count:
             return again
         known = sorted(ending for ending, files in self.endings.items() if ending and files)
-        told = " ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
-        told = ", ".join(filter(None, (told, "no ending" if self.endings[""] else "")))
-        found = [f"{count:,} {'file' if count == 1 else 'files'} passed over: {told} (not read)"]
+        endings = " ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+        endings = ", ".join(filter(None, (endings, "no ending" if self.endings[""] else "")))
+        found = [f"{count:,} {'file' if count == 1 else 'files'} passed over: {endings} (not read)"]
         if self.tables:
             names = ", ".join(self.tables[:3]) + (", ..." if len(self.tables) > 3 else "")
             found.append(f"not used: {names}; labels are taken from folders, .cls files in tar shards, and .npz files")

@@ -15,7 +15,7 @@ OPACITY = "opacity"  # in the provenance of images whose last channel is that
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What a source says of every row beside its data and its class: what a model can be conditioned on.
+    """What a source says of every row in addition to its data and its class: what a model can be conditioned on.
 
     Args:
         name: Its name in the source.
@@ -51,7 +51,7 @@ class RawImages:
         rule: How the splits were made, where `parts` are all three of them already.
         skipped: The files that could not be read and were left out.
         notes: What was guessed or left out, and why, a line each.
-        columns: What it says of every row beside, of what was asked for.
+        columns: What else it says of every row, of what was requested.
         opacity: Whether the last channel is opacity.
     """
 

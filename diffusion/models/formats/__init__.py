@@ -27,7 +27,7 @@ __all__ = ["FORMATS", "KNOWN", "Format", "load_known", "recognise"]
 
 @dataclass(frozen=True)
 class Format:
-    """What tells a format, and reads it."""
+    """How a format is recognised and read."""
 
     recognises: Callable[[Path], bool]
     read: Callable[..., Known]

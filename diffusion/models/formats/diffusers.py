@@ -1,7 +1,7 @@
 """The folders of the library diffusers: `unet/` with config.json and weights, `scheduler/`, and model_index.json.
 
 The scheduler's fields say how the network was trained: the table of betas is the path, `prediction_type` the answer,
-and the network is told the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
+and the network takes the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
 grid, `clip_sample` the clipping of x_hat.
 """
 
@@ -65,6 +65,8 @@ def read(path: Path) -> Known:
         conventions["labels"] = [classes, classes]
     elif fields.get("num_class_embeds") is not None:
         conventions["labels"] = fields.whole("num_class_embeds", None)
+    elif fields.get("class_embed_type") is not None:
+        raise fields.refuse("class_embed_type", "null, or num_class_embeds, the number of classes")
     if fields.get("time_embedding_type") == "learned":  # a table has no rows in between
         conventions["time"] = "index-rounded"
     return Known(*_network(kind, fields, weights), conventions, sampling)

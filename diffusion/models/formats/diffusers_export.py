@@ -101,7 +101,7 @@ def _of_known(model: AdoptedModel) -> Parts:
         return known.options["config"], known.weights, scheduler
     network = model.adopted.network.network
     if not isinstance(network, UNet) or not str(known.options.get("noise_embedding")).startswith("index"):
-        raise _refusal(model, f"has a {type(network).__name__} that is told '{convention.time}'")
+        raise _refusal(model, f"has a {type(network).__name__} that takes time as '{convention.time}'")
     embedding = {"freq_shift": int(known.options["noise_embedding"] == "index-endpoint"), "flip_sin_to_cos": False}
     return {**_config(model, network, known.options), **embedding}, diffusers_unet.to_theirs(known.weights), scheduler
 

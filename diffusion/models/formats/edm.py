@@ -113,11 +113,11 @@ def _common(given: Fields, channels: int, blocks: int, attention: list[int]) -> 
 
 
 def _conventions(kind: str, given: Fields) -> dict[str, Any]:
-    """The path, the answer and what is told of time, by the preconditioning."""
+    """The path, the output and the time argument of the network, by the preconditioning."""
     if kind == "EDMPrecond":
         sigma_data = given.number("sigma_data", 0.5, 1e-6, 1e6)
         return {"path": {"name": "edm"}, "predicts": "edm", "time": "log-sigma/4", "sigma_data": sigma_data}
-    if kind == "VEPrecond":  # noise of images in [-1, 1]; the network is told that of images in [0, 1]
+    if kind == "VEPrecond":  # noise of images in [-1, 1]; the network takes that of images in [0, 1]
         low, high = given.number("sigma_min", 0.02, 1e-9, 1e9), given.number("sigma_max", 100.0, 1e-9, 1e9)
         path = {"name": "ve", "sigma_min": 0.5 * low, "sigma_max": 0.5 * high}
         return {"path": path, "predicts": "-eps", "time": "log-sigma", "data_range": [0, 1]}

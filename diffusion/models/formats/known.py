@@ -30,7 +30,7 @@ _SAID = ("network", "options", "conventions", "sampling")
 
 @contextmanager
 def _told_of(source: str) -> Iterator[None]:
-    """Within the block, what is refused is told with the file or folder that it came from."""
+    """Within the block, errors name the file or folder that they are about."""
     try:
         yield
     except DAMAGED as error:
@@ -103,6 +103,7 @@ class Known:
             model.variance = choose("variance", str(variance), VARIANCES)
         model.steps_offset = whole_number("steps_offset", sampling.pop("steps_offset", 0), 0)
         model.ends_at_level = switch("ends_at_level", sampling.pop("ends_at_level", False))
+        model.own_grid = sampling.get("grid")
         model.config = model.config.replace(sampling=model.config.sampling.replace(**sampling))
         return model
 
@@ -137,7 +138,7 @@ class Known:
             if before != now
         ]
         labels = Labels(self.conventions.get("labels"))
-        if not conditional and labels.is_needed:
+        if not conditional and (labels.is_needed or (self.network == "diffusers" and labels.classes)):
             way_out = f", and {name} has none" if not facts.num_classes else "; give denoiser.conditional=true"
             raise UserError(f"needs a label of every sample{way_out}")
         if not conditional and labels.classes:
@@ -159,18 +160,38 @@ class Known:
         return self.options["patch_size"] if self.network == "dit" else 2 ** (len(self.options["multipliers"]) - 1)
 
     def _with_classes(self, labels: Labels, classes: int) -> Known:
-        """It with a new embedding of other classes; what stands for none stays."""
-        if self.network == "diffusers":
-            raise UserError(f"takes {labels.classes} classes, and the data have {classes}")
-        name = "classes.weight" if self.network == "song" else "conditioning.classes.weight"
-        options = {**self.options, "num_classes": self.options["num_classes"] + classes - labels.classes}
+        """It with new embeddings of other classes; what stands for none stays.
+
+        Raises:
+            UserError: For a network whose labels are in no table.
+        """
+        options = self._options_with(labels, classes)
         with torch.device("meta"):
-            shape = NETWORKS[self.network](**options).state_dict()[name].shape
-        table = torch.randn(shape)  # as torch's own
-        if not labels.is_needed:
-            table[-1] = self.weights[name][-1] if labels.classes else 0.0
+            shapes = {name: value.shape for name, value in NETWORKS[self.network](**options).state_dict().items()}
+        weights = dict(self.weights)
+        for name, shape in shapes.items():
+            before = weights.get(name)
+            if before is None or before.shape != shape:
+                weights[name] = torch.randn(shape)  # as torch's own
+                if not labels.is_needed:
+                    weights[name][-1] = 0.0 if before is None else before[-1]
         said = {**self.conventions, "labels": classes if labels.is_needed else [classes, classes]}
-        return replace(self, options=options, weights={**self.weights, name: table}, conventions=said)
+        return replace(self, options=options, weights=weights, conventions=said)
+
+    def _options_with(self, labels: Labels, classes: int) -> dict[str, Any]:
+        """The options of the network with as many classes, and a row of their table for none where it has one."""
+        if self.network != "diffusers":
+            return {**self.options, "num_classes": self.options["num_classes"] + classes - labels.classes}
+        config = self.options["config"]
+        if config.get("class_embed_type") is not None:
+            raise UserError(
+                f"has a network with class_embed_type {shown(config['class_embed_type'])}, which has no table of "
+                f"classes to be replaced by one of {classes}; leave out denoiser.conditional"
+            )
+        of_unet = self.options["kind"] == "UNet2DModel"  # the other one adds the row for none itself
+        key = "num_class_embeds" if of_unet else "num_embeds_ada_norm"
+        count = classes + (of_unet and not labels.is_needed)
+        return {**self.options, "config": {**config, key: count}}
 
     def _network(self, source: str) -> Callable[[], nn.Module]:
         """What makes the network, of as many parts as can be."""

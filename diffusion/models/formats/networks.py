@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ...errors import UserError, choose, shown
+from ...errors import UserError, choose, library, shown
 from ...networks import ADM, DiT, SongUNet, UNet
 
 LIBRARY_CLASSES = ("UNet2DModel", "DiTTransformer2DModel")
@@ -24,15 +23,9 @@ def of_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
     """
     choose("_class_name", kind, LIBRARY_CLASSES)
     _check_size(config)
+    theirs = library("diffusers", "diffusers", f"{kind}: this network is none of ours, and is computed by the library")
     try:
-        library = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise UserError(
-            f"{kind}: this network is none of ours, and is computed by the library diffusers, which is not installed; "
-            "pip install 'diffusion[diffusers]'"
-        ) from error
-    try:
-        return getattr(library, kind).from_config(config)
+        return getattr(theirs, kind).from_config(config)
     except Exception as error:  # of somebody else's code, with values of a file
         raise UserError(f"config.json: {kind} does not take it ({type(error).__name__}: {error})"[:300]) from error
 

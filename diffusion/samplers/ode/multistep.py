@@ -110,10 +110,10 @@ class StagedSampler(WithSteps, RowSampler):
             for node in by_node
             if node not in (stage.ask, stage.base) and from_x[node] != 0.0
         }
-        rows, asked = [], []
+        rows, evaluated = [], []
         for i, (stage, by_node) in enumerate(zip(stages, weights, strict=True)):
-            asked.insert(0, stage.ask)
-            oldest = max(map(asked.index, by_node))
+            evaluated.insert(0, stage.ask)
+            oldest = max(map(evaluated.index, by_node))
             at_x = -by_node.get(stage.ask, 0.0) * from_x[stage.ask]
             keep = scale[stage.to] / scale[stage.base]
             if stage.ask == stage.base:
@@ -125,9 +125,9 @@ class StagedSampler(WithSteps, RowSampler):
                     t[stage.ask],
                     keep,
                     at_x,
-                    tuple(by_node.get(node, 0.0) for node in asked[: oldest + 1]),
+                    tuple(by_node.get(node, 0.0) for node in evaluated[: oldest + 1]),
                     from_x[stage.ask] if stage.ask in made else None,
-                    oldest > 0 and asked[oldest] in made and last_use[asked[oldest]] == i,
+                    oldest > 0 and evaluated[oldest] in made and last_use[evaluated[oldest]] == i,
                     moments[stage.to] if stage.lands else None,
                 )
             )
@@ -210,18 +210,18 @@ class Multistep(StagedSampler):
 
     def plan(self, schedule: Schedule, times: Tensor) -> tuple[Nodes, list[Stage]]:
         nodes, last = Nodes.at_times(schedule, times), len(times) - 1
-        asked: list[int] = []
+        evaluated: list[int] = []
         stages: list[Stage] = []
         for i in range(last):
-            asked.insert(0, i)
+            evaluated.insert(0, i)
             if i == 0 and self.starting_evaluations:
                 nodes += Nodes.at_half_log_snrs(schedule, nodes.h[:2].mean()[None])
                 middle = last + 1
                 stages.append(Stage(0, 0, middle, (0,), lands=False))
-                asked.insert(0, middle)
+                evaluated.insert(0, middle)
                 stages.append(Stage(middle, 0, 1, (middle, 0)))
             else:
-                stages.append(Stage(i, i, i + 1, tuple(asked[: self.predictor])))
+                stages.append(Stage(i, i, i + 1, tuple(evaluated[: self.predictor])))
         return nodes, stages
 
     def stage_weights(self, nodes: Nodes, stages: Sequence[Stage]) -> list[dict[int, float]]:

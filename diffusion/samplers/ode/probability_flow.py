@@ -71,7 +71,7 @@ class ODE(WithSteps, Sampler):
         shape = x.shape
         z = (x / r[0]).reshape(len(x), -1)
         # An adaptive solver returns only the ends; a callback gets the grid's times through dense output.
-        asked = phi if callback is not None or not self.is_adaptive else phi[[0, -1]]
+        points = phi if callback is not None or not self.is_adaptive else phi[[0, -1]]
         options = adaptive_options(phi) if self.is_adaptive else {}
 
         def field(phi: Tensor, z: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class ODE(WithSteps, Sampler):
             path = odeint(
                 field,
                 z,
-                asked,
+                points,
                 rtol=self.tolerance,
                 atol=self.tolerance,
                 method=self.method,

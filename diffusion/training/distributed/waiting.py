@@ -25,7 +25,7 @@ class Waiting:
     """The signalling of one training run; each process makes one instance.
 
     Args:
-        requested: Whether this process has been asked to stop.
+        requested: Whether this process has received a request to stop.
     """
 
     def __init__(self, requested: Callable[[], bool]) -> None:
@@ -33,14 +33,14 @@ class Waiting:
         self._number = next(_runs)  # several runs of one process must not read each other's words
 
     def is_over(self) -> bool:
-        """Whether this process, or one that waits for it, has been asked to stop."""
+        """Whether this process, or one that waits for it, has received a request to stop."""
         return self.requested() or (group_is_up() and _store().check([self._key("stop")]))
 
     @contextmanager
     def main_alone(self, name: str, is_main: bool) -> Iterator[bool]:
         """Open a block that the main process alone goes through; the value says whether it does.
 
-        The others wait here until it has left the block, or they are asked to stop themselves.
+        The others wait here until it has left the block, or they have to stop themselves.
 
         Args:
             name: The block's own name in this run.

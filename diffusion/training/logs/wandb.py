@@ -1,7 +1,7 @@
 """Weights & Biases as a mirror of the log: it never prompts, never blocks for minutes, and never ends a run.
 
 Left to itself, `wandb.init` without a key is an error, or a prompt where there is a terminal, and with a key but
-without network it waits for minutes. So the mode is decided here, before W&B is asked: what the user chose; else
+without network it waits for minutes. So the mode is decided here, before W&B is called: what the user chose; else
 `WANDB_MODE`; else online if there is a key (falling back to offline after 10 seconds), else offline. `metrics.jsonl`
 stays the record: W&B's offline file is not durable, and a fault of W&B is one warning, after which training goes on
 without it.
@@ -53,7 +53,7 @@ def resolve_mode(choice: str = "auto", environment: Mapping[str, str] = os.envir
     """Return "off", "offline" or "online".
 
     Args:
-        choice: What the user asked for (`logging.wandb`): off, offline, online, or auto, which leaves it to
+        choice: What the user chose (`logging.wandb`): off, offline, online, or auto, which leaves it to
             `WANDB_MODE` and is offline without it: a key alone does not ask for an upload. Online without a key becomes
             offline, with a warning, since W&B would ask for one.
         environment: The environment variables.
@@ -63,12 +63,12 @@ def resolve_mode(choice: str = "auto", environment: Mapping[str, str] = os.envir
     """
     mode = choose("logging.wandb", choice, MODES)
     if mode == "auto":
-        asked = environment.get("WANDB_MODE", "")
-        if not asked:
+        named = environment.get("WANDB_MODE", "")
+        if not named:
             return "offline"
-        mode = _ENVIRONMENT_MODES[choose("WANDB_MODE", asked, _ENVIRONMENT_MODES)]
+        mode = _ENVIRONMENT_MODES[choose("WANDB_MODE", named, _ENVIRONMENT_MODES)]
     if mode == "online" and not has_key(environment):
-        warnings.warn("W&B: online was asked for, but there is no API key; logging offline.", stacklevel=2)
+        warnings.warn("W&B: online was requested, but there is no API key; logging offline.", stacklevel=2)
         return "offline"
     return mode
 
@@ -178,7 +178,7 @@ def make_wandb_logger(
     """Return a Lightning logger that mirrors a run to W&B, or None if W&B is off or fails.
 
     The files go to `run_dir/wandb`; the W&B run is named after the run folder, and its id is kept there, so that a
-    resumed run continues the same curve. Nothing is printed and nothing is asked.
+    resumed run continues the same curve. Nothing is printed, and there is no prompt.
 
     Args:
         run_dir: The run folder.

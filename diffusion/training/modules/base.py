@@ -102,11 +102,7 @@ class ModelModule(L.LightningModule):
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def check_data(self, data: Data) -> None:
-        """Refuse data that `finish` could not be done with, before training.
-
-        Raises:
-            UserError: For such data.
-        """
+        """Refuse data that `finish` could not be done with, before training."""
 
     fits_after_training = False  # whether `finish` does anything
 
