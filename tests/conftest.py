@@ -53,8 +53,8 @@ def _kind(value):
     return kind
 
 
-def _checked_once(fn, typechecker, original):
-    """`fn`, checked by jaxtyping at its first call with arguments of these shapes and types.
+def _checked_once(fn, typechecker, original, by_number):
+    """`fn`, checked by jaxtyping at its first call with arguments of these shapes and types (and whole numbers).
 
     Later ones of the same are not checked again, unless a result is of another shape or type than the first: from then
     on each is.
@@ -67,6 +67,8 @@ def _checked_once(fn, typechecker, original):
         if jaxtyping.config.jaxtyping_disable:  # within torch.compile
             return fn(*args, **kwargs)
         given = _kind(args), _kind(kwargs) if kwargs else None
+        if by_number:
+            given += tuple(value for value in (*args, *kwargs.values()) if isinstance(value, int))
         try:
             expected = seen.get(given, _ALWAYS)
         except TypeError:  # the sides of a traced program are symbols, which have no hash
@@ -99,11 +101,9 @@ def _jaxtyped(fn=None, *, typechecker, original=jaxtyping.jaxtyped):
             return fn
         _made.add(fn.__code__)
     kinds = " ".join(map(str, fn.__annotations__.values()))
-    if "{" in kinds:  # a side that an argument states
-        return original(fn, typechecker=typechecker)
     # `forward` is what torch.compile traces: jaxtyping steps aside for it, beartype does not.
     if _ARRAY.search(kinds) or fn.__name__ == "forward":
-        return _checked_once(fn, typechecker, original)
+        return _checked_once(fn, typechecker, original, by_number="{" in kinds)  # a side that an argument states
     return _CHECKED(fn)
 
 

@@ -6,12 +6,12 @@ tensor with a dimension meets none of the CPU, the host waits where it reads a v
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
+from functools import cache
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("meta")
 _ATEN = torch.ops.aten
@@ -74,7 +74,7 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = _run(func, args, kwargs or {}, self.counts, self.places)
         if not self.float64:
-            for value in tree_flatten(found)[0]:
+            for value in _tensors(found):
                 if isinstance(value, Pretended) and value.dtype == torch.float64:
                     raise TypeError(f"{func}: the pretended device has no float64")
         return found
@@ -97,21 +97,62 @@ class Device(TorchDispatchMode):
         self.places.clear()
 
 
+def _tensors(value):
+    """Those among the arguments or the results of an operation, which holds lists and tuples alone."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [one for item in value for one in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def _each(function, value):
+    """The same arguments or results with the function of each that is in no list."""
+    return type(value)(_each(function, item) for item in value) if isinstance(value, list | tuple) else function(value)
+
+
+def _bare(value):
+    return value.held if isinstance(value, Pretended) else value
+
+
+def _pretended(value):
+    return Pretended(value) if isinstance(value, torch.Tensor) else value
+
+
+@cache
+def _aliasing(func):
+    """What the result shares: nothing (`none`), all of the first argument, which it is (`first`), or else (`other`)."""
+    returns = [of.alias_info for of in func._schema.returns]
+    if all(of is None for of in returns):
+        return "none"
+    first = func._schema.arguments[0].alias_info
+    is_first = len(returns) == 1 and first is not None and first.is_write and first.before_set == returns[0].before_set
+    return "first" if is_first and torch.Tag.inplace_view not in func.tags else "other"
+
+
+def _places():
+    """The innermost three lines of the program and of Lightning."""
+    frame, found = sys._getframe(2), []
+    while frame is not None and len(found) < 3:
+        name = frame.f_code.co_filename
+        if "/diffusion/" in name or "/lightning/" in name:
+            found.append(f"{name[-40:]}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(found)
+
+
 def _run(func, args, kwargs, counts, places):
-    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    tensors = _tensors((args, list(kwargs.values())))
     here = [value for value in tensors if isinstance(value, Pretended)]
-    others = [value for value in tensors if not isinstance(value, Pretended) and value.ndim and value.numel()]
     asked = kwargs.get("device")
     to_device = torch.device(asked).type == DEVICE.type if asked is not None else bool(here)
+    if not here and not to_device:
+        return func(*args, **kwargs)
+    others = [value for value in tensors if not isinstance(value, Pretended) and value.ndim and value.numel()]
     name = func.overloadpacket.__name__
 
     def note(kind):
         counts[kind] += 1
-        frames = [f for f in traceback.extract_stack() if "/diffusion/" in f.filename or "/lightning/" in f.filename]
-        places.append(f"{kind} {name}: " + " < ".join(f"{f.filename[-40:]}:{f.lineno}" for f in frames[:-4:-1]))
+        places.append(f"{kind} {name}: {_places()}")
 
-    if not here and not to_device:
-        return func(*args, **kwargs)
     if name in ("_to_copy", "copy_", "_copy_from"):
         source = args[1] if name == "copy_" else args[0]
         target = isinstance(args[0], Pretended) if name == "copy_" else to_device
@@ -129,19 +170,18 @@ def _run(func, args, kwargs, counts, places):
     if name not in _NO_WORK:
         counts["operations"] += 1
 
-    def bare(value):
-        return value.held if isinstance(value, Pretended) else value
-
-    more = {key: bare(value) for key, value in kwargs.items()} if kwargs else {}
-    more = tree_map(bare, kwargs)
+    more = {key: _each(_bare, value) for key, value in kwargs.items()}
     if "device" in more:
         more["device"] = torch.device("cpu")
     more.pop("pin_memory", None)
-    found = func(*tree_map(bare, args), **more)
+    found = func(*_each(_bare, args), **more)
     if not to_device or (func in _WAITS and not isinstance(found, torch.Tensor)):
         return found
-    made = tree_map(lambda value: Pretended(value) if isinstance(value, torch.Tensor) else value, found)
-    if not here or asked is not None:
+    aliasing = _aliasing(func)
+    if here and asked is None and aliasing == "first":
+        return args[0]
+    made = _each(_pretended, found)
+    if not here or asked is not None or aliasing == "none":
         return made
     return return_and_correct_aliasing(func, args, kwargs, made)
 

@@ -18,6 +18,10 @@ def total(x: Float[Tensor, " b"]) -> Int[Tensor, ""]:
     return x.sum()
 
 
+def two(x: Float[Tensor, " b"], count: int) -> Float[Tensor, " {count}"]:
+    return x[:2]
+
+
 def checked(function):
     return jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
 
@@ -41,3 +45,14 @@ def test_a_result_is_checked_with_the_arguments():
     with pytest.raises(TypeError):
         function(*GOOD, 1)
     assert function(*GOOD, 2).shape == (2,)
+
+
+def test_a_side_that_a_number_states_is_checked_for_each_number():
+    function = checked(two)
+    for _ in range(2):
+        assert function(GOOD[0], 2).shape == (2,)
+        for bad in (1, 3):
+            with pytest.raises(TypeError):
+                function(GOOD[0], bad)
+            with pytest.raises(TypeError):
+                function(GOOD[0], count=bad)

@@ -112,6 +112,8 @@ def positive(text: str) -> int:
     value = whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {value}; must be at least 1")
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"found {value}; must be below 2^63")
     return value
 
 

@@ -47,7 +47,8 @@ def check_sample(options: argparse.Namespace) -> None:
         given = getattr(options, option) or ()
         for path in (given,) if isinstance(given, str) else given:
             if not Path(path).is_file():
-                raise UserError(f"--{option}: {path} does not exist; an image file is accepted")
+                found = "is no file" if Path(path).exists() else "does not exist"
+                raise UserError(f"--{option}: {path} {found}; an image file is accepted")
     if options.out is not None:
         _check_out(options.out, not (options.animate or options.encode or options.interpolate or options.from_image))
 

@@ -117,7 +117,12 @@ class Section(BaseModel):
         return convert(last)
 
     @model_validator(mode="after")
-    def _settle(self: SectionT) -> SectionT:
+    def _complete(self: SectionT) -> SectionT:
+        for name, value in self.__dict__.items():
+            numbers = value if isinstance(value, list | tuple) else (value,)
+            large = [n for n in numbers if isinstance(n, int) and n >= 2**63]
+            if large and name != "seed":  # which is of 64 bits, without a sign
+                raise UserError(f"{self.key(name)}: found {show(large[0])}; must be below 2^63")
         for chooser, kinds in self.variants().items():
             chosen = getattr(self, chooser)
             taken = kinds.get(chosen, {})

@@ -11,6 +11,7 @@ from ..errors import UserError
 from .options import Place, Section, declared, option
 from .sections import (
     DENOISING,
+    TOY_SETS,
     AutoencoderConfig,
     DataConfig,
     DenoiserConfig,
@@ -233,6 +234,12 @@ class Config(Section):
             raise UserError(f"ema.widths: found {show(list(self.ema.widths))}; with trainer.lora: []")
         if self.schedule.name == self.objective.weighting == "learned":
             raise UserError("objective.weighting: found 'learned'; schedule.name 'learned' takes elbo or likelihood")
+        asked = ", ".join(name for name in self.denoiser.condition if name != "label")
+        if asked and self.data.name in TOY_SETS:
+            raise UserError(
+                f"denoiser.condition: found {asked}; draws of '{self.data.name}' have none; accepted: images, or draws "
+                "that are saved as an array (data.name=array)"
+            )
         for section, name, families in self.foreign():
             value, default = getattr(section, name), getattr(type(section)(), name)
             if value != default:

@@ -3,9 +3,10 @@
 downsample:N    the means of squares of N x N pixels (super-resolution); of signals and volumes along all sides
 grey            the luma of a colour image (colourising)
 mask            the image where it is known, zeros elsewhere, and 1 where it is known (inpainting): all but a rectangle
-                at random, from a quarter to three quarters of each side
+                at random, from a quarter to three quarters of each side; of vectors all but some entries, from one to
+                all but one, as a vector of twice the length
 
-Of arrays, which have units, what a mask hides is their channel's mean in place of zero.
+Of arrays, which have units, what a mask hides is their channel's mean (of vectors the entry's) in place of zero.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..denoisers.condition import LABEL
 from ..denoisers.inverse_problems import Downsample, Grey
 from ..errors import UserError
 from ..likelihood.dequantization import Dequantizer
-from ..networks.parts import CLASSES, FIELD, Part
+from ..networks.parts import CLASSES, FIELD, VECTOR, Part
 from ..numerics import random
 
 DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
@@ -42,10 +43,25 @@ def function_of(name: str) -> Callable[[Tensor], Tensor] | None:
 
 
 def masked(x: Tensor, known: Tensor, mean: Sequence[float] = (0.0,)) -> Tensor:
-    """The field of `mask`, (B, C + 1, *sides): x where it is known, else its channel's mean, and `known`, 0 and 1."""
+    """The field of `mask`, (B, C + 1, *sides): x where it is known, else its channel's mean, and `known`, 0 and 1.
+
+    Of vectors it is a vector, (B, 2 D), as each entry is known by itself.
+    """
     hidden = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 2))
-    known = known.expand(len(x), 1, *x.shape[2:])
+    known = known.expand(len(x), 1 if x.ndim > 2 else x.shape[1], *x.shape[2:])
     return torch.cat((torch.where(known > 0, x, hidden), known.to(x.dtype)), 1)
+
+
+def known_part(shape: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
+    """Where data of a shape are known at random, 1 or 0: (B, 1, *sides), of vectors (B, D)."""
+    return rectangles(shape[1:], seed, keys, step) if len(shape) > 1 else some_entries(shape[0], seed, keys, step)
+
+
+def some_entries(count: int, seed: int, keys: Tensor, step: int) -> Tensor:
+    """0 at entries at random, from one to all but one of them, 1 at the others, (B, D); of (seed, key, step)."""
+    u = random.uniform(seed, keys, step, (count + 1,), random.STREAM_MASK, torch.float64)
+    hidden = 1.0 + (u[:, count:] * (count - 1)).floor()
+    return (u[:, :count].argsort(1).argsort(1) >= hidden).float()
 
 
 def rectangles(sides: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
@@ -96,13 +112,13 @@ def _part(name: str, data: SplitData) -> Part:
     values = column.values
     if column.kind == CLASSES:
         return Part(name, CLASSES, column.size, names=column.names)
-    if column.levels is not None:
-        return _unit_field(name, values)
     if column.kind == FIELD and values.ndim != 1 + len(data.shape):
         raise UserError(
             f"denoiser.condition: '{name}' has {values.ndim - 2} sides, and the data '{data.name}' have "
             f"{len(data.shape) - 1}"
         )
+    if column.levels is not None:
+        return _unit_field(name, values)
     mean, std = _scale(name, values)
     return Part(name, column.kind, column.size, tuple(values.shape[2:]), mean, std)
 
@@ -125,8 +141,9 @@ def _scale(name: str, values: Tensor) -> tuple[tuple[float, ...], tuple[float, .
 def _of_function(name: str, data: SplitData) -> Part:
     """A part that is a function of the data, with the scale that it has in their training part, if they have units."""
     found_text, function, sides = f"denoiser.condition: found '{name}'", function_of(name), len(data.shape) - 1
-    if not sides or (isinstance(function, Grey) and sides != 2):
+    if (not sides and (function is not None or data.shape[0] < 2)) or (isinstance(function, Grey) and sides != 2):
         of = "of colour images" if sides else "of images, signals and volumes"
+        of += "" if function is not None else ", and of vectors of two or more entries"
         raise UserError(f"{found_text}, which is {of}; '{data.name}' has the shape {data.shape}")
     x = torch.zeros(1, *data.shape)
     if data.levels is None:
@@ -137,8 +154,9 @@ def _of_function(name: str, data: SplitData) -> Part:
         raise UserError(f"{found_text}: {error}") from None
     mean, std = ((0.0,) * made.shape[1], (1.0,) * made.shape[1]) if data.levels is not None else _scale(name, made)
     if function is None:  # and where it is known
-        mean, std = (*mean, 0.0), (*std, 1.0)
-    return Part(name, FIELD, len(mean), tuple(made.shape[2:]), mean, std)
+        flags = 1 if sides else len(mean)
+        mean, std = (*mean, *(0.0,) * flags), (*std, *(1.0,) * flags)
+    return Part(name, FIELD if sides else VECTOR, len(mean), tuple(made.shape[2:]), mean, std)
 
 
 def _unit_field(name: str, values: Tensor) -> Part:
@@ -181,7 +199,7 @@ class Conditions:
             x = x if self.data.levels is None else Dequantizer(self.data.levels).center(x)
             if (function := function_of(part.name)) is not None:
                 return function(x)
-            return masked(x, rectangles(x.shape[2:], seed, keys, step).to(x.device), part.mean[:-1])
+            return masked(x, known_part(x.shape[1:], seed, keys, step).to(x.device), part.mean[: x.shape[1]])
         found = self._values(part.name, split, rows.device)[rows]
         levels = None if part.name == LABEL else self.data.columns[part.name][split].levels
         if part.kind != FIELD:

@@ -25,9 +25,15 @@ def parameters(model, batch, spread=1.0, dtype=torch.float64, seed=0):
 
 def table(model, params):
     """P(level) of every pixel: (L, B, 2, 3)."""
-    shape = (len(params), 2, 3)
-    levels = [torch.full(shape, level, dtype=torch.uint8) for level in range(model.levels)]
-    return torch.stack([model.level_log_prob(level, params) for level in levels]).exp()
+    levels = torch.arange(model.levels, dtype=torch.uint8)
+    return each_with_all(model.level_log_prob, levels, params).exp()
+
+
+def each_with_all(function, numbers, params):
+    """The function of each number, the same for all pixels, and all parameters, in one call: (N, B, 2, 3)."""
+    n, b = len(numbers), len(params)
+    same = numbers.repeat_interleave(b)[:, None, None].expand(n * b, 2, 3)
+    return function(same, params.repeat(n, 1, 1)).unflatten(0, (n, b))
 
 
 @each_model
@@ -57,7 +63,7 @@ def test_levels_sum_to_one_at_the_extremes_in_float32(model):
 def test_cumulative_is_the_sum_of_the_levels(model):
     params = parameters(model, 4)
     expected = torch.cat([torch.zeros(1, 4, 2, 3, dtype=torch.float64), table(model, params).cumsum(0)])
-    found = torch.stack([model.cumulative(params, torch.full((4, 2, 3), k)) for k in range(model.levels + 1)])
+    found = each_with_all(lambda k, params: model.cumulative(params, k), torch.arange(model.levels + 1), params)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 

@@ -49,9 +49,15 @@ BIAS = {
 }
 
 
-@pytest.mark.parametrize("n", [500, 5000])
-@pytest.mark.parametrize("d", [1, 2, 8, 32])
-@pytest.mark.parametrize("law", list(ENTROPIES))
+# Each law and each number of dimensions with many points; the others are slow ones.
+_MANY = {("gaussian", 32), ("gaussian", 2), ("uniform", 1), ("laplace", 8)}
+_SETTINGS = [
+    pytest.param(law, d, n, marks=pytest.mark.slow if n == 5000 and (law, d) not in _MANY else ())
+    for law in ENTROPIES for d in (1, 2, 8, 32) for n in (500, 5000)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("law", "d", "n"), _SETTINGS)
 def test_closed_forms_within_the_known_bias(law, d, n):
     bias = BIAS.get((law, d, n), 0.0)
     # the sample's own spread: the variance of log p(x) and of log r_k, over n

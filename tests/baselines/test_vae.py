@@ -122,16 +122,16 @@ def model_latents(model, images, eps):
 )
 def test_training_learns(observation):
     model = build(observation)
-    images = toy_images(64) if observation.levels > 2 else (toy_images(64) > 5).to(torch.uint8)
+    images = toy_images(32) if observation.levels > 2 else (toy_images(32) > 5).to(torch.uint8)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    before = float(model.loss(images, draws(64, 1, 3)).loss.mean().detach())
-    for step in range(60):
+    before = float(model.loss(images, draws(32, 1, 3)).loss.mean().detach())
+    for step in range(50):
         optimizer.zero_grad()
-        loss = model.loss(images, draws(64, 1, 3, seed=step)).loss.mean()
+        loss = model.loss(images, draws(32, 1, 3, seed=step)).loss.mean()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.7 * before
-    measured = model.log_likelihood(images, samples=20)
+    measured = model.log_likelihood(images, samples=10)
     assert float(measured.bits_per_dim.mean()) < before / (64 * math.log(2.0))
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from by_ranks import by_ranks
 from conditional_runs import QUICK, N, run, sampled, trained
 from tiny_configs import TOY
 
+from diffusion.commands.evaluate import measuring
 from diffusion.commands.evaluate.given import given_to
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
@@ -18,6 +20,7 @@ from diffusion.models.build import build_data
 from diffusion.models.conditions import Conditions, rectangles
 from diffusion.models.load import load
 from diffusion.networks.parts import PartEmbedding
+from diffusion.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 OFFSET, SCALE = 5e4, 100.0
@@ -145,6 +148,8 @@ def test_what_does_not_fit_is_refused_in_a_line(here, capsys, given, told):
         ((2, 8), "downsample:3", "factor: 3 does not divide an image of 8 pixels"),
         ((3, 8), "grey", "found 'grey', which is of colour images; 'array' has the shape (3, 8)"),
         ((2, 4, 4), "grey", "found 'grey': "),
+        ((3,), "downsample:2", "found 'downsample:2', which is of images, signals and volumes; 'array' has the shape"),
+        ((1,), "mask", "found 'mask', which is of images, signals and volumes, and of vectors of two or more entries"),
     ],
 )
 def test_data_without_such_a_function_are_refused_in_a_line(here, shape, part, told):
@@ -153,6 +158,81 @@ def test_data_without_such_a_function_are_refused_in_a_line(here, shape, part, t
         build_data(load_config("ar1", settings(part)[2:]))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_a_table_hides_entries_at_random(here, capsys):
+    """From one to all but one, each as often; in the table's units, with their means in place of what is hidden."""
+    saved(4)
+    config = load_config("table", [*TOY, "data.path=x.npy", "name=a", "denoiser.condition=[mask]"])
+    data = build_data(config)
+    train, rows = data.array.train[:], torch.arange(4000)
+    x = train[rows % len(train)]
+    (given,) = Conditions(data.facts.parts, data.array).of("train", rows, x, 1, rows, 2)
+    values, known = given[:, :4], given[:, 4:] > 0
+    assert torch.equal(values[known], x[known])
+    torch.testing.assert_close(values[~known], train.mean(0).expand(4000, 4)[~known], rtol=1e-12, atol=0)
+    hidden = (~known).sum(1)
+    assert torch.bincount(hidden, minlength=5)[[0, 4]].tolist() == [0, 0]
+    assert (torch.bincount(hidden)[1:4] / 4000 - 1 / 3).abs().max() < 4 * (2 / 9 / 4000) ** 0.5
+    assert ((~known).double().mean(0) - 0.5).abs().max() < 0.04, "every entry alike"
+    from made_runs import make_run
+
+    run_folder = make_run(here / "runs", config, data.facts)
+    np.save("gap.npy", np.array([0, 1, 0, 1]))
+    row = OFFSET + SCALE * np.arange(4.0)
+    asked = ("--run", str(run_folder), "--mask", "gap.npy", *QUICK)
+    assert sampled(*asked, "--condition", f"mask={','.join(map(str, row))}", "--out", "s.npy") == 0
+    gap = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    filled = torch.where(gap > 0, torch.tensor(data.facts.parts[0].mean[:4]).double(), torch.from_numpy(row))
+    wanted = load(run_folder).sample(4, steps=2, sampler="ddim", cond={"mask": torch.cat((filled, 1.0 - gap))[None]})
+    np.testing.assert_allclose(np.load("s.npy"), wanted.numpy(), rtol=0, atol=1e-3 * SCALE)
+    for given, told in (
+        ((), "needs --mask, x.npy that is not 0"),
+        (("--mask", "s.npy"), "s.npy is 4 x 4; needs 4"),
+    ):
+        assert sampled("--run", str(run_folder), "--condition", "mask=1,2,3,4", *given, *QUICK, "--out", "no.npy") == 2
+        err = capsys.readouterr().err
+        assert told in err, err
+
+
+def test_draws_of_a_known_density_have_no_conditions(here):
+    with pytest.raises(UserError, match=r"^denoiser\.condition: found mask; draws of 'gaussians' have none; .*array"):
+        load_config("toy", ["denoiser.condition=[mask]"])
+
+
+def test_several_processes_measure_what_one_does_under_the_conditions_of_arrays(here):
+    """Keys of an .npz of every kind, and functions of the row, whichever process takes it."""
+    draws = np.random.default_rng(0)
+    columns = {
+        "labels": draws.choice(["cat", "dog"], N),
+        "age": draws.normal(5, 3, N),
+        "map": draws.normal(size=(N, 2, 2, 2)),
+    }
+    np.savez("x.npz", x=draws.normal(size=(N, 1, 4, 4)).astype(np.float16), **columns)
+    config = load_config("ar1", [*settings("label", "age", "map", "downsample:2", "mask")[2:], "data.path=x.npz"])
+    from made_runs import make_run
+
+    run_folder = make_run(here / "runs", config, build_data(config).facts)
+
+    def measured(count, home):
+        def one(rank):
+            subject = load_subject(str(run_folder), "runs", points=True)
+            object.__setattr__(subject, "home", home)
+            data = load_data_of(subject)
+            rows, identity = images_of(data, "test", 5)
+            given = given_to(subject.model, data, rows, identity, None)
+            asked = measuring.question(subject, identity, "elbo", {"seed": 0, "evaluations": 4})
+            processes = Processes(rank, count, rank, count)
+            how = measuring.How(torch.device("cpu"), batch_size=2, processes=processes)
+            return measuring.measure(subject, rows, measuring.conditioned(asked, given), how, given)
+
+        return by_ranks(count, one)
+
+    (alone,) = measured(1, Path("one"))
+    assert alone.estimate.protocol["condition"] == "its age, downsample:2, label, map, mask"
+    for evaluation in measured(2, Path("two")):
+        assert torch.equal(evaluation.estimate.log_prob, alone.estimate.log_prob)
+        assert evaluation.protocol == alone.protocol
 
 
 def test_the_order_of_the_parts_makes_no_other_condition(here):

@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_its_own_normaliser_and_on_its_own_data_alone(here, c
 
 
 def test_several_processes_measure_what_one_does(here):
-    _, settings = made(here, "signals")
+    _, settings = made(here, "vectors")
     assert trained(*settings, "trainer.steps=1") == 0
     how = measuring.How(torch.device("cpu"), batch_size=2)
 

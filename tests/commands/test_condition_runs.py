@@ -239,6 +239,7 @@ def test_parts_that_are_not_there_are_refused_before_a_run_is_made(shared_run, c
         ({"c": np.zeros((N, 2), int)}, "accepted: whole numbers or words"),
         ({"c": np.full((N, 1), -1)}, "accepted: integers from 0"),
         ({"c": np.zeros((N, 2, 3))}, "has 1 sides, and the data 'array' have 0"),
+        ({"c": np.zeros((N, 1, 2, 2), np.uint8)}, "has 2 sides, and the data 'array' have 0"),
     ],
 )
 def test_hostile_arrays_of_conditions_are_refused_in_a_line(here, capsys, arrays, message):

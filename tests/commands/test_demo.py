@@ -25,6 +25,7 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.demo import drawing, images, view
 from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.demo.demo import names
+from diffusion.commands.demo.launch import launched
 from diffusion.commands.demo.page import ANY, Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
@@ -253,6 +254,13 @@ def test_the_command_line_refuses(place, monkeypatch, capsys):
     assert "gradio, which is not installed; pip install 'diffusion[demo]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a..b"])
+def test_a_place_that_cannot_be_listened_at_is_refused(host):
+    """A name that is none, another machine's address, and no name at all; gradio would wait for ever."""
+    with pytest.raises(UserError, match=f"--host, --port: {host}:7860 cannot be listened at"):
+        launched(None, host, 7860)
+
+
 def test_text_from_outside_is_text():
     assert "<script>" not in view.line("<script>") + view.code("<script>") + view.empty("<script>")
 
@@ -260,8 +268,6 @@ def test_text_from_outside_is_text():
 @contextmanager
 def running(models, offered):
     """The page of some models, in a browser."""
-    from diffusion.commands.demo.launch import launched
-
     blocks, url = launched(Page(models, offered, images.Path("samples/demo")), "127.0.0.1", None)
     try:
         assert url.startswith("http://127.0.0.1:")

@@ -10,6 +10,9 @@ from diffusion.commands.app import command
 from diffusion.commands.compare.arguments import parse_compare_arguments
 from diffusion.commands.dispatch import COMMANDS, main
 from diffusion.commands.evaluate.arguments import estimator_options, parse_evaluate_arguments
+from diffusion.commands.preflight import check_sample
+from diffusion.commands.sample.arguments import parse_sample_arguments
+from diffusion.config import load_config
 from diffusion.errors import UserError
 
 # All but those that print the help of train.py and sample.py, and `completion`.
@@ -88,8 +91,19 @@ def test_options_are_typed_and_given_once():
     }
     with pytest.raises(UserError, match="twice"):
         estimator_options(parse_evaluate_arguments(["x", "--draws", "2", "--option", "draws=3"]), "ode", "diffusion")
-    with pytest.raises(UserError, match="'indices' is not set here"):
-        estimator_options(parse_evaluate_arguments(["x", "--option", "indices=3"]), "ode", "diffusion")
+    for name in ("indices", "x", "images_uint8", "model", "error_budget"):  # arguments of what measures
+        with pytest.raises(UserError, match=f"'{name}' is not set here"):
+            estimator_options(parse_evaluate_arguments(["x", "--option", f"{name}=3"]), "ode", "diffusion")
+
+
+def test_counts_have_64_bits_and_an_image_is_no_folder(tmp_path):
+    with pytest.raises(UserError, match=r"--steps: found 10{20}; must be below 2\^63"):
+        parse_sample_arguments(["--steps", str(10**20)])
+    for key in ("trainer.steps", "network.base_channels", "sampling.n"):
+        with pytest.raises(UserError, match=rf"{key}: found 10{{20}}; must be below 2\^63"):
+            load_config("digits", [f"{key}={10**20}"])
+    with pytest.raises(UserError, match="is no file; an image file is accepted"):
+        check_sample(parse_sample_arguments(["--run", "pretrained:digits", "--edit", str(tmp_path)]))
 
 
 def test_compare_takes_its_arguments():

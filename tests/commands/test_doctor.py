@@ -26,7 +26,7 @@ def sampler_checks():
 @pytest.fixture(scope="module")
 def estimator_checks():
     with pytest.MonkeyPatch.context() as patch:  # a smaller sample, with the larger errors that it states
-        for name, value in (("_DATA", 48), ("_DRAWS", 128), ("_STEPS", 200)):
+        for name, value in (("_DATA", 32), ("_DRAWS", 64), ("_STEPS", 100)):
             patch.setattr(estimators, name, value)
         return estimators.check_estimators(CPU)
 

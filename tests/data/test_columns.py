@@ -166,9 +166,9 @@ def test_no_pickle_is_run_for_a_column(tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def packed(folder, kind, target):
+def packed(folder, kind, target, pairs=False):
     """The images of `written` and labels.csv as an archive, in a folder that wraps them, or as shards beside it."""
-    files = sorted(path for path in folder.rglob("*.*") if path.is_file() and "depth" not in path.parts)
+    files = sorted(path for path in folder.rglob("*.*") if path.is_file() and (pairs or "depth" not in path.parts))
     if kind == "zip":
         with zipfile.ZipFile(target, "w") as archive:
             for path in files:
@@ -187,6 +187,29 @@ def packed(folder, kind, target):
                 if path.name != "labels.csv":
                     archive.add(path, path.relative_to(folder).as_posix())
     return target
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_paired_folders_in_an_archive_are_those_of_the_folder(tmp_path, kind):
+    folder, target = written(tmp_path / "folder"), tmp_path / f"x.{kind}"
+    data = load_images("folder", path=packed(folder, kind, target, pairs=True), columns=("depth", "kind"))
+    assert data.num_classes == 2, "the folder of pairs is no class"
+    for split in ("train", "validation", "test"):
+        number = (getattr(data, split)[:, 0, 1, 1].long() - 1) // 7
+        paired = data.columns["depth"][split]
+        assert (paired.values[:, 0, 2, 2].long() - (255 - 7 * number)).abs().max() <= 2
+        assert torch.equal(data.columns["kind"][split].values, (number >= 6).long())
+        assert paired.levels == 256
+    assert load_images("folder", path=target).num_classes == 3, "without being asked for it, it is a class"
+    (folder / "depth" / "a" / "1.jpg").unlink()
+    target.unlink()
+    packed(folder, kind, target, pairs=True)
+    with pytest.raises(UserError, match=r": (faces/)?depth: has no image for a/1\.png") as error:
+        load_images("folder", path=target, columns=("depth",))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"found 'deep'; .*, and .* no folder of that name"):
+        load_images("folder", path=target, columns=("deep",))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "shards"])
@@ -223,7 +246,9 @@ def test_tables_in_archives_that_do_not_fit_are_refused_in_a_line(tmp_path):
     (folder / "labels.csv").write_text("file,age\nb/0.png,1.5\n")
     refused(packed(folder, "tar", tmp_path / "x.tar"), r"x\.tar: labels\.csv: has no line for (a|b)/\d+\.png")
     (folder / "labels.csv").unlink()
-    refused(packed(folder, "tar", tmp_path / "y.tar"), r"found 'age'; .*y\.tar has no labels\.csv")
+    refused(
+        packed(folder, "tar", tmp_path / "y.tar"), r"found 'age'; .*y\.tar has neither a folder 'age' nor a labels\.csv"
+    )
     with tarfile.open(tmp_path / "twice.tar", "w") as archive:
         for i, name in zip((1, 3, 5, 7), ("1.png", "1.png", "2.png", "3.png"), strict=True):
             archive.add(folder / "a" / f"{i}.png", name)

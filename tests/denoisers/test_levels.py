@@ -53,8 +53,8 @@ def test_independent_pixels_against_the_exact_denoiser(schedule):
     """Two channels with priors of their own; a prior in eighths is a finite set with repeated points."""
     counts = torch.tensor([[1, 2, 3, 1, 1], [4, 0, 1, 1, 2]])
     model = LevelDenoiser(Constant((counts.to(F64) / 8).log()), schedule, PLACES, (2, 2, 3))
-    t = schedule.inverse_log_snr(log_snrs(schedule, 9, -6.0, 9.0))
-    x_t = seeded(9, 2, 2, 3)
+    t = schedule.inverse_log_snr(log_snrs(schedule, 5, -6.0, 9.0))
+    x_t = seeded(5, 2, 2, 3)
     for channel, count in enumerate(counts):
         truth = exact.Empirical(PLACES.repeat_interleave(count)[:, None], schedule)
         for i, at in enumerate(t):
@@ -117,11 +117,11 @@ def test_a_fresh_model_is_uniform_over_the_levels():
     x_t, t = seeded(3, 1, 8, 8).float(), f64([0.1, 0.4, 0.8])
     torch.testing.assert_close(dit(x_t, t), unet(x_t, t))
 
-    images = torch.arange(40 * 64).remainder(17).to(torch.uint8).reshape(40, 1, 8, 8)
-    bound = elbo_continuous(unet, Dequantizer(17), images, evaluations=256)
+    images = torch.arange(20 * 64).remainder(17).to(torch.uint8).reshape(20, 1, 8, 8)
+    bound = elbo_continuous(unet, Dequantizer(17), images, evaluations=128)
     # All images have the same truth: which were chosen is no source of error here.
     error = bound.measurement_error
-    assert error < 0.02
+    assert error < 0.04
     assert abs(float(bound.bits_per_dim.mean()) - math.log2(17)) < 4 * error
 
 

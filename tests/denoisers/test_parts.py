@@ -5,6 +5,7 @@ N(A m, (a^2 + s^2) I), so that I(x; c) = d/2 log2(1 + a^2 / s^2) bits.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from diffusion.errors import UserError
 from diffusion.networks import MLP, DiT, UNet
 from diffusion.networks.parts import CLASSES, FIELD, VECTOR, Part
 from diffusion.objectives import Objective, time_distribution, weighting
-from diffusion.schedules import Cosine
+from diffusion.schedules import DDPM, EDM, VE, VP, Cosine, Rectified
 
 D, GAIN, NOISE = 2, 1.5, 0.5
 F64 = torch.float64
@@ -155,19 +156,34 @@ PARTS = (
 )
 
 
-@pytest.mark.parametrize("network", [UNet, DiT])
-def test_a_network_takes_all_parts_and_knows_none_from_all_of_them(network):
+@pytest.mark.parametrize(
+    ("network", "sides", "schedule"),
+    [
+        (UNet, (8, 8), SCHEDULE),
+        (DiT, (8, 8), SCHEDULE),
+        (UNet, (8,), VE()),
+        (DiT, (8,), EDM()),
+        (UNet, (4, 2, 4), Rectified()),
+        (DiT, (4, 2, 4), DDPM()),
+        (MLP, (), VP()),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_network_takes_all_parts_and_knows_none_from_all_of_them(network, sides, schedule):
     torch.manual_seed(0)
-    options = {"base_channels": 8, "multipliers": [1], "blocks": 1, "attention": []} if network is UNet else {
-        "width": 16, "depth": 1, "heads": 2}  # fmt: skip
-    if network is UNet:
-        options["fourier_features"] = [1]
-    net = network(1, image_size=(8, 8), parts=PARTS, **options)
+    coarse = tuple(side // 2 for side in sides)
+    parts = (*PARTS[:2], replace(PARTS[2], sides=coarse)) if sides else PARTS[:2]
+    options = {UNet: {"base_channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "fourier_features": [1]},
+               DiT: {"width": 16, "depth": 1, "heads": 2}, MLP: {"width": 8, "depth": 1}}[network]  # fmt: skip
+    options |= {"image_size": sides} if sides else {}
+    net = network(1 if sides else 3, parts=parts, **options)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
-    model = NetworkDenoiser(net, SCHEDULE, "v", (1, 8, 8), parts=PARTS).eval()
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.6], dtype=F64)
-    whole = {"kind": ["cat", 2], "age": torch.tensor([[20.0], [60.0]]), "map": torch.randn(2, 2, 4, 4)}
+    shape = (1, *sides) if sides else (3,)
+    model = NetworkDenoiser(net, schedule, "v" if network is not DiT else "x", shape, parts=parts).eval()
+    x, t = torch.randn(2, *shape), schedule.inverse_log_snr(torch.tensor([1.0, -1.0], dtype=F64))
+    whole = {"kind": ["cat", 2], "age": torch.tensor([[20.0], [60.0]])}
+    whole |= {"map": torch.randn(2, 2, *coarse)} if sides else {}
     with torch.no_grad():
         found, none = model(x, t, whole), model(x, t)
         assert torch.equal(none, model(x, t, dict.fromkeys(whole)))
@@ -178,8 +194,11 @@ def test_a_network_takes_all_parts_and_knows_none_from_all_of_them(network):
         mixed = model(x, t, {**whole, "kind": torch.tensor([0, 3])})
         torch.testing.assert_close(mixed[0], found[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[1], model(x, t, {**whole, "kind": None})[1], rtol=1e-4, atol=1e-5)
-        fine = whole["map"].repeat_interleave(2, -1).repeat_interleave(2, -2)
-        torch.testing.assert_close(model(x, t, {**whole, "map": fine}), found, rtol=1e-4, atol=1e-5)
+        if sides:
+            fine = whole["map"]
+            for axis in range(2, fine.ndim):
+                fine = fine.repeat_interleave(2, axis)
+            torch.testing.assert_close(model(x, t, {**whole, "map": fine}), found, rtol=1e-4, atol=1e-5)
 
 
 def test_the_scale_of_a_part_is_that_of_its_training():

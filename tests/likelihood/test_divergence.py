@@ -55,11 +55,11 @@ def test_hutchinson_is_unbiased_and_forwards_once(shape):
 def test_variance_law_of_hutchinson():
     """Var v^T A v = 2 sum_{i != j} S_ij^2; nothing for a symmetric part that is diagonal."""
     matrix = seeded(6, 6)
-    probes = random.rademacher(3, torch.arange(1), 0, (20000, 6), 0, torch.float64)
+    probes = random.rademacher(3, torch.arange(1), 0, (5000, 6), 0, torch.float64)
     _, draws = hutchinson_divergence(lambda x: x @ matrix.T, seeded(1, 6), probes)
     symmetric = 0.5 * (matrix + matrix.T)
     variance = 2 * (symmetric.square().sum() - symmetric.diagonal().square().sum())
-    assert float(draws.var()) == pytest.approx(float(variance), rel=0.05)
+    assert float(draws.var()) == pytest.approx(float(variance), rel=0.1)
 
     rotation_and_scale = matrix - matrix.T + torch.diag(seeded(6))
     _, draws = hutchinson_divergence(lambda x: x @ rotation_and_scale.T, seeded(1, 6), probes[:, :50])

@@ -50,12 +50,19 @@ def mean_bits(estimate, values):
     return float((estimate.log_prob - values).mean()) / estimate.nats_per_bit_per_dim
 
 
-@pytest.mark.parametrize("schedule", [VP(), VE(), EDM(), Rectified(), DDPM()], ids=name)
-@pytest.mark.parametrize(
-    "settings",
-    [{"tolerance": 1e-2}, {"solver": "euler", "steps": 30}, {"solver": "heun2", "steps": 20}],
-    ids=["adaptive", "euler", "heun2"],
-)
+ADAPTIVE, EULER, HEUN = {"tolerance": 1e-2}, {"solver": "euler", "steps": 30}, {"solver": "heun2", "steps": 20}
+SOLVES = [
+    pytest.param(schedule, settings, marks=() if quick else pytest.mark.slow, id=f"{name(schedule)}-{solver}")
+    for schedule, chosen in (
+        (VP(), (ADAPTIVE, EULER)), (VE(), (ADAPTIVE, HEUN)), (EDM(), (EULER,)), (Rectified(), (HEUN,)),
+        (DDPM(), (ADAPTIVE,)),
+    )
+    for solver, settings in (("adaptive", ADAPTIVE), ("euler", EULER), ("heun2", HEUN))
+    for quick in (settings in chosen,)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "settings"), SOLVES)
 def test_the_solvers_entry_covers_its_error(schedule, settings):
     """Of few steps, whose errors are 1e-4 to 0.3 bits/dim; and it is not ten times too large where that is sizeable."""
     model = plane(schedule)
@@ -99,7 +106,7 @@ def test_a_figure_that_hangs_on_its_end_says_so():
     dequantizer = Dequantizer(17)
     images = torch.tensor([[3, 9], [9, 3], [14, 14], [0, 16]], dtype=torch.uint8)
     model = Empirical(dequantizer.center(images, torch.float64), VE(sigma_min=0.01))
-    options: dict = {"levels": 17, "draws": 4, "solver": "rk4", "steps": 60, "error_budget": True}
+    options: dict = {"levels": 17, "draws": 2, "solver": "rk4", "steps": 30, "error_budget": True}
     uniform = log_likelihood(model, images, **options)
     truncated = log_likelihood(model, images, dequantization="truncated-normal", **options)
     assert uniform.error_budget["data end"] > 1.0
@@ -111,7 +118,7 @@ def test_the_noises_entries_are_the_deviations_of_repeats(draws, probes):
     """One image 300 times, each with noise of its own: entries, total and split, against the spread of the repeats."""
     model = GaussianMixture(0.4 * seeded(3, 6), torch.full((3,), 0.15).double(), VP())
     image = Dequantizer(9).quantize(model.draw(1, seed=4)).expand(300, -1).contiguous()
-    options: dict = {"levels": 9, "solver": "rk4", "steps": 16, "draws": draws, "probes": probes}
+    options: dict = {"levels": 9, "solver": "rk4", "steps": 8, "draws": draws, "probes": probes}
     estimate = log_likelihood(model, image, error_budget=True, **options)
     assert set(estimate.error_budget) == CAUSES
     spread = estimate.mean().sem

@@ -71,6 +71,9 @@ SAMPLERS = [
     ABM(),
 ]
 
+# Every third sampler, by turns: each meets every schedule and every prediction. The slow tests take the other two.
+by_thirds = pytest.mark.parametrize("third", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+
 # Those whose steps depend on the state in other ways: their law is measured.
 NOT_LINEAR = [PredictorCorrector(), AdaptiveSDE(tolerance=0.5)]
 
@@ -118,13 +121,19 @@ def test_every_sampler_draws_the_data(schedule):
         assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
 
 
+def chosen(some, schedule, prediction, third):
+    """The samplers of a third, for a schedule and a prediction."""
+    return some[(KINDS.index(schedule) + list(PREDICTIONS).index(prediction) + third) % 3 :: 3]
+
+
+@by_thirds
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_of_every_prediction_they_draw_the_same(schedule, prediction):
+def test_of_every_prediction_they_draw_the_same(schedule, prediction, third):
     """To the last digits, on a grid of few times over the whole path, as long as any sampler's memory."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     with torch.no_grad():
-        for sampler in SAMPLERS:
+        for sampler in chosen(SAMPLERS, schedule, prediction, third):
             closed = _law_of_the_exact_denoiser(sampler, schedule, 5)
             torch.testing.assert_close(_law(sampler, model, 5), closed, rtol=1e-6, atol=1e-7)
 
@@ -156,9 +165,10 @@ def test_of_every_prediction_samplers_that_are_not_linear_draw_the_same(schedule
             torch.testing.assert_close(x, closed, rtol=1e-5, atol=1e-5)
 
 
+@by_thirds
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_one_step_is_one_evaluation(schedule, prediction):
+def test_one_step_is_one_evaluation(schedule, prediction, third):
     """x = E[x | x_t], whatever the sampler, from the start of the path and from anywhere on it."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     middle = float(schedule.inverse_log_snr(torch.tensor(0.3, dtype=F64)))
@@ -167,7 +177,7 @@ def test_one_step_is_one_evaluation(schedule, prediction):
         with torch.no_grad():
             x_t = torch.linspace(-2, 2, 5, dtype=F64)[:, None] * float(torch.hypot(*schedule(t)))
             expected = model(x_t, t)
-        for sampler in (*SAMPLERS, *NOT_LINEAR):
+        for sampler in chosen([*SAMPLERS, *NOT_LINEAR], schedule, prediction, third):
             with count_evaluations(model) as counter:
                 x = sample(model, 5, sampler, grid=[start, 0.0], noise=x_t)
             assert counter.rows == 5, sampler

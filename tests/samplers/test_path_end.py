@@ -48,9 +48,15 @@ def floor(end, std=NARROW):
     return std / math.sqrt(std**2 + math.exp(-end))
 
 
-@pytest.mark.parametrize("name", FIXED)
-@pytest.mark.parametrize("end", [None, 14.0])
-def test_of_a_narrow_gaussian_that_is_kept_which_the_end_leaves(name, end):
+# At each end every other sampler; the slow tests take the others there.
+ENDS = [
+    pytest.param(end, name, marks=pytest.mark.slow if (i + j) % 2 else ())
+    for i, end in enumerate((None, 14.0)) for j, name in enumerate(FIXED)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "name"), ENDS)
+def test_of_a_narrow_gaussian_that_is_kept_which_the_end_leaves(end, name):
     expected = floor(9.25 if end is None else end)
     found = [kept(name, VP(), steps, end) / expected for steps in (100, 400)]
     chance = 4.0 / math.sqrt(2 * 64 * DIMENSIONS) if name == DRAWN else 0.0

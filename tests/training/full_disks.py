@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import torch
+from quick_runs import few_points
 
 from diffusion.commands import app, evaluation, report  # noqa: F401  before the fork, for speed
 from diffusion.commands.train import train as training
@@ -28,5 +29,6 @@ def train(arguments):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    few_points.start()
     for line in sys.stdin:
         print(json.dumps(train([*sys.argv[1:], f"runs={line.strip()}"])), flush=True)

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import torch
-from quick_pictures import quick_pictures
+from quick_runs import quick_runs
 
 from diffusion.commands import app
 from diffusion.commands.train import train as training
@@ -140,7 +140,7 @@ def write(kills, seed, folders):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    quick_pictures.start()
+    quick_runs.start()
     commands = [[]]
     for argument in sys.argv[1:]:
         commands += [[]] if argument == "then" else []

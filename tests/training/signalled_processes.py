@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quick_pictures import quick_pictures
+from quick_runs import quick_runs
 from tiny_configs import toy_config
 
 from diffusion.models import DiffusionModel
@@ -32,7 +32,7 @@ from diffusion.training.fit import fit
 from diffusion.training.modules.denoiser import DenoiserModule
 
 OPTIONS = (
-    "trainer.steps=12", "trainer.validate_every=4", "trainer.sample_every=6", "evaluation.batch_size=128",
+    "trainer.steps=12", "trainer.validate_every=4", "trainer.sample_every=6", "evaluation.batch_size=8",
     "evaluation.enabled=false", "sampling.sampler=ode",
 )  # fmt: skip
 SLOWED = 0.2  # seconds an evaluation of the network takes in a grid, so that nobody waits for its end
@@ -102,7 +102,7 @@ def everywhere(value):
 
 def main(folder, strategy, scenes):
     torch.set_num_threads(1)
-    quick_pictures.start()
+    quick_runs.start()
     options = (*OPTIONS, f"trainer.strategy={strategy}")
     fit(toy_config(folder, *options, "name=whole"))
     pids = everywhere(os.getpid())

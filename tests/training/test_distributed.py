@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from quick_pictures import quick_pictures
 from safetensors.torch import load_file
 from tiny_configs import autoencoder_config, toy_config
 from tiny_training import LIGHTNING_WARNINGS
@@ -26,7 +25,7 @@ from diffusion.training.fit import fit
 from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.build import build_module
 
-pytestmark = LIGHTNING_WARNINGS
+pytestmark = [*LIGHTNING_WARNINGS, pytest.mark.usefixtures("quick")]
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6
@@ -52,8 +51,7 @@ def losses(run, key="train/loss"):
 def launch(folder, name, *more):
     said = in_two_processes(folder, "two_processes.py", str(folder), name, *more)
     assert "Warning" not in said[1], said[1]
-    with quick_pictures:
-        return name, fit(config_of(name, folder / "alone")).run, folder
+    return name, fit(config_of(name, folder / "alone")).run, folder
 
 
 @pytest.fixture(scope="module", params=["toy", pytest.param("digits", marks=pytest.mark.slow)])

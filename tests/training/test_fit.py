@@ -24,7 +24,7 @@ from diffusion.training.fit import fit
 from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.denoiser import DenoiserModule
 
-pytestmark = LIGHTNING_WARNINGS
+pytestmark = [*LIGHTNING_WARNINGS, pytest.mark.usefixtures("quick")]
 
 SPEED = "train/images_per_second"  # the one figure that is not a function of the configuration
 CHECKS = ("trainer.validate_every=2", "trainer.checkpoint_every=3")

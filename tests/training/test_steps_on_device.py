@@ -17,8 +17,9 @@ from diffusion.training.distributed.launch import process_options
 from diffusion.training.gradient_guard import TrainingDivergedError
 from diffusion.training.logs.metrics import read_metrics
 
-COMMON = ("trainer.steps=8", "trainer.log_every=50", "trainer.precision=32", "evaluation.enabled=false")
-FIRST, LAST = 2, 7  # the steps between which is counted
+pytestmark = pytest.mark.usefixtures("quick")
+COMMON = ("trainer.steps=5", "trainer.log_every=50", "trainer.precision=32", "evaluation.enabled=false")
+FIRST, LAST = 2, 4  # the steps between which is counted
 
 
 class Anywhere(CPUAccelerator):
@@ -103,7 +104,7 @@ def test_of_data_in_memory_the_batch_is_copied(tmp_path, fit_there, family, copi
 def test_without_float64_there_a_run_ends_as_on_the_cpu(tmp_path, fit_there, monkeypatch, case):
     """With its validations and samples: the networks' steps are taken there, all numbers are on the CPU."""
     own = CASES.get(case, ("toy",))
-    more = ("trainer.validate_every=4", "trainer.sample_every=4", "trainer.steps=4")
+    more = ("trainer.validate_every=3", "trainer.sample_every=3", "trainer.steps=3")
     with monkeypatch.context() as patch:
         patch.setattr(placement, "WITHOUT_FLOAT64", {DEVICE.type})
         run, steps = fit_there(config_of(tmp_path / "there", *own, *more), Validation, float64=False)
@@ -135,7 +136,7 @@ class Validation(Steps):
 @pytest.mark.usefixtures("quick_fit")
 @pytest.mark.parametrize("family", ["digits", "vae", "eae"])
 def test_a_batch_of_validation_waits_for_nothing(tmp_path, fit_there, family):
-    config = config_of(tmp_path, family, "trainer.validate_every=4", "evaluation.batch_size=80")
+    config = config_of(tmp_path, family, "trainer.steps=2", "trainer.validate_every=2", "evaluation.batch_size=80")
     _, steps = fit_there(config, Validation)
     assert steps.counts.pop("operations") > 20
     assert steps.counts == {}, steps.places
@@ -164,7 +165,7 @@ def test_dropped_steps_are_read_together_and_change_nothing(tmp_path, fit_there,
 
     device = Device()
     with device:
-        run = fitting.fit(config_of(tmp_path, "toy"), callbacks=[Weights()]).run
+        run = fitting.fit(config_of(tmp_path, "toy", "trainer.steps=8"), callbacks=[Weights()]).run
         for dropped in (3, 5):
             for a, b in zip(before[dropped], before[dropped + 1], strict=True):
                 assert bool((a == b).all())
@@ -180,4 +181,4 @@ def test_dropped_steps_are_read_together_and_change_nothing(tmp_path, fit_there,
 def test_divergence_is_told_at_the_next_reading_with_weights_that_are_finite(tmp_path, fit_there, monkeypatch):
     _nan_in(monkeypatch, range(3, 100))
     with pytest.raises(TrainingDivergedError, match="11 steps in a row, up to step 13"):
-        fit_there(config_of(tmp_path, "toy", "trainer.steps=40", "trainer.log_every=20"))
+        fit_there(config_of(tmp_path, "toy", "trainer.steps=30", "trainer.log_every=15"))

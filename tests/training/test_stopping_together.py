@@ -15,6 +15,8 @@ import torch
 from test_distributed import in_two_processes
 from tiny_configs import toy_arguments
 
+from diffusion.commands.app import command
+from diffusion.commands.train.train import train
 from diffusion.commands.train.verify_resume import compare
 from diffusion.storage import runs
 from diffusion.storage.checkpoint_files import read_checkpoint
@@ -161,8 +163,7 @@ class Launched:
         return (self.folder / "said").read_text()[-4000:]
 
     def status(self):
-        command = [sys.executable, ROOT / "train.py", *self.arguments, "--status"]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, timeout=120).returncode
+        return command(train, [*self.arguments, "--status"])
 
     def close(self):
         for process in self.started:

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quick_pictures import quick_pictures
+from quick_runs import quick_runs
 from tiny_configs import digits_config, toy_config
 
 from diffusion.processes import end
@@ -39,7 +39,7 @@ def main(folder, name, again):
     from diffusion.training.fit import fit
 
     torch.set_num_threads(1)
-    quick_pictures.start()
+    quick_runs.start()
     for strategy in ("ddp", "sharded"):
         done = fit(config_of(name, folder / strategy, strategy))
         if again:  # what two have saved, two continue

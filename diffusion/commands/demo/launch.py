@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
     Raises:
         UserError: For an address or a port that cannot be had.
     """
+    try:  # gradio waits for ever for a server that cannot begin
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:  # a name that is none
+        where = host if port is None else f"{host}:{port}"
+        raise UserError(f"--host, --port: {where} cannot be listened at ({error}); name another") from error
     gr, blocks = page.gr, page.blocks()
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="md")
     theme.set(**_COLOURS, color_accent="var(--accent)")

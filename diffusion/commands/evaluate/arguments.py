@@ -82,7 +82,7 @@ _DRAWS = {"elbo-discrete": "evaluations", "immse": "evaluations", "iwae": "sampl
 NAMES_OF_DRAWS = ("draws", "evaluations", "samples", "chains")
 _OWN = (
     "condition", "fitted_start", "method", "indices", "progress", "batch_size", "levels", "cond", "seed", "tolerance",
-    "probes",
+    "probes", "self", "x", "model", "images_uint8", "error_budget", "target_error",
 )  # fmt: skip
 
 

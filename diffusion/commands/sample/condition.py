@@ -7,6 +7,7 @@ part, and of images where it has one field.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def _value(model: DiffusionModel, part: Part, text: str, mask: str | None) -> Te
     except ValueError:
         kind = "a file that is not there" if Path(text).suffix else "no numbers"
         raise UserError(f"{OPTION}: {part}: found '{text}', {kind}; accepted: numbers with commas, or x.npy") from None
-    return _checked(part, numbers, text)
+    return _checked(part, _made_of(model, part, numbers, text, mask), text)
 
 
 def _checked(part: Part, value: Any, text: str) -> Tensor:
@@ -141,11 +142,14 @@ def _made_of(model: DiffusionModel, part: Part, array: Any, text: str, mask: str
         return array
     whole = array if array.ndim > len(shape) else array[None]
     if tuple(whole.shape[1:]) != shape or not whole.is_floating_point():
+        if part.name == MASK and mask is not None and tuple(whole.shape[1:]) != shape:
+            found = " x ".join(map(str, array.shape[array.ndim > len(shape) :]))
+            raise UserError(f"{OPTION}: {text} is {found}; needs {' x '.join(map(str, shape))} numbers next to --mask")
         return array
     if part.name == MASK:
         if mask is None:
             raise UserError(f"{OPTION}: {part} needs --mask, x.npy that is not 0 where {text} is to be filled in")
-        return masked(whole, _known_part(mask, shape, part), part.mean[:-1])
+        return masked(whole, _known_part(mask, shape, part), part.mean[: shape[0]])
     function = function_of(part.name)
     assert function is not None
     print(f"{OPTION}: {text}: is whole, and '{part.name}' of it is taken", file=sys.stderr)
@@ -153,15 +157,16 @@ def _made_of(model: DiffusionModel, part: Part, array: Any, text: str, mask: str
 
 
 def _known_part(mask: str, shape: tuple[int, ...], part: Part) -> Tensor:
-    """Where data of this shape are known, (1, 1, *sides): by an array of their sides, or a picture."""
+    """Where data of this shape are known, (1, 1, *sides) or (1, D): by an array of these sides, or a picture."""
     if Path(mask).suffix.lower() != ARRAY_ENDING and len(shape) == 3:
         return known_part(mask, shape).float()[None]
-    filled = _array(mask, part, "--mask")
-    filled = filled if filled.ndim < len(shape) else filled.reshape(filled.shape[-len(shape) + 1 :])
-    if tuple(filled.shape) != shape[1:] or not bool(filled.any()):
+    filled, sides = _array(mask, part, "--mask"), shape[1:] or shape
+    if math.prod(filled.shape[: -len(sides)]) == 1:
+        filled = filled.reshape(filled.shape[-len(sides) :])
+    if tuple(filled.shape) != sides or not bool(filled.any()):
         found = " x ".join(map(str, filled.shape))
-        raise UserError(f"--mask: {mask} is {found}; needs {' x '.join(map(str, shape[1:]))}, not 0 somewhere")
-    return (filled == 0).float()[None, None]
+        raise UserError(f"--mask: {mask} is {found}; needs {' x '.join(map(str, sides))}, not 0 somewhere")
+    return (filled == 0).float().reshape(*(1,) * (len(shape) + 1 - len(sides)), *sides)
 
 
 def _array(text: str, part: Part, option: str = OPTION) -> Any:

@@ -27,7 +27,10 @@ from .tar_shards import read_member
 _MOST_BYTES = 2**28  # of labels.csv
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, csv.Error, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 _Found = tuple[str, str, int, Callable[[], bytes]]  # of a table: its name, its folder, its size, its bytes
-_ACCEPTED = "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, (N, C, *sides) for a field"
+_ACCEPTED = (
+    "accepted: whole numbers or words (N,) for classes, floats (N, d) for a vector, floats (N, C, *sides) or uint8 "
+    "images for a field"
+)
 
 
 def of_arrays(
@@ -87,8 +90,9 @@ def of_folder(
     notes_of: Callable[[Decoded], list[str]],
     levels: int,
     classes: Callable[..., tuple],
+    pairs: Pairs | None = None,
 ) -> tuple[tuple[Column, ...], list[str]]:
-    """The columns of these names, for these images: from labels.csv, and of a folder from folders of the same names.
+    """The columns of these names, for these images: from labels.csv, and from folders of images of the same names.
 
     Args:
         root: The folder, or a zip or tar file with labels.csv in it.
@@ -98,6 +102,7 @@ def of_folder(
         notes_of: What is reported of images that were read.
         levels: Their levels.
         classes: As `of_arrays`.
+        pairs: Of an archive: the folders in it.
 
     Returns:
         The columns, and what was guessed or left out, a line each.
@@ -106,9 +111,10 @@ def of_folder(
         UserError: For a name that is neither, and an image without a value.
     """
     found, notes, table = [], list[str](), None
+    pairs = _pairs_of_folder(root, names) if pairs is None else pairs
     for name in names:
-        if (root / name).is_dir():
-            decoded = decode(_paired(root, name, files, notes))
+        if name in pairs.of:
+            decoded = decode(_paired(pairs, name, files, notes))
             assert isinstance(decoded.images, torch.Tensor)
             found.append(Column(name, FIELD, decoded.images, decoded.images.shape[1], (), levels))
             notes += [f"{name}: {note}" for note in notes_of(decoded)]
@@ -119,32 +125,90 @@ def of_folder(
     return tuple(found), list(dict.fromkeys(notes))
 
 
-def _paired(root: Path, name: str, files: Sequence[ImageFile], notes: list[str]) -> list[ImageFile]:
+@dataclass(frozen=True)
+class Pairs:
+    """The images of folders that are called as columns are.
+
+    Args:
+        where: What begins the name of each folder in messages.
+        start: What begins the description of each image of the data, up to its place.
+        of: By column: each image by its place in the folder.
+    """
+
+    where: str
+    start: str
+    of: Mapping[str, Mapping[str, ImageFile]]
+
+    def place(self, file: ImageFile) -> str:
+        """Where an image of the data is."""
+        return file.described.replace("\\", "/").removeprefix(self.start)
+
+
+def _pairs_of_folder(root: Path, names: Sequence[str]) -> Pairs:
+    found: dict[str, dict[str, ImageFile]] = {}
+    for name in names:
+        if (folder := root / name).is_dir():
+            images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS and path.is_file())
+            found[name] = {
+                path.relative_to(folder).as_posix(): ImageFile(path.name, str(path), path.read_bytes)
+                for path in images
+                if not path.name.startswith(".")
+            }
+    return Pairs(f"{root}/", f"{root.as_posix()}/", found)
+
+
+def pairs_of_archive(archive: Path, files: Sequence[ImageFile], names: Sequence[str]) -> tuple[list[ImageFile], Pairs]:
+    """The images of a zip or tar file that are data, and those in folders that are called as columns.
+
+    The folders are in the one that holds all images, as that of the data is.
+
+    Args:
+        archive: The file.
+        files: All its images.
+        names: Of the columns.
+    """
+    start = f"{archive}: "
+    members = [PurePosixPath(file.described.removeprefix(start).replace("\\", "/")) for file in files]
+    parents = [member.parts[:-1] for member in members]
+    depth = next(
+        (i for i, level in enumerate(zip(*parents, strict=False)) if len(set(level)) > 1), min(map(len, parents))
+    )
+    inside = "".join(f"{folder}/" for folder in parents[0][:depth])
+    own, of = [], dict[str, dict[str, ImageFile]]()
+    for file, member in zip(files, members, strict=True):
+        first, *rest = member.parts[depth:]
+        if rest and first in names:
+            of.setdefault(first, {})["/".join(rest)] = file
+        else:
+            own.append(file)
+    return own, Pairs(f"{start}{inside}", f"{start}{inside}", of)
+
+
+def _paired(pairs: Pairs, name: str, files: Sequence[ImageFile], notes: list[str]) -> list[ImageFile]:
     """The images of the folder `name` that have the names of those of the data, or else their names but for the ending.
 
     Each is of one image of the data.
     """
-    folder = root / name
-    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in ENDINGS and path.is_file() and not path.name.startswith("."):
-            by_stem[path.relative_to(folder).with_suffix("").as_posix()].append(path)
-    chosen, places = [], dict[Path, str]()
+    where, images = f"{pairs.where}{name}", pairs.of[name]
+    by_stem: defaultdict[str, list[str]] = defaultdict(list)
+    for place in images:
+        by_stem[PurePosixPath(place).with_suffix("").as_posix()].append(place)
+    chosen, places = [], dict[str, str]()
     for file in files:
-        place = _place(root, file)
+        place = pairs.place(file)
         alike = by_stem.get(PurePosixPath(place).with_suffix("").as_posix(), [])
-        found = [path for path in alike if path == folder / place] or alike
+        found = [other for other in alike if other == place] or alike
         if not found:
-            raise UserError(f"{folder}: has no image for {place}; each image needs one of the same name")
+            raise UserError(f"{where}: has no image for {place}; each image needs one of the same name")
         if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise UserError(f"{folder}: has {len(found)} images for {place}: {names}; needs one, or {place} itself")
-        path = found[0]
-        if (other := places.setdefault(path, place)) != place:
-            raise UserError(f"{path}: is that of {other} and of {place}; each image needs one of its own")
-        chosen.append(replace(file, described=str(path), read=path.read_bytes))
-    if more := sum(map(len, by_stem.values())) - len(places):
-        notes.append(f"{name}: {more:,} of its {more + len(places):,} images have the name of no image of the data")
+            listed = ", ".join(PurePosixPath(other).name for other in found)
+            raise UserError(f"{where}: has {len(found)} images for {place}: {listed}; needs one, or {place} itself")
+        if (other := places.setdefault(found[0], place)) != place:
+            raise UserError(f"{where}/{found[0]}: is that of {other} and of {place}; each image needs one of its own")
+        paired = images[found[0]]
+        chosen.append(replace(file, described=paired.described, read=paired.read))
+    if more := len(images) - len(places):
+        notes.append(f"{name}: {more:,} of its {len(images):,} images have the name of no image of the data")
     return chosen
 
 
@@ -161,8 +225,7 @@ def _table(root: Path, name: str) -> _Table:
     """The table of a folder or an archive."""
     found = _in_archive(root) if root.is_file() else _in_folder(root)
     if found is None:
-        neither = f"neither a folder '{name}' nor a {LABELS_FILE}" if root.is_dir() else f"no {LABELS_FILE}"
-        raise UserError(f"denoiser.condition: found '{name}'; {root} has {neither}")
+        raise UserError(f"denoiser.condition: found '{name}'; {root} has neither a folder '{name}' nor a {LABELS_FILE}")
     where, folder, size, read = found
     try:
         if size > _MOST_BYTES:

@@ -26,7 +26,7 @@ from .alike import EIGHT_BITS, Alike, EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
-from .columns import of_folder
+from .columns import of_folder, pairs_of_archive
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
@@ -75,7 +75,13 @@ def load_files(
     passed.left_out = columns
     with ExitStack() as stack:
         try:
-            parts = _split_parts(path, _list_images(path, stack, passed))
+            files, pairs = _list_images(path, stack, passed), None
+            if columns and path.is_file():
+                files, pairs = pairs_of_archive(path, files, columns)
+                if not files:
+                    raise UserError(f"data.path: {path} holds no images but those in {listed(sorted(pairs.of))}")
+                files = _unwrap(files)
+            parts = _split_parts(path, files)
         except PermissionError as error:
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
@@ -95,17 +101,17 @@ def load_files(
         opacity = how.every and decoded.images.shape[1] in (2, 4) and has_opacity(files[decoded.kept[0]].read)
         if how.whole and not decoded.seen.tops:
             raise EightBitsError(f"data.levels: found 'all'; no file of {path} has more than 8 bits; leave it out")
-    if decoded.skipped:
-        skipped = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
-        warnings.warn(skipped, stacklevel=2)
-        kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
-        files, counts = [files[row] for row in decoded.kept], kept
-    read = ()
-    if columns:
-        alike = partial(decode_all, size=size, how=replace(how, every=False))
-        notes_of = partial(_of_files, bits=how.bits)
-        read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes)
-        notes += more
+        if decoded.skipped:
+            skipped = f"data.path: {len(decoded.skipped)} file(s) skipped; the first: {decoded.skipped[0]}"
+            warnings.warn(skipped, stacklevel=2)
+            kept = {name: len(set(span) & set(decoded.kept)) for name, span in _ranges(counts).items()}
+            files, counts = [files[row] for row in decoded.kept], kept
+        read = ()
+        if columns:
+            alike = partial(decode_all, size=size, how=replace(how, every=False))
+            notes_of = partial(_of_files, bits=how.bits)
+            read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
+            notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
     return RawImages(
