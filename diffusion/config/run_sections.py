@@ -234,10 +234,10 @@ class Config(Section):
             raise UserError(f"ema.widths: found {show(list(self.ema.widths))}; with trainer.lora: []")
         if self.schedule.name == self.objective.weighting == "learned":
             raise UserError("objective.weighting: found 'learned'; schedule.name 'learned' takes elbo or likelihood")
-        asked = ", ".join(name for name in self.denoiser.condition if name != "label")
-        if asked and self.data.name in TOY_SETS:
+        named = ", ".join(name for name in self.denoiser.condition if name != "label")
+        if named and self.data.name in TOY_SETS:
             raise UserError(
-                f"denoiser.condition: found {asked}; draws of '{self.data.name}' have none; accepted: images, or draws "
+                f"denoiser.condition: found {named}; draws of '{self.data.name}' have none; accepted: images, or draws "
                 "that are saved as an array (data.name=array)"
             )
         for section, name, families in self.foreign():

@@ -142,7 +142,8 @@ def _kind_of_table(values: Tensor) -> str:
     """
     if values.ndim != 1 or len(values) < 2 or not bool(values[0] > values[-1]) or bool((values < 0.5).all()):
         return "betas"
-    if bool(values[0] >= 0.9) and bool(values[-1] < 0.5):
+    # alphas = 1 - betas of a cosine are near 1 for longer
+    if bool(values[0] >= 0.9) and bool(values[-1] < 0.5) and bool(values[len(values) // 2] < 0.9):
         return "alphas_cumprod"
     raise UserError(
         f"path: found a table that falls from {float(values[0]):.4g} to {float(values[-1]):.4g}, which may be betas, "

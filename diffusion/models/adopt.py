@@ -128,6 +128,8 @@ class AdoptedModel(DiffusionModel):
         steps, grid = made["steps"], made["grid"]
         if self.own_grid != grid or not isinstance(levels, Levels) or made.get("log_snr_end") is not None:
             return {}
+        if steps > levels.steps:  # its own sampler has no such levels; the grid between them has
+            return {}
         count, offset = levels.steps, self.steps_offset if grid == "leading" else 0
         drawn = levels_drawn(count, steps, grid, offset)
         if drawn[0] > count - 1:  # all levels have none above them

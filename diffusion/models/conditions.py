@@ -52,7 +52,7 @@ def masked(x: Tensor, known: Tensor, mean: Sequence[float] = (0.0,)) -> Tensor:
     return torch.cat((torch.where(known > 0, x, hidden), known.to(x.dtype)), 1)
 
 
-def known_part(shape: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
+def known_at_random(shape: Sequence[int], seed: int, keys: Tensor, step: int) -> Tensor:
     """Where data of a shape are known at random, 1 or 0: (B, 1, *sides), of vectors (B, D)."""
     return rectangles(shape[1:], seed, keys, step) if len(shape) > 1 else some_entries(shape[0], seed, keys, step)
 
@@ -199,7 +199,7 @@ class Conditions:
             x = x if self.data.levels is None else Dequantizer(self.data.levels).center(x)
             if (function := function_of(part.name)) is not None:
                 return function(x)
-            return masked(x, known_part(x.shape[1:], seed, keys, step).to(x.device), part.mean[: x.shape[1]])
+            return masked(x, known_at_random(x.shape[1:], seed, keys, step).to(x.device), part.mean[: x.shape[1]])
         found = self._values(part.name, split, rows.device)[rows]
         levels = None if part.name == LABEL else self.data.columns[part.name][split].levels
         if part.kind != FIELD:

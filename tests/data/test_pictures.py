@@ -103,7 +103,9 @@ def test_numbers_of_any_shape_and_units_are_shown(shape):
     plain = np.asarray(pictures.samples_picture(x, continuous=True))
     assert plain.ndim in (2, 3)
     assert len(np.unique(plain)) > 10
-    if len(shape) > 2:  # charts have their units on an axis
+    if shape in ((5,), (3, 16)):  # charts have their units on an axis
+        assert len(np.unique(np.asarray(pictures.samples_picture(1e6 * x, continuous=True)))) > 10
+    if len(shape) > 2:
         assert np.array_equal(plain, np.asarray(pictures.samples_picture(1e6 * x, continuous=True)))
         assert plain.min() == 0, "the lowest hundredth is black"
         assert not np.array_equal(plain, np.asarray(pictures.samples_picture(-x, continuous=True)))

@@ -299,6 +299,7 @@ REFUSED = [
     ({"path": (lambda t: 1 - t, 0.5)}, r"path: found function, float; needs two functions"),
     ({"path": [0.1, 2.0]}, r"path: found betas of shape"),
     ({"path": [0.9999, 0.99, 0.98]}, r'path: found a table that falls from 0.9999 to 0.98, .*path={"betas": table} or'),
+    ({"path": [0.9999, 0.999, 0.998, 0.99, 0.9, 0.4]}, r"path: found a table that falls from 0.9999 to 0.4, which may"),
     ({"path": [0.7, 0.3, 0.1]}, r"path: found a table that falls from 0.7 to 0.1, which may be betas, alphas or"),
     ({"path": ["a", "b"]}, r"path: found \['a', 'b'\]; accepted: ddpm, "),
     ({"time": lambda t: None}, r"time: the function failed on a tensor of times of shape \(B,\)"),

@@ -110,6 +110,7 @@ def test_the_offset_of_steps_is_theirs(tmp_path, monkeypatch):
     torch.testing.assert_close(times[:-1] * 100 - 1, scheduler.timesteps.float(), rtol=0, atol=1e-4)
     torch.testing.assert_close(ours, their_draw(network, scheduler, noise, fresh, 10), rtol=1e-4, atol=1e-4)
     assert model.sampling_settings({"steps": 100})["grid"] == "leading", "no level is above the last"
+    assert model.sampling_settings({"steps": 101})["grid"] == "leading", "there are no more levels: times between them"
     assert model.sampling_settings({"steps": 10, "grid": "leading"})["grid"] == "leading"
 
 

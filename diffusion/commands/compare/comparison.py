@@ -132,11 +132,11 @@ def of_other_images(found: Mapping[str, Sequence[Evaluation]], compared: Sequenc
         for e in evaluations:
             if e.protocol.data["split"] == split and is_own(e) and (name, e.protocol.method) not in there:
                 left.setdefault((name, e.protocol.method), set()).add(int(e.protocol.data["images"]))
-    return [
-        f"{name} {method}: left out, its figures are of {' and '.join(f'{count:,}' for count in sorted(counts))} images, "
-        "not of these"
-        for (name, method), counts in left.items()
-    ]
+    lines = []
+    for (name, method), counts in left.items():
+        listed = " and ".join(f"{count:,}" for count in sorted(counts))
+        lines.append(f"{name} {method}: left out, its figures are of {listed} images, not of these")
+    return lines
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _latent(device: torch.device) -> list[Check]:
     low, high = float(sides.lower.mean()), float(sides.upper.mean())
     errors = [float(error.square().sum().sqrt()) / _DATA for error in (sides.lower_error, sides.upper_error)]
     passed = low - _SIGMAS * errors[0] <= mean <= high + _SIGMAS * errors[1]
-    expected = f"{mean:.4f} ± {_SIGMAS * max(errors):.1g}"
+    expected = f"around {mean:.4f} ± {_SIGMAS * max(errors):.1g}"
     return [*made, Check(GROUP, "ais, from both sides", "means, nats", f"{low:.4f} to {high:.4f}", expected, passed)]
 
 

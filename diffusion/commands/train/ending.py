@@ -85,7 +85,6 @@ class Results:
 
 def _mirror(mirror: WandbMirror, results: Results) -> None:
     """Send what was found to W&B, and close it."""
-
     for name, estimate in list(results.estimates.items())[:1]:
         mirror.summarise({**evaluation.summary(estimate), "eval/estimator": name})
     for name, estimate in results.estimates.items():
@@ -99,7 +98,6 @@ def _mirror(mirror: WandbMirror, results: Results) -> None:
 
 def _print_results(done: Fit, config: Config, model: TrainedModel, results: Results, seconds: float) -> None:
     """Print the tables, where everything is, and the next command."""
-
     console, estimates = terminal.console(), results.estimates
     console.print()
     if estimates:

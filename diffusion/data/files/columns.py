@@ -173,6 +173,8 @@ def pairs_of_archive(archive: Path, files: Sequence[ImageFile], names: Sequence[
     depth = next(
         (i for i, level in enumerate(zip(*parents, strict=False)) if len(set(level)) > 1), min(map(len, parents))
     )
+    if not any(folders[depth:] and folders[depth] in names for folders in parents):  # all are in a column's folder
+        depth = next((i for i, folder in enumerate(parents[0][:depth]) if folder in names), depth)
     inside = "".join(f"{folder}/" for folder in parents[0][:depth])
     own, of = [], dict[str, dict[str, ImageFile]]()
     for file, member in zip(files, members, strict=True):

@@ -34,6 +34,7 @@ from .fitting import Size, channels_first, resize_and_crop, resize_levels, room_
 
 CHUNK, _SHARE = 1024, 16  # files decoded before the next are looked at, and by a thread at a time
 Progress = Callable[[int, int], None]
+_room = partial(room_for, instead="a smaller size, or data.cache=FOLDER on a disk with room,")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def decode_all(
     size: Size | None = None,
     progress: Progress | None = None,
     skip: bool = False,
-    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = room_for,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] = _room,
     how: Alike = EIGHT_BITS,
 ) -> Decoded:
     """Decode all files, in threads, into one tensor; three channels if any file is in colour, else one.

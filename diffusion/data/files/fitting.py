@@ -87,8 +87,8 @@ def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
     return fit(image)
 
 
-def room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for images (N, C, H, W), not yet filled.
+def room_for(shape: tuple[int, ...], dtype: torch.dtype, instead: str = "a smaller size") -> Tensor:
+    """Memory for images (N, C, H, W), not yet filled; `instead` says what else would do.
 
     Raises:
         UserError: Where the machine has less: the system would end a process that fills it, without a word.
@@ -98,7 +98,7 @@ def room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         count, channels, height, width = shape
         raise UserError(
             f"data.size: {count:,} images of {channels} x {height} x {width} take {needed / 2**30:,.0f} GiB of memory, "
-            f"and this machine has {there / 2**30:,.0f}; a smaller size, or data.cache=FOLDER on a disk with room"
+            f"and this machine has {there / 2**30:,.0f}; {instead} would do"
         )
     return torch.empty(shape, dtype=dtype)
 
@@ -111,8 +111,11 @@ def resize_arrays(images: Integer[Tensor, " n c h w"], size: Size | None, levels
     if images.shape[1] not in (1, 3):
         return torch.cat([resize_arrays(band, fit, levels) for band in images.split(1, dim=1)], dim=1)
     if levels > 256:
-        rows = [resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1) for image in images]
-        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+        resized = room_for((len(images), images.shape[1], fit.height, fit.width), images.dtype)
+        for row, image in enumerate(images):
+            array = resize_levels(image.permute(1, 2, 0).numpy(), size, levels - 1)
+            resized.numpy()[row] = channels_first(array)
+        return resized
     resized = room_for((len(images), images.shape[1], fit.height, fit.width), torch.uint8)
     for row, image in enumerate(images):
         array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()

@@ -29,7 +29,7 @@ _SAID = ("network", "options", "conventions", "sampling")
 
 
 @contextmanager
-def _told_of(source: str) -> Iterator[None]:
+def _naming(source: str) -> Iterator[None]:
     """Within the block, errors name the file or folder that they are about."""
     try:
         yield
@@ -75,7 +75,7 @@ class Known:
             UserError: For weights that are not the network's, and conventions that do not fit together.
         """
         source = str(source)
-        with _told_of(source):
+        with _naming(source):
             return self._model(self._built(source), source, config, facts, step)
 
     def untrained(self, config: Config, facts: DataFacts) -> AdoptedModel:
@@ -85,7 +85,7 @@ class Known:
             UserError: As `model`.
         """
         source = str(config.trainer.start)
-        with _told_of(source):
+        with _naming(source):
             return self._model(self._network(source)(), source, config, facts, 0)
 
     def _model(
