@@ -127,7 +127,7 @@ def path_of(given: Any) -> Path:
         with suppress(*REFUSED):
             values = as_tensor(given)
         if values is not None:
-            return _of_mapping({_kind_of_table(values): values})
+            return _of_mapping({_kind_of_table(values): given})  # a list keeps its float64
     raise UserError(
         f"path: found {described(given)}; accepted: {', '.join(PATHS)}, a schedule, a table of betas or "
         "alphas_cumprod, or two functions (alpha, sigma)"

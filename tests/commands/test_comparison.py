@@ -6,7 +6,13 @@ from made_evaluations import estimate, evaluation, normal
 from scipy import stats
 
 from diffusion.commands.compare import exports, tables
-from diffusion.commands.compare.comparison import common_images, gaps, paired_difference, welch_difference
+from diffusion.commands.compare.comparison import (
+    common_images,
+    gaps,
+    of_other_images,
+    paired_difference,
+    welch_difference,
+)
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import between, group, leader
 from diffusion.commands.evaluate.given import gain
@@ -112,6 +118,11 @@ def test_runs_are_compared_on_the_largest_set_that_all_have():
     assert [(e.model["run"], e.protocol.data["sha256"]) for e in common_images(found, "test")] == [
         ("x", "l"),
         ("y", "l"),
+    ]
+    assert of_other_images(found, common_images(found, "test")) == [], "each has a figure of this estimator"
+    others = {**found, "y": [*found["y"], evaluation("y", small, data="s", method="elbo")]}
+    assert of_other_images(others, common_images(others, "test")) == [
+        "y elbo: left out, its figures are of 5 images, not of these"
     ]
     with pytest.raises(UserError, match="x: its train images are not measured"):
         common_images(found, "train")

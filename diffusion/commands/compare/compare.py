@@ -26,7 +26,7 @@ from ..table import Table
 from ..terminal import console, note_replaced, print_next, print_places, say
 from . import exports, figures, page, tables
 from .classical import classical_rows
-from .comparison import common_images, gaps, is_of_first_images
+from .comparison import common_images, gaps, is_of_first_images, of_other_images
 from .content import Content, name_of
 from .curves import pair_curves
 from .groups import APART, group, leader
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     evaluations = common_images(found, options.split, lambda e: e.protocol.name in old)
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
-    ranked, left_out = {}, []
+    ranked, left_out = {}, of_other_images(found, evaluations)
     if options.baselines:
         data = load_images_of(subjects[0], options.data)
         whole, rows = getattr(data, options.split), rows_of(identity)
@@ -63,11 +63,11 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"compare: the {options.split} images of '{data.name}' are not those that were measured")
         ranked = _ranked(evaluations, data, options.split)
         bar = ProgressBar()
-        classical, left_out = classical_rows(
+        classical, too_large = classical_rows(
             out / "classical", data, images, identity, lambda name: partial(bar.named, f"fitting: {name}")
         )
         bar.close()
-        evaluations = evaluations + classical
+        evaluations, left_out = evaluations + classical, left_out + too_large
     new = {n: [e for e in kept if e.protocol.name not in old] for n, kept in found.items()}
     content = replace(_content(evaluations, new), left_out=left_out)
     charts = _charts(content, found)

@@ -124,6 +124,21 @@ def common_images(
     ]
 
 
+def of_other_images(found: Mapping[str, Sequence[Evaluation]], compared: Sequence[Evaluation]) -> list[str]:
+    """A line for each estimator of a run that has figures of the split, but none of the images that are compared."""
+    split, there = compared[0].protocol.data["split"], {(e.model["run"], e.protocol.method) for e in compared}
+    left: dict[tuple[str, str], set[int]] = {}
+    for name, evaluations in found.items():
+        for e in evaluations:
+            if e.protocol.data["split"] == split and is_own(e) and (name, e.protocol.method) not in there:
+                left.setdefault((name, e.protocol.method), set()).add(int(e.protocol.data["images"]))
+    return [
+        f"{name} {method}: left out, its figures are of {' and '.join(f'{count:,}' for count in sorted(counts))} images, "
+        "not of these"
+        for (name, method), counts in left.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Gap:
     """What a model loses on test images compared with training images.
