@@ -6,6 +6,7 @@ a stochastic one (`diffusion.samplers.affine_law`).
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -99,6 +100,18 @@ NOISELESS_SDE: list[Sampler] = [
 
 # The data of the fixtures. The mean is not 0 and the deviation not 1, so that no error cancels by symmetry.
 MEAN, STD = 0.7, 0.4
+
+
+def by_turns(ones, others, every: int = 2, first: int = 0) -> list:
+    """The pairs of two lists for `parametrize`: all but each `every`-th are slow tests.
+
+    In the quick ones each of the one list meets an `every`-th of the other; `first`, below `every`, says which.
+    """
+    return [
+        pytest.param(one, other, marks=[] if (i + j) % every == first else [pytest.mark.slow])
+        for i, one in enumerate(ones)
+        for j, other in enumerate(others)
+    ]
 
 
 def name(thing: object) -> str:

@@ -49,7 +49,7 @@ def tradeoff(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, monkeypatch):
+def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, quick_tuning, monkeypatch):
     """A budget is its steps, from 2 to 10; it is fitted once, whatever the grid of the others."""
     monkeypatch.setattr(fit, "_ROWS", 64)
     argv = (EXACT, "--samplers", "adams", "fitted", "--budgets", "3", "20", "--n", "32", "--grid", "auto")
@@ -63,11 +63,19 @@ def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, monkeypat
     assert tradeoff(*argv)[0] == 0, "kept"
 
 
+@pytest.fixture(scope="module")
+def folder_of_all(tmp_path_factory):
+    """Where the accurate solution is kept for every sampler."""
+    return tmp_path_factory.mktemp("cells")
+
+
 @pytest.mark.parametrize("name", samplers.names())
-def test_a_cell_costs_no_more_than_its_budget(name, bench):
+def test_a_cell_costs_no_more_than_its_budget(name, bench, folder_of_all, monkeypatch):
+    monkeypatch.chdir(folder_of_all)
     made = bench("--n", "8")
-    for cell in plan([name], [5, 10])[0][:2]:
+    for count, cell in enumerate(plan([name], [5, 10])[0][:2], 1):
         found = made.measured(cell)
+        assert made.fresh == count
         assert found.failure is None
         sampler = samplers.build(name)
         if sampler.is_adaptive:

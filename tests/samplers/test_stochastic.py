@@ -10,6 +10,7 @@ from laws import (
     MEAN,
     SCHEDULES,
     STD,
+    by_turns,
     f64,
     gaussian,
     gaussian_law,
@@ -45,8 +46,7 @@ def _run(sampler, schedule, grid=None):
     return x_1, grid, sampler.sample(mixture(schedule), x_1, grid, _noise)
 
 
-@every_schedule
-@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("eta", "schedule"), by_turns([0.0, 0.7, 1.0], SCHEDULES), ids=name)
 def test_second_order_is_sde_dpm_solver_pp_2m(schedule, eta):
     """The paper's eq. 18 in half log-SNR, for any eta; on an uneven grid."""
     grid = times(schedule, 60, -6.0, 6.0)[[0, 2, 5, 9, 14, 19, 25, 30, 33, 40, 50, 59]]
@@ -66,7 +66,7 @@ def test_second_order_is_sde_dpm_solver_pp_2m(schedule, eta):
 @every_schedule
 def test_without_noise_it_is_dpm_solver_pp(schedule):
     """In the paper's form of the second weight, (1 - exp(-h)) / 2; the deterministic sampler's may be the exact one."""
-    counts = [20, 40, 80]
+    counts = [20, 80]
     differences = []
     for steps in counts:
         grid = times(schedule, steps + 1, -4.0, 4.0)
@@ -76,8 +76,7 @@ def test_without_noise_it_is_dpm_solver_pp(schedule):
     assert max(differences) < 1e-8 or slope(counts, differences) > 1.6
 
 
-@every_schedule
-@pytest.mark.parametrize("eta", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize(("eta", "schedule"), by_turns([0.0, 1.0, 1.5], SCHEDULES), ids=name)
 def test_sa_solver_without_corrector_is_sde_dpm_solver_pp_2m(schedule, eta):
     expected = _run(ExponentialSDE(eta), schedule)[2]
     torch.testing.assert_close(_run(SASolver(eta, 2, 0), schedule)[2], expected, **CLOSE)
@@ -95,12 +94,11 @@ def test_dpm_solver_sde_with_noise_of_its_halves_is_a_step_with_the_whole(schedu
     torch.testing.assert_close(one, other, **CLOSE)
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize(("predictor", "corrector"), [(2, 1), (3, 2), (3, 3)])
-def test_order_of_the_law_of_sa_solver(predictor, corrector, eta):
+@pytest.mark.parametrize(("memory", "eta"), by_turns([(2, 1), (3, 2), (3, 3)], [0.5, 1.0, 1.7]), ids=name)
+def test_order_of_the_law_of_sa_solver(memory, eta):
     """2; the error of the corrected solver is small and changes its sign, so that fine grids are needed to see it."""
-    sampler, schedule = SASolver(eta, predictor, corrector), VP()
-    counts, errors = [128, 256, 512], []
+    sampler, schedule = SASolver(eta, *memory), VP()
+    counts, errors = [128, 512], []
     for steps in counts:
         grid = times(schedule, steps + 1, -3.0, 1.0)
         mean, variance = gaussian_law(schedule, grid[0])
@@ -114,7 +112,7 @@ def test_order_of_the_law_of_sa_solver(predictor, corrector, eta):
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (2, 1), (2, 2), (3, 3)])
 def test_order_of_sa_solver_without_noise(predictor, corrector):
     """At least the declared one: the error of the first step, which limits it, is small."""
-    sampler, schedule, counts, errors = SASolver(0.0, predictor, corrector), VP(), [64, 128, 256], []
+    sampler, schedule, counts, errors = SASolver(0.0, predictor, corrector), VP(), [64, 256], []
     for steps in counts:
         grid = times(schedule, steps + 1, -3.0, 1.0)
         x_1 = f64([[-1.5], [2.0]])
@@ -187,7 +185,7 @@ def test_adaptive_steps_draw_the_data(schedule):
 def test_a_smaller_tolerance_asks_more_and_ends_nearer_to_the_path():
     """The path of a fine grid on the same noise."""
     model = mixture(VP())
-    path = sample(model, 12, DPMSolverSDE(), steps=400, dtype=F64)
+    path = sample(model, 12, DPMSolverSDE(), steps=200, dtype=F64)
     errors, asked = [], []
     for tolerance in (0.1, 0.01):
         with count_evaluations(model) as count:
@@ -199,7 +197,7 @@ def test_a_smaller_tolerance_asks_more_and_ends_nearer_to_the_path():
 
 
 def test_a_batch_mate_changes_nothing():
-    model, sampler = mixture(EDM()), AdaptiveSDE()
+    model, sampler = mixture(EDM()), AdaptiveSDE(tolerance=0.3)
     together = sample(model, 8, sampler, dtype=F64)
     for i in (0, 7):
         torch.testing.assert_close(sample(model, 1, sampler, dtype=F64, start=i)[0], together[i], rtol=1e-9, atol=1e-9)
@@ -209,9 +207,9 @@ def test_an_onlooker_of_adaptive_steps_sees_the_grid():
     model, grid, seen = mixture(VP()), time_grid(VP(), 6), []
     noise = Noise(0, torch.arange(5), (2,), F64)
     x_1 = noise.initial()
-    x = AdaptiveSDE(tolerance=0.01).sample(model, x_1, grid, noise, callback=lambda *args: seen.append(args))
+    x = AdaptiveSDE(tolerance=0.1).sample(model, x_1, grid, noise, callback=lambda *args: seen.append(args))
     assert [time for _, time, *_ in seen] == grid[1:].tolist()
-    unseen = AdaptiveSDE(tolerance=0.01).sample(model, x_1, grid, noise)
+    unseen = AdaptiveSDE(tolerance=0.1).sample(model, x_1, grid, noise)
     assert float((x - unseen).abs().mean()) < 0.1
 
 
