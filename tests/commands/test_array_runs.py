@@ -66,7 +66,9 @@ def test_every_kind_is_trained_drawn_and_measured(here, capsys, kind):
     whiten = kind in ("vectors", "signals")
     assert trained(*settings, *(("data.normalize=whiten",) if whiten else ())) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert f"data: {N} rows from {here / 'x.npy'}: {' x '.join(map(str, x.shape[1:]))} numbers each, float64" in out
+    assert f"data: {N} rows from {here / 'x.npy'}: {' x '.join(map(str, x.shape[1:]))} numbers each, float64" in (
+        " ".join(out.split())
+    )
 
     for name in ("s.npy", "s.npz"):
         assert sampled("--n", "6", *_SECONDS, "--out", name) == 0

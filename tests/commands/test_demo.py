@@ -258,7 +258,7 @@ def test_the_command_line_refuses(place, monkeypatch, capsys):
 def test_a_place_that_cannot_be_listened_at_is_refused(host):
     """A name that is none, another machine's address, and no name at all; gradio would wait for ever."""
     with pytest.raises(UserError, match=f"--host, --port: {host}:7860 cannot be listened at"):
-        launched(None, host, 7860)
+        launched(object.__new__(Page), host, 7860)
 
 
 def test_text_from_outside_is_text():

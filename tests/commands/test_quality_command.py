@@ -169,6 +169,7 @@ def test_copies_of_training_images_in_a_file_are_caught(place, diffusion_command
     code, out, _ = diffusion_command("quality", "copies.npz", "--data", "digits", "--no-scale")
     assert code == 0
     assert "100.0 ± " in out
+    out = " ".join(out.split())
     assert "copies.npz: 50 of 50 samples are training images to the bit: sample 0 = train image 0, sample 1 =" in out
     assert "... (45 more in its record)" in out
     assert "corrected: withheld for copies.npz (50): fewer than 4 times the 64 features" in out

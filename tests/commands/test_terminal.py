@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from diffusion.commands.quality import quality
 from diffusion.commands.quality.candidates import Candidate
 from diffusion.commands.quality.table import Row
 from diffusion.commands.report import likelihood_table
+from diffusion.commands.subjects import Subject
 from diffusion.data import load_images
 from diffusion.likelihood import Estimate
 
@@ -65,7 +65,9 @@ def test_tables_of_the_doctor_have_a_line_for_each_check():
             within("samplers", "predictor-corrector", f"mixture, {i} steps, E log p", -11.87, -11.87, 1e-5)
             for i in "123"
         ),
-        replace(within("estimators", "ais, from both sides", "means, nats", 0, 9, 1), found="-14.6925 to -14.6392"),
+        replace(
+            within("estimators", "ais, from both sides", "means, nats", 0.0, 9.0, 1.0), found="-14.6925 to -14.6392"
+        ),
         Check("samplers", "ode", "runs", "RuntimeError: " + "no room " * 18, "no error", False),
     ]
     for every in (False, True):
@@ -114,7 +116,8 @@ def test_quality_ends_with_the_next(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     np.savez("moved.npz", images=np.zeros((4, 8, 8), dtype=np.uint8))
     data = load_images("digits")
-    subject = SimpleNamespace(name="mine")
+    subject = object.__new__(Subject)
+    object.__setattr__(subject, "name", "mine")
     made = Candidate("mine", tmp_path, tmp_path, data, 100, {}, subject, lambda *_: (data.test, 1.0), False)
     figures = {"fid": 1.0, "fid_corrected": None, "hubness": 1.0, "hubness_normal": 1.0, "hubness_normal_std": 0.1}
     monkeypatch.setattr(quality, "load_candidate", lambda text, options: made)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from terminal_width import next_words
 from tiny_configs import toy_config
 from torch import nn
 
@@ -130,7 +131,7 @@ def test_a_model_of_any_width_from_a_run(folder, tmp_path, capsys):
     assert command(main, ["average", str(folder), "--width", "0.12", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "from 6 snapshots of widths 0.05, 0.1" in said
-    assert said.splitlines()[-1].endswith(f" evaluate {out}"), "the next command"
+    assert next_words(said) == ["evaluate", str(out)]
     made = diffusion.load(out)
     assert made.step == 12
     assert json.loads(tensor_files.read_model(out)[1]["average"])["width"] == 0.12

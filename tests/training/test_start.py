@@ -152,8 +152,8 @@ def test_the_report_has_the_figures_before_step_1_and_at_the_end(source, tmp_pat
     argv = ["--from", str(source), "--resume", "never", f"runs={tmp_path / 'runs'}", "trainer.steps=1", *few]
     assert train(argv) == 0
     out = capsys.readouterr().out
-    assert f"starting from {source / runs.MODEL} (step 6)" in out
     table = " ".join(out.split())
+    assert f"starting from {source / runs.MODEL} (step 6)" in table
     assert "PF-ODE before step 1" in table
     assert "ELBO before step 1" in table
 
