@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: For a command that is not known, and whatever the command raises.
     """
+    if argv and argv[0] == "help" and argv[1:]:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         if not argv:

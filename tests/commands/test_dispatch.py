@@ -23,7 +23,7 @@ def test_help_needs_no_torch():
     """One process says the help of each command; the first comes within two seconds."""
     code = (
         "import sys, time; from diffusion.commands.app import command; from diffusion.commands.dispatch import main\n"
-        f"for argv in (['--help'], *([name, '--help'] for name in {HELPED!r})):\n"
+        f"for argv in (['--help'], ['help', 'compare'], *([name, '--help'] for name in {HELPED!r})):\n"
         "    try: command(main, argv)\n"
         "    except SystemExit as e: assert not e.code\n"
         "    heavy = {'torch', 'numpy', 'lightning', 'wandb', 'rich'} & set(sys.modules)\n"
