@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.
 torch.set_num_threads(1)
 # Their assertions hold under `python -O` too, as those of the tests do.
-pytest.register_assert_rewrite("hostile_files", "laws")
+pytest.register_assert_rewrite("conditional_runs", "hostile_files", "laws")
 
 
 _ARRAY = re.compile(r"\b(Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Integer)\d*\[")

@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from by_ranks import by_ranks
-from conditional_runs import QUICK, N, run, sampled, trained
+from conditional_runs import QUICK, N, measured_alike, run, sampled, trained
 from tiny_configs import TOY
 
-from diffusion.commands.evaluate import measuring
 from diffusion.commands.evaluate.given import given_to
 from diffusion.commands.sample.record import SampleRecord
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
@@ -20,7 +18,6 @@ from diffusion.models.build import build_data
 from diffusion.models.conditions import Conditions, rectangles
 from diffusion.models.load import load
 from diffusion.networks.parts import PartEmbedding
-from diffusion.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 OFFSET, SCALE = 5e4, 100.0
@@ -214,25 +211,8 @@ def test_several_processes_measure_what_one_does_under_the_conditions_of_arrays(
 
     run_folder = make_run(here / "runs", config, build_data(config).facts)
 
-    def measured(count, home):
-        def one(rank):
-            subject = load_subject(str(run_folder), "runs", points=True)
-            object.__setattr__(subject, "home", home)
-            data = load_data_of(subject)
-            rows, identity = images_of(data, "test", 5)
-            given = given_to(subject.model, data, rows, identity, None)
-            asked = measuring.question(subject, identity, "elbo", {"seed": 0, "evaluations": 4})
-            processes = Processes(rank, count, rank, count)
-            how = measuring.How(torch.device("cpu"), batch_size=2, processes=processes)
-            return measuring.measure(subject, rows, measuring.conditioned(asked, given), how, given)
-
-        return by_ranks(count, one)
-
-    (alone,) = measured(1, Path("one"))
+    alone = measured_alike(str(run_folder), 5, 2)
     assert alone.estimate.protocol["condition"] == "its age, downsample:2, label, map, mask"
-    for evaluation in measured(2, Path("two")):
-        assert torch.equal(evaluation.estimate.log_prob, alone.estimate.log_prob)
-        assert evaluation.protocol == alone.protocol
 
 
 def test_the_order_of_the_parts_makes_no_other_condition(here):

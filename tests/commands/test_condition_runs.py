@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from by_ranks import by_ranks
-from conditional_runs import EVALUATED, QUICK, N, digits, run, sampled, table, trained
+from conditional_runs import EVALUATED, QUICK, N, digits, measured_alike, run, sampled, table, trained
 from PIL import Image
 from tiny_configs import DIGITS, TOY
 
 import diffusion
 from diffusion.commands import records
-from diffusion.commands.evaluate import measuring
 from diffusion.commands.evaluate.given import given_to
 from diffusion.commands.sample import condition
 from diffusion.commands.sample.record import SampleRecord
@@ -23,7 +21,6 @@ from diffusion.data import pictures
 from diffusion.errors import UserError
 from diffusion.models.load import load
 from diffusion.networks.parts import CLASSES, Part
-from diffusion.processes import Processes
 from diffusion.storage import tensor_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -94,24 +91,8 @@ def test_a_run_resumes_to_the_bit_and_on_its_own_conditions_alone(here, capsys):
 def test_several_processes_measure_what_one_does(here):
     assert trained(*digits("label", "mask")) == 0
 
-    def shared(count, home):
-        def one(rank):
-            subject = load_subject("digits-0001", "runs")
-            object.__setattr__(subject, "home", home)
-            data = load_data_of(subject)
-            images, identity = images_of(data, "test", 7)
-            given = given_to(subject.model, data, images, identity, None)
-            protocol = measuring.question(subject, identity, "elbo", {"seed": 0, "evaluations": 4})
-            how = measuring.How(torch.device("cpu"), batch_size=3, processes=Processes(rank, count, rank, count))
-            return measuring.measure(subject, images, measuring.conditioned(protocol, given), how, given)
-
-        return by_ranks(count, one)
-
-    (alone,) = shared(1, Path("one"))
+    alone = measured_alike("digits-0001", 7, 3)
     assert alone.estimate.protocol["condition"] == "its label, mask"
-    for evaluation in shared(2, Path("two")):
-        assert torch.equal(evaluation.estimate.log_prob, alone.estimate.log_prob)
-        assert evaluation.protocol == alone.protocol
     subject = load_subject("digits-0001", "runs")
     data = load_data_of(subject)
     images, identity = images_of(data, "test", 7)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import diffusion
 from diffusion.denoisers.exact import GaussianMixture
 from diffusion.likelihood import Dequantizer
 from diffusion.schedules import VP
@@ -214,3 +215,10 @@ CASES = {
         },
     ),
 }  # fmt: skip
+
+
+HELD_OUT = images(32)
+
+
+def adopt(case, **changes):
+    return diffusion.adopt(case.network, **{**case.said, "shape": SHAPE, "levels": LEVELS, **changes})
