@@ -213,7 +213,10 @@ def _text(value: Any) -> str:
 
 def _override(argument: str) -> str:
     """An argument without dashes, which must be key=value."""
-    if "=" in argument:
+    key, equals, value = argument.partition("=")
+    if equals and f"--{key}" in FLAGS and key not in KEYS:
+        raise UserError(f"unknown key '{key}'. Did you mean '--{key} {value}'?")
+    if equals:
         return argument
     if argument in KEYS:
         raise UserError(f"{argument}: needs a value; write {argument}=VALUE or --{argument} VALUE")

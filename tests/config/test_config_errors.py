@@ -102,6 +102,7 @@ REFUSED_ARGUMENTS = {
     ("--config", "toy", "--config", "cifar"): "--config: given twice, toy and cifar",
     ("--confg", "toy"): "unknown option '--confg'. Did you mean '--config'?",
     ("--steps", "3"): "unknown option '--steps'. Did you mean '--trainer.steps'?",
+    ("config=cifar",): "unknown key 'config'. Did you mean '--config cifar'?",
     ("runs/x",): "unknown argument 'runs/x'; write key=value, --key VALUE or --config NAME. "
     "Did you mean '--resume runs/x'?",
     ("mine/x.yaml",): "unknown argument 'mine/x.yaml'; write key=value, --key VALUE or --config NAME. "
