@@ -1,13 +1,17 @@
 """The error of every deterministic sampler at a budget of evaluations, with an exact denoiser.
 
-Two random mixtures of Gaussians: in the plane (8 modes of deviation 0.08) and of 3x8x8 images (10 modes of deviations
-0.08 to 0.2), their means uniform in [-1, 1]. The error is the root mean square, over samples and dimensions, against
-the probability-flow ODE from log-SNR -10, solved in float64 by dopri8 at a tolerance of 1e-9. Several are drawn,
-and the geometric mean of their errors is shown: of what is drawn with when nothing is said (the default, with nothing
-chosen), and of every sampler on the best of the grids and of the log-SNRs at which they end. The
-evaluations include the last one, x = E[x | x_t]; where a budget does not divide, a sampler uses less of it.
+Random mixtures of Gaussians, their means uniform in [-1, 1]: `plane` (8 modes of deviation 0.08), `images` (10 modes of
+3x8x8, of deviations 0.08 to 0.2), and, on request, `scales` (6 modes in the plane, of 0.005 to 0.3), `wide` (4 modes in
+16 dimensions, of 0.2 to 0.5) and `narrow` (20 modes of 0.02 in 48 dimensions). The error is the root mean square, over
+samples and dimensions, against the probability-flow ODE from log-SNR -10, solved in float64 by dopri8 at a tolerance of
+1e-9. Several are drawn, and the geometric mean of their errors is shown: of what is drawn with when nothing is said
+(the default), and of every sampler on the best of the grids and of the log-SNRs at which they end. The evaluations
+include the last one, x = E[x | x_t]; where a budget does not divide, a sampler uses less of it.
 
     python benchmarks/sampler_accuracy.py [--mixtures 3] [--samples 64] [--case plane|images] [--budgets 5 10 20 50]
+
+`--peers` shows the default beside the best pair of another solver and a grid that is common for it, and the worst
+ratio of the two on one mixture.
 
 `--tuned` shows, in place of these, what is tuned to each mixture: Adams's method with the grid `auto`, and the fitted
 sampler. Seeds from 500 on are of mixtures that nothing was chosen on:
@@ -26,12 +30,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.config import FITTED_STEPS
 from diffusion.denoisers.exact import GaussianMixture
 from diffusion.samplers import ODE, Adams, Sampler, build, names
 from diffusion.sampling.auto_grid import auto_grid
-from diffusion.sampling.fit import MOST_STEPS, fit_sampler
-from diffusion.sampling.sample import DEFAULT_SAMPLER
-from diffusion.schedules import Cosine, time_grid
+from diffusion.sampling.fit import fit_sampler
+from diffusion.sampling.sample import DEFAULT_SAMPLER, grid_for
+from diffusion.schedules import VP, Cosine, time_grid
 
 F64 = torch.float64
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
@@ -65,7 +70,27 @@ def images(generator: torch.Generator) -> GaussianMixture:
     return GaussianMixture(means, 0.08 + 0.12 * torch.rand(10, dtype=F64, generator=generator), SCHEDULE)
 
 
-MIXTURES: dict[str, Callable[[torch.Generator], GaussianMixture]] = {"plane": plane, "images": images}
+def scales(generator: torch.Generator) -> GaussianMixture:
+    """6 modes in the plane, the widest up to 60 times as wide as the narrowest."""
+    means = 2.0 * torch.rand(6, 2, dtype=F64, generator=generator) - 1.0
+    return GaussianMixture(means, 0.005 * 60.0 ** torch.rand(6, dtype=F64, generator=generator), SCHEDULE)
+
+
+def wide(generator: torch.Generator) -> GaussianMixture:
+    """4 modes in 16 dimensions."""
+    means = 2.0 * torch.rand(4, 16, dtype=F64, generator=generator) - 1.0
+    return GaussianMixture(means, 0.2 + 0.3 * torch.rand(4, dtype=F64, generator=generator), SCHEDULE)
+
+
+def narrow(generator: torch.Generator) -> GaussianMixture:
+    """20 modes in 48 dimensions."""
+    means = 2.0 * torch.rand(20, 48, dtype=F64, generator=generator) - 1.0
+    return GaussianMixture(means, torch.full((20,), 0.02, dtype=F64), SCHEDULE)
+
+
+MIXTURES: dict[str, Callable[[torch.Generator], GaussianMixture]] = {
+    "plane": plane, "images": images, "scales": scales, "wide": wide, "narrow": narrow,
+}  # fmt: skip
 
 
 def draw_case(kind: str, samples: int, seed: int) -> Case:
@@ -108,6 +133,30 @@ GRIDS: dict[str, Callable[[float, int], Tensor]] = {
 }
 
 
+def in_vp_time(power: int, steps: int) -> Tensor:
+    """A grid uniform in the time of VP to 1e-3 (power 1), or finer near the data, as DEIS's (power 2)."""
+    root = torch.linspace(1.0, 1e-3 ** (1.0 / power), steps, dtype=F64)
+    log_snr = VP().log_snr(root**power).clamp(min=-10.0)
+    times = SCHEDULE.inverse_log_snr(log_snr)
+    times[0] = SCHEDULE.t_max
+    return torch.cat((times, torch.zeros(1, dtype=F64)))
+
+
+PEERS: dict[str, Sampler] = {
+    "unipc": build("unipc"), "unipc (3)": build("unipc", predictor=3), "deis": build("deis"),
+    "deis (2)": build("deis", predictor=2), "dpm-solver++2m": build("dpm-solver++2m"),
+    "dpm-solver++3m": build("dpm-solver++3m"), "heun": build("heun"), "ddim": build("ddim"),
+}  # fmt: skip
+PEERS_GRIDS: dict[str, Callable[[int], Tensor]] = {
+    "log-snr": lambda steps: time_grid(SCHEDULE, steps, "log-snr"),
+    "karras to 0.03": lambda steps: time_grid(SCHEDULE, steps, "karras", -2.0 * math.log(0.03)),
+    "karras to 0.002": lambda steps: time_grid(SCHEDULE, steps, "karras", -2.0 * math.log(0.002)),
+    "angle": lambda steps: time_grid(SCHEDULE, steps, "angle"),
+    "vp": lambda steps: in_vp_time(1, steps),
+    "vp quadratic": lambda steps: in_vp_time(2, steps),
+}
+
+
 def samplers() -> dict[str, Sampler]:
     """Every sampler of the registry that draws no noise and takes its grid, and variants worth telling apart."""
     found = {name: build(name) for name in names()}
@@ -137,7 +186,7 @@ def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     default = build(DEFAULT_SAMPLER)
     rows = [
         (
-            geometric_mean([rms(default, time_grid(SCHEDULE, budget, default.default_grid), case) for case in cases]),
+            geometric_mean([rms(default, grid_for(case.model, default, budget, None), case) for case in cases]),
             "the default",
             "",
         )
@@ -157,14 +206,28 @@ def fixed_grids(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     return rows
 
 
+def beside_peers(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
+    """(error, sampler, its grid) of the default, and of every peer on every grid."""
+    default = build(DEFAULT_SAMPLER)
+    mine = [rms(default, grid_for(case.model, default, budget, None), case) for case in cases]
+    rows = []
+    for name, sampler in PEERS.items():
+        steps = steps_within(sampler, budget)
+        for grid, place in PEERS_GRIDS.items():
+            errors = [rms(sampler, place(steps), case) for case in cases]
+            worst = max(a / b for a, b in zip(mine, errors, strict=True))
+            rows.append((geometric_mean(errors), name, f"{grid}; the default is at most {worst:.1f} times as far"))
+    return [(geometric_mean(mine), "the default", f"{max(mine):.1e} at most"), *sorted(rows)[:3]]
+
+
 def tuned(budget: int, cases: list[Case]) -> list[tuple[float, str, str]]:
     """(error, sampler, its spread) of what is tuned to each mixture by itself."""
     adams, default = Adams(), build(DEFAULT_SAMPLER)
     errors = {
-        "the default": [rms(default, time_grid(SCHEDULE, budget, default.default_grid), case) for case in cases],
+        "the default": [rms(default, grid_for(case.model, default, budget, None), case) for case in cases],
         "adams, auto": [rms(adams, auto_grid(case.model, adams, budget), case) for case in cases],
     }
-    if budget <= MOST_STEPS:
+    if budget in FITTED_STEPS:
         made = [fit_sampler(case.model, budget) for case in cases]
         errors["fitted"] = [rms(s, s.own_grid(SCHEDULE), case) for s, case in zip(made, cases, strict=True)]
     return [
@@ -178,19 +241,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mixtures", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--case", choices=tuple(MIXTURES), nargs="*", default=list(MIXTURES))
+    parser.add_argument("--case", choices=tuple(MIXTURES), nargs="*", default=["plane", "images"])
     parser.add_argument("--budgets", type=int, choices=tuple(ENDS), nargs="*", default=list(ENDS))
     parser.add_argument("--first-seed", type=int, default=0, help="of the mixtures")
+    parser.add_argument("--peers", action="store_true", help="the default, and other solvers on their common grids")
     parser.add_argument("--tuned", action="store_true", help="the grid auto and the fitted sampler")
     options = parser.parse_args()
-    last = "its errors, by mixture" if options.tuned else "grid, its end in log-SNR, evaluations"
+    table = tuned if options.tuned else beside_peers if options.peers else fixed_grids
+    last = "its errors, by mixture" if options.tuned else "grid"
     print(f"{'case':8}{'budget':>7}  {'sampler':16}{'error':>10}  {'/ target':>8}  {last}")
     for kind in options.case:
         cases = [draw_case(kind, options.samples, options.first_seed + i) for i in range(options.mixtures)]
         for budget in options.budgets:
-            for value, name, more in sorted((tuned if options.tuned else fixed_grids)(budget, cases)):
-                ratio = value / TARGETS[kind][budget]
-                print(f"{kind:8}{budget:7}  {name:16}{value:10.1e}  {ratio:8.2f}  {more}", flush=True)
+            for value, name, more in sorted(table(budget, cases)):
+                ratio = f"{value / TARGETS[kind][budget]:.2f}" if kind in TARGETS else ""
+                print(f"{kind:8}{budget:7}  {name:16}{value:10.1e}  {ratio:>8}  {more}", flush=True)
 
 
 if __name__ == "__main__":

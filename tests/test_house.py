@@ -5,6 +5,7 @@ place here and there.
 """
 
 import ast
+import importlib
 import sys
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_the_reader_of_imports_sees_them():
     assert "diffusion.samplers" in imported(PACKAGE / "sampling" / "sample.py")
     assert "wandb" in imported(PACKAGE / "training" / "logs" / "wandb.py")
     assert "diffusion.training.fit" in imported(PACKAGE / "commands" / "train" / "train.py")
+
+
+def test_scripts_beside_the_package_import_what_there_is():
+    scripts = [path for folder in ("benchmarks", "docs") for path in sorted((PACKAGE.parent / folder).glob("*.py"))]
+    assert scripts
+    for path in scripts:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "diffusion":
+                module = importlib.import_module(node.module)
+                missing = [a.name for a in node.names if not hasattr(module, a.name)]
+                for name in missing:
+                    importlib.import_module(f"{node.module}.{name}")  # else a module of it
 
 
 def test_rooms_and_files_can_be_held_in_mind():

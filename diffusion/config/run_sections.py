@@ -139,16 +139,17 @@ class SamplingConfig(Section):
         ge=1,
         families=DENOISING,
     )
-    grid: Literal["cauchy", "log-snr", "karras", "angle", "time", "quadratic", "trailing", "leading", "auto"] | None = (
-        option(
-            None,
-            "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
-            families=DENOISING,
-        )
+    grid: (
+        Literal["shifted", "cauchy", "log-snr", "karras", "angle", "time", "quadratic", "trailing", "leading", "auto"]
+        | None
+    ) = option(
+        None,
+        "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
+        families=DENOISING,
     )
     log_snr_end: float | None = option(
         None,
-        "log-SNR at which sampling ends; null: 3 log(steps) for cauchy, else 9.25 (later with grid null)",
+        "log-SNR at which sampling ends; null: 3 log(steps) for shifted and cauchy, else 9.25 (later with grid null)",
         families=DENOISING,
     )
     eta: float | None = option(

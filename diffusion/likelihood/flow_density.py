@@ -231,7 +231,7 @@ def flow_log_density(
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     adaptive = solve.method in ADAPTIVE
     # `time_grid` ends in 0: all but its last entry are the times from t_max to t_min
-    times = ends if adaptive else time_grid(schedule, solve.steps + 1, solve.grid, math.inf)[:-1].flip(0)
+    times = ends if adaptive else time_grid(schedule, solve.steps + 1, solve.grid, math.inf, dims)[:-1].flip(0)
     phi = angle(schedule, times)
     flow = ProbabilityFlow(denoiser, cond, solve.max_evaluations)
 

@@ -125,8 +125,9 @@ class Sampler(ABC):
     def default_grid(self) -> str:
         """The name of the grid used if none is requested (`schedules.time_grid`): the best as measured.
 
-        `cauchy` places its steps where x_hat changes, with long ones elsewhere. First-order solvers and those in
-        velocity variables gain from it on all data; with noise, or polynomials in other variables, long steps hurt.
+        `cauchy` places its steps where x_hat changes, with long ones elsewhere; `shifted` does so by the dimension of
+        the data. First-order solvers gain from the one, those in velocity variables from the other on all data; with
+        noise, or polynomials in other variables, long steps hurt.
         """
         return "log-snr" if self.is_stochastic or self.order > 1 else "cauchy"
 

@@ -39,7 +39,7 @@ from ..samplers.ode.coordinates import Nodes, Velocity
 from ..samplers.sampler import is_value
 from ..schedules import Schedule, time_grid
 from ..schedules.schedule import log_snr_ends
-from ..schedules.time_grids import LOG_SNR_END, default_end, later_end
+from ..schedules.time_grids import LOG_SNR_END, SHIFTED, default_end, later_end
 
 SEED = 2**31 + 1
 _REFERENCE_STEPS = 240
@@ -244,7 +244,7 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
     low, high = log_snr_ends(schedule)
     if sampler.is_adaptive or steps < 2:
         return _rounded(schedule.log_snr(time_grid(schedule, max(steps, 1), "log-snr", math.inf)[:-1]))
-    plain = default_log_snrs(schedule, sampler, steps)
+    plain = default_log_snrs(denoiser, sampler, steps)
     rows = min(_MOST_ROWS, max(_LEAST_ROWS, _ROWS // steps))
     try:
         if sampler.is_stochastic:
@@ -254,15 +254,16 @@ def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tu
         seen = trajectories(denoiser, rows, clock=clock)
     except OutOfTime:
         return _rounded(plain)
-    base = equal_error(seen, sampler.order, steps, min(max(low + 1.0, default_end("cauchy", steps)), high))
+    base = equal_error(seen, sampler.order, steps, min(max(low + 1.0, default_end(SHIFTED, steps)), high))
     bent = _search(denoiser, sampler, base, high, seen, clock)
     return _rounded(min((plain, base, bent), key=lambda log_snrs: _error(denoiser, sampler, log_snrs, unseen)))
 
 
-def default_log_snrs(schedule: Schedule, sampler: Sampler, steps: int) -> Tensor:
+def default_log_snrs(denoiser: Denoiser, sampler: Sampler, steps: int) -> Tensor:
     """Those of the sampler's default grid, without the final 0."""
-    grid = sampler.default_grid
-    return schedule.log_snr(time_grid(schedule, steps, grid, later_end(grid, steps))[:-1])
+    schedule, grid = denoiser.schedule, sampler.default_grid
+    times = time_grid(schedule, steps, grid, later_end(grid, steps), math.prod(denoiser.shape))
+    return schedule.log_snr(times[:-1])
 
 
 def equal_error(along: Trajectories, order: int, steps: int, end: float) -> Tensor:

@@ -107,7 +107,7 @@ def fit_sampler(denoiser: Denoiser, steps: int, progress: Progress | None = None
     check_steps(steps)
     clock = clock or Clock(_evaluations(steps))
     # the default: in so few steps `abm` is `Adams`
-    default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser.schedule, Adams(), steps).tolist()))
+    default = Fitted(tuple(round(v, _DECIMALS) for v in default_log_snrs(denoiser, Adams(), steps).tolist()))
     try:
         unseen = trajectories(denoiser, _UNSEEN, start=_ROWS, clock=clock)
         seen = trajectories(denoiser, _ROWS, clock=clock)

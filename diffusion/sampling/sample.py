@@ -172,7 +172,7 @@ def grid_for(
     if grid is None:
         grid = sampler.default_grid
         log_snr_end = later_end(grid, steps) if log_snr_end is None else log_snr_end
-    return time_grid(denoiser.schedule, steps, grid, log_snr_end)
+    return time_grid(denoiser.schedule, steps, grid, log_snr_end, math.prod(denoiser.shape))
 
 
 def _steps_for(sampler: Sampler, steps: int | None) -> int:
@@ -229,8 +229,8 @@ def sample(
             solver chooses its own.
         seed: The seed; sample i depends on (seed, i) only.
         eta: The stochasticity (ddim, sde, euler-maruyama).
-        grid: The placement of the steps (`cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`, `trailing`,
-            `leading`, or `auto`, tuned to the model without guidance), or the times themselves; by default
+        grid: The placement of the steps (`shifted`, `cauchy`, `log-snr`, `karras`, `angle`, `time`, `quadratic`,
+            `trailing`, `leading`, or `auto`, tuned to the model without guidance), or the times themselves; by default
             `Sampler.default_grid`.
         label: One class label, or one per sample; None for any class. A trained model also accepts the names of its
             classes.
@@ -253,9 +253,9 @@ def sample(
             a model whose condition has parts: {name: value}; what is left out is none.
         cond_null: The null condition, likewise; required if guidance is not 1 and the network does not say its parts,
             whose null is none of each.
-        log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `cauchy`, 9.25 for the others,
-            or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates to the end of
-            the path): finer detail than its noise is lost (docs/grids.md).
+        log_snr_end: The log-SNR at which a named grid ends, by default 3 log(steps) for `shifted` and `cauchy`, 9.25
+            for the others, or 2.25 log(steps) if that is later and no grid is requested (an adaptive sampler integrates
+            to the end of the path): finer detail than its noise is lost (docs/grids.md).
         fitted_start: Where the path does not begin in noise: a Gaussian fitted to images, `model.fitted_start(images)`
             or `schedules.FittedStart`, from which the initial noise is drawn.
         options: Further fields of the sampler, e.g. `variance=` (ancestral).

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -21,11 +22,10 @@ from .schedule import Schedule
 # The name of the grid that depends on the model, which `sampling.auto_grid` makes.
 AUTO = "auto"
 
-# The density of steps over log-SNR is a Cauchy density with this centre and scale; they end at a log-SNR of _END times
-# the logarithm of their number. Chosen on five kinds of Gaussian mixtures at 5 to 50 evaluations of `abm`
-# (docs/grids.md): log-SNRs between the distance of the modes and their width, where x_hat changes, get most of the
-# steps, and the tails are heavy enough for modes that are far apart or narrow.
-_CENTRE, _SCALE, _END = 1.0, 4.0, 3.0
+# The density of steps over log-SNR is a Cauchy density; they end at a log-SNR of _END times the logarithm of their
+# number. x_hat changes between the log-SNR at which modes are told apart and that of their width, which get most of the
+# steps; the tails are heavy enough for modes that are far apart or narrow.
+_END = 3.0
 
 # The end in log-SNR, beyond which a solver with few steps wastes work on invisible noise.
 # DDPM's lowest noise level, 9.21, lies within: T steps uniform in time are its T levels.
@@ -51,11 +51,21 @@ def _in_angle(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
     return -2.0 * torch.log(torch.tan(angles[0] + (angles[1] - angles[0]) * u))
 
 
-def _in_cauchy(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
+def _in_cauchy(start: Tensor, end: Tensor, u: Tensor, centre: float = 1.0, scale: float = 4.0) -> Tensor:
     """Uniform in arctan((log-SNR - centre) / scale), a Cauchy distribution."""
-    quantiles = torch.atan((torch.stack((start, end)) - _CENTRE) / _SCALE)
-    placed = _CENTRE + _SCALE * torch.tan(quantiles[0] + (quantiles[1] - quantiles[0]) * u)
+    quantiles = torch.atan((torch.stack((start, end)) - centre) / scale)
+    placed = centre + scale * torch.tan(quantiles[0] + (quantiles[1] - quantiles[0]) * u)
     return torch.where(u == 1.0, end, placed)
+
+
+def _in_shifted(start: Tensor, end: Tensor, u: Tensor, dimension: int) -> Tensor:
+    """As `cauchy`, with the centre and scale of a dimension.
+
+    Squared distances between modes grow as d, so the log-SNR at which they are told apart falls as -log(d), while that
+    of their width stays: the middle falls half as fast, and the range widens. Chosen on six kinds of mixtures and two
+    trained models (docs/grids.md).
+    """
+    return _in_cauchy(start, end, u, 2.5 - 0.5 * math.log(dimension), 2.5 + 0.2 * math.log(dimension))
 
 
 _LOG_SNR_SPACINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -64,6 +74,7 @@ _LOG_SNR_SPACINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "karras": _in_sigma_root,
     "angle": _in_angle,
 }
+SHIFTED = "shifted"
 _TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "quadratic": lambda u: 1 - (1 - u) ** 2}
 
 
@@ -73,12 +84,12 @@ STRIDES = ("trailing", "leading")
 
 def names() -> list[str]:
     """The names that `grid=` and `--grid` accept, besides `auto`."""
-    return [*_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *STRIDES]
+    return [SHIFTED, *_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *STRIDES]
 
 
 def default_end(name: str, steps: int) -> float:
     """The log-SNR at which a grid of this many steps ends, if the path reaches that far."""
-    return _END * math.log(steps) if name == "cauchy" else LOG_SNR_END
+    return _END * math.log(steps) if name in (SHIFTED, "cauchy") else LOG_SNR_END
 
 
 def later_end(name: str, steps: int) -> float | None:
@@ -87,19 +98,27 @@ def later_end(name: str, steps: int) -> float | None:
     return end if end > default_end(name, steps) else None
 
 
-def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: float | None = None) -> Tensor:
+def time_grid(
+    schedule: Any,
+    steps: Any,
+    name: str = "log-snr",
+    log_snr_end: float | None = None,
+    dimension: int = 20,
+) -> Tensor:
     """A grid of `steps` intervals from t_max to clean data.
 
     Args:
         schedule: The path.
         steps: The number of intervals, at least 1; the last one ends at clean data.
-        name: `cauchy` (uniform in arctan((lambda - 1) / 4)), `log-snr` (uniform in lambda), `karras` (sigma^(1/7)),
+        name: `shifted` (uniform in arctan((lambda - c) / s), c = 2.5 - log(d) / 2 and s = 2.5 + 0.2 log(d) in dimension
+            d), `cauchy` (the same with c = 1, s = 4), `log-snr` (uniform in lambda), `karras` (sigma^(1/7)),
             `angle` (uniform in arctan(sigma / alpha)), `time` (uniform in the schedule's own time), `quadratic` (finer
             near the data), or in strides of t_max / steps: `trailing`, from t_max, or `leading`, which ends at t_min
             and begins a stride before t_max, as many published models are drawn from.
         log_snr_end: The log-SNR at which the last step, x = E[x | x_t], is taken, if the path reaches that far; by
-            default 3 log(steps) for `cauchy`, 9.25 for the others. Data of standard deviation c are sampled with a
-            standard deviation smaller by the factor c / sqrt(c^2 + exp(-log_snr_end)).
+            default 3 log(steps) for `shifted` and `cauchy`, 9.25 for the others. Data of standard deviation c are
+            sampled with a standard deviation smaller by the factor c / sqrt(c^2 + exp(-log_snr_end)).
+        dimension: The number of values of a sample, for `shifted`; at 20 its centre is that of `cauchy`.
 
     Returns:
         float64 times of shape (steps + 1,), decreasing from t_max (`leading`: from earlier) to 0.
@@ -126,8 +145,9 @@ def time_grid(schedule: Any, steps: Any, name: str = "log-snr", log_snr_end: flo
         raise UserError(f"log_snr_end: found {log_snr_end:g}; must be above the path's start, {float(start):.4g}")
     end = end.clamp(max=log_snr_end)
     u = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
-    if name in _LOG_SNR_SPACINGS:
-        times = schedule.inverse_log_snr(_LOG_SNR_SPACINGS[name](start, end, u))
+    place = partial(_in_shifted, dimension=dimension) if name == SHIFTED else _LOG_SNR_SPACINGS.get(name)
+    if place is not None:
+        times = schedule.inverse_log_snr(place(start, end, u))
     else:
         t_end = schedule.inverse_log_snr(end)
         times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)

@@ -23,7 +23,8 @@ from diffusion.models.load import FACTS
 from diffusion.samplers import DDIM, ODE, Adams, Ancestral, ExponentialSDE, Heun
 from diffusion.sampling import auto_grid as module
 from diffusion.sampling.auto_grid import auto_grid, trajectories, tuning
-from diffusion.schedules import EDM, Cosine, time_grid
+from diffusion.sampling.sample import grid_for
+from diffusion.schedules import EDM, Cosine
 from diffusion.storage import runs, tensor_files
 
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
@@ -49,7 +50,8 @@ def test_few_steps_are_better_spent_on_its_grid(steps, most):
     model, sampler = mixture(), Adams()
     found = error(model, sampler, auto_grid(model, sampler, steps))
     default, *fixed = [
-        error(model, sampler, time_grid(SCHEDULE, steps, name)) for name in ("cauchy", "log-snr", "karras", "angle")
+        error(model, sampler, grid_for(model, sampler, steps, name))
+        for name in ("shifted", "log-snr", "karras", "angle")
     ]
     assert found < min(most, default, 0.5 * min(fixed)), (found, default, fixed)
 
@@ -61,7 +63,7 @@ def test_a_search_gone_wrong_is_worth_the_default(steps, quick_tuning, monkeypat
     monkeypatch.setattr(module, "_search", lambda *given: ill)
     monkeypatch.setattr(module, "equal_error", lambda *given: ill)
     model = mixture()
-    assert torch.allclose(auto_grid(model, Adams(), steps), time_grid(SCHEDULE, steps, "cauchy"), rtol=0.0, atol=1e-4)
+    assert torch.allclose(auto_grid(model, Adams(), steps), grid_for(model, Adams(), steps, None), rtol=0.0, atol=1e-4)
 
 
 def test_tuning_keeps_to_its_time_and_says_how_far_it_is(quick_tuning):
@@ -73,7 +75,7 @@ def test_tuning_keeps_to_its_time_and_says_how_far_it_is(quick_tuning):
         told.clear()
         assert torch.equal(auto_grid(model, Adams(), 6), grid), "known"
         assert not told
-    assert torch.allclose(grid, time_grid(SCHEDULE, 6, "cauchy"), rtol=0.0, atol=1e-4), "nothing better was found"
+    assert torch.allclose(grid, grid_for(model, Adams(), 6, None), rtol=0.0, atol=1e-4), "nothing better was found"
     assert list(module.known_grids(model)) == [f"{Adams()}, 6 steps, within 1e-09 s"]
     with tuning(progress=lambda done, total: told.append((done, total))):
         assert not torch.equal(auto_grid(model, Adams(), 6), grid), "with more time it is tuned again"

@@ -1,4 +1,4 @@
-"""What is drawn with when nothing is said: `abm` in 20 steps on the grid `cauchy`, and how good that is.
+"""What is drawn with when nothing is said: `abm` in 20 steps on the grid `shifted`, and how good that is.
 
 Held against the other solvers on the grids that are common for them, on mixtures that nothing was chosen on, and
 against the exact flow on data of many kinds.
@@ -17,6 +17,7 @@ from diffusion.denoisers import exact
 from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.models.load import DiffusionModel
 from diffusion.samplers import ABM, ODE, build
+from diffusion.sampling.sample import grid_for
 from diffusion.schedules import EDM, VE, VP, Cosine, Rectified, time_grid
 
 SCHEDULE = Cosine(log_snr_min=-10.0, log_snr_max=14.0)
@@ -41,7 +42,7 @@ def rms(sampler, grid, model, case):
 
 def test_it_is_what_is_drawn_with_when_nothing_is_said():
     model = mixture(0)
-    named = diffusion.sample(model, 3, "abm", steps=20, grid="cauchy", log_snr_end=3 * math.log(20))
+    named = diffusion.sample(model, 3, "abm", steps=20, grid="shifted", log_snr_end=3 * math.log(20))
     assert torch.equal(diffusion.sample(model, 3), named)
     assert torch.equal(diffusion.sample(model, 3, "abm"), named)
     assert torch.equal(diffusion.sample(model, 3, ABM()), named)
@@ -52,7 +53,7 @@ def test_it_is_what_is_drawn_with_when_nothing_is_said():
 def test_so_it_is_for_a_run_and_for_the_shipped_model(tmp_path):
     facts = DataFacts("digits", (1, 8, 8), 17, 10)
     for *settings, sampler, steps, grid in [
-        ("sampling.sampler=abm", "sampling.steps=null", "abm", 20, "cauchy"),
+        ("sampling.sampler=abm", "sampling.steps=null", "abm", 20, "shifted"),
         ("sampling.sampler=unipc", "sampling.steps=null", "unipc", 50, "log-snr"),
         ("sampling.sampler=unipc", "sampling.steps=7", "sampling.grid=karras", "unipc", 7, "karras"),
     ]:
@@ -60,7 +61,7 @@ def test_so_it_is_for_a_run_and_for_the_shipped_model(tmp_path):
         found = DiffusionModel(build_denoiser(config, facts), config, facts).sampling_settings({})
         assert (found["sampler"], found["steps"], found["grid"]) == (sampler, steps, grid)
     shipped = diffusion.load("pretrained:digits")
-    assert shipped.sampling_settings({}) == {"sampler": "abm", "steps": 20, "eta": None, "grid": "cauchy"}
+    assert shipped.sampling_settings({}) == {"sampler": "abm", "steps": 20, "eta": None, "grid": "shifted"}
     assert shipped.sampling_settings({"sampler": "sde"})["steps"] == 50
     assert shipped.sampling_settings({"tolerance": 1e-3})["sampler"] == "ode"
 
@@ -81,7 +82,7 @@ def test_it_is_nearer_to_the_flow_than_other_solvers_on_their_grids(budget, unse
         logs = [math.log(rms(sampler, grid, model, case)) for model, case in unseen]
         return math.exp(sum(logs) / len(logs))
 
-    mine = mean(ABM(), time_grid(schedule, budget, "cauchy"))
+    mine = mean(ABM(), time_grid(schedule, budget, "shifted", dimension=2))
     for name, options in [
         ("unipc", {}), ("unipc", {"predictor": 3}), ("dpm-solver++2m", {}), ("deis", {}), ("deis", {"predictor": 2}),
     ]:  # fmt: skip
@@ -97,8 +98,8 @@ def test_it_is_never_bad(schedule):
     far = exact.GaussianMixture(laws.seeded(5, 32).sign(), torch.full((5,), 0.03, dtype=F64), schedule)
     for model in (mixture(1, schedule, 0.01), mixture(1, schedule, 0.5), laws.gaussian(schedule), far):
         case = flow(model, 64, tolerance=1e-5)  # far below the bounds
-        few, some, many = (rms(ABM(), time_grid(schedule, steps, "cauchy"), model, case) for steps in (5, 10, 50))
-        assert few < 0.35
+        few, some, many = (rms(ABM(), grid_for(model, ABM(), steps, None), model, case) for steps in (5, 10, 50))
+        assert few < 0.4  # of far modes; the median of 20 pairs of a solver and a grid is 0.44 to 0.52 there
         assert some < 0.15
         assert many < 0.01
 

@@ -137,8 +137,8 @@ def test_sample_takes_it_by_name_and_pays_once(quick):
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_a_fit_gone_wrong_is_worth_the_default_and_so_is_one_without_time(steps, quick, monkeypatch):
-    """The default is `abm` on the grid `cauchy`."""
-    default, model, x_1 = time_grid(SCHEDULE, steps, "cauchy"), mixture(3), torch.ones(2, 2, dtype=F64)
+    """The default is `abm` on the grid `shifted`."""
+    default, model, x_1 = time_grid(SCHEDULE, steps, "shifted", dimension=2), mixture(3), torch.ones(2, 2, dtype=F64)
     x = ABM().sample(model, x_1, default)
     with grid_module.tuning(1e-9):
         hurried = fit_module.fitted_to(mixture(3), steps)

@@ -61,6 +61,9 @@ def test_grids_are_uniform_in_their_variable(schedule):
 
     _assert_uniform(schedule.log_snr(inner("log-snr")))
     _assert_uniform(torch.atan((schedule.log_snr(inner("cauchy")) - 1.0) / 4.0))
+    for d in (1, 2, 3072):
+        placed = schedule.log_snr(time_grid(schedule, 30, "shifted", dimension=d)[:-1])
+        _assert_uniform(torch.atan((placed - 2.5 + 0.5 * math.log(d)) / (2.5 + 0.2 * math.log(d))))
     _assert_uniform(ratio(inner("karras")) ** (1 / 7))
     _assert_uniform(torch.atan(ratio(inner("angle"))))
     _assert_uniform(inner("time"))
@@ -82,10 +85,10 @@ def test_the_end_of_the_grid_can_be_moved():
 
 def test_the_default_ends_later_with_more_steps_and_never_before_it_starts():
     path = VP(log_snr_max=30.0)
-    ends = [float(path.log_snr(time_grid(path, steps, "cauchy")[-2])) for steps in (2, 10, 100)]
+    ends = [float(path.log_snr(time_grid(path, steps, "shifted")[-2])) for steps in (2, 10, 100)]
     assert ends == pytest.approx([3 * math.log(steps) for steps in (2, 10, 100)], abs=1e-6)
     late = Cosine(log_snr_min=5.0)
-    assert float(late.log_snr(time_grid(late, 2, "cauchy")[-2])) == pytest.approx(6.0, abs=1e-6)
+    assert float(late.log_snr(time_grid(late, 2, "shifted")[-2])) == pytest.approx(6.0, abs=1e-6)
 
 
 def test_unknown_names_and_no_steps_are_refused():

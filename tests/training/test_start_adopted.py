@@ -149,7 +149,7 @@ def test_how_the_source_is_drawn_is_not_how_the_run_is(scheduler, said, images, 
     run = fit(config(source, images, tmp_path, "trainer.steps=2", "trainer.sample_every=1")).run
     for model in (diffusion.load(run), diffusion.load(run / runs.START)):
         settings = model.sampling_settings({})
-        assert (settings["sampler"], settings["steps"], settings["grid"]) == ("abm", 3, "cauchy")
+        assert (settings["sampler"], settings["steps"], settings["grid"]) == ("abm", 3, "shifted")
         assert "variance" not in settings
         assert "variance" not in model.sampling_settings({"sampler": "ancestral"})
     out = tmp_path / "x.png"

@@ -42,7 +42,7 @@ def parse_sample_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--grid", help=f"the times of the steps: {', '.join(SamplingConfig.words('grid'))}; auto: tuned to the model "
         "(default: the run's own, else that which suits the sampler)")  # fmt: skip
     add("--log-snr-end", type=number, metavar="L", help="log-SNR at which sampling ends (default: 3 log(steps) for "
-        "cauchy, else 9.25, or later if no grid is given); details narrower than exp(-L / 2) are lost")  # fmt: skip
+        "shifted and cauchy, else 9.25, later if no grid is given); details below exp(-L / 2) are lost")  # fmt: skip
     add_tuning_seconds(parser)
     add("--label", metavar="CLASS", help="draw this class, given by number or name (for models trained with labels; "
         "for any model with --classifier)")  # fmt: skip

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError, choose
+from ...schedules.time_grids import SHIFTED
 from ..sampler import check_fields
 from .coordinates import DATA, NOISE, Nodes, Variables, Velocity, lagrange
 from .multistep import Multistep, check_predictor
@@ -60,7 +61,7 @@ class Adams(Multistep):
 
     @property
     def default_grid(self) -> str:
-        return "cauchy" if self.space == "velocity" else super().default_grid
+        return SHIFTED if self.space == "velocity" else super().default_grid
 
     @property
     def variables(self) -> Variables:
@@ -168,7 +169,7 @@ class ABM(Multistep):
     predictor: ClassVar[int] = 3
     corrector: ClassVar[bool] = True
     default_steps: ClassVar[int] = 20
-    default_grid: ClassVar[str] = "cauchy"
+    default_grid: ClassVar[str] = SHIFTED
 
     def __post_init__(self):
         check_fields(self)
