@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
+BY_UV = "UV_RUN_RECURSION_DEPTH"  # in the environment of what `uv run` starts
 _LONGEST_SHOWN = 60  # characters
 
 
@@ -75,7 +78,19 @@ def library(name: str, extra: str, what: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"{what} {name}, which is not installed; pip install 'diffusion[{extra}]'") from error
+        raise UserError(f"{what} {name}, which is not installed; {way_to_install(extra)}") from error
+
+
+def way_to_install(extra: str) -> str:
+    """How to install what an extra of this package names, given how the program was started.
+
+    The libraries are named and the package is not: PyPI's `diffusion` is another one.
+    """
+    if BY_UV in os.environ:
+        return f"begin with: uv run --extra {extra}"
+    requirements = metadata.requires("diffusion") or ()
+    needed = (text.partition(";")[0].strip() for text in requirements if f"extra == '{extra}'" in text)
+    return shlex.join(["pip", "install", *needed])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from .errors import UserError
+from .errors import BY_UV, UserError
 
 
 def waiting_threads_sleep() -> None:
@@ -116,7 +116,7 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     That is `uv run sample.py` after `uv run train.py`, and `python -m diffusion sample` after `python -m diffusion`.
     """
     script, python = Path(sys.argv[0]), Path(sys.executable).name or "python"
-    start = "uv run" if "UV_RUN_RECURSION_DEPTH" in environment else python
+    start = "uv run" if BY_UV in environment else python
     if script.name in ("train.py", "sample.py") and (other := script.with_name(f"{command}.py")).is_file():
         return f"{start} {shlex.quote(str(other))}"
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"

@@ -2,11 +2,13 @@
 
 import shlex
 
+from rich.cells import cell_len
+
 
 def fits(text, width=80):
     """Whether no line is wider than the terminal, but for a single word that is."""
     lines = [line.removesuffix(" \\") for line in text.splitlines()]
-    return all(len(line) <= width or len(line.split()) == 1 for line in lines)
+    return all(cell_len(line) <= width or len(line.split()) == 1 for line in lines)
 
 
 def next_words(text):

@@ -16,12 +16,14 @@ from typing import Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 UNKNOWN = "—"
+_INDENT = 2  # of the rest of a row below its name
 
 
 @dataclass(frozen=True)
@@ -123,43 +125,66 @@ class Table:
         known = [column for column in self.columns if any(column.text(row) != UNKNOWN for row in self.rows)]
         return replace(self, columns=known)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable | Text | str]:
-        """The table for the terminal; one that is too wide in parts, each with the columns that name the row."""
-        parts = list(self._parts(options.max_width))
-        yield from wrapped(Text(self.title, "italic"), options.max_width) if self.title else ()
-        for i, columns in enumerate(parts):
-            if i:
-                yield ""
-            yield replace(self, columns=columns)._rich(options.max_width)
-        yield from wrapped(Text(self.caption, "dim italic"), options.max_width) if self.caption else ()
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table for the terminal; one that is too wide in parts, each with the columns that name the row.
 
-    def _rich(self, room: int) -> RichTable:
+        Names that leave less than half the room are lines of their own, above the rest of their rows.
+        """
+        room = options.max_width
+        count = 2 if self.section is not None and self.columns[0] == self.section else 1
+        names, given = replace(self, columns=self.columns[:count]), self.columns[count:]
+        above = len(given) > 0 and not self._fits(room) and 2 * names._least() > room
+        yield from wrapped(Text(self.title, "italic"), room) if self.title else ()
+        parts = self._parts([], given, room - _INDENT) if above else self._parts(names.columns, given, room)
+        for i, columns in enumerate(parts):
+            yield from [""] if i else ()
+            part = replace(self, columns=columns)
+            yield from part._below(names, room) if above else [part._rich(part._widths(room), self.rows)]
+        yield from wrapped(Text(self.caption, "dim italic"), room) if self.caption else ()
+
+    def _below(self, names: Table, room: int) -> Iterator[RenderableType]:
+        """The table with a line before each row, which is that of `names`."""
+        widths = [width or room - _INDENT for width in self._widths(room - _INDENT)]
+        yield Padding.indent(self._rich(widths, []), _INDENT)
+        for i, row in enumerate(self.rows):
+            yield from [""] if i and self._section_of(row) != self._section_of(self.rows[i - 1]) else ()
+            yield from wrapped(Text("  ".join(names.texts(row)), names.columns[-1].style(row)), room)
+            yield Padding.indent(self._rich(widths, [row], show_header=False), _INDENT)
+
+    def _rich(self, widths: Sequence[int | None], rows: Sequence[Any], show_header: bool = True) -> RichTable:
         made = RichTable(
-            header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-        )
-        for column, width in zip(self.columns, self._widths(room), strict=True):
+            header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+            show_header=show_header,
+        )  # fmt: skip
+        for column, width in zip(self.columns, widths, strict=True):
             side = "left" if column.left else "right"
             made.add_column(escape(column.name), justify=side, overflow="fold", width=width, min_width=1)
-        sections = [self.section.text(row) if self.section else "" for row in self.rows]
-        for i, row in enumerate(self.rows):
+        sections = [self._section_of(row) for row in rows]
+        for i, row in enumerate(rows):
             texts = (f"[{column.style(row)}]{escape(column.text(row))}[/]" for column in self.columns)
             made.add_row(*texts, end_section=sections[i + 1 : i + 2] != [sections[i]])
         return made
 
-    def _parts(self, room: int) -> Iterator[Sequence[Column]]:
-        """The columns, in as many parts as it takes for each to fit and to wrap only what may."""
-        names = 2 if self.section is not None and self.columns[0] == self.section else 1
-        part, given = list(self.columns[:names]), self.columns[names:]
+    def _section_of(self, row: Any) -> str:
+        return self.section.text(row) if self.section else ""
+
+    def _parts(self, names: Sequence[Column], given: Sequence[Column], room: int) -> Iterator[Sequence[Column]]:
+        """The columns, in as many parts as it takes for each to fit and to wrap only what may; `names` in each."""
+        part = [*names]
         for column in given:
-            if len(part) > names and not replace(self, columns=[*part, column])._fits(room):
+            if len(part) > len(names) and not replace(self, columns=[*part, column])._fits(room):
                 yield part
-                part = list(self.columns[:names])
+                part = [*names]
             part.append(column)
         yield part
 
     def _fits(self, room: int) -> bool:
+        return self._least() <= room
+
+    def _least(self) -> int:
+        """The least width that breaks no word."""
         _, least = self._extents()
-        return sum(least) + 2 * len(least) - 2 <= room
+        return sum(least) + 2 * len(least) - 2  # a space and a separator between two
 
     def _extents(self) -> tuple[list[int], list[int]]:
         """The width of each column's texts, and the least it takes: headings wrap, and texts that may."""
@@ -174,10 +199,10 @@ class Table:
     def _widths(self, room: int) -> list[int | None]:
         """The columns' widths: they fit, and no word is broken; None where that cannot be."""
         most, least = self._extents()
-        excess = sum(most) + 2 * len(most) - 2 - room  # a space and a separator between two
-        if excess <= 0 or not self._fits(room):
+        excess = sum(most) + 2 * len(most) - 2 - room
+        if not self._fits(room):
             return [None] * len(most)
-        for _ in range(excess):
+        for _ in range(max(0, excess)):
             most[max(range(len(most)), key=lambda i: (most[i] > least[i], most[i]))] -= 1
         return list(most)
 

@@ -7,7 +7,6 @@ the last line is the next command as one types it, with what it needs of this on
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,8 @@ _GOES_ON = " \\"  # the end of a line that a shell reads on from
 
 
 def console() -> Console:
-    """The console for reports: as wide as the terminal; without one, as COLUMNS says or of 140 columns."""
-    made = Console()
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(width=140)
+    """The console for reports: as wide as the terminal or as COLUMNS says; in a file with neither, of 80 columns."""
+    return Console(soft_wrap=True)  # a word that is too long stays whole
 
 
 def say(console: Console, text: Text | str, style: str = "") -> None:

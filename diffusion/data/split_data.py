@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..networks.parts import CLASSES
+from .class_names import listed
 from .files.mapped_rows import MappedRows
 from .files.raw_images import Column, RawImages
 from .splits import SPLITS, split_rows
@@ -100,13 +103,14 @@ def split_data(
         about: What the provenance says of them, with the rule of the split.
         flip: As `SplitData`.
     """
-    for note in raw.notes:
-        warnings.warn(f"data.path: {note}", DataNote, stacklevel=3)
     labels = {split: None if raw.labels is None else raw.labels[rows[split]] for split in SPLITS}
     columns = {
         column.name: {split: replace(column, values=column.values[rows[split]]) for split in SPLITS}
         for column in raw.columns
     }
+    raw = replace(raw, notes=(*raw.notes, *_untrained(raw, labels["train"], columns)))
+    for note in raw.notes:
+        warnings.warn(f"data.path: {note}", DataNote, stacklevel=3)
     split = about["split"]
     provenance: dict[str, str | int | float] = {
         "name": name,
@@ -142,6 +146,24 @@ def split_data(
         train_names=raw.keys[chosen] if isinstance(chosen, slice) else [raw.keys[i] for i in chosen],
         columns=columns,
     )
+
+
+def _untrained(raw: RawImages, labels: Tensor | None, columns: Mapping[str, Mapping[str, Column]]) -> Iterator[str]:
+    """A line for each set of classes of which some have no training data, and each column that is the same in all."""
+    of, what = "training image" if raw.levels is not None else "training row", " is of the class "
+    if labels is not None and (left := _absent(labels, raw.num_classes, raw.class_names)):
+        yield f"no {of}{what}{left}"
+    for name, column in ((name, by_split["train"]) for name, by_split in columns.items()):
+        if column.kind == CLASSES and (left := _absent(column.values, column.size, column.names)):
+            yield f"{name}: no {of}{what}{left}"
+        if len(column.values) > 1 and torch.equal(column.values, column.values[:1].expand_as(column.values)):
+            yield f"{name}: is the same in each {of}, and tells nothing of it"
+
+
+def _absent(classes: Tensor, count: int, names: Sequence[str]) -> str:
+    """The classes below `count` that are none of these, by name or number, in a line."""
+    there = set(classes.unique().tolist())
+    return listed([names[i] if names else str(i) for i in range(count) if i not in there])
 
 
 def trained_on(parts: Mapping[str, Tensor | MappedRows], what: str = "images") -> list[str]:

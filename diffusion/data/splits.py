@@ -83,14 +83,14 @@ def validation_size(validation: int | float | None, n: int, available: int, defa
     elif isinstance(validation, float):
         if not 0 < validation < 1:
             raise UserError(
-                f"data.validation: {validation} is not a fraction between 0 and 1; a number of images is an integer."
+                f"data.validation: {validation} is not a fraction between 0 and 1; a number of samples is an integer."
             )
         size = round(validation * n)
     else:
         size = validation
     if not 0 <= size < available:
         raise UserError(
-            f"data.validation: cannot take {size} validation images out of {available}; accepted: 0 to {available - 1}."
+            f"data.validation: cannot take {size} samples out of {available}; accepted: 0 to {available - 1}."
         )
     return size
 
@@ -123,7 +123,7 @@ def split_rows(
     rows = {split: list(parts[split]) for split in SPLITS[1:] if split in parts}
     needed = 3 - len(rows)
     if n < needed:
-        raise UserError(f"data.path: {n} image(s) to split are too few: at least {needed} are needed.")
+        raise UserError(f"data.path: {n} to split are too few: at least {needed} samples are needed.")
 
     rules = [f"{split}: {GIVEN}" for split in rows]
     if "test" not in parts:
@@ -135,7 +135,7 @@ def split_rows(
         rows["validation"], rest = sorted(rest[:count]), rest[count:]
         rules.append(f"validation: {count} of {n} that follow in SHA-256 order")
     elif validation is not None:
-        raise UserError("data.validation: the source brings its own validation images; leave this setting out.")
+        raise UserError("data.validation: the source brings its own validation set; leave this setting out.")
     rows["train"] = sorted(rest)
     rules.append("train: the rest")
     return rows, "; ".join(rules)

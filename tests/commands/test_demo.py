@@ -6,9 +6,10 @@ import io
 import json
 import re
 import shlex
+import socket
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -25,12 +26,12 @@ from diffusion.commands.app import command, sample
 from diffusion.commands.demo import drawing, images, view
 from diffusion.commands.demo.arguments import parse_demo_arguments
 from diffusion.commands.demo.demo import names
-from diffusion.commands.demo.launch import launched
+from diffusion.commands.demo.launch import first_address, launched
 from diffusion.commands.demo.page import ANY, Page
 from diffusion.commands.dispatch import main
 from diffusion.data import pictures
 from diffusion.data.files.raw_images import OPACITY
-from diffusion.errors import UserError
+from diffusion.errors import BY_UV, UserError, way_to_install
 from diffusion.models.build import DataFacts
 from diffusion.networks.parts import CLASSES, FIELD, Part
 from diffusion.schedules import time_grid
@@ -251,7 +252,18 @@ def test_the_command_line_refuses(place, monkeypatch, capsys):
         assert message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert command(main, ["demo"]) == 2
-    assert "gradio, which is not installed; pip install 'diffusion[demo]'" in capsys.readouterr().err
+    assert f"gradio, which is not installed; {way_to_install('demo')}" in capsys.readouterr().err
+
+
+def test_an_extra_is_installed_by_the_names_of_its_libraries(monkeypatch):
+    """A registry's `diffusion` is somebody else's package."""
+    monkeypatch.setenv(BY_UV, "1")
+    assert way_to_install("demo").endswith("uv run --extra demo")
+    monkeypatch.delenv(BY_UV)
+    pip, install, requirement = shlex.split(way_to_install("demo"))
+    assert (pip, install) == ("pip", "install")
+    assert sorted(re.split("[,>=<]+", requirement)) == ["6", "7", "gradio"]
+    assert len(shlex.split(way_to_install("web"))) == 5
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a..b"])
@@ -259,6 +271,24 @@ def test_a_place_that_cannot_be_listened_at_is_refused(host):
     """A name that is none, another machine's address, and no name at all; gradio would wait for ever."""
     with pytest.raises(UserError, match=f"--host, --port: {host}:7860 cannot be listened at"):
         launched(object.__new__(Page), host, 7860)
+
+
+@pytest.mark.parametrize(("second", "taken"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_the_first_address_of_a_host_that_can_be_listened_at_is_taken(second, taken, monkeypatch):
+    """A machine without IPv6 may still name ::1 first for localhost."""
+
+    class Probe(nullcontext):
+        def setsockopt(self, *_):
+            pass
+
+        def bind(self, address):
+            if address[0] == "192.0.2.1":
+                raise OSError("not of this machine")
+
+    found = [socket.getaddrinfo(text, 0, type=socket.SOCK_STREAM)[0] for text in ("192.0.2.1", second)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "socket", lambda *_: Probe(Probe()))
+    assert first_address("of.many.addresses", 0) == taken
 
 
 def test_text_from_outside_is_text():

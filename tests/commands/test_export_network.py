@@ -15,6 +15,7 @@ from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.commands.export.network import describing, description, named
 from diffusion.data.normalizer import fit
+from diffusion.errors import way_to_install
 from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.models.build import DataFacts
 from diffusion.storage import runs
@@ -168,4 +169,4 @@ def test_models_without_such_a_network_are_refused(tmp_path, capsys):
 def test_a_missing_library_is_named(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("diffusion.commands.export.network.find_spec", lambda name: None)
     assert command(main, ["export", model.source, str(tmp_path / "out"), "--to", "onnx"]) == 2
-    assert "onnx, which is not installed; pip install 'diffusion[web]'" in capsys.readouterr().err
+    assert f"onnx, which is not installed; {way_to_install('web')}" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from rich.console import Console
+from terminal_width import fits
 
 from diffusion.commands.table import Column, Table, with_error
 
@@ -85,6 +86,27 @@ def test_a_table_that_is_too_wide_comes_in_parts_that_each_name_their_rows():
     assert len(printed(Table((*table.columns[:3], sentence), rows), 60).split("figure0")) == 2, "it wraps, in one part"
     sections = printed(replace(table, section=table.columns[0]), 80)
     assert len(re.findall(r"^a +0\.0 ± 0.01", sections, re.M)) == 3, "the column after that of the sections names, too"
+
+
+def test_names_that_leave_no_room_are_lines_above_their_rows():
+    long = "a-run-whose-name-is-longer-than-a-terminal-of-eighty-columns-is-and-has-no-spaces-0001"
+    rows = [{"group": "A" if i < 2 else "B", "run": name} for i, name in enumerate((long, "日本語の名前のモデル", "c"))]
+    letter, run = Column("", "group", left=True), Column("model", "run", left=True, wraps=True)
+    figures = [Column(f"figure{i}", lambda row, i=i: f"{i}.0 of {row['group']}") for i in range(3)]
+    table = Table((letter, run, *figures), rows, section=letter)
+    for width, parts in ((40, 1), (80, 1), (20, 2)):
+        console = Console(width=width, soft_wrap=True)
+        with console.capture() as capture:
+            console.print(table)
+        shown = capture.get()
+        assert fits(shown, width)
+        assert shown.count(long) == shown.count("日本語") == shown.count("figure0") * parts == parts
+        lines = [line.split() for line in shown.splitlines()]
+        assert lines[lines.index(["B", "c"]) - 1] == [], "a line between sections"
+        assert lines[lines.index(["B", "c"]) + 1][:3] == ["0.0", "of", "B"]
+        columns = {line.index("0.0") for line in shown.splitlines() if "0.0" in line}
+        assert len(columns) == 1, "figures are aligned"
+    assert f"A  {long}" in printed(table, 140), "where there is room, they are in their rows"
 
 
 def test_records_need_not_have_the_same_keys():

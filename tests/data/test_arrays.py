@@ -1,5 +1,8 @@
 """Arrays of real numbers: what is read from which files, in which splits, and what is refused by name and place."""
 
+import os
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from diffusion.data import DataNote, load_array, load_images
 from diffusion.data.files.mapped_rows import MappedRows
 from diffusion.errors import UserError
+from diffusion.numerics.random import hashed_order
 
 SHAPES = [(3,), (2, 5), (1, 4, 6), (2, 3, 4, 2)]
 
@@ -133,13 +137,13 @@ REFUSED = {
     "whole": (np.arange(30).reshape(10, 3), r"is int64 \(10, 3\); accepted: floats .*data\.name=folder"),
     "bytes": (np.zeros((10, 8, 8), np.uint8), r"is uint8 .*data\.name=folder"),
     "complex": (np.zeros((10, 3), complex), "is complex128"),
-    "long": (np.zeros((10, 3), np.longdouble), r"is float128|is longdouble|is float96"),
+    "long": (np.zeros((10, 3), np.longdouble), r"is (float128|longdouble|float96) .*accepted: floats of up to 64 bits"),
     "text": (np.array(["a", "b"]), "is <U1"),
     "number": (np.float64(1.0), r"has the shape \(\)"),
     "no rows": (np.zeros((0, 3)), r"has the shape \(0, 3\)"),
     "no entries": (np.zeros((3, 0)), r"has the shape \(3, 0\)"),
     "six axes": (np.zeros((2, 1, 1, 1, 1, 1)), r"has the shape \(2, 1, 1, 1, 1, 1\)"),
-    "two rows": (np.zeros((2, 3)), "2 image|2 row|2 datum"),
+    "two rows": (np.zeros((2, 3)), "2 to split are too few: at least 3 samples"),
     "objects": (np.array([None, 1], dtype=object), "is not a readable .npy file"),
 }
 
@@ -153,6 +157,46 @@ def test_what_is_no_array_of_finite_floats_is_refused_by_name(tmp_path, kind):
     assert "\n" not in str(error.value)
     if kind != "two rows":
         assert str(tmp_path / "x.npy") in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "what"), [(np.float64, "row"), (np.uint8, "image")])
+def test_classes_without_training_data_and_columns_of_one_value_are_told(tmp_path, kind, what):
+    held = hashed_order([str(i) for i in range(40)])[0]  # in the test part
+    x, words = 250 * np.random.default_rng(0).random((40, 3, 3)), np.where(np.arange(40) % 2, "cat", "dog")
+    words[held] = "owl"
+    same = {"c": np.full((40, 2), 3.0), "d": np.arange(40) % 2 + 0.5}
+    np.savez(tmp_path / "x.npz", x=x.astype(kind), labels=words, kind=words, **same)
+    load, columns = (load_array, ()) if what == "row" else (load_images, ("folder",))
+    with pytest.warns(DataNote) as notes:
+        data = load(*columns, path=tmp_path / "x.npz", columns=("kind", "c", "d"))
+    owls = [(split, int((data.columns["kind"][split].values == 2).sum())) for split in ("train", "test")]
+    assert owls == [("train", 0), ("test", 1)]
+    assert {str(note.message) for note in notes} == {
+        f"data.path: no training {what} is of the class owl",
+        f"data.path: kind: no training {what} is of the class owl",
+        f"data.path: c: is the same in each training {what}, and tells nothing of it",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "message"),
+    [
+        (np.float64, 29, "data.path: {}: 0 GiB .* this machine has 0; a .npy, which is mapped and not read, would do"),
+        (np.uint8, 3, "data.path: {}: 0 GiB .*; fewer or smaller images would do"),
+        (np.uint8, 6, "data.path: 60 images of 1 x 8 x 8: 0 GiB .*; fewer or smaller images would do"),
+    ],
+)
+def test_arrays_that_no_memory_holds_are_refused_in_a_line(tmp_path, monkeypatch, kind, there, message):
+    """30 KiB of float64 are read; 4 KiB of uint8 are read, and joined to as many."""
+    path, x = tmp_path / "x.npz", np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(kind)
+    np.savez(path, train=x[:40] + kind(0.5), test=x[40:] + kind(0.5))
+    load = load_array if kind == np.float64 else partial(load_images, "folder")
+    memory = {"SC_PHYS_PAGES": there, "SC_PAGE_SIZE": 1024}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
+    with pytest.raises(UserError, match=message.format(path)):
+        load(path=path)
+    memory["SC_PHYS_PAGES"] = 32
+    assert load(path=path).shape[-2:] == (8, 8)
 
 
 def test_files_and_folders_that_do_not_fit_are_refused(tmp_path):

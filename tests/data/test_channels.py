@@ -186,7 +186,7 @@ def test_what_does_not_go_is_one_line(tmp_path, monkeypatch):
         load_images("folder", whole, channels="all")
     (whole / "b.tif").unlink()
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(UserError, match=r"tifffile, which is not installed; pip install 'diffusion\[tiff\]'"):
+    with pytest.raises(UserError, match="tifffile, which is not installed; "):
         load_images("folder", whole, channels="all")
     with pytest.raises(UserError, match=r"data\.channels: 'every' is not known"), warnings.catch_warnings():
         load_images("folder", path, channels="every")

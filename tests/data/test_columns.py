@@ -74,6 +74,9 @@ def test_keys_of_splits(tmp_path):
     assert data.columns["map"]["test"].values.shape == (4, 2, 5)
     with pytest.raises(UserError, match=r"found 'd'; .* has no such array of the train split; it has train_x"):
         load_array(tmp_path / "t.npz", columns=("d",))
+    np.savez(tmp_path / "whole.npz", **arrays, d=np.arange(12.0))
+    with pytest.raises(UserError, match=r"no such array of the train split; .*, d\. Accepted: train_d$"):
+        load_array(tmp_path / "whole.npz", columns=("d",))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,12 @@ def test_keys_of_splits(tmp_path):
         ("file, age ,age\nb/0.png,1,2\n", ("age",), "needs a first line of names, all different"),
         (TABLE + "b/0.png,1\n", ("age",), "line 2 has 2 entries; the first has 6 names"),
         (TABLE + "b/0.png,1,2,3,4,5\n" * 2, ("age",), "line 3 is the second one of b/0.png"),
-        (TABLE + "b/0.png,1,2,3,4,5\n", ("age",), "has no line for "),
+        (TABLE + "b/0.png,1,2,3,4,5\n", ("age",), "has no line for a/.*; its first is of b/0.png"),
+        (
+            "file,age\n" + "".join(f"{'ba'[i % 2]}/{i}.png,{'NA' if i == 4 else i / 2}\n" for i in range(12)),
+            ("age", "depth"),
+            r"b/4\.png has age 'NA'; the others are numbers \(what is not known is left empty\)",
+        ),
         (None, ("agee",), "found 'agee'; .* Did you mean 'age'"),
         ("file,age\n" + "".join(f"{i}.png,{'x' if i == 4 else i / 2}\n" for i in range(12)), ("age.",), "found 'age.'"),
         ("\0file,age\n", ("age",), "needs a first line|no readable table"),
@@ -340,6 +348,15 @@ def test_what_is_left_out_or_numbered_anew_is_told(tmp_path):
     np.savez(tmp_path / "t.npz", x=np.eye(20) / 2, stars=np.arange(20) % 5 + 1)
     with pytest.warns(DataNote, match="'stars' holds 5 numbers from 1 to 5"):
         load_array(tmp_path / "t.npz", columns=("stars",))
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_words_among_whole_numbers_are_names_and_told(tmp_path):
+    names = [f"{'a' if i % 2 else 'b'}/{i}.png" for i in range(12)]
+    lines = "file,grade\n" + "".join(f"{name},{'?' if i == 4 else i % 3}\n" for i, name in enumerate(names))
+    data = load_images("folder", path=written(tmp_path, lines=lines), columns=("grade", "depth"))
+    assert data.columns["grade"]["train"].names == ("0", "1", "2", "?")
+    assert "'grade' holds numbers and words, e.g. ?; all are taken for the names" in str(data.provenance["notes"])
 
 
 @pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")

@@ -108,7 +108,7 @@ def test_sizes_of_a_configuration():
 
 
 def test_images_that_no_memory_holds_are_refused_before_they_are_made():
-    with pytest.raises(UserError, match=r"data\.size: 1,797 images of 1 x 99999 x 99999 take 16,7.. GiB of memory"):
+    with pytest.raises(UserError, match=r"data\.size: 1,797 images of 1 x 99999 x 99999: 16,7.. GiB of memory"):
         load_images("digits", size=99999)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import diffusion
 from diffusion.commands.dispatch import main
-from diffusion.errors import UserError
+from diffusion.errors import UserError, way_to_install
 from diffusion.models.formats.diffusers_unet import to_theirs
 from diffusion.networks import UNet
 from diffusion.storage import tensor_files
@@ -111,7 +111,7 @@ def test_without_the_library_a_line_says_what_to_install(copied, monkeypatch):
     with pytest.raises(UserError) as error:
         diffusion.load(copied)
     assert str(error.value).startswith(f"{copied}: UNet2DModel: ")
-    assert str(error.value).endswith("pip install 'diffusion[diffusers]'")
+    assert str(error.value).endswith(f"not installed; {way_to_install('diffusers')}")
 
 
 def test_missing_files_and_weights_are_named(copied):

@@ -51,10 +51,7 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
         UserError: For an address or a port that cannot be had.
     """
     try:  # gradio waits for ever for a server that cannot begin
-        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        address = first_address(host, port or 0)
     except (OSError, UnicodeError) as error:  # a name that is none
         where = host if port is None else f"{host}:{port}"
         raise UserError(f"--host, --port: {where} cannot be listened at ({error}); name another") from error
@@ -64,7 +61,7 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
     script = f"<script>{(_STATIC / 'client.js').read_text(encoding='utf-8')}</script>"
     try:
         _, url, _ = blocks.launch(
-            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
+            server_name=address, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
             theme=theme, css="".join(path.read_text("utf-8") for path in _STYLES), head=script, footer_links=[],
             run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         )  # fmt: skip
@@ -72,3 +69,23 @@ def launched(page: Page, host: str, port: int | None) -> tuple[Any, str]:
         where = f"{host} has no free port" if port is None else f"{host}:{port} is taken, or cannot be listened at"
         raise UserError(f"--port: {where}; name another") from error
     return blocks, url
+
+
+def first_address(host: str, port: int) -> str:
+    """The first of a host's addresses that can be listened at, as it stands in a URL: IPv6 in brackets.
+
+    Raises:
+        OSError: If there is none; of the last one.
+        UnicodeError: For a name that none can have.
+    """
+    failure = OSError("no address")
+    for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            failure = error
+        else:
+            return f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
+    raise failure

@@ -16,7 +16,7 @@ from ...data.class_names import names_of
 from ...denoisers import NetworkDenoiser
 from ...denoisers.network_call import output_tensor, takes_of
 from ...denoisers.preconditioning import C_NOISE_LIMIT
-from ...errors import UserError
+from ...errors import UserError, way_to_install
 from ...models import DiffusionModel, TrainedModel
 from ...storage import atomic, runs
 
@@ -74,9 +74,7 @@ def check_onnx() -> None:
     """Refuse to begin without the libraries that write ONNX."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"--to: ONNX is written through {missing[0]}, which is not installed; pip install 'diffusion[web]'"
-        )
+        raise UserError(f"--to: ONNX is written through {missing[0]}, which is not installed; {way_to_install('web')}")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..splits import SPLITS, split_of
 from .alike import EIGHT_BITS, Alike
 from .columns import of_arrays
 from .decoding import refuse_unused_bits
-from .fitting import Size, resize_arrays
+from .fitting import Size, check_memory, resize_arrays, room_for
 from .raw_images import Column, RawImages
 
 ENDINGS = (".npz", ".npy")
@@ -32,6 +32,8 @@ _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "arr_1")
 _MOST_CHANNELS = 32  # of images that are neither grey nor colour
 _ACCEPTED = f"accepted: uint8 (N, H, W) or (N, H, W, C), C = 1, 3, or up to {_MOST_CHANNELS} and below H and W"
+_FEWER = "fewer or smaller images"
+_PIECE = 2**21  # numbers that are compared with levels at a time
 _CLASS_NAMES = ("classes", "class_names", "label_names")
 Arrays = dict[str, np.ndarray]
 
@@ -85,7 +87,11 @@ def load_arrays(
         raise UserError(f"{path}: the splits differ in shape: {shapes} (height, width, channels)")
     lengths = [len(x) for x in images]
     ends = np.cumsum(lengths).tolist()
-    pixels = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
+    (height, width, channels), kind = images[0].shape[1:], torch.from_numpy(images[0][:1]).dtype
+    held = sum(x.nbytes for x in images)
+    pixels = room_for((ends[-1], channels, height, width), kind, _FEWER, "data.path", held)
+    for x, end in zip(images, ends, strict=True):
+        pixels.numpy()[end - len(x) : end] = x.transpose(0, 3, 1, 2)
     parts = {split or "train": range(end - n, end) for split, n, end in zip(found.data, lengths, ends, strict=True)}
     return RawImages(
         images=resize_arrays(pixels, size, how.levels),
@@ -112,7 +118,7 @@ def find_arrays(path: Path, most_bytes: int, kind: str, columns: Sequence[str] =
     Raises:
         UserError: For a file that is damaged or unsafe, and names that say too little.
     """
-    arrays = _read(path, most_bytes)
+    arrays = _read(path, most_bytes, _FEWER if kind == "images" else "a .npy, which is mapped and not read,")
     notes: list[str] = []
     keys = {name: _keys(arrays, name) for name in columns}
     taken = {key for of_name in keys.values() for key in of_name.values()}
@@ -176,24 +182,28 @@ def _column(path: Path, name: str, keys: Mapping[str, str], arrays: Arrays, data
             of_split = f" of the {split} split" if split else ""
             raise UserError(
                 f"denoiser.condition: found '{name}'; {path} has no such array{of_split}; it has {', '.join(arrays)}."
-                f"{did_you_mean(name, arrays)}"
+                f"{f' Accepted: {split}_{name}' if name in arrays else did_you_mean(name, arrays)}"
             )
     named = [(keys[split], arrays[keys[split]]) for split in data]
     return of_arrays(path, name, named, [len(array) for array in data.values()], number_classes, notes)
 
 
-def _read(path: Path, most_bytes: int) -> Arrays:
+def _read(path: Path, most_bytes: int, instead: str) -> Arrays:
+    """All arrays of a file, in memory; `instead` says what would do where that has no room for them."""
     try:
         if path.suffix.lower() == ".npy":
+            check_memory(path.stat().st_size, f"data.path: {path}", instead)
             with path.open("rb") as file:
                 return {"images": np.lib.format.read_array(file, allow_pickle=False)}
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            for member in members:
                 if member.file_size > max(most_bytes, _MOST_DEFLATED * member.compress_size):
                     raise UserError(
                         f"{path}: {member.filename} unpacks to {member.file_size:,} bytes from "
                         f"{member.compress_size:,}; no images do that, and it is refused."
                     )
+        check_memory(sum(member.file_size for member in members), f"data.path: {path}", instead)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         for name, array in found.items():
@@ -302,18 +312,35 @@ def _levels(described: str, name: str, array: np.ndarray, notes: list[str]) -> n
         unit, signed = (0, 1, lambda x: x * 255.0), (-1, 1, lambda x: (x + 1.0) * 127.5)
         ranges = {"[0, 1]": unit, "[-1, 1]": signed, **ranges} if low < high else {}
     for kind, (least, most, to_levels) in ranges.items():
-        if least <= low and high <= most:
-            levels = to_levels(array.astype(np.float64))
-            whole = np.rint(levels)
-            # float16 is 2^-11 off at most, of 255; float32 and float64 far less
-            if np.abs(levels - whole).max() <= (0.07 if array.dtype == np.float16 else 1e-3):
-                notes.append(f"'{name}' is {array.dtype}, {low:g} to {high:g}{f' in {kind}' if kind else ''}: exactly "
-                             "8-bit levels, and taken as these")  # fmt: skip
-                return whole.astype(np.uint8)
+        if least <= low and high <= most and (levels := _exact(array, to_levels)) is not None:
+            notes.append(f"'{name}' is {array.dtype}, {low:g} to {high:g}{f' in {kind}' if kind else ''}: exactly "
+                         "8-bit levels, and taken as these")  # fmt: skip
+            return levels
     raise UserError(
         f"{described}, {low:g} to {high:g}; {_ACCEPTED}; or numbers that are exactly 8-bit levels: whole from 0 to "
-        "255, k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1]."
+        f"255, k / 255 in [0, 1], or k / 127.5 - 1 in [-1, 1].{_other_way(array, float(low), float(high))}"
     )
+
+
+def _other_way(array: np.ndarray, low: float, high: float) -> str:
+    """How numbers that are no 8-bit levels are read."""
+    if array.dtype.kind == "f":
+        return " data.name=array takes any numbers." if np.isfinite(low) and np.isfinite(high) else ""
+    return " data.levels=all takes whole numbers of up to 16 bits." if low >= 0 and high < 2**16 else ""
+
+
+def _exact(array: np.ndarray, to_levels: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """Numbers as levels, uint8, where they are exactly these; in pieces, whose float64 is small."""
+    # float16 is 2^-11 off at most, of 255; float32 and float64 far less
+    most = 0.07 if array.dtype == np.float16 else 1e-3
+    found, rows = np.empty(array.shape, np.uint8), max(1, _PIECE // array[0].size)
+    for first in range(0, len(array), rows):
+        levels = to_levels(array[first : first + rows].astype(np.float64))
+        whole = np.rint(levels)
+        if np.abs(levels - whole).max() > most:
+            return None
+        found[first : first + rows] = whole
+    return found
 
 
 def _flat(path: Path, name: str, labels: np.ndarray, n: int, notes: list[str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A file's channels are taken as they are stored: grey (1), grey and opacity (2), colour (3), colour and opacity or CMYK
 (4), the bands of a TIFF (up to 32). Palettes become the colours that they stand for. Pillow reads TIFFs of up to four
-bands, and of 16 bits in colour the high bytes; others are read by tifffile, an extra (`pip install 'diffusion[tiff]'`).
+bands, and of 16 bits in colour the high bytes; others are read by tifffile, an extra (`tiff`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import torch
 from ...errors import UserError, did_you_mean
 from ...networks.parts import CLASSES, FIELD, VECTOR
 from .decoding import Decoded, ImageFile
+from .fitting import check_memory
 from .mapped_rows import MappedRows
 from .passed_over import ENDINGS, LABELS_FILE, is_hidden
 from .raw_images import Column
@@ -54,6 +55,8 @@ def of_arrays(
     Raises:
         UserError: For arrays of other lengths, types or shapes, and numbers that are not finite, by row.
     """
+    twice = 2 * sum(array.nbytes for _, array in arrays)
+    check_memory(twice, f"data.path: '{name}' of {path}", "fewer or smaller entries")
     for (key, array), count in zip(arrays, counts, strict=True):
         where = f"{path}: '{key}' is {array.dtype} {array.shape}"
         if not array.ndim or len(array) != count:
@@ -69,14 +72,14 @@ def of_arrays(
         flat = [array.astype(np.int64) if array.dtype.kind == "b" else array for array in flat]
         numbers, names, count = classes(path, key, flat, notes)
         return Column(name, CLASSES, torch.from_numpy(np.asarray(numbers, np.int64)), count, names)
-    whole = np.concatenate([array for _, array in arrays])
+    whole = first if len(arrays) == 1 else np.concatenate([array for _, array in arrays])
     if first.dtype == np.uint8 and first.ndim == 4:
         channels_last = first.shape[3] in (1, 3) and first.shape[1] not in (1, 3)
         image = whole.transpose(0, 3, 1, 2) if channels_last else whole
         return Column(name, FIELD, torch.from_numpy(np.ascontiguousarray(image)), image.shape[1], (), 256)
     if first.dtype.kind != "f" or first.dtype.itemsize not in (2, 4, 8) or first.ndim > 5 or 0 in first.shape:
         raise UserError(f"{where}; {_ACCEPTED}")
-    whole = whole.astype(np.float64 if first.dtype.itemsize == 8 else np.float32)
+    whole = whole.astype(np.float64 if first.dtype.itemsize == 8 else np.float32, copy=False)
     whole = whole[:, None] if whole.ndim == 1 else whole
     MappedRows([whole]).check_finite(f"{path}: '{key}'")
     return Column(name, VECTOR if whole.ndim == 2 else FIELD, torch.from_numpy(whole), whole.shape[1])
@@ -318,7 +321,9 @@ def _of_table(
     for place, *others in names:
         key = next((key for key in (place, *others) if key in table.rows), None)
         if key is None:
-            raise UserError(f"{path}: has no line for {place}; needs one for each image")
+            raise UserError(
+                f"{path}: has no line for {place}; needs one for each image; its first is of {next(iter(table.rows))}"
+            )
         if (of_places if key == place else count_of)[key] > 1:
             raise UserError(f"{path}: {key} is the name of {count_of[key]} images; {place} needs a line of its own")
         left.discard(key)
@@ -329,19 +334,27 @@ def _of_table(
     if not given:
         raise UserError(f"{path}: the column {columns[0]} is empty")
     numbers = [_number(text) for text in given]
-    if len(columns) == 1 and (None in numbers or all(text.lstrip("+-").isdecimal() for text in given)):
+    whole = [text.lstrip("+-").isdecimal() for text in given]
+    words = numbers.count(None)
+    of_numbers = not all(whole) and 2 * words < len(numbers) and len(numbers) - words > sum(whole)
+    if len(columns) == 1 and (words or all(whole)) and not of_numbers:
         flat = [row[0] for row in texts]
-        fits = None not in numbers and max(map(len, given)) < 19  # in 64 bits
+        if 0 < words < len(numbers):
+            word = next(text for text, number in zip(given, numbers, strict=True) if number is None)
+            notes.append(f"'{name}' holds numbers and words, e.g. {word}; all are taken for the names of classes")
+        fits = not words and max(map(len, given)) < 19  # in 64 bits
         values = [int(text) for text in given] if fits else given
-        found, words, count = classes(Path(path), columns[0], [np.array(values)], notes)
+        found, named, count = classes(Path(path), columns[0], [np.array(values)], notes)
         places = iter(np.asarray(found, np.int64).tolist())
-        return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, words)
+        return Column(name, CLASSES, torch.tensor([next(places) if text else count for text in flat]), count, named)
     rows = []
     for (place, *_), row in zip(names, texts, strict=True):
         entries = [_number(text) if text else float("nan") for text in row]
         for column, text, entry in zip(columns, row, entries, strict=True):
             if entry is None or (text and not np.isfinite(entry)):
-                raise UserError(f"{path}: {place} has {column} {text!r}; the others are numbers")
+                raise UserError(
+                    f"{path}: {place} has {column} {text!r}; the others are numbers (what is not known is left empty)"
+                )
         rows.append(entries if not np.isnan(np.array(entries, float)).any() else [float("nan")] * len(entries))
     return Column(name, VECTOR, torch.tensor(rows, dtype=torch.float64), len(columns))
 

@@ -87,19 +87,41 @@ def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
     return fit(image)
 
 
-def room_for(shape: tuple[int, ...], dtype: torch.dtype, instead: str = "a smaller size") -> Tensor:
-    """Memory for images (N, C, H, W), not yet filled; `instead` says what else would do.
+def check_memory(needed: int, what: str, instead: str) -> None:
+    """Refuse what takes more bytes than the machine has; `instead` says what would do.
 
     Raises:
-        UserError: Where the machine has less: the system would end a process that fills it, without a word.
+        UserError: For this: the system would end a process that fills the memory, without a word.
     """
-    needed, there = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        count, channels, height, width = shape
         raise UserError(
-            f"data.size: {count:,} images of {channels} x {height} x {width} take {needed / 2**30:,.0f} GiB of memory, "
-            f"and this machine has {there / 2**30:,.0f}; {instead} would do"
+            f"{what}: {needed / 2**30:,.0f} GiB of memory are needed, and this machine has {there / 2**30:,.0f}; "
+            f"{instead} would do"
         )
+
+
+def room_for(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    instead: str = "a smaller size",
+    key: str = "data.size",
+    held: int = 0,
+) -> Tensor:
+    """Memory for images (N, C, H, W), not yet filled.
+
+    Args:
+        shape, dtype: Of the images.
+        instead: What else would do.
+        key: The option that says which images.
+        held: Bytes of what they are made of, in memory at the same time.
+
+    Raises:
+        UserError: Where the machine has less.
+    """
+    count, channels, height, width = shape
+    what = f"{key}: {count:,} images of {channels} x {height} x {width}"
+    check_memory(math.prod(shape) * dtype.itemsize + held, what, instead)
     return torch.empty(shape, dtype=dtype)
 
 

@@ -86,7 +86,7 @@ def load_files(
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
         class_names, notes = _class_names(files)
-        notes = [*passed.notes(), *notes, *_untrained(parts, class_names)]
+        notes = [*passed.notes(), *notes]
         counts = {name: len(part) for name, part in parts.items()}
         rule = None
         if split is not None:
@@ -304,12 +304,6 @@ def _class_names(files: list[ImageFile]) -> tuple[list[str], list[str]]:
     notes = [f"the folder '{name}' is taken for a class, as no other split is beside it" for name in classes
              if split_of(name) is not None]  # fmt: skip
     return classes, notes
-
-
-def _untrained(parts: dict[str, list[ImageFile]], class_names: list[str]) -> list[str]:
-    """A line where the source gives classes no training image."""
-    missing = sorted(set(class_names) - {_first(file.name) for file in parts["train"]}) if class_names else []
-    return [f"no training image is of the class {listed(missing)}"] if missing else []
 
 
 def _first(name: str) -> str:

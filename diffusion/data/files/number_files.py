@@ -22,7 +22,8 @@ from .mapped_rows import MappedRows
 from .raw_images import RawImages
 
 _ACCEPTED = (
-    "accepted: floats (N, *shape): vectors (N, d), signals (N, C, L), images (N, C, H, W), volumes (N, C, D, H, W)"
+    "accepted: floats of up to 64 bits (N, *shape): vectors (N, d), signals (N, C, L), images (N, C, H, W), volumes "
+    "(N, C, D, H, W)"
 )
 _MOST_AXES = 5
 
