@@ -1,6 +1,7 @@
 """Shared by all tests: `laws.py` can be imported from any folder; one thread, which is fastest for small tensors."""
 
 import gc
+import importlib.metadata
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 gc.disable()  # until all is imported
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)  # Lightning asks at the start of each run
 # pytest puts the folder of a test on the path, not the folders above it.
 sys.path.insert(0, str(Path(__file__).parent))
 # Threads that wait for each other on a busy machine make the suite several times slower.

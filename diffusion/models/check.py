@@ -10,7 +10,7 @@ same images and the same noise. Errors are compared in bits/dim, the integral of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import cond_for, level_data, real_data, seed_number, whole_number
 from ..errors import UserError
-from ..likelihood.batching import choose_batch_size
+from ..likelihood.batching import Progress, choose_batch_size
 from ..likelihood.dequantization import Dequantizer
 from ..numerics import random
 from ..schedules.forward_process import diffuse
@@ -42,7 +42,6 @@ NOISY_ENOUGH = -4.0
 _BELOW = -12.0  # no level below is looked at: only noise is there
 _SEEN = -6.0  # below, x_hat is a small difference of large numbers, and its mean and deviation tell nothing
 _EXCESS = 0.005  # of the error of eps, which is 0.004 bits/dim per unit of log-SNR
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -213,6 +212,7 @@ class _Bench:
 
     def __init__(self, data: Tensor, cond: Any, seed: int, denoiser: Denoiser):
         self.data, self.seed = data.to(device_of(denoiser)), seed
+        self.noise: dict[tuple[int, int, int], Tensor] = {}  # of small data, drawn once for all conventions
         known = denoiser.num_classes, len(data), denoiser.parts
         self.cond = None if cond is None else cond_for(cond, *known).to(self.data.device)
 
@@ -236,12 +236,13 @@ class _Bench:
                 found.append((error, x_hat.mean(), x_hat.std(), off, over))
         return _Measured(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
-    def _at(
-        self, denoiser: Denoiser, log_snr: Tensor, step: int, rows: Tensor, n: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        of = rows % n
+    def _at(self, denoiser: Denoiser, log_snr: Tensor, step: int, rows: Tensor, n: int) -> tuple[Tensor, ...]:
+        of, key = rows % n, (step, int(rows[0]), len(rows))
         x = self.data[of]
-        eps = random.normal(self.seed, rows, step, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
+        if (eps := self.noise.get(key)) is None:
+            eps = random.normal(self.seed, rows, step, x.shape[1:], random.STREAM_EVALUATE, x.dtype, x.device)
+            if self.data.numel() <= _NUMBERS:
+                self.noise[key] = eps
         t = denoiser.schedule.inverse_log_snr(log_snr)
         x_t = diffuse(denoiser.schedule, x, t, eps)
         found = denoiser.eps(x_t, t, None if self.cond is None else self.cond[of])

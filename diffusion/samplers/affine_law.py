@@ -51,7 +51,8 @@ def affine_law(sampler: Sampler, denoiser: Denoiser, grid: Tensor) -> AffineLaw:
         evaluated.append(step)
         return torch.zeros(1, 1).to(like)
 
-    sampler.sample(denoiser, torch.zeros(1, 1).to(like), grid, listen)
+    if sampler.is_stochastic:
+        sampler.sample(denoiser, torch.zeros(1, 1).to(like), grid, listen)
     # Rows: all zero, x_1 alone, each noise alone, and all of them at numbers of no pattern.
     inputs = torch.cat((torch.zeros(1, 1 + len(evaluated)), torch.eye(1 + len(evaluated))))
     some = torch.randn(1, 1 + len(evaluated), generator=torch.Generator().manual_seed(0))

@@ -12,12 +12,18 @@ from diffusion.models.adopt import AdoptedNote
 from diffusion.models.check import best_end, check, data_of
 from diffusion.schedules import DDPM, VP
 
-WRONG = [(name, truth) for name, case in CASES.items() for truth in case.wrong]
+# Mistakes of the kinds that DDPM, EDM and flow matching have, in other networks: the same lines of the check name them.
+OTHERS = ("improved DDPM", "DDPM, levels from 1", "score_sde sub-VP", "Song's VE", "NCSN++", "rectified flow")
+WRONG = [
+    pytest.param(name, truth, marks=pytest.mark.slow if name in OTHERS else ())
+    for name, case in CASES.items()
+    for truth in case.wrong
+]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_check_has_nothing_to_say_of_a_convention_adopted_rightly(name):
-    found = adopt(CASES[name]).check(HELD_OUT, levels=10)
+    found = adopt(CASES[name]).check(HELD_OUT, levels=6)
     assert found.passed, str(found)
     assert found.tried > 15
     assert "nothing wrong on 32 images" in str(found)

@@ -154,7 +154,11 @@ def test_networks_of_the_published_sizes(network, parameters):
         assert sum(value.numel() for value in network(3).parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", score_sde.CONFIGURATIONS)
+# One of those that have the same network.
+OF_SCORE_SDE = {str(options): name for name, (options, _) in score_sde.CONFIGURATIONS.items()}
+
+
+@pytest.mark.parametrize("name", OF_SCORE_SDE.values())
 def test_every_configuration_of_score_sde_makes_a_network(name):
     options, _ = score_sde.CONFIGURATIONS[name]
     with torch.device("meta"):

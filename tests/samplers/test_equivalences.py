@@ -4,7 +4,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from laws import FIXED_STEP, FOUR_SCHEDULES, NOISELESS_SDE, SCHEDULES, STOCHASTIC, mixture, name, seeded, times
+from laws import (
+    FIXED_STEP,
+    FOUR_SCHEDULES,
+    NOISELESS_SDE,
+    SCHEDULES,
+    STOCHASTIC,
+    by_turns,
+    mixture,
+    name,
+    seeded,
+    times,
+)
 
 from diffusion.denoisers import Retimed
 from diffusion.samplers import (
@@ -109,15 +120,14 @@ def test_ode_euler_is_euler_in_the_angle(schedule):
     torch.testing.assert_close(result, x, **CLOSE)
 
 
-@pytest.mark.parametrize("own", [VP(), VE()], ids=name)
-@pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=name)
-@pytest.mark.parametrize(
-    "sampler",
-    [s for s in (*FIXED_STEP, *NOISELESS_SDE, *STOCHASTIC) if not isinstance(s, EulerMaruyama)] + [ODE("dopri5")],
-    ids=name,
-)
-def test_the_same_process_on_another_path_gives_the_same_samples(sampler, schedule, own):
+OF_LOG_SNR = [s for s in (*FIXED_STEP, *NOISELESS_SDE, *STOCHASTIC) if not isinstance(s, EulerMaruyama)]
+TWO_PATHS = [(own, schedule) for own in (VP(), VE()) for schedule in FOUR_SCHEDULES]
+
+
+@pytest.mark.parametrize(("sampler", "paths"), by_turns([*OF_LOG_SNR, ODE("dopri5")], TWO_PATHS, 4), ids=name)
+def test_the_same_process_on_another_path_gives_the_same_samples(sampler, paths):
     """All but Euler-Maruyama, whose variable is the schedule's own time, depend on log-SNR only."""
+    own, schedule = paths
     log_snr = torch.linspace(-6.0, 6.0, 9, dtype=torch.float64)
     samples = []
     for denoiser in (mixture(own), Retimed(mixture(own), schedule)):

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from laws import F64, MEAN, SCHEDULES, STD, gaussian, gaussian_law, name
+from laws import F64, MEAN, SCHEDULES, STD, by_turns, gaussian, gaussian_law, name
 from torch import nn
 
 from diffusion import samplers
@@ -94,6 +94,11 @@ class Oracle(nn.Module):
         return self.outer[0].x_to_raw(self.exact(x_t, t), x_t, at)
 
 
+def chosen(some, schedule, third, prediction=None):
+    """The samplers of a third, for a schedule and a prediction."""
+    return some[(KINDS.index(schedule) + [None, *PREDICTIONS].index(prediction) + third) % 3 :: 3]
+
+
 def _law(sampler, model, steps):
     """Mean and variance of the samples, from the exact law at the start of the path."""
     # The end of the path has a noise of 1/36 of the data's deviation.
@@ -106,24 +111,27 @@ def _law_of_the_exact_denoiser(sampler, schedule, steps):
     return _law(sampler, gaussian(schedule), steps)
 
 
+def _start_and_noise(schedule, steps, rows):
+    """A grid, and a start in the law of the path there: 128 independent numbers a row."""
+    grid, noise = time_grid(schedule, steps, log_snr_end=9.0), Noise(0, torch.arange(rows), (128,), F64)
+    mean, variance = gaussian_law(schedule, grid[0])
+    return mean + variance.sqrt() * noise.initial(), grid, noise
+
+
 def test_the_table_holds_every_sampler():
     named = {type(samplers.build(name)) for name in samplers.names()}
     assert {type(sampler) for sampler in (*SAMPLERS, *NOT_LINEAR)} == named
 
 
+@by_thirds
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_every_sampler_draws_the_data(schedule):
-    for sampler in SAMPLERS:
+def test_every_sampler_draws_the_data(schedule, third):
+    for sampler in chosen(SAMPLERS, schedule, third):
         mean, variance = _law(sampler, gaussian(schedule), 36 if sampler.order == 1 else 26)
         off = 0.2 if sampler.order == 1 else 0.08 if sampler.is_stochastic else 0.04
         off = 0.02 if isinstance(sampler, ODE) and sampler.order > 1 else off
         assert float((mean - MEAN) / STD) == pytest.approx(0.0, abs=off), sampler
         assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
-
-
-def chosen(some, schedule, prediction, third):
-    """The samplers of a third, for a schedule and a prediction."""
-    return some[(KINDS.index(schedule) + list(PREDICTIONS).index(prediction) + third) % 3 :: 3]
 
 
 @by_thirds
@@ -132,37 +140,24 @@ def chosen(some, schedule, prediction, third):
 def test_of_every_prediction_they_draw_the_same(schedule, prediction, third):
     """To the last digits, on a grid of few times over the whole path, as long as any sampler's memory."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
-    with torch.no_grad():
-        for sampler in chosen(SAMPLERS, schedule, prediction, third):
-            closed = _law_of_the_exact_denoiser(sampler, schedule, 5)
-            torch.testing.assert_close(_law(sampler, model, 5), closed, rtol=1e-6, atol=1e-7)
-
-
-def _start_and_noise(schedule, steps, rows):
-    """A grid, and a start in the law of the path there: 128 independent numbers a row."""
-    grid, noise = time_grid(schedule, steps, log_snr_end=9.0), Noise(0, torch.arange(rows), (128,), F64)
-    mean, variance = gaussian_law(schedule, grid[0])
-    return mean + variance.sqrt() * noise.initial(), grid, noise
-
-
-@pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_samplers_that_are_not_linear_draw_the_data(schedule):
-    """2560 numbers: the standard errors of the mean and of the deviation are 2 % and 1.4 %; three of them, and 1 %."""
-    for sampler in (PredictorCorrector(), AdaptiveSDE(tolerance=0.02)):
-        x = sampler.sample(gaussian(schedule), *_start_and_noise(schedule, 96, 20))
-        assert float((x.mean() - MEAN) / STD) == pytest.approx(0.0, abs=0.07), sampler
-        assert float(x.std() / STD) == pytest.approx(1.0, abs=0.05), sampler
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_of_every_prediction_samplers_that_are_not_linear_draw_the_same(schedule, prediction):
-    model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     given = _start_and_noise(schedule, 5, 2)
     with torch.no_grad():
-        for sampler in NOT_LINEAR:
+        for sampler in chosen(SAMPLERS, schedule, third, prediction):
+            closed = _law_of_the_exact_denoiser(sampler, schedule, 5)
+            torch.testing.assert_close(_law(sampler, model, 5), closed, rtol=1e-6, atol=1e-7)
+        for sampler in chosen(NOT_LINEAR, schedule, third, prediction):
             x, closed = (sampler.sample(denoiser, *given) for denoiser in (model, gaussian(schedule)))
             torch.testing.assert_close(x, closed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), by_turns([PredictorCorrector(), AdaptiveSDE(tolerance=0.02)], KINDS), ids=name
+)
+def test_samplers_that_are_not_linear_draw_the_data(sampler, schedule):
+    """2560 numbers: the standard errors of the mean and of the deviation are 2 % and 1.4 %; three of them, and 1 %."""
+    x = sampler.sample(gaussian(schedule), *_start_and_noise(schedule, 96, 20))
+    assert float((x.mean() - MEAN) / STD) == pytest.approx(0.0, abs=0.07)
+    assert float(x.std() / STD) == pytest.approx(1.0, abs=0.05)
 
 
 @by_thirds
@@ -177,7 +172,7 @@ def test_one_step_is_one_evaluation(schedule, prediction, third):
         with torch.no_grad():
             x_t = torch.linspace(-2, 2, 5, dtype=F64)[:, None] * float(torch.hypot(*schedule(t)))
             expected = model(x_t, t)
-        for sampler in chosen([*SAMPLERS, *NOT_LINEAR], schedule, prediction, third):
+        for sampler in chosen([*SAMPLERS, *NOT_LINEAR], schedule, third, prediction):
             with count_evaluations(model) as counter:
                 x = sample(model, 5, sampler, grid=[start, 0.0], noise=x_t)
             assert counter.rows == 5, sampler

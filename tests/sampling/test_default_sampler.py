@@ -73,7 +73,7 @@ def unseen():
     return [(model, flow(model, 48, seed)) for seed, model in enumerate(models)]
 
 
-@pytest.mark.parametrize("budget", [5, 10, 20, 50])
+@pytest.mark.parametrize("budget", [5, 10, 20, pytest.param(50, marks=pytest.mark.slow)])
 def test_it_is_nearer_to_the_flow_than_other_solvers_on_their_grids(budget, unseen):
     """Geometric means over 6 mixtures: 0.3 to 0.6 of the best of the others."""
     schedule = VP()

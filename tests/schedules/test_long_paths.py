@@ -44,11 +44,11 @@ def test_the_path_starts_where_float32_sees_the_data(schedule):
     assert float(grid[0]) == schedule.t_max
 
 
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("third", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 @every_path
-def test_every_sampler_draws_in_float32(schedule, half):
-    """The data's own law where the solver is accurate at so many steps, else finite numbers; every other, by turns."""
-    for sampler in samplers.names()[(LONG.index(schedule) + half) % 2 :: 2]:
+def test_every_sampler_draws_in_float32(schedule, third):
+    """The data's own law where the solver is accurate at so many steps, else finite numbers; a third, by turns."""
+    for sampler in samplers.names()[(LONG.index(schedule) + third) % 3 :: 3]:
         dims = 8 if sampler == "adaptive-sde" else 1  # its steps are each row's own: as many numbers in fewer rows
         model = exact.Gaussian(torch.full((dims,), MEAN), torch.tensor(STD), schedule)
         x = sample(model, 400 // dims, sampler, steps=None if sampler in ("ode", "adaptive-sde") else 40)

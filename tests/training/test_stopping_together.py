@@ -38,7 +38,7 @@ def assert_equal_bits(a, b):
 
 # --- in one launch: every place, whoever is signalled -----------------------------------------------------------------
 
-FEW = ("training:all:INT", "training:1:TERM", "validation:1:INT", "sampling:1:TERM")
+FEW = ("training:1:TERM", "validation:1:INT", "sampling:all:TERM")
 ALL = tuple(
     f"{place}:{who}:{name}"
     for place in ("training", "validation", "sampling")
