@@ -80,6 +80,19 @@ def test_commands_of_the_documentation_are_understood(page):
                 PARSERS[name](words)
 
 
+def test_commands_of_the_documentation_quote_their_lists():
+    """In zsh, the shell of a Mac, `key=[8]` is a pattern that matches no file."""
+    for page in (*PAGES, *(ROOT / "diffusion" / "pretrained").glob("*.md")):
+        for line in page.read_text().splitlines():
+            assert not (_COMMAND.search(line) and re.search(r"(?<!\S)[\w.]+=\[", line)), f"{page.name}: {line}"
+
+
+def test_pictures_are_shown_somewhere():
+    links = ((page, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()))
+    shown = {(page.parent / link).resolve() for page, link in links}
+    assert set((ROOT / "docs" / "images").rglob("*.*")) - shown == set()
+
+
 def test_what_the_documentation_writes_is_ignored_by_git():
     """Whoever follows a page in a clone finds it clean afterwards."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:

@@ -35,26 +35,28 @@ HELP = """usage: python -m diffusion COMMAND ...
 commands:
   train      train a model, as train.py
   sample     draw samples, as sample.py
-  evaluate   measure the likelihood of images under runs; results are stored, and an interrupted command resumes
-  quality    compare samples with training images: FID, KID, precision, recall, coverage, copies
-  tradeoff   quality against cost: samplers x evaluations, with distances, FID and KID, and the cheapest good choice
-  compare    results side by side: paired differences, charts and error budgets, as text, CSV and HTML
-  check      check on images that a model denoises as it should, and that an adopted network's convention is right
-  average    make a model of other averaged weights of a run, of a width chosen after training
+  evaluate   measure likelihoods; an interrupted command resumes
+  quality    compare samples with training images: FID, KID, recall, copies
+  tradeoff   quality against cost: samplers x evaluations, the cheapest good one
+  compare    results side by side, paired, as text, CSV and a page
+  check      check on images that a model denoises as it should, adopted or not
+  average    make a model of other averaged weights of a run
   convert    write a model as one file, e.g. with weights of half the size
-  export     write a model for diffusers, the Hugging Face hub, ONNX or torch.export, or as a page that draws
-  demo       a page on this machine to play with models: draw, compare samplers, edit and measure an image
-  doctor     check every sampler and estimator on this machine against exact models, in under a minute
-  train-classifier   train a classifier of noisy images, for sample.py --classifier
-  train-features     train a feature network, for the quality of samples of other data
-  completion         print what completes commands, options and keys in bash or zsh
+  export     write a model for diffusers, the hub, ONNX, torch, or as a web page
+  demo       a page to play with models: draw, compare, edit, measure an image
+  doctor     check samplers and estimators here against exact models: a minute
+  train-classifier   train a classifier of noisy images, for --classifier
+  train-features     train a feature network, for the quality of other data
+  completion         print what completes commands, options and keys in a shell
 
 python -m diffusion COMMAND --help explains each; --version prints the version."""
 BEGIN = """
 to begin:
-  python -m diffusion sample --n 16                     digits of a shipped model, in seconds
-  python -m diffusion train                             train on the digits: minutes on a CPU
-  python -m diffusion train data.name=folder data.path=DIR data.size=16 network.attention=[8]    on your images"""
+  python -m diffusion sample    # digits of a shipped model, in seconds
+  python -m diffusion train     # train on the digits: minutes on a CPU
+  python -m diffusion demo      # a page to play with the shipped models
+  python -m diffusion train data.name=folder data.path=DIR data.size=16 \\
+    'network.attention=[8]'            # train on your images"""
 GO_ON = """
 to go on with {run}, the newest run:
   python -m diffusion sample --run {run}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -28,29 +29,31 @@ from .run_sections import Config
 
 USAGE = """\
 usage: train.py [--config NAME|FILE] [key=value ...] [--section.key VALUE ...]
-                [--from MODEL] [--lora RANK] [--print_config] [--wandb online|offline|off] [--resume auto|RUN|never]
+                [--from MODEL] [--lora RANK] [--print_config]
+                [--wandb online|offline|off] [--resume auto|RUN|never]
                 [--resume-changed] [--verify-resume] [--status]
 
 Train a model; without arguments on the digits, on a GPU if there is one.
-
-  --config NAME|FILE         a configuration file, or the name of one in configs/ (default: digits):
-                             {names}
-  key=value, --key VALUE     set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'
-  --from MODEL               start from the weights of a model, the same as trainer.start=MODEL: a run, a model file or
-                             pretrained:NAME, with its own configuration unless --config is given; or what another
-                             project wrote (docs/adopt.md), also hf:OWNER/NAME, with data.name, data.path
-  --lora RANK                with --from: train low-rank factors of its attention and convolutions alone, the same as
-                             trainer.lora=RANK; the model's file holds these, and is read together with MODEL
-  --print_config             print the resulting configuration and stop
-  --wandb MODE               the same as logging.wandb=MODE
-  --resume auto|RUN|never    auto: resume the last unfinished run of this name, if any; RUN: resume that run, with its
-                             own configuration unless --config is given; never: start a new run (default: auto)
-  --resume-changed           let the resumed run differ in seed, trainer, optimizer and objective
-  --verify-resume            check on this machine in a few steps that a killed run resumes bit for bit; keeps nothing
-  --status                   print the state of the run of this command, or of --resume, and exit with a code:
-                             0 complete, 75 or 130 stopped by a signal, 1 failed, killed or still being trained
-  -h, --help                 print this page and stop
 """
+_FLAGS_HELP = {
+    "--config NAME|FILE": "a configuration file, or the name of one in configs/ (default: digits): {names}",
+    "key=value, --key VALUE": "set one of the keys below, overriding the file; the last one wins; lists as '[1, 2]'",
+    "--from MODEL": "start from the weights of a model, the same as trainer.start=MODEL: a run, a model file or "
+    "pretrained:NAME, with its own configuration unless --config is given; or what another project wrote "
+    "(docs/adopt.md), also hf:OWNER/NAME, with data.name, data.path",
+    "--lora RANK": "with --from: train low-rank factors of its attention and convolutions alone, the same as "
+    "trainer.lora=RANK; the model's file holds these, and is read together with MODEL",
+    "--print_config": "print the resulting configuration and stop",
+    "--wandb MODE": "the same as logging.wandb=MODE",
+    "--resume auto|RUN|never": "auto: resume the last unfinished run of this name, if any; RUN: resume that run, with "
+    "its own configuration unless --config is given; never: start a new run (default: auto)",
+    "--resume-changed": "let the resumed run differ in seed, trainer, optimizer and objective",
+    "--verify-resume": "check on this machine in a few steps that a killed run resumes bit for bit; keeps nothing",
+    "--status": "print the state of the run of this command, or of --resume, and exit with a code: 0 complete, 75 or "
+    "130 stopped by a signal, 1 failed, killed or still being trained",
+    "-h, --help": "print this page and stop",
+}
+_INDENT, _WIDEST, _NARROWEST = 29, 119, 24  # of the page: what keys mean begins there, its width, that of texts
 FLAGS = (
     "--config",
     "--from",
@@ -172,16 +175,24 @@ def _own_config(start: str, overrides: Sequence[str]) -> tuple[str, Sequence[str
 
 
 def help_text() -> str:
-    """The page that `--help` prints: the flags, then every key by section."""
-    parts = [
-        USAGE.format(
-            names=f"\n{' ' * 29}".join(textwrap.wrap(", ".join(available_configs()), width=90, break_on_hyphens=False))
-        )
-    ]
+    """The page that `--help` prints, as wide as the terminal: the flags, then every key by section."""
+    names = ", ".join(available_configs())
+    parts = [USAGE, "\n".join(_entry(flag, text.format(names=names)) for flag, text in _FLAGS_HELP.items()) + "\n"]
     for section in (Config, *SECTIONS.values()):
         lines = [_describe(section, name) for name in section.model_fields if name not in SECTIONS]
-        parts.append("\n".join([_title(section), *lines]) + "\n")
+        parts.append("\n".join([*_wrapped(_title(section)), *lines]) + "\n")
     return "\n".join(parts)
+
+
+def _wrapped(text: str, indent: int = 0) -> list[str]:
+    room = min(shutil.get_terminal_size().columns, _WIDEST) - indent
+    return textwrap.wrap(text, max(room, _NARROWEST), break_on_hyphens=False, break_long_words=False)
+
+
+def _entry(head: str, text: str) -> str:
+    """A flag or a key, and next to it what it means."""
+    first, *others = _wrapped(text, _INDENT)
+    return "\n".join([f"{f'  {head}':<{_INDENT}}{first}", *(" " * _INDENT + line for line in others)])
 
 
 def _title(section: type[Section]) -> str:
@@ -198,9 +209,7 @@ def _describe(section: type[Section], name: str) -> str:
         default = ", ".join(f"{kind}: {_text(value)}" for kind, value in kinds.items())
     else:
         default = f"default: {_text(field.default)}"
-    key = f"  {section.key(name)}"
-    body = textwrap.wrap(f"{field.description} ({accepted}; {default})", width=90, break_on_hyphens=False)
-    return "\n".join(f"{head:<29}{line}" for head, line in zip([key, *[""] * len(body)], body, strict=False))
+    return _entry(section.key(name), f"{field.description} ({accepted}; {default})")
 
 
 def _text(value: Any) -> str:

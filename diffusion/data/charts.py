@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*<>"
 # Pixels of a chart for each pixel of a page: sharp on fine screens.
 SCALE = 2
+LONGEST = 48  # characters of a name
 
 
 def colour(i: int) -> str:
@@ -53,8 +55,16 @@ def plain(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
+def short_name(text: str) -> str:
+    """A name as `plain` text; a long one without its middle, so that the chart keeps its room."""
+    half = LONGEST // 2
+    return plain(text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}")
+
+
 def draw(figure: Any) -> Image.Image:
     """The figure as a picture."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():  # names in letters that no font here has: tables show them
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

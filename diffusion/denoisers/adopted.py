@@ -21,7 +21,7 @@ from .condition import Condition
 from .conventions import PREDICTS, Convention
 from .denoiser import Denoiser, DenoiserWrapper
 from .given import check_callable, cond_of_batch, path_times, reals, whole_number
-from .network_call import as_module, check_output, dtype_of, output_tensor, takes_of
+from .network_call import as_module, check_output, dtype_of, output_tensor, outside_code, takes_of
 from .preconditioning import c_in, edm_to_x
 from .predictions import PathPoint
 
@@ -183,9 +183,10 @@ class AdoptedDenoiser(Denoiser):
         scale, middle = convention.units
         y_t = scale * x_t + at.alpha * middle if convention.levels is not None else x_t
         dtype = dtype_of(self.network.network, dtype_of(self.network, x_t.dtype))
-        seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype)
+        # copies: what a network changes in place is its own
+        seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype, copy=True)
         time = convention.network_time(t.double())
-        time = time.to(device=x_t.device, dtype=dtype if time.is_floating_point() else None).expand(n)
+        time = time.to(device=x_t.device, dtype=dtype if time.is_floating_point() else None).expand(n).clone()
         if isinstance(cond, Condition) or not self.num_classes:
             if cond is not None and not isinstance(cond, Condition):
                 raise UserError("label: given to a network that was adopted without labels; say labels= in adopt")
@@ -195,7 +196,8 @@ class AdoptedDenoiser(Denoiser):
         output: Tensor | None = None
         for rows, labels in calls:
             some = (seen, time) if rows is None else (seen[rows], time[rows])
-            found = output_tensor(self.network(*some, labels)).to(x_t.device)
+            with outside_code(*some, labels):
+                found = output_tensor(self.network(*some, labels)).to(x_t.device)
             if rows is None:
                 output = found
                 break

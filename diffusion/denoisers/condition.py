@@ -20,7 +20,9 @@ from ..networks.parts import CLASSES, Part
 from ..numerics.arrays import REFUSED, as_tensor, described
 
 _FURTHEST = 1e6  # deviations from a mean: a network knows nothing there
+_ROUNDING = 1e-3  # beyond [-1, 1], as of float16
 LABEL = "label"  # the part that is the class of the data
+MASK = "mask"  # the part that is what is known of the data, and where
 
 
 class Condition:
@@ -191,6 +193,7 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
         if len(wrong):
             raise UserError(f"{prefix}: found {int(wrong[0])}; the classes are 0 to {part.size - 1}")
         return c
+    c = _of_image(part, c, prefix) if part.is_image else c
     c = c if c.dtype == torch.float64 else c.float()
     bad = ~torch.isfinite(c.flatten(1)).all(1) & ~torch.isnan(c.flatten(1)).all(1)
     if bool(bad.any()):
@@ -201,6 +204,21 @@ def _of_part(part: Part, value: Any, n: int, name: str) -> Tensor:
     if bool((far := ((c.cpu().double() - mean).abs() / std).flatten(1).amax(1) > _FURTHEST).any()):
         row = int(far.nonzero()[0])
         raise UserError(f"{prefix}: sample {row} is more than {_FURTHEST:.0e} deviations from what it is in training")
+    return c
+
+
+def _of_image(part: Part, c: Tensor, prefix: str) -> Tensor:
+    """A field of images in [-1, 1], of bytes or as it is.
+
+    Raises:
+        UserError: For other whole numbers, and numbers beyond.
+    """
+    accepted = "floats in [-1, 1]" if part.name == MASK else "uint8, 0 to 255, or floats in [-1, 1]"
+    if c.dtype == torch.uint8 and part.name != MASK:
+        return c.float() * (2.0 / 255.0) - 1.0
+    if not c.is_floating_point() or bool((c.abs() > 1.0 + _ROUNDING).any()):
+        found = f"numbers of {float(c[~c.isnan()].min()):g} to {float(c[~c.isnan()].max()):g}"
+        raise UserError(f"{prefix}: found {c.dtype}, {found}; needs {accepted}")
     return c
 
 

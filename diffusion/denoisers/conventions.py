@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, did_you_mean, in_one_line
 from ..numerics.arrays import REFUSED, as_tensor, described
 from ..schedules import DDPM, EDM, VE, VP, Cosine, Functions, Rectified, Schedule, SongVE, SubVP, Table
 
@@ -163,7 +163,13 @@ def _of_mapping(given: dict[str, Any]) -> Path:
     try:
         return Path(make(**given), backwards)
     except TypeError as error:
-        raise UserError(f"path: {make.__name__} does not take {', '.join(map(str, given))} ({error})") from error
+        options = [field.name for field in fields(cast(Any, make))]
+        other = [str(key) for key in given if key not in options]
+        near = did_you_mean(other[0], options) if other else f" ({in_one_line(error)})"
+        raise UserError(
+            f"path: {make.__name__} does not take {', '.join(other or map(str, given))}; "
+            f"accepted: {', '.join(options)}.{near}"
+        ) from error
 
 
 def _of_functions(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> Path:

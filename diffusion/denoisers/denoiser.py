@@ -244,7 +244,7 @@ class NetworkDenoiser(Denoiser):
         level = c_noise(self.schedule.log_snr(t)).to(dtype)
         if level.ndim == 0 and level.device != x_t.device:  # a number to add, not a tensor to copy
             level = torch.zeros(x_t.shape[0], dtype=dtype, device=x_t.device) + level
-        level = level.to(x_t.device).expand(x_t.shape[0])
+        level = level.to(x_t.device).expand(x_t.shape[0]).contiguous()  # which a network may change in place
         more, named = takes.arguments(cond.given if own else cond)
         try:
             output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)

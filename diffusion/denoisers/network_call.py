@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, in_one_line
 
 # Names of a keyword-only condition.
 _KEYWORDS = ("labels", "class_labels", "label", "y", "cond", "condition", "context", "encoder_hidden_states")
@@ -107,17 +108,32 @@ def takes_of(network: nn.Module) -> Takes:
 
 
 def _parameters(network: nn.Module) -> list[inspect.Parameter] | None:
-    """Those of `forward`, unwrapped (torch.compile, DataParallel); None if unknown."""
-    inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
-    if isinstance(inner, nn.Module):
-        return _parameters(inner)
+    """Those of `forward`, or of the network that a wrapper hands everything on to (torch.compile, DataParallel); None
+    if unknown.
+    """
     forward = network.function if isinstance(network, Function) else network.forward
     if isinstance(forward, nn.Module):
         return _parameters(forward)
-    try:
-        return list(inspect.signature(forward).parameters.values())
-    except (TypeError, ValueError):
-        return None
+    inner, own = getattr(network, "_orig_mod", None) or getattr(network, "module", None), _signature(forward)
+    hands_on = own is None or any(parameter.kind == parameter.VAR_POSITIONAL for parameter in own)
+    return _parameters(inner) if hands_on and isinstance(inner, nn.Module) else own
+
+
+def _signature(forward: Any) -> list[inspect.Parameter] | None:
+    if (schema := getattr(forward, "schema", None)) is None:
+        try:
+            return list(inspect.signature(forward).parameters.values())
+        except (TypeError, ValueError):
+            return None
+    return [  # of TorchScript
+        inspect.Parameter(
+            argument.name,
+            inspect.Parameter.KEYWORD_ONLY if argument.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=argument.default_value if argument.has_default_value() else inspect.Parameter.empty,
+        )
+        for argument in schema.arguments
+        if argument.name != "self"
+    ]
 
 
 def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
@@ -150,6 +166,35 @@ def output_tensor(output: Any) -> Tensor:
         what = f"numbers of type {found.dtype}" if isinstance(found, Tensor) else f"a {type(output).__name__}"
         raise UserError(f"network: returned {what}; needs a tensor of real numbers, or one as .sample; {_WRAP}")
     return found
+
+
+@contextmanager
+def outside_code(x: Tensor, time: Tensor, labels: Any) -> Iterator[None]:
+    """Within the block, the network of somebody else is called.
+
+    Raises:
+        UserError: For whatever it raises, in one line, with what it was given.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name} {_described(value)}" for name, value in (("x", x), ("time", time)))
+        hint = "; if it needs labels, say labels= in adopt" if labels is None else ""
+        raise UserError(
+            f"network: failed on {given}, labels {_described(labels)} ({in_one_line(error, 160)}); call= of adopt "
+            f"calls it in another way{hint}"
+        ) from error
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return str(value)[:40]
+    ends = (
+        f" from {value.min()} to {value.max()}" if value.ndim == 1 and len(value) and value.device.type == "cpu" else ""
+    )
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{ends}"
 
 
 def check_output(output: Tensor, x: Tensor, needed: tuple[int, ...], name: str = "network") -> None:

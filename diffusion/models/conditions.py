@@ -21,14 +21,14 @@ from ..config import DenoiserConfig
 from ..data import SplitData, augment
 from ..data.class_names import names_of
 from ..data.files.raw_images import Column
-from ..denoisers.condition import LABEL
+from ..denoisers.condition import LABEL, MASK
 from ..denoisers.inverse_problems import Downsample, Grey
 from ..errors import UserError
 from ..likelihood.dequantization import Dequantizer
 from ..networks.parts import CLASSES, FIELD, VECTOR, Part
 from ..numerics import random
 
-DOWNSAMPLE, GREY, MASK = "downsample", "grey", "mask"
+DOWNSAMPLE, GREY = "downsample", "grey"
 FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
 _SCALED_BY = 2**24  # numbers of arrays at most, by which their functions are scaled
 _LEAST = 1e-30  # of a mean or a deviation

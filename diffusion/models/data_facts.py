@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,21 +57,27 @@ class DataFacts:
         facts = (("name", self.name, now.name), ("classes", _classes(self), _classes(now)))
         found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
         found += self.images_changed(now)
-        found += self._changed(now, "SHA-256 of the {} labels", "labels_sha256")
-        return found + self._changed(now, "SHA-256 of the {} conditions", "condition_sha256")
+        return found + self.labels_changed(now.provenance) + self.conditions_changed(now.provenance)
+
+    def labels_changed(self, provenance: Mapping[str, Any]) -> list[str]:
+        """How the classes of images differ in data of this provenance."""
+        return self._changed(provenance, "SHA-256 of the {} labels", "labels_sha256")
+
+    def conditions_changed(self, provenance: Mapping[str, Any]) -> list[str]:
+        """How the columns that a model is conditioned on differ in data of this provenance."""
+        return self._changed(provenance, "SHA-256 of the {} conditions", "condition_sha256")
 
     def images_changed(self, now: DataFacts) -> list[str]:
         """How the present images differ from these, whatever they and their classes are called."""
         facts = (("shape", _by(self.shape), _by(now.shape)), ("levels", self.levels, now.levels))
         found = [f"{what} {before} -> {after}" for what, before, after in facts if before != after]
-        found += self._changed(now, "number of {} images", "images")
-        return found + self._changed(now, "SHA-256 of the {} images", "sha256")
+        found += self._changed(now.provenance, "number of {} images", "images")
+        return found + self._changed(now.provenance, "SHA-256 of the {} images", "sha256")
 
-    def _changed(self, now: DataFacts, what: str, key: str) -> list[str]:
-        """Where the provenance of both says something of a split, and not the same."""
-        values = [
-            (split, *(facts.provenance.get(f"{split}_{key}") for facts in (self, now))) for split in SPLITS
-        ]  # fmt: skip
+    def _changed(self, provenance: Mapping[str, Any], what: str, key: str) -> list[str]:
+        """Where both provenances say something of a split, and not the same."""
+        both = (self.provenance, provenance)
+        values = [(split, *(of.get(f"{split}_{key}") for of in both)) for split in SPLITS]
         return [
             f"{what.format(split)} {_short(before)} -> {_short(after)}"
             for split, before, after in values

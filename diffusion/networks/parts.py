@@ -4,7 +4,7 @@ A condition is one tensor a part, with the samples as the first axis, in the use
 
     classes   whole numbers (B,), 0 .. n - 1
     vector    real numbers (B, d)
-    field     real numbers (B, C', *sides), joined to x as channels
+    field     real numbers (B, C', *sides), joined to x as channels; of images in [-1, 1]
 
 Of each sample a part may be none: for classes that is n, for the others NaN. What stands for none is learned, so that
 training which drops parts at random also learns the law without them (Ho & Salimans 2022, arXiv 2207.12598).
@@ -73,6 +73,11 @@ class Part:
         if self.kind == CLASSES:
             return f"{self.name} ({self.size:,} classes)"
         return f"{self.name} ({' x '.join(map(str, (self.size, *self.sides)))} numbers)"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a field of images, of which networks see values in [-1, 1]."""
+        return self.kind == FIELD and not any(self.mean) and all(std == 1.0 for std in self.std)
 
     @property
     def axes(self) -> int:

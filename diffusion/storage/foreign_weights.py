@@ -24,12 +24,16 @@ from .paths import named_path
 from .records import reading
 from .shells import Sealed, Shell, check_copies, read_module
 
-# Where weights are in a checkpoint, the averages first.
-AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params", "averages")
+# Where weights are in a checkpoint: averages first (`ema`, `model_ema`, `ema_state_dict`, `params_ema`, ...).
+AVERAGES = re.compile(r"(^|_)ema(_|$)|^averages$", re.IGNORECASE)
 WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
-LIST = "shadow_params"  # averages in the order of the parameters, without names
+LIST = "shadow_params"  # averages in the order of the parameters, without names; also a list of one of those names
+# What an average counts, next to its weights.
+COUNTERS = ("n_averaged", "initted", "step", "optimization_step", "decay", "num_updates")
 # What wrappers put in front of every name.
-WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "denoiser", "unet", "online_model", "average")
+WRAPPERS = (
+    "module", "_orig_mod", "model", "net", "network", "denoiser", "unet", "diffusion_model", "online_model", "average",
+)  # fmt: skip
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 16, 2**20, 1000
 _HEAD = 512  # bytes that tell what else a file is
@@ -73,11 +77,12 @@ def _open(path: Path) -> Any:
         head = file.read(_HEAD)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a pointer of Git LFS, not the weights; `git lfs pull` fetches them.")
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if head.lstrip(codecs.BOM_UTF8 + b" \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         raise UserError(f"{path}: is a web page, not weights; the download was refused, or needs another address.")
     if (begins := _text(head)) is not None:
         raise UserError(f"{path}: is a text file, which begins '{begins}', not weights.")
-    if path.suffix == ".safetensors":
+    header = int.from_bytes(head[:8], "little") if head[8:9] == b"{" else path.stat().st_size
+    if header < path.stat().st_size or path.suffix == ".safetensors":
         with reading(f"{path}: not a safetensors file, or cut short or corrupt"):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -216,10 +221,10 @@ def _groups(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterat
     if own and 2 * len(own) >= len(entries):
         yield name, own
     for key, inner, entry in entries:
-        if key == LIST and isinstance(entry, list | tuple) and entry:
-            averages = [item.tensor if isinstance(item, Sealed) else item for item in entry]
-            if all(isinstance(average, Tensor) for average in averages):
-                yield inner, averages
+        is_list = (key == LIST or AVERAGES.search(key)) and isinstance(entry, list | tuple)
+        averages = [item.tensor if isinstance(item, Sealed) else item for item in entry] if is_list else []
+        if averages and all(isinstance(average, Tensor) for average in averages):
+            yield inner, averages
         elif isinstance(entry, dict | Shell) and "optim" not in key:
             yield from _groups(entry, steps, inner, depth + 1)
         elif key == "averages" and isinstance(entry, list | tuple) and entry:
@@ -229,22 +234,47 @@ def _groups(value: Any, steps: _Steps, name: str = "", depth: int = 0) -> Iterat
 def _chosen(path: Path, groups: dict[str, Any]) -> dict[str, Tensor]:
     """The weights that are meant: averages, else those under a known name, else the only ones."""
 
-    def ranked(names: tuple[str, ...]) -> list[str]:
-        return [name for name in groups if any(part in names for part in name.split("."))]
-
     lists = [name for name, found in groups.items() if isinstance(found, list)]
     named = {name: found for name, found in groups.items() if name not in lists}
-    for averages in ranked(AVERAGES):
-        if averages in named:
-            return named[averages]
-    plain = next((named[name] for name in ranked(WEIGHTS) if name in named), next(iter(named.values()), None))
+    for name, found in named.items():
+        if any(map(AVERAGES.search, name.split("."))) and found.keys() - {*COUNTERS}:
+            return _average_in(found)
+    known = (found for name, found in named.items() if any(part in WEIGHTS for part in name.split(".")))
+    plain = next(known, next(iter(named.values()), None))
     if lists:
         return _with_names(path, groups[lists[0]], plain)
     assert plain is not None
-    heads = {name.partition(".")[0] for name in plain if "." in name}
-    for average in heads & {*AVERAGES} if len(heads) > 1 else ():  # the average next to the model, in one dictionary
-        return {name: tensor for name, tensor in plain.items() if name.startswith(f"{average}.")}
-    return plain
+    return _average_in(plain)
+
+
+def _average_in(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The average next to the model, in one dictionary, if it is there; without what an average counts."""
+    left = {name: tensor for name, tensor in weights.items() if name not in COUNTERS}
+    heads = list(dict.fromkeys(name.partition(".")[0] for name in left if "." in name))
+    if all("." in name for name in left) and all(head in WRAPPERS or AVERAGES.search(head) for head in heads):
+        weights = left
+    for head in heads if len(heads) > 1 else ():
+        if AVERAGES.search(head):
+            under = {other: _under(other, weights) for other in heads}
+            return _with_dots(under.pop(head), list(under.values()))
+    return weights
+
+
+def _under(head: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{head}."
+    return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+
+
+def _with_dots(average: dict[str, Tensor], others: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """An average of names without dots (of latent-diffusion) by those of the weights that it is of, whose buffers are
+    not averaged.
+    """
+    left = {name: tensor for name, tensor in average.items() if name not in COUNTERS}
+    for weights in others if not any("." in name for name in left) else ():
+        dotted = {name.replace(".", ""): name for name in weights}
+        if left.keys() <= dotted.keys() and len(dotted) == len(weights):
+            return {**weights, **{dotted[name]: tensor for name, tensor in left.items()}}
+    return average
 
 
 def _with_names(path: Path, averages: list[Tensor], weights: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -280,7 +310,8 @@ def _plain(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     names = list(weights)
     while True:
         heads = {name.partition(".")[0] for name in names if "." in name}
-        if len(heads) != 1 or not all("." in name for name in names) or not heads <= {*WRAPPERS, *AVERAGES}:
+        known = all(head in WRAPPERS or AVERAGES.search(head) for head in heads)
+        if len(heads) != 1 or not all("." in name for name in names) or not known:
             break
         names = [name.partition(".")[2] for name in names]
     yield from zip(names, (tensor.detach() for tensor in weights.values()), strict=True)

@@ -43,7 +43,10 @@ AVERAGES = "averages"
 KNOWN = "known"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 # Files in the folder of a model that another project wrote, and the endings of its files.
-FOREIGN_MARKS = ("model_index.json", "unet/config.json", "transformer/config.json")
+FOREIGN_MARKS = (
+    "model_index.json", "unet/config.json", "transformer/config.json", "scheduler_config.json",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
+)  # fmt: skip
 FOREIGN_SUFFIXES = (".pkl", ".pt", ".pth")
 _PREFIX = "pretrained:"
 _OF_PYTHON = re.compile(r"(.+\.py):([A-Za-z_]\w*)")

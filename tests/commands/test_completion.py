@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from terminal_width import fits
 
 import diffusion
 from diffusion.commands.app import command
@@ -50,7 +51,9 @@ def test_without_a_command_the_next_one_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert command(main, []) == 0
-    assert "to begin:\n  uv run python -m diffusion sample" in capsys.readouterr().out, "as it was typed"
+    out = capsys.readouterr().out
+    assert "to begin:\n  uv run python -m diffusion sample" in out, "as it was typed"
+    assert fits(out)
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH")
     assert command(main, []) == 0
     assert "to begin:\n  python -m diffusion sample" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,19 @@ def test_a_label_among_several_parts_is_a_class_for_quality(here):
     assert (one.classes.bincount(minlength=10) > 0).all(), "every class of the reference"
     with pytest.raises(UserError, match="--label: "):
         load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", "12", *drawing]))
+
+
+def test_conditions_that_have_changed_are_not_those_of_the_model(shared_run):
+    subject = load_subject("t-0001", "runs", points=True)
+    data = load_data_of(subject)
+    rows, identity = images_of(data, "test", 4)
+    key = "test_condition_sha256"
+    assert key in data.provenance
+    changed = replace(data, provenance={**data.provenance, key: "0" * 64})
+    message = r"--condition: found .data.; the conditions of .array. have changed .*SHA-256 of the test conditions"
+    with pytest.raises(UserError, match=message):
+        given_to(subject.model, changed, rows, identity, None)
+    with pytest.raises(UserError, match=message):
+        given_to_samples(subject.model, changed, ["data"], 4)
+    assert given_to_samples(subject.model, changed, ["none"], 4) == (None, None)
+    assert given_to(subject.model, data, rows, identity, None) is not None

@@ -1,10 +1,12 @@
 """The command and its arguments: help at once, and mistakes in one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from terminal_width import fits
 
 from diffusion.commands.app import command
 from diffusion.commands.compare.arguments import parse_compare_arguments
@@ -30,8 +32,10 @@ def test_help_needs_no_torch():
         "    assert not heavy, (argv, heavy)\n"
         "    if argv == ['--help']: assert time.process_time() < 2\n"  # of computing: a busy machine fails none
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+    assert fits(done.stdout)
     for name in ("COMMAND", *HELPED):
         assert f"usage: python -m diffusion {name}" in done.stdout
 

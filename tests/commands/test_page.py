@@ -22,7 +22,7 @@ from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page, without_curve
 from diffusion.commands.records import Protocol, read, write
 from diffusion.commands.terminal import note_replaced
-from diffusion.data.charts import SCALE
+from diffusion.data.charts import LONGEST, SCALE, short_name
 from diffusion.likelihood import Estimate
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -188,6 +188,7 @@ def test_the_page_shows_the_estimates_and_stands_by_itself(content):
     # self-contained, accessible
     assert {address[:22] for address in parsed.addresses} == {"data:image/png;base64,"}
     assert set(parsed.scopes) == {"col", "row", "colgroup"}
+    assert next(iter(parsed.tables)) == "Likelihoods"
     assert len(parsed.images) == 5
     for image in parsed.images:
         assert len(image["alt"]) > 4
@@ -265,3 +266,6 @@ def test_charts_of_one_image_and_of_odd_names_are_drawn(tmp_path):
     for chart in (figures.intervals(content), figures.curves(content.curves), figures.budgets(content.rows)):
         assert chart.width > 400
     assert "nan" not in exports.json_text(content).lower()
+    assert short_name("digits-0001 (elbo)") == "digits-0001 (elbo)"
+    long = short_name(f"{'long' * 30}-0001 (elbo)")
+    assert (len(long), long[:4], long[-11:]) == (LONGEST + 1, "long", "0001 (elbo)")

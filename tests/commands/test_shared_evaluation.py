@@ -20,7 +20,7 @@ HOW = measuring.How(torch.device("cpu"), batch_size=6)
 OPTIONS = {"ode": {"seed": 0, "tolerance": 0.1}, "elbo": {"seed": 0, "evaluations": 4}}
 
 
-def shared(count, method, home, target=None):
+def shared(count, method, home, target=None, progress=None):
     """What each of `count` processes returns: threads here, with nothing in common but the disk."""
 
     def one(rank):
@@ -28,7 +28,7 @@ def shared(count, method, home, target=None):
         object.__setattr__(subject, "home", home)
         images, identity = images_of(load_images_of(subject), "test", 20)
         protocol = measuring.question(subject, identity, method, OPTIONS[method])
-        how = replace(HOW, processes=Processes(rank, count, rank, count))
+        how = replace(HOW, progress=progress, processes=Processes(rank, count, rank, count))
         if target is None:
             return measuring.measure(subject, images, protocol, how)
         return targeting.measure_to(target, subject, images, protocol, how)[::2]
@@ -59,7 +59,9 @@ def test_one_two_and_three_processes_find_the_same(place, monkeypatch, method):
 
     monkeypatch.setattr(measuring, "_chunk", chunk_noted)
     monkeypatch.setattr(records, "write", write_noted)
-    (alone,) = shared(1, method, Path("one"))
+    told = []
+    (alone,) = shared(1, method, Path("one"), progress=lambda *done: told.append(done))
+    assert (0, 20, f"NFE {alone.estimate.nfe:.0f}") in told, "the first chunk is heard of before its end"
     rows = rows_of(alone.protocol.data).tolist()
     assert alone.estimate.indices.tolist() == rows, "20 images in chunks of 6: the last one is uneven"
     by_one = sorted(measured)

@@ -1,5 +1,6 @@
 """Networks as people have them: taken as meant, or refused at their first call in one line."""
 
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -48,6 +49,12 @@ def closure():
     return lambda x, c: two(x, c)
 
 
+def traced():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        return torch.jit.trace(Two(), (torch.zeros(1, *SHAPE), torch.zeros(1)), check_trace=False)
+
+
 NETWORKS = {
     "(x, t)": Two,
     "a tuple": lambda: Net(lambda y: (y, None)),
@@ -60,6 +67,7 @@ NETWORKS = {
     "a function": closure,
     "a partial": lambda: partial(LikeDiffusers(), return_dict=False),
     "within another module": lambda: nn.DataParallel(Two()),
+    "traced": traced,
     "compiled": lambda: torch.compile(Two(), backend="eager"),
     "other types": WithOtherTypes,
 }

@@ -283,3 +283,17 @@ def test_vectors_come_from_arrays_of_any_kind_and_not_from_beyond_all_training()
     for none in (torch.zeros(2, 2, device="meta"), torch.eye(2).to_sparse()):
         with pytest.raises(UserError, match=r"c \(2 numbers\): found a tensor of"):
             of_parts((part,), {"c": none}, 2)
+
+
+def test_a_field_of_images_is_of_bytes_or_of_floats_in_their_range():
+    part = Part("seg", FIELD, 1, (2, 2), (0.0,), (1.0,))
+    levels = torch.tensor([[[[0, 255], [51, 204]]]], dtype=torch.uint8)
+    for given in (levels, levels.numpy(), levels[0]):
+        (found,) = of_parts((part,), given, 3).parts
+        assert torch.allclose(found, torch.tensor([[-1.0, 1.0], [-0.6, 0.6]]).expand(3, 1, 2, 2), atol=1e-7)
+    assert torch.equal(of_parts((part,), found, 3).parts[0], found)
+    for wrong in (levels.long(), levels.float(), levels.short()):
+        with pytest.raises(UserError, match=r"seg .*: found .*, numbers of 0 to 255; needs uint8, 0 to 255, or floats"):
+            of_parts((part,), wrong, 1)
+    with pytest.raises(UserError, match=r"mask .*: found torch\.uint8, .*; needs floats in \[-1, 1\]"):
+        of_parts((Part("mask", FIELD, 2, (2, 2), (0.0, 0.0), (1.0, 1.0)),), levels.expand(1, 2, 2, 2), 1)

@@ -1,6 +1,7 @@
 """Networks of other people's conventions: adopted rightly they are exact, wrongly they are caught by the check."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +164,72 @@ def test_outputs_as_people_have_them():
     assert torch.equal(two.denoiser(x, t), plain.denoiser(x, t))
 
 
+class OfFour(Foreign):
+    def forward(self, x, sigma, y, scale):
+        return super().forward(scale * x, sigma)
+
+
+class AroundAnother(nn.Module):
+    """Holds a network of another signature as `module`, as torch's wrappers do, and is none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = OfFour(table(LINEAR), eps)
+
+    def forward(self, x, i):
+        return self.module(x, i, None, 1.0)
+
+
+class Changing(nn.Module):
+    """Changes what it is given in place."""
+
+    def forward(self, x, i):
+        found = CASES["DDPM"].network(x, i.mul_(999).round_())
+        x.zero_()
+        return found
+
+
+MADE = {
+    "in another": (AroundAnother, "index"),
+    "of DataParallel": (lambda: nn.DataParallel(CASES["DDPM"].network), "index"),
+    "changes its arguments": (Changing, lambda t: (1000 * t - 1) / 999),
+    "changes the path's own time": (lambda: lambda x, t: CASES["DDPM"].network(x, t.mul_(1000).sub_(1)), "t"),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_networks_as_people_have_them(kind):
+    make, time = MADE[kind]
+    plain, other = (
+        diffusion.adopt(network, "ddpm", "eps", given, SHAPE, levels=LEVELS)
+        for network, given in ((CASES["DDPM"].network, "index"), (make(), time))
+    )
+    for t in (torch.tensor(0.5).double(), torch.tensor([0.25, 0.75]).double()):
+        x, before = torch.randn(2, *SHAPE, dtype=torch.float64), t.clone()
+        given = x.clone()
+        torch.testing.assert_close(other.denoiser(x, t), plain.denoiser(x, t), rtol=1e-9, atol=1e-9)
+        assert torch.equal(x, given)
+        assert torch.equal(t, before)
+
+
+FAILING = {
+    "sizes": (nn.Linear(3, 3), {"call": lambda net, x, t, labels: net(x)}, r"\(RuntimeError: .*mat1 and mat2"),
+    "needs labels": (lambda x, t, y: x + y.float()[0], {}, r"labels None \(AttributeError: .*say labels= in adopt"),
+    "no row for none": (Embedded(3), {"labels": (3, 3)}, r"labels \(2,\) int64 from 3 to 3 \(IndexError: index out"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_network_that_fails_is_told_in_one_line_with_what_it_was_given(kind):
+    network, options, told = FAILING[kind]
+    model = diffusion.adopt(network, "ddpm", "eps", "index-rounded", (2,), **options)
+    head = r"network: failed on x \(2, 2\) float32, time \(2,\) int64 from 499 to 499, labels "
+    with pytest.raises(UserError, match=head) as error:
+        model.denoiser(torch.zeros(2, 2), torch.tensor(0.5))
+    assert re.search(told, str(error.value))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("place", [0.0, 1.0, 0.3])
 def test_a_learned_variance_is_used_by_the_discrete_bound(place):
     """At its ends it is the lower and the upper choice."""
@@ -197,7 +264,7 @@ def test_a_network_without_a_learned_variance_is_refused_one():
 GOOD = {"path": "ddpm", "predicts": "eps", "time": "index", "shape": SHAPE, "levels": LEVELS}
 REFUSED = [
     ({"path": "dpm"}, r"path: 'dpm' is not known.*Did you mean 'ddpm'"),
-    ({"path": {"name": "ddpm", "step": 3}}, r"path: DDPM does not take step"),
+    ({"path": {"name": "ddpm", "step": 3}}, r"path: DDPM does not take step; accepted: steps, .*Did you mean 'steps'"),
     ({"path": {"beta": [0.1]}}, r"path: 'beta' is not known; accepted: betas, alphas_cumprod.*Did you mean 'betas'"),
     ({"path": {"betas": [0.1, 2.0]}}, r"path: found betas"),
     ({"path": 7}, r"path: found 7; accepted: ddpm, "),

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import pictures
-from ...data.charts import COLOURS, INK, LINE, MARKERS, PALE, colour, draw, panels, plain
+from ...data.charts import COLOURS, INK, LINE, MARKERS, PALE, colour, draw, panels, plain, short_name
 from ...likelihood import Estimate
 from ...likelihood.dequantization import Dequantizer
 from ..records import Evaluation
@@ -60,7 +60,7 @@ def intervals(content: Content) -> Image.Image:
             if math.isfinite(interval.low):
                 axis.plot([interval.low, interval.high], [place, place], color=INK, linewidth=1.4)
             axis.plot(interval.mean, place, "o", markerfacecolor=face, markeredgecolor=COLOURS[0], markersize=6)
-        axis.set_yticks(range(len(group.rows)), [plain(name_of(row)) for row in group.rows])
+        axis.set_yticks(range(len(group.rows)), [short_name(name_of(row)) for row in group.rows])
         axis.set(xlim=(low, high), ylim=(len(group.rows) - 0.4, -0.6))
         axis.set_title(plain(f"{group.letter}: {group.title}"), loc="left", fontsize=8, color=INK)
         axis.tick_params(axis="y", length=0)
@@ -79,8 +79,8 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
         for curve, style in ((pair.test, "-"), (pair.train, "--")):
             if curve is not None:
                 axes[0].stairs(
-                    curve.density.tolist(), curve.edges, label=plain(curve.label), color=colour(i), linestyle=style,
-                    linewidth=1.6, baseline=None,
+                    curve.density.tolist(), curve.edges, label=short_name(curve.label), color=colour(i),
+                    linestyle=style, linewidth=1.6, baseline=None,
                 )  # fmt: skip
         found, side = lost[i], pair.test
         if found is not None and side is not None:
@@ -123,7 +123,7 @@ def budgets(rows: Sequence[Evaluation]) -> Image.Image:
             marker = MARKERS[i % len(MARKERS)]
             axis.plot(*zip(*points, strict=True), marker, color=colour(i), label=plain(cause), markersize=6)
     axis.set_xscale("log")
-    axis.set_yticks(range(len(rows)), [plain(name_of(row)) for row in rows])
+    axis.set_yticks(range(len(rows)), [short_name(name_of(row)) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", color=LINE, linewidth=0.6)
     axis.set_xlabel("error of the mean, bits/dim")

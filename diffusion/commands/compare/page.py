@@ -52,7 +52,7 @@ p, li { max-width: 52rem; } p { margin: .5rem 0; } .about, figcaption, .why { co
 .wide { overflow-x: auto; margin: .75rem 0; } .wide:focus { outline: 2px solid var(--mark); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { color: var(--pale); font-weight: 600; vertical-align: bottom; }
+thead th { color: var(--pale); font-weight: 600; vertical-align: bottom; text-wrap: balance; }
 tbody th { font-weight: 400; white-space: nowrap; }
 th:first-child:not(.group) { position: sticky; left: 0; background: var(--page); }
 th.number, td.number { text-align: right; }
@@ -130,8 +130,8 @@ def page(
         ranked: The most and the least likely images by row.
     """
     title = escape(content.title)
-    parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>', _text(APART), _text(BARS)]
-    parts.append(_main_table(content))
+    parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>']
+    parts += [_main_table(content), _text(BARS), _text(APART)]
     parts += [_list(content.left_out)] if content.left_out else []
     parts += _charts(charts, "bits_per_dim", "All rows; a panel a group")
     if len(content.groups) > 1:

@@ -18,7 +18,8 @@ from ...storage import runs
 SHELLS = ("bash", "zsh")
 USAGE = """usage: python -m diffusion completion bash|zsh
 
-Print what completes commands, options, configuration keys and names of runs. To have it in every shell:
+Print what completes commands, options, configuration keys and names of runs.
+To have it in every shell:
 
   python -m diffusion completion bash >> ~/.bashrc      # or zsh, and ~/.zshrc"""
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")

@@ -87,7 +87,7 @@ def given_to(
     if any(part.name == LABEL for part in parts) and getattr(data, f"{split}_labels") is None:
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no labels")
     rows = rows_of(identity)
-    return _own(parts, Conditions(parts, data).of(split, rows, images, _SEED, rows))
+    return _own(parts, _of_data(model, parts, data).of(split, rows, images, _SEED, rows))
 
 
 def given_to_samples(
@@ -114,7 +114,24 @@ def given_to_samples(
         raise UserError(f"{OPTION}: found 'data'; '{data.name}' has no test images to take conditions from")
     order = fixed_order(torch.arange(len(data.test)))
     rows = order[torch.arange(n) % len(order)]
-    return _own(parts, Conditions(parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))), rows
+    return _own(parts, _of_data(model, parts, data).of("test", rows, data.test[rows], _SEED, torch.arange(n))), rows
+
+
+def _of_data(model: TrainedModel, parts: Sequence[Part], data: SplitData) -> Conditions:
+    """The conditions of the rows of a model's data.
+
+    Raises:
+        UserError: For others than those that it was trained on.
+    """
+    changed = model.facts.conditions_changed(data.provenance)
+    if any(part.name == LABEL for part in parts):
+        changed = [*model.facts.labels_changed(data.provenance), *changed]
+    if changed:
+        raise UserError(
+            f"{OPTION}: found 'data'; the conditions of '{data.name}' have changed since the training of "
+            f"{model.source} ({changed[0]}); accepted: none, values, or the old ones (--data PATH, where they are)"
+        )
+    return Conditions(tuple(parts), data)
 
 
 def _requested(model: TrainedModel, requested: Sequence[str] | None) -> list[str]:

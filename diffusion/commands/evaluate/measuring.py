@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...config import DENOISING
+from ...denoisers.evaluations import EvaluationCount
 from ...errors import UserError
 from ...likelihood import Estimate
 from ...likelihood.error_budget import Measure, complete, measurements
@@ -51,8 +53,8 @@ class How:
         batch_size: Images in a chunk, and taken together by the estimator; by default 128 a chunk, and the
             estimator's own choice. At most 64 a chunk on a CPU.
         again: Measure again, replacing the stored result.
-        progress: Called with (images done, number of images), and then with (measurements done, number of them,
-            `BUDGET`) for the error budget.
+        progress: Called with (images done, number of images), within a chunk with its NFE as a third, a text, and then
+            with (measurements done, number of them, `BUDGET`) for the error budget.
         processes: The processes that share the measurement.
     """
 
@@ -167,7 +169,11 @@ class Bench:
             places = torch.searchsorted(self.rows, some)
             images = self.images[places].to(self.how.device)
             cond = {} if self.given is None else {"cond": self.given.of(places)}
-            part = _chunk(self.model, images, some, protocol, self.how.batch_size, **cond)
+            with self.model.counted() as count:
+                if progress is not None:  # a chunk may take minutes
+                    tell = partial(progress, len(done & requested), len(requested))
+                    count.watch = partial(_tell_nfe, tell, count, len(some))
+                part = _chunk(self.model, images, some, protocol, self.how.batch_size, **cond)
             if self.given is not None:
                 part = replace(part, protocol={**part.protocol, CONDITION: self.given.in_words})
             records.write_part(parts, part)
@@ -218,6 +224,10 @@ def _chunk(
     # the model knows its start
     options = {name: value for name, value in protocol.options.items() if name not in (CONDITION, START)}
     return model.log_prob(images, method=protocol.method, indices=rows, **size, **options, **cond)
+
+
+def _tell_nfe(tell: Progress, count: EvaluationCount, images: int) -> None:
+    tell(f"NFE {count.rows / images:.0f}")
 
 
 def _rows(parts: list[Estimate]) -> set[int]:

@@ -188,7 +188,7 @@ def _image(model: DiffusionModel, part: Part, path: str, mask: str | None) -> Te
     """A field from an image: as it is, or, of a function of the image, also made of a whole one."""
     shape = model.facts.shape
     if not is_function(part.name) or model.facts.levels is None:
-        if len(shape) != 3 or model.facts.levels is None or any(part.mean) or any(std != 1.0 for std in part.std):
+        if len(shape) != 3 or model.facts.levels is None or not part.is_image:
             raise UserError(f"{OPTION}: {part} has numbers of its own units; found '{path}', accepted: an array, x.npy")
         return read_image(OPTION, path, (part.size, *part.sides), alike_to(model, part.size))
     if part.name == MASK:

@@ -1,5 +1,7 @@
 """The folders of the library diffusers: `unet/` with config.json and weights, `scheduler/`, and model_index.json.
 
+The files of a part without a folder of its own are in that of the pipeline, as in those of `google/ddpm-*`.
+
 The scheduler's fields say how the network was trained: the table of betas is the path, `prediction_type` the answer,
 and the network takes the index of a level. They also say how it is drawn from: the sampler, `timestep_spacing` the
 grid, `clip_sample` the clipping of x_hat.
@@ -52,15 +54,18 @@ def read(path: Path) -> Known:
     Raises:
         UserError: For a file that is missing or damaged, a field of another kind, and a pipeline of other parts.
     """
-    part = "transformer" if (path / "transformer").is_dir() else "unet"
-    fields, scheduler = Fields(path / part / "config.json"), Fields(path / "scheduler" / "scheduler_config.json")
-    kind = fields.word("_class_name", None, [NETWORKS[part]])
-    weights = _weights(path / part)
+    part = next((name for name in NETWORKS if (path / name).is_dir()), None)
+    place = path if part is None else path / part
+    fields = Fields(place / "config.json")
+    kind = fields.word("_class_name", None, NETWORKS.values() if part is None else [NETWORKS[part]])
+    named = path / "scheduler"
+    scheduler = Fields((named if named.is_dir() else path) / "scheduler_config.json")
+    weights = _weights(place)
     conventions, sampling = conventions_of(scheduler), sampling_of(scheduler)
     conventions["shape"] = [fields.whole("in_channels", None), *fields.sides("sample_size")]
     if (path / "vae").is_dir() or (path / "vqvae").is_dir():  # its data are an encoder's, which is not read
         conventions |= {"levels": None, "data_range": None}
-    if part == "transformer":
+    if kind == NETWORKS["transformer"]:
         classes = fields.whole("num_embeds_ada_norm", None)
         conventions["labels"] = [classes, classes]
     elif fields.get("num_class_embeds") is not None:
@@ -89,7 +94,27 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return read_weights(folder / name, prefix="")
-    raise UserError(f"{folder}: holds no weights; accepted: {' or '.join(WEIGHTS)}")
+        if (index := folder / f"{name}.index.json").is_file():
+            return _of_several(Fields(index))
+    found = sorted(path.name for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
+    near = f"found {found[0]}; " if found else ""
+    raise UserError(
+        f"{folder}: holds no weights; {near}accepted: {' or '.join(WEIGHTS)}, or in parts with an .index.json"
+    )
+
+
+def _of_several(index: Fields) -> dict[str, Tensor]:
+    """Weights in several files, of which an index says where each is."""
+    places = index.get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise index.refuse("weight_map", "the name of a file next to it for every weight")
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(names)):
+        weights |= read_weights(index.path.parent / name, prefix="")
+    if missing := sorted(places.keys() - weights.keys()):
+        raise UserError(f"{index.path}: weight '{missing[0]}' is in none of its files")
+    return weights
 
 
 def conventions_of(scheduler: Fields) -> dict[str, Any]:
