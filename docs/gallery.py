@@ -26,7 +26,8 @@ MASK = (
 INTRODUCTION = """# Gallery
 
 Each picture with the command that drew it. With uv, `python` is `uv run python`.
-`python docs/gallery.py` draws them all again, and writes this page. Others stand where they are explained, with their commands:
+`python docs/gallery.py` draws them all again, and writes this page.
+Others stand where they are explained, with their commands:
 [samplers against their cost](choosing-a-sampler.md#measured), [where the bits go](results.md),
 [images of other sizes](control.md#images-of-another-size).
 """

@@ -76,9 +76,9 @@ def test_one_two_and_three_processes_find_the_same(place, monkeypatch, method):
 
 
 def test_a_search_for_a_target_error_is_shared(place):
-    (alone,) = shared(1, "elbo", Path("one"), target=0.005)
+    (alone,) = shared(1, "elbo", Path("one"), target=0.01)
     assert alone.protocol.options["evaluations"] > 4, "it took more than a pilot"
-    for evaluation in shared(2, "elbo", Path("two"), target=0.005):
+    for evaluation in shared(2, "elbo", Path("two"), target=0.01):
         same(alone, evaluation)
 
 

@@ -49,7 +49,14 @@ def tradeoff(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, quick_tuning, monkeypatch):
+@pytest.fixture
+def without_charts(monkeypatch):
+    """For tests that do not look at them."""
+    for name in ("picture", "exposure_picture"):
+        monkeypatch.setattr(f"diffusion.commands.tradeoff.tradeoff.{name}", lambda *_: None)
+
+
+def test_the_fitted_sampler_is_measured_where_it_can_be_made(tradeoff, without_charts, quick_tuning, monkeypatch):
     """A budget is its steps, from 2 to 10; it is fitted once, whatever the grid of the others."""
     monkeypatch.setattr(fit, "_ROWS", 64)
     argv = (EXACT, "--samplers", "adams", "fitted", "--budgets", "3", "20", "--n", "32", "--grid", "auto")
@@ -223,7 +230,7 @@ def test_mistakes_are_one_line(argv, words, tradeoff):
         assert word in err
 
 
-def test_what_a_trade_off_replaces_is_told(tradeoff):
+def test_what_a_trade_off_replaces_is_told(tradeoff, without_charts):
     quick = (EXACT, "--n", "8", "--budgets", "3")
     note = "note: evaluations/mixture-2d/tradeoff held a trade-off of {}, which is now replaced\n"
     both = (*quick, "--samplers", "ddim", "deis")

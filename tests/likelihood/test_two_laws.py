@@ -7,6 +7,7 @@ than any error here.
 """
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,11 @@ MEANS, STDS, WEIGHTS = f64([[-0.6], [0.5]]), f64([0.25, 0.15]), f64([0.4, 0.6])
 LAW = GaussianMixture(MEANS, STDS, PATH, WEIGHTS)
 LOW, HIGH = log_snr_ends(PATH)
 X = f64([-0.9, -0.5, 0.0, 0.3, 0.55])[:, None]
+
+
+@cache
+def bent(bend):
+    return Bent(bend)
 
 
 class Bent(Denoiser):
@@ -63,6 +69,7 @@ def prior_std():
     return PATH.prior_std / alpha
 
 
+@cache
 def flow_log_density(model):
     """y follows dy / dn = eps_hat with n = sigma / alpha: fourth-order steps from the prior on a grid of starts."""
     start = prior_std() * np.linspace(-6, 6, 4001)
@@ -107,6 +114,7 @@ def chain_log_density(model, steps, points=801):
     return np.log(blurred)
 
 
+@cache
 def bound(model, levels=401, nodes=48):
     """Its three terms, the expectation over the noise by Gauss and Hermite's rule."""
     z, weights = np.polynomial.hermite_e.hermegauss(nodes)
@@ -127,7 +135,7 @@ def bound(model, levels=401, nodes=48):
     "bend", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(-0.6, marks=pytest.mark.slow)]
 )
 def test_the_flow_and_the_sde_of_a_bent_denoiser(bend):
-    model = Bent(bend)
+    model = bent(bend)
     flow, sde, elbo = flow_log_density(model), sde_log_density(model), bound(model)
     ode = diffusion.log_density(model, X, tolerance=1e-7).log_prob.numpy()
     np.testing.assert_allclose(ode, flow, atol=2e-3)
@@ -149,5 +157,5 @@ def test_the_flow_and_the_sde_of_a_bent_denoiser(bend):
 
 def test_a_bound_of_the_sde_can_lie_above_the_flow():
     """So it bounds no flow: at some x the flow's exact log-density is the lower of the two."""
-    model = Bent(0.5)
+    model = bent(0.5)
     assert (bound(model) > flow_log_density(model) + 0.05).any()
