@@ -245,7 +245,7 @@ def _levels_with_attention(attention: Sequence[int], image_size: int, heights: S
         if height not in heights:
             raise UserError(
                 f"attention: no feature map has height {height}; for images of height {image_size}, in {len(heights)} "
-                f"levels, the heights are {', '.join(map(str, heights))}."
+                f"levels, the heights are {', '.join(map(str, heights))}; e.g. attention=[{min(heights)}]"
             )
     return [height in attention for height in heights]
 
