@@ -102,7 +102,7 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(cache):
 def test_without_the_library_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hub.fetched.cache_clear()
-    with pytest.raises(UserError, match=r"diffusion\[hub\]"):
+    with pytest.raises(UserError, match=r"not installed; .*(--extra hub|pip install .*huggingface)"):
         diffusion.load("hf:owner/name")
 
 
