@@ -8,9 +8,9 @@ samples and dimensions, against the probability-flow ODE from log-SNR -10, solve
 (the default), and of every sampler on the best of the grids and of the log-SNRs at which they end. The evaluations
 include the last one, x = E[x | x_t]; where a budget does not divide, a sampler uses less of it.
 
-    python benchmarks/sampler_accuracy.py [--mixtures 3] [--samples 64] [--case plane|images] [--budgets 5 10 20 50]
+    python benchmarks/sampler_accuracy.py [--mixtures 3] [--samples 64] [--case NAME ...] [--budgets 5 10 20 50]
 
-`--peers` shows the default beside the best pair of another solver and a grid that is common for it, and the worst
+`--peers` shows the default and the best pairs of another solver and a grid that is common for it, and the worst
 ratio of the two on one mixture.
 
 `--tuned` shows, in place of these, what is tuned to each mixture: Adams's method with the grid `auto`, and the fitted

@@ -88,9 +88,12 @@ def way_to_install(extra: str) -> str:
     """
     if BY_UV in os.environ:
         return f"begin with: uv run --extra {extra}"
-    requirements = metadata.requires("diffusion") or ()
-    needed = (text.partition(";")[0].strip() for text in requirements if f"extra == '{extra}'" in text)
-    return shlex.join(["pip", "install", *needed])
+    try:
+        requirements = metadata.requires("diffusion") or ()
+    except metadata.PackageNotFoundError:  # a checkout on the path
+        requirements = ()
+    needed = [text.partition(";")[0].strip() for text in requirements if f"extra == '{extra}'" in text]
+    return shlex.join(["pip", "install", *(needed or ["-e", f".[{extra}]"])])
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def _of_image(part: Part, c: Tensor, prefix: str) -> Tensor:
     Raises:
         UserError: For other whole numbers, and numbers beyond.
     """
-    accepted = "floats in [-1, 1]" if part.name == MASK else "uint8, 0 to 255, or floats in [-1, 1]"
+    accepted = "floats in [-1, 1]" if part.name == MASK else "uint8, 0 to 255, or floats in [-1, 1] (clamp them)"
     if c.dtype == torch.uint8 and part.name != MASK:
         return c.float() * (2.0 / 255.0) - 1.0
     if not c.is_floating_point() or bool((c.abs() > 1.0 + _ROUNDING).any()):

@@ -124,17 +124,13 @@ def time_grid(
         float64 times of shape (steps + 1,), decreasing from t_max (`leading`: from earlier) to 0.
 
     Raises:
-        UserError: For an unknown name, less than one step, or an end that is not above the path's start, or given with
-            strides.
+        UserError: For an unknown name, steps or a dimension below 1, or an end that is not above the path's start, or
+            given with strides.
     """
     choose("grid", name, names())
     if not isinstance(schedule, Schedule):
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
-    if isinstance(steps, bool) or not isinstance(steps, Integral):
-        raise UserError(f"steps: found {steps!r}; must be a whole number")
-    steps = int(steps)
-    if steps < 1:
-        raise UserError(f"steps: found {steps}; must be at least 1")
+    steps, dimension = _at_least_one("steps", steps), _at_least_one("dimension", dimension)
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
     if name in STRIDES:
         return _in_strides(ends, steps, name, log_snr_end)
@@ -153,6 +149,14 @@ def time_grid(
         times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
     times[0] = ends[0]
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name}: found {value!r}; must be a whole number")
+    if value < 1:
+        raise UserError(f"{name}: found {value}; must be at least 1")
+    return int(value)
 
 
 def _in_strides(ends: Tensor, steps: int, name: str, log_snr_end: float | None) -> Tensor:

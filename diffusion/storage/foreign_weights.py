@@ -25,7 +25,8 @@ from .records import reading
 from .shells import Sealed, Shell, check_copies, read_module
 
 # Where weights are in a checkpoint: averages first (`ema`, `model_ema`, `ema_state_dict`, `params_ema`, ...).
-AVERAGES = re.compile(r"(^|_)ema(_|$)|^averages$", re.IGNORECASE)
+# But not `model_no_ema`.
+AVERAGES = re.compile(r"(^|(?<!no)(?<!non)(?<!without)_)ema(_|$)|^averages$", re.IGNORECASE)
 WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
 LIST = "shadow_params"  # averages in the order of the parameters, without names; also a list of one of those names
 # What an average counts, next to its weights.
@@ -248,13 +249,19 @@ def _chosen(path: Path, groups: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _average_in(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The average next to the model, in one dictionary, if it is there; without what an average counts."""
+    """The average next to the model, in one dictionary, if it is there; without what an average counts.
+
+    A network may have a part of such a name: that is one of the average only if all others are known, or next to
+    `model` if it is `model_ema`.
+    """
     left = {name: tensor for name, tensor in weights.items() if name not in COUNTERS}
     heads = list(dict.fromkeys(name.partition(".")[0] for name in left if "." in name))
-    if all("." in name for name in left) and all(head in WRAPPERS or AVERAGES.search(head) for head in heads):
+    are_known = all("." in name for name in left) and all(head in WRAPPERS or AVERAGES.search(head) for head in heads)
+    if are_known:
         weights = left
     for head in heads if len(heads) > 1 else ():
-        if AVERAGES.search(head):
+        is_beside = head.endswith("_ema") and head.removesuffix("_ema") in heads
+        if AVERAGES.search(head) and (are_known or is_beside):
             under = {other: _under(other, weights) for other in heads}
             return _with_dots(under.pop(head), list(under.values()))
     return weights

@@ -109,7 +109,7 @@ def of_width(folder: Path, width: float, last_step: int) -> tuple[dict[str, Tens
     found = [(path, _contents(path)) for path in paths]
     found = [(path, what) for path, what in found if what["step"] <= last_step]
     if not found:
-        raise UserError(f"{folder}: holds no snapshots; train with ema.widths=[0.05,0.1] to choose a width afterwards")
+        raise UserError(f"{folder}: holds no snapshots; train with 'ema.widths=[0.05,0.1]' to choose a width later")
     if len({tuple(what["widths"]) for _, what in found}) > 1:
         raise UserError(f"{folder}: its snapshots are of different widths, of more than one run")
     images, widths = found[-1][1]["images"], found[-1][1]["widths"]

@@ -71,7 +71,7 @@ SAMPLERS = [
     ABM(),
 ]
 
-# Every third sampler, by turns: each meets every schedule and every prediction. The slow tests take the other two.
+# Every third pair of a sampler and a schedule or prediction, by turns. The slow tests take the other two thirds.
 by_thirds = pytest.mark.parametrize("third", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 
 # Those whose steps depend on the state in other ways: their law is measured.

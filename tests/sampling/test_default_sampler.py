@@ -14,6 +14,7 @@ from tiny_configs import digits_config
 
 import diffusion
 from diffusion.denoisers import exact
+from diffusion.likelihood import flow_density
 from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.models.load import DiffusionModel
 from diffusion.samplers import ABM, ODE, build
@@ -48,6 +49,19 @@ def test_it_is_what_is_drawn_with_when_nothing_is_said():
     assert torch.equal(diffusion.sample(model, 3, ABM()), named)
     ode = diffusion.sample(model, 3, "ode", tolerance=1e-3)
     assert torch.equal(diffusion.sample(model, 3, tolerance=1e-3), ode), "a tolerance is asked of a solver that has one"
+
+
+def test_the_dimension_is_the_number_of_all_values_of_a_sample(monkeypatch):
+    model = exact.Gaussian(torch.full((3, 2, 2), 0.1, dtype=F64), torch.full((3, 2, 2), 0.5, dtype=F64), SCHEDULE)
+    centre, scale = 2.5 - 0.5 * math.log(12), 2.5 + 0.2 * math.log(12)
+    placed = torch.atan((SCHEDULE.log_snr(grid_for(model, ABM(), 6, None)[:-1]) - centre) / scale)
+    torch.testing.assert_close(placed, torch.linspace(float(placed[0]), float(placed[-1]), 6, dtype=F64))
+    seen = []
+    monkeypatch.setattr(flow_density, "time_grid", lambda *given: seen.append(given[4]) or time_grid(*given))
+    flow_density.flow_log_density(
+        model, laws.seeded(2, 3, 2, 2), flow_density.Solve(method="rk4", steps=8, grid="shifted")
+    )
+    assert seen == [12]
 
 
 def test_so_it_is_for_a_run_and_for_the_shipped_model(tmp_path):

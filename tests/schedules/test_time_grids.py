@@ -92,6 +92,8 @@ def test_the_default_ends_later_with_more_steps_and_never_before_it_starts():
 
 
 def test_unknown_names_and_no_steps_are_refused():
+    with pytest.raises(UserError, match="dimension: found 0; must be at least 1"):
+        time_grid(VP(), 10, "shifted", dimension=0)
     with pytest.raises(UserError, match="Did you mean 'karras'"):
         time_grid(VP(), 10, "karas")
     for steps in (0, -3):

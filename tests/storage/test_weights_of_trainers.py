@@ -29,6 +29,7 @@ def without_dots(weights):
 
 
 LITEMA = behind("model_ema.", without_dots({name: AVERAGE[name] for name, _ in NET.named_parameters()}))
+WITH_ATTENTION = {"conv_in.weight": LIVE["0.weight"], "ema_attn.weight": LIVE["2.weight"], "out.bias": LIVE["0.bias"]}
 CASES = {
     "ema_pytorch, next to the model": (
         {
@@ -54,6 +55,8 @@ CASES = {
     "a list": ({"model": LIVE, "ema": PARAMETERS}, OF_PARAMETERS),
     "counts alone": ({"model": LIVE, "ema": {"decay": torch.tensor(0.9), "step": torch.tensor(3)}}, LIVE),
     "a parameter named as a count": (LIVE | {"step": torch.tensor(3)}, LIVE | {"step": torch.tensor(3)}),
+    "weights that say that they are no average": ({"model_no_ema": LIVE, "model_ema": AVERAGE}, AVERAGE),
+    "a network with a part of such a name": ({"state_dict": WITH_ATTENTION}, WITH_ATTENTION),
     "no average, but part of a word": ({"model": LIVE, "schema": AVERAGE}, LIVE),
 }
 

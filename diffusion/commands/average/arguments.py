@@ -13,7 +13,7 @@ def parse_average_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "average",
         "Make a model of a finished run whose weights are another average of those of training, of a width chosen now: "
-        "from the snapshots of a run that was trained with ema.widths=[0.05,0.1].",
+        "from the snapshots of a run that was trained with 'ema.widths=[0.05,0.1]'.",
     )
     add = parser.add_argument
     add("run", type=path, metavar="RUN", help="a run folder or its name")

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     path = runs.resolve_model(options.run, options.runs)
     folder = path.parent / runs.AVERAGES
     if path.name != runs.MODEL or not folder.is_dir():
-        raise UserError(f"RUN: {options.run} has no snapshots of averages; train one with ema.widths=[0.05,0.1]")
+        raise UserError(f"RUN: {options.run} has no snapshots of averages; train one with 'ema.widths=[0.05,0.1]'")
     out = Path(options.out or path.parent / f"average-{options.width:g}.safetensors")
     check_model_file(out, "--out")
     own, metadata = tensor_files.read_model(path)

@@ -59,7 +59,7 @@ def read(path: Path) -> Known:
     fields = Fields(place / "config.json")
     kind = fields.word("_class_name", None, NETWORKS.values() if part is None else [NETWORKS[part]])
     named = path / "scheduler"
-    scheduler = Fields((named if named.is_dir() else path) / "scheduler_config.json")
+    scheduler = Fields((named if part is not None or named.is_dir() else path) / "scheduler_config.json")
     weights = _weights(place)
     conventions, sampling = conventions_of(scheduler), sampling_of(scheduler)
     conventions["shape"] = [fields.whole("in_channels", None), *fields.sides("sample_size")]
