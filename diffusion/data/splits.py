@@ -123,7 +123,7 @@ def split_rows(
     rows = {split: list(parts[split]) for split in SPLITS[1:] if split in parts}
     needed = 3 - len(rows)
     if n < needed:
-        raise UserError(f"data.path: {n} to split are too few: at least {needed} samples are needed.")
+        raise UserError(f"data.path: {n} to split: too few samples, at least {needed} are needed.")
 
     rules = [f"{split}: {GIVEN}" for split in rows]
     if "test" not in parts:

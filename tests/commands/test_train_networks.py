@@ -65,7 +65,7 @@ def write_images(folder, count):
     [
         (["folder"], "--path: found none; "),
         (["folder", "--path", "empty"], "--path: no image found in empty; "),
-        (["folder", "--path", "one"], "--path: 1 image"),
+        (["folder", "--path", "one"], "--path: 1 to split: too few samples"),
         (["folder", "--path", "unlabelled"], "DATA: 'folder' has no labels"),
         (["folder", "--path", "absent"], "--path: absent does not exist"),
         (["digits", "--path", "unlabelled"], "--path: digits come with scikit-learn"),

@@ -143,7 +143,7 @@ REFUSED = {
     "no rows": (np.zeros((0, 3)), r"has the shape \(0, 3\)"),
     "no entries": (np.zeros((3, 0)), r"has the shape \(3, 0\)"),
     "six axes": (np.zeros((2, 1, 1, 1, 1, 1)), r"has the shape \(2, 1, 1, 1, 1, 1\)"),
-    "two rows": (np.zeros((2, 3)), "2 to split are too few: at least 3 samples"),
+    "two rows": (np.zeros((2, 3)), "2 to split: too few samples, at least 3"),
     "objects": (np.array([None, 1], dtype=object), "is not a readable .npy file"),
 }
 

@@ -56,5 +56,5 @@ def test_sizes() -> None:
 
 
 def test_too_few_rows() -> None:
-    with pytest.raises(UserError, match="2 to split are too few"):
+    with pytest.raises(UserError, match="2 to split: too few samples"):
         split_rows(["a", "b"], {"train": range(2)}, None, 0.1)

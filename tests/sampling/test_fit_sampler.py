@@ -112,8 +112,8 @@ def quick(monkeypatch):
 
 
 def test_the_same_model_has_the_same_fit(quick):
-    one, other, another = (fit_sampler(mixture(seed), 4) for seed in (3, 3, 4))
-    assert one == other != another
+    one, other = (fit_sampler(mixture(3), 4) for _ in range(2))
+    assert one == other
 
 
 def test_sample_takes_it_by_name_and_pays_once(quick):
