@@ -122,7 +122,7 @@ def test_other_weights_are_another_question(diffusion_command):
 KILLED = """
 import os, signal, sys
 from diffusion.commands.app import command
-from diffusion.commands import measuring
+from diffusion.commands.evaluate import measuring
 from diffusion.commands.dispatch import main
 write, count = measuring.records.write_part, 0
 def write_part(folder, estimate):
