@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ..denoisers.given import check_callable, check_rows, seed_number, whole_number
+from ..denoisers.given import check_callable, check_rows, seed_number
 from ..errors import UserError, choose
 from ..likelihood.batching import Progress, choose_batch_size, evaluation_mode
 from ..likelihood.estimate import Estimate
 from ..numerics import random
+from ..numerics.arrays import whole_number
 from ..numerics.placement import device_of
 from .annealed import annealed_importance_sampling
 from .importance_weighted import evidence_lower_bound, importance_weighted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
@@ -54,17 +55,8 @@ _FLAGS_HELP = {
     "-h, --help": "print this page and stop",
 }
 _INDENT, _WIDEST, _NARROWEST = 29, 119, 24  # of the page: what keys mean begins there, its width, that of texts
-FLAGS = (
-    "--config",
-    "--from",
-    "--lora",
-    "--print_config",
-    "--wandb",
-    "--resume",
-    "--resume_changed",
-    "--verify_resume",
-    "--status",
-    "--help",
+FLAGS = tuple(
+    f"--{name.replace('-', '_')}" for flags in _FLAGS_HELP for name in re.findall(r"--([\w-]+)", flags) if name != "key"
 )
 # The keys that flags stand for.
 _SHORT = {"--wandb": "logging.wandb", "--lora": "trainer.lora"}

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics.arrays import whole_number
 from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Scaled
 from . import predictions
 from .condition import Condition
 from .conventions import PREDICTS, Convention
 from .denoiser import Denoiser, DenoiserWrapper
-from .given import check_callable, cond_of_batch, path_times, reals, whole_number
+from .given import check_callable, cond_of_batch, path_times, reals
 from .network_call import as_module, check_output, dtype_of, output_tensor, outside_code, takes_of
 from .preconditioning import c_in, edm_to_x
 from .predictions import PathPoint

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError, choose
 from ..networks.parts import Part
+from ..numerics.arrays import whole_number
 from ..numerics.broadcasting import pad_dims_like
 from ..numerics.placement import Placed, device_of
 from ..schedules import Schedule
 from . import predictions
 from .condition import Condition
-from .given import cond_of_batch, path_times, positive_number, reals, whole_number
+from .given import cond_of_batch, path_times, positive_number, reals
 from .network_call import Takes, as_module, check_output, dtype_of, output_tensor, takes_of
 from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint

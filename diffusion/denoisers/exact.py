@@ -25,13 +25,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..numerics.arrays import REFUSED, as_tensor, described
+from ..numerics.arrays import REFUSED, as_tensor, described, whole_number
 from ..numerics.broadcasting import pad_dims_like
 from ..numerics.random import STREAM_EXACT, normal, uniform
 from ..schedules import Schedule
 from .condition import labels_only
 from .denoiser import Denoiser, check_schedule
-from .given import path_times, reals, seed_number, whole_number
+from .given import path_times, reals, seed_number
 
 _BLOCK = 2**23  # entries of a (batch, components, dimensions) table of differences in memory at once
 _LOG_2_PI = math.log(2.0 * math.pi)

@@ -19,7 +19,7 @@ from torch._C._functorch import is_batchedtensor
 
 from ..errors import UserError, shown
 from ..networks.parts import Part
-from ..numerics.arrays import REFUSED, as_tensor, described
+from ..numerics.arrays import REFUSED, as_tensor, described, whole_number
 from .condition import LABEL, Condition, condition_for, of_parts
 
 P = ParamSpec("P")
@@ -28,21 +28,6 @@ _BEYOND = 9.0  # a computed time may be this far beyond an end of the path
 MOST_LEVELS = 2**16  # of a pixel
 MOST_ROWS = 2**48  # samples with distinct noise (`random`)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "single": torch.float32, "double": torch.float64}
-
-
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, from Python, numpy or torch.
-
-    Raises:
-        UserError: For anything else, or a number below `least`.
-    """
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"{name}: found {value!r}; must be a whole number")
-    if least is not None and value < least:
-        raise UserError(f"{name}: found {value}; must be at least {least}")
-    return int(value)
 
 
 def real_number(name: str, value: Any) -> float:

@@ -21,9 +21,10 @@ from ..config import Config, DataConfig
 from ..denoisers import Clipped, Denoiser
 from ..denoisers.adopted import AdoptedDenoiser, Thresholded
 from ..denoisers.conventions import DEFAULT_RANGE, Convention, path_of
-from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch, whole_number
+from ..denoisers.given import cond_for, outside_inference_mode, positive_number, real_number, switch
 from ..errors import UserError
 from ..likelihood import Dequantizer, Estimate
+from ..numerics.arrays import whole_number
 from ..sampling.sample import unnamed_sampler
 from ..schedules import time_grid
 from ..schedules.discrete import Levels, levels_drawn

@@ -21,18 +21,18 @@ from ..denoisers.adopted import AdoptedDenoiser
 from ..denoisers.conventions import SHIFTED, Convention
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
-from ..denoisers.given import cond_for, level_data, real_data, seed_number, whole_number
+from ..denoisers.given import cond_for, level_data, real_data, seed_number
 from ..errors import UserError
 from ..likelihood.batching import Progress, choose_batch_size
 from ..likelihood.dequantization import Dequantizer
 from ..numerics import random
+from ..numerics.arrays import whole_number
 from ..schedules.forward_process import diffuse
 from ..schedules.schedule import log_snr_ends
 
 LEVELS = 16
 _PILOT, _ROUNDS, _FINALISTS = 16, 3, 6
-_SIGMAS = 4.0  # standard errors by which another convention has to be better
-_LEAST = 1e-4  # and bits/dim
+_SIGMAS, _LEAST = 4.0, 1e-4  # standard errors, and bits/dim, by which another convention has to be better
 _ALIKE = 0.01  # the share by which fits differ that are one: 999 t and 1000 t
 _NOTICED = 0.01
 _WORST = 1e6  # a larger error is as good as infinite

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import shown
+from ..errors import UserError, shown
 
 REFUSED = (TypeError, ValueError, RuntimeError)  # what `as_tensor` raises
 
@@ -53,3 +54,18 @@ def _is_array(value: Any) -> bool:
 
 def _array_of(value: Any) -> Any:
     return value.__array__()
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, from Python, numpy or torch.
+
+    Raises:
+        UserError: For anything else, or a number below `least`.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name}: found {value!r}; must be a whole number")
+    if least is not None and value < least:
+        raise UserError(f"{name}: found {value}; must be at least {least}")
+    return int(value)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..numerics.arrays import whole_number
 from .schedule import Schedule
 
 # The name of the grid that depends on the model, which `sampling.auto_grid` makes.
@@ -130,7 +130,7 @@ def time_grid(
     choose("grid", name, names())
     if not isinstance(schedule, Schedule):
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
-    steps, dimension = _at_least_one("steps", steps), _at_least_one("dimension", dimension)
+    steps, dimension = whole_number("steps", steps, 1), whole_number("dimension", dimension, 1)
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
     if name in STRIDES:
         return _in_strides(ends, steps, name, log_snr_end)
@@ -149,14 +149,6 @@ def time_grid(
         times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
     times[0] = ends[0]
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"{name}: found {value!r}; must be a whole number")
-    if value < 1:
-        raise UserError(f"{name}: found {value}; must be at least 1")
-    return int(value)
 
 
 def _in_strides(ends: Tensor, steps: int, name: str, log_snr_end: float | None) -> Tensor:

@@ -37,8 +37,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..denoisers.given import positive_number, whole_number
+from ..denoisers.given import positive_number
 from ..errors import UserError
+from ..numerics.arrays import whole_number
 from .distributed.shards import part, part_of, whole
 
 AVERAGE_KEY = "weight_average"  # of checkpoints

@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...numerics.arrays import whole_number
 from ...numerics.broadcasting import pad_dims_like
 from ...numerics.placement import Placed
 from ...schedules import Schedule
 from ..condition import labels_only
 from ..denoiser import DenoiserWrapper
-from ..given import outside_inference_mode, real_number, whole_number
+from ..given import outside_inference_mode, real_number
 from ..network_call import dtype_of
 from ..preconditioning import c_noise
 from .guided import ALWAYS, Interval

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..given import real_number, whole_number
+from ...numerics.arrays import whole_number
+from ..given import real_number
 from .posterior import Covariance, Posterior
 
 

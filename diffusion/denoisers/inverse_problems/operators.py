@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import UserError
+from ...numerics.arrays import whole_number
 from ...numerics.broadcasting import pad_dims_like
-from ..given import positive_number, real_number, tensor_of, whole_number
+from ..given import positive_number, real_number, tensor_of
 
 _POOLS = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601

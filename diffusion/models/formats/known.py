@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ...config import Config
 from ...denoisers.adopted import Labels
-from ...denoisers.given import switch, whole_number
+from ...denoisers.given import switch
 from ...errors import UserError, choose, shown
+from ...numerics.arrays import whole_number
 from ...samplers.ancestral import VARIANCES
 from ...storage.records import DAMAGED, reading
 from ..adopt import AdoptedModel, adopt
