@@ -170,7 +170,7 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, how=how, seen=seen)
+    one = partial(_decode_or_tell, size=size, how=how, seen=seen)
     dtype = torch.int32 if how.whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -182,6 +182,8 @@ def decode_all(
             for file, array in zip(chunk, arrays, strict=True):
                 done += 1
                 if isinstance(array, str):
+                    if not skip:
+                        raise UserError(f"{array} data.unreadable=skip leaves such files out.")
                     skipped.append(array)
                     continue
                 array = channels_first(array)
