@@ -34,7 +34,7 @@ def names_of(provenance: Mapping[str, Any], num_classes: int) -> list[str]:
 
 
 def numbered(names: Sequence[str]) -> str:
-    """The classes with their numbers, in a line: `0 cat, 1 dog`; of names that begin with them (`0 - zero`) as they are."""
+    """The classes with their numbers, in a line: `0 cat, 1 dog`; a name that has its number (`0 - zero`) as it is."""
     return listed([name if name.split()[:1] == [str(i)] else f"{i} {name}" for i, name in enumerate(names)])
 
 
