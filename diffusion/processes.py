@@ -127,15 +127,15 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"
 
 
-def bar_size() -> dict[str, int]:
+def bar_size() -> tuple[int | None, int | None]:
     """Columns and rows for a bar of tqdm, which shows nothing in a terminal that does not know its own (that of
-    `docker exec -t`, of `script`); empty for others.
+    `docker exec -t`, of `script`); None, so that it looks itself, in others.
     """
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):  # no terminal
-        return {}
-    return {} if columns and rows else {"ncols": columns or 80, "nrows": rows or 24}
+        return None, None
+    return (None, None) if columns and rows else (columns or 80, rows or 24)
 
 
 def end_with_parent() -> None:

@@ -158,7 +158,10 @@ class ProgressBar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=count or None, initial=done, desc=task, unit="", miniters=0, **bar_size())
+            columns, rows = bar_size()
+            self._bar = tqdm(
+                total=count or None, initial=done, desc=task, unit="", miniters=0, ncols=columns, nrows=rows
+            )  # fmt: skip
         elif begins:
             self._bar.reset()  # and with it the clock
             self._bar.initial = self._bar.n = self._bar.last_print_n = done
