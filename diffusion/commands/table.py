@@ -67,13 +67,13 @@ def figure(name: str, key: str, write: Callable[[float, float | None], str]) -> 
     return Column(name, text)
 
 
-def with_error(value: float, error: float | None, alone: str = ".3g") -> str:
-    """`value ± error`, two digits of the error; a value without an error by the format specification `alone`."""
+def with_error(value: float, error: float | None, alone: str = ".3g", of_error: int = 2) -> str:
+    """`value ± error`, with `of_error` digits of the error; a value without one by the format specification `alone`."""
     if not error or not math.isfinite(error):
         return f"{value:{alone}}"
     if value != 0 and max(abs(value), error) >= 1e4:
         return f"{value:.1e} ± {error:.1e}"
-    digits = min(6, max(0, 1 - math.floor(math.log10(error))))
+    digits = min(6, max(0, of_error - 1 - math.floor(math.log10(error))))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
@@ -128,12 +128,14 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The table for the terminal; one that is too wide in parts, each with the columns that name the row.
 
-        Names that leave less than half the room are lines of their own, above the rest of their rows.
+        Names are lines of their own, above the rest of their rows, where the rest then fits, or where they leave less
+        than half the room.
         """
         room = options.max_width
-        count = 2 if self.section is not None and self.columns[0] == self.section else 1
+        one_part = not self._fits(room) and replace(self, columns=self.columns[1:])._fits(room - _INDENT)
+        count = 2 if self.section is not None and self.columns[0] == self.section and not one_part else 1
         names, given = replace(self, columns=self.columns[:count]), self.columns[count:]
-        above = len(given) > 0 and not self._fits(room) and 2 * names._least() > room
+        above = len(given) > 0 and not self._fits(room) and (one_part or 2 * names._least() > room)
         yield from wrapped(Text(self.title, "italic"), room) if self.title else ()
         parts = self._parts([], given, room - _INDENT) if above else self._parts(names.columns, given, room)
         for i, columns in enumerate(parts):
@@ -143,12 +145,14 @@ class Table:
         yield from wrapped(Text(self.caption, "dim italic"), room) if self.caption else ()
 
     def _below(self, names: Table, room: int) -> Iterator[RenderableType]:
-        """The table with a line before each row, which is that of `names`."""
+        """The table with a line before rows of the same name, which is that of `names`."""
         widths = [width or room - _INDENT for width in self._widths(room - _INDENT)]
         yield Padding.indent(self._rich(widths, []), _INDENT)
         for i, row in enumerate(self.rows):
-            yield from [""] if i and self._section_of(row) != self._section_of(self.rows[i - 1]) else ()
-            yield from wrapped(Text("  ".join(names.texts(row)), names.columns[-1].style(row)), room)
+            before = self.rows[i - 1] if i else None
+            yield from [""] if i and self._section_of(row) != self._section_of(before) else ()
+            if before is None or names.texts(row) != names.texts(before):
+                yield from wrapped(Text("  ".join(names.texts(row)), names.columns[-1].style(row)), room)
             yield Padding.indent(self._rich(widths, [row], show_header=False), _INDENT)
 
     def _rich(self, widths: Sequence[int | None], rows: Sequence[Any], show_header: bool = True) -> RichTable:

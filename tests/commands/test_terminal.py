@@ -1,5 +1,6 @@
 """What commands print fits a terminal of 80 columns, and their last line is the next command, as one types it."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -17,11 +18,14 @@ from diffusion.commands.doctor import doctor
 from diffusion.commands.doctor.check import Check, within
 from diffusion.commands.quality import quality
 from diffusion.commands.quality.candidates import Candidate
-from diffusion.commands.quality.table import Row
+from diffusion.commands.quality.table import Row, remarks
+from diffusion.commands.quality.table import table as quality_table
 from diffusion.commands.report import likelihood_table
 from diffusion.commands.subjects import Subject
+from diffusion.commands.tradeoff.report import cost_table
 from diffusion.data import load_images
 from diffusion.likelihood import Estimate
+from diffusion.metrics import Provenance
 
 LONG = "a-run-with-a-name-that-is-longer-than-any-line-of-a-terminal-of-eighty-columns-can-be-0001"
 
@@ -73,10 +77,9 @@ def test_tables_of_the_doctor_have_a_line_for_each_check():
     for every in (False, True):
         shown = printed(doctor.table(checks, every))
         assert fits(shown)
-        lines = [line for line in shown.splitlines() if line.startswith(("U-Net", "predictor", "ais", "ode"))]
-        parts = 2 if every else 1
-        assert len(lines) == parts * (len(checks) - (0 if every else 2))
-        assert long in shown
+        lines = [line for line in shown.splitlines() if re.search("  (pass|FAIL) ", line + " ")]
+        assert len(lines) == len(checks) - (0 if every else 2)
+        assert shown.count("predictor-corrector") == shown.count(long) == 1
         assert "-11.87000 ± 1e-05" in shown
 
 
@@ -121,6 +124,31 @@ def test_commands_end_with_the_next(name, diffusion_command, place, monkeypatch)
     assert code == 0, err
     assert fits(out), out
     assert next_words(out) == [*expected, "--runs", "else where"]
+
+
+def test_quality_and_cost_are_one_table_each():
+    """With names of any length, and figures as wide as they come."""
+    names = ("fid", "kid", "precision", "recall", "density", "coverage")
+    figures = {**dict.fromkeys(names, 0.5), "fid": 152.5, "fid_sem": 3.0, "kid": 36.59, "kid_sem": 0.31,
+               "copies_exact": 0.0, "copies_near": 0.0, "fid_corrected": 3.25}  # fmt: skip
+    rows = [Row("mnist-class-0001", 10_000, figures, 10), Row("noise", 10_000, {**figures, "fid_corrected": None})]
+    found = Provenance("mnist", "train", 55_000, "", False, (1, 28, 28), 256, "digits", "7c221ac755c6")
+    cells = [
+        {"sampler": name, "nfe": nfe, "steps": 9, "distance": 0.36, "median_distance": 0.35, "order": 0.9, "fid": 152.5,
+         "fid_sem": 3.0, "kid": 36.59, "kid_sem": 0.31, "exposure": 0.81742, "exposure_sem": 0.0051, "failure": "",
+         "seconds_an_image": 0.01213}
+        for name in ("predictor-corrector", "ddim") for nfe in (10, 100)
+    ]  # fmt: skip
+    for shown, count in (
+        (printed(quality_table(rows, found)), 2),
+        (printed(cost_table(cells, "Quality against cost: mnist-class-0001", "")), 4),
+    ):
+        assert fits(shown)
+        assert sum("FID " in line and "KID" in line for line in shown.splitlines()) == 1
+        assert shown.count("152.5 ± 3.0") == count
+        assert shown.count("36.59 ± 0.31") == count
+    assert shown.count("predictor-corrector") == shown.count("ddim") == 1
+    assert any(line.endswith("mnist-class-0001 3.250") for line in remarks(rows))
 
 
 def test_quality_ends_with_the_next(tmp_path, monkeypatch, capsys):

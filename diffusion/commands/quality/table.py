@@ -9,7 +9,7 @@ from typing import Any
 
 from ...metrics import ENOUGH, Provenance
 from ...metrics.hubness import NEIGHBOURS
-from ..table import Column, Table, figure, with_error
+from ..table import UNKNOWN, Column, Table, figure, with_error
 
 # Copies that are named below the table; all are in the record.
 NAMED = 5
@@ -56,13 +56,9 @@ COLUMNS = (
     Column("", "name", left=True),
     Column("n", "samples"),
     figure("FID", "fid", _number),
-    figure("corrected", "fid_corrected", _number),
     figure("KID", "kid", _number),
     *(figure(name, name, _number) for name in ("precision", "recall", "density", "coverage")),
     Column("copies", _copies),
-    figure("near: pixels", "near_training_pixels", _percent),
-    figure("features", "near_training_features", _percent),
-    Column("NFE", lambda row: row["nfe"] or None, ".0f"),
 )
 
 
@@ -72,8 +68,7 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
         f"Against {provenance.images} {provenance.split} images of {provenance.data}"
         f"{' and their mirror images' if provenance.flips else ''}; features: {provenance.extractor} "
         f"({provenance.extractor_sha256[:12]}). FID falls with the number of samples even for a perfect model: compare "
-        "equal numbers, or the corrected figure. Near: the share as near to a training image as the nearest 1 % of "
-        "test images are. Copies: samples that are training images, exactly + nearly."
+        "equal numbers, or the corrected figure. Copies: samples that are training images, exactly + nearly."
     )
     return Table(COLUMNS, [row.values() for row in rows], "Quality of samples", caption)
 
@@ -88,7 +83,7 @@ def class_table(rows: Sequence[Row], split: str) -> Table:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Remarks on the table: which samples are copies, why there is no corrected value, and hubness; one line each."""
+    """What stands below the table, a line each: copies, the corrected FID, near samples, evaluations, and hubness."""
     lines = []
     for row in rows:
         for exact, what in ((True, "training images to the bit"), (False, "training images but for a little")):
@@ -101,6 +96,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             if found:
                 more = f", ... ({len(found) - NAMED} more in its record)" if len(found) > NAMED else ""
                 lines.append(f"{row.name}: {len(found)} of {row.samples} samples are {what}: {listed}{more}")
+    lines += _listed("corrected FID, of infinitely many samples", rows, figure("", "fid_corrected", _number))
     few = [f"{row.name} ({row.samples})" for row in rows if row.figures.get("fid_corrected", 0.0) is None]
     if few:
         features = next((f"{row.features} " for row in rows if row.features), "")
@@ -108,6 +104,10 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             f"corrected: withheld for {', '.join(few)}: fewer than {ENOUGH} times the {features}features, where the "
             "correction takes too much"
         )
+    near = "as near to a training image as the nearest 1 % of test images are"
+    for space in ("pixels", "features"):
+        lines += _listed(f"{near}, in {space}", rows, figure("", f"near_training_{space}", _percent))
+    lines += _listed("network evaluations a sample", rows, Column("", lambda row: row["nfe"] or None, ".0f"))
     keys = ("hubness", "hubness_normal", "hubness_normal_std")
     hubs = [(row.name, *(row.figures.get(key) for key in keys)) for row in rows]
     listed = [f"{name} {own:.2f} ({normal:.2f} ± {std:.2f})" for name, own, normal, std in hubs if own is not None]
@@ -117,3 +117,10 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             f"the same size and dimension): {', '.join(listed)}"
         )
     return lines
+
+
+def _listed(what: str, rows: Sequence[Row], column: Column) -> list[str]:
+    """A line with the figure of each row that has it; none where no row has."""
+    texts = {row.name: column.text(row.values()) for row in rows}
+    known = [f"{name} {text}" for name, text in texts.items() if text != UNKNOWN]
+    return [f"{what}: {', '.join(known)}"] if known else []

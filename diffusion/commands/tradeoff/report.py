@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ..table import Column, figure, with_error
+from ..table import Column, Table, figure, with_error
 from .cells import Measured
 
 SHARE = 0.02
@@ -110,6 +111,12 @@ COLUMNS = (
     Column("FID", lambda row: row["failure"] or _FID.text(row)),
     figure("KID", "kid", with_error),
     figure("excess, nats", "excess_nats", with_error),
-    figure("exposure", "exposure", with_error),
-    Column("ms/image", lambda row: 1e3 * row["seconds_an_image"], ".2f"),
+    figure("exposure", "exposure", partial(with_error, of_error=1)),
+    Column("ms", lambda row: 1e3 * row["seconds_an_image"], ".2f"),
 )
+
+
+def cost_table(rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> Table:
+    """The table of the terminal; `steps` are in the files alone, so that it fits 80 columns."""
+    shown = [column for column in COLUMNS if column.name != "steps"]
+    return Table(shown, rows, title, caption, section=COLUMNS[0]).filled()

@@ -26,7 +26,7 @@ from ..table import Table
 from ..terminal import console, note_replaced, print_next, print_places, say
 from .cells import Bench, Cell, Measured, plan
 from .picture import exposure_picture, picture
-from .report import COLUMNS, Row, in_rows, verdict
+from .report import COLUMNS, Row, cost_table, in_rows, verdict
 from .subjects import Subject, load
 
 # What is compared by default: the simplest, the best of each sort, and one that is known to go wrong.
@@ -59,12 +59,12 @@ def run(options: argparse.Namespace) -> int:
         "(rms over samples, and their median) from a solve of the probability flow at a tolerance of "
         f"{subject.tolerance:g} from the same noise; order: of the median, from the row above. FID and KID "
         f"against {subject.reference}; FID falls with n even for a perfect model. Exposure: E|x|² of the samples over "
-        "that of the data, 1 for an exact model and solver; exposure.png shows it along the way."
+        "that of the data, 1 for an exact model and solver; exposure.png shows it along the way. ms: milliseconds a "
+        "sample. The files have the steps, too."
     )
     line = verdict(rows, options.by)
     out, plain = console(), [row.values() for row in rows]
-    shown = Table(COLUMNS, plain, title, caption, section=COLUMNS[0]).filled()
-    out.print(shown)
+    out.print(cost_table(plain, title, caption))
     say(out, line)
     folder = subject.folder
     text = json.dumps({"protocol": protocol, "verdict": line, "rows": plain}, indent=1)
@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     drawn = {name: chart for name, chart in charts.items() if chart is not None}
     for name, chart in drawn.items():
         pictures.save(folder / f"{name}.png", chart)
-    atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{shown.markdown()}\n\n{caption}\n")
+    table = Table(COLUMNS, plain).filled().markdown()
+    atomic.write_text(folder / "tradeoff.md", f"# {title}\n\n{line}.\n\n{table}\n\n{caption}\n")
     atomic.write_text(folder / "tradeoff.csv", Table.of(plain).csv())
     atomic.write_text(folder / "tradeoff.json", text)
     names = ", ".join(("tradeoff.md", "tradeoff.csv", "tradeoff.json", *(f"{name}.png" for name in drawn)))
