@@ -31,7 +31,7 @@ _MLP = tuple(option for option in TOY if option.startswith("network."))
 _ALL = tuple(option for option in TOY if not option.startswith("network."))
 KINDS = {
     "vectors": ((3,), _MLP),
-    "signals": ((2, 8), _UNET),
+    "signals": ((2, 4), _UNET),
     "images": ((1, 4, 4), _UNET),
     "volumes": ((1, 4, 2, 4), _UNET),
 }

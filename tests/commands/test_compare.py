@@ -127,7 +127,7 @@ def measured(diffusion_command):
     return diffusion_command
 
 
-def test_the_same_figures_are_in_every_file(measured, monkeypatch):
+def test_the_same_figures_are_in_every_file(measured, monkeypatch, drawn):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = measured("compare", "digits-0001", "digits-0002", "--no-baselines", "--wandb", "offline")
     assert code == 0
