@@ -156,7 +156,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module")
 def quick():
-    """The runs of a file have blank charts, and few points in a validation."""
+    """The runs of a file have plain charts, and few points in a validation."""
     from quick_runs import quick_runs
 
     with quick_runs:

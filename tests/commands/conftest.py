@@ -19,7 +19,7 @@ _OF_CHARTS = ("test_demo", "test_ood", "test_page")
 
 @pytest.fixture(autouse=True)
 def _undrawn(request):
-    """But for tests that look at them charts are blank; what draws each is in tests/data/test_pictures.py, or drawn."""
+    """But for tests that look at them charts are plain; what draws each is in tests/data/test_pictures.py, or drawn."""
     drawn = "drawn" in request.fixturenames or request.path.stem in _OF_CHARTS
     with nullcontext() if drawn else quick_runs:
         yield

@@ -15,12 +15,14 @@ from terminal_width import fits, next_words
 from tiny_configs import _ALL
 
 from diffusion.commands import records
+from diffusion.commands.app import command
 from diffusion.commands.compare import compare, exports, tables
 from diffusion.commands.compare.classical import classical_rows
 from diffusion.commands.compare.comparison import gaps, paired_difference
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page
+from diffusion.commands.dispatch import main
 from diffusion.commands.subjects import identify, named_apart
 from diffusion.commands.table import Table
 from diffusion.commands.terminal import note_replaced
@@ -119,11 +121,21 @@ def test_the_tables_of_the_terminal_fit_it_and_break_no_word():
         assert words <= set(shown.split())
 
 
+@pytest.fixture(scope="module")
+def figures(trained, tmp_path_factory):
+    """A folder of runs with figures."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        for split in ("test", "train"):
+            argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--split", split, "--wandb", "off")
+            assert command(main, ["evaluate", "digits-0001", "digits-0002", *argv]) == 0
+    return folder
+
+
 @pytest.fixture
-def measured(diffusion_command):
-    for split in ("test", "train"):
-        argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--split", split, "--wandb", "off")
-        assert diffusion_command("evaluate", "digits-0001", "digits-0002", *argv)[0] == 0
+def measured(diffusion_command, place, figures):
+    shutil.copytree(figures, place / "runs", dirs_exist_ok=True)
     return diffusion_command
 
 

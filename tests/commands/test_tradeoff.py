@@ -25,6 +25,12 @@ CPU = torch.device("cpu")
 EXACT = "exact:mixture-2d"
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """The reference of an exact model is small: what FID and KID find is of tests/metrics."""
+    monkeypatch.setattr("diffusion.commands.tradeoff.subjects._DRAWS", 1000)
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
