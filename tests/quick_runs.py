@@ -22,7 +22,8 @@ def _points(x, toy):
 def _plain(figure, buffer, format):
     shown = [numbers for axis in figure.axes for numbers in (
         *(line.get_xydata() for line in axis.lines), *(image.get_array() for image in axis.images),
-        *(points.get_offsets() for points in axis.collections), [bar.get_height() for bar in axis.patches],
+        *(points.get_offsets() for points in axis.collections),
+        *(patch.get_patch_transform().transform_path(patch.get_path()).vertices for patch in axis.patches),
     )]  # fmt: skip
     colour = zlib.crc32(b"".join(np.asarray(numbers, float).tobytes() for numbers in shown)).to_bytes(4)[1:]
     size = (figure.get_size_inches() * figure.dpi).round().astype(int)

@@ -32,7 +32,7 @@ _ALL = tuple(option for option in TOY if not option.startswith("network."))
 KINDS = {
     "vectors": ((3,), _MLP),
     "signals": ((2, 4), _UNET),
-    "images": ((1, 4, 4), _UNET),
+    "images": ((1, 4, 2), _UNET),
     "volumes": ((1, 4, 2, 4), _UNET),
 }
 _SECONDS = ("--steps", "2", "--sampler", "ddim")
