@@ -33,7 +33,7 @@ def trained():
     model, images = build(), images_of(512)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(120):
-        rows = torch.randperm(512, generator=torch.Generator().manual_seed(step))[:64]
+        rows = torch.randperm(512, generator=torch.Generator().manual_seed(step))[:128]
         optimizer.zero_grad()
         model.loss(images[rows], entropy_weight=0.5).loss.backward()
         optimizer.step()

@@ -31,7 +31,7 @@ from diffusion.schedules.forward_process import posterior
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 four_schedules = pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=name)
-STEPS = [16, 96]
+STEPS = [16, 32, 96]
 FINER = [32, 128]  # some errors cancel in coarse steps
 
 
