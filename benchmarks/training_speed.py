@@ -78,27 +78,37 @@ def our_network(config: Config, data: Data) -> nn.Module:
     return build_module(config, data.facts, {}).model.get_submodule("network")
 
 
+def samples(data: Data) -> Tensor:
+    """Rows to train on: level indices of images, or points of a toy."""
+    if data.images is not None:
+        return data.images.train
+    if data.toy is None:
+        raise UserError("--config: found one of arrays; images and toys are measured")
+    return data.toy.draw(10_000)
+
+
 def plain(config: Config, data: Data, device: torch.device, network: Any, call: Call | None = None) -> float:
     """The same of a plain loop around a network, `call`ed with x and a noise level a sample."""
     network = network.to(device)
     if config.trainer.compile is True:
         network.compile()
     call = call or (lambda x, level: network(x, level, None))
-    assert data.images is not None
-    images = data.images.train.to(device)
+    rows = samples(data).to(device)
     schedule = Cosine()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr, betas=config.optimizer.betas)
     precision = torch.autocast(device.type, torch.bfloat16, enabled=config.trainer.precision == "bf16")
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         while True:
-            x = images[torch.randint(len(images), (config.trainer.batch_size,), device=device)]
-            x = x.float() / (0.5 * (data.images.levels - 1)) - 1.0
+            x = rows[torch.randint(len(rows), (config.trainer.batch_size,), device=device)].float()
+            if data.images is not None:
+                x = x / (0.5 * (data.images.levels - 1)) - 1.0
             yield x, torch.rand(len(x), device=device), torch.randn_like(x)
 
     start = 0.0
     for step, (x, t, eps) in zip(range(config.trainer.steps), batches(), strict=False):
-        alpha, sigma = (part.float().reshape(-1, 1, 1, 1) for part in schedule(t.clamp(1e-4, 1.0 - 1e-4)))
+        ends = schedule(t.clamp(1e-4, 1.0 - 1e-4))
+        alpha, sigma = (part.float().reshape(-1, *[1] * (x.ndim - 1)) for part in ends)
         optimizer.zero_grad()
         with precision:
             output = call(alpha * x + sigma * eps, 5.0 - 10.0 * t)

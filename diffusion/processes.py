@@ -110,13 +110,18 @@ def is_helper() -> bool:
     return is_child() or not launched().is_main
 
 
+def by_uv(environment: Mapping[str, str] = os.environ) -> str:
+    """What is typed in front of other programs of this environment: `uv run ` where uv started this one."""
+    return "uv run " if BY_UV in environment else ""
+
+
 def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     """How to type another command of this program (`train`, `sample`), given how this one was started.
 
     That is `uv run sample.py` after `uv run train.py`, and `python -m diffusion sample` after `python -m diffusion`.
     """
     script, python = Path(sys.argv[0]), Path(sys.executable).name or "python"
-    start = "uv run" if BY_UV in environment else python
+    start = by_uv(environment).rstrip() or python
     if script.name in ("train.py", "sample.py") and (other := script.with_name(f"{command}.py")).is_file():
         return f"{start} {shlex.quote(str(other))}"
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"

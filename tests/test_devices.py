@@ -10,7 +10,7 @@ import torch
 from diffusion.config import load_config, preflight
 from diffusion.devices import choose_compile, choose_device, choose_precision
 from diffusion.errors import UserError
-from diffusion.processes import typed, waiting_threads_sleep
+from diffusion.processes import by_uv, typed, waiting_threads_sleep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -75,12 +75,13 @@ def test_another_command_is_written_as_this_one_was_started(tmp_path, monkeypatc
     for name in ("train.py", "sample.py", "my tests.py"):
         (tmp_path / name).touch()
     monkeypatch.setattr("sys.executable", "/usr/bin/python3.11")
-    plain, by_uv = {}, {"UV_RUN_RECURSION_DEPTH": "1"}
+    plain, started_by_uv = {}, {"UV_RUN_RECURSION_DEPTH": "1"}
+    assert (by_uv(plain), by_uv(started_by_uv)) == ("", "uv run "), "in front of `wandb sync`"
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
     assert typed("sample", plain) == "python3.11 sample.py"
-    assert typed("sample", by_uv) == "uv run sample.py"
-    assert typed("evaluate", by_uv) == "uv run python -m diffusion evaluate", "which has no file of its own"
+    assert typed("sample", started_by_uv) == "uv run sample.py"
+    assert typed("evaluate", started_by_uv) == "uv run python -m diffusion evaluate", "which has no file of its own"
     monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py")])
     assert typed("sample", plain) == f"python3.11 {tmp_path / 'sample.py'}"
     for module in ("/lib/diffusion/__main__.py", "my tests.py", ""):

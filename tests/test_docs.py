@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import diffusion
-from diffusion.commands.dispatch import COMMANDS, Command
+from diffusion.commands.app import command
+from diffusion.commands.dispatch import COMMANDS, Command, main
 from diffusion.commands.sample.arguments import parse_sample_arguments
 from diffusion.config import available_configs, parse_train_arguments
 
@@ -125,6 +127,41 @@ def test_tutorials_run_as_they_stand(name, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     assert list(tmp_path.glob("**/*.png"))
+
+
+# What makes a command of a page short; later arguments replace earlier ones.
+_SHORT = {
+    "train": ["trainer.steps=2", "evaluation.enabled=false", "sampling.n=4", "logging.wandb=off"],
+    "sample": ["--n", "2", "--steps", "3"],
+    "evaluate": ["--images", "2", "--wandb", "off"],
+    "tradeoff": ["--n", "8", "--budgets", "4", "--wandb", "off"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["data", "control", "choosing-a-sampler"])
+def test_commands_of_other_tutorials_run(name, tmp_path, monkeypatch):
+    """In order, in one folder, shortened, next to runs and images of the reader's; left out are `doctor`, which takes a
+    minute, and benchmarks.
+    """
+    monkeypatch.chdir(tmp_path)
+    for run in ("digits", "mine"):
+        assert command(main, ["train", f"name={run}", "network.base_channels=16", *_SHORT["train"]]) == 0
+    for image, size in (("small", 4), ("whole", 8), ("mask", 8)):
+        Image.new("L", (size, size)).save(f"{image}.png")
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```|^((?:    [a-z].*\n)+)", re.sub(r"```py.*?```", "", text, flags=re.S), re.M | re.S
+    )
+    lines = [line.strip() for block in blocks for line in "".join(block).splitlines()]
+    lines = [line for line in lines if not re.search("benchmarks/|diffusion doctor", line)]
+    assert len(lines) > 3
+    for line in lines:
+        if found := [*commands_of(f"```sh\n{line}\n```")]:
+            ((kind, words),) = found
+            assert command(main, [kind, *words, *_SHORT.get(kind, [])]) == 0, line
+        else:
+            subprocess.run(["bash", "-euc", line], check=True)
 
 
 def test_the_gallery_is_what_its_script_writes(monkeypatch):

@@ -50,7 +50,7 @@ def unit_of(estimates: Mapping[str, Estimate]) -> tuple[str, str]:
 
 
 def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likelihood") -> Table:
-    """The likelihoods as a table, bits/dim of images, nats of densities, and under it the protocol of each."""
+    """The likelihoods as a table, bits/dim of images, nats of densities, and under it the cost and protocol of each."""
     unit, words = unit_of(estimates)
     discrete = unit == "bits_per_dim"
     columns = (
@@ -60,8 +60,6 @@ def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likel
         Column("95 % interval", lambda row: known("{:.4f} to {:.4f}", row[f"{unit}_low"], row[f"{unit}_high"])),
         Column("kind", "kind", kind_text, left=True),
         Column("law", "law", left=True),
-        Column("NFE", lambda row: row["nfe"] or None, ".0f"),
-        Column("seconds", "seconds", ".1f"),
     )
     rows = [{"estimate": name, **summary(found, "")} for name, found in estimates.items()]
     protocols = "\n".join(f"{row['estimate']}: {_protocol(row)}" for row in rows)
@@ -69,8 +67,10 @@ def likelihood_table(estimates: Mapping[str, Estimate], title: str = "Test likel
 
 
 def _protocol(row: Mapping[str, Any]) -> str:
-    ess = row.get("effective_samples")
-    return row["protocol"] + ("" if ess is None else f", effective samples {ess:.3g} (median)")
+    ess, nfe = row.get("effective_samples"), row["nfe"]
+    cost = [*([f"NFE {nfe:.0f}"] if nfe else []), f"{row['seconds']:.1f} s"]
+    more = [] if ess is None else [f"effective samples {ess:.3g} (median)"]
+    return ", ".join([*cost, row["protocol"], *more])
 
 
 def codes_table(reports: Mapping[str, Gaussianity]) -> Table:

@@ -183,27 +183,28 @@ class Table:
 
     def _least(self) -> int:
         """The least width that breaks no word."""
-        _, least = self._extents()
+        *_, least = self._extents()
         return sum(least) + 2 * len(least) - 2  # a space and a separator between two
 
-    def _extents(self) -> tuple[list[int], list[int]]:
-        """The width of each column's texts, and the least it takes: headings wrap, and texts that may."""
-        most, least = [], []
+    def _extents(self) -> tuple[list[int], list[int], list[int]]:
+        """The width of each column, that with its heading wrapped, and the least it takes: with texts that may, too."""
+        most, headed, least = [], [], []
         for column in self.columns:
-            texts = [*map(column.text, self.rows)]
-            words = [*column.name.split(), *(" ".join(texts).split() if column.wraps else texts)]
+            texts, heading = [*map(column.text, self.rows)], column.name.split()
             most.append(max(map(cell_len, [column.name, *texts])))
-            least.append(max(map(cell_len, words), default=0))
-        return most, least
+            headed.append(max(map(cell_len, [*heading, *texts]), default=0))
+            words = " ".join(texts).split() if column.wraps else texts
+            least.append(max(map(cell_len, [*heading, *words]), default=0))
+        return most, headed, least
 
     def _widths(self, room: int) -> list[int | None]:
         """The columns' widths: they fit, and no word is broken; None where that cannot be."""
-        most, least = self._extents()
+        most, headed, least = self._extents()
         excess = sum(most) + 2 * len(most) - 2 - room
         if not self._fits(room):
             return [None] * len(most)
-        for _ in range(max(0, excess)):
-            most[max(range(len(most)), key=lambda i: (most[i] > least[i], most[i]))] -= 1
+        for _ in range(max(0, excess)):  # headings wrap first
+            most[max(range(len(most)), key=lambda i: (most[i] > headed[i], most[i] > least[i], most[i]))] -= 1
         return list(most)
 
     def markdown(self) -> str:

@@ -34,8 +34,8 @@ def names_of(provenance: Mapping[str, Any], num_classes: int) -> list[str]:
 
 
 def numbered(names: Sequence[str]) -> str:
-    """The classes with their numbers, in a line: `0 cat, 1 dog`."""
-    return listed([str(i) if name == str(i) else f"{i} {name}" for i, name in enumerate(names)])
+    """The classes with their numbers, in a line: `0 cat, 1 dog`; a name that has its number (`0 - zero`) as it is."""
+    return listed([name if name.split()[:1] == [str(i)] else f"{i} {name}" for i, name in enumerate(names)])
 
 
 def check_number(number: int, names: Sequence[str], key: str = "label") -> int:

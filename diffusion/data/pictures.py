@@ -31,11 +31,19 @@ def to_bytes(x: Tensor) -> Tensor:
     return ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def columns_for(n: int) -> int:
+    """The columns of a grid of n: those that leave the fewest places empty, at most three times as wide as high; of
+    such the fewest from a square on.
+    """
+    wide = (columns for columns in range(math.isqrt(n - 1) + 1, n + 1) if columns <= 3 * -(-n // columns))
+    return min(wide, key=lambda columns: -n % columns)
+
+
 def grid(x: Tensor, columns: int | None = None, background: int = 255) -> Image.Image:
     """A grid of images in [-1, 1], (N, C, H, W), enlarged where they are small; neither grey nor colour: `_in_view`."""
     x = _in_view(x)
     n, _, height, width = x.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    columns = columns or columns_for(n)
     scale = max(1, _CELL // max(height, width))
     cells = to_bytes(x).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     cells = torch.nn.functional.pad(cells, (0, _GAP, 0, _GAP), value=background)
@@ -64,7 +72,7 @@ def _in_view(x: Tensor) -> Tensor:
         return x
     if channels == 4:
         return torch.cat([x[:, :3], x[:, 3:].expand(-1, 3, -1, -1)], dim=3)
-    columns = channels if channels < 4 else math.ceil(math.sqrt(channels))
+    columns = columns_for(channels)
     blank = torch.full_like(x[:, :1], 255 if x.dtype == torch.uint8 else 1.0).expand(-1, -channels % columns, -1, -1)
     return rearrange(torch.cat([x, blank], dim=1), "n (r c) h w -> n 1 (r h) (c w)", c=columns)
 
@@ -190,7 +198,7 @@ def _slices_picture(x: Tensor) -> Image.Image:
 def _lines_picture(x: Tensor) -> Image.Image:
     """Signals (N, C, L), a panel each, a line a channel, all on one scale."""
     signals = x[:_MOST_PANELS].detach().cpu().double().numpy()
-    columns = math.ceil(math.sqrt(len(signals)))
+    columns = columns_for(len(signals))
     rows = math.ceil(len(signals) / columns)
     figure, axes = panels(2.4 * columns, 1.6 * rows, rows=(1.0,) * rows, columns=columns)
     low, high = float(signals.min()), float(signals.max())
@@ -207,7 +215,7 @@ def _lines_picture(x: Tensor) -> Image.Image:
 def _histograms_picture(x: Tensor) -> Image.Image:
     """The histogram of each of the first entries of vectors (N, d)."""
     entries = x.detach().cpu().double().numpy().T[:_MOST_PANELS]
-    columns = math.ceil(math.sqrt(len(entries)))
+    columns = columns_for(len(entries))
     rows = math.ceil(len(entries) / columns)
     figure, axes = panels(2.4 * columns, 1.8 * rows, rows=(1.0,) * rows, columns=columns)
     for number, (axis, values) in enumerate(zip(axes, entries, strict=False)):

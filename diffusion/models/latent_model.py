@@ -154,7 +154,7 @@ class LatentModel(TrainedModel):
         test = data.images.test
         images = test[fixed_subset(len(test), RECONSTRUCTIONS)]
         pairs = [self.autoencoder.observation.dequantizer.center(images), self.reconstruct(images).cpu()]
-        columns = min(12, len(images))
+        columns = -(-len(images) // -(-len(images) // 12))  # at most 12, and rows as even as can be
         missing = -len(images) % columns
         rows = torch.stack([torch.cat((x, torch.ones(missing, *x.shape[1:]))) for x in pairs])
         cells = rearrange(rows, "k (r c) ch h w -> (r k c) ch h w", c=columns)

@@ -233,10 +233,10 @@ def known_grids(denoiser: Denoiser) -> dict[str, tuple[float, ...]]:
 
 
 def _kind(sampler: Sampler) -> str:
-    """The properties of a sampler that the grid depends on."""
+    """What the grid depends on: the sampler, and the default grid that the tuned one was compared with."""
     if sampler.is_adaptive:
         return "adaptive"
-    return f"noise of order {sampler.order}" if sampler.is_stochastic else str(sampler)
+    return f"noise of order {sampler.order}" if sampler.is_stochastic else f"{sampler} against {sampler.default_grid}"
 
 
 def _tuned(denoiser: Denoiser, sampler: Sampler, steps: int, clock: Clock) -> tuple[float, ...]:

@@ -51,7 +51,7 @@ _RIDGE = 1e-4  # relative to the initial cost, on the squared numbers
 _LEAST_GAIN = 2e-3
 _DECIMALS = 6
 
-FITTED_NOW = f"{FITTED} 2"  # version of the fit: results of earlier versions are not reused
+FITTED_NOW = f"{FITTED} 3"  # version of the fit: results of earlier versions are not reused
 
 
 def fitted_to(denoiser: Denoiser, steps: int, progress: Progress | None = None) -> Fitted:

@@ -169,6 +169,7 @@ def test_a_stopped_command_is_continued_by_the_same_command(tmp_path, monkeypatc
     code, out, err = run_train(capsys, argv)
     assert code == 75
     assert out.startswith("data: 1,797 images")
+    assert "at the end" not in out
     assert f"stopped early; the same command resumes {run}" in err
     assert read_checkpoint(run / "checkpoints/last.ckpt")["global_step"] == 3
     assert not (run / runs.MODEL).exists()
@@ -272,6 +273,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(here, capsys, argv, message):
     code, out, err = run_train(capsys, [*digits_arguments(here), *argv])
     assert code == 2
     assert out == "" or out.startswith("data: 1,797 images"), "what asks the sampler comes after the data are read"
+    assert ("(not with evaluation.enabled=false)" in " ".join(out.split())) == bool(out), "how not to wait at the end"
     assert re.fullmatch(rf"error: {message}.*\n", err), err
     assert files(here) == before, "no run folder before the data are known to be good"
 

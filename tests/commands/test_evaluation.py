@@ -283,7 +283,7 @@ def test_the_table_says_which_bound_it_is(estimates):
         interval = estimate.mean()
         assert f"{interval.low:.4f} to {interval.high:.4f}" in page, "in one piece"
         assert re.search(f"^{name} ", page, re.M)
-        assert f"{name}: estimator" in page, "its protocol, in a line of its own"
+        assert re.search(f"^{name}: .* s, estimator", page, re.M), "its cost and protocol, in a line of its own"
     assert "upper bound" in page, "a lower bound of log p is an upper bound of bits/dim"
     assert "lower bound" not in page
 

@@ -184,7 +184,7 @@ def test_the_page_shows_the_estimates_and_stands_by_itself(content):
     parts = parsed.tables["Terms of the bounds, bits/dim"]
     assert next(line for line in parts if line[0] == "v (elbo)")[3] == "—", "no diffusion term"
     (gap,) = content.gaps
-    assert parsed.tables["Test against train"][1][-1] == tables.difference_text(gap.difference)
+    assert parsed.tables["Test against train"][1][-1] == tables.half_width(gap.difference)
     # self-contained, accessible
     assert {address[:22] for address in parsed.addresses} == {"data:image/png;base64,"}
     assert set(parsed.scopes) == {"col", "row", "colgroup"}
@@ -210,6 +210,7 @@ def test_a_bar_is_the_interval_on_one_axis_for_all_rows(content):
     text = page(content, {}, {}, {})
     low, high = figures.span(content)
     bars = re.findall(r'<svg class="bar" width="132".*?</svg>', text)
+    thickness = float(re.search(r"svg\.bar line \{ stroke-width: (\d+);", text)[1])
     assert len(bars) == len(content.rows)
     for bar, row in zip(bars, content.rows, strict=True):
         interval = row.estimate.mean()
@@ -217,6 +218,8 @@ def test_a_bar_is_the_interval_on_one_axis_for_all_rows(content):
         ends = [float(x) for x in re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', bar)[0]]
         for place, value in zip((mean, *ends), (interval.mean, interval.low, interval.high), strict=True):
             assert low + (place - 6) / 120 * (high - low) == pytest.approx(value, abs=(high - low) / 1000)
+        dot = float(re.search(r' r="([\d.]+)"', bar)[1])
+        assert 2 * dot + 1 < thickness, "the mean with its edge hides no interval, however narrow that is"
     # pointing at a row says its protocol
     titles = re.findall(r'<tr[^>]* title="([^"]*)"', text)
     assert len(titles) == len(content.rows)

@@ -88,6 +88,19 @@ def test_a_title_and_protocols_are_cut_between_words():
     assert shown.count(LONG) == 2
 
 
+def test_likelihoods_of_images_are_one_table_on_a_narrow_terminal():
+    names = {"PF-ODE": "flow", "ELBO": "reverse SDE", "mixture of categoricals": "declared"}
+    table = likelihood_table({
+        name: Estimate(normal(0), 192, 256, torch.zeros(50), "lower bound", {"estimator": LONG, "law": law}, nfe=133.4)
+        for name, law in names.items()
+    })  # fmt: skip
+    shown = printed(table)
+    assert fits(shown)
+    rows = [line.split("  ")[0] for line in shown.splitlines() if "upper bound" in line]
+    assert rows == [*names]
+    assert " ".join(shown.split()).count("NFE 133, 0.0 s, estimator") == 3
+
+
 _QUICK = ("--wandb", "off", "--seed", "1")
 COMMANDS = {
     "check": (("pretrained:digits", "--levels", "3", "--images", "8", "--split", "train"),

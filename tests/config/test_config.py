@@ -262,7 +262,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"), [("a b", "a-b"), ("-x", "x"), ("\u00fc", "run-\u00fc"), ("[red]", "red"), ("..", "run")]
+    ("stem", "name"), [("a b", "a-b"), ("-x", "x"), ("\u00fc", "run-\u00fc"), ("[red]", "red"), ("-.", "run")]
 )
 def test_any_file_gives_its_runs_a_name(tmp_path, stem, name):
     (tmp_path / f"{stem}.yaml").write_text("seed: 1")

@@ -188,6 +188,8 @@ def test_classes_by_name_and_number() -> None:
     assert number_of("7", [str(i) for i in range(10)]) == 7
     with pytest.raises(UserError, match="found 10; the model has the classes 0 to 9"):
         check_number(10, [str(i) for i in range(10)])
+    with pytest.raises(UserError, match=r"the model has the classes 0 - zero, 1 - one$"):
+        check_number(2, ["0 - zero", "1 - one"])
     assert names_of({"classes": "cat, dog"}, 2) == names
     assert names_of({"classes": "a, b, c", "class_names": json.dumps(["a, b", "c"])}, 2) == ["a, b", "c"]
     assert names_of({"classes": "a, b, c"}, 2) == names_of({"classes": 2}, 2) == names_of({}, 2) == ["0", "1"]

@@ -24,13 +24,24 @@ def test_a_grid_holds_each_image_in_its_place(channels):
     pixels = np.asarray(pictures.grid(x))
     assert pixels.ndim == (2 if channels == 1 else 3)
     cell = 64 + 2
-    assert pixels.shape[:2] == (3 * cell - 2, 3 * cell - 2), "seven images: three by three, each enlarged to 64"
+    assert pixels.shape[:2] == (2 * cell - 2, 4 * cell - 2), "seven images: two rows of four, each enlarged to 64"
     for i, value in enumerate(pictures.to_bytes(values).tolist()):
-        row, column = divmod(i, 3)
+        row, column = divmod(i, 4)
         block = pixels[row * cell : row * cell + 64, column * cell : column * cell + 64]
         assert block.min() == block.max() == value
-    assert (pixels[2 * cell :, cell:] == 255).all(), "empty places are background"
+    assert (pixels[cell:, 3 * cell :] == 255).all(), "empty places are background"
     assert (pixels[64:66] == 255).all(), "and so are the gaps"
+
+
+def test_a_grid_leaves_no_place_empty_where_its_number_of_images_allows():
+    layouts = {n: (-(-n // pictures.columns_for(n)), pictures.columns_for(n)) for n in range(1, 400)}
+    usual = {1: (1, 1), 2: (1, 2), 8: (2, 4), 10: (2, 5), 12: (3, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 200: (10, 20)}
+    assert {n: layouts[n] for n in usual} == usual
+    for n, (rows, columns) in layouts.items():
+        assert rows <= columns <= 3 * rows
+        whole = [c for c in range(1, n + 1) if n % c == 0 and n // c <= c <= 3 * (n // c)]
+        assert not whole or (rows, columns) == (n // min(whole), min(whole)), n
+        assert 0 <= rows * columns - n < rows, n
 
 
 def test_small_images_are_enlarged_pixel_by_pixel_and_large_ones_are_not():
@@ -54,9 +65,9 @@ def test_channels_that_no_eye_sees_stand_beside_the_others():
     assert np.array_equal(two, np.concatenate(list(bands[:2]), 1))
     assert np.array_equal(four[:, :3], bands[:3].transpose(1, 2, 0)), "three are colour"
     assert np.array_equal(four[:, 3:], np.stack([bands[3]] * 3, 2))
-    rows = [np.concatenate(row, 1) for row in (bands[:3], bands[3:6], [bands[6], *[np.full((3, 3), 255)] * 2])]
+    rows = [np.concatenate(row, 1) for row in (bands[:4], [*bands[4:], np.full((3, 3), 255)])]
     assert np.array_equal(seven, np.concatenate(rows)), "tiles, and the rest is white"
-    assert np.asarray(pictures.grid(torch.zeros(1, 7, 30, 30))).shape == (90, 90)
+    assert np.asarray(pictures.grid(torch.zeros(1, 7, 30, 30))).shape == (60, 120)
 
 
 def test_a_png_holds_its_text(tmp_path):

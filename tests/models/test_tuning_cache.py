@@ -3,6 +3,7 @@
 import pytest
 
 import diffusion
+from diffusion import samplers
 from diffusion.models.tuning_cache import read_tuned, write_tuned
 from diffusion.storage import runs
 
@@ -16,7 +17,7 @@ def cache(tmp_path, monkeypatch, quick_tuning):
     return tmp_path / "diffusion" / "tuned"
 
 
-def test_a_shipped_model_s_grid_is_tuned_once(cache):
+def test_a_shipped_model_s_grid_is_tuned_once(cache, monkeypatch):
     x = diffusion.load("pretrained:digits").sample(1, **DRAW)
     (kept,) = cache.iterdir()
     again = diffusion.load("pretrained:digits")
@@ -30,6 +31,12 @@ def test_a_shipped_model_s_grid_is_tuned_once(cache):
         other.sample(1, **DRAW)
     assert count.rows > 2, "of other weights: tuned again"
     assert kept.read_text() == text
+    kept.write_text(text)
+    monkeypatch.setattr(samplers.DDIM, "default_grid", "angle")
+    later = diffusion.load("pretrained:digits")
+    with later.counted() as count:
+        later.sample(1, **DRAW)
+    assert count.rows > 2, "not compared with what is now the sampler's default grid: tuned again"
 
 
 def test_what_comes_with_the_package_is_known_and_added_to(cache, tmp_path, monkeypatch):

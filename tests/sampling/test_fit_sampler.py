@@ -168,7 +168,7 @@ def test_a_run_keeps_it_and_a_picture_carries_it(quick, tmp_path, monkeypatch, c
     assert command(sample, [*draw, "--out", "a.png"]) == 0
     path = run / "model.grids.json"
     kept = json.loads(path.read_text())
-    assert list(kept["log_snrs"]) == ["fitted 2, 3 steps"]
+    assert list(kept["log_snrs"]) == ["fitted 3, 3 steps"]
     model = load(run)
     with model.counted() as count:
         x = model.sample(2, sampler="fitted", steps=3)
@@ -189,7 +189,7 @@ def test_numbers_of_a_damaged_file_are_replaced(quick, tmp_path):
     x = load(run).sample(1, sampler="fitted", steps=3)
     path = run / "model.grids.json"
     kept = path.read_text()
-    path.write_text(json.dumps({**json.loads(kept), "log_snrs": {"fitted 2, 3 steps": [0.0]}}))
+    path.write_text(json.dumps({**json.loads(kept), "log_snrs": {"fitted 3, 3 steps": [0.0]}}))
     assert torch.equal(load(run).sample(1, sampler="fitted", steps=3), x)
     assert json.loads(path.read_text()) == json.loads(kept)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from ...data import ImageData, find_toy, pictures
 from ...errors import UserError
 from ...models.tuning_cache import reported_tuning
+from ...processes import by_uv
 from ...storage import atomic, runs
 from ...storage.paths import file_name
 from .. import ood, records
@@ -198,5 +199,5 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     places: dict[str, Path | str] = {"written to": out}
     say(printer, f"files: {', '.join(files)}")
     if mirrored is not None:
-        places |= {"W&B run": mirrored, "upload it with": f"wandb sync {mirrored}/offline-run-*"}
+        places |= {"W&B run": mirrored, "upload it with": f"{by_uv()}wandb sync {mirrored}/offline-run-*"}
     print_places(printer, {**places, "open in a browser": out / "comparison.html"})

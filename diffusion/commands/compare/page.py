@@ -79,8 +79,9 @@ figure { margin: 1rem 1.5rem 1rem 0; display: inline-block; vertical-align: top;
 img { max-width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; margin-bottom: .3rem; }
 figure.pixels img { image-rendering: pixelated; width: 21rem; }
 figure.ranked img { image-rendering: pixelated; width: 34rem; }
-svg.bar { display: block; margin: .2rem 0 0 auto; stroke: var(--mark); stroke-width: 1.6; fill: var(--mark); }
-svg.bar .axis { stroke: var(--line); } svg.bar .classical { fill: var(--page); }
+svg.bar { display: block; margin: .2rem 0 0 auto; stroke: var(--mark); fill: var(--mark); }
+svg.bar line { stroke-width: 9; stroke-opacity: .4; }
+svg.bar .axis { stroke: var(--line); stroke-width: 1.6; stroke-opacity: 1; } svg.bar .classical { fill: var(--page); }
 thead button { all: unset; cursor: pointer; } thead button:focus-visible { outline: 2px solid var(--mark); }
 thead button::after { content: "\\a0\\2195"; opacity: .45; } th[aria-sort] button::after { opacity: 1; }
 th[aria-sort=ascending] button::after { content: "\\a0\\2191"; }
@@ -125,6 +126,7 @@ for (const table of document.querySelectorAll("table")) table.querySelectorAll("
 });
 """
 _BAR = 132, 12  # the size of an interval's bar
+_DOT = 1.6  # the radius of its mean, much less than half the height of an interval, which may be as narrow
 
 
 def page(
@@ -231,7 +233,7 @@ def _bar(interval: Interval, ends: tuple[float, float], kind: str) -> str:
         if math.isfinite(interval.low):
             left, right = place(interval.low), min(place(interval.high), width)
             parts.append(f'<line x1="{left}" x2="{right}" y1="{middle:g}" y2="{middle:g}"/>')
-        parts.append(f'<circle class="{kind}" cx="{place(interval.mean)}" cy="{middle:g}" r="3"/>')
+        parts.append(f'<circle class="{kind}" cx="{place(interval.mean)}" cy="{middle:g}" r="{_DOT:g}"/>')
     return f'<svg class="bar" width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
 
 

@@ -54,7 +54,7 @@ def lines(content: Content) -> list[dict[str, Any]]:
     for shown, (group, row, difference) in zip(figures(content), content.lines(), strict=True):
         gap, best = content.gap(row), "best" if len(group.rows) > 1 else None
         intervals = {"interval": row.estimate.mean(), "to_best": difference or best, "gap": gap and gap.difference}
-        made.append({**shown, **intervals, "of_group": group})
+        made.append({**shown, **intervals, "of_group": group, "name": name_of(row)})
     return made
 
 
@@ -116,15 +116,11 @@ def named_for(content: Content, columns: Sequence[Column]) -> list[Column]:
 def terminal_tables(content: Content) -> tuple[Table, Table]:
     """The results, with a line between groups, and their cost: each fits 80 columns.
 
-    The law is named with the group; test against train and the long protocols are printed separately.
+    Kind and law are named with the group; test against train and the long protocols are printed separately.
     """
-    rows, (model, *costs), (method, kind, _) = lines(content), _MODEL, _FIGURE
-
-    def both(line: dict[str, Any]) -> str:
-        return f"{line['method']}, {kind.text(line)}" if method.value(line) else kind.text(line)
-
-    columns = (_GROUP, model, Column("method, kind", both, left=True, wraps=True), *named_for(content, _SHORT))
-    figured = Table(columns, rows, content.title, section=_GROUP)
+    rows, (model, _, *costs), (method, *_) = lines(content), _MODEL, _FIGURE
+    named = Column("model (method)", lambda line: line["name"], left=True, wraps=True)
+    figured = Table((_GROUP, named, *named_for(content, _SHORT)), rows, content.title, section=_GROUP)
     return figured, Table((model, method, *named_for(content, costs), _TRAINING, *_COST[:2]), rows, "Cost")
 
 
@@ -136,7 +132,7 @@ def gap_table(content: Content) -> Table:
         found = {"test": f"{test.mean().mean:.4f}", "test images": len(test)}
         found |= {"train": f"{train.mean().mean:.4f}", "train images": len(train)}
         found = {content.words(name): value for name, value in found.items()}
-        made.append({"model": name_of(gap.test), **found, "test - train": difference_text(gap.difference)})
+        made.append({"model": name_of(gap.test), **found, "test - train": half_width(gap.difference)})
     return Table.of(made, title="Test against train, unpaired")
 
 

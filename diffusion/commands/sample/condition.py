@@ -170,7 +170,8 @@ def _masked(model: DiffusionModel, part: Part, array: Any, whole: Any, text: str
         return array
     if model.facts.levels is not None and whole.dtype == torch.uint8:
         whole = whole.float() * (2.0 / 255.0) - 1.0
-    whole = whole if whole.dtype in (torch.float32, torch.float64) else whole.double()
+    elif model.facts.levels is None:
+        whole = whole.double()
     return masked(whole, _known_part(mask, shape, part), part.mean[: shape[0]])
 
 

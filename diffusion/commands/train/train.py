@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ...storage import full_disk
 
 _W_AND_B_SECONDS = 5.0  # for it to close after a signal
+_AT_END = "  at the end: the likelihood of test data is measured (not with evaluation.enabled=false)"
 
 
 def train(argv: Sequence[str]) -> int:
@@ -43,9 +44,16 @@ def train(argv: Sequence[str]) -> int:
 
     if run is not None:
         print(continuing(run, config), file=sys.stderr)
+    at_end = [_AT_END] if config.evaluation.enabled else []  # it may take longer than a few steps do
+
+    def report(text: str) -> None:
+        if text:  # there is none on toys, which are measured in seconds; the first is on the data
+            _print_lines("\n".join([text, *at_end]))
+            at_end.clear()
+
     start = time.perf_counter()
     with full_disk.reported(full_disk.CONTINUE):
-        done = fit(config, run, report=_print_lines)
+        done = fit(config, run, report=report)
     if not done.is_main:  # Lightning kills the parent of a child that ends with another code than 0
         return 0 if is_child() else done.exit_code
     if done.exit_code:
@@ -60,5 +68,4 @@ def _print_lines(text: str) -> None:
     """Print what there is, at once, also into a log file."""
     from ..terminal import console, say
 
-    if text:
-        say(console(), text)
+    say(console(), text)

@@ -164,12 +164,13 @@ def decode_all(
         UserError: For a damaged file, none that is not, or sizes that differ where `size` is None.
     """
     images: Tensor | None = None
+    rows = np.empty(0)  # of the same memory
     remaining = iter(files)
     done, first = 0, ""
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell if skip else decode, size=size, how=how, seen=seen)
+    one = partial(_decode_or_tell, size=size, how=how, seen=seen)
     dtype = torch.int32 if how.whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -181,25 +182,29 @@ def decode_all(
             for file, array in zip(chunk, arrays, strict=True):
                 done += 1
                 if isinstance(array, str):
+                    if not skip:
+                        raise UserError(f"{array} data.unreadable=skip leaves such files out.")
                     skipped.append(array)
                     continue
                 array = channels_first(array)
                 if images is None:
                     images, first = allocate((len(files), *array.shape), dtype), file.described
-                if array.shape[1:] != images.shape[2:]:
+                    rows = images.numpy()
+                if array.shape[1:] != rows.shape[2:]:
                     raise UserError(
                         f"data.path: images differ in size: {first} is {_size(images)}, {file.described} "
                         f"is {_size(array)} (width x height); data.size=... resizes and crops them all."
                     )
-                if how.every and len(array) != images.shape[1]:
+                if how.every and len(array) != len(rows[0]):
                     raise UserError(
-                        f"data.path: images differ in channels: {first} has {images.shape[1]}, {file.described} has "
+                        f"data.path: images differ in channels: {first} has {len(rows[0])}, {file.described} has "
                         f"{len(array)}; data.channels=seen shows them all in colour"
                     )
-                if len(array) > images.shape[1]:
+                if len(array) > len(rows[0]):
                     grey, images = images, allocate((len(files), 3, *images.shape[2:]), dtype)
                     images[: len(kept)] = grey[: len(kept)]  # the first colour file: what was read so far is grey
-                images.numpy()[len(kept)] = array
+                    rows = images.numpy()
+                rows[len(kept)] = array
                 kept.append(done - 1)
             if progress is not None:
                 progress(done, len(files))

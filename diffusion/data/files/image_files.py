@@ -245,10 +245,10 @@ def _list_folder(root: Path, stack: ExitStack, passed: PassedOver) -> list[Image
         seen.add(real)
         inside = Path(folder).relative_to(root).as_posix() + "/" if folder != str(root) else ""
         for name in names:
-            if passed.is_image(PurePosixPath(name)):
+            if passed.is_image(name):
                 file = os.path.join(folder, name)
                 files.append(ImageFile(inside + name, file, partial(_read, file)))
-    in_folders = {split_of(_first(file.name)) for file in files}
+    in_folders = {split_of(folder) for folder in {_first(file.name) for file in files}}
     for archive in sorted(root.glob("*.zip")):
         split = split_of(archive.stem)
         if split is not None:
@@ -279,7 +279,7 @@ def _list_zip(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFil
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or PureWindowsPath(name).drive or ".." in name.parts:
             raise UserError(f"{described!r}: the zip file has a member with an absolute path or '..', and is refused.")
-        if member.is_dir() or not passed.is_image(name):
+        if member.is_dir() or not passed.is_image(str(name)):
             continue
         if member.file_size > MEMBER_BYTES:
             raise UserError(
@@ -358,7 +358,7 @@ def _swap_first_two(file: ImageFile) -> ImageFile:
 
 
 def _drop_first(file: ImageFile) -> ImageFile:
-    return replace(file, name=file.name.partition("/")[2])
+    return ImageFile(file.name.partition("/")[2], file.described, file.read)  # a third of the time of `replace`
 
 
 def _read(path: str) -> bytes:

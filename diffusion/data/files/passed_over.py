@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _LITTER = ("thumbs.db", "desktop.ini")  # that file managers leave
@@ -26,19 +26,20 @@ class PassedOver:
         self.links: list[str] = []  # folders that were met a second time
         self.left_out: Sequence[str] = ()  # folders and tables that are read as what the images are conditioned on
 
-    def is_image(self, name: PurePosixPath) -> bool:
-        """Whether a file is to be read, by its name; what is hidden is neither an image nor counted."""
-        if any(map(is_hidden, name.parts)) or name.name.lower() in _LITTER:
+    def is_image(self, path: str) -> bool:
+        """Whether a file is to be read, by its path with /; what is hidden is neither an image nor counted."""
+        parts = path.split("/")
+        name = parts[-1].lower()
+        if any(map(is_hidden, parts)) or name in _LITTER:
             return False
-        ending = name.suffix.lower()
+        stem, ending = os.path.splitext(name)
         if ending in ENDINGS:
             return True
         self.endings[ending] += 1
-        stem = name.stem.lower()
-        if self.left_out and name.name == LABELS_FILE:
+        if self.left_out and parts[-1] == LABELS_FILE:
             self.endings[ending] -= 1
         elif ending in _TABLES or any(word in stem for word in _OF_LABELS):
-            self.tables.append(name.name)
+            self.tables.append(parts[-1])
         return False
 
     def notes(self) -> list[str]:

@@ -27,7 +27,7 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def list_shard(path: Path, is_image: Callable[[PurePosixPath], bool], most_bytes: int) -> list[ImageFile]:
+def list_shard(path: Path, is_image: Callable[[str], bool], most_bytes: int) -> list[ImageFile]:
     """The images of one shard, named `split/class/shard:member`, without what does not apply.
 
     Args:
@@ -58,7 +58,7 @@ def list_shard(path: Path, is_image: Callable[[PurePosixPath], bool], most_bytes
                     if not (text.isascii() and text.isdigit()):
                         raise UserError(f"{described}: found {text!r}; a class is a whole number from 0.")
                     classes[str(name.with_suffix(""))] = str(int(text))
-                elif is_image(name):
+                elif is_image(str(name)):
                     if member.size > most_bytes:
                         raise UserError(f"{described}: {member.size:,} bytes; more than {most_bytes:,} are refused.")
                     read = partial(read_member, path, member.offset_data, member.size)
