@@ -127,6 +127,17 @@ def typed(command: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"{'uv run python' if start == 'uv run' else start} -m diffusion {command}"
 
 
+def bar_size() -> tuple[int | None, int | None]:
+    """Columns and rows for a bar of tqdm, which shows nothing in a terminal that does not know its own (that of
+    `docker exec -t`, of `script`); None, so that it looks itself, in others.
+    """
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):  # no terminal
+        return None, None
+    return (None, None) if columns and rows else (columns or 80, rows or 24)
+
+
 def end_with_parent() -> None:
     """End this process when its parent has died, even while it waits in a collective operation, deaf to signals."""
     parent = os.getppid()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import ClassVar
 
 from ..errors import UserError
-from ..processes import cleans_up_on_sigterm, is_helper, waiting_threads_sleep
+from ..processes import bar_size, cleans_up_on_sigterm, is_helper, waiting_threads_sleep
 from ..storage import full_disk
 
 USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -158,7 +158,10 @@ class ProgressBar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(initial=done, desc=task, unit="", miniters=0)
+            columns, rows = bar_size()
+            self._bar = tqdm(
+                total=count or None, initial=done, desc=task, unit="", miniters=0, ncols=columns, nrows=rows
+            )  # fmt: skip
         elif begins:
             self._bar.reset()  # and with it the clock
             self._bar.initial = self._bar.n = self._bar.last_print_n = done

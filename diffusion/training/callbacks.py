@@ -20,6 +20,7 @@ from ..denoisers.evaluations import EvaluationCount
 from ..errors import UserError
 from ..models import TrainedModel
 from ..models.build import Data
+from ..processes import bar_size
 from .distributed.shards import is_sharded
 from .distributed.waiting import Waiting
 from .ema import AVERAGE_KEY, Average
@@ -136,7 +137,8 @@ class Progress(Callback):
         if trainer.is_global_zero and self.compiles:
             print("compiling: the first step takes a minute or more", file=sys.stderr, flush=True)
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, bar_format=self.BAR)
+            done, steps, (columns, rows) = trainer.global_step, trainer.max_steps, bar_size()
+            self._bar = tqdm(total=steps, initial=done, bar_format=self.BAR, ncols=columns, nrows=rows)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # at the end of the step it is the next one's

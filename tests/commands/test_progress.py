@@ -1,8 +1,12 @@
 """What a command says of its progress where there is no terminal: lines, and no more of them than help."""
 
+import fcntl
 import io
+import pty
 import re
+import struct
 import sys
+import termios
 import time
 from types import SimpleNamespace
 
@@ -90,6 +94,19 @@ def test_a_bar_in_a_terminal_goes_at_the_pace_of_what_is_done(monkeypatch):
     told(49, 100, 500)
     assert told(1, 200, 500)["rate"] == pytest.approx(100 / 50)
     bar.close()
+
+
+def test_a_terminal_that_does_not_know_its_size_has_bars_as_well(monkeypatch):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 0, 0, 0, 0))  # as `docker exec -t` leaves it
+    with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bar = ProgressBar()
+        bar.named("sampling", 1, 4)
+        bar.close()
+        shown = screen.read(10_000).decode()
+    assert "sampling" in shown
+    assert "| 1/4 " in shown
 
 
 class Terminal(io.StringIO):
