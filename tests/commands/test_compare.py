@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -50,6 +51,26 @@ def test_hostile_names_stay_text():
     with console.capture() as capture:
         console.print(tables.terminal_tables(content)[0])
     assert HOSTILE in capture.get(), "no markup"
+
+
+def test_densities_are_in_nats_and_of_rows():
+    """Every figure is ln 2 times that of levels, and so the words of every file."""
+
+    def rows(levels):
+        made = [evaluation("a", normal(0)), evaluation("b", normal(1), method="elbo", kind="exact")]
+        made = [replace(row, estimate=replace(row.estimate, levels=levels), terms={"prior": 1.0}) for row in made]
+        return [row.in_its_unit() for row in made]
+
+    contents = [Content("t", "", group(rows(levels))) for levels in (17, None)]
+    bits, nats = (exports.figures(content)[0] for content in contents)
+    for name in ("", "_low", "_high", "_sem"):
+        assert nats[f"nats_per_dim{name}"] == pytest.approx(math.log(2.0) * bits[f"bits_per_dim{name}"], rel=1e-12)
+    assert nats["nats_per_dim"] == pytest.approx(-float(normal(0 if nats["run"] == "a" else 1).mean()) / 4, rel=1e-12)
+    assert contents[1].rows[0].terms == {"prior": math.log(2.0)}
+    for text in (tables.markdown(contents[1]), page(contents[1], {}, {}, {}).partition("<body>")[2]):
+        found = text.partition("<script>")[0]
+        assert "nats/dim" in found
+        assert not re.search(r"bits|[Ii]mages? (?!seen)|grey levels", found.replace("Where the bits go", ""))
 
 
 def test_one_image_has_no_interval_and_no_error():
