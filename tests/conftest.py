@@ -154,6 +154,15 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """The runs of a file have plain charts, and few points in a validation."""
+    from quick_runs import quick_runs
+
+    with quick_runs:
+        yield
+
+
 @pytest.fixture
 def quick_tuning(monkeypatch):
     """A short search for a grid, from a coarse reference: for tests that do not look at what it finds."""
@@ -189,13 +198,15 @@ def small_baselines(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _on_any_machine(tmp_path_factory):
-    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are.
+    """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are, as
+    does matplotlib's list of fonts, which takes seconds to make.
 
     Nothing reports its progress, however slow the machine is: what is on stderr is compared.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", os.environ.get("TORCH_HOME") or str(home / "torch"))
+        for name, own in (("TORCH_HOME", "torch"), ("MPLCONFIGDIR", "matplotlib")):
+            patch.setenv(name, os.environ.get(name) or str(home / own))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("diffusion.commands.app.ProgressBar.FIRST", 1e6)
         yield

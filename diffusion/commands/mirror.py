@@ -37,7 +37,7 @@ def mirror_evaluation(subject: Subject, evaluation: Evaluation, choice: str, val
     if (folder / "wandb").exists():
         return None
     config = {"model": dict(evaluation.model), "protocol": asdict(evaluation.protocol)}
-    table = {image_key(evaluation): image_table([evaluation])}
+    table = {image_key(evaluation): image_table([evaluation.in_its_unit()])}
     return log(folder, choice, logging.project, logging.group or subject.name, config, values, table, {})
 
 
@@ -47,11 +47,16 @@ def image_key(evaluation: Evaluation) -> str:
 
 
 def image_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Each image's bits/dim, by a stable index; at most 10,000, the first in the fixed order."""
+    """Each image's bits/dim, by a stable index; at most 10,000, the first in the fixed order.
+
+    Args:
+        evaluations: In the unit of tables (`Evaluation.in_its_unit`): nats/dim of densities.
+    """
     first = evaluations[0].estimate
     assert first.indices is not None
     several = len(evaluations) > 1
-    names = [f"{e.model['run']} {e.protocol.method}" if several else "bits_per_dim" for e in evaluations]
+    unit = "bits_per_dim" if first.levels is not None else "nats_per_dim"
+    names = [f"{e.model['run']} {e.protocol.method}" if several else unit for e in evaluations]
     rows = list(zip(first.indices.tolist(), *(e.estimate.bits_per_dim.tolist() for e in evaluations), strict=True))
     chosen = fixed_order(first.indices)[:LARGEST_TABLE].sort().values.tolist()
     columns = [Column(name, itemgetter(i)) for i, name in enumerate(["index", *names])]

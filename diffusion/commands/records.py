@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 from ..errors import UserError
 from ..likelihood import Estimate
+from ..likelihood.estimate import DIAGNOSTICS
 from ..storage import atomic
 from ..storage.checkpoint_files import read_checkpoint
 from ..storage.records import DAMAGED, digest, keep, reading
@@ -75,6 +76,23 @@ class Evaluation:
     estimate: Estimate
     terms: Mapping[str, Any]
     spread: Mapping[str, Any] = field(default_factory=dict)
+
+    def in_its_unit(self) -> Evaluation:
+        """The same for tables: densities, which are told in nats, times ln 2, so that nats/dim stand in place of
+        bits/dim."""
+        if (estimate := self.estimate).levels is not None:
+            return self
+
+        def nats(values: Any) -> Any:
+            if isinstance(values, Mapping):
+                return {name: value if name in DIAGNOSTICS else nats(value) for name, value in values.items()}
+            if isinstance(values, list):
+                return [nats(value) for value in values]
+            return None if values is None else values * math.log(2.0)
+
+        names = ("log_prob", "std_error", "error_budget", "terms")
+        found = replace(estimate, **{name: nats(getattr(estimate, name)) for name in names})
+        return replace(self, estimate=found, terms=nats(self.terms), spread=nats(self.spread))
 
 
 def write(folder: Path, evaluation_protocol: Protocol, model: Mapping[str, Any], estimate: Estimate) -> Evaluation:

@@ -16,6 +16,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from ..errors import UserError, choose
+from ..networks.parts import LABEL
 from ..storage.paths import named_path
 from . import named_sets
 from .files.alike import Alike
@@ -110,7 +111,8 @@ def load_images(
         channels: `seen`: grey, or colour on white; `all`: those that files have, with opacity and all bands of a TIFF.
         levels: `256`, or `all`: the 2^bits levels of 16-bit files and arrays, in int32 and not uint8.
         columns: The names of what else is read of every image, to condition a model on: keys of an .npz, columns of
-            labels.csv, folders of images of the same names.
+            labels.csv, folders of images of the same names. `label` is the class, of images in no folders of classes
+            the column of that name.
 
     What is guessed or left out is warned of (`DataNote`), and kept in the provenance.
 
@@ -149,8 +151,8 @@ def load_images(
         how, source = Alike(bits, whole, every), named_path(path, "data.path")
         raw = load_files(source, size, progress, skip, kept_in, split_files, how, columns)
 
-    if columns and not raw.columns:
-        raise UserError(f"denoiser.condition: found '{columns[0]}'; '{name}' has images and labels alone; accepted: "
+    if (others := [column for column in columns if column != LABEL]) and not raw.columns:
+        raise UserError(f"denoiser.condition: found '{others[0]}'; '{name}' has images and labels alone; accepted: "
                         "label, downsample:N, grey, mask")  # fmt: skip
     pixels, levels = raw.images, raw.levels
     assert isinstance(pixels, Tensor)

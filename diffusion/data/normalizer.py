@@ -154,8 +154,8 @@ def fit(
         name: How a channel is called in an error.
 
     Raises:
-        UserError: For `standard` where a channel has no spread: its density would be infinite; for `whiten` of more
-            entries than `MOST_WHITENED`, and of data that are all equal.
+        UserError: For a single row; for `standard` where a channel has no spread: its density would be infinite; for
+            `whiten` of more entries than `MOST_WHITENED`, and of data that are all equal.
     """
     choose("data.normalize", kind, KINDS)
     if kind == "none":
@@ -177,6 +177,11 @@ def fit(
     n, total = 0, torch.zeros(count, dtype=torch.float64)
     for rows in pieces():
         n, total = n + len(rows), total + rows.sum(0)
+    if n < 2:
+        raise UserError(
+            f"data.normalize: found '{kind}' for a training part of {n} row; at least 2 have a spread; accepted: more "
+            "rows, or none"
+        )
     mean = total / n
     spread = torch.zeros((count, count) if whiten else count, dtype=torch.float64)
     for rows in pieces():

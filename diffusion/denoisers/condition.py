@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..errors import UserError, did_you_mean
 from ..networks.parts import CLASSES, Part
+from ..networks.parts import LABEL as LABEL
 from ..numerics.arrays import REFUSED, as_tensor, described
 
 _FURTHEST = 1e6  # deviations from a mean: a network knows nothing there
 _ROUNDING = 1e-3  # beyond [-1, 1], as of float16
-LABEL = "label"  # the part that is the class of the data
 MASK = "mask"  # the part that is what is known of the data, and where
 
 

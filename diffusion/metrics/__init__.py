@@ -6,7 +6,7 @@ from .extractor import FeatureExtractor, GivenFeatures, extract
 from .frechet import ENOUGH, FrechetEstimate, frechet_distance, frechet_estimate, image_keys, matrix_sqrt
 from .hubness import Hubness, hubness
 from .inception import InceptionFeatures, load_inception, torchvision_inception
-from .kernel import KernelEstimate, kernel_distance
+from .kernel import KernelEstimate, KernelReference, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .quality import Quality, QualityReference, describe, require_comparable, spread
 from .statistics import FeatureStatistics, Provenance
@@ -22,6 +22,7 @@ __all__ = [
     "Hubness",
     "InceptionFeatures",
     "KernelEstimate",
+    "KernelReference",
     "Memorisation",
     "Provenance",
     "Quality",

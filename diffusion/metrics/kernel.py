@@ -12,6 +12,7 @@ leave-one-out value, so the jackknife's standard errors (Arvesen 1969) are free.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,26 @@ class KernelEstimate:
     std_error_both: float
 
 
-def kernel_distance(features: Float[Tensor, " n d"], reference: Float[Tensor, " m same_d"]) -> KernelEstimate:
+class KernelReference:
+    """The features of a reference that many samples are compared with; what is among themselves is summed once.
+
+    Args:
+        features: Shape (M, d).
+    """
+
+    def __init__(self, features: Float[Tensor, " m d"]):
+        check_features(features)
+        self.features = features.double()
+
+    @cached_property
+    def among(self) -> Float[Tensor, " m"]:
+        """The sum of k(y_i, y_j) over the others j, shape (M,)."""
+        return _sums(self.features, self.features)[0] - _kernel_of_itself(self.features)
+
+
+def kernel_distance(
+    features: Float[Tensor, " n d"], reference: Float[Tensor, " m same_d"] | KernelReference
+) -> KernelEstimate:
     """The unbiased MMD^2 between the laws of two sets of features, in float64.
 
     Args:
@@ -50,20 +70,16 @@ def kernel_distance(features: Float[Tensor, " n d"], reference: Float[Tensor, " 
         UserError: For features of different dimensions, or fewer than three in a set.
     """
     check_features(features)
-    check_features(reference)
-    if features.shape[1] != reference.shape[1]:
-        raise UserError(
-            f"features: found dimensions {features.shape[1]} and {reference.shape[1]}; must be of one extractor"
-        )
-    n, m = len(features), len(reference)
+    if not isinstance(reference, KernelReference):
+        reference = KernelReference(reference)
+    x, y = features.double(), reference.features
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"features: found dimensions {x.shape[1]} and {y.shape[1]}; must be of one extractor")
+    n, m = len(x), len(y)
     if min(n, m) < 3:
         raise UserError(f"features: found {n} and {m}; the kernel distance with its standard error needs 3 of each")
-    x, y = features.double(), reference.double()
-    among_x, _ = _sums(x, x)
-    among_y, _ = _sums(y, y)
+    among_x, among_y = KernelReference(x).among, reference.among
     x_to_y, y_to_x = _sums(x, y)
-    among_x -= _kernel_of_itself(x)
-    among_y -= _kernel_of_itself(y)
     own_x, own_y, cross = among_x.sum(), among_y.sum(), x_to_y.sum()
     mean_x, mean_y = own_x / (n * (n - 1)), own_y / (m * (m - 1))
     value = mean_x + mean_y - 2.0 * cross / (n * m)

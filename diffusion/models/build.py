@@ -113,7 +113,8 @@ def build_data(config: Config, trained: bool = False) -> Data:
         images = load_images(
             options.name, options.path, options.root, options.download, options.size,
             unreadable=options.unreadable, cache=options.cache, bits=bits, levels=options.levels,
-            fit=options.fit, channels=options.channels, columns=columns_of(config.denoiser),
+            fit=options.fit, channels=options.channels,
+            columns=(*columns_of(config.denoiser), *(part for part in config.denoiser.parts if part == LABEL)),
         )  # fmt: skip
     if not len(images.train):
         raise UserError(f"data.name: '{options.name}' has no training images")
@@ -178,7 +179,9 @@ def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
         key, way_out = (
             ("conditional", "set it to false") if denoiser.conditional else ("condition", "leave 'label' out")
         )
-        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels; {way_out}")
+        of_files = "folders of classes, or a column 'label' of labels.csv; " if facts.name == "folder" else ""
+        there = f" ({of_files}labels or y of an .npz)" if facts.name in ("folder", ARRAY) else ""
+        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels{there}; {way_out}")
 
 
 def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:

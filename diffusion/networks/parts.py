@@ -30,6 +30,7 @@ from .layers import glorot
 
 CLASSES, VECTOR, FIELD = "classes", "vector", "field"
 KINDS = (CLASSES, VECTOR, FIELD)
+LABEL = "label"  # the part that is the class of the data
 _MOST = 2**20  # of classes, entries or channels; no model file may ask for more memory
 
 

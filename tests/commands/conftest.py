@@ -1,16 +1,33 @@
 """A tiny trained run and a neighbour of it, made once; each test takes a copy, so that none sees another's figures."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import conditional_runs
 import pytest
 import torch
+from quick_runs import quick_runs
 from tiny_configs import digits_config
 
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
 from diffusion.storage import runs, tensor_files
+
+_OF_CHARTS = ("test_demo", "test_ood", "test_page")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request):
+    """But for tests that look at them charts are plain; what draws each is in tests/data/test_pictures.py, or drawn."""
+    drawn = "drawn" in request.fixturenames or request.path.stem in _OF_CHARTS
+    with nullcontext() if drawn else quick_runs:
+        yield
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by tests that look at charts."""
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,12 @@ def test_a_run_on_signals_goes_through_the_commands_and_resumes_to_the_bit(here,
         (("mask=whole.npy", "--mask", "short.npy"), "--mask: short.npy is 3; needs 8, not 0 somewhere"),
         (("mask=whole.npy", "--mask", "zeros.npy"), "--mask: zeros.npy is 8; needs 8, not 0 somewhere"),
         (("mask=whole.npy", "--mask", "none.npy"), "--mask: none.npy does not exist"),
+        (
+            ("mask=odd.npy",),
+            "odd.npy is 3 x 4; 'mask' takes 2 x 8 numbers next to --mask, or 3 x 8, of which the last is 1 "
+            "where the others are known, else 0",
+        ),
+        (("mask=odd.npy", "--mask", "short.npy"), "odd.npy is 3 x 4; 'mask' takes 2 x 8 numbers next to --mask"),
         (("downsample:2=odd.npy",), "downsample:2 (2 x 4 numbers): found shape (1, 3, 4)"),
         (("downsample:2=x.png",), "has numbers of its own units; found 'x.png', accepted: an array, x.npy"),
     ],
@@ -185,9 +191,11 @@ def test_a_mask_of_a_table_hides_entries_at_random(here, capsys):
     np.testing.assert_allclose(np.load("s.npy"), wanted.numpy(), rtol=0, atol=1e-3 * SCALE)
     for given, told in (
         ((), "needs --mask, x.npy that is not 0"),
+        (("mask=1,2",), "1,2 is 2; 'mask' takes 4 numbers next to --mask, or 8, of which the last 4 are 1 where"),
         (("--mask", "s.npy"), "s.npy is 4 x 4; needs 4"),
     ):
-        assert sampled("--run", str(run_folder), "--condition", "mask=1,2,3,4", *given, *QUICK, "--out", "no.npy") == 2
+        value, given = (given, ()) if "mask=1,2" in given else (("mask=1,2,3,4",), given)
+        assert sampled("--run", str(run_folder), "--condition", *value, *given, *QUICK, "--out", "no.npy") == 2
         err = capsys.readouterr().err
         assert told in err, err
 

@@ -31,8 +31,8 @@ _MLP = tuple(option for option in TOY if option.startswith("network."))
 _ALL = tuple(option for option in TOY if not option.startswith("network."))
 KINDS = {
     "vectors": ((3,), _MLP),
-    "signals": ((2, 8), _UNET),
-    "images": ((1, 4, 4), _UNET),
+    "signals": ((2, 4), _UNET),
+    "images": ((1, 4, 2), _UNET),
     "volumes": ((1, 4, 2, 4), _UNET),
 }
 _SECONDS = ("--steps", "2", "--sampler", "ddim")
@@ -97,6 +97,12 @@ def test_every_kind_is_trained_drawn_and_measured(here, capsys, kind):
     torch.testing.assert_close(again.log_prob, estimate.log_prob, rtol=1e-6, atol=1e-6)
     assert run(*asked) == 0
     assert "(cached)" in capsys.readouterr().out
+    if kind == "vectors":
+        assert run("compare", "table-0001", "--wandb", "off", "--out", "found") == 0, capsys.readouterr().err
+        assert "Likelihood of 4 test rows of array" in capsys.readouterr().out
+        (row,) = json.loads(Path("found/comparison.json").read_text())["rows"]
+        assert row["nats_per_dim"] == pytest.approx(float(estimate.nats_per_dim.mean()), rel=1e-9)
+        assert Path("found/nats_per_dim.png").is_file()
 
 
 def load_test(model):
@@ -171,7 +177,7 @@ def test_what_is_for_images_is_refused(here, capsys):
     capsys.readouterr()
     for argv, message in (
         (("evaluate", "table-0001", "--ranked"), "--ranked, --ood: are for images of levels"),
-        (("compare", "table-0001"), "are not of levels"),
+        (("compare", "table-0001"), "its test data are not measured yet"),
         (("quality", "table-0001"), "are not of levels"),
     ):
         assert run(*argv) == 2

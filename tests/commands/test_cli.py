@@ -45,7 +45,7 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
+def test_a_toy_from_the_command_to_the_table(tmp_path, monkeypatch, capsys, drawn):
     monkeypatch.chdir(tmp_path)
     for key in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)

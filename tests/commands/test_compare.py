@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -15,12 +16,14 @@ from terminal_width import fits, next_words
 from tiny_configs import _ALL
 
 from diffusion.commands import records
+from diffusion.commands.app import command
 from diffusion.commands.compare import compare, exports, tables
 from diffusion.commands.compare.classical import classical_rows
 from diffusion.commands.compare.comparison import gaps, paired_difference
 from diffusion.commands.compare.content import Content
 from diffusion.commands.compare.groups import group
 from diffusion.commands.compare.page import page
+from diffusion.commands.dispatch import main
 from diffusion.commands.subjects import identify, named_apart
 from diffusion.commands.table import Table
 from diffusion.commands.terminal import note_replaced
@@ -48,6 +51,26 @@ def test_hostile_names_stay_text():
     with console.capture() as capture:
         console.print(tables.terminal_tables(content)[0])
     assert HOSTILE in capture.get(), "no markup"
+
+
+def test_densities_are_in_nats_and_of_rows():
+    """Every figure is ln 2 times that of levels, and so the words of every file."""
+
+    def rows(levels):
+        made = [evaluation("a", normal(0)), evaluation("b", normal(1), method="elbo", kind="exact")]
+        made = [replace(row, estimate=replace(row.estimate, levels=levels), terms={"prior": 1.0}) for row in made]
+        return [row.in_its_unit() for row in made]
+
+    contents = [Content("t", "", group(rows(levels))) for levels in (17, None)]
+    bits, nats = (exports.figures(content)[0] for content in contents)
+    for name in ("", "_low", "_high", "_sem"):
+        assert nats[f"nats_per_dim{name}"] == pytest.approx(math.log(2.0) * bits[f"bits_per_dim{name}"], rel=1e-12)
+    assert nats["nats_per_dim"] == pytest.approx(-float(normal(0 if nats["run"] == "a" else 1).mean()) / 4, rel=1e-12)
+    assert contents[1].rows[0].terms == {"prior": math.log(2.0)}
+    for text in (tables.markdown(contents[1]), page(contents[1], {}, {}, {}).partition("<body>")[2]):
+        found = text.partition("<script>")[0]
+        assert "nats/dim" in found
+        assert not re.search(r"bits|[Ii]mages? (?!seen)|grey levels", found.replace("Where the bits go", ""))
 
 
 def test_one_image_has_no_interval_and_no_error():
@@ -124,15 +147,25 @@ def test_the_tables_of_the_terminal_fit_it_and_break_no_word():
         assert all(shown.count(name) == 1 for name in names), "no row wraps"
 
 
+@pytest.fixture(scope="module")
+def figures(trained, tmp_path_factory):
+    """A folder of runs with figures."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        for split in ("test", "train"):
+            argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--split", split, "--wandb", "off")
+            assert command(main, ["evaluate", "digits-0001", "digits-0002", *argv]) == 0
+    return folder
+
+
 @pytest.fixture
-def measured(diffusion_command):
-    for split in ("test", "train"):
-        argv = ("--method", "elbo", "--draws", "3", "--images", "20", "--split", split, "--wandb", "off")
-        assert diffusion_command("evaluate", "digits-0001", "digits-0002", *argv)[0] == 0
+def measured(diffusion_command, place, figures):
+    shutil.copytree(figures, place / "runs", dirs_exist_ok=True)
     return diffusion_command
 
 
-def test_the_same_figures_are_in_every_file(measured, monkeypatch):
+def test_the_same_figures_are_in_every_file(measured, monkeypatch, drawn):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = measured("compare", "digits-0001", "digits-0002", "--no-baselines", "--wandb", "offline")
     assert code == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conditional_runs import EVALUATED, digits, run, trained
+from labelled_folders import written
 
 from diffusion.commands import records
 from diffusion.commands.compare.groups import group
@@ -16,8 +17,9 @@ from diffusion.commands.evaluate.evaluate import values_of
 from diffusion.commands.evaluate.given import _digest, given_to, given_to_samples
 from diffusion.commands.quality.arguments import parse_quality_arguments
 from diffusion.commands.quality.by_class import each_class
-from diffusion.commands.quality.candidates import load_candidate
+from diffusion.commands.quality.candidates import Candidate, load_candidate
 from diffusion.commands.subjects import images_of, load_data_of, load_subject
+from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.models.load import load
 
@@ -34,7 +36,7 @@ def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
     assert len(set(rows[:360].tolist())) == len(whole.data.test) == 360, "each once before any twice"
     centre = model.dequantizer.center(whole.data.test[rows])
     assert torch.equal(given.values["downsample:4"], torch.nn.functional.avg_pool2d(centre, 4))
-    assert torch.equal(whole.classes, whole.data.test_labels[rows])
+    assert torch.equal(whole.classes["label"], whole.data.test_labels[rows])
     drawn, _ = whole.draw(torch.device("cpu"), lambda *_: None)
     wanted = model.sample(400, steps=1, sampler="ddim", cond=given.values)
     assert torch.equal(drawn, model.dequantizer.quantize(wanted))
@@ -42,13 +44,29 @@ def test_samples_stand_under_the_conditions_of_test_images_and_by_class(here):
     assert [one.name for one in classes] == [f"digits-0001: {k}" for k in range(10)]
     assert sum(one.count for one in classes) == 400
     three = classes[3]
-    assert torch.equal(three.draw(torch.device("cpu"), lambda *_: None)[0], drawn[whole.classes == 3])
+    assert torch.equal(three.draw(torch.device("cpu"), lambda *_: None)[0], drawn[whole.classes["label"] == 3])
     assert bool((three.data.train_labels == 3).all())
     assert len(three.data.train) == int((whole.data.train_labels == 3).sum())
     assert len({json.dumps(one.question, default=str) for one in (whole, *classes)}) == 11
     for more in (["--condition", "none"], ["--condition", "downsample:4=none"]):
         with pytest.raises(UserError, match="--by-class: the samples of digits-0001 are of no class"):
             load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--by-class", *more]))
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.data.DataNote")
+def test_classes_of_columns_are_those_of_the_reference_by_name(tmp_path):
+    data = load_images("folder", path=written(tmp_path, 24), columns=("kind", "score", "depth"))
+    names = {"kind": torch.tensor([0, 1, 1, 2]), "score": torch.tensor([0, 0, 2, 1])}  # of no kind: 2
+    samples = torch.arange(4)
+    whole = Candidate("r", tmp_path, tmp_path, data, 4, {}, None, lambda *_: (samples, 0.0), False, classes=names)
+    classes = list(each_class(whole))
+    assert [one.name for one in classes] == ["r: kind cat", "r: kind dog", "r: score 0", "r: score 1", "r: score 2"]
+    assert [one.count for one in classes] == [1, 2, 2, 1, 1]
+    dog = classes[1]
+    assert dog.draw(torch.device("cpu"), lambda *_: None)[0].tolist() == [1, 2]
+    assert bool(((dog.data.train[:, 0, 1, 1] - 1) // 7 >= 6).all())
+    assert len(dog.data.train) == len(dog.data.train_labels) == int((data.columns["kind"]["train"].values == 1).sum())
+    assert len({json.dumps(one.question, default=str) for one in (whole, *classes)}) == 6
 
 
 def test_the_digest_of_conditions_is_that_of_figures_that_are_stored():
@@ -102,14 +120,14 @@ def test_a_label_among_several_parts_is_a_class_for_quality(here):
     drawing = ("--samples", "20", "--steps", "1", "--sampler", "ddim")
     for text, classes in (("3", [3] * 20), ("reference", None)):
         one = load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", text, *drawing]))
-        labels = torch.tensor(classes) if classes else one.classes
-        assert torch.equal(one.classes, labels)
+        labels = torch.tensor(classes) if classes else one.classes["label"]
+        assert torch.equal(one.classes["label"], labels)
         assert one.question["classes"] == torch.bincount(labels, minlength=10).tolist()
         model = one.subject.model
         drawn, _ = one.draw(torch.device("cpu"), lambda *_: None)
         wanted = model.sample(20, steps=1, sampler="ddim", cond={"label": labels})
         assert torch.equal(drawn, model.dequantizer.quantize(wanted))
-    assert (one.classes.bincount(minlength=10) > 0).all(), "every class of the reference"
+    assert (one.classes["label"].bincount(minlength=10) > 0).all(), "every class of the reference"
     with pytest.raises(UserError, match="--label: "):
         load_candidate("digits-0001", parse_quality_arguments(["digits-0001", "--label", "12", *drawing]))
 

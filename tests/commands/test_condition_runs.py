@@ -196,7 +196,10 @@ def test_what_cannot_say_a_condition_is_no_export(shared_run, capsys, to):
             ["denoiser.condition=[grey]"],
             "'grey', which is of images, signals and volumes; 'array' has the shape (3,)",
         ),
-        (["denoiser.condition=[label]"], "denoiser.condition: the data 'array' have no labels; leave 'label' out"),
+        (
+            ["denoiser.condition=[label]"],
+            "denoiser.condition: the data 'array' have no labels (labels or y of an .npz); leave 'label' out",
+        ),
         (["denoiser.condition=[x]"], "denoiser.condition: found 'x'; it is the data of t.npz"),
         (["denoiser.condition=[c,c]"], "a part is given once"),
         (["denoiser.condition=[c]", "denoiser.conditional=true"], "have no labels"),

@@ -26,7 +26,7 @@ def sampler_checks():
 @pytest.fixture(scope="module")
 def estimator_checks():
     with pytest.MonkeyPatch.context() as patch:  # a smaller sample, with the larger errors that it states
-        for name, value in (("_DATA", 32), ("_DRAWS", 64), ("_STEPS", 100)):
+        for name, value in (("_DATA", 24), ("_DRAWS", 32), ("_STEPS", 50)):
             patch.setattr(estimators, name, value)
         return estimators.check_estimators(CPU)
 

@@ -114,7 +114,7 @@ def test_test_and_train_make_a_pair_and_their_difference_is_unpaired(content):
         assert interval.mean == pytest.approx(float(first.test.density[i] - first.train.density[i]))
         sem = math.hypot(float(first.test.sem[i]), float(first.train.sem[i]))
         assert interval.high - interval.mean == pytest.approx(1.959964 * sem)
-    values = exports.curve_values(content.curves)
+    values = exports.curve_values(content)
     assert len(values) == 3 * BINS
     assert {row["test_minus_train"] is None for row in values if row["run"] == "b"} == {True}
 
@@ -155,8 +155,8 @@ class Parsed(HTMLParser):
 def test_the_page_shows_the_estimates_and_stands_by_itself(content):
     charts = {
         "bits_per_dim": figures.intervals(content),
-        "curves": figures.curves(content.curves),
-        "error_budgets": figures.budgets(content.rows),
+        "curves": figures.curves(content),
+        "error_budgets": figures.budgets(content),
     }
     grid = Image.new("RGB", (5, 4), "white")
     parsed = Parsed(page(content, charts, {"a": grid}, {"a (elbo)": grid}))
@@ -266,7 +266,7 @@ def test_headings_sort_the_rows_of_each_group(tmp_path):
 def test_charts_of_one_image_and_of_odd_names_are_drawn(tmp_path):
     one, _ = bound(tmp_path, "_$x$", "test", 0, n=1)
     content = Content("t", "a", group([one]), (), pair_curves([one], ()))
-    for chart in (figures.intervals(content), figures.curves(content.curves), figures.budgets(content.rows)):
+    for chart in (figures.intervals(content), figures.curves(content), figures.budgets(content)):
         assert chart.width > 400
     assert "nan" not in exports.json_text(content).lower()
     assert short_name("digits-0001 (elbo)") == "digits-0001 (elbo)"

@@ -25,6 +25,12 @@ CPU = torch.device("cpu")
 EXACT = "exact:mixture-2d"
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """The reference of an exact model is small: what FID and KID find is of tests/metrics."""
+    monkeypatch.setattr("diffusion.commands.tradeoff.subjects._DRAWS", 1000)
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -124,7 +130,7 @@ def test_first_order_is_observed_and_heun_diverges_at_few_steps(bench):
     assert heun.excess > 100 * ddim.excess
 
 
-def test_a_command_that_was_cut_off_goes_on(tradeoff, monkeypatch):
+def test_a_command_that_was_cut_off_goes_on(tradeoff, monkeypatch, drawn):
     argv = (EXACT, "--n", "16", "--samplers", "ddim", "sde", "ode", "--budgets", "5", "10")
     code, out, _ = tradeoff(*argv)
     assert code == 0
@@ -190,7 +196,7 @@ def test_the_order_is_of_the_intervals_walked():
     assert in_rows([_found("a", 5.0, 1.0), fine])[1].order is None
 
 
-def test_the_picture():
+def test_the_picture(drawn):
     rows = [Row(_found("a", 5.0, 2.0, 0.1, 0.3), None), Row(_found("b", 50.0, 1.0, 0.1, None), None)]
     image = picture(rows, "title")
     assert image is not None

@@ -274,3 +274,36 @@ def test_units_beyond_what_networks_compute_in_are_refused(tmp_path, scale):
     data = load_array(tmp_path / "t.npz", columns=("c",))
     with pytest.raises(UserError, match=r"denoiser\.condition: 'c' has means or deviations beyond 1e-30 to 1e\+30"):
         parts_of(("c",), data)
+
+
+def test_a_column_called_label_is_the_class_of_images_in_no_folders_of_classes(tmp_path):
+    """Where it is asked for; folders of classes come first, and what is no class of each image is told in a line."""
+    for i in range(12):
+        Image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "file,label,age\n" + "".join(f"{i}.png,{'cat' if i % 3 else 'dog'},{i + 0.5}\n" for i in range(12))
+    )
+    options = ("data.name=folder", f"data.path={tmp_path}")
+    for asked in ("denoiser.condition=[label]", "denoiser.conditional=true", "denoiser.condition=[age,label]"):
+        data = build_data(load_config("digits", [*options, asked])).images
+        assert (data.num_classes, data.provenance["classes"]) == (2, "cat, dog")
+        for split in ("train", "validation", "test"):
+            number = getattr(data, split)[:, 0, 0, 0] // 20
+            assert torch.equal(getattr(data, f"{split}_labels"), (number % 3 == 0).long())
+    assert build_data(load_config("digits", [*options])).images.num_classes == 0, "as before, where it is not asked for"
+
+    def told():
+        with pytest.raises(UserError) as caught:
+            load_images("folder", path=tmp_path, columns=("label",))
+        return str(caught.value)
+
+    whole = table.read_text()
+    table.write_text(whole.replace("3.png,dog", "3.png,"))
+    assert "'label', the class of the data, is empty for 1 of 12 images; fill it in, or call it otherwise" in told()
+    table.write_text("file,label\n" + "".join(f"{i}.png,{i / 2}\n" for i in range(12)))
+    assert "'label', the class of the data, holds numbers with a point; call it otherwise" in told()
+    (tmp_path / "label").mkdir()
+    assert "call it otherwise to condition on its images" in told()
+    written(tmp_path / "classes", lines="file,label\na/1.png,x\n")
+    assert load_images("folder", path=tmp_path / "classes", columns=("label", "depth")).num_classes == 2

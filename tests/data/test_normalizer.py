@@ -155,6 +155,12 @@ def test_data_that_are_narrower_than_the_end_of_the_path_are_told_of(tmp_path, s
 
 
 @pytest.mark.parametrize("kind", ["standard", "whiten"])
+def test_a_single_row_is_called_that(kind):
+    with pytest.raises(UserError, match=f"found '{kind}' for a training part of 1 row; at least 2 have a spread"):
+        fit(kind, lambda: [torch.ones(1, 3)], (3,))
+
+
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
 @pytest.mark.parametrize("unit", [1e200, 1e-200])
 def test_units_whose_squares_are_no_numbers_are_called_that(kind, unit):
     x = unit * (1.0 + torch.rand(50, 2, dtype=torch.float64))

@@ -93,7 +93,7 @@ def test_the_noise_ends_entry_covers_what_the_prior_leaves_out():
     """The prior of a path that ends with a fifth of the data's deviation as noise's size is not the data's own."""
     model = GaussianMixture(f64([[-1.0, 0.5], [1.0, -0.5]]), f64([0.2, 0.2]), VE(sigma_max=2.5))
     x = model.draw(200, seed=3)
-    estimate = log_density(model, x, error_budget=True, tolerance=1e-5)
+    estimate = log_density(model, x, error_budget=True, tolerance=1e-4)
     error = abs(mean_bits(estimate, ends_of(model, x)))
     assert error > 1e-3
     assert error < estimate.error_budget["noise end"]
@@ -106,7 +106,7 @@ def test_a_figure_that_hangs_on_its_end_says_so():
     dequantizer = Dequantizer(17)
     images = torch.tensor([[3, 9], [9, 3], [14, 14], [0, 16]], dtype=torch.uint8)
     model = Empirical(dequantizer.center(images, torch.float64), VE(sigma_min=0.01))
-    options: dict = {"levels": 17, "draws": 2, "solver": "rk4", "steps": 30, "error_budget": True}
+    options: dict = {"levels": 17, "draws": 2, "solver": "rk4", "steps": 20, "error_budget": True}
     uniform = log_likelihood(model, images, **options)
     truncated = log_likelihood(model, images, dequantization="truncated-normal", **options)
     assert uniform.error_budget["data end"] > 1.0
@@ -185,7 +185,7 @@ def test_the_truth_lies_within_the_measurements_error(schedule, std):
     """Data wider and far narrower than the noise of t_min, in all dimensions or in one: figure +- error holds log p."""
     model = Gaussian(f64([0.1, -0.2, 0.0]), f64(std), schedule)
     x = model.draw(32, seed=1)
-    estimate = log_density(model, x, error_budget=True, tolerance=1e-4)
+    estimate = log_density(model, x, error_budget=True, tolerance=1e-3)  # the solver's own error is in the budget
     assert (estimate.kind, estimate.law) == ("exact", "flow")
     error = abs(mean_bits(estimate, model.log_prob(x)))
     assert error <= estimate.measurement_error

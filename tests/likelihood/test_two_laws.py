@@ -94,10 +94,11 @@ def sde_log_density(model):
     return 2.0 * chain_log_density(model, 400) - chain_log_density(model, 200)
 
 
-def chain_log_density(model, steps, points=801):
+def chain_log_density(model, steps, points=501):
     """The law of y after Euler steps of the reverse SDE, dy = -dv score + dw of variance -dv, v = (sigma / alpha)^2.
 
-    Exact Gaussian steps, q(y_s | y_t, x_hat), as the bound's in the limit; each density on a grid of its own.
+    Exact Gaussian steps, q(y_s | y_t, x_hat), as the bound's in the limit; each density on a grid of its own, whose
+    points are at most 1.2 deviations of the narrowest step apart: such a sum of a Gaussian is off by 1e-6.
     """
     grid = prior_std() * np.linspace(-6, 6, points)
     density = normal(grid, prior_std())

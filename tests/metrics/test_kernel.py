@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.errors import UserError
-from diffusion.metrics import kernel, kernel_distance
+from diffusion.metrics import KernelReference, kernel, kernel_distance
 
 
 def normals(n, d, seed=0):
@@ -100,3 +100,12 @@ def test_too_few_or_unlike_features_are_refused():
         kernel_distance(normals(2, 3), normals(9, 3))
     with pytest.raises(UserError, match="dimensions 3 and 4"):
         kernel_distance(normals(9, 3), normals(9, 4))
+
+
+def test_what_is_among_a_reference_is_summed_once(monkeypatch):
+    x, y = normals(9, 3, 0), normals(20, 3, 1)
+    reference, sums, summed = KernelReference(y), kernel._sums, []
+    monkeypatch.setattr(kernel, "_sums", lambda *pair: summed.append(len(pair[0])) or sums(*pair))
+    for few in (x, x[:5]):
+        assert kernel_distance(few, reference) == kernel_distance(few, y)
+    assert summed.count(20) == 3, "of the features themselves twice"

@@ -71,8 +71,16 @@ SAMPLERS = [
     ABM(),
 ]
 
-# Every third pair of a sampler and a schedule or prediction, by turns. The slow tests take the other two thirds.
-by_thirds = pytest.mark.parametrize("third", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+
+def in_parts(every):
+    """The samplers that a test takes are those of a part; the first is quick, and the slow tests take the others."""
+    more = [pytest.param(part, marks=pytest.mark.slow) for part in range(1, every)]
+    return pytest.mark.parametrize("part", [0, *more])
+
+
+# Of the triples each sixth, by turns, in which each sampler meets every schedule and every prediction: the algebra of a
+# network's output knows the prediction and the schedule, and has no memory of the solver.
+by_sixths = in_parts(len(PREDICTIONS))
 
 # Those whose steps depend on the state in other ways: their law is measured.
 NOT_LINEAR = [PredictorCorrector(), AdaptiveSDE(tolerance=0.5)]
@@ -94,9 +102,9 @@ class Oracle(nn.Module):
         return self.outer[0].x_to_raw(self.exact(x_t, t), x_t, at)
 
 
-def chosen(some, schedule, third, prediction=None):
-    """The samplers of a third, for a schedule and a prediction."""
-    return some[(KINDS.index(schedule) + [None, *PREDICTIONS].index(prediction) + third) % 3 :: 3]
+def chosen(some, every, part, schedule, prediction=None):
+    """Each `every`-th sampler, for a schedule and a prediction."""
+    return some[(KINDS.index(schedule) + [None, *PREDICTIONS].index(prediction) + part) % every :: every]
 
 
 def _law(sampler, model, steps):
@@ -123,10 +131,10 @@ def test_the_table_holds_every_sampler():
     assert {type(sampler) for sampler in (*SAMPLERS, *NOT_LINEAR)} == named
 
 
-@by_thirds
+@in_parts(3)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_every_sampler_draws_the_data(schedule, third):
-    for sampler in chosen(SAMPLERS, schedule, third):
+def test_every_sampler_draws_the_data(schedule, part):
+    for sampler in chosen(SAMPLERS, 3, part, schedule):
         mean, variance = _law(sampler, gaussian(schedule), 36 if sampler.order == 1 else 26)
         off = 0.2 if sampler.order == 1 else 0.08 if sampler.is_stochastic else 0.04
         off = 0.02 if isinstance(sampler, ODE) and sampler.order > 1 else off
@@ -134,18 +142,18 @@ def test_every_sampler_draws_the_data(schedule, third):
         assert float(variance.sqrt() / STD) == pytest.approx(1.0, abs=off), sampler
 
 
-@by_thirds
+@by_sixths
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_of_every_prediction_they_draw_the_same(schedule, prediction, third):
+def test_of_every_prediction_they_draw_the_same(schedule, prediction, part):
     """To the last digits, on a grid of few times over the whole path, as long as any sampler's memory."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     given = _start_and_noise(schedule, 5, 2)
     with torch.no_grad():
-        for sampler in chosen(SAMPLERS, schedule, third, prediction):
+        for sampler in chosen(SAMPLERS, 6, part, schedule, prediction):
             closed = _law_of_the_exact_denoiser(sampler, schedule, 5)
             torch.testing.assert_close(_law(sampler, model, 5), closed, rtol=1e-6, atol=1e-7)
-        for sampler in chosen(NOT_LINEAR, schedule, third, prediction):
+        for sampler in chosen(NOT_LINEAR, 6, part, schedule, prediction):
             x, closed = (sampler.sample(denoiser, *given) for denoiser in (model, gaussian(schedule)))
             torch.testing.assert_close(x, closed, rtol=1e-5, atol=1e-5)
 
@@ -160,10 +168,10 @@ def test_samplers_that_are_not_linear_draw_the_data(sampler, schedule):
     assert float(x.std() / STD) == pytest.approx(1.0, abs=0.05)
 
 
-@by_thirds
+@by_sixths
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", KINDS, ids=name)
-def test_one_step_is_one_evaluation(schedule, prediction, third):
+def test_one_step_is_one_evaluation(schedule, prediction, part):
     """x = E[x | x_t], whatever the sampler, from the start of the path and from anywhere on it."""
     model = NetworkDenoiser(Oracle(schedule, prediction), schedule, prediction, (1,), sigma_data=SIGMA_DATA)
     middle = float(schedule.inverse_log_snr(torch.tensor(0.3, dtype=F64)))
@@ -172,7 +180,7 @@ def test_one_step_is_one_evaluation(schedule, prediction, third):
         with torch.no_grad():
             x_t = torch.linspace(-2, 2, 5, dtype=F64)[:, None] * float(torch.hypot(*schedule(t)))
             expected = model(x_t, t)
-        for sampler in chosen([*SAMPLERS, *NOT_LINEAR], schedule, third, prediction):
+        for sampler in chosen([*SAMPLERS, *NOT_LINEAR], 6, part, schedule, prediction):
             with count_evaluations(model) as counter:
                 x = sample(model, 5, sampler, grid=[start, 0.0], noise=x_t)
             assert counter.rows == 5, sampler

@@ -58,7 +58,7 @@ ENDS = [
 @pytest.mark.parametrize(("end", "name"), ENDS)
 def test_of_a_narrow_gaussian_that_is_kept_which_the_end_leaves(end, name):
     expected = floor(9.25 if end is None else end)
-    found = [kept(name, VP(), steps, end) / expected for steps in (100, 400)]
+    found = [kept(name, VP(), steps, end) / expected for steps in (75, 300)]
     chance = 4.0 / math.sqrt(2 * 64 * DIMENSIONS) if name == DRAWN else 0.0
     assert abs(found[1] - 1.0) < 0.02 + chance, (found, expected)
     assert abs(found[1] - 1.0) < max(0.5 * abs(found[0] - 1.0), 1e-4) + chance, found
@@ -67,7 +67,7 @@ def test_of_a_narrow_gaussian_that_is_kept_which_the_end_leaves(end, name):
 @pytest.mark.parametrize("name", FIXED)
 def test_on_the_default_grid_more_steps_remove_that_error_too(name):
     """Its end goes with the number of steps: 0.01 is drawn as 0.01."""
-    found = [abs(kept(name, EDM(sigma_min=1e-4), steps, None, grid=None) - 1.0) for steps in (100, 400)]
+    found = [abs(kept(name, EDM(sigma_min=1e-4), steps, None, grid=None) - 1.0) for steps in (75, 300)]
     chance = 4.0 / math.sqrt(2 * 64 * DIMENSIONS) if name == DRAWN else 0.0
     assert found[1] < 0.05 + chance, found
     assert found[1] < max(0.6 * found[0], 1e-3) + chance, found
@@ -76,8 +76,8 @@ def test_on_the_default_grid_more_steps_remove_that_error_too(name):
 @pytest.mark.parametrize("name", FIXED)
 def test_a_path_that_ends_sooner_keeps_what_it_can(name):
     """VE's path ends at its least noise, 0.01, and so does the grid."""
-    assert kept(name, VE(), 400, 20.0) == pytest.approx(math.sqrt(0.5), rel=0.03)
-    assert kept(name, VE(sigma_min=1e-4), 400, 14.0) == pytest.approx(floor(14.0), rel=0.03)
+    assert kept(name, VE(), 200, 20.0) == pytest.approx(math.sqrt(0.5), rel=0.03)
+    assert kept(name, VE(sigma_min=1e-4), 200, 14.0) == pytest.approx(floor(14.0), rel=0.03)
 
 
 @pytest.mark.parametrize("name", names())
@@ -85,7 +85,7 @@ def test_a_narrow_mode_beside_wide_ones_is_drawn_as_wide_as_it_is(name):
     """Half of the samples lie in the mode of deviation 0.01, and are spread as it is."""
     means, stds = laws.seeded(2, DIMENSIONS).sign(), laws.f64([NARROW, 0.3])
     model = exact.GaussianMixture(means, stds, EDM(), laws.f64([0.5, 0.5]))
-    n, options = (40, {"tolerance": 0.002}) if name == "adaptive-sde" else (200, {})
+    n, options = (40, {"tolerance": 0.002}) if name == "adaptive-sde" else (100, {})
     x = diffusion.sample(model, n, name, steps=200, log_snr_end=12.0, dtype=F64, batch_size=n, **options)
     near = x[(x - means[0]).norm(dim=1) < (x - means[1]).norm(dim=1)]
     assert len(near) / n == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(n))

@@ -144,9 +144,7 @@ def test_sample_takes_it_by_name(quick_tuning):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_EVALUATIONS", 12)
-    monkeypatch.setattr(module, "_REFERENCE_STEPS", 12)
+def run(tmp_path, quick_tuning):
     facts = DataFacts("digits", (1, 8, 8), 17, 10)
     config = digits_config(tmp_path, "sampling.grid=auto")
     torch.manual_seed(0)

@@ -98,7 +98,7 @@ def test_every_name_draws_the_law_of_a_gaussian():
     for name in samplers.names():
         # a Langevin step's length goes by each sample's own score, whose norm says little in two dimensions; an
         # adaptive step is taken by 64 numbers at once
-        n, dims = (48, 64) if name in ("predictor-corrector", "adaptive-sde") else (1536, 2)
+        n, dims = (48, 64) if name in ("predictor-corrector", "adaptive-sde") else (768, 2)
         noise = laws.seeded(n, dims).float()
         noise = (noise - noise.mean(0)) / noise.std(0)  # a flow then leaves nothing to chance
         denoiser = exact.Gaussian(torch.full((dims,), laws.MEAN), torch.tensor(laws.STD), VP())

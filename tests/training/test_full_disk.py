@@ -1,9 +1,5 @@
 """Disks that are full at any moment of a run: one line, nothing torn, nothing stray, and the same command continues."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +10,6 @@ from tiny_configs import toy_arguments
 from diffusion.storage import runs
 from diffusion.storage.checkpoint_files import read_checkpoint
 
-ROOT = Path(__file__).parents[2]
 LAST = Path(runs.CHECKPOINTS) / "last.ckpt"
 OPTIONS = (
     "trainer.steps=16", "trainer.checkpoint_every=2", "trainer.keep_last=100", "trainer.validate_every=4",
@@ -24,23 +19,16 @@ OPTIONS = (
 FEW, MANY = (88,), range(4, 480, 8)
 
 
-@pytest.fixture(scope="module")
-def train():
+@pytest.fixture
+def train(forked):
     """Train with the runs in a folder: the exit code, and what was said."""
     arguments = [argument for argument in toy_arguments(Path(), *OPTIONS) if not argument.startswith("runs=")]
-    command = [sys.executable, str(Path(__file__).with_name("full_disks.py")), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as trainer:
 
-        def run(folder):
-            trainer.stdin.write(f"{folder}\n")
-            trainer.stdin.flush()
-            answer = json.loads(trainer.stdout.readline())
-            return answer["code"], answer["said"]
+    def run(folder):
+        code, *said = forked("full_disks.py", *arguments, f"runs={folder}")
+        return code, "".join(said)
 
-        yield run
-        trainer.stdin.close()
+    return run
 
 
 @pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])

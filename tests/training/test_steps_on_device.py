@@ -104,7 +104,7 @@ def test_of_data_in_memory_the_batch_is_copied(tmp_path, fit_there, family, copi
 def test_without_float64_there_a_run_ends_as_on_the_cpu(tmp_path, fit_there, monkeypatch, case):
     """With its validations and samples: the networks' steps are taken there, all numbers are on the CPU."""
     own = CASES.get(case, ("toy",))
-    more = ("trainer.validate_every=3", "trainer.sample_every=3", "trainer.steps=3")
+    more = ("trainer.validate_every=3", "trainer.sample_every=3", "trainer.steps=3", "evaluation.batch_size=200")
     with monkeypatch.context() as patch:
         patch.setattr(placement, "WITHOUT_FLOAT64", {DEVICE.type})
         run, steps = fit_there(config_of(tmp_path / "there", *own, *more), Validation, float64=False)

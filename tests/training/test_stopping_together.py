@@ -61,8 +61,10 @@ TRIES = tuple(
     ],
     ids=["few", "all", "tries", "sharded"],
 )
-def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, strategy, scenes):
-    said, _ = in_two_processes(tmp_path, "signalled_processes.py", str(tmp_path), strategy, *scenes, timeout=1500)
+def test_a_signal_to_any_process_stops_all_and_loses_nothing(tmp_path, forked, strategy, scenes):
+    said, _ = in_two_processes(
+        forked, tmp_path, "signalled_processes.py", str(tmp_path), strategy, *scenes, timeout=1500
+    )
     found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert len(found) == 2 * len(scenes)
     (whole,) = (tmp_path / "runs").glob("whole-*")

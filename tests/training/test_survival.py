@@ -41,15 +41,11 @@ def assert_equal_bits(a, b):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
-def killing(*arguments):
+def killing(forked, *arguments):
     """The lines that killing.py prints for these commands, one after another in one process."""
-    script = Path(__file__).parent / "killing.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": other_file_system()}
-    done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    code, said, told = forked("killing.py", *arguments, timeout=3600, TMPDIR=other_file_system())
+    assert code == 0, told[-2000:]
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
 def other_file_system():
@@ -60,14 +56,17 @@ def other_file_system():
 
 
 @pytest.mark.parametrize(("kills", "steps", "writes"), [(4, 40, 10), pytest.param(40, 240, 100, marks=SLOW)])
-def test_runs_and_writes_that_are_killed_at_random_points_leave_nothing_torn_or_lost(tmp_path, kills, steps, writes):
+def test_runs_and_writes_that_are_killed_at_random_points_leave_nothing_torn_or_lost(
+    tmp_path, forked, kills, steps, writes
+):
     options = (
         f"trainer.steps={steps}", "trainer.validate_every=5", "trainer.sample_every=4", "trainer.checkpoint_every=3",
         "evaluation.enabled=false", "evaluation.batch_size=16", "network.dropout=0.2",
     )  # fmt: skip
     (tmp_path / "written").mkdir()
     arguments = toy_arguments(tmp_path / "killed", *options)
-    written, found = killing("writing", writes, 0, tmp_path / "written", "then", "training", kills, 1, *arguments)
+    writing = ("writing", writes, 0, tmp_path / "written")
+    written, found = killing(forked, *writing, "then", "training", kills, 1, *arguments)
     assert (written["torn"], written["lost"]) == (0, 0)
     assert written["while writing"] > writes // 4, "few kills hit a write: the test shows nothing"
 

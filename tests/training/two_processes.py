@@ -14,10 +14,10 @@ from tiny_configs import digits_config, toy_config
 
 from diffusion.processes import end
 
-STEPS, HALF = 20, 10
-COMMON = ("optimizer.decay=constant", "trainer.validate_every=5", "trainer.checkpoint_every=10", "trainer.keep_last=9")
-TOY = (*COMMON, "trainer.sample_every=10")
-DIGITS = (*COMMON, "trainer.sample_every=10", "denoiser.conditional=true")
+STEPS, HALF = 10, 5
+COMMON = ("optimizer.decay=constant", "trainer.validate_every=5", "trainer.checkpoint_every=5", "trainer.keep_last=9")
+TOY = (*COMMON, "trainer.sample_every=5")
+DIGITS = (*COMMON, "trainer.sample_every=5", "denoiser.conditional=true")
 RUNS = {"toy": (toy_config, TOY), "digits": (digits_config, DIGITS)}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from rich.text import Text
 
-from ...data import ImageData, pictures
+from ...data import ImageData, find_toy, pictures
 from ...errors import UserError
 from ...models.tuning_cache import reported_tuning
 from ...processes import by_uv
@@ -30,7 +30,7 @@ from .classical import classical_rows
 from .comparison import common_images, gaps, is_of_first_images, of_other_images
 from .content import Content, name_of
 from .curves import pair_curves
-from .groups import APART, group, leader
+from .groups import APART, group, leader, of_densities
 from .mirror import mirror_comparison
 
 SAMPLES = 36
@@ -40,7 +40,12 @@ _LARGEST_PICTURE = 50_000_000
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the command line; returns the exit code."""
-    subjects = [load_subject(name, options.runs) for name in options.run]
+    subjects = [load_subject(name, options.runs, points=True) for name in options.run]
+    if drawn := next((subject for subject in subjects if find_toy(subject.model.facts.name) is not None), None):
+        raise UserError(
+            f"{drawn.name}: its data '{drawn.model.facts.name}' are drawn anew, and its figures not kept; accepted: "
+            "models of images or arrays (evaluate says what this one's density is)"
+        )
     names = named_apart([subject.name for subject in subjects], [Path(subject.model.source) for subject in subjects])
     subjects = [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
     found: dict[str, list[Evaluation]] = {}
@@ -48,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     for subject in subjects:
         kept = records.read_all(subject.home)
         # those of former weights are of another model
-        own = [e for e in kept if e.protocol.weights == subject.weights]
+        own = [e.in_its_unit() for e in kept if e.protocol.weights == subject.weights]
         found[subject.name] = [replace(e, model={**e.model, "run": subject.name, **subject.training}) for e in own]
         sizes = subject.model.facts.provenance
         old |= {e.protocol.name for e in found[subject.name] if is_of_first_images(e, sizes)}
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     identity = dict(evaluations[0].protocol.data)
     out = Path(options.out)
     ranked, left_out = {}, of_other_images(found, evaluations)
-    if options.baselines:
+    if options.baselines and evaluations[0].estimate.levels is not None:
         data = load_images_of(subjects[0], options.data)
         whole, rows = getattr(data, options.split), rows_of(identity)
         images = whole[rows[rows < len(whole)]]
@@ -107,12 +112,17 @@ def _content(evaluations: Sequence[Evaluation], found: dict[str, list[Evaluation
     rows = [row for each in groups for row in each.rows]
     names = {e.protocol.name for kept in found.values() for e in kept}
     both = gaps([row for row in rows if row.protocol.name in names], found)
-    return Content(
-        title=f"Likelihood of {identity['images']} {identity['split']} images of {identity['name']}",
-        about=f"Levels: {identity['levels']}. {_chosen(identity)}SHA-256 of the images: {identity['sha256']}. "
+    densities = groups[0].is_of_densities
+    about = (
+        f"Levels: {identity['levels']}. {_chosen(identity)}SHA-256 of the images: {identity['sha256']}. "
         "Every figure is of each of "
         "these images once; lower is better. Intervals are 95 % over images, Student's and wider where these are skew; "
-        "differences to the best of a group are paired on the same images.",
+        "differences to the best of a group are paired on the same images."
+    )
+    return Content(
+        title=f"Likelihood of {identity['images']} {identity['split']} {'rows' if densities else 'images'} of "
+        f"{identity['name']}",
+        about=of_densities(about).removeprefix("Levels: None. ") if densities else about,
         groups=groups,
         gaps=both,
         curves=pair_curves(rows, both),
@@ -127,10 +137,10 @@ def _chosen(identity: Mapping[str, object]) -> str:
 
 
 def _charts(content: Content, found: dict[str, list[Evaluation]]) -> dict[str, Image.Image]:
-    charts = {"bits_per_dim": figures.intervals(content)}
+    charts = {content.key("bits_per_dim"): figures.intervals(content)}
     if content.curves:
-        charts["curves"] = figures.curves(content.curves)
-    charts["error_budgets"] = figures.budgets(content.rows)
+        charts["curves"] = figures.curves(content)
+    charts["error_budgets"] = figures.budgets(content)
     for native, foreign in ood.pairs(content.rows, found):
         charts[f"{name_of(native)} on {foreign.protocol.data['name']}"] = ood.picture(native, foreign)
     return charts
@@ -159,7 +169,8 @@ def _samples(subject: Subject) -> Image.Image:
         pass  # not there, or no picture
     model = subject.model
     with reported_tuning(TUNING_SECONDS):
-        return pictures.grid(model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu())
+        x = model.sample(SAMPLES, seed=0, **model.sampling_settings({})).cpu()
+        return pictures.samples_picture(x, continuous=model.facts.levels is None)
 
 
 def _prefixed(samples: dict[str, Image.Image]) -> dict[str, Image.Image]:
@@ -174,14 +185,14 @@ def _print(content: Content, files: Sequence[str], out: Path, mirrored: Path | N
     for each in content.groups:
         say(printer, Text.assemble((each.letter, "bold"), f"  {each.title}. ", (each.why, "dim")))
     if len(content.groups) > 1:
-        say(printer, Text.assemble("\nBetween the groups. ", (tables.BETWEEN, "dim")))
+        say(printer, Text.assemble("\nBetween the groups. ", (content.words(tables.BETWEEN), "dim")))
         for line in tables.sentences(content.groups):
             say(printer, f"- {line}")
     printer.print()
     printer.print(costs)
     if content.gaps:
         printer.print()
-        printer.print(tables.gap_table(content.gaps))
+        printer.print(tables.gap_table(content))
     for line in [*content.data_sets, *content.left_out]:
         say(printer, f"- {line}")
     printer.print()

@@ -103,7 +103,7 @@ def common_images(
         own = [e for e in of_split if is_own(e)]
         if not own:
             hint = f"{typed('evaluate')} {shlex.quote(name)} --split {split}"
-            raise UserError(f"{name}: its {split} images are not measured yet; first: {hint}")
+            raise UserError(f"{name}: its {split} data are not measured yet; first: {hint}")
         alike.append({(e.protocol.data["sha256"], condition_of(e)) for e in own})
         by_run[name] = {e.protocol.data["sha256"]: (not is_last(e), int(e.protocol.data["images"])) for e in own}
     shared = set.intersection(*(set(hashes) for hashes in by_run.values()))

@@ -9,7 +9,7 @@ from ...likelihood import Interval
 from ..records import Evaluation
 from .comparison import Gap, is_classical
 from .curves import CurvePair
-from .groups import Group
+from .groups import Group, of_densities
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class Content:
     curves: Sequence[CurvePair] = ()
     data_sets: Sequence[str] = ()
     left_out: Sequence[str] = ()
+
+    @property
+    def is_of_densities(self) -> bool:
+        """Whether the figures are those of densities, in nats/dim."""
+        return self.groups[0].is_of_densities
+
+    def words(self, text: str) -> str:
+        """A text about bits/dim of images, as it is for these data."""
+        return of_densities(text) if self.is_of_densities else text
+
+    def key(self, name: str) -> str:
+        """A key with bits_per_dim in it, as it is for these data."""
+        return name.replace("bits_per_dim", "nats_per_dim") if self.is_of_densities else name
 
     @property
     def rows(self) -> list[Evaluation]:

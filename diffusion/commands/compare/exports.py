@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ...likelihood import Interval
 from ..evaluation import describe, effective_samples
 from .content import Content, name_of
-from .curves import CurvePair, overfit, parts_of
+from .curves import overfit, parts_of
 from .groups import between
 
 # What training cost, as `Subject.training` has it.
@@ -20,6 +20,10 @@ TRAINING = ("images_seen", "training_seconds", "training_cpu_seconds", "trained_
 
 def figures(content: Content) -> list[dict[str, Any]]:
     """Every row as plain values."""
+    return [{content.key(name): value for name, value in row.items()} for row in _figures(content)]
+
+
+def _figures(content: Content) -> list[dict[str, Any]]:
     made = []
     for group, row, difference in content.lines():
         gap = content.gap(row)
@@ -54,14 +58,15 @@ def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_sem"), plain, strict=True))
 
 
-def curve_values(curves: Sequence[CurvePair]) -> list[dict[str, Any]]:
+def curve_values(content: Content) -> list[dict[str, Any]]:
     """The curves as plain values, one row per bin."""
     made: list[dict[str, Any]] = []
-    for pair in curves:
+    for pair in content.curves:
         lost = overfit(pair)
         for curve in pair.curves:
             for i in range(len(curve.density)):
-                named = {"bits_per_dim_per_log_snr": float(curve.density[i]), "sem": float(curve.sem[i])}
+                unit = content.key("bits_per_dim_per_log_snr")
+                named = {unit: float(curve.density[i]), "sem": float(curve.sem[i])}
                 ends = {"log_snr_low": curve.edges[i], "log_snr_high": curve.edges[i + 1]}
                 values = {**ends, **named, "test_minus_train": math.nan if lost is None else lost[i].mean}
                 made.append({"run": curve.name, "split": curve.split, "images": curve.images, **_finite(values)})
@@ -80,7 +85,7 @@ def json_text(content: Content) -> str:
             "question": asdict(row.protocol),
             "estimator": dict(row.estimate.protocol),
             "error_budget": _finite(row.estimate.error_budget),
-            "parts_bits_per_dim": parts_of(row),
+            content.key("parts_bits_per_dim"): parts_of(row),
         }
         for figure, row in zip(figures(content), content.rows, strict=True)
     ]
@@ -90,4 +95,4 @@ def json_text(content: Content) -> str:
     ]
     apart = {group.letter: f"{group.title}. {group.why}" for group in content.groups}
     plain = {"images": content.title, "groups": apart, "rows": full, "between_groups": differences}
-    return json.dumps({**plain, "curves": curve_values(content.curves)}, indent=1)
+    return json.dumps({**plain, "curves": curve_values(content)}, indent=1)

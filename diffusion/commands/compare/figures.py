@@ -18,10 +18,9 @@ from ...data import pictures
 from ...data.charts import COLOURS, INK, LINE, MARKERS, PALE, colour, draw, panels, plain, short_name
 from ...likelihood import Estimate
 from ...likelihood.dequantization import Dequantizer
-from ..records import Evaluation
 from .comparison import is_classical
 from .content import Content, name_of
-from .curves import CurvePair, overfit
+from .curves import overfit
 
 RANKED = 10
 # Classical rows beyond this many times the worst trained one are drawn at the edge, and the trained ones keep the room.
@@ -65,21 +64,24 @@ def intervals(content: Content) -> Image.Image:
         axis.set_title(plain(f"{group.letter}: {group.title}"), loc="left", fontsize=8, color=INK)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", labelbottom=axis is axes[-1])
-    axes[-1].set_xlabel("bits/dim with 95 % interval (lower is better within a panel); rings: classical models")
+    rings = "" if content.is_of_densities else "; rings: classical models"
+    axes[-1].set_xlabel(content.words("bits/dim") + f" with 95 % interval (lower is better within a panel){rings}")
     return draw(figure)
 
 
-def curves(pairs: Sequence[CurvePair]) -> Image.Image:
+def curves(content: Content) -> Image.Image:
     """Bits/dim by log-SNR of every model, test solid and train dashed; below, what test images cost more."""
+    pairs = content.curves
     lost = [overfit(pair) for pair in pairs]
     heights = (3.4, 2.4) if any(lost) else (3.4,)
     figure, axes = panels(7.6, sum(heights), heights)
-    mark_fine_noise(axes[0])
+    mark_fine_noise(axes[0], content.is_of_densities)
     for i, pair in enumerate(pairs):
         for curve, style in ((pair.test, "-"), (pair.train, "--")):
             if curve is not None:
                 axes[0].stairs(
-                    curve.density.tolist(), curve.edges, label=short_name(curve.label), color=colour(i),
+                    curve.density.tolist(), curve.edges, color=colour(i),
+                    label=short_name(f"{curve.name}, {curve.split} ({curve.images} {content.words('images')})"),
                     linestyle=style, linewidth=1.6, baseline=None,
                 )  # fmt: skip
         found, side = lost[i], pair.test
@@ -88,7 +90,7 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
             axes[1].stairs([v.mean for v in found], edges, color=colour(i), linewidth=1.6, baseline=None)
             band = {"color": colour(i), "alpha": 0.18, "linewidth": 0, "step": "post"}
             axes[1].fill_between(edges, *([*bound, bound[-1]] for bound in _bounds(found)), **band)
-    axes[0].set_ylabel("bits/dim per unit of log-SNR")
+    axes[0].set_ylabel(content.words("bits/dim per unit of log-SNR"))
     axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
     if len(heights) == 2:
         axes[1].axhline(0.0, color=PALE, linewidth=1)
@@ -99,11 +101,13 @@ def curves(pairs: Sequence[CurvePair]) -> Image.Image:
     return draw(figure)
 
 
-def mark_fine_noise(axis: Any) -> None:
-    """The bits/dim per unit of log-SNR where the noise is finer than that of the dequantisation, as a dotted line."""
-    axis.axhline(0.5 / math.log(2.0), color=PALE, linewidth=1, linestyle=":")
+def mark_fine_noise(axis: Any, in_nats: bool = False) -> None:
+    """The bits/dim per unit of log-SNR where the noise is finer than that of the dequantisation, as a dotted line; of
+    densities, finer than the data."""
+    height, text = (0.5, "1 / 2") if in_nats else (0.5 / math.log(2.0), "1 / (2 ln 2)")
+    axis.axhline(height, color=PALE, linewidth=1, linestyle=":")
     axis.annotate(
-        "limit of fine noise: 1 / (2 ln 2)", (0.01, 0.5 / math.log(2.0)), (0, 3), fontsize=7, color=PALE,
+        f"limit of fine noise: {text}", (0.01, height), (0, 3), fontsize=7, color=PALE,
         xycoords=("axes fraction", "data"), textcoords="offset points",
     )  # fmt: skip
 
@@ -112,8 +116,9 @@ def _bounds(found: Sequence[Any]) -> tuple[list[float], list[float]]:
     return [interval.low for interval in found], [interval.high for interval in found]
 
 
-def budgets(rows: Sequence[Evaluation]) -> Image.Image:
+def budgets(content: Content) -> Image.Image:
     """The error budget of every row on a logarithmic axis, a marker per cause; zero and unknown ones are omitted."""
+    rows = content.rows
     causes = list(dict.fromkeys(cause for row in rows for cause in row.estimate.error_budget))
     figure, (axis,) = panels(7.6, 1.3 + 0.27 * len(rows))
     for i, cause in enumerate(causes):
@@ -126,7 +131,7 @@ def budgets(rows: Sequence[Evaluation]) -> Image.Image:
     axis.set_yticks(range(len(rows)), [short_name(name_of(row)) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", color=LINE, linewidth=0.6)
-    axis.set_xlabel("error of the mean, bits/dim")
+    axis.set_xlabel(content.words("error of the mean, bits/dim"))
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper left", ncols=5, frameon=False, fontsize=8, handletextpad=0.2)

@@ -19,6 +19,11 @@ from ...likelihood.law import in_words
 from ..records import Evaluation
 from .comparison import condition_of, is_classical, paired_difference
 
+# What is said of images with levels, and what of rows of real numbers.
+_OF_DENSITIES = {
+    "bits/dim": "nats/dim", "Bits/dim": "Nats/dim", "grey levels": "rows", "images": "rows", "image": "row",
+    "probability of": "density of",
+}  # fmt: skip
 APART = (
     "Within a group all values have the same kind, law, dequantisation, condition and bound, and the lower value is "
     "the better model. Values in different groups also differ by unknown gaps, so a lower one need not be better. The "
@@ -60,6 +65,11 @@ class Group:
     differences: Sequence[Interval | None]
 
     @property
+    def is_of_densities(self) -> bool:
+        """Whether its figures are those of densities, in nats/dim."""
+        return self.rows[0].estimate.levels is None
+
+    @property
     def title(self) -> str:
         """The kind as bits/dim show it, the bound, the law, and the dequantisation."""
         bound = f" ({self.bound})" if self.bound else ""
@@ -75,12 +85,20 @@ class Group:
             gaps = [] if dequantized == "none" else [f"{dequantized} dequantisation (Jensen's inequality)"]
             gaps += [f"the {self.bound}"] if self.bound else []
             text += f", with an unknown gap due to {' and '.join(gaps)}" if gaps else ""
+        text = of_densities(text) if self.is_of_densities else text
         parts = [f"{text}. The likelihood is of {in_words(self.law)}."]
         if "declared model" in self.dequantization:
             parts.append("The model is declared after training, for this measurement.")
         if unlike := unlike_settings(self.rows):
             parts.append(f"Settings differ within the group ({unlike}), which contributes to the differences.")
         return " ".join(parts)
+
+
+def of_densities(text: str) -> str:
+    """A text about images, about rows of real numbers: `nats/dim of rows`."""
+    for word, other in _OF_DENSITIES.items():
+        text = text.replace(word, other)
+    return text
 
 
 def kind_text(kind: str) -> str:

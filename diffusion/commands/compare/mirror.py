@@ -41,12 +41,12 @@ def mirror_comparison(
     budgets = [{"row": name_of(row), **row.estimate.error_budget} for row in rows]
     named = {"comparison": Table.of(exports.figures(content)), "error_budgets": Table.of(budgets)}
     if content.curves:
-        named["curves"] = Table.of(exports.curve_values(content.curves))
+        named["curves"] = Table.of(exports.curve_values(content))
     named[image_key(rows[0])] = image_table(rows)
     config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
     lines = {curve.label: (curve.middles, curve.density.tolist()) for pair in content.curves for curve in pair.curves}
     return log(
         folder, choice, logging.project, logging.group, config, values, named, images, "compare",
-        bars={"charts/bits_per_dim": {name_of(row): row.estimate.mean().mean for row in rows}},
-        lines={"charts/bits_per_dim_by_log_snr": lines} if lines else {},
+        bars={content.key("charts/bits_per_dim"): {name_of(row): row.estimate.mean().mean for row in rows}},
+        lines={content.key("charts/bits_per_dim_by_log_snr"): lines} if lines else {},
     )  # fmt: skip

@@ -16,7 +16,19 @@ from ..table import Table
 from .content import Content
 from .figures import span
 from .groups import APART
-from .tables import BETWEEN, FIGURE, NARROW, PROTOCOL, SPLITS, budget_table, gap_table, lines, part_table, sentences
+from .tables import (
+    BETWEEN,
+    FIGURE,
+    NARROW,
+    PROTOCOL,
+    SPLITS,
+    budget_table,
+    gap_table,
+    lines,
+    named_for,
+    part_table,
+    sentences,
+)
 
 BUDGETS = (
     "Errors of the mean in bits/dim, by cause. 'test set' is the spread over images and holds the random causes "
@@ -127,30 +139,31 @@ def page(
 
     Args:
         content: The figures.
-        charts: Pictures of `bits_per_dim`, `curves`, `error_budgets`, and of other data sets under their own names.
+        charts: Pictures of `bits_per_dim` (of densities `nats_per_dim`), `curves`, `error_budgets`, and of other data
+            sets under their own names.
         samples: Grids of samples by model.
         ranked: The most and the least likely images by row.
     """
-    title = escape(content.title)
+    title, words = escape(content.title), content.words
     parts = [f"<h1>{title}</h1>", f'<p class="about">{escape(content.about)}</p>']
     parts += [_main_table(content), _text(BARS), _text(APART)]
     parts += [_list(content.left_out)] if content.left_out else []
-    parts += _charts(charts, "bits_per_dim", "All rows; a panel a group")
+    parts += _charts(charts, content.key("bits_per_dim"), "All rows; a panel a group")
     if len(content.groups) > 1:
-        parts += ["<h2>Between the groups</h2>", _text(BETWEEN), _list(sentences(content.groups))]
+        parts += ["<h2>Between the groups</h2>", _text(words(BETWEEN)), _list(sentences(content.groups))]
     if content.gaps:
-        table = gap_table(content.gaps).html("Test against train")
-        parts += ["<h2>Test against train</h2>", _text(SPLITS), table]
+        table = gap_table(content).html("Test against train")
+        parts += ["<h2>Test against train</h2>", _text(words(SPLITS)), table]
     parted = part_table(content)
     if parted.rows or content.curves:
         parts.append("<h2>Where the bits go</h2>")
     if parted.rows:
-        parts += [_text(PARTS), parted.html("Terms of the bounds, bits/dim")]
+        parts += [_text(PARTS), parted.html(words("Terms of the bounds, bits/dim"))]
     if content.curves:
-        parts.append(_text(CURVES + without_curve(content) + "."))
-        parts += _charts(charts, "curves", "Bits/dim by log-SNR, test and train on one axis")
-    budgets = budget_table(content.rows).html("Error budgets, bits/dim")
-    parts += ["<h2>Error budgets</h2>", _text(BUDGETS), budgets]
+        parts.append(_text(words(CURVES) + without_curve(content) + "."))
+        parts += _charts(charts, "curves", words("Bits/dim by log-SNR, test and train on one axis"))
+    budgets = budget_table(content.rows).html(words("Error budgets, bits/dim"))
+    parts += ["<h2>Error budgets</h2>", _text(words(BUDGETS)), budgets]
     parts += _charts(charts, "error_budgets", "The same on one axis")
     if content.data_sets:
         parts += ["<h2>Other data sets</h2>", _list(content.data_sets)]
@@ -185,7 +198,8 @@ def without_curve(content: Content) -> str:
 
 def _main_table(content: Content) -> str:
     """Every row with its protocol, under a heading that says what its group is and why it is separate."""
-    table, body, wide, shown = Table(NARROW, lines(content)), [], f'colspan="{len(NARROW)}"', None
+    table = Table(named_for(content, NARROW), lines(content))
+    body, wide, shown = [], f'colspan="{len(NARROW)}"', None
     ends = span(content)
     for line in table.rows:
         group = line["of_group"]
@@ -199,7 +213,7 @@ def _main_table(content: Content) -> str:
         protocol = f"{PROTOCOL.name}: {PROTOCOL.text(line)}"
         bar = _bar(line["interval"], ends, "classical" if line["family"] == "classical" else "trained")
         style = "best" if line["to_best"] == "best" else ""
-        body.append(table.html_row(line, style, f"{line['run']}; {protocol}", {FIGURE: bar}))
+        body.append(table.html_row(line, style, f"{line['run']}; {protocol}", {content.words(FIGURE): bar}))
         body.append(f'<tr class="protocol"><td {wide}><span class="why">{escape(protocol)}</span></td></tr>')
     return table.html("Likelihoods", body)
 

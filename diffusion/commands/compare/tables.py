@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ...likelihood import Interval
 from ..records import Evaluation
 from ..table import UNKNOWN, Column, Table, markdown_text
-from .comparison import Gap
 from .content import Content, name_of
 from .curves import TERMS, parts_of
 from .exports import figures
@@ -108,6 +108,11 @@ NARROW: tuple[Column, ...] = (_MODEL[0], *_SHORT, *_FIGURE, _GAP, *_MODEL[1:], _
 PROTOCOL = Column("protocol", _protocol)
 
 
+def named_for(content: Content, columns: Sequence[Column]) -> list[Column]:
+    """Columns under the headings of these data: nats/dim of densities."""
+    return [replace(column, name=content.words(column.name)) for column in columns]
+
+
 def terminal_tables(content: Content) -> tuple[Table, Table]:
     """The results, with a line between groups, and their cost: each fits 80 columns.
 
@@ -115,17 +120,18 @@ def terminal_tables(content: Content) -> tuple[Table, Table]:
     """
     rows, (model, _, *costs), (method, *_) = lines(content), _MODEL, _FIGURE
     named = Column("model (method)", lambda line: line["name"], left=True, wraps=True)
-    figured = Table((_GROUP, named, *_SHORT), rows, content.title, section=_GROUP)
-    return figured, Table((model, method, *costs, _TRAINING, *_COST[:2]), rows, "Cost")
+    figured = Table((_GROUP, named, *named_for(content, _SHORT)), rows, content.title, section=_GROUP)
+    return figured, Table((model, method, *named_for(content, costs), _TRAINING, *_COST[:2]), rows, "Cost")
 
 
-def gap_table(gaps: Sequence[Gap]) -> Table:
+def gap_table(content: Content) -> Table:
     """Test against train."""
     made = []
-    for gap in gaps:
+    for gap in content.gaps:
         test, train = gap.test.estimate, gap.train.estimate
         found = {"test": f"{test.mean().mean:.4f}", "test images": len(test)}
         found |= {"train": f"{train.mean().mean:.4f}", "train images": len(train)}
+        found = {content.words(name): value for name, value in found.items()}
         made.append({"model": name_of(gap.test), **found, "test - train": half_width(gap.difference)})
     return Table.of(made, title="Test against train, unpaired")
 
@@ -138,10 +144,11 @@ def part_table(content: Content) -> Table:
         for side in (row,) if gap is None else (gap.test, gap.train):
             parts, data = parts_of(side), side.protocol.data
             if parts is not None:
-                parts["bits/dim"] = side.estimate.mean().mean
-                shown = {name: f"{parts[name]:.4f}" if name in parts else None for name in (*TERMS, "bits/dim")}
+                unit, what = content.words("bits/dim"), content.words("images")
+                parts[unit] = side.estimate.mean().mean
+                shown = {name: f"{parts[name]:.4f}" if name in parts else None for name in (*TERMS, unit)}
                 shown = {"KL to the prior": shown.pop("prior"), **shown}
-                made.append({"model": name_of(side), "images": f"{data['split']}, {data['images']}", **shown})
+                made.append({"model": name_of(side), what: f"{data['split']}, {data['images']}", **shown})
     return Table.of(made)
 
 
@@ -165,22 +172,24 @@ def _error(value: float) -> str:
 def sentences(groups: Sequence[Group]) -> list[str]:
     """The differences between the groups, one line each."""
     return [
-        f"{name_of(row)} against {name_of(best)}: {difference_text(difference)} bits/dim"
+        f"{name_of(row)} against {name_of(best)}: {difference_text(difference)} "
+        f"{'nats/dim' if groups[0].is_of_densities else 'bits/dim'}"
         for row, best, difference in between(groups)
     ]
 
 
 def markdown(content: Content) -> str:
     """The comparison as Markdown: one table, then why its groups are apart, and what else was found."""
-    parts = [f"# {content.title}", content.about, Table(COLUMNS, lines(content)).markdown()]
+    words = content.words
+    parts = [f"# {content.title}", content.about, Table(named_for(content, COLUMNS), lines(content)).markdown()]
     if content.left_out:
         parts.append(_list(content.left_out))
     parts += ["## Why the groups are apart", APART]
     parts.append("\n".join(f"- **{g.letter}**, {markdown_text(f'{g.title}. {g.why}')}" for g in content.groups))
     if len(content.groups) > 1:
-        parts += ["## Between the groups", BETWEEN, _list(sentences(content.groups))]
+        parts += ["## Between the groups", words(BETWEEN), _list(sentences(content.groups))]
     if content.gaps:
-        parts += ["## Test against train", SPLITS, gap_table(content.gaps).markdown()]
+        parts += ["## Test against train", words(SPLITS), gap_table(content).markdown()]
     if (parted := part_table(content)).rows:
         parts += ["## Where the bits go", parted.markdown()]
     parts += ["## Error budgets", budget_table(content.rows).markdown()]

@@ -101,10 +101,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         for line in laws_apart(measured):
             say(out, line)
         subject.model.to("cpu")
-    if all(subject.model.facts.levels is not None for subject in subjects):
+    if all(find_toy(subject.model.facts.name) is None for subject in subjects):
         words = (*options.run, *split_words(options.split))
         print_next(out, "compare", *words, data=options.data, runs=options.runs)
-    else:  # `compare` is of images
+    else:  # of these nothing is kept to `compare`
         print_next(out, "sample", "--run", options.run[0], runs=options.runs)
     return 0
 

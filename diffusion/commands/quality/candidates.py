@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...likelihood import Dequantizer
 from ...models import DiffusionModel, TrainedModel
 from ...models.adopt import AdoptedModel
 from ...models.tuning_cache import reported_tuning
+from ...networks.parts import CLASSES
 from ...numerics.random import fixed_subset
 from ...sampling.settings import SETTINGS, given_settings
 from ..evaluate.given import CONDITION, NONE, given_to_samples
@@ -52,7 +53,8 @@ class Candidate:
         draw: Makes the samples, uint8 level indices, and returns the network evaluations per sample.
         mirrored: Whether mirror images of training images count as copies: where they are an augmentation.
         names: The names of the samples' files; None for drawn samples.
-        classes: The class of each sample, that of the test image whose condition it has; None where it has none.
+        classes: By part of the condition that is one of classes, or `label`: the class of each sample, that which it
+            was drawn under, or that of the test image whose condition it has.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Candidate:
     draw: Callable[[torch.device, Progress], tuple[Tensor, float]]
     mirrored: bool
     names: Sequence[str] | None = None
-    classes: Tensor | None = None
+    classes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
@@ -100,11 +102,18 @@ def _model(text: str, options: argparse.Namespace) -> Candidate:
     if "guidance" in given and label is None and condition is None:
         raise UserError("--guidance: steers towards a class; give --label too, or a --condition")
     cond = labels if condition is None else {"cond": condition.of(torch.arange(count))}
-    classes = labels.get("label")
+    classes = dict(labels)
+    if condition is not None:
+        known = {*data.columns, *([] if data.train_labels is None else [LABEL])}
+        found = {part.name: condition.values.get(part.name) for part in parts_of(model) if part.kind == CLASSES}
+        classes |= {name: v.expand(count) for name, v in found.items() if v is not None and name in known}
     if rows is not None and data.test_labels is not None:
-        classes = data.test_labels[rows]
-    if options.by_class and classes is None:
-        raise UserError(f"--by-class: the samples of {text} are of no class; give --label or --condition data")
+        classes[LABEL] = data.test_labels[rows]
+    if options.by_class and not classes:
+        raise UserError(
+            f"--by-class: the samples of {text} are of no class; accepted: a model of classes "
+            "(denoiser.conditional=true, or classes in denoiser.condition), with --label reference or --condition data"
+        )
     settings = model.sampling_settings(given)
     kept: list[tuple[Tensor, float]] = []  # of the whole, and of each class
 
@@ -154,7 +163,7 @@ def _labels(
         raise UserError(f"--label {OF_REFERENCE}: the {split} images of '{data.name}' have no classes")
     else:
         chosen = known.sort().values[((torch.arange(count) + 0.5) * (len(known) / count)).long()]
-    return {"label": chosen}, {"classes": chosen.bincount(minlength=count_of[LABEL]).tolist()}
+    return {LABEL: chosen}, {"classes": chosen.bincount(minlength=count_of[LABEL]).tolist()}
 
 
 def _images(text: str, options: argparse.Namespace) -> Candidate:

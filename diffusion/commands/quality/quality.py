@@ -119,9 +119,11 @@ def run(options: argparse.Namespace) -> int:
                 left_out.append(f"{of_class.name}: left out, fewer than {FEWEST} samples or reference images")
                 continue
             own = Reference(of_class.data, extractor, options, device)
-            row, written = _measured(of_class, own, options, bar)
+            row, _ = _measured(of_class, own, options, bar)
+            if options.scale and (fresh := _fresh(own.get(bar, of_class.mirrored), of_class.count, bar)) is not None:
+                row = replace(row, figures={**row.figures, **{f"test_{k}": v for k, v in fresh.figures.items()}})
             by_class.append(row)
-            places += written
+        places.append(("its classes in", candidate.folder))
     bar.close()
     out = console()
     out.print(table(rows, reference.provenance))
@@ -217,16 +219,20 @@ def _known(quality: Quality) -> dict[str, float | None]:
 
 def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
     """Results for scale: fresh images of the data, and uniform noise."""
-    rows, features = [], made.features.shape[1]
-    if made.held_out is not None:
-        fresh = spread(made.held_out[0], count)
-        quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
-        rows.append(Row("test set", len(fresh), _known(quality), features=features))
+    fresh, features = _fresh(made, count, bar), made.features.shape[1]
     levels, shape = made.provenance.levels, made.provenance.shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(levels, (count, *shape), generator=generator).to(type_of_levels(levels))
     quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
-    return [*rows, Row("noise", count, _known(quality), features=features)]
+    return [*([] if fresh is None else [fresh]), Row("noise", count, _known(quality), features=features)]
+
+
+def _fresh(made: QualityReference, count: int, bar: ProgressBar) -> Row | None:
+    """Results of test images, `count` of them at most; None where too few were held out."""
+    if made.held_out is None or len(fresh := spread(made.held_out[0], count)) < FEWEST:
+        return None
+    quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
+    return Row("test set", len(fresh), _known(quality), features=made.features.shape[1])
 
 
 def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:

@@ -52,10 +52,12 @@ def _copies(row: Mapping[str, Any]) -> str | None:
 
 
 _number = partial(with_error, alone=".3f")
+_FID = figure("FID", "fid", _number)
+_CORRECTED = figure("corrected", "fid_corrected", _number)
 COLUMNS = (
     Column("", "name", left=True),
     Column("n", "samples"),
-    figure("FID", "fid", _number),
+    _FID,
     figure("KID", "kid", _number),
     *(figure(name, name, _number) for name in ("precision", "recall", "density", "coverage")),
     Column("copies", _copies),
@@ -75,11 +77,19 @@ def table(rows: Sequence[Row], provenance: Provenance) -> Table:
 
 def class_table(rows: Sequence[Row], split: str) -> Table:
     """The figures of each class, each against the reference images of its class."""
+    features = next((row.features for row in rows if row.features), None)
     caption = (
         f"Each against the {split} images of its class. FID grows as samples get fewer: compare classes of equal "
-        "numbers, and with the whole only the corrected figure."
+        "numbers, and with the whole only the corrected figure"
+        f"{'' if features is None else f', which takes {ENOUGH * features} samples of a class'}."
     )
-    return Table(COLUMNS, [row.values() for row in rows], "By class", caption)
+    columns = list(COLUMNS)
+    if any("test_fid" in row.figures for row in rows):
+        caption += " FID of test: of as many test images of the class, or all, against the same."
+        columns.insert(1 + columns.index(_FID), figure("FID of test", "test_fid", _number))
+    if any(row.figures.get("fid_corrected") is not None for row in rows):
+        columns.insert(1 + columns.index(_FID), _CORRECTED)
+    return Table(columns, [row.values() for row in rows], "By class", caption)
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -96,7 +106,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             if found:
                 more = f", ... ({len(found) - NAMED} more in its record)" if len(found) > NAMED else ""
                 lines.append(f"{row.name}: {len(found)} of {row.samples} samples are {what}: {listed}{more}")
-    lines += _listed("corrected FID, of infinitely many samples", rows, figure("", "fid_corrected", _number))
+    lines += _listed("corrected FID, of infinitely many samples", rows, _CORRECTED)
     few = [f"{row.name} ({row.samples})" for row in rows if row.figures.get("fid_corrected", 0.0) is None]
     if few:
         features = next((f"{row.features} " for row in rows if row.features), "")

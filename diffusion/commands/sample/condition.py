@@ -138,22 +138,45 @@ def _checked(part: Part, value: Any, text: str) -> Tensor:
 def _made_of(model: DiffusionModel, part: Part, array: Any, text: str, mask: str | None) -> Any:
     """The function of the data that a part is, of whole data; any other array as it is."""
     shape = tuple(model.facts.shape)
-    if not is_function(part.name) or model.facts.levels is not None:
+    if not is_function(part.name):
         return array
     whole = array if array.ndim > len(shape) else array[None]
-    if tuple(whole.shape[1:]) != shape or not whole.is_floating_point():
-        if part.name == MASK and mask is not None and tuple(whole.shape[1:]) != shape:
-            found = " x ".join(map(str, array.shape[array.ndim > len(shape) :]))
-            raise UserError(f"{OPTION}: {text} is {found}; needs {' x '.join(map(str, shape))} numbers next to --mask")
-        return array
     if part.name == MASK:
-        if mask is None:
-            raise UserError(f"{OPTION}: {part} needs --mask, x.npy that is not 0 where {text} is to be filled in")
-        return masked(whole, _known_part(mask, shape, part), part.mean[: shape[0]])
+        return _masked(model, part, array, whole, text, mask)
+    if tuple(whole.shape[1:]) != shape or not whole.is_floating_point() or model.facts.levels is not None:
+        return array
     function = function_of(part.name)
     assert function is not None
     print(f"{OPTION}: {text}: is whole, and '{part.name}' of it is taken", file=sys.stderr)
     return function(whole)
+
+
+def _masked(model: DiffusionModel, part: Part, array: Any, whole: Any, text: str, mask: str | None) -> Any:
+    """The part `mask` of whole data and --mask; what is such a part already as it is.
+
+    Raises:
+        UserError: For arrays of other shapes, and whole data without --mask.
+    """
+    shape, found = tuple(model.facts.shape), tuple(whole.shape[1:])
+    own = (part.size, *shape[1:])  # with where it is known
+    if found == shape and mask is None:
+        raise UserError(f"{OPTION}: {part} needs --mask, x.npy that is not 0 where {text} is to be filled in")
+    if found != (own if mask is None else shape):
+        flags = part.size - shape[0]
+        known = "last is 1 where the others are" if flags == 1 else f"last {flags} are 1 where the first are"
+        other = f", or {_by(own)}, of which the {known} known, else 0" if mask is None else ""
+        raise UserError(f"{OPTION}: {text} is {_by(found)}; '{MASK}' takes {_by(shape)} numbers next to --mask{other}")
+    if mask is None:
+        return array
+    if model.facts.levels is not None and whole.dtype == torch.uint8:
+        whole = whole.float() * (2.0 / 255.0) - 1.0
+    elif model.facts.levels is None:
+        whole = whole.double()
+    return masked(whole, _known_part(mask, shape, part), part.mean[: shape[0]])
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
 
 
 def _known_part(mask: str, shape: tuple[int, ...], part: Part) -> Tensor:

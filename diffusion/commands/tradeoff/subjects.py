@@ -17,7 +17,7 @@ from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
 from ...errors import UserError, choose
 from ...likelihood import Dequantizer
-from ...metrics import FeatureStatistics, extract, spread
+from ...metrics import FeatureStatistics, KernelReference, extract, spread
 from ...models.load import DiffusionModel
 from ...schedules import Cosine
 from ..app import ProgressBar
@@ -48,7 +48,7 @@ class Subject:
         reference: The reference in words.
         features: From samples, as the denoiser makes them, to features.
         statistics: Of the reference's features.
-        some: Features of the reference, `KERNEL_IMAGES` at most, the first in the fixed order.
+        some: Of the reference, the features of `KERNEL_IMAGES` at most, the first in the fixed order.
         log_prob: The true log-density, where it is known.
         second_moment: E|x|^2 / D of the data, in the denoiser's units.
         project, group: Of W&B.
@@ -65,7 +65,7 @@ class Subject:
     reference: str
     features: Callable[[Tensor], Tensor]
     statistics: FeatureStatistics
-    some: Tensor
+    some: KernelReference
     log_prob: Callable[[Tensor], Tensor] | None
     second_moment: float
     project: str
@@ -121,7 +121,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
         reference=f"{_DRAWS} exact draws; features: the numbers themselves",
         features=lambda x: x.flatten(1),
         statistics=FeatureStatistics.of(drawn),
-        some=spread(drawn, KERNEL_IMAGES),
+        some=KernelReference(spread(drawn, KERNEL_IMAGES)),
         log_prob=model.log_prob,
         second_moment=_second_moment(model),
         project="diffusion",
@@ -160,7 +160,7 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
         features=features,
         statistics=made.statistics,
-        some=spread(made.features, KERNEL_IMAGES),
+        some=KernelReference(spread(made.features, KERNEL_IMAGES)),
         log_prob=None,
         second_moment=_of_images(data.train, dequantizer, model.config.objective.dequantize),
         project=logging.project,

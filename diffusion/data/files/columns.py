@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError, did_you_mean
-from ...networks.parts import CLASSES, FIELD, VECTOR
+from ...networks.parts import CLASSES, FIELD, LABEL, VECTOR
 from .decoding import Decoded, ImageFile
 from .fitting import check_memory
 from .mapped_rows import MappedRows
@@ -123,7 +123,11 @@ def of_folder(
             notes += [f"{name}: {note}" for note in notes_of(decoded)]
             continue
         if table is None:
-            table = _table(root, name)
+            table = _table_of(root)
+        if table is None:
+            raise UserError(
+                f"denoiser.condition: found '{name}'; {root} has neither a folder '{name}' nor a {LABELS_FILE}"
+            )
         found.append(_of_table(table, name, root, files, classes, notes))
     return tuple(found), list(dict.fromkeys(notes))
 
@@ -160,33 +164,36 @@ def _pairs_of_folder(root: Path, names: Sequence[str]) -> Pairs:
     return Pairs(f"{root}/", f"{root.as_posix()}/", found)
 
 
-def pairs_of_archive(archive: Path, files: Sequence[ImageFile], names: Sequence[str]) -> tuple[list[ImageFile], Pairs]:
-    """The images of a zip or tar file that are data, and those in folders that are called as columns.
-
-    The folders are in the one that holds all images, as that of the data is.
+def labels_of(root: Path, files: Sequence[ImageFile], classes: Callable[..., tuple], notes: list[str]) -> Column | None:
+    """The column `label` of labels.csv, the classes of images that are in no folders of classes; None where none is.
 
     Args:
-        archive: The file.
-        files: All its images.
-        names: Of the columns.
+        root, files: As `of_folder`.
+        classes: As `of_arrays`.
+        notes: What was guessed is added to these.
+
+    Raises:
+        UserError: For a column of numbers with a point, and an image without a class.
     """
-    start = f"{archive}: "
-    members = [PurePosixPath(file.described.removeprefix(start).replace("\\", "/")) for file in files]
-    parents = [member.parts[:-1] for member in members]
-    depth = next(
-        (i for i, level in enumerate(zip(*parents, strict=False)) if len(set(level)) > 1), min(map(len, parents))
-    )
-    if not any(folders[depth:] and folders[depth] in names for folders in parents):  # all are in a column's folder
-        depth = next((i for i, folder in enumerate(parents[0][:depth]) if folder in names), depth)
-    inside = "".join(f"{folder}/" for folder in parents[0][:depth])
-    own, of = [], dict[str, dict[str, ImageFile]]()
-    for file, member in zip(files, members, strict=True):
-        first, *rest = member.parts[depth:]
-        if rest and first in names:
-            of.setdefault(first, {})["/".join(rest)] = file
-        else:
-            own.append(file)
-    return own, Pairs(f"{start}{inside}", f"{start}{inside}", of)
+    if (root / LABEL).is_dir():
+        raise UserError(
+            f"denoiser.condition: found '{LABEL}', the class of the data; {root / LABEL} is a folder: call it "
+            "otherwise to condition on its images"
+        )
+    table = _table_of(root)
+    if table is None or LABEL not in next(iter(table.rows.values())):
+        return None
+    column = _of_table(table, LABEL, root, files, classes, notes)
+    if column.kind != CLASSES:
+        raise UserError(
+            f"{table.where}: '{LABEL}', the class of the data, holds numbers with a point; call it otherwise"
+        )
+    if missing := int((column.values == column.size).sum()):
+        raise UserError(
+            f"{table.where}: '{LABEL}', the class of the data, is empty for {missing:,} of {len(files):,} images; fill "
+            "it in, or call it otherwise"
+        )
+    return column
 
 
 def _paired(pairs: Pairs, name: str, files: Sequence[ImageFile], notes: list[str]) -> list[ImageFile]:
@@ -226,11 +233,11 @@ class _Table:
     rows: Mapping[str, Mapping[str, str]]
 
 
-def _table(root: Path, name: str) -> _Table:
-    """The table of a folder or an archive."""
+def _table_of(root: Path) -> _Table | None:
+    """The table of a folder or an archive; None where it has none."""
     found = _in_archive(root) if root.is_file() else _in_folder(root)
     if found is None:
-        raise UserError(f"denoiser.condition: found '{name}'; {root} has neither a folder '{name}' nor a {LABELS_FILE}")
+        return None
     where, folder, size, read = found
     try:
         if size > _MOST_BYTES:

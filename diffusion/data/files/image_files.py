@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 
 from ...errors import UserError
+from ...networks.parts import LABEL
 from ...storage.paths import kind_of_file
 from ..class_names import listed
 from ..splits import SPLITS, split_of, splits_of
@@ -26,7 +27,7 @@ from .alike import EIGHT_BITS, Alike, EightBitsError
 from .array_files import ENDINGS as ARRAYS
 from .array_files import load_arrays, number_classes
 from .channels import has_opacity
-from .columns import of_folder, pairs_of_archive
+from .columns import Pairs, labels_of, of_folder
 from .decoded_cache import decode_cached
 from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
 from .fitting import Size
@@ -62,13 +63,15 @@ def load_files(
         cache: Keep decoded images in this folder, and map them from there.
         how: In which levels, and with which channels.
         split: Put the images in the order of these splits, each in one piece, before they are decoded.
-        columns: The names of what else is read of every image (`columns`).
+        columns: The names of what else is read of every image (`columns`); with `label` among them, the column of that
+            name is the class of images that are in no folders of classes.
 
     Raises:
         UserError: Where there is nothing there, no image in it, or one that cannot be read; unsafe names in an archive.
     """
     if not path.exists():
         raise UserError(f"data.path: {path} does not exist; accepted: a folder, a .zip, .tar, .npz or .npy file.")
+    labelled, columns = LABEL in columns, tuple(name for name in columns if name != LABEL)
     if path.suffix.lower() in ARRAYS:
         return load_arrays(path, size, MEMBER_BYTES, how, columns)
     passed = PassedOver()
@@ -77,7 +80,7 @@ def load_files(
         try:
             files, pairs = _list_images(path, stack, passed), None
             if columns and path.is_file():
-                files, pairs = pairs_of_archive(path, files, columns)
+                files, pairs = _pairs_of_archive(path, files, columns)
                 if not files:
                     raise UserError(f"data.path: {path} holds no images but those in {listed(sorted(pairs.of))}")
                 files = _unwrap(files)
@@ -113,7 +116,12 @@ def load_files(
             read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
             notes += more
     number = {name: label for label, name in enumerate(class_names)}
-    labels = torch.tensor([number[_first(file.name)] for file in files]) if class_names else None
+    labels, num_classes = None, len(class_names)
+    if class_names:
+        labels = torch.tensor([number[_first(file.name)] for file in files])
+    elif labelled and (column := labels_of(path, files, number_classes, notes)) is not None:
+        assert isinstance(column.values, torch.Tensor)
+        labels, num_classes, class_names = column.values, column.size, list(column.names)
     return RawImages(
         decoded.images,
         labels,
@@ -121,7 +129,7 @@ def load_files(
         _ranges(counts),
         str(path),
         how.levels,
-        len(class_names),
+        num_classes,
         tuple(class_names),
         rule,
         len(decoded.skipped),
@@ -129,6 +137,35 @@ def load_files(
         read,
         opacity,
     )
+
+
+def _pairs_of_archive(archive: Path, files: Sequence[ImageFile], names: Sequence[str]) -> tuple[list[ImageFile], Pairs]:
+    """The images of a zip or tar file that are data, and those in folders that are called as columns.
+
+    The folders are in the one that holds all images, as that of the data is.
+
+    Args:
+        archive: The file.
+        files: All its images.
+        names: Of the columns.
+    """
+    start = f"{archive}: "
+    members = [PurePosixPath(file.described.removeprefix(start).replace("\\", "/")) for file in files]
+    parents = [member.parts[:-1] for member in members]
+    depth = next(
+        (i for i, level in enumerate(zip(*parents, strict=False)) if len(set(level)) > 1), min(map(len, parents))
+    )
+    if not any(folders[depth:] and folders[depth] in names for folders in parents):  # all are in a column's folder
+        depth = next((i for i, folder in enumerate(parents[0][:depth]) if folder in names), depth)
+    inside = "".join(f"{folder}/" for folder in parents[0][:depth])
+    own, of = [], dict[str, dict[str, ImageFile]]()
+    for file, member in zip(files, members, strict=True):
+        first, *rest = member.parts[depth:]
+        if rest and first in names:
+            of.setdefault(first, {})["/".join(rest)] = file
+        else:
+            own.append(file)
+    return own, Pairs(f"{start}{inside}", f"{start}{inside}", of)
 
 
 def _of_files(decoded: Decoded, bits: int | None) -> list[str]:
