@@ -76,7 +76,7 @@ def test_tuning_keeps_to_its_time_and_says_how_far_it_is(quick_tuning):
         assert torch.equal(auto_grid(model, Adams(), 6), grid), "known"
         assert not told
     assert torch.allclose(grid, grid_for(model, Adams(), 6, None), rtol=0.0, atol=1e-4), "nothing better was found"
-    assert list(module.known_grids(model)) == [f"{Adams()}, 6 steps, within 1e-09 s"]
+    assert list(module.known_grids(model)) == [f"{Adams()} against shifted, 6 steps, within 1e-09 s"]
     with tuning(progress=lambda done, total: told.append((done, total))):
         assert not torch.equal(auto_grid(model, Adams(), 6), grid), "with more time it is tuned again"
     assert [done for done, _ in told] == sorted(done for done, _ in told)
