@@ -131,7 +131,7 @@ def test_quality_and_cost_are_one_table_each():
     names = ("fid", "kid", "precision", "recall", "density", "coverage")
     figures = {**dict.fromkeys(names, 0.5), "fid": 152.5, "fid_sem": 3.0, "kid": 36.59, "kid_sem": 0.31,
                "copies_exact": 0.0, "copies_near": 0.0, "fid_corrected": 3.25}  # fmt: skip
-    rows = [Row("mnist-class-0001", 10_000, figures, 10), Row("noise", 10_000, {**figures, "fid_corrected": None})]
+    rows = [Row("mnist-class-0001", 10_000, figures, 10.0), Row("noise", 10_000, {**figures, "fid_corrected": None})]
     found = Provenance("mnist", "train", 55_000, "", False, (1, 28, 28), 256, "digits", "7c221ac755c6")
     cells = [
         {"sampler": name, "nfe": nfe, "steps": 9, "distance": 0.36, "median_distance": 0.35, "order": 0.9, "fid": 152.5,
