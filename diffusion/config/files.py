@@ -71,15 +71,28 @@ def parse_config(
     else:
         where, given = COMMAND_LINE, {key: _value(value, key) for key, value in map(split_override, overrides)}
     unknown += [_unknown_key(key, where) for key in given if key not in KEYS]
-    values |= given
     if unknown:
         raise UserError(" ".join(unknown))
+    values = _of_given_kinds(values, given) | given
     values.setdefault("name", name)
     arguments = {key: value for key, value in values.items() if "." not in key}
     for section_name, section in SECTIONS.items():
         keys = {option: section.key(option) for option in section.model_fields}
         arguments[section_name] = section(**{option: values[key] for option, key in keys.items() if key in values})
     return Config(**arguments)
+
+
+def _of_given_kinds(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file, without the options of a kind that another replaces: `network.base_channels` of a DiT."""
+    left_out = {
+        section.key(name)
+        for section in SECTIONS.values()
+        for chooser, kinds in section.variants().items()
+        if (chosen := given.get(section.key(chooser))) in section.words(chooser)
+        for options in kinds.values()
+        for name in options.keys() - kinds.get(chosen, {}).keys()
+    }
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def adopting(config: Config, given: Iterable[str] | Mapping[str, Any] = ()) -> Config:

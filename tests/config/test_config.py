@@ -29,7 +29,7 @@ from diffusion.config import (
 )
 from diffusion.config.files import KEYS, SECTIONS
 from diffusion.config.options import Section, choices, declared
-from diffusion.config.run_sections import EMAConfig
+from diffusion.config.run_sections import EMAConfig, OptimizerConfig
 from diffusion.config.sections import DataConfig, DenoiserConfig
 from diffusion.errors import UserError
 from diffusion.networks import MLP, DiT, UNet
@@ -205,6 +205,21 @@ def test_later_overrides_win_over_earlier_and_over_the_file():
     assert (config.trainer.steps, config.optimizer.lr, config.network.attention) == (8, 1e-3, (8, 16))
     assert config.schedule.name == "ddpm"
     assert config == load_config("cifar", ["trainer.steps=8", "optimizer.lr=0.001", "network.attention=[8,16]"])
+
+
+def test_another_kind_takes_the_place_of_a_file_s_with_its_options(tmp_path):
+    """A DiT has no `base_channels`; what is given with it, and what both kinds take, counts."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("network: {base_channels: 8, attention: [], patch_size: 1}\noptimizer: {name: muon, muon_lr: 0.1}")
+    config = load_config(file, ["network.name=dit", "network.width=48", "optimizer.name=adamw"])
+    assert config.network == NetworkConfig(name="dit", width=48, patch_size=1)
+    assert config.optimizer == OptimizerConfig(name="adamw")
+    assert load_config(file, {"network": {"name": "dit", "width": 48}}).network == config.network
+    assert load_config(file, ["network.name=unet"]).network.base_channels == 8
+    with pytest.raises(UserError, match="network.base_channels: found 16; 'dit' does not take it"):
+        load_config(file, ["network.name=dit", "network.base_channels=16"])
+    with pytest.raises(UserError, match="network.name: found 'dti'"):
+        load_config(file, ["network.name=dti"])
 
 
 def test_arguments():
