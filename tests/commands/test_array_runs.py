@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from by_ranks import by_ranks
 from tiny_configs import TOY
 
+import diffusion
 from diffusion.commands import records
 from diffusion.commands.app import command, sample
 from diffusion.commands.dispatch import main
@@ -169,6 +171,23 @@ def test_the_check_of_conventions_takes_an_array(here, capsys):
     capsys.readouterr()
     run("check", "table-0001", "--images", "4", "--json")
     assert json.loads(capsys.readouterr().out)["data"]["images"] == 4
+
+
+def test_cost_against_quality_is_of_the_normalised_numbers(here, capsys):
+    _, settings = made(here, "vectors")
+    assert trained(*settings, "trainer.steps=1") == 0
+    assert run("tradeoff", "table-0001", "--samplers", "ddim", "--budgets", "3", "--n", "40") == 0
+    (row,) = json.loads(Path("runs/table-0001/tradeoff/tradeoff.json").read_text())["rows"]
+    model, data = diffusion.load("runs/table-0001"), diffusion.data.load_array(here / "x.npy")
+    x = diffusion.sample(model, 40, sampler="ddim", steps=3)
+    z, reference = (model.normalizer.normalize(torch.as_tensor(rows)).numpy() for rows in (x, data.train[:]))
+    a, b = np.cov(z.T), np.cov(reference.T)
+    gap = np.square(z.mean(0) - reference.mean(0)).sum()
+    assert row["fid"] == pytest.approx(gap + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real), rel=1e-3)
+    assert row["exposure"] == pytest.approx(np.square(z).mean() / np.square(reference).mean(), rel=1e-3)
+    capsys.readouterr()
+    assert run("tradeoff", "table-0001", "--features", "digits") == 2
+    assert "table-0001 has numbers, which are their own features; leave it out" in capsys.readouterr().err
 
 
 def test_what_is_for_images_is_refused(here, capsys):

@@ -216,9 +216,9 @@ def test_another_kind_takes_the_place_of_a_file_s_with_its_options(tmp_path):
     assert config.optimizer == OptimizerConfig(name="adamw")
     assert load_config(file, {"network": {"name": "dit", "width": 48}}).network == config.network
     assert load_config(file, ["network.name=unet"]).network.base_channels == 8
-    with pytest.raises(UserError, match="network.base_channels: found 16; 'dit' does not take it"):
+    with pytest.raises(UserError, match=r"network\.base_channels: found 16; 'dit' does not take it"):
         load_config(file, ["network.name=dit", "network.base_channels=16"])
-    with pytest.raises(UserError, match="network.name: found 'dti'"):
+    with pytest.raises(UserError, match=r"network\.name: found 'dti'"):
         load_config(file, ["network.name=dti"])
 
 

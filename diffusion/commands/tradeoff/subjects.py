@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data import ImageData, SplitData
 from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
 from ...errors import UserError, choose
@@ -25,11 +27,12 @@ from ..evaluate.given import CONDITION, given_to_samples
 from ..features import choose_extractor, reference_of
 from ..preflight import EXACT
 from ..records import FOLDER
-from ..subjects import CONDITION_DIGEST, load_images_of, load_subject
+from ..subjects import CONDITION_DIGEST, images_of, load_data_of, load_subject
 
 # Features of the reference that KID takes; its error from more of them is far below that from the samples.
 KERNEL_IMAGES = 4000
 _DRAWS, _DRAWS_SEED = 10_000, 1
+_MOST_NUMBERS = 1024  # in a row: FID takes their covariance
 _F64 = torch.float64
 
 
@@ -130,23 +133,16 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
 
 
 def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar) -> Subject:
-    subject = load_subject(options.run, options.runs, device)
+    subject = load_subject(options.run, options.runs, device, points=True)
     model = subject.model
     if not isinstance(model, DiffusionModel):
         raise UserError(f"{options.run}: is of family '{model.config.family}', whose samples need no solver")
-    data = load_images_of(subject, options.data)
-    extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
-    assert dequantizer is not None  # `load_subject` refuses points
+    data = load_data_of(subject, options.data)
     given, _ = given_to_samples(model, data, options.condition, options.n)
-    made = reference_of(
-        data, "train", extractor, device=device, batch_size=options.batch_size,
-        progress=lambda *done: bar.named("features of the reference", *done),
-    )  # fmt: skip
-
-    def features(x: Tensor) -> Tensor:
-        images = dequantizer.quantize(x.clamp(-1.0, 1.0).float().cpu())
-        return extract(extractor, images, device, options.batch_size)
-
+    if isinstance(data, ImageData):
+        of = _of_images(options, model, data, device, bar)
+    else:
+        of = _of_array(options, model, data)
     logging = model.config.logging
     requested = {} if given is None else {CONDITION: given.requested, CONDITION_DIGEST: given.digest}
     return Subject(
@@ -156,16 +152,70 @@ def _trained(options: argparse.Namespace, device: torch.device, bar: ProgressBar
         denoiser=model.denoiser,
         dtype=torch.float32,
         tolerance=1e-5,
-        identity={"model": subject.weights, "reference": asdict(made.provenance), **requested},
-        reference=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
-        features=features,
-        statistics=made.statistics,
-        some=KernelReference(spread(made.features, KERNEL_IMAGES)),
+        identity={"model": subject.weights, "reference": of.identity, **requested},
+        reference=of.words,
+        features=of.features,
+        statistics=of.statistics,
+        some=KernelReference(spread(of.values, KERNEL_IMAGES)),
         log_prob=None,
-        second_moment=_of_images(data.train, dequantizer, model.config.objective.dequantize),
+        second_moment=of.second_moment,
         project=logging.project,
         group=logging.group or subject.name,
         cond=None if given is None else given.values,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What a trained model's samples are compared with, as in `Subject`; `values` are the features."""
+
+    identity: Mapping[str, Any]
+    words: str
+    features: Callable[[Tensor], Tensor]
+    statistics: FeatureStatistics
+    values: Tensor
+    second_moment: float
+
+
+def _of_images(
+    options: argparse.Namespace, model: DiffusionModel, data: ImageData, device: torch.device, bar: ProgressBar
+) -> _Reference:
+    extractor, dequantizer = choose_extractor(options.features, data, options.download), model.dequantizer
+    assert dequantizer is not None  # images have levels
+    made = reference_of(
+        data, "train", extractor, device=device, batch_size=options.batch_size,
+        progress=lambda *done: bar.named("features of the reference", *done),
+    )  # fmt: skip
+
+    def features(x: Tensor) -> Tensor:
+        images = dequantizer.quantize(x.clamp(-1.0, 1.0).float().cpu())
+        return extract(extractor, images, device, options.batch_size)
+
+    return _Reference(
+        identity=asdict(made.provenance),
+        words=f"{len(data.train)} train images of {data.name}; features: {extractor.name}",
+        features=features,
+        statistics=made.statistics,
+        values=made.features,
+        second_moment=_moment_of_images(data.train, dequantizer, model.config.objective.dequantize),
+    )
+
+
+def _of_array(options: argparse.Namespace, model: DiffusionModel, data: SplitData) -> _Reference:
+    dims = math.prod(data.shape)
+    if options.features is not None:
+        raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
+    if dims > _MOST_NUMBERS:
+        raise UserError(f"{options.run}: its rows are of {dims:,} numbers; accepted: up to {_MOST_NUMBERS:,}")
+    rows, identity = images_of(data, "train", min(len(data.train), _DRAWS))
+    z = (rows if model.normalizer is None else model.normalizer.normalize(rows)).double().flatten(1).cpu()
+    return _Reference(
+        identity=identity,
+        words=f"{len(rows)} training rows of {data.name}; features: the numbers themselves, normalised as in training",
+        features=lambda x: x.double().flatten(1).cpu(),
+        statistics=FeatureStatistics.of(z),
+        values=z,
+        second_moment=float(z.square().mean()),
     )
 
 
@@ -174,7 +224,7 @@ def _second_moment(model: GaussianMixture) -> float:
     return float(model.weights @ each)
 
 
-def _of_images(images: Tensor, dequantizer: Dequantizer, spread_over_bins: bool) -> float:
+def _moment_of_images(images: Tensor, dequantizer: Dequantizer, spread_over_bins: bool) -> float:
     """E|x|^2 / D of images as a denoiser is trained on them: the centres of bins, or uniform within them."""
     counts = torch.bincount(images.flatten().int(), minlength=dequantizer.levels).double()
     centres = float(counts @ dequantizer.places().square() / counts.sum())
