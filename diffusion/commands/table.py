@@ -150,8 +150,9 @@ class Table:
         yield Padding.indent(self._rich(widths, []), _INDENT)
         for i, row in enumerate(self.rows):
             before = self.rows[i - 1] if i else None
-            yield from [""] if i and self._section_of(row) != self._section_of(before) else ()
-            if before is None or names.texts(row) != names.texts(before):
+            another = before is not None and self._section_of(row) != self._section_of(before)
+            yield from [""] if another else ()
+            if before is None or another or names.texts(row) != names.texts(before):
                 yield from wrapped(Text("  ".join(names.texts(row)), names.columns[-1].style(row)), room)
             yield Padding.indent(self._rich(widths, [row], show_header=False), _INDENT)
 

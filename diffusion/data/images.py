@@ -20,7 +20,7 @@ from ..networks.parts import LABEL
 from ..storage.paths import named_path
 from . import named_sets
 from .files.alike import Alike
-from .files.decoding import Progress
+from .files.decoding import Progress, UnreadableError
 from .files.fitting import FITS, Fit
 from .files.image_files import load_files
 from .files.raw_images import OPACITY
@@ -149,7 +149,10 @@ def load_images(
         every = choose("data.channels", channels, CHANNELS) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
         how, source = Alike(bits, whole, every), named_path(path, "data.path")
-        raw = load_files(source, size, progress, skip, kept_in, split_files, how, columns)
+        try:
+            raw = load_files(source, size, progress, skip, kept_in, split_files, how, columns)
+        except UnreadableError as error:
+            raise UserError(f"{error} data.unreadable=skip leaves such files out.") from error
 
     if (others := [column for column in columns if column != LABEL]) and not raw.columns:
         raise UserError(f"denoiser.condition: found '{others[0]}'; '{name}' has images and labels alone; accepted: "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .copies import Copy, find_copies
 from .extractor import BATCH, FeatureExtractor, Progress, extract
 from .frechet import FrechetEstimate, frechet_estimate, image_keys
 from .hubness import NEIGHBOURS, Hubness, hubness
-from .kernel import KernelEstimate, kernel_distance
+from .kernel import KernelEstimate, KernelReference, kernel_distance
 from .neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from .statistics import FeatureStatistics, Provenance, check_levels
 
@@ -119,6 +120,11 @@ class QualityReference:
     statistics: FeatureStatistics
     held_out: tuple[Tensor, Tensor] | None
     training: tuple[Tensor, bool] | None = None
+
+    @cached_property
+    def some(self) -> KernelReference:
+        """Of the reference, what KID takes."""
+        return KernelReference(spread(self.features, NEIGHBOUR_IMAGES))
 
     @classmethod
     def of(
@@ -216,7 +222,7 @@ class QualityReference:
         return Quality(
             len(samples),
             frechet_estimate(features, self.statistics, keys=image_keys(samples)),
-            kernel_distance(features, some),
+            kernel_distance(features, self.some),
             *precision_recall(features, some),
             *density_coverage(features, some),
             near_pixels,

@@ -56,7 +56,7 @@ from ..networks.dit import CHOICES
 from ..objectives import Objective, Uncertainty, time_distribution, time_sampling, weighting, weightings
 from ..schedules import time_grids
 from ..schedules.schedule import log_snr_ends
-from .conditions import columns_of, parts_of
+from .conditions import columns_of, no_labels, parts_of
 from .data_facts import Data, DataFacts
 
 NETWORKS: dict[str, Callable[..., UNet | DiT | MLP]] = {"unet": UNet, "dit": DiT, "mlp": MLP}
@@ -179,9 +179,7 @@ def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
         key, way_out = (
             ("conditional", "set it to false") if denoiser.conditional else ("condition", "leave 'label' out")
         )
-        of_files = "folders of classes, or a column 'label' of labels.csv; " if facts.name == "folder" else ""
-        there = f" ({of_files}labels or y of an .npz)" if facts.name in ("folder", ARRAY) else ""
-        raise UserError(f"denoiser.{key}: the data '{facts.name}' have no labels{there}; {way_out}")
+        raise UserError(f"denoiser.{key}: {no_labels(facts.name)}; {way_out}")
 
 
 def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import DenoiserConfig
 from ..data import SplitData, augment
+from ..data.arrays import ARRAY
 from ..data.class_names import names_of
 from ..data.files.raw_images import Column
 from ..denoisers.condition import LABEL, MASK
@@ -101,10 +102,17 @@ def parts_of(names: Sequence[str], data: SplitData) -> tuple[Part, ...]:
     return tuple(_part(name, data) for name in names)
 
 
+def no_labels(data: str) -> str:
+    """That data of this name have no labels, and where labels are read."""
+    of_files = "folders of classes, or a column 'label' of labels.csv; " if data == "folder" else ""
+    there = f" ({of_files}labels or y of an .npz)" if data in ("folder", ARRAY) else ""
+    return f"the data '{data}' have no labels{there}"
+
+
 def _part(name: str, data: SplitData) -> Part:
     if name == LABEL:
         if not data.num_classes:
-            raise UserError(f"denoiser.condition: found 'label'; the data '{data.name}' have no labels")
+            raise UserError(f"denoiser.condition: found 'label'; {no_labels(data.name)}")
         return Part(name, CLASSES, data.num_classes, names=tuple(names_of(data.provenance, data.num_classes)))
     if is_function(name):
         return _of_function(name, data)

@@ -124,7 +124,7 @@ def test_runs_are_compared_on_the_largest_set_that_all_have():
     assert of_other_images(others, common_images(others, "test")) == [
         "y elbo: left out, its figures are of 5 images, not of these"
     ]
-    with pytest.raises(UserError, match="x: its train images are not measured"):
+    with pytest.raises(UserError, match="x: its train data are not measured"):
         common_images(found, "train")
     with pytest.raises(UserError, match=r"unlike data.*x: 5 images s; y: 9 images l"):
         common_images({"x": found["x"][:1], "y": found["y"][1:2]}, "test")

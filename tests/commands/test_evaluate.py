@@ -290,7 +290,7 @@ def test_a_toy_is_measured_beside_its_true_density(place, diffusion_command, tmp
         code, _, err = diffusion_command(*argv, *more)
         assert (code, err.count("\n")) == (2, 1)
         assert more[0] in err
-    assert "not of levels" in diffusion_command("compare", "toy.safetensors", "--no-baselines", *OFF)[2]
+    assert "drawn anew" in diffusion_command("compare", "toy.safetensors", "--no-baselines", *OFF)[2]
 
 
 def test_points_under_a_configuration_of_images_are_refused(place, diffusion_command):

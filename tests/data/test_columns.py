@@ -288,6 +288,7 @@ def test_a_column_called_label_is_the_class_of_images_in_no_folders_of_classes(t
     for asked in ("denoiser.condition=[label]", "denoiser.conditional=true", "denoiser.condition=[age,label]"):
         data = build_data(load_config("digits", [*options, asked])).images
         assert (data.num_classes, data.provenance["classes"]) == (2, "cat, dog")
+        assert "passed over" not in str(data.provenance), "labels.csv is read"
         for split in ("train", "validation", "test"):
             number = getattr(data, split)[:, 0, 0, 0] // 20
             assert torch.equal(getattr(data, f"{split}_labels"), (number % 3 == 0).long())

@@ -149,7 +149,7 @@ def test_damaged_images_are_named_within_the_zip(tmp_path: Path) -> None:
         load_files(zipped(tmp_path / "z.zip", CLASSES, png(0)[:-30]))
     folder(tmp_path / "f", CLASSES)
     (tmp_path / "f" / "cat" / "0.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"cat/0.png: cannot be read as an image.*data\.unreadable=skip leaves"):
+    with pytest.raises(UserError, match=r"cat/0.png: cannot be read as an image"):
         load_files(tmp_path / "f")
 
 

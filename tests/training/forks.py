@@ -37,7 +37,9 @@ def child(program, arguments, folder, environment, out, err):
         runpy.run_path(program, run_name="__main__")
         return 0
     except SystemExit as end:
-        return end.code or 0
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1
@@ -49,6 +51,7 @@ def main():
         if not (pid := os.fork()):
             code = child(**json.loads(line))
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

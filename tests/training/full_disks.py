@@ -1,7 +1,9 @@
 """Trains as `train.py ARGUMENT...`, with few points in a validation: `full_disks.py ARGUMENT...`."""
 
 import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from quick_runs import few_points
 
 from diffusion.commands import app

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from quick_runs import quick_runs
 
 from diffusion.commands import app

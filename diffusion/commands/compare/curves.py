@@ -60,10 +60,9 @@ class Curve:
         """The middles of the bins."""
         return [0.5 * (low + high) for low, high in pairwise(self.edges)]
 
-    @property
-    def label(self) -> str:
-        """The model, the split and the number of images."""
-        return f"{self.name}, {self.split} ({self.images} images)"
+    def label(self, unit: str) -> str:
+        """The model, the split and the number of images, or of what `unit` says."""
+        return f"{self.name}, {self.split} ({self.images} {unit})"
 
 
 @dataclass(frozen=True)

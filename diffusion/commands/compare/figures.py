@@ -81,7 +81,7 @@ def curves(content: Content) -> Image.Image:
             if curve is not None:
                 axes[0].stairs(
                     curve.density.tolist(), curve.edges, color=colour(i),
-                    label=short_name(f"{curve.name}, {curve.split} ({curve.images} {content.words('images')})"),
+                    label=short_name(curve.label(content.words("images"))),
                     linestyle=style, linewidth=1.6, baseline=None,
                 )  # fmt: skip
         found, side = lost[i], pair.test

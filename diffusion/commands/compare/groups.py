@@ -21,8 +21,8 @@ from .comparison import condition_of, is_classical, paired_difference
 
 # What is said of images with levels, and what of rows of real numbers.
 _OF_DENSITIES = {
-    "bits/dim": "nats/dim", "Bits/dim": "Nats/dim", "grey levels": "rows", "images": "rows", "image": "row",
-    "probability of": "density of",
+    "bits/dim": "nats/dim", "Bits/dim": "Nats/dim", "the bits": "the nats", "grey levels": "rows",
+    "images": "rows", "image": "row", "probability of": "density of",
 }  # fmt: skip
 APART = (
     "Within a group all values have the same kind, law, dequantisation, condition and bound, and the lower value is "

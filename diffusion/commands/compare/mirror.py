@@ -44,7 +44,8 @@ def mirror_comparison(
         named["curves"] = Table.of(exports.curve_values(content))
     named[image_key(rows[0])] = image_table(rows)
     config = {"rows": [{"model": dict(row.model), "protocol": asdict(row.protocol)} for row in rows]}
-    lines = {curve.label: (curve.middles, curve.density.tolist()) for pair in content.curves for curve in pair.curves}
+    curves, unit = [curve for pair in content.curves for curve in pair.curves], content.words("images")
+    lines = {curve.label(unit): (curve.middles, curve.density.tolist()) for curve in curves}
     return log(
         folder, choice, logging.project, logging.group, config, values, named, images, "compare",
         bars={content.key("charts/bits_per_dim"): {name_of(row): row.estimate.mean().mean for row in rows}},

@@ -126,6 +126,7 @@ for (const table of document.querySelectorAll("table")) table.querySelectorAll("
 });
 """
 _BAR = 132, 12  # the size of an interval's bar
+_LEAST = 0.6  # the width of an interval, so that it is drawn
 _DOT = 1.6  # the radius of its mean, much less than half the height of an interval, which may be as narrow
 
 
@@ -156,7 +157,7 @@ def page(
         parts += ["<h2>Test against train</h2>", _text(words(SPLITS)), table]
     parted = part_table(content)
     if parted.rows or content.curves:
-        parts.append("<h2>Where the bits go</h2>")
+        parts.append(f"<h2>{words('Where the bits go')}</h2>")
     if parted.rows:
         parts += [_text(PARTS), parted.html(words("Terms of the bounds, bits/dim"))]
     if content.curves:
@@ -167,7 +168,7 @@ def page(
     parts += _charts(charts, "error_budgets", "The same on one axis")
     if content.data_sets:
         parts += ["<h2>Other data sets</h2>", _list(content.data_sets)]
-        shown = [name for name in charts if name not in ("bits_per_dim", "curves", "error_budgets")]
+        shown = [name for name in charts if name not in (content.key("bits_per_dim"), "curves", "error_budgets")]
         parts += [part for name in shown for part in _charts(charts, name, name)]
     if ranked:
         parts += [
@@ -232,6 +233,7 @@ def _bar(interval: Interval, ends: tuple[float, float], kind: str) -> str:
     else:
         if math.isfinite(interval.low):
             left, right = place(interval.low), min(place(interval.high), width)
+            right = max(right, left + _LEAST)
             parts.append(f'<line x1="{left}" x2="{right}" y1="{middle:g}" y2="{middle:g}"/>')
         parts.append(f'<circle class="{kind}" cx="{place(interval.mean)}" cy="{middle:g}" r="{_DOT:g}"/>')
     return f'<svg class="bar" width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'

@@ -191,7 +191,7 @@ def markdown(content: Content) -> str:
     if content.gaps:
         parts += ["## Test against train", words(SPLITS), gap_table(content).markdown()]
     if (parted := part_table(content)).rows:
-        parts += ["## Where the bits go", parted.markdown()]
+        parts += [f"## {words('Where the bits go')}", parted.markdown()]
     parts += ["## Error budgets", budget_table(content.rows).markdown()]
     if content.data_sets:
         parts += ["## Other data sets", _list(content.data_sets)]

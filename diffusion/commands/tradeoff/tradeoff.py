@@ -60,11 +60,11 @@ def run(options: argparse.Namespace) -> int:
         f"{subject.tolerance:g} from the same noise; order: of the median, from the row above. FID and KID "
         f"against {subject.reference}; FID falls with n even for a perfect model. Exposure: E|x|² of the samples over "
         "that of the data, 1 for an exact model and solver; exposure.png shows it along the way. ms: milliseconds a "
-        "sample. The files have the steps, too."
+        "sample."
     )
     line = verdict(rows, options.by)
     out, plain = console(), [row.values() for row in rows]
-    out.print(cost_table(plain, title, caption))
+    out.print(cost_table(plain, title, f"{caption} The files have the steps, too."))
     say(out, line)
     folder = subject.folder
     text = json.dumps({"protocol": protocol, "verdict": line, "rows": plain}, indent=1)

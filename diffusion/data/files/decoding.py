@@ -61,6 +61,10 @@ class Seen:
     several: list[str] = field(default_factory=list)
 
 
+class UnreadableError(UserError):
+    """A file that is no image, or damaged, or too large."""
+
+
 def _opened(data: bytes) -> Image.Image | None:
     """What Pillow makes of a file; None of a TIFF that it does not know, as one of many bands."""
     try:
@@ -77,10 +81,10 @@ def decode(file: ImageFile, size: Size | None, how: Alike = EIGHT_BITS, seen: Se
     With all its channels it is (H, W, C). What is reported of it is added to `seen`.
 
     Raises:
-        UserError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; the file is named.
+        UnreadableError: Where the file cannot be read, is damaged, or has more pixels than Pillow's limit; it is named.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**27
-    too_large = UserError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
+    too_large = UnreadableError(f"{file.described}: the image has more than {limit:,} pixels and is refused.")
     try:
         data = file.read()
         with closing(_opened(data) or Image.new("1", (1, 1))) as image:
@@ -118,7 +122,7 @@ def decode(file: ImageFile, size: Size | None, how: Alike = EIGHT_BITS, seen: Se
         raise too_large from None
     except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, struct.error, zlib.error ...
         reason = "not an image of a known kind" if isinstance(error, Image.UnidentifiedImageError) else _line(error)
-        raise UserError(f"{file.described}: cannot be read as an image ({reason}).") from error
+        raise UnreadableError(f"{file.described}: cannot be read as an image ({reason}).") from error
 
 
 def _line(error: Exception) -> str:
@@ -170,7 +174,7 @@ def decode_all(
     kept: list[int] = []
     skipped: list[str] = []
     seen = Seen()
-    one = partial(_decode_or_tell, size=size, how=how, seen=seen)
+    one = partial(_decode_or_tell if skip else decode, size=size, how=how, seen=seen)
     dtype = torch.int32 if how.whole else torch.uint8
     # The warning below Pillow's hard limit would be printed from a thread; `decode` refuses such images itself.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -182,8 +186,6 @@ def decode_all(
             for file, array in zip(chunk, arrays, strict=True):
                 done += 1
                 if isinstance(array, str):
-                    if not skip:
-                        raise UserError(f"{array} data.unreadable=skip leaves such files out.")
                     skipped.append(array)
                     continue
                 array = channels_first(array)

@@ -29,7 +29,7 @@ from .array_files import load_arrays, number_classes
 from .channels import has_opacity
 from .columns import Pairs, labels_of, of_folder
 from .decoded_cache import decode_cached
-from .decoding import Decoded, ImageFile, Progress, decode_all, refuse_unused_bits
+from .decoding import Decoded, ImageFile, Progress, UnreadableError, decode_all, refuse_unused_bits
 from .fitting import Size
 from .passed_over import ENDINGS, PassedOver, is_hidden
 from .raw_images import RawImages
@@ -89,7 +89,7 @@ def load_files(
             raise UserError(f"data.path: {path} cannot be read ({error.strerror}).") from error
         files = [file for part in parts.values() for file in part]
         class_names, notes = _class_names(files)
-        notes = [*passed.notes(), *notes]
+        notes = [*passed.notes(bool(columns) or (labelled and not class_names)), *notes]
         counts = {name: len(part) for name, part in parts.items()}
         rule = None
         if split is not None:
@@ -113,7 +113,10 @@ def load_files(
         if columns:
             alike = partial(decode_all, size=size, how=replace(how, every=False))
             notes_of = partial(_of_files, bits=how.bits)
-            read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
+            try:
+                read, more = of_folder(path, columns, files, alike, notes_of, how.levels, number_classes, pairs)
+            except UnreadableError as error:  # an image of a pair, which is not left out
+                raise UserError(str(error)) from error
             notes += more
     number = {name: label for label, name in enumerate(class_names)}
     labels, num_classes = None, len(class_names)
@@ -133,7 +136,7 @@ def load_files(
         tuple(class_names),
         rule,
         len(decoded.skipped),
-        tuple(notes),
+        tuple(dict.fromkeys(notes)),
         read,
         opacity,
     )

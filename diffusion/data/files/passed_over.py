@@ -23,6 +23,7 @@ class PassedOver:
     def __init__(self) -> None:
         self.endings: Counter[str] = Counter()
         self.tables: list[str] = []
+        self.label_files = 0  # called labels.csv
         self.links: list[str] = []  # folders that were met a second time
         self.left_out: Sequence[str] = ()  # folders and tables that are read as what the images are conditioned on
 
@@ -35,15 +36,19 @@ class PassedOver:
         stem, ending = os.path.splitext(name)
         if ending in ENDINGS:
             return True
-        self.endings[ending] += 1
-        if self.left_out and parts[-1] == LABELS_FILE:
-            self.endings[ending] -= 1
-        elif ending in _TABLES or any(word in stem for word in _OF_LABELS):
+        if parts[-1] == LABELS_FILE:
+            self.label_files += 1
+            return False
+        self.endings[ending.removesuffix(".")] += 1
+        if ending in _TABLES or any(word in stem for word in _OF_LABELS):
             self.tables.append(parts[-1])
         return False
 
-    def notes(self) -> list[str]:
-        """What was left out, a line each."""
+    def notes(self, labels_are_read: bool = False) -> list[str]:
+        """What was left out, a line each; labels.csv, too, unless that is read."""
+        if self.label_files and not labels_are_read:
+            self.endings[".csv"] += self.label_files
+            self.tables, self.label_files = [LABELS_FILE] * self.label_files + self.tables, 0
         again = [f"{', '.join(self.links[:3])}: links to folders that are read already, left out"] if self.links else []
         count = self.endings.total()
         if not count:
@@ -54,7 +59,10 @@ class PassedOver:
         found = [f"{count:,} {'file' if count == 1 else 'files'} passed over: {endings} (not read)"]
         if self.tables:
             names = ", ".join(self.tables[:3]) + (", ..." if len(self.tables) > 3 else "")
-            found.append(f"not used: {names}; labels are taken from folders, .cls files in tar shards, and .npz files")
+            found.append(
+                f"not used: {names}; labels are taken from folders, the column 'label' of {LABELS_FILE}, .cls files in tar "
+                "shards, and .npz files"
+            )
         return found + again
 
 
