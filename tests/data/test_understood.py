@@ -117,8 +117,8 @@ def test_files_that_are_passed_over_are_counted(tmp_path: Path, kind: Kind) -> N
     assert sorted(raw.keys) == images if kind is not as_tar else len(raw.keys) == 4
     assert raw.notes == (
         "5 files passed over: .avif .csv .heic, no ending (not read)",
-        "not used: labels.csv; labels are taken from folders, the column 'label' of labels.csv, .cls files in tar shards, "
-        "and .npz files",
+        "not used: labels.csv; labels are taken from folders, the column 'label' of labels.csv, .cls files in tar "
+        "shards, and .npz files",
     )
     assert not load_files(kind(tmp_path / "clean", [*images, *hidden])).notes
     with pytest.raises(UserError, match=r"no image found in .*; 2 files passed over: \.avif \.heic"):

@@ -60,8 +60,8 @@ class PassedOver:
         if self.tables:
             names = ", ".join(self.tables[:3]) + (", ..." if len(self.tables) > 3 else "")
             found.append(
-                f"not used: {names}; labels are taken from folders, the column 'label' of {LABELS_FILE}, .cls files in tar "
-                "shards, and .npz files"
+                f"not used: {names}; labels are taken from folders, the column 'label' of {LABELS_FILE}, .cls files in "
+                "tar shards, and .npz files"
             )
         return found + again
 
