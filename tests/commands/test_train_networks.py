@@ -1,5 +1,7 @@
 """`train-classifier` and `train-features`: what they write is read back, and is what they have trained."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import main
+from diffusion.commands.train.labelled_data import labelled
 from diffusion.data import load_images
 from diffusion.errors import UserError
 from diffusion.metrics import ClassifierFeatures
@@ -66,7 +69,7 @@ def write_images(folder, count):
         (["folder"], "--path: found none; "),
         (["folder", "--path", "empty"], "--path: no image found in empty; "),
         (["folder", "--path", "one"], "--path: 1 to split: too few samples"),
-        (["folder", "--path", "unlabelled"], "DATA: 'folder' has no labels"),
+        (["folder", "--path", "unlabelled"], "DATA: the data 'folder' have no labels (folders of classes, or"),
         (["folder", "--path", "absent"], "--path: absent does not exist"),
         (["digits", "--path", "unlabelled"], "--path: digits come with scikit-learn"),
         (["mnist", "--root", "unlabelled"], "--root: "),
@@ -85,3 +88,12 @@ def test_data_that_cannot_be_learnt_are_told_by_the_option_that_names_them(
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith(f"error: {told}"), err
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_classes_may_be_the_column_label_of_labels_csv(tmp_path):
+    write_images(tmp_path / "x", 12)
+    lines = "".join(f"{i}.png,{'cat' if i % 3 else 'dog'}\n" for i in range(12))
+    (tmp_path / "x" / "labels.csv").write_text(f"file,label\n{lines}")
+    data, (_, labels), _ = labelled(argparse.Namespace(data="folder", path=tmp_path / "x", root="data", size=None))
+    assert data.num_classes == 2
+    assert sorted(labels.unique().tolist()) == [0, 1]

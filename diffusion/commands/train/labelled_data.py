@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...data import ImageData, image_names, load_images
+from ...denoisers.condition import LABEL
 from ...errors import UserError, choose, reported_as
+from ...models.conditions import no_labels
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,9 +27,9 @@ def labelled(options: argparse.Namespace) -> tuple[ImageData, tuple[Tensor, Tens
     """
     choose("DATA", options.data, image_names())
     with reported_as({"data.path": "--path", "data.root": "--root", "data.size": "--size", "data.name": "DATA"}):
-        data = load_images(options.data, path=options.path, root=options.root, size=options.size)
+        data = load_images(options.data, path=options.path, root=options.root, size=options.size, columns=(LABEL,))
     if data.train_labels is None or data.test_labels is None:
-        raise UserError(f"DATA: '{options.data}' has no labels; a classifier cannot be trained on it")
+        raise UserError(f"DATA: {no_labels(options.data)}; a classifier cannot be trained on it")
     return data, (data.train, data.train_labels), (data.test, data.test_labels)
 
 
