@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.data.files import decoding
 from diffusion.data.files.decoding import ImageFile, decode, decode_all
 from diffusion.data.files.fitting import resize_and_crop, resize_arrays
 from diffusion.errors import UserError
@@ -84,12 +85,14 @@ def test_channels_of_a_mixed_set() -> None:
         assert greys.equal(torch.from_numpy(GREY).expand(3, 3, 4))
 
 
-def test_order_and_progress_over_several_chunks() -> None:
+@pytest.mark.parametrize("small", [0.0, 1e9], ids=["in threads", "in one"])
+def test_order_and_progress_over_several_chunks(monkeypatch: pytest.MonkeyPatch, small: float) -> None:
+    monkeypatch.setattr(decoding, "_SMALL", small)
     files = [encoded(Image.new("L", (1, 1), i % 256)) for i in range(1500)]
     calls: list[tuple[int, int]] = []
     images = decode_all(files, progress=lambda done, n: calls.append((done, n))).images
     assert images.flatten().equal(torch.arange(1500).remainder(256).to(torch.uint8))
-    assert calls == [(1024, 1500), (1500, 1500)]
+    assert calls == [(16, 1500), (1040, 1500), (1500, 1500)]
 
 
 def test_differing_sizes_name_two_files_and_the_way_out() -> None:
