@@ -122,8 +122,8 @@ class QualityReference:
     training: tuple[Tensor, bool] | None = None
 
     @cached_property
-    def some(self) -> KernelReference:
-        """Of the reference, what KID takes."""
+    def kernel_reference(self) -> KernelReference:
+        """What KID takes, summed once for all samples."""
         return KernelReference(spread(self.features, NEIGHBOUR_IMAGES))
 
     @classmethod
@@ -222,7 +222,7 @@ class QualityReference:
         return Quality(
             len(samples),
             frechet_estimate(features, self.statistics, keys=image_keys(samples)),
-            kernel_distance(features, self.some),
+            kernel_distance(features, self.kernel_reference),
             *precision_recall(features, some),
             *density_coverage(features, some),
             near_pixels,

@@ -109,8 +109,7 @@ def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     name = choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
     if options.condition is not None:
         raise UserError(f"--condition: {options.run} has none; leave it out")
-    if options.features is not None:
-        raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
+    _refuse_features(options)
     model = EXACT_MODELS[name]().to(device)
     drawn = model.draw(_DRAWS, _DRAWS_SEED).flatten(1)
     return Subject(
@@ -203,8 +202,7 @@ def _of_images(
 
 def _of_array(options: argparse.Namespace, model: DiffusionModel, data: SplitData) -> _Reference:
     dims = math.prod(data.shape)
-    if options.features is not None:
-        raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
+    _refuse_features(options)
     if dims > _MOST_NUMBERS:
         raise UserError(f"{options.run}: its rows are of {dims:,} numbers; accepted: up to {_MOST_NUMBERS:,}")
     rows, identity = images_of(data, "train", min(len(data.train), _DRAWS))
@@ -217,6 +215,11 @@ def _of_array(options: argparse.Namespace, model: DiffusionModel, data: SplitDat
         values=z,
         second_moment=float(z.square().mean()),
     )
+
+
+def _refuse_features(options: argparse.Namespace) -> None:
+    if options.features is not None:
+        raise UserError(f"--features: {options.run} has numbers, which are their own features; leave it out")
 
 
 def _second_moment(model: GaussianMixture) -> float:
