@@ -53,3 +53,9 @@ def choose_precision(name: str, device: torch.device) -> str:
 def choose_compile(choice: str | bool, device: torch.device) -> bool:
     """Whether to compile the network: as configured; `auto` compiles on a GPU."""
     return device.type == "cuda" if choice == "auto" else bool(choice)
+
+
+def has_bf16_tiles(device: torch.device) -> bool:
+    """Whether this is a CPU that multiplies tiles of bf16 (Intel's AMX), for which channels are best stored last."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions
+    return device.type == "cpu" and bool(capabilities().get("amx_bf16"))

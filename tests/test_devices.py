@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusion.config import load_config, preflight
-from diffusion.devices import choose_compile, choose_device, choose_precision
+from diffusion.devices import choose_compile, choose_device, choose_precision, has_bf16_tiles
 from diffusion.errors import UserError
 from diffusion.processes import by_uv, typed, waiting_threads_sleep
 
@@ -69,6 +69,15 @@ def test_compilation_is_for_gpus_unless_asked_for():
     assert not choose_compile("auto", CPU)
     assert choose_compile(True, CPU)
     assert not choose_compile(False, CUDA)
+
+
+def test_a_cpu_with_tiles_of_bf16_is_known_by_what_torch_says_of_it(monkeypatch):
+    for says, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda says=says: says, raising=False)
+        assert has_bf16_tiles(CPU) is expected
+        assert not has_bf16_tiles(CUDA)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # not in older versions
+    assert not has_bf16_tiles(CPU)
 
 
 def test_another_command_is_written_as_this_one_was_started(tmp_path, monkeypatch):

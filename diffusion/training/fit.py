@@ -19,10 +19,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..config import Config, adopting, dump_config, load_config, parse_config, plain_values, preflight, with_places
-from ..devices import choose_compile, choose_device, choose_precision
+from ..devices import choose_compile, choose_device, choose_precision, has_bf16_tiles
 from ..errors import UserError
 from ..models.build import Data
 from ..models.load import NOT_FITTED, STEP, TrainedModel, load
+from ..networks.layers import channels_last
 from ..processes import end_with_parent, is_child, is_helper, launched
 from ..storage import atomic, full_disk, run_lock, run_status, runs, tensor_files
 from .callbacks import EMACallback, OptimizerOptions, Progress, SampleGrid
@@ -181,7 +182,7 @@ def fit(
         read_every=1 if device.type == "cpu" else options.log_every,
     )
     profiles = [Profiles(run / runs.AVERAGES, config, module.averaged)] if config.ema.widths else []
-    by_network = _compile(subject) if compiled else False
+    by_network = _compile(subject, device) if compiled else False
     samples = run / runs.SAMPLES
     with _quiet_lightning(), run_lock.held(run) if rank_zero_only.rank == 0 else nullcontext():
         trainer = L.Trainer(
@@ -219,12 +220,14 @@ def fit(
     return Fit(run, subject.data, mirror, exit_code, trainer.is_global_zero)
 
 
-def _compile(subject: Subject) -> bool:
+def _compile(subject: Subject, device: torch.device) -> bool:
     """Compile what is trained: its networks alone where True is returned, else network and loss as one graph.
 
     Weights are gathered between the parts of a network, not within a graph; conventions of another project look at
     values.
     """
+    if choose_precision(subject.config.trainer.precision, device) == "bf16-mixed" and has_bf16_tiles(device):
+        channels_last(subject.module.networks)
     by_network = subject.sharded or subject.config.family == "adopted"
     subject.module.compiles = not by_network
     if by_network:

@@ -71,6 +71,8 @@ def test_densities_are_in_nats_and_of_rows():
         found = text.partition("<script>")[0]
         assert "nats/dim" in found
         assert not re.search(r"bits|[Ii]mages? (?!seen)|grey levels", found)
+    named = "test rows: image-moons.npz (my_images.npy, images/a.npz)"
+    assert contents[1].words(named.replace("rows", "images", 1)) == named
 
 
 def test_one_image_has_no_interval_and_no_error():

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused():
         Mask(torch.tensor([True, False, True]))(seeded(2, 4))
     with pytest.raises(UserError, match="does not divide an image of 3 x 4"):
         Downsample(2)(seeded(1, 1, 3, 4))
-    with pytest.raises(UserError, match="3 weights for images of 1 channels"):
+    with pytest.raises(UserError, match="grey: found images of 1 channels; needs 3"):
         Grey()(seeded(1, 1, 2, 2))
     with pytest.raises(UserError, match="std: found 0"):
         Blur(0.0)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tiny_configs import autoencoder_config, digits_config
 from torch._dynamo.utils import counters
 
@@ -143,3 +144,30 @@ def test_a_run_compiles_its_loss_and_that_of_validation_once_each(tmp_path, comp
         found.append({(row["step"], key): row[key] for row in rows for key in row if "loss" in key or "error" in key})
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert sum(key == "validation/loss" for _, key in found[0]) == 2
+
+
+def test_compiled_for_tiles_of_bf16_a_run_stores_channels_last_and_learns_the_same(
+    tmp_path, compiles_nothing, monkeypatch
+):
+    monkeypatch.setattr("diffusion.training.fit.has_bf16_tiles", lambda device: True)
+    losses, last = [], []
+    for compiles in ("true", "false"):
+        settings = (f"trainer.compile={compiles}", "trainer.precision=bf16", "trainer.log_every=1")
+        weights = Weights()
+        config = digits_config(tmp_path / compiles, *settings, "trainer.validate_every=9")
+        run = fit(config, callbacks=[weights]).run
+        losses.append([row["train/loss"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row])
+        last.append(not weights.of.is_contiguous())
+        assert last[-1] is weights.of.is_contiguous(memory_format=torch.channels_last)
+        assert middle(diffusion.load(run).denoiser).is_contiguous()
+    assert last == [True, False]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def middle(denoiser):
+    return denoiser.network.middle_1.residual.conv_1.weight
+
+
+class Weights(Callback):
+    def on_train_end(self, trainer, pl_module):
+        self.of = middle(pl_module.denoiser)

@@ -10,6 +10,7 @@ importance-weighted bound of 5,000 samples lies below that of 50 under one and t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -95,9 +96,9 @@ class Group:
 
 
 def of_densities(text: str) -> str:
-    """A text about images, about rows of real numbers: `nats/dim of rows`."""
+    """A text about images, about rows of real numbers: `nats/dim of rows`. Names with these words in them stay."""
     for word, other in _OF_DENSITIES.items():
-        text = text.replace(word, other)
+        text = re.sub(rf"(?<![\w./-]){word}(?![\w/-]|\.\w)", other, text)
     return text
 
 

@@ -151,7 +151,7 @@ class Grey(LinearOperator):
 
     def __call__(self, x):
         if x.shape[1] != len(self.weights):
-            raise UserError(f"weights: {len(self.weights)} weights for images of {x.shape[1]} channels")
+            raise UserError(f"grey: found images of {x.shape[1]} channels; needs {len(self.weights)}, one per weight")
         return (self._weights(x) * x).sum(1, keepdim=True)
 
     def adjoint(self, y):
