@@ -7,6 +7,7 @@ two and every image is in one. Archives are read in memory, never unpacked. `not
 
 from __future__ import annotations
 
+import ntpath
 import os
 import warnings
 import zipfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -279,17 +280,19 @@ def _list_zip(path: Path, stack: ExitStack, passed: PassedOver) -> list[ImageFil
     files = []
     for member in archive.infolist():
         described = f"{path}: {member.filename}"
-        name = PurePosixPath(member.filename.replace("\\", "/"))
-        if name.is_absolute() or PureWindowsPath(name).drive or ".." in name.parts:
+        path_inside = member.filename.replace("\\", "/")
+        parts = [part for part in path_inside.split("/") if part not in ("", ".")]  # a third of pathlib's time
+        if path_inside.startswith("/") or ntpath.splitdrive(path_inside)[0] or ".." in parts:
             raise UserError(f"{described!r}: the zip file has a member with an absolute path or '..', and is refused.")
-        if member.is_dir() or not passed.is_image(str(name)):
+        name = "/".join(parts)
+        if member.is_dir() or not passed.is_image(name):
             continue
         if member.file_size > MEMBER_BYTES:
             raise UserError(
                 f"{described}: unpacks to {member.file_size:,} bytes; more than {MEMBER_BYTES:,} are refused."
             )
         read: Callable[[], bytes] = partial(archive.read, member)
-        files.append(ImageFile(str(name), described, read))
+        files.append(ImageFile(name, described, read))
     return files
 
 
