@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UserError, choose
-from .layers import Norm, check_at_least, glorot, group_norm, zero
+from .layers import Norm, check_at_least, glorot, group_norm, is_compiled_for_cpu, zero
 
 SCALES = ("constant", "entropy_invariant")
 NORM_EPS = 1e-6  # of the norm of queries and keys
@@ -75,10 +75,6 @@ def rotated(x: Float[Tensor, " b h n d"], angle: Float[Tensor, " n pairs"]) -> F
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
-
-
-def _are_few(tokens: Tensor) -> bool:
-    return tokens.device.type == "cpu" and tokens.shape[1] <= FEW
 
 
 def _few(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
@@ -131,7 +127,7 @@ class TokenAttention(nn.Module):
             q, k = self.norm_q(q.to(exact)).to(v.dtype), self.norm_k(k.to(exact)).to(v.dtype)
         if angles is not None:
             q, k = rotated(q, angles), rotated(k, angles)
-        attend = _few if torch.compiler.is_compiling() and _are_few(tokens) else F.scaled_dot_product_attention
+        attend = _few if is_compiled_for_cpu(q) and q.shape[2] <= FEW else F.scaled_dot_product_attention
         mixed = attend(q, k, v, scale=self.scale(tokens.shape[1], q.shape[-1]))
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 

@@ -50,6 +50,11 @@ def zero(layer: Layer) -> Layer:
     return layer
 
 
+def is_compiled_for_cpu(x: Tensor) -> bool:
+    """Whether what is done with a tensor is being compiled, to run on a CPU, and not being exported."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu"
+
+
 class GroupNorm(nn.GroupNorm):
     """torch's, and the same from sums per channel where a network in bf16 is compiled for a CPU.
 
@@ -59,7 +64,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Of data (B, C, *sides)."""
-        if not (torch.compiler.is_compiling() and input.dtype == torch.bfloat16 and input.device.type == "cpu"):
+        if not (is_compiled_for_cpu(input) and input.dtype == torch.bfloat16):
             return super().forward(input)
         x, sides = input.float(), tuple(range(2, input.ndim))
         size = self.num_channels // self.num_groups
