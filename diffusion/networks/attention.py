@@ -34,7 +34,7 @@ from .layers import Norm, check_at_least, glorot, group_norm, is_compiled_for_cp
 SCALES = ("constant", "entropy_invariant")
 NORM_EPS = 1e-6  # of the norm of queries and keys
 BASE = 100.0  # of rotary frequencies
-FEW = 256  # tokens whose products take little memory
+FEW = 64  # tokens: from 196 on the two ways take as long
 
 
 def entropy_invariant(name: str) -> bool:
@@ -78,10 +78,10 @@ def rotated(x: Float[Tensor, " b h n d"], angle: Float[Tensor, " n pairs"]) -> F
 
 
 def _few(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """softmax(Q K^T scale) V in parts, for the compiler. For the 49 tokens of a 7 x 7 map the backward pass of a CPU's
-    fused kernel takes five times as long."""
-    products = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return torch.softmax(products, dim=-1).to(v.dtype) @ v
+    """softmax(Q K^T scale) V in parts, which the compiler makes one of: a CPU's fused kernel is slow backwards."""
+    products = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax(scale * products, dim=-1).to(v.dtype) @ v
 
 
 class TokenAttention(nn.Module):
@@ -127,7 +127,8 @@ class TokenAttention(nn.Module):
             q, k = self.norm_q(q.to(exact)).to(v.dtype), self.norm_k(k.to(exact)).to(v.dtype)
         if angles is not None:
             q, k = rotated(q, angles), rotated(k, angles)
-        attend = _few if is_compiled_for_cpu(q) and q.shape[2] <= FEW else F.scaled_dot_product_attention
+        few = q.requires_grad and q.shape[2] <= FEW and is_compiled_for_cpu(q)
+        attend = _few if few else F.scaled_dot_product_attention
         mixed = attend(q, k, v, scale=self.scale(tokens.shape[1], q.shape[-1]))
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 

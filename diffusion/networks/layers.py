@@ -35,11 +35,19 @@ def glorot(layer: Layer) -> Layer:
 
 
 def channels_last(networks: Iterable[nn.Module]) -> None:
-    """Store the weights of convolutions of images with their channels last, which their feature maps follow."""
+    """Have convolutions of images see their input with its channels last, once they are compiled for a CPU.
+
+    Weights stay as they are stored, so that a run can go on where this does not pay.
+    """
     for network in networks:
-        for parameter in network.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    (x,) = inputs
+    return (x.contiguous(memory_format=torch.channels_last),) if is_compiled_for_cpu(x) else None
 
 
 def zero(layer: Layer) -> Layer:
@@ -56,25 +64,26 @@ def is_compiled_for_cpu(x: Tensor) -> bool:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, and the same from sums per channel where a network in bf16 is compiled for a CPU.
+    """torch's, and the same from sums per channel for images in bf16 with channels last in what is compiled for a CPU.
 
-    The compiler's own takes three times as long there with channels last: its loops look for the group of each channel,
-    which keeps them from working on several channels at a time.
+    The compiler's own is slow there (docs/benchmarks.md): its loops look for the group of each channel, which keeps
+    them from working on several channels at a time.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Of data (B, C, *sides)."""
-        if not (is_compiled_for_cpu(input) and input.dtype == torch.bfloat16):
+        if not (input.dtype == torch.bfloat16 and input.ndim == 4 and is_compiled_for_cpu(input)):
             return super().forward(input)
-        x, sides = input.float(), tuple(range(2, input.ndim))
-        size = self.num_channels // self.num_groups
-        same = torch.eye(self.num_groups, device=x.device).repeat_interleave(size, 0).repeat_interleave(size, 1)
-        same = same * (self.num_channels / (x[0].numel() * size))
-        mean, square = x.sum(sides) @ same, x.square().sum(sides) @ same
-        factor = torch.rsqrt(square - mean.square() + self.eps) * self.weight
-        bias = self.bias - mean * factor
-        over = (..., *(None,) * len(sides))
-        return (x * factor[over] + bias[over]).to(input.dtype)
+        if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):  # of the products
+            x, size = input.float(), self.num_channels // self.num_groups
+            same = torch.eye(self.num_groups, device=x.device).repeat_interleave(size, 0).repeat_interleave(size, 1)
+            same = same / (size * x.shape[2] * x.shape[3])  # averages the channels of a group
+            mean, square = x.sum((2, 3)) @ same, x.square().sum((2, 3)) @ same
+            factor = torch.rsqrt((square - mean.square()).clamp_min(0.0) + self.eps) * self.weight
+            bias = self.bias - mean * factor
+            return (x * factor[:, :, None, None] + bias[:, :, None, None]).to(input.dtype)
 
 
 def group_norm(channels: int, groups: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
