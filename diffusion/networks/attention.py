@@ -80,8 +80,8 @@ def rotated(x: Float[Tensor, " b h n d"], angle: Float[Tensor, " n pairs"]) -> F
 def _few(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """softmax(Q K^T scale) V in parts, which the compiler makes one of: a CPU's fused kernel is slow backwards."""
     products = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return torch.softmax(scale * products, dim=-1).to(v.dtype) @ v
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax(factor * products, dim=-1).to(v.dtype) @ v
 
 
 class TokenAttention(nn.Module):
