@@ -7,7 +7,6 @@ cut in the middle, and a run waits for each that is compiled anew.
 import contextlib
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from diffusion.networks.layers import channels_last
 from diffusion.training.fit import _compile, fit
 from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.build import build_module
+from diffusion.training.subject import prepare
 
 SLOW = pytest.mark.slow
 FACTS = DataFacts("digits", (1, 8, 8), 17, 10)
@@ -163,10 +163,9 @@ def test_with_channels_last_in_bf16_the_loss_is_the_same(tmp_path, compiles_noth
     ("precision", "tiles", "expected"), [("bf16", True, True), ("bf16", False, False), ("auto", True, False)]
 )
 def test_channels_are_last_where_a_cpu_has_tiles_of_bf16(monkeypatch, tmp_path, precision, tiles, expected):
-    changed, network = [], object()
+    changed = []
     monkeypatch.setattr("diffusion.training.fit.has_bf16_tiles", lambda device: tiles)
     monkeypatch.setattr("diffusion.training.fit.channels_last", changed.extend)
-    config = digits_config(tmp_path, f"trainer.precision={precision}")
-    subject = SimpleNamespace(config=config, sharded=False, module=SimpleNamespace(networks=[network]))
+    subject = prepare(digits_config(tmp_path, f"trainer.precision={precision}"), None, None)
     assert _compile(subject, torch.device("cpu")) is False  # not by network: the whole loss
-    assert changed == [network] * expected
+    assert changed == list(subject.module.networks) * expected
