@@ -251,7 +251,9 @@ def _pretrained(text: str) -> Path:
     options = [model.removeprefix(_PREFIX) for model in shipped_models()]
     if name not in options:
         accepted = ", ".join(shipped_models()) or "none in this installation"
-        raise UserError(f"{text}: there is no such model; accepted: {accepted}.{did_you_mean(name, options)}")
+        # Compared without what all names begin with, which would make any two of them close.
+        hint = did_you_mean(name, options).replace("mean '", f"mean '{_PREFIX}")
+        raise UserError(f"{text}: there is no such model; accepted: {accepted}.{hint}")
     return PRETRAINED / f"{name}.safetensors"
 
 

@@ -154,7 +154,7 @@ def test_pretrained_models_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PRETRAINED", tmp_path)
     (tmp_path / "digits.safetensors").write_bytes(b"")
     assert runs.resolve_model("pretrained:digits") == tmp_path / "digits.safetensors"
-    with pytest.raises(UserError, match=r"accepted: pretrained:digits\. Did you mean 'digits'\?"):
+    with pytest.raises(UserError, match=r"accepted: pretrained:digits\. Did you mean 'pretrained:digits'\?"):
         runs.resolve_model("pretrained:digit")
 
 
