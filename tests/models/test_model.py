@@ -60,7 +60,7 @@ def test_a_pretrained_model_is_loaded_by_name(digits, monkeypatch):
     (run / runs.MODEL).rename(run / "small.safetensors")
     monkeypatch.setattr(runs, "PRETRAINED", run)
     assert load("pretrained:small").facts == DIGITS
-    with pytest.raises(UserError, match="Did you mean 'small'"):
+    with pytest.raises(UserError, match="Did you mean 'pretrained:small'"):
         load("pretrained:smal")
 
 
