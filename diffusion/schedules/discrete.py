@@ -21,7 +21,7 @@ from ..errors import UserError, choose
 from ..numerics.arrays import REFUSED, as_tensor, described
 from .schedule import NOISE_END, Schedule, check_ends, check_numbers, log_sigmoid_alpha
 
-BETAS = (*ScheduleConfig.words("betas"), "scaled-linear", "sigmoid")  # the latter of models of others
+BETAS = (*ScheduleConfig.words("betas"), "scaled-linear", "sigmoid")  # the last two: of models of others
 _MOST_STEPS = 1_000_000
 
 
