@@ -87,17 +87,7 @@ class Reference:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the command line; returns the exit code."""
-    device = choose_device(options.device)
-    candidates = [load_candidate(text, options) for text in options.run]
-    names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
-    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
-    _require_used(candidates, options)
-    first = candidates[0].data
-    extractor = choose_extractor(options.features, first, options.download)
-    reference = Reference(first, extractor, options, device)
-    if not len(reference.images):
-        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
-    _require_alike(candidates, reference, options)
+    candidates, reference = _asked(options, choose_device(options.device))
     for candidate in candidates:  # before any of them is drawn
         if candidate.count < FEWEST:
             what = candidate.name if options.samples is None else "--samples"
@@ -118,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
             if of_class.count < FEWEST or len(getattr(of_class.data, options.reference)) < FEWEST:
                 left_out.append(f"{of_class.name}: left out, fewer than {FEWEST} samples or reference images")
                 continue
-            own = Reference(of_class.data, extractor, options, device)
+            own = Reference(of_class.data, reference.extractor, options, reference.device)
             row, _ = _measured(of_class, own, options, bar)
             if options.scale and (fresh := _fresh(own.get(bar, of_class.mirrored), of_class.count, bar)) is not None:
                 row = replace(row, figures={**row.figures, **{f"test_{k}": v for k, v in fresh.figures.items()}})
@@ -139,6 +129,34 @@ def run(options: argparse.Namespace) -> int:
         features = () if options.features is None else ("--features", options.features)
         print_next(out, "tradeoff", text, *features, data=moved(options), runs=options.runs)
     return 0
+
+
+def kept(options: argparse.Namespace) -> list[Row]:
+    """The rows that `run` has kept of a command line: of its runs and folders, neither of classes nor for scale.
+
+    Raises:
+        UserError: For one that is not there, or damaged.
+    """
+    candidates, reference = _asked(options, torch.device("cpu"))
+    found = []
+    for candidate in candidates:
+        question, path = _question(candidate, reference)
+        found.append(replace(_read(path, question), name=candidate.name))
+    return found
+
+
+def _asked(options: argparse.Namespace, device: torch.device) -> tuple[list[Candidate], Reference]:
+    """What a command line asks about, and what that is compared with."""
+    candidates = [load_candidate(text, options) for text in options.run]
+    names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
+    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
+    _require_used(candidates, options)
+    first = candidates[0].data
+    reference = Reference(first, choose_extractor(options.features, first, options.download), options, device)
+    if not len(reference.images):
+        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
+    _require_alike(candidates, reference, options)
+    return candidates, reference
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
