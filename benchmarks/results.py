@@ -101,12 +101,9 @@ ANNEALED = ("--method ais --images 40 --draws 4 --option steps=200", "--method i
 # All 10,000 test images: few noise levels an image are enough, and they are spread as the model's own path is.
 LARGE = "--method elbo --draws 4 --option reference=none"
 IWAE_LARGE = "--method iwae --draws 20"
-QUALITY = (*(f"quality RUN --steps {steps} --no-scale" for steps in (5, 10, 20)), "quality RUN --steps 50")
+QUALITY = tuple(f"quality RUN --steps {steps}" for steps in (5, 10, 20, 50))
 # Classes as in the training images, and what guidance makes of them.
-BY_CLASS = (
-    *(f"quality RUN --steps {steps} --label reference --no-scale" for steps in (5, 10, 20)),
-    "quality RUN --steps 10 --label reference --guidance 2 --no-scale",
-)
+BY_CLASS = (*(f"{drawn} --label reference" for drawn in QUALITY[:3]), f"{QUALITY[1]} --label reference --guidance 2")
 # The best of five recipes on the validation images.
 TUNED = ("trainer.steps=500", "autoencoder.latent_dim=16", "autoencoder.iwae_samples=5")
 # A U-Net of as many weights as the VAE has, 65,682; the whole one for the tuned VAE's CPU seconds; the small one, too.
@@ -144,7 +141,7 @@ PLANS = {
             # 513,625 parameters, beside the 553,119 of the VAE.
             "vdm-mnist-small": Row("vdm-mnist", (LARGE,), ("network.base_channels=24",)),
             "mnist": Row("mnist", (LARGE,), samples=QUALITY),
-            "mnist-class": Row("mnist-class", (LARGE,), samples=(*BY_CLASS, *QUALITY[:3])),
+            "mnist-class": Row("mnist-class", (LARGE,), samples=(*BY_CLASS, *QUALITY)),
         },
         {"pretrained:mnist": (LARGE,)},
         (
@@ -240,16 +237,18 @@ def in_run(text: str, run: str) -> list[str]:
     return [run if word == "RUN" else word for word in text.split()]
 
 
-def qualities(name: str, row: Row, run: str) -> list[tuple[str, QualityRow]]:
-    """What `quality` has kept of a recipe's samples, named by how they were drawn."""
-    made = []
-    for text in row.samples:
-        options = parse_quality_arguments(in_run(text, run)[1:])
-        how = {key: value for key, value in given_settings(options, "figure").items() if key != "steps"}
-        (kept,) = quality.kept(options)
-        told = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in how.items())
-        made.append((", ".join([f"`{name}`", *told]), kept))
-    return made
+def qualities(rows: Mapping[str, Row], models: Mapping[str, Sequence[str]]) -> list[tuple[str, QualityRow]]:
+    """What `quality` has kept of the samples of seed 0, named by how they were drawn; what is for scale comes last."""
+    made, scale = [], {}
+    for name, row in rows.items():
+        for text in row.samples:
+            options = parse_quality_arguments(in_run(text, models[name][0])[1:])
+            how = {key: value for key, value in given_settings(options, "figure").items() if key != "steps"}
+            told = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in how.items())
+            drawn, *others = quality.kept(options)
+            made.append((", ".join([f"`{name}`", *told]), drawn))
+            scale |= {other.name: other for other in others}
+    return [*made, *scale.items()]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -300,8 +299,8 @@ def main(argv: Sequence[str]) -> int:
         classical = [
             Figure(str(e.model["run"]), [e]) for e in map(records.read, sorted((out / "classical").glob("*.json")))
         ]
-        samples = [found for name, row in rows.items() for found in qualities(name, row, models[name][0])]
-        blocks = results_page.blocks([*classical, *trained.values()], paired(plan, trained), samples)
+        drawn = qualities(rows, models)
+        blocks = results_page.blocks([*classical, *trained.values()], paired(plan, trained), drawn)
         text = "\n\n".join([ABOUT, *(f"## {name.capitalize()}\n\n{block}" for name, block in blocks.items())]) + "\n"
         atomic.write_text(out / "seeds.md", text)
         print(text, flush=True)

@@ -215,7 +215,7 @@ def test_a_page_from_nothing(tmp_path, monkeypatch, capsys):
         {
             "net": results.Row(
                 "digits", ("--method elbo --draws 2 --images 30 --wandb off",), DIGITS,
-                ("quality RUN --steps 2 --samples 24 --eta 0 --no-scale --wandb off",),
+                ("quality RUN --steps 2 --samples 24 --eta 0 --wandb off",),
             ),
             "vae": results.Row("vae-digits", ("--method iwae --draws 3 --images 30 --wandb off",), AUTOENCODER),
         },
@@ -269,7 +269,11 @@ def test_a_page_from_nothing(tmp_path, monkeypatch, capsys):
     first = kept("net-seed0", "*.json")["estimate"]
     assert budget["`net` (elbo)"]["test set"] == f"{first['error_budget']['test set']:.4f}"
     assert budget["`net` (elbo)"]["measurement"] == f"{first['measurement_error']:.4f}"
-    (drawn,) = rows(parts["quality"])
+    drawn, *scale = rows(parts["quality"])
+    assert [(row["samples"], row["evaluations"], row["n"]) for row in scale] == [
+        ("test set", "—", "24"),
+        ("noise", "—", "24"),
+    ]
     record = kept("net-seed0", "quality/*.json")
     assert (drawn["samples"], drawn["evaluations"], drawn["n"]) == ("`net`, eta 0", "2", "24")
     assert float(drawn["FID"].split()[0]) == pytest.approx(record["figures"]["fid"], rel=0.02)
