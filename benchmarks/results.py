@@ -1,15 +1,17 @@
-"""The table of docs/results.md from nothing: trains every family's recipe with several seeds, measures all, compares.
+"""The tables of docs/results.md from nothing: trains every family's recipe with several seeds, measures all, compares.
 
     uv run python benchmarks/results.py [digits|mnist|cifar] [--minutes M] [--seeds N] [--only ROW ...] [--runs DIR]
-        [--out DIR] [key=value ...]
+        [--out DIR] [--page FILE] [key=value ...]
 
 Each step is a command of the product and is printed before it runs. What is complete is not done again, and what was
 cut off goes on where it was, so that the same command may be given until it says that all is done. With `--minutes` the
 step at work is stopped by SIGTERM when the time is up, and the exit code is 75: for machines with a time limit.
 Settings (`trainer.steps=2000`, `data.root=/images`, `device=cpu`) are given to every training.
 
-Seed 0 of every row comes first, then seed 1, ...; after each the table is written to DIR/seeds.md, of what there is:
-means over seeds with their spread, and differences paired on the same images.
+Seed 0 of every row comes first, then seed 1, ...; after each the tables (results_page.py) are written to DIR/seeds.md,
+of what there is: likelihoods with their spread over seeds, paired differences, error budgets, the quality of samples.
+With `--page docs/results.md` they also replace the blocks of the data set in that file, when all seeds are done; it is
+looked at before anything runs, and a marker that is missing or there twice is one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -19,26 +21,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import results_page
+from results_page import Figure
 
 from diffusion.commands import records
-from diffusion.commands.compare.groups import kind_text
+from diffusion.commands.app import command
 from diffusion.commands.evaluate.arguments import estimator_options, parse_evaluate_arguments
 from diffusion.commands.evaluate.measuring import question
+from diffusion.commands.options import Parser, path, positive
+from diffusion.commands.quality import quality
+from diffusion.commands.quality.arguments import parse_quality_arguments
+from diffusion.commands.quality.table import Row as QualityRow
 from diffusion.commands.records import Evaluation
 from diffusion.commands.subjects import images_of, load_images_of, load_subject
-from diffusion.commands.table import Table
-from diffusion.likelihood import Interval
-from diffusion.likelihood.estimate import mean_interval
+from diffusion.errors import UserError, choose
+from diffusion.sampling.settings import given_settings
 from diffusion.storage import atomic
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parent.parent / "train.py"))
 DIFFUSION = (sys.executable, "-m", "diffusion")
 STOPPED = 75
+ABOUT = (
+    "Means over seeds; an interval is over images (Student's, wider where they are skew), of each image's mean over "
+    "seeds. All but the exact figures are bounds: a model may be better than its figure. Differences are paired on the "
+    "same images, ratios are of the first over the second. Error budgets are of seed 0."
+)
 
 
 @dataclass(frozen=True)
@@ -53,18 +64,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A difference of two rows on the same images: by the first method of each, or by `methods`."""
+
+    first: str
+    second: str
+    methods: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What stands in a table.
+    """What stands in the tables.
 
     Args:
         rows: The recipes by name.
         shipped: Models that come with the package, and the options of their figures.
+        pairs: The differences.
         common: Options of every `evaluate`.
     """
 
     rows: dict[str, Row]
     shipped: dict[str, tuple[str, ...]]
+    pairs: tuple[Pair, ...] = ()
     common: str = ""
+
+    @property
+    def blocks(self) -> list[str]:
+        """The names of the blocks that it fills (`results_page.blocks`)."""
+        unused = {"differences": not self.pairs, "quality": not any(row.samples for row in self.rows.values())}
+        return [name for name in results_page.BLOCKS if not unused.get(name, False)]
 
 
 FLOW, BOUND, WEIGHTED = "--method ode --tolerance 3e-4", "--method elbo --draws 64", "--method iwae --draws 1000"
@@ -72,7 +100,10 @@ FLOW, BOUND, WEIGHTED = "--method ode --tolerance 3e-4", "--method elbo --draws 
 ANNEALED = ("--method ais --images 40 --draws 4 --option steps=200", "--method iwae --images 40 --draws 1000")
 # All 10,000 test images: few noise levels an image are enough, and they are spread as the model's own path is.
 LARGE = "--method elbo --draws 4 --option reference=none"
-QUALITY = (*(f"quality RUN --steps {steps} --no-scale" for steps in (5, 10, 20)), "quality RUN --steps 50")
+IWAE_LARGE = "--method iwae --draws 20"
+QUALITY = tuple(f"quality RUN --steps {steps}" for steps in (5, 10, 20, 50))
+# Classes as in the training images, and what guidance makes of them.
+BY_CLASS = (*(f"{drawn} --label reference" for drawn in QUALITY[:3]), f"{QUALITY[1]} --label reference --guidance 2")
 # The best of five recipes on the validation images.
 TUNED = ("trainer.steps=500", "autoencoder.latent_dim=16", "autoencoder.iwae_samples=5")
 # A U-Net of as many weights as the VAE has, 65,682; the whole one for the tuned VAE's CPU seconds; the small one, too.
@@ -83,31 +114,51 @@ PLANS = {
             "vdm-digits": Row("vdm-digits", (BOUND,)),
             "vae-digits": Row("vae-digits", (WEIGHTED,)),
             "vae-digits-tuned": Row("vae-digits", (WEIGHTED, *ANNEALED), TUNED),
-            "digits": Row("digits", (FLOW, BOUND)),
+            "digits": Row("digits", (BOUND, FLOW)),
             "eae-digits": Row("eae-digits", (WEIGHTED,)),
             "vdm-equal-parameters": Row("vdm-digits", (BOUND,), (SMALL,)),
             "vdm-equal-time": Row("vdm-digits", (BOUND,), ("trainer.steps=370",)),
             "vdm-equal-both": Row("vdm-digits", (BOUND,), (SMALL, "trainer.steps=1080")),
         },
-        {"pretrained:digits": (FLOW, BOUND)},
+        {"pretrained:digits": (BOUND, FLOW)},
+        (
+            Pair("vdm-digits", "vae-digits-tuned"),
+            Pair("vdm-equal-parameters", "vae-digits-tuned"),
+            Pair("vdm-equal-time", "vae-digits-tuned"),
+            Pair("vdm-equal-both", "vae-digits-tuned"),
+            Pair("digits", "vae-digits-tuned"),
+            Pair("digits", "vae-digits"),
+            Pair("vae-digits-tuned", "vae-digits"),
+            Pair("vae-digits-tuned", "vae-digits-tuned", ANNEALED),
+        ),
     ),
     "mnist": Plan(
         {
             "vdm-mnist": Row("vdm-mnist", (LARGE,)),
-            "vae-mnist": Row("vae-mnist", ("--method iwae --draws 20",)),
-            "eae-mnist": Row("eae-mnist", ("--method iwae --draws 20",)),
+            "vae-mnist": Row("vae-mnist", (IWAE_LARGE,)),
+            "vae-mnist-tuned": Row("vae-mnist", (IWAE_LARGE, *ANNEALED)),
+            "eae-mnist": Row("eae-mnist", (IWAE_LARGE,)),
+            # 513,625 parameters, beside the 553,119 of the VAE.
+            "vdm-mnist-small": Row("vdm-mnist", (LARGE,), ("network.base_channels=24",)),
             "mnist": Row("mnist", (LARGE,), samples=QUALITY),
-            "mnist-class": Row("mnist-class", (LARGE,), samples=QUALITY),
+            "mnist-class": Row("mnist-class", (LARGE,), samples=(*BY_CLASS, *QUALITY)),
         },
-        {},
+        {"pretrained:mnist": (LARGE,)},
+        (
+            Pair("vdm-mnist", "vae-mnist-tuned"),
+            Pair("vdm-mnist-small", "vae-mnist-tuned"),
+            Pair("vae-mnist-tuned", "vae-mnist"),
+            Pair("vae-mnist-tuned", "vae-mnist-tuned", ANNEALED),
+        ),
     ),
     "cifar": Plan(
         {
-            "cifar": Row("cifar", (FLOW, BOUND)),
+            "cifar": Row("cifar", (BOUND, FLOW)),
             "vae-cifar": Row("vae-cifar", (WEIGHTED,)),
             "eae-cifar": Row("eae-cifar", (WEIGHTED,)),
         },
         {},
+        (Pair("cifar", "vae-cifar"),),
         "--images 1000",
     ),
 }
@@ -147,69 +198,6 @@ def finished(training: Sequence[str]) -> str | None:
     return found.stdout.rpartition(": ")[0] if found.returncode == 0 else None
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table: a recipe's figure by one method, of every seed that is measured.
-
-    Args:
-        name: The recipe, or the classical model.
-        evaluations: One a seed, of the same images.
-        training: What each seed's training cost, as `Subject.training`.
-    """
-
-    name: str
-    evaluations: Sequence[Evaluation]
-    training: Sequence[dict[str, object]]
-
-    @property
-    def seeds(self) -> torch.Tensor:
-        """The mean bits/dim of each seed, shape (S,)."""
-        return torch.tensor([e.estimate.mean().mean for e in self.evaluations], dtype=torch.float64)
-
-    @property
-    def images(self) -> torch.Tensor:
-        """Bits/dim of each image, the mean over seeds, shape (B,)."""
-        return torch.stack([e.estimate.bits_per_dim for e in self.evaluations]).mean(0)
-
-    @property
-    def of(self) -> str:
-        """What identifies its images."""
-        return str(self.evaluations[0].protocol.data["sha256"])
-
-    def line(self, best: Figure) -> dict[str, object]:
-        """Its line; `best` is what it is compared with, on the same images."""
-        first, seeds = self.evaluations[0], self.seeds
-        trained = first.model["family"] != "classical"
-        parameters = first.model.get("parameters")
-        costs = {"images seen": "images_seen", "seconds": "training_seconds", "CPU seconds": "training_cpu_seconds"}
-        difference = mean_interval(self.images - best.images)
-        return {
-            "model": self.name,
-            "figure": first.protocol.method if trained else "its probability",
-            "law": first.estimate.protocol.get("law"),
-            "kind": kind_text(first.estimate.kind),
-            "parameters": f"{parameters:,}" if isinstance(parameters, int) else None,
-            **{name: _mean([training[key] for training in self.training]) for name, key in costs.items()},
-            "seeds": len(seeds) if trained else None,
-            "images": len(self.images),
-            "bits/dim, mean": f"{float(seeds.mean()):.3f}",
-            "spread over seeds": f"{float(seeds.std()):.3f}" if len(seeds) > 1 else None,
-            "95 % interval over images": _between(mean_interval(self.images)),
-            "difference to the best, paired": "best"
-            if self is best
-            else f"{difference.mean:+.3f} ({_between(difference, '+')})",
-        }
-
-
-def _mean(values: Sequence[object]) -> str | None:
-    known = [float(value) for value in values if isinstance(value, int | float)]
-    return f"{sum(known) / len(known):,.0f}" if known and len(known) == len(values) else None
-
-
-def _between(interval: Interval, sign: str = "") -> str:
-    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
-
-
 def measured(model: str, method: str, common: str, runs: str) -> tuple[Evaluation, dict[str, object]]:
     """What `evaluate` has kept of a model, and what its training cost."""
     options = parse_evaluate_arguments([model, *method.split(), *common.split()])
@@ -220,72 +208,106 @@ def measured(model: str, method: str, common: str, runs: str) -> tuple[Evaluatio
     return records.read(subject.home / records.FOLDER / f"{protocol.name}.json"), subject.training
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """The lines as Markdown, the best first; each against the best trained model of the same images."""
-    ordered = sorted(figures, key=lambda figure: (-len(figure.images), float(figure.seeds.mean())))
-    best: dict[str, Figure] = {}
-    for figure in ordered:
-        if figure.evaluations[0].model["family"] != "classical":
-            best.setdefault(figure.of, figure)
-    hardware = {str(training["trained_on"]) for figure in ordered for training in figure.training} - {"None"}
-    lines = [
-        "Means over seeds; the interval is over images (Student's, wider where they are skew), of each image's "
-        "mean over seeds; differences are paired on the same images. "
-        "All but the exact figures are bounds: a model may be better than its figure.",
-        f"Trained on: {' | '.join(sorted(hardware)) or 'not recorded'}.",
-        Table.of(figure.line(best.get(figure.of, figure)) for figure in ordered).markdown(),
-    ]
-    return "\n\n".join(lines) + "\n"
+def figures(plan: Plan, models: Mapping[str, Sequence[str]], runs: str) -> dict[tuple[str, str], Figure]:
+    """The figures of the trained models, by recipe and method; `models` are the runs of each recipe, one a seed."""
+    methods = {**plan.shipped, **{name: row.methods for name, row in plan.rows.items()}}
+    made = {}
+    for name, of_seeds in models.items():
+        for method in methods[name]:
+            found = [measured(model, method, plan.common, runs) for model in of_seeds]
+            made[name, method] = Figure(name, [e for e, _ in found], [training for _, training in found])
+    return made
+
+
+def paired(plan: Plan, found: Mapping[tuple[str, str], Figure]) -> list[tuple[Figure, Figure]]:
+    """The two sides of each difference whose recipes are there."""
+    names = {name for name, _ in found}
+    made = []
+    for pair in plan.pairs:
+        if {pair.first, pair.second} <= names:
+            sides = (pair.first, pair.second)
+            methods = pair.methods or [plan.rows[name].methods[0] for name in sides]
+            first, second = (found[side] for side in zip(sides, methods, strict=True))
+            made.append((first, second))
+    return made
+
+
+def in_run(text: str, run: str) -> list[str]:
+    """The words of a command for samples."""
+    return [run if word == "RUN" else word for word in text.split()]
+
+
+def qualities(rows: Mapping[str, Row], models: Mapping[str, Sequence[str]]) -> list[tuple[str, QualityRow]]:
+    """What `quality` has kept of the samples of seed 0, named by how they were drawn; what is for scale comes last."""
+    made, scale = [], {}
+    for name, row in rows.items():
+        for text in row.samples:
+            options = parse_quality_arguments(in_run(text, models[name][0])[1:])
+            how = {key: value for key, value in given_settings(options, "figure").items() if key != "steps"}
+            told = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in how.items())
+            drawn, *others = quality.kept(options)
+            made.append((", ".join([f"`{name}`", *told]), drawn))
+            scale |= {other.name: other for other in others}
+    return [*made, *scale.items()]
 
 
 def main(argv: Sequence[str]) -> int:
     """Train, evaluate, compare: seed by seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("benchmarks/results.py", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", nargs="?", choices=list(PLANS), default="digits")
     parser.add_argument("--minutes", type=float, help="stop after so long")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=3, help="trainings of each recipe (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="only these recipes")
     parser.add_argument("--runs", default="runs", help="the folder of the runs (default: runs)")
     parser.add_argument("--out", help="the folder of the comparison (default: comparison-<data>)")
+    parser.add_argument(
+        "--page", type=path, metavar="FILE", help="also replace the blocks of the data set in this page"
+    )
     options, settings = parser.parse_known_args(argv)
     if wrong := [text for text in settings if "=" not in text]:
-        parser.error(f"found {wrong[0]}; settings are key=value")
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     plan, clock = PLANS[options.data], Clock(options.minutes)
-    if unknown := set(options.only or ()) - set(plan.rows):
-        parser.error(f"--only: found {', '.join(sorted(unknown))}; accepted: {', '.join(plan.rows)}")
-    rows = {name: row for name, row in plan.rows.items() if options.only is None or name in options.only}
+    rows = {choose("--only", name, plan.rows): plan.rows[name] for name in options.only or plan.rows}
+    page = Path(options.page).resolve() if options.page else None
+    if page is not None:
+        if options.only:
+            raise UserError("--only: would leave the other rows out of --page; give one of the two")
+        results_page.replaced(page, options.data, dict.fromkeys(plan.blocks, ""))
+        atomic.check_writable(page)
     out = Path(options.out or f"comparison-{options.data}")
     models: dict[str, list[str]] = {name: [name] for name in plan.shipped}
-    methods = {**plan.shipped, **{name: row.methods for name, row in rows.items()}}
+    blocks: dict[str, str] = {}
     for seed in range(options.seeds):
         for name, row in rows.items():
             named = (f"name={name}-seed{seed}", f"seed={seed}", f"runs={options.runs}", "evaluation.enabled=false")
             training = (*TRAIN, "--config", row.config, *named, *row.settings, *settings)
-            if finished(training) is None:
+            if (run := finished(training)) is None:
                 clock.run(training)
-            run = finished(training)
+                run = finished(training)
             assert run is not None, "train.py answered 0 for a run that is not complete"
             models.setdefault(name, []).append(run)
             for method in row.methods:
                 clock.run((*DIFFUSION, "evaluate", run, *method.split(), *plan.common.split()))
-            for command in row.samples if seed == 0 else ():
-                clock.run((*DIFFUSION, *(run if word == "RUN" else word for word in command.split())))
+            for asked in row.samples if seed == 0 else ():
+                clock.run((*DIFFUSION, *in_run(asked, run)))
         for name, shipped in plan.shipped.items():
             for method in shipped:
                 clock.run((*DIFFUSION, "evaluate", name, *method.split(), *plan.common.split()))
         clock.run((*DIFFUSION, "compare", *(run for found in models.values() for run in found), "--out", str(out)))
-        figures = [
-            Figure(e.model["run"], [e], []) for e in map(records.read, sorted((out / "classical").glob("*.json")))
+        trained = figures(plan, models, options.runs)
+        classical = [
+            Figure(str(e.model["run"]), [e]) for e in map(records.read, sorted((out / "classical").glob("*.json")))
         ]
-        for name, runs_of in models.items():
-            for method in methods[name]:
-                found = [measured(run, method, plan.common, options.runs) for run in runs_of]
-                figures.append(Figure(name, [e for e, _ in found], [training for _, training in found]))
-        text = table(figures)
+        drawn = qualities(rows, models)
+        blocks = results_page.blocks([*classical, *trained.values()], paired(plan, trained), drawn)
+        text = "\n\n".join([ABOUT, *(f"## {name.capitalize()}\n\n{block}" for name, block in blocks.items())]) + "\n"
         atomic.write_text(out / "seeds.md", text)
         print(text, flush=True)
+    if page is not None:
+        atomic.write_bytes(page, results_page.replaced(page, options.data, blocks))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main))

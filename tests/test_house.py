@@ -8,9 +8,13 @@ import ast
 import importlib
 import sys
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+
+from diffusion.config import Config
+from diffusion.config.files import SECTIONS
 
 PACKAGE = Path(__file__).parents[1] / "diffusion"
 THEORY = "torch einops torchdiffeq jaxtyping"
@@ -113,6 +117,37 @@ def test_scripts_import_what_there_is():
         module = importlib.import_module(node.module)
         for name in (alias.name for alias in node.names if not hasattr(module, alias.name)):
             importlib.import_module(f"{node.module}.{name}")  # else a module of it
+
+
+# Lists that choose among the names of an option: what is compared by default, what a page or another's format can do,
+# and the types of devices, which are above the configuration.
+CHOSEN = [
+    "commands/tradeoff/tradeoff.py",
+    "commands/export/page.py",
+    "models/formats/diffusers_export.py",
+    "devices.py",
+]
+
+
+def lists_of_words(path: Path) -> list[set[str]]:
+    """The words of each tuple, list, set and `Literal`, and of the keys of each dictionary, of three or more."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+        found.append({part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)})
+    return [words for words in found if len(words) > 2]
+
+
+def test_the_names_that_an_option_takes_are_listed_in_one_file():
+    """Its section's, from which what builds them and what tells of them takes them."""
+    lists = {path: lists_of_words(path) for path in FILES if str(path.relative_to(PACKAGE)) not in CHOSEN}
+    options = [(section, name) for section in (Config, *SECTIONS.values()) for name in section.model_fields]
+    for section, name in options:
+        words = set(section.words(name))
+        of_it = [(path, listed) for path, some in lists.items() for listed in some if listed <= words]
+        for (path, listed), (other, more) in combinations(of_it, 2):
+            both = listed & more
+            assert path == other or len(both) < 3, f"{section.key(name)}: {sorted(both)} in {path} and {other}"
 
 
 def test_rooms_and_files_can_be_held_in_mind():

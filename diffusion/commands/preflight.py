@@ -18,7 +18,11 @@ GRIDS = SamplingConfig.words("grid")
 # Feature networks: those shipped for a data set, by its name, and Inception.
 INCEPTION = "inception"
 FEATURES = (*runs.shipped(runs.FEATURES), INCEPTION)
-EXACT, EXACT_NAMES = "exact:", ("mixture-2d", "mixture-3x8x8")
+EXACT = "exact:"
+EXACT_MODELS = {
+    "mixture-2d": "commands.tradeoff.subjects:mixture_2d",
+    "mixture-3x8x8": "commands.tradeoff.subjects:mixture_3x8x8",
+}
 _OF_A_RUN = (runs.MODEL, runs.CHECKPOINTS, runs.CONFIG)
 
 
@@ -149,7 +153,7 @@ def check_tradeoff(options: argparse.Namespace) -> None:
         choose("--samplers", name, (*SAMPLERS, "all"))
     _check_drawing(None, options.grid)
     if options.run.startswith(EXACT):
-        choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_NAMES)
+        choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
         if options.data is not None:
             raise UserError(f"--data: {options.run} was trained on no images; leave it out")
     else:

@@ -15,9 +15,15 @@ from .files import (
     plain_values,
     with_places,
 )
+from .options import imported
 from .run_sections import (
+    AUTO_GRID,
+    FAMILIES,
     FITTED,
     FITTED_STEPS,
+    GRIDS,
+    SAMPLERS,
+    STRIDES,
     Config,
     EMAConfig,
     EvaluationConfig,
@@ -28,9 +34,15 @@ from .run_sections import (
 )
 from .sections import (
     DENOISING,
+    FUNCTIONS,
     IMAGE_SETS,
+    NETWORKS,
+    OBSERVATIONS,
+    PREDICTIONS,
+    SCHEDULES,
     SPLITS,
     TOY_SETS,
+    WEIGHTINGS,
     AutoencoderConfig,
     DataConfig,
     DenoiserConfig,
@@ -40,12 +52,23 @@ from .sections import (
 )
 
 __all__ = [
+    "AUTO_GRID",
     "DENOISING",
+    "FAMILIES",
     "FITTED",
     "FITTED_STEPS",
+    "FUNCTIONS",
+    "GRIDS",
     "IMAGE_SETS",
+    "NETWORKS",
+    "OBSERVATIONS",
+    "PREDICTIONS",
+    "SAMPLERS",
+    "SCHEDULES",
     "SPLITS",
+    "STRIDES",
     "TOY_SETS",
+    "WEIGHTINGS",
     "AutoencoderConfig",
     "Config",
     "DataConfig",
@@ -65,6 +88,7 @@ __all__ = [
     "dump_config",
     "find_config",
     "help_text",
+    "imported",
     "load_config",
     "parse_config",
     "parse_train_arguments",

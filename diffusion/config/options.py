@@ -11,10 +11,21 @@ of schedule, ...) and families take it. A section that exists is valid, made fro
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Any, ClassVar, TypeVar
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from ..errors import UserError, did_you_mean
@@ -28,6 +39,25 @@ SectionT = TypeVar("SectionT", bound="Section")
 _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 _ONE = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}
 _MANY = {"integer": "integers", "number": "numbers", "string": "words"}
+
+
+class Among:
+    """What `Literal` is for words, for the names of a table: `Annotated[str, Among(SAMPLERS)]`."""
+
+    def __init__(self, names: Iterable[str]):
+        self._names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler(Literal[self._names])
+
+
+def imported(place: str) -> Any:
+    """What a table of names has for a name: `samplers.ddim:DDIM` is `DDIM` of `diffusion/samplers/ddim.py`.
+
+    A table is read without torch, so it holds places. They are in rooms below, which call this.
+    """
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"diffusion.{module}"), name)
 
 
 def option(default: Any, text: str, families: tuple[str, ...] = (), **limits: int | float) -> Any:

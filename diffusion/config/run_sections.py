@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..errors import UserError
-from .options import Place, Section, declared, option
+from .options import Among, Place, Section, declared, option
 from .sections import (
     DENOISING,
     TOY_SETS,
@@ -115,6 +115,32 @@ class TrainerConfig(Section):
             )
 
 
+SAMPLERS = {
+    "ode": "samplers.ode.probability_flow:ODE",
+    "ddim": "samplers.ddim:DDIM",
+    "ancestral": "samplers.ancestral:Ancestral",
+    "sde": "samplers.sde.reverse_sde:ExponentialSDE",
+    "euler-maruyama": "samplers.sde.reverse_sde:EulerMaruyama",
+    "predictor-corrector": "samplers.sde.predictor_corrector:PredictorCorrector",
+    "dpm-solver++sde": "samplers.sde.dpm_solver_sde:DPMSolverSDE",
+    "sa-solver": "samplers.sde.sa_solver:SASolver",
+    "adaptive-sde": "samplers.sde.adaptive_sde:AdaptiveSDE",
+    "euler": "samplers.ode.edm:Euler",
+    "heun": "samplers.ode.edm:Heun",
+    "dpm-solver-2": "samplers.ode.dpm_solver:DPMSolver2",
+    "dpm-solver-3": "samplers.ode.dpm_solver:DPMSolver3",
+    "dpm-solver++2m": "samplers.ode.linear_multistep:DPMSolverPP2M",
+    "dpm-solver++3m": "samplers.ode.linear_multistep:DPMSolverPP3M",
+    "unipc": "samplers.ode.linear_multistep:UniPC",
+    "deis": "samplers.ode.linear_multistep:DEIS",
+    "adams": "samplers.ode.linear_multistep:Adams",
+    "abm": "samplers.ode.linear_multistep:ABM",
+}
+# Grids of times. Strides are every (T / steps)-th of T levels: from the noisiest down, or from the cleanest up
+# (arXiv 2305.08891, table 2).
+STRIDES = ("trailing", "leading")
+GRIDS = ("shifted", "cauchy", "log-snr", "karras", "angle", "time", "quadratic", *STRIDES)
+AUTO_GRID = "auto"  # depends on the model: `sampling.auto_grid` makes it
 # What `--sampler` takes besides the samplers of a configuration: a solver fitted to a trained model. The numbers to
 # fit, and with them the cost, grow with the square of its steps.
 FITTED, FITTED_STEPS = "fitted", range(2, 11)
@@ -125,11 +151,7 @@ class SamplingConfig(Section):
 
     section = "sampling"
 
-    sampler: Literal[
-        "ode", "ddim", "ancestral", "sde", "euler-maruyama", "predictor-corrector", "dpm-solver++sde", "sa-solver",
-        "adaptive-sde", "euler", "heun", "dpm-solver-2", "dpm-solver-3", "dpm-solver++2m", "dpm-solver++3m", "unipc",
-        "deis", "adams", "abm",
-    ] = option(
+    sampler: Annotated[str, Among(SAMPLERS)] = option(
         "abm", "the sampler; fitted, a solver fitted to the trained model, can only be given as --sampler",
         families=DENOISING,
     )  # fmt: skip
@@ -139,10 +161,7 @@ class SamplingConfig(Section):
         ge=1,
         families=DENOISING,
     )
-    grid: (
-        Literal["shifted", "cauchy", "log-snr", "karras", "angle", "time", "quadratic", "trailing", "leading", "auto"]
-        | None
-    ) = option(
+    grid: Annotated[str, Among((*GRIDS, AUTO_GRID))] | None = option(
         None,
         "the times of the steps; null: those that suit the sampler; auto: tuned to the trained model",
         families=DENOISING,
@@ -164,7 +183,7 @@ class SamplingConfig(Section):
     n: int = option(64, "number of samples", ge=1)
 
     def check(self) -> None:
-        if self.grid == "auto" and self.log_snr_end is not None:
+        if self.grid == AUTO_GRID and self.log_snr_end is not None:
             raise UserError(f"sampling.log_snr_end: found {self.log_snr_end:g}; sampling.grid 'auto' chooses its own")
 
 
@@ -196,12 +215,20 @@ class LoggingConfig(Section):
     tags: tuple[str, ...] = option((), "W&B tags")
 
 
+FAMILIES = {
+    "diffusion": "models.diffusion_model:DiffusionModel",
+    "adopted": "models.adopt:AdoptedModel",
+    "vae": "models.latent_model:LatentModel",
+    "eae": "models.latent_model:EAEModel",
+}
+
+
 class Config(Section):
     """A run: model, data, training, and what is sampled and measured."""
 
     section = ""
 
-    family: Literal["diffusion", "adopted", "vae", "eae"] = option(
+    family: Annotated[str, Among(FAMILIES)] = option(
         "diffusion",
         "the family of the model: diffusion, variational or entropic autoencoder; adopted: a diffusion model of "
         "another project, trained further (--from) by its own conventions",

@@ -7,17 +7,51 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from ..errors import UserError
-from .options import Count, Place, Section, option
+from .options import Among, Count, Place, Section, option
 from .strict_yaml import show
 
-_Images = Literal["digits", "mnist", "fashion-mnist", "kmnist", "cifar10"]
-_Toys = Literal["gaussians", "moons", "rings", "spiral", "checkerboard", "ar1", "ar1-volume"]
-IMAGE_SETS, TOY_SETS = get_args(_Images), get_args(_Toys)
+# Tables of what there is: the names that an option takes, and the place of what each of them is (`options.imported`).
+IMAGE_SETS = {
+    "digits": "data.named_sets:DIGITS",
+    "mnist": "data.named_sets:MNIST",
+    "fashion-mnist": "data.named_sets:FASHION_MNIST",
+    "kmnist": "data.named_sets:KMNIST",
+    "cifar10": "data.named_sets:CIFAR10",
+}
+TOY_SETS = {
+    "gaussians": "data.toy:gaussians",
+    "moons": "data.toy:moons",
+    "rings": "data.toy:rings",
+    "spiral": "data.toy:spiral",
+    "checkerboard": "data.toy:Checkerboard",
+    "ar1": "data.toy:ar1",
+    "ar1-volume": "data.toy:ar1_volume",
+}
+SCHEDULES = {
+    "vp": "schedules.continuous:VP",
+    "cosine": "schedules.continuous:Cosine",
+    "subvp": "schedules.continuous:SubVP",
+    "ve": "schedules.continuous:VE",
+    "edm": "schedules.continuous:EDM",
+    "rectified": "schedules.continuous:Rectified",
+    "ddpm": "schedules.discrete:DDPM",
+    "learned": "schedules.learned:Learned",
+}
+NETWORKS = {"unet": "networks.unet:UNet", "dit": "networks.dit:DiT", "mlp": "networks.mlp:MLP"}
+OBSERVATIONS = {
+    "logistic-mixture": "baselines.decoders:DiscretizedLogisticMixture",
+    "gaussian": "baselines.decoders:DiscretizedGaussian",
+    "bernoulli": "baselines.decoders:Bernoulli",
+    "categorical": "baselines.decoders:Categorical",
+}
+PREDICTIONS = ("eps", "x", "v", "score", "velocity", "edm")  # of the shape of x_t
+WEIGHTINGS = ("simple", "elbo", "likelihood", "min-snr", "edm")
+FUNCTIONS = ("downsample:N", "grey", "mask")  # of the image, on which a model can be conditioned
 SPLITS = ("train", "validation", "test")
 DENOISING = ("diffusion", "adopted")  # the families of diffusion models
 
@@ -45,7 +79,7 @@ class DataConfig(Section):
 
     section = "data"
 
-    name: Literal[_Images, "folder", "array", _Toys] = option(
+    name: Annotated[str, Among((*IMAGE_SETS, "folder", "array", *TOY_SETS))] = option(
         "digits",
         "the data set: images, images of your own (folder), floats of any shape (array), or draws of a known density",
     )
@@ -101,7 +135,7 @@ class ScheduleConfig(Section):
     section = "schedule"
     families = ("diffusion",)
 
-    name: Literal["vp", "cosine", "subvp", "ve", "edm", "rectified", "ddpm", "learned"] = option(
+    name: Annotated[str, Among(SCHEDULES)] = option(
         "cosine", "the noise schedule; learned: minimises the variance of the loss (VDM)"
     )
     beta_min: float | None = option({"vp": 0.1, "subvp": 0.1}, "rate of noise at t = 0", gt=0)
@@ -145,7 +179,7 @@ class NetworkConfig(Section):
     section = "network"
     families = ("diffusion",)
 
-    name: Literal["unet", "dit", "mlp"] = option(
+    name: Annotated[str, Among(NETWORKS)] = option(
         "unet", "convolutions (unet) or patches (dit) for images, signals and volumes; mlp for vectors"
     )
     base_channels: int | None = option({"unet": 128}, "channels at full resolution, even", ge=2)
@@ -208,7 +242,7 @@ class DenoiserConfig(Section):
     section = "denoiser"
     families = ("diffusion",)
 
-    prediction: Literal["eps", "x", "v", "score", "velocity", "edm", "levels"] = option(
+    prediction: Annotated[str, Among((*PREDICTIONS, "levels"))] = option(
         "v", "what the network predicts; levels: the probabilities of each pixel's grey levels, for likelihood"
     )
     sigma_data: float = option(1.0, "standard deviation of the data, with which edm scales inputs and outputs", gt=0)
@@ -218,7 +252,7 @@ class DenoiserConfig(Section):
     condition: tuple[str, ...] = option(
         (),
         "condition on more: keys of an .npz, columns of labels.csv, folders of the same file names, label (classes), "
-        "functions of the image: downsample:4, grey, mask",
+        f"functions of the image: {', '.join(FUNCTIONS)}",
     )
     label_dropout: float = option(
         0.1, "fraction of conditions dropped in training, for guidance", families=DENOISING, ge=0, le=1
@@ -237,7 +271,7 @@ class DenoiserConfig(Section):
             if function == "downsample" and not (re.fullmatch(r"[1-9][0-9]{0,3}", number) and int(number) > 1):
                 raise UserError(f"{known}; must be downsample:N, N the side of a block that is averaged, from 2 on")
             if colon and function != "downsample":
-                raise UserError(f"{known}; a part is a name, or one of downsample:N, grey, mask")
+                raise UserError(f"{known}; a part is a name, or one of {', '.join(FUNCTIONS)}")
             if not re.fullmatch(r"\w[\w.:+-]*", name):
                 raise UserError(f"{known}; a name is of letters, digits and . _ + -")
             if self.condition.count(name) > 1:
@@ -250,7 +284,7 @@ class ObjectiveConfig(Section):
     section = "objective"
     families = ("diffusion",)
 
-    weighting: Literal["simple", "elbo", "likelihood", "min-snr", "edm", "learned"] = option(
+    weighting: Annotated[str, Among((*WEIGHTINGS, "learned"))] = option(
         "elbo",
         "weighting of the loss over time; learned: by the error left at each noise level, estimated in training; "
         "objective.time then says how much each counts",
@@ -278,7 +312,7 @@ class AutoencoderConfig(Section):
     base_channels: int = option(32, "channels at full resolution", ge=1)
     multipliers: tuple[Count, ...] = option((1, 2, 4), "channels of each level as multiples of base_channels")
     blocks: int = option(1, "residual blocks per level", ge=1)
-    observation: Literal["logistic-mixture", "gaussian", "bernoulli", "categorical"] = option(
+    observation: Annotated[str, Among(OBSERVATIONS)] = option(
         "logistic-mixture",
         "vae: distribution of a pixel's grey level given the code; bernoulli is for 2 levels",
         families=("vae",),

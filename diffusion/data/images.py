@@ -15,40 +15,18 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from ..config import FUNCTIONS, IMAGE_SETS, DataConfig
 from ..errors import UserError, choose
 from ..networks.parts import LABEL
 from ..storage.paths import named_path
-from . import named_sets
 from .files.alike import Alike
 from .files.decoding import Progress, UnreadableError
-from .files.fitting import FITS, Fit
+from .files.fitting import Fit
 from .files.image_files import load_files
 from .files.raw_images import OPACITY
-from .named_sets import has_layout, load_torchvision
+from .named_sets import has_layout, image_set, load_named, load_torchvision
 from .split_data import SplitData, rows_of, split_data, trained_on
 from .splits import SPLITS, split_rows
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """What holds for a data set by its name: the default share of validation images, and whether flips are valid."""
-
-    validation_fraction: float
-    flip: bool = False
-
-
-UNREADABLE = ("refuse", "skip")
-LEVELS = ("256", "all")
-CHANNELS = ("seen", "all")
-# A folder's images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
-IMAGE_SETS = {
-    "digits": ImageSet(named_sets.VALIDATION_FRACTION),
-    "mnist": ImageSet(5_000 / 60_000),
-    "fashion-mnist": ImageSet(5_000 / 60_000),
-    "kmnist": ImageSet(5_000 / 60_000),
-    "cifar10": ImageSet(1_000 / 50_000, flip=True),
-    "folder": ImageSet(0.1),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +47,7 @@ class ImageData(SplitData):
 
 def image_names() -> list[str]:
     """Return the names that `load_images` takes."""
-    return list(IMAGE_SETS)
+    return [*IMAGE_SETS, "folder"]
 
 
 def load_images(
@@ -119,34 +97,32 @@ def load_images(
     Raises:
         UserError: For an unknown name, and for data that is absent, damaged or unsafe; one line that names it.
     """
-    choose("data.name", name, IMAGE_SETS)
+    choose("data.name", name, image_names())
     size, bits = _size(size, fit), _whole("data.bits", bits, 8)
     if not isinstance(validation, float):
         validation = _whole("data.validation", validation)
-    test_fraction, facts = 0.1, IMAGE_SETS[name]
-    if name == "digits":
-        if path is not None:
-            raise UserError(
-                "data.path: digits come with scikit-learn and take no path; for other images: data.name=folder."
-            )
-        raw, test_fraction = named_sets.load_digits(size), named_sets.TEST_FRACTION
-    elif path is None:
+    facts = image_set(name)
+    if name == "digits" and path is not None:
+        raise UserError(
+            "data.path: digits come with scikit-learn and take no path; for other images: data.name=folder."
+        )
+    if path is None:
         if name == "folder":
             raise UserError(
                 "data.path: found none; data.name=folder needs the path of images: a folder, a .zip, .tar, .npz or "
                 ".npy file."
             )
-        raw = load_torchvision(name, named_path(root, "data.root"), download, size)
+        raw = load_named(name, root, download, size)
     elif has_layout(name, named_path(path, "data.path")):
         raw = load_torchvision(name, named_path(path, "data.path"), False, size)
     else:
 
         def split_files(keys: list[str], parts: dict[str, range]) -> tuple[dict[str, list[int]], str]:
-            return split_rows(keys, parts, validation, facts.validation_fraction, test_fraction)
+            return split_rows(keys, parts, validation, facts.validation_fraction, facts.test_fraction)
 
-        choose("data.unreadable", unreadable, UNREADABLE)
-        whole = choose("data.levels", str(levels), LEVELS) == "all"
-        every = choose("data.channels", channels, CHANNELS) == "all"
+        choose("data.unreadable", unreadable, DataConfig.words("unreadable"))
+        whole = choose("data.levels", str(levels), DataConfig.words("levels")) == "all"
+        every = choose("data.channels", channels, DataConfig.words("channels")) == "all"
         skip, kept_in = unreadable == "skip", None if cache is None else named_path(cache, "data.cache")
         how, source = Alike(bits, whole, every), named_path(path, "data.path")
         try:
@@ -156,12 +132,12 @@ def load_images(
 
     if (others := [column for column in columns if column != LABEL]) and not raw.columns:
         raise UserError(f"denoiser.condition: found '{others[0]}'; '{name}' has images and labels alone; accepted: "
-                        "label, downsample:N, grey, mask")  # fmt: skip
+                        f"{', '.join((LABEL, *FUNCTIONS))}")  # fmt: skip
     pixels, levels = raw.images, raw.levels
     assert isinstance(pixels, Tensor)
     assert levels is not None
     low, high = int(pixels.min()), int(pixels.max())
-    rows, rule = rows_of(raw, validation, facts.validation_fraction, test_fraction)
+    rows, rule = rows_of(raw, validation, facts.validation_fraction, facts.test_fraction)
     images = {split: pixels[rows[split]] for split in SPLITS}
     if path is not None:
         raw = replace(raw, notes=(*raw.notes, *_poor(pixels, levels, low, high, size is None), *trained_on(images)))
@@ -201,7 +177,7 @@ def _poor(images: Tensor, levels: int, low: int, high: int, stored: bool) -> lis
 
 def _size(size: Any, fit: str) -> Fit | None:
     """The size that images are brought to, of a number, two, or `HxW`."""
-    choose("data.fit", fit, FITS)
+    choose("data.fit", fit, DataConfig.words("fit"))
     if size is None:
         return None
     sides = size.split("x") if isinstance(size, str) else size if isinstance(size, tuple | list) else (size, size)

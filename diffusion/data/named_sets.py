@@ -1,4 +1,4 @@
-"""MNIST, its relatives and CIFAR-10 through torchvision, in torchvision's own folder layout.
+"""The data sets by name: the digits, and through torchvision, in its own folder layout, MNIST, its relatives, CIFAR-10.
 
 Files are downloaded into a hidden folder next to their place, and moved there when all are complete and verified;
 a failure or an interruption leaves nothing that looks like a data set.
@@ -23,12 +23,55 @@ from typing import Any
 
 import torch
 
+from ..config import IMAGE_SETS, imported
 from ..errors import UserError
+from ..storage.paths import named_path
 from .files.fitting import Size, resize_arrays
 from .files.raw_images import RawImages
 
-VALIDATION_FRACTION = 90 / 1797
-TEST_FRACTION = 360 / 1797
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What holds for a data set.
+
+    Args:
+        validation_fraction: The share of the training images that is held out for validation by default.
+        class_name: Its class in `torchvision.datasets`, if it is there.
+        folder: The folder under the root where torchvision keeps its files.
+        flip: Whether mirrored images belong to it.
+        test_fraction: The share of all images that is held out for tests, where nothing else says which are.
+    """
+
+    validation_fraction: float
+    class_name: str = ""
+    folder: str = ""
+    flip: bool = False
+    test_fraction: float = 0.1
+
+
+DIGITS = ImageSet(90 / 1797, test_fraction=360 / 1797)
+MNIST = ImageSet(5_000 / 60_000, "MNIST", "MNIST/raw")
+FASHION_MNIST = ImageSet(5_000 / 60_000, "FashionMNIST", "FashionMNIST/raw")
+KMNIST = ImageSet(5_000 / 60_000, "KMNIST", "KMNIST/raw")
+CIFAR10 = ImageSet(1_000 / 50_000, "CIFAR10", "cifar-10-batches-py", flip=True)
+# Images may be letters or faces: nobody knows whether mirrored ones belong, so they are not made by default.
+FOLDER = ImageSet(0.1)
+
+
+def image_set(name: str) -> ImageSet:
+    """What holds for a data set by its name, or for images of the user's own, `folder`."""
+    return imported(IMAGE_SETS[name]) if name in IMAGE_SETS else FOLDER
+
+
+def load_named(name: str, root: str | Path, download: bool, size: Size | None = None) -> RawImages:
+    """Read a data set by its name.
+
+    Raises:
+        UserError: As `load_torchvision`.
+    """
+    if name == "digits":
+        return load_digits(size)
+    return load_torchvision(name, named_path(root, "data.root"), download, size)
 
 
 def load_digits(size: Size | None = None) -> RawImages:
@@ -53,25 +96,10 @@ def load_digits(size: Size | None = None) -> RawImages:
 TIMEOUT = 10.0  # seconds without an answer that count as no network
 
 
-@dataclass(frozen=True)
-class TorchvisionSet:
-    """Name of the class in `torchvision.datasets`, and the folder under the root where it keeps its files."""
-
-    class_name: str
-    folder: str
-
-
-SETS = {
-    "mnist": TorchvisionSet("MNIST", "MNIST/raw"),
-    "fashion-mnist": TorchvisionSet("FashionMNIST", "FashionMNIST/raw"),
-    "kmnist": TorchvisionSet("KMNIST", "KMNIST/raw"),
-    "cifar10": TorchvisionSet("CIFAR10", "cifar-10-batches-py"),
-}
-
-
 def has_layout(name: str, root: Path) -> bool:
     """Return whether `root` holds torchvision's folder of this data set."""
-    return name in SETS and (root / SETS[name].folder).is_dir()
+    folder = image_set(name).folder
+    return bool(folder) and (root / folder).is_dir()
 
 
 class NotFetchedError(UserError):
@@ -97,8 +125,9 @@ def load_torchvision(name: str, root: Path, download: bool, size: Size | None = 
     """
     from torchvision import datasets
 
-    dataset_class = getattr(datasets, SETS[name].class_name)
-    files, archives, addresses = _inventory(dataset_class, SETS[name].folder)
+    facts = image_set(name)
+    dataset_class = getattr(datasets, facts.class_name)
+    files, archives, addresses = _inventory(dataset_class, facts.folder)
     missing = [file for file in files if not (root / file).is_file()]
     if missing and not download:
         raise NotFetchedError(
@@ -119,7 +148,7 @@ def load_torchvision(name: str, root: Path, download: bool, size: Size | None = 
     except Exception as error:  # torchvision checks little: a short file fails in a view, an assertion or an unpickling
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.root: {name} in {root / SETS[name].folder} is damaged ({reason}); remove the folder and try again."
+            f"data.root: {name} in {root / facts.folder} is damaged ({reason}); remove the folder and try again."
         ) from error
     n, m = len(images[0]), len(images[1])
     return RawImages(
@@ -127,7 +156,7 @@ def load_torchvision(name: str, root: Path, download: bool, size: Size | None = 
         labels=torch.cat(labels),
         keys=[str(row) for row in (*range(n), *range(m))],
         parts={"train": range(n), "test": range(n, n + m)},
-        source=f"torchvision {SETS[name].class_name}",
+        source=f"torchvision {facts.class_name}",
         num_classes=10,
         class_names=tuple(str(label) for label in halves[0].classes),
     )

@@ -25,11 +25,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ..config import DataConfig
 from ..errors import UserError, choose
 from ..numerics.random import fixed_subset
 from .files.mapped_rows import MappedRows
 
-KINDS = ("none", "standard", "whiten")
+KINDS = DataConfig.words("normalize")
 RIDGE = 1e-6
 # Numbers of one sample that are whitened together: the matrix of so many is a part of the model file, in its text.
 MOST_WHITENED = 1024
@@ -117,7 +118,7 @@ class Normalizer:
         Raises:
             ValueError, KeyError, TypeError: For values that are not of `to_plain`, or do not fit the shape.
         """
-        kind, dims = choose("kind", plain["kind"], KINDS[1:]), math.prod(shape)
+        kind, dims = choose("kind", plain["kind"], [kind for kind in KINDS if kind != "none"]), math.prod(shape)
         mean, variances = (torch.tensor(plain[name], dtype=torch.float64) for name in ("mean", "variances"))
         count = dims if kind == "whiten" else shape[0]
         sound = mean.shape == variances.shape == (count,) and bool(mean.isfinite().all() and variances.isfinite().all())

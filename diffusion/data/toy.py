@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from ..config import TOY_SETS, imported
 from ..errors import choose
 from ..numerics.random import STREAM_TOY, normal, uniform
 
@@ -189,25 +189,24 @@ def spiral() -> MixtureToy:
     return _standardised(angle[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1), 0.6)
 
 
-TOYS: dict[str, Callable[[], Toy]] = {
-    "moons": moons,
-    "rings": rings,
-    "checkerboard": Checkerboard,
-    "gaussians": gaussians,
-    "spiral": spiral,
-    "ar1": lambda: AutoregressiveToy((1, 64), 0.9),
-    "ar1-volume": lambda: AutoregressiveToy((1, 8, 8, 8), 0.7),
-}
+def ar1() -> AutoregressiveToy:
+    """Signals of 64 values, in which neighbours have the correlation 0.9."""
+    return AutoregressiveToy((1, 64), 0.9)
+
+
+def ar1_volume() -> AutoregressiveToy:
+    """Volumes of 8 x 8 x 8 values, in which neighbours have the correlation 0.7."""
+    return AutoregressiveToy((1, 8, 8, 8), 0.7)
 
 
 def toy_names() -> list[str]:
     """Return the names that `load_toy` takes."""
-    return list(TOYS)
+    return list(TOY_SETS)
 
 
 def find_toy(name: str) -> Toy | None:
     """The distribution that a data set is drawn from; None where it is none."""
-    return TOYS[name]() if name in TOYS else None
+    return load_toy(name) if name in TOY_SETS else None
 
 
 def load_toy(name: str) -> Toy:
@@ -216,4 +215,4 @@ def load_toy(name: str) -> Toy:
     Raises:
         UserError: For an unknown name.
     """
-    return TOYS[choose("data.name", name, TOYS)]()
+    return imported(TOY_SETS[choose("data.name", name, TOY_SETS)])()

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config import PREDICTIONS
 from ..errors import UserError, choose
 from ..networks.parts import Part
 from ..numerics.arrays import whole_number
@@ -32,8 +33,6 @@ from .preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from .predictions import PathPoint
 
 __all__ = ["Denoiser", "DenoiserWrapper", "NetworkDenoiser", "Retimed", "check_schedule", "denoiser_of", "device_of"]
-
-PREDICTIONS = (*predictions.NAMES, "edm")
 
 
 def check_schedule(schedule: object) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import PREDICTIONS
 from ..numerics.broadcasting import pad_dims_like
 from ..schedules import Schedule
 
-NAMES = ("x", "eps", "score", "v", "velocity")
+NAMES = tuple(name for name in PREDICTIONS if name != "edm")  # whose scaling of the input is `preconditioning`'s
 
 
 class PathPoint:
@@ -117,8 +118,9 @@ def x_to_x(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     return x
 
 
-TO_X = {"x": x_to_x, "eps": eps_to_x, "score": score_to_x, "v": v_to_x, "velocity": velocity_to_x}
-FROM_X = {"x": x_to_x, "eps": x_to_eps, "score": x_to_score, "v": x_to_v, "velocity": x_to_velocity}
+# The functions above by the prediction in their name.
+TO_X = {name: globals()[f"{name}_to_x"] for name in NAMES}
+FROM_X = {name: globals()[f"x_to_{name}"] for name in NAMES}
 
 
 def convert(value: Tensor, source: str, target: str, x_t: Tensor, at: PathPoint) -> Tensor:

@@ -175,7 +175,7 @@ class Solve:
             (euler, midpoint, heun2, heun3, rk4).
         tolerance: For adaptive methods: the allowed error per step, in z and in nats/dim.
         steps: For fixed-step methods: the number of steps.
-        grid: For fixed-step methods: their spacing (`schedules.time_grids.names`).
+        grid: For fixed-step methods: their spacing (`schedules.time_grid`).
         max_evaluations: The number of evaluations after which a solve fails.
         log_snr_min, log_snr_max: The ends of the path, inside the denoiser's own ends, which are used for None.
         fitted_start: The law at the noise end, a `schedules.FittedStart`; None: the standard normal at phi = pi/2.

@@ -7,88 +7,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .. import samplers, schedules
-from ..baselines.decoders import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
+from .. import schedules
 from ..baselines.eae import EAE
-from ..baselines.latent_images import LatentImageModel
 from ..baselines.observation import ObservationModel
 from ..baselines.vae import VAE
-from ..config import (
-    AutoencoderConfig,
-    Config,
-    DataConfig,
-    DenoiserConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    SamplingConfig,
-    ScheduleConfig,
-)
+from ..config import NETWORKS, OBSERVATIONS, TOY_SETS, Config, DenoiserConfig, imported
 from ..config.options import Section
-from ..data import (
-    ARRAY,
-    DataNote,
-    SplitData,
-    image_names,
-    load_array,
-    load_images,
-    load_toy,
-    toy_names,
-)
+from ..data import ARRAY, DataNote, SplitData, load_array, load_images, load_toy
 from ..data import normalizer as normalizers
-from ..data.images import FITS, LEVELS, UNREADABLE
 from ..data.normalizer import Normalizer
 from ..denoisers import LevelDenoiser, NetworkDenoiser
 from ..denoisers.adopted import AdoptedDenoiser
 from ..denoisers.condition import LABEL
-from ..denoisers.denoiser import PREDICTIONS
 from ..errors import UserError, reported_as
 from ..likelihood.dequantization import Dequantizer
-from ..networks import MLP, DiT, UNet
 from ..networks.autoencoder import Decoder, Encoder
-from ..networks.dit import CHOICES
-from ..objectives import Objective, Uncertainty, time_distribution, time_sampling, weighting, weightings
-from ..schedules import time_grids
+from ..objectives import Objective, Uncertainty, time_distribution, weighting
 from ..schedules.schedule import log_snr_ends
 from .conditions import columns_of, no_labels, parts_of
 from .data_facts import Data, DataFacts
-
-NETWORKS: dict[str, Callable[..., UNet | DiT | MLP]] = {"unet": UNet, "dit": DiT, "mlp": MLP}
-OBSERVATIONS: dict[str, Callable[..., ObservationModel]] = {
-    "logistic-mixture": DiscretizedLogisticMixture,
-    "gaussian": DiscretizedGaussian,
-    "bernoulli": Bernoulli,
-    "categorical": Categorical,
-}
-
-
-def _require_same_names(section: type[Section], option: str, known: Iterable[str]) -> None:
-    """The words that a configuration accepts, which is read without torch, are the names that exist here."""
-    if set(section.words(option)) != set(known):
-        raise ImportError(f"{section.key(option)} takes {section.words(option)}; there are {list(known)}")
-
-
-_require_same_names(DataConfig, "name", (*image_names(), ARRAY, *toy_names()))
-_require_same_names(DataConfig, "unreadable", UNREADABLE)
-_require_same_names(DataConfig, "levels", LEVELS)
-_require_same_names(DataConfig, "fit", FITS)
-_require_same_names(DataConfig, "normalize", normalizers.KINDS)
-_require_same_names(ScheduleConfig, "name", schedules.BY_NAME)
-_require_same_names(NetworkConfig, "name", NETWORKS)
-for _option, _known in CHOICES.items():
-    _require_same_names(NetworkConfig, _option, _known)
-_require_same_names(DenoiserConfig, "prediction", (*PREDICTIONS, "levels"))
-_require_same_names(ObjectiveConfig, "weighting", (*weightings.NAMES, "learned"))
-_require_same_names(ObjectiveConfig, "time", time_sampling.NAMES)
-_require_same_names(AutoencoderConfig, "observation", OBSERVATIONS)
-_require_same_names(SamplingConfig, "sampler", samplers.names())
-_require_same_names(SamplingConfig, "grid", (*time_grids.names(), time_grids.AUTO))
 
 
 def build_data(config: Config, trained: bool = False) -> Data:
@@ -102,7 +45,7 @@ def build_data(config: Config, trained: bool = False) -> Data:
         UserError: For data that are missing or cannot be read.
     """
     options = config.data
-    if options.name in toy_names():
+    if options.name in TOY_SETS:
         toy = load_toy(options.name)
         return Data(DataFacts(options.name, toy.shape, None, 0, {"name": options.name, "source": "drawn"}), toy=toy)
     if options.name == ARRAY:
@@ -151,7 +94,7 @@ def _facts(data: SplitData, denoiser: DenoiserConfig, normalizer: Normalizer | N
     return DataFacts(data.name, data.shape, data.levels, data.num_classes, dict(data.provenance), normalizer, parts)
 
 
-def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
+def build_network(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a configuration, for data of these facts.
 
     Raises:
@@ -163,14 +106,14 @@ def build_network(config: Config, facts: DataFacts) -> UNet | DiT | MLP:
     if axes > 4:
         raise UserError(f"data: found the shape {facts.shape}; networks take vectors, or channels and up to 3 sides")
     if (name == "mlp") != (axes == 1):
-        fitting = "mlp" if axes == 1 else "unet or dit"
+        fitting = "mlp" if axes == 1 else " or ".join(other for other in NETWORKS if other != "mlp")
         raise UserError(f"network.name: found '{name}'; data of shape {facts.shape} need {fitting}")
     if name != "mlp":
         options["image_size"] = facts.shape[1:]
     if config.denoiser.prediction == "levels":
         options["out_channels"] = facts.shape[0] * _levels(config, facts)
     with _reported_as_keys(config.network):
-        return NETWORKS[name](facts.shape[0], num_classes=classes, parts=facts.parts, **options)
+        return imported(NETWORKS[name])(facts.shape[0], num_classes=classes, parts=facts.parts, **options)
 
 
 def check_labelled(denoiser: DenoiserConfig, facts: DataFacts) -> None:
@@ -198,7 +141,7 @@ def build_denoiser(config: Config, facts: DataFacts) -> NetworkDenoiser:
     if prediction == "levels" and facts.levels is None:
         raise UserError(f"denoiser.prediction: found 'levels'; the data '{facts.name}' have none")
     network = build_network(config, facts)
-    size_multiple = network.size_multiple
+    size_multiple = getattr(network, "size_multiple", None)
     if prediction == "levels":
         if _levels(config, facts) > 256:
             raise UserError(
@@ -224,7 +167,7 @@ def build_observation(config: Config, levels: int) -> ObservationModel:
     name = config.autoencoder.observation
     if name == "bernoulli" and levels != 2:
         raise UserError(f"autoencoder.observation: found 'bernoulli'; it takes 2 levels, the data have {levels}")
-    return OBSERVATIONS[name](levels, **config.autoencoder.options())
+    return imported(OBSERVATIONS[name])(levels, **config.autoencoder.options())
 
 
 def build_vae(config: Config, facts: DataFacts) -> VAE:
@@ -267,16 +210,19 @@ def _reported_as_keys(section: Section, **more: str) -> AbstractContextManager[N
     return reported_as({name: section.key(name) for name in type(section).model_fields} | more)
 
 
-def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | LatentImageModel:
+def build_model(config: Config, facts: DataFacts) -> NetworkDenoiser | VAE | EAE:
     """The module whose weights a model file of this configuration holds, for any family, with fresh weights.
 
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.
     """
-    makers = {"diffusion": build_denoiser, "vae": build_vae, "eae": build_eae}
-    if config.family not in makers:
+    if config.family == "vae":
+        return build_vae(config, facts)
+    if config.family == "eae":
+        return build_eae(config, facts)
+    if config.family != "diffusion":
         raise UserError(f"family: found '{config.family}'; its network is of another project, which nothing here says")
-    return makers[config.family](config, facts)
+    return build_denoiser(config, facts)
 
 
 def build_objective(config: Config, denoiser: NetworkDenoiser | AdoptedDenoiser) -> Objective:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..config import DenoiserConfig
+from ..config import FUNCTIONS, DenoiserConfig
 from ..data import SplitData, augment
 from ..data.arrays import ARRAY
 from ..data.class_names import names_of
 from ..data.files.raw_images import Column
-from ..denoisers.condition import LABEL, MASK
+from ..denoisers.condition import LABEL
 from ..denoisers.inverse_problems import Downsample, Grey
 from ..errors import UserError
 from ..likelihood.dequantization import Dequantizer
@@ -30,7 +30,6 @@ from ..networks.parts import CLASSES, FIELD, VECTOR, Part
 from ..numerics import random
 
 DOWNSAMPLE, GREY = "downsample", "grey"
-FUNCTIONS = (DOWNSAMPLE, GREY, MASK)
 _SCALED_BY = 2**24  # numbers of arrays at most, by which their functions are scaled
 _LEAST = 1e-30  # of a mean or a deviation
 _SMALLEST = 1e-9  # of a deviation, relative to the entry's own mean: rounding is not magnified
@@ -80,7 +79,7 @@ def rectangles(sides: Sequence[int], seed: int, keys: Tensor, step: int) -> Tens
 
 def is_function(name: str) -> bool:
     """Whether a part is a function of the image, by its name."""
-    return name.partition(":")[0] in FUNCTIONS
+    return name.partition(":")[0] in [known.partition(":")[0] for known in FUNCTIONS]
 
 
 def columns_of(denoiser: DenoiserConfig) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import samplers
-from ..config import Config, EvaluationConfig
+from ..config import AUTO_GRID, Config, EvaluationConfig
 from ..data import pictures
 from ..data.class_names import check_number, names_of, number_of
 from ..denoisers.condition import LABEL
@@ -31,7 +31,7 @@ from ..sampling.fitted import Fitted
 from ..sampling.sample import grid_for, labels_for, sample, sampler_for, unnamed_sampler, with_label
 from ..sampling.settings import SETTINGS, fields_of_sampler
 from ..schedules.fitted_start import FittedStart
-from ..schedules.time_grids import AUTO, later_end
+from ..schedules.time_grids import later_end
 from .build import Data, DataFacts
 from .check import Check, check, data_of
 from .trained_model import TrainedModel
@@ -134,7 +134,7 @@ class DiffusionModel(TrainedModel):
         options = self._begun(self._with_moments(options))
         fitted_now = options.get("sampler") == FITTED and "numbers" not in options
         grid = options.get("grid")  # a name, or the times
-        tuned = (isinstance(grid, str) and grid == AUTO) or fitted_now
+        tuned = (isinstance(grid, str) and grid == AUTO_GRID) or fitted_now
         with self.tuned() if tuned else nullcontext():
             x = sample(self.drawn_with, n, seed=seed, **options)
         if self.facts.levels is not None:
@@ -269,7 +269,7 @@ class DiffusionModel(TrainedModel):
         sampler = self._sampler(settings)
         given = {key: value for key, value in settings.items() if value is not None}
         defaults = {"eta": 0.0, "grid": sampler.default_grid, "label": None, "guidance": 1.0}
-        if given.get("grid") != AUTO:
+        if given.get("grid") != AUTO_GRID:
             where = (given.get(name) for name in ("steps", "grid", "log_snr_end"))
             times = grid_for(self.denoiser, sampler, *where)
             given["log_snr_end"] = round(float(self.denoiser.schedule.log_snr(times[-2])), 4)
@@ -279,17 +279,17 @@ class DiffusionModel(TrainedModel):
         """A tuned grid or sampler as numbers, so that a picture's record does not depend on caches."""
         if settings.get("sampler") == FITTED and "numbers" not in settings:
             return {**settings, "numbers": to_numbers(self.fitted(settings["steps"]))}
-        if settings.get("grid") != AUTO:
+        if settings.get("grid") != AUTO_GRID:
             return dict(settings)
         with self.tuned():
             times = grid_for(
-                self.denoiser, self._sampler(settings), settings.get("steps"), AUTO, settings.get("log_snr_end")
+                self.denoiser, self._sampler(settings), settings.get("steps"), AUTO_GRID, settings.get("log_snr_end")
             )
         return {**settings, "grid": times.tolist()}
 
     def sampling_settings_in_training(self) -> dict[str, Any]:
         """The run's own options; grids are tuned only to final weights."""
-        tuned = self.config.sampling.grid == AUTO
+        tuned = self.config.sampling.grid == AUTO_GRID
         return self.sampling_settings({"grid": None} if tuned else {})
 
     def tuned(self) -> AbstractContextManager[None]:

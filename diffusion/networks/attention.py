@@ -28,10 +28,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config import NetworkConfig
 from ..errors import UserError, choose
 from .layers import Norm, check_at_least, glorot, group_norm, is_compiled_for_cpu, zero
 
-SCALES = ("constant", "entropy_invariant")
 NORM_EPS = 1e-6  # of the norm of queries and keys
 BASE = 100.0  # of rotary frequencies
 FEW = 64  # tokens: from 196 on the two ways take as long
@@ -41,9 +41,9 @@ def entropy_invariant(name: str) -> bool:
     """Whether the scale with this name is the entropy-invariant one.
 
     Raises:
-        UserError: For a name not in `SCALES`.
+        UserError: For a name of neither.
     """
-    return choose("attention_scale", name, SCALES) == "entropy_invariant"
+    return choose("attention_scale", name, NetworkConfig.words("attention_scale")) == "entropy_invariant"
 
 
 def rotary_angles(coordinates: Sequence[Tensor], width: int) -> Float[Tensor, " n pairs"]:

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..config import NetworkConfig
 from ..errors import UserError, choose
-from .attention import SCALES, TokenAttention, entropy_invariant, rotary_angles
-from .embeddings import NOISE_EMBEDDINGS, Conditioning, sinusoids
+from .attention import TokenAttention, entropy_invariant, rotary_angles
+from .embeddings import Conditioning, sinusoids
 from .layers import (
     check_at_least,
     check_input,
@@ -43,13 +44,6 @@ from .parts import Part, channels_of
 
 # Features of the noise level before the perceptron, as in the paper's code, for any width.
 NOISE_FEATURES = 256
-CHOICES = {
-    "positions": ("absolute", "rotary"),
-    "norm": ("layer", "rms"),
-    "activation": ("gelu", "swiglu"),
-    "noise_embedding": NOISE_EMBEDDINGS,
-    "attention_scale": SCALES,
-}
 
 
 def stretched(count: int, trained: int, like: Tensor) -> Float[Tensor, " {count}"]:
@@ -194,7 +188,7 @@ class DiT(nn.Module):
         super().__init__()
         sides = sides_of(image_size)
         for name, word in (("positions", positions), ("norm", norm), ("activation", activation)):
-            choose(name, word, CHOICES[name])
+            choose(name, word, NetworkConfig.words(name))
         self.is_rotary = positions == "rotary"
         check_at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth, mlp_ratio=mlp_ratio)
         check_at_least(1, image_size=min(sides))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..config import NetworkConfig
 from ..errors import UserError, choose
 from .layers import check_at_least, glorot
 from .parts import Part, PartEmbedding, as_parts, joined
@@ -25,7 +26,6 @@ from .parts import Part, PartEmbedding, as_parts, joined
 # c_noise covers about [-5, 5], a range of 10: 1000 / 10 gives it the same range.
 NOISE_SCALE = 1000 / 10
 
-NOISE_EMBEDDINGS = ("sinusoidal", "fourier")
 # Of networks made elsewhere, which take the number of a level: sinusoids of it as it is, without (guided-diffusion)
 # and with the frequency 1/10000 (DDPM's code).
 INDEX_EMBEDDINGS = ("index", "index-endpoint")
@@ -111,7 +111,7 @@ class Conditioning(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(0, num_classes=num_classes)
-        choose("noise_embedding", noise_embedding, (*NOISE_EMBEDDINGS, *INDEX_EMBEDDINGS))
+        choose("noise_embedding", noise_embedding, (*NetworkConfig.words("noise_embedding"), *INDEX_EMBEDDINGS))
         if noise_embedding in INDEX_EMBEDDINGS:
             self.noise = SinusoidalEmbedding(features, 1.0, noise_embedding == "index-endpoint")
         else:

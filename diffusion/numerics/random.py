@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_FEW = 2**13  # blocks of four words that arrays of NumPy compute in less time than tensors, whose calls cost more
 
 # Streams separate the uses of randomness: adding or removing a stream changes no draw of another.
 STREAM_INITIAL, STREAM_SOLVER, STREAM_TRAIN_NOISE, STREAM_TRAIN_TIME, STREAM_DEQUANTIZE = 0, 1, 2, 3, 4
@@ -80,26 +82,51 @@ def philox4x32(
     Returns:
         Four int64 tensors of random words in [0, 2^32).
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    whole, spare = torch.broadcast_tensors(*counter)[0].shape, None  # `broadcast_shapes` imports sympy: 0.4 s
-    for _ in range(_ROUNDS):
-        # Products wrap modulo 2^64 in int64: shifts and masks extract their halves. Bits of c1 and c3 above the lowest
-        # 32 are masked in the next round, in c0 and c2.
+    if torch.compiler.is_compiling():
+        return _rounds(counter, key)
+    whole = torch.broadcast_tensors(*counter)[0].shape  # `broadcast_shapes` imports sympy: 0.4 s
+    if whole.numel() <= _FEW and all(type(c) is Tensor and c.device.type == "cpu" for c in counter):
+        a, b, c, d = (torch.from_numpy(word) for word in _rounds([c.numpy() for c in counter], key))
+        return a, b, c, d
+    words, spare = counter, None
+    for k0, k1 in _keys(key):
         if spare is None:
-            p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-            c0, c2 = (p1 >> 32) ^ c1, (p0 >> 32) ^ c3
+            words = _round(words, k0, k1)
+            if all(c.shape == whole for c in words):
+                spare = torch.empty_like(words[0]), torch.empty_like(words[0])
         else:  # in six buffers, which stay in the CPU cache
+            c0, c1, c2, c3 = words
             p0, p1 = torch.mul(c0, _MULTIPLIERS[0], out=spare[0]), torch.mul(c2, _MULTIPLIERS[1], out=spare[1])
-            c0 = torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1)
-            c2 = torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3)
-            spare = c3, c1
-        c0, c2 = c0.bitwise_xor_(k0).bitwise_and_(_MASK), c2.bitwise_xor_(k1).bitwise_and_(_MASK)
-        c1, c3 = p1, p0
-        if spare is None and not torch.compiler.is_compiling() and all(c.shape == whole for c in (c0, c1, c2, c3)):
-            spare = torch.empty_like(c0), torch.empty_like(c0)
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+            torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+            torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+            words, spare = (c0, p1, c2, p0), (c1, c3)
+    c0, c1, c2, c3 = words
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
+
+
+def _keys(key: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The key of each round."""
+    for i in range(_ROUNDS):
+        yield (key[0] + i * _WEYL[0]) & _MASK, (key[1] + i * _WEYL[1]) & _MASK
+
+
+def _round(words: Any, k0: int, k1: int) -> Any:
+    """One round, of four numbers, arrays or tensors of int64.
+
+    Products wrap modulo 2^64 there: shifts and masks extract their halves. Bits of the second and the fourth word above
+    the lowest 32 are masked in the next round, in the first and the third.
+    """
+    c0, c1, c2, c3 = words
+    p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+    return ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0
+
+
+def _rounds(words: Any, key: tuple[int, int]) -> Any:
+    """All rounds, one after another."""
+    for k0, k1 in _keys(key):
+        words = _round(words, k0, k1)
+    c0, c1, c2, c3 = words
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def _words(
@@ -253,13 +280,8 @@ def one_uniform(seed: int, index: int, step: int, stream: int) -> float:
 
 def _first_words(seed: int, counter: tuple[int, int, int, int]) -> tuple[int, int]:
     """The first two words of `philox4x32`, of numbers."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(_ROUNDS):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1
+    first, second, _, _ = _rounds(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return first, second
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import ObjectiveConfig
 from ..denoisers.given import positive_number, real_number
 from ..errors import UserError, choose
 from ..numerics import random
@@ -99,11 +100,6 @@ class NormalLogSNR(TimeDistribution):
         return peak * torch.exp(-0.5 * self._standard(log_snr) ** 2)
 
 
-_UNIFORM: dict[str, type[TimeDistribution]] = {"uniform": UniformTime, "log-snr": UniformLogSNR}
-_NORMAL = {"log-normal": (-1.2, 1.2), "logit-normal": (0.0, 1.0)}  # mean and std
-NAMES = (*_UNIFORM, *_NORMAL)
-
-
 def time_distribution(name: str, mean: float | None = None, std: float | None = None) -> TimeDistribution:
     """Make a time distribution.
 
@@ -116,13 +112,12 @@ def time_distribution(name: str, mean: float | None = None, std: float | None = 
     Raises:
         UserError: For an unknown name, or a mean or std for a distribution without them.
     """
-    choose("objective.time", name, NAMES)
-    if name in _NORMAL:
-        default_mean, default_std = _NORMAL[name]
-        return NormalLogSNR(default_mean if mean is None else mean, default_std if std is None else std)
+    choose("objective.time", name, ObjectiveConfig.words("time"))
+    if default := ObjectiveConfig.variants()["time"].get(name):
+        return NormalLogSNR(default["time_mean"] if mean is None else mean, default["time_std"] if std is None else std)
     if mean is not None or std is not None:
         raise UserError(f"objective.time_mean, time_std: objective.time '{name}' does not take them")
-    return _UNIFORM[name]()
+    return UniformTime() if name == "uniform" else UniformLogSNR()
 
 
 def draw_u(seed: int, step: int | Tensor, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:

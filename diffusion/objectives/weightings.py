@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import WEIGHTINGS
 from ..denoisers.denoiser import check_schedule
 from ..denoisers.given import positive_number
 from ..errors import UserError, choose
 from ..schedules.schedule import TRAINED_DATA_END, log_snr_ends
 
 BOUND = ("elbo", "likelihood")  # the variational bound by two names
-NAMES = (*BOUND, "simple", "min-snr", "edm")
 
 Weighting = Callable[[Tensor], Tensor]
 
@@ -46,7 +46,7 @@ def weighting(name: str, schedule: Any, sigma_data: Any = 1.0, min_snr_gamma: An
         UserError: For an unknown name; for a weight that cannot be scaled to integrate to one; for a learned schedule
             with a weighting other than the bound's, the only one whose value does not depend on the schedule.
     """
-    choose("objective.weighting", name, NAMES)
+    choose("objective.weighting", name, WEIGHTINGS)
     check_schedule(schedule)
     sigma_data = positive_number("denoiser.sigma_data", sigma_data)
     min_snr_gamma = positive_number("objective.min_snr_gamma", min_snr_gamma)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
+from ..config import SAMPLERS, imported
 from ..errors import UserError, choose, did_you_mean
 from .ancestral import VARIANCES, Ancestral, Moments, estimate_moments
 from .ddim import DDIM
@@ -25,27 +26,7 @@ from .sde.sa_solver import SASolver
 from .sde.stochasticity import EtaSampler, NoiseProfile
 from .sdedit import SDEdit
 
-_CLASSES: dict[str, type[Sampler]] = {
-    "ode": ODE,
-    "ddim": DDIM,
-    "ancestral": Ancestral,
-    "sde": ExponentialSDE,
-    "euler-maruyama": EulerMaruyama,
-    "predictor-corrector": PredictorCorrector,
-    "dpm-solver++sde": DPMSolverSDE,
-    "sa-solver": SASolver,
-    "adaptive-sde": AdaptiveSDE,
-    "euler": Euler,
-    "heun": Heun,
-    "dpm-solver-2": DPMSolver2,
-    "dpm-solver-3": DPMSolver3,
-    "dpm-solver++2m": DPMSolverPP2M,
-    "dpm-solver++3m": DPMSolverPP3M,
-    "unipc": UniPC,
-    "deis": DEIS,
-    "adams": Adams,
-    "abm": ABM,
-}
+_CLASSES: dict[str, type[Sampler]] = {name: imported(place) for name, place in SAMPLERS.items()}
 
 
 def names() -> list[str]:

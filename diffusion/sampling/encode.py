@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import samplers
+from ..config import AUTO_GRID
 from ..denoisers.denoiser import Denoiser, denoiser_of, device_of
 from ..denoisers.evaluations import evaluation_mode
 from ..denoisers.given import (
@@ -36,7 +37,6 @@ from ..errors import UserError
 from ..samplers import Sampler
 from ..samplers.sampler import times_of
 from ..samplers.sdedit import SDEdit, log_snr_of_strength
-from ..schedules.time_grids import AUTO
 from .sample import DEFAULT_BATCH, as_made, grid_for, labels_for, sample, with_label
 
 DEFAULT_SAMPLER = "ode"
@@ -263,6 +263,6 @@ def _grid(
     grid: Any,
     log_snr_end: float | None,
 ) -> Tensor:
-    requested = isinstance(grid, str) and grid == AUTO
+    requested = isinstance(grid, str) and grid == AUTO_GRID
     with getattr(model, "tuned", nullcontext)() if requested else nullcontext():
         return grid_for(denoiser_of("grid", model), sampler, steps, grid, log_snr_end)

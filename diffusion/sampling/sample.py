@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import samplers
+from ..config import AUTO_GRID
 from ..denoisers.condition import LABEL, Condition, condition_for, of_parts
 from ..denoisers.denoiser import Denoiser, device_of
 from ..denoisers.evaluations import evaluation_mode
@@ -36,9 +37,8 @@ from ..errors import Default, UserError, did_you_mean
 from ..numerics.random import Noise
 from ..samplers.ode.probability_flow import SolverError
 from ..samplers.sampler import NoiseFunction, Sampler, checked_grid
-from ..schedules import time_grid
 from ..schedules.fitted_start import check_start
-from ..schedules.time_grids import AUTO, later_end
+from ..schedules.time_grids import later_end, time_grid
 from . import fit
 from .auto_grid import auto_grid
 from .fit import FITTED, fitted_to, from_numbers
@@ -165,7 +165,7 @@ def grid_for(
             raise UserError(f"steps: found {requested}; the grid given has {len(times) - 1}; leave it out")
         return times
     steps = whole_number("steps", _steps_for(sampler, steps), 1)
-    if grid == AUTO:
+    if grid == AUTO_GRID:
         return auto_grid(denoiser, sampler, steps)
     if log_snr_end is None and sampler.is_adaptive:
         log_snr_end = math.inf
@@ -185,7 +185,7 @@ def _steps_for(sampler: Sampler, steps: int | None) -> int:
 
 def _check_end_is_free(is_fitted: bool, grid: Any, log_snr_end: float) -> None:
     """Refuse an end together with a grid that has its own."""
-    if is_fitted or grid == AUTO or (grid is not None and not isinstance(grid, str)):
+    if is_fitted or grid == AUTO_GRID or (grid is not None and not isinstance(grid, str)):
         whose = "a fitted sampler" if is_fitted else "the grid 'auto'" if isinstance(grid, str) else "a grid of times"
         raise UserError(f"log_snr_end: found {log_snr_end:g}; {whose} has its own end; leave it out")
 

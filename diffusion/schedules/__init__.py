@@ -1,5 +1,6 @@
 """Schedules: the pair (alpha, sigma) of a Gaussian path x_t = alpha_t x + sigma_t eps."""
 
+from ..config import SCHEDULES, imported
 from .continuous import EDM, VE, VP, Cosine, Rectified, SubVP
 from .discrete import DDPM, Table
 from .fitted_start import FittedStart
@@ -8,17 +9,8 @@ from .learned import Learned
 from .schedule import Schedule
 from .time_grids import time_grid
 
-# The names that configurations use.
-BY_NAME: dict[str, type[Schedule]] = {
-    "vp": VP,
-    "cosine": Cosine,
-    "subvp": SubVP,
-    "ve": VE,
-    "edm": EDM,
-    "rectified": Rectified,
-    "ddpm": DDPM,
-    "learned": Learned,
-}
+# By the names that configurations use.
+BY_NAME: dict[str, type[Schedule]] = {name: imported(place) for name, place in SCHEDULES.items()}
 
 __all__ = [
     "BY_NAME",

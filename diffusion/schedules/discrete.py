@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import ScheduleConfig
 from ..errors import UserError, choose
 from ..numerics.arrays import REFUSED, as_tensor, described
 from .schedule import NOISE_END, Schedule, check_ends, check_numbers, log_sigmoid_alpha
 
-BETAS = ("linear", "cosine", "scaled-linear", "sigmoid")
+BETAS = (*ScheduleConfig.words("betas"), "scaled-linear", "sigmoid")  # the last two: of models of others
 _MOST_STEPS = 1_000_000
 
 

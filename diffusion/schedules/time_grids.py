@@ -8,19 +8,15 @@ entries are uniform between the ends of the path in one of these variables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import GRIDS, STRIDES
 from ..errors import UserError, choose
 from ..numerics.arrays import whole_number
 from .schedule import Schedule
-
-# The name of the grid that depends on the model, which `sampling.auto_grid` makes.
-AUTO = "auto"
 
 # The density of steps over log-SNR is a Cauchy density; they end at a log-SNR of _END times the logarithm of their
 # number. x_hat changes between the log-SNR at which modes are told apart and that of their width, which get most of the
@@ -33,10 +29,6 @@ LOG_SNR_END = 9.25
 # If no grid is requested, the others end at this many times the logarithm of the steps if that is later, i.e. from 62
 # steps on: the error of the end then decreases with the steps. A larger factor is worse (docs/grids.md).
 _LATER_END = 2.25
-
-
-def _in_log_snr(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
-    return start + (end - start) * u
 
 
 def _in_sigma_root(start: Tensor, end: Tensor, u: Tensor) -> Tensor:
@@ -68,23 +60,20 @@ def _in_shifted(start: Tensor, end: Tensor, u: Tensor, dimension: int) -> Tensor
     return _in_cauchy(start, end, u, 2.5 - 0.5 * math.log(dimension), 2.5 + 0.2 * math.log(dimension))
 
 
-_LOG_SNR_SPACINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "cauchy": _in_cauchy,
-    "log-snr": _in_log_snr,
-    "karras": _in_sigma_root,
-    "angle": _in_angle,
-}
 SHIFTED = "shifted"
-_TIME_SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"time": lambda u: u, "quadratic": lambda u: 1 - (1 - u) ** 2}
 
 
-# Every (T / steps)-th of T levels: from the noisiest down, or from the cleanest up (arXiv 2305.08891, table 2).
-STRIDES = ("trailing", "leading")
-
-
-def names() -> list[str]:
-    """The names that `grid=` and `--grid` accept, besides `auto`."""
-    return [SHIFTED, *_LOG_SNR_SPACINGS, *_TIME_SPACINGS, *STRIDES]
+def _log_snrs(name: str, start: Tensor, end: Tensor, u: Tensor, dimension: int) -> Tensor | None:
+    """The log-SNR at the quantiles u of a grid between two; None of one that is laid over time."""
+    if name == SHIFTED:
+        return _in_shifted(start, end, u, dimension)
+    if name == "cauchy":
+        return _in_cauchy(start, end, u)
+    if name == "log-snr":
+        return start + (end - start) * u
+    if name == "karras":
+        return _in_sigma_root(start, end, u)
+    return _in_angle(start, end, u) if name == "angle" else None
 
 
 def default_end(name: str, steps: int) -> float:
@@ -127,7 +116,7 @@ def time_grid(
         UserError: For an unknown name, steps or a dimension below 1, or an end that is not above the path's start, or
             given with strides.
     """
-    choose("grid", name, names())
+    choose("grid", name, GRIDS)
     if not isinstance(schedule, Schedule):
         raise UserError(f"schedule: found {str(schedule)[:60]}; needs one, e.g. diffusion.schedules.Cosine()")
     steps, dimension = whole_number("steps", steps, 1), whole_number("dimension", dimension, 1)
@@ -141,12 +130,12 @@ def time_grid(
         raise UserError(f"log_snr_end: found {log_snr_end:g}; must be above the path's start, {float(start):.4g}")
     end = end.clamp(max=log_snr_end)
     u = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
-    place = partial(_in_shifted, dimension=dimension) if name == SHIFTED else _LOG_SNR_SPACINGS.get(name)
-    if place is not None:
-        times = schedule.inverse_log_snr(place(start, end, u))
+    log_snrs = _log_snrs(name, start, end, u, dimension)
+    if log_snrs is not None:
+        times = schedule.inverse_log_snr(log_snrs)
     else:
         t_end = schedule.inverse_log_snr(end)
-        times = ends[0] + (t_end - ends[0]) * _TIME_SPACINGS[name](u)
+        times = ends[0] + (t_end - ends[0]) * {"time": u, "quadratic": 1 - (1 - u) ** 2}[name]
     times[0] = ends[0]
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
 

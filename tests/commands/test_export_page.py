@@ -262,5 +262,5 @@ def test_models_that_the_page_cannot_draw_from(tmp_path, capsys, monkeypatch):
     model = diffusion.load(
         make_run(tmp_path / "runs", digits_config(tmp_path, "denoiser.prediction=levels", "objective.dequantize=false"))
     )
-    with pytest.raises(diffusion.errors.UserError, match="predicts 'levels'; the page takes x, eps"):
+    with pytest.raises(diffusion.errors.UserError, match="predicts 'levels'; the page takes eps, x"):
         page.check_page(model)

@@ -14,6 +14,7 @@ from tiny_configs import digits_config
 import diffusion
 from diffusion.commands import records
 from diffusion.commands.features import FeatureCache, choose_extractor
+from diffusion.commands.quality import quality
 from diffusion.commands.quality.arguments import parse_quality_arguments
 from diffusion.commands.quality.candidates import _labels, load_candidate
 from diffusion.commands.quality.quality import Reference, _question
@@ -27,6 +28,7 @@ from diffusion.numerics.random import FIXED_ORDER, fixed_subset
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 RUN = Path("runs/digits-0001")
+SCALE = RUN / "evaluations" / "quality" / "scale"
 QUICK = ("--samples", "24", "--sampler", "ddim", "--steps", "2", "--wandb", "off")
 
 
@@ -71,6 +73,28 @@ def test_a_run_is_measured_once_and_its_figures_are_found_again(diffusion_comman
     code, _, err = diffusion_command("quality", "digits-0001", *QUICK)
     assert code == 2
     assert "quality --again replaces it" in err
+
+
+def test_what_is_for_scale_is_kept_as_the_same_images_of_a_file_are(diffusion_command, monkeypatch):
+    """The test images, and the same in a file of their own; found again, nothing is measured."""
+    out = diffusion_command("quality", "digits-0001", *QUICK)[1]
+    scale = {record["name"]: record for record in (json.loads(p.read_text()) for p in kept(SCALE))}
+    assert set(scale) == {"test set", "noise"}
+    images = load_images("digits").test
+    save_digits("held-out.npz", images[fixed_subset(len(images), 24)])
+    assert diffusion_command("quality", "held-out.npz", "--data", "digits", "--no-scale", *QUICK[-2:])[0] == 0
+    (path,) = kept(Path("evaluations/held-out/evaluations/quality"))
+    found = json.loads(path.read_text())["figures"]
+    for name in ("fid", "kid", "precision", "recall", "coverage"):
+        assert scale["test set"]["figures"][name] == pytest.approx(found[name], rel=1e-6)
+    assert "near_training_pixels" in found
+    assert "near_training_pixels" not in scale["test set"]["figures"], "they are what it is measured by"
+    monkeypatch.setattr(QualityReference, "measure", None)
+    assert diffusion_command("quality", "digits-0001", *QUICK)[1] == out
+    rows = quality.kept(parse_quality_arguments(["digits-0001", *QUICK]))
+    assert [(row.name, row.samples, row.figures["fid"]) for row in rows[1:]] == [
+        (name, 24, scale[name]["figures"]["fid"]) for name in ("test set", "noise")
+    ]
 
 
 def test_runs_stand_in_one_table(diffusion_command):

@@ -12,13 +12,23 @@ from test_config_errors import REFUSED, REFUSED_ARGUMENTS
 
 from diffusion.commands.app import command
 from diffusion.commands.dispatch import COMMANDS
-from diffusion.commands.preflight import EXACT_NAMES, FEATURES
-from diffusion.commands.tradeoff.subjects import EXACT_MODELS
+from diffusion.commands.preflight import EXACT_MODELS, FEATURES
 from diffusion.commands.train.train import train
-from diffusion.config import ScheduleConfig, load_config, preflight
+from diffusion.config import (
+    FAMILIES,
+    IMAGE_SETS,
+    NETWORKS,
+    OBSERVATIONS,
+    SAMPLERS,
+    SCHEDULES,
+    TOY_SETS,
+    imported,
+    load_config,
+    preflight,
+)
 from diffusion.config.preflight import check, check_device
 from diffusion.errors import UserError
-from diffusion.models.build import DataFacts, _require_same_names
+from diffusion.models.build import DataFacts
 from diffusion.training.modules.build import build_module
 
 ROOT = Path(__file__).parents[2]
@@ -178,9 +188,13 @@ def test_what_is_shipped_is_accepted(name):
     check(load_config(name))
 
 
-def test_a_word_that_names_nothing_is_found_at_import():
-    with pytest.raises(ImportError, match=r"schedule.name takes"):
-        _require_same_names(ScheduleConfig, "name", ["vp", "cosine"])
+TABLES = (FAMILIES, IMAGE_SETS, NETWORKS, OBSERVATIONS, SAMPLERS, SCHEDULES, TOY_SETS, EXACT_MODELS)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: next(iter(table)))
+def test_there_is_something_else_for_every_name_of_a_table(table):
+    found = [imported(place) for place in table.values()]
+    assert len(set(map(id, found))) == len(table)
 
 
 WITHOUT_TORCH = {
@@ -289,6 +303,5 @@ def test_an_error_and_a_help_take_less_than_a_second(tmp_path):
     assert time_of(tmp_path, ["train", "--help"], 0) < LIMIT
 
 
-def test_the_tables_known_beforehand_are_those_of_the_parts():
-    assert set(EXACT_NAMES) == set(EXACT_MODELS)
+def test_the_feature_networks_are_those_that_are_shipped():
     assert FEATURES == ("digits", "mnist", "inception")

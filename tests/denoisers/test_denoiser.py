@@ -5,8 +5,8 @@ import torch
 from laws import F64, SCHEDULES, autograd_derivative, f64, log_snrs, mixture, name, seeded, times
 from torch import nn
 
+from diffusion.config import PREDICTIONS
 from diffusion.denoisers import Clipped, Denoiser, NetworkDenoiser, Retimed, exact
-from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.predictions import NAMES, PathPoint
 from diffusion.errors import UserError
 from diffusion.schedules import EDM, VE, VP, Cosine

@@ -7,8 +7,8 @@ import torch
 from laws import F64, SCHEDULES, autograd_derivative, f64, name, seeded, times
 from torch import nn
 
+from diffusion.config import PREDICTIONS
 from diffusion.denoisers import NetworkDenoiser, predictions
-from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.preconditioning import c_in, c_noise, edm_to_x, x_to_edm
 from diffusion.denoisers.predictions import PathPoint
 from diffusion.schedules import EDM, VP, Rectified

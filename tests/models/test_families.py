@@ -19,11 +19,10 @@ from diffusion.config.options import choices
 from diffusion.denoisers import exact
 from diffusion.errors import UserError
 from diffusion.likelihood import Dequantizer
-from diffusion.models import BY_FAMILY, DiffusionModel
+from diffusion.models import DiffusionModel
 from diffusion.models.build import DataFacts
 from diffusion.models.load import GenerativeModel, load
 from diffusion.schedules import Cosine
-from diffusion.training.modules import build
 
 # Lightning's own: it uses a deprecated class of PyTorch (tests/training/tiny_training.py has the same mark).
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -37,10 +36,6 @@ def config_of(family, folder, *overrides):
     if family == "diffusion":
         return digits_config(folder, *overrides)
     return autoencoder_config(family, folder, *overrides)
-
-
-def test_every_table_of_families_has_them_all():
-    assert set(FAMILIES) == set(BY_FAMILY) - {"adopted"} == set(build._BUILDERS) == {"diffusion", "vae", "eae"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,6 +30,21 @@ def test_philox_matches_the_published_vectors(counter, key, expected):
     assert tuple(int(w) for w in words) == expected
 
 
+def test_philox_is_the_same_of_few_blocks_and_of_many():
+    """Arrays of NumPy compute few, tensors many, graphs of the compiler all: as integers of any length do."""
+    counter = tuple(random.philox4x32(tuple(torch.tensor([[i], [c]]) for c in range(4)), (5, 6))[i] for i in range(4))
+    key = (0xFEDCBA98, 0x76543210)
+    words = [torch.stack(random.philox4x32(counter, key))]
+    rows = random._FEW // 2 + 1
+    many = random.philox4x32(tuple(c.expand(-1, rows) for c in counter), key)
+    words += [torch.stack(many)[:, :, :1], torch.stack(many)[:, :, -1:], torch.stack(random._rounds(counter, key))]
+    for row in range(2):
+        expected = random._rounds(tuple(int(c[row]) for c in counter), key)
+        for found in words:
+            assert found.dtype == torch.int64
+            assert found[:, row, 0].tolist() == list(expected)
+
+
 @pytest.mark.parametrize("draw", [random.normal, random.uniform, random.rademacher])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_row_depends_on_its_own_index_only(draw, dtype):

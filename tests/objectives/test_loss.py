@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from diffusion.config import PREDICTIONS, WEIGHTINGS, ObjectiveConfig
 from diffusion.denoisers import NetworkDenoiser, exact
-from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.errors import UserError
 from diffusion.objectives import Losses, Objective, time_distribution, weighting
-from diffusion.objectives.time_sampling import NAMES as TIMES
-from diffusion.objectives.weightings import NAMES as WEIGHTINGS
 from diffusion.schedules.schedule import log_snr_ends
 
 FOUR = pytest.mark.parametrize("schedule", laws.FOUR_SCHEDULES, ids=laws.name)
@@ -56,7 +54,7 @@ def test_the_expected_loss_does_not_depend_on_the_times(name, schedule):
     denoiser = exact.Gaussian(laws.f64([WRONG_MEAN]), laws.f64([WRONG_STD]), schedule)
     weight = weighting(name, schedule)
     expected = integral(weight, schedule, laws.MEAN, laws.STD)
-    for times in TIMES:
+    for times in ObjectiveConfig.words("time"):
         found = expected_loss(Objective(weight, time_distribution(times)), denoiser, laws.MEAN, laws.STD)
         assert found == pytest.approx(expected, rel=2e-3), times
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from scipy import stats
 
+from diffusion.config import ObjectiveConfig
 from diffusion.errors import UserError
 from diffusion.objectives import draw_u, time_distribution
-from diffusion.objectives.time_sampling import NAMES
 from diffusion.schedules import EDM, Rectified
 from diffusion.schedules.schedule import log_snr_ends
 
+NAMES = ObjectiveConfig.words("time")
 SCHEDULES = pytest.mark.parametrize("schedule", laws.SCHEDULES, ids=laws.name)
 TIMES = pytest.mark.parametrize(
     "times", [*map(time_distribution, NAMES), time_distribution("log-normal", 0.5, 0.7)], ids=laws.name

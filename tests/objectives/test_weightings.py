@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion.config import WEIGHTINGS
 from diffusion.errors import UserError
 from diffusion.objectives import weighting
-from diffusion.objectives.weightings import NAMES
 from diffusion.schedules.schedule import log_snr_ends
 
 SCHEDULES = pytest.mark.parametrize("schedule", laws.SCHEDULES, ids=laws.name)
@@ -37,7 +37,7 @@ def weighed(name, schedule, error, **options) -> float:
 
 
 @FIXED_SCHEDULES
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_every_weighting_integrates_to_one_over_the_path(name, schedule):
     assert weighed(name, schedule, torch.ones_like) == pytest.approx(1.0, abs=1e-3)
 

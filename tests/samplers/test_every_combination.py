@@ -12,8 +12,8 @@ from laws import F64, MEAN, SCHEDULES, STD, by_turns, gaussian, gaussian_law, na
 from torch import nn
 
 from diffusion import samplers
+from diffusion.config import PREDICTIONS
 from diffusion.denoisers import NetworkDenoiser
-from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.denoisers.evaluations import count_evaluations
 from diffusion.denoisers.preconditioning import c_in
 from diffusion.denoisers.predictions import PathPoint

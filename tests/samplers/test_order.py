@@ -42,7 +42,7 @@ def _grid(schedule, steps, spacing):
     if spacing == "time":
         t = schedule.inverse_log_snr(ends)
         return t[0] + (t[1] - t[0]) * u
-    return schedule.inverse_log_snr(time_grids._LOG_SNR_SPACINGS[spacing](ends[0], ends[1], u))
+    return schedule.inverse_log_snr(time_grids._log_snrs(spacing, ends[0], ends[1], u, dimension=1))
 
 
 def _trajectory_errors(sampler, schedule, spacing):

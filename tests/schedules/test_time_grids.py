@@ -6,15 +6,16 @@ import pytest
 import torch
 from laws import F64, SCHEDULES, name
 
+from diffusion.config import GRIDS, STRIDES
 from diffusion.errors import UserError
 from diffusion.schedules import DDPM, EDM, VP, Cosine, time_grid
-from diffusion.schedules.time_grids import STRIDES, default_end, names
+from diffusion.schedules.time_grids import default_end
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 
 
 @every_schedule
-@pytest.mark.parametrize("grid", [grid for grid in names() if grid not in STRIDES])
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid not in STRIDES])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 250])
 def test_a_grid_falls_from_the_start_of_the_path_to_clean_data(schedule, grid, steps):
     t = time_grid(schedule, steps, grid)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from diffusion.baselines.decoders import DiscretizedLogisticMixture
 from diffusion.baselines.vae import VAE
+from diffusion.config import PREDICTIONS
 from diffusion.denoisers import LevelDenoiser, NetworkDenoiser
-from diffusion.denoisers.denoiser import PREDICTIONS
 from diffusion.likelihood.dequantization import Dequantizer
 from diffusion.objectives import Objective, time_distribution, weighting
 from diffusion.schedules import Cosine

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...config import PREDICTIONS
 from ...errors import UserError
 from ...models import DiffusionModel, TrainedModel
 from ...numerics.random import STREAM_INITIAL, STREAM_SOLVER
@@ -41,9 +42,7 @@ def check_page(model: TrainedModel) -> None:
     if len(denoiser.shape) != 3 or denoiser.shape[0] not in (1, 3) or model.facts.levels is None:
         raise UserError(f"--to web: {model.source} is of data {denoiser.shape}; the page shows grey and colour images")
     if denoiser.parameterization == "levels":
-        raise UserError(
-            f"--to web: {model.source} predicts 'levels'; the page takes x, eps, score, v, velocity and edm"
-        )
+        raise UserError(f"--to web: {model.source} predicts 'levels'; the page takes {', '.join(PREDICTIONS)}")
 
 
 def check_runtime(folder: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Candidate:
         names: The names of the samples' files; None for drawn samples.
         classes: By part of the condition that is one of classes, or `label`: the class of each sample, that which it
             was drawn under, or that of the test image whose condition it has.
+        held_out: Whether they are the test images that the nearness to training images is measured by.
     """
 
     name: str
@@ -68,6 +69,14 @@ class Candidate:
     mirrored: bool
     names: Sequence[str] | None = None
     classes: Mapping[str, Tensor] = field(default_factory=dict)
+    held_out: bool = False
+
+    def for_scale(self, name: str, images: Tensor, held_out: bool = False) -> Candidate:
+        """Existing images beside these samples, of one folder, data and reference."""
+        return replace(
+            self, name=name, folder=self.folder / "scale", count=len(images), question=_of_images(images), subject=None,
+            draw=lambda *_: (images, 0.0), names=None, classes={}, held_out=held_out,
+        )  # fmt: skip
 
 
 def load_candidate(text: str, options: argparse.Namespace) -> Candidate:
@@ -182,11 +191,15 @@ def _images(text: str, options: argparse.Namespace) -> Candidate:
     pixels, names = pixels[rows], [raw.keys[int(row)] for row in rows]
     images = Dequantizer(data.levels).regraded(pixels, raw.levels or 256)
     path = Path(text)
-    question = {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
-    folder = Path("evaluations") / path.stem / FOLDER / "quality"
+    question, folder = _of_images(images), Path("evaluations") / path.stem / FOLDER / "quality"
     return Candidate(
         path.name, path, folder, data, len(images), question, None, lambda *_: (images, 0.0), data.flip, names
     )
+
+
+def _of_images(images: Tensor) -> dict[str, Any]:
+    """What identifies existing images."""
+    return {"images_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
 
 
 def _files(text: str, data: ImageData) -> RawImages:

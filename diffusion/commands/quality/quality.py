@@ -2,6 +2,7 @@
 
     RUN/evaluations/quality/<digest>.json          the results, and the question they answer
     RUN/evaluations/quality/<digest>-closest.png   the samples closest to training images, above these
+    RUN/evaluations/quality/scale/                 the same of test images and of noise
 
 The digest is of the question: the reference with its provenance, and what was drawn how. Figures with unlike references
 or numbers of samples are refused before anything is drawn.
@@ -87,18 +88,9 @@ class Reference:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the command line; returns the exit code."""
-    device = choose_device(options.device)
-    candidates = [load_candidate(text, options) for text in options.run]
-    names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
-    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
-    _require_used(candidates, options)
-    first = candidates[0].data
-    extractor = choose_extractor(options.features, first, options.download)
-    reference = Reference(first, extractor, options, device)
-    if not len(reference.images):
-        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
-    _require_alike(candidates, reference, options)
-    for candidate in candidates:  # before any of them is drawn
+    candidates, reference = _asked(options, choose_device(options.device))
+    scale = _scale(candidates, reference)
+    for candidate in [*candidates, *scale]:  # before any of them is drawn
         if candidate.count < FEWEST:
             what = candidate.name if options.samples is None else "--samples"
             raise UserError(f"{what}: found {candidate.count}; at least {FEWEST} are needed, and 1,000 or more advised")
@@ -109,18 +101,17 @@ def run(options: argparse.Namespace) -> int:
         row, written = _measured(candidate, reference, options, bar)
         rows.append(row)
         places += written
-    if options.scale:
-        mirrored = any(candidate.mirrored for candidate in candidates)
-        rows += _scale(reference.get(bar, mirrored), candidates[0].count, bar)
+    rows += [_measured(candidate, reference, options, bar)[0] for candidate in scale]
     by_class, left_out = [], []
     for candidate in candidates if options.by_class else ():
         for of_class in each_class(candidate):
             if of_class.count < FEWEST or len(getattr(of_class.data, options.reference)) < FEWEST:
                 left_out.append(f"{of_class.name}: left out, fewer than {FEWEST} samples or reference images")
                 continue
-            own = Reference(of_class.data, extractor, options, device)
+            own = Reference(of_class.data, reference.extractor, options, reference.device)
             row, _ = _measured(of_class, own, options, bar)
-            if options.scale and (fresh := _fresh(own.get(bar, of_class.mirrored), of_class.count, bar)) is not None:
+            if options.scale and (held_out := _held_out(of_class, own)) is not None:
+                fresh, _ = _measured(held_out, own, options, bar)
                 row = replace(row, figures={**row.figures, **{f"test_{k}": v for k, v in fresh.figures.items()}})
             by_class.append(row)
         places.append(("its classes in", candidate.folder))
@@ -139,6 +130,34 @@ def run(options: argparse.Namespace) -> int:
         features = () if options.features is None else ("--features", options.features)
         print_next(out, "tradeoff", text, *features, data=moved(options), runs=options.runs)
     return 0
+
+
+def kept(options: argparse.Namespace) -> list[Row]:
+    """The rows that `run` has kept of a command line: of its runs and folders, and for scale; not of classes.
+
+    Raises:
+        UserError: For one that is not there, or damaged.
+    """
+    candidates, reference = _asked(options, torch.device("cpu"))
+    found = []
+    for candidate in [*candidates, *_scale(candidates, reference)]:
+        question, path = _question(candidate, reference)
+        found.append(replace(_read(path, question), name=candidate.name))
+    return found
+
+
+def _asked(options: argparse.Namespace, device: torch.device) -> tuple[list[Candidate], Reference]:
+    """What a command line asks about, and what that is compared with."""
+    candidates = [load_candidate(text, options) for text in options.run]
+    names = named_apart([candidate.name for candidate in candidates], [candidate.place for candidate in candidates])
+    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
+    _require_used(candidates, options)
+    first = candidates[0].data
+    reference = Reference(first, choose_extractor(options.features, first, options.download), options, device)
+    if not len(reference.images):
+        raise UserError(f"--reference: '{first.name}' has no {options.reference} images")
+    _require_alike(candidates, reference, options)
+    return candidates, reference
 
 
 def _require_used(candidates: Sequence[Candidate], options: argparse.Namespace) -> None:
@@ -180,6 +199,7 @@ def _measured(
     if not path.is_file() or options.again:
         samples, nfe = candidate.draw(reference.device, partial(bar.named, f"{candidate.name}: samples"))
         made = reference.get(bar, candidate.mirrored)
+        made = made.without_held_out() if candidate.held_out else made
         quality = made.measure(samples, options.batch_size, partial(bar.named, f"{candidate.name}: features"))
         copies = [_plain(copy, candidate) for copy in quality.copies or ()]
         if (picture := closest_pairs(samples, made, quality)) is not None:
@@ -217,22 +237,23 @@ def _known(quality: Quality) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in quality.figures().items()}
 
 
-def _scale(made: QualityReference, count: int, bar: ProgressBar) -> list[Row]:
-    """Results for scale: fresh images of the data, and uniform noise."""
-    fresh, features = _fresh(made, count, bar), made.features.shape[1]
-    levels, shape = made.provenance.levels, made.provenance.shape
+def _scale(candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
+    """What stands below the samples for scale, as many images: held-out ones of the data, and uniform noise."""
+    if not reference.options.scale:
+        return []
+    first = replace(candidates[0], mirrored=any(candidate.mirrored for candidate in candidates))
+    levels, shape = reference.provenance.levels, reference.provenance.shape
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(levels, (count, *shape), generator=generator).to(type_of_levels(levels))
-    quality = made.measure(noise, progress=partial(bar.named, "uniform noise"))
-    return [*([] if fresh is None else [fresh]), Row("noise", count, _known(quality), features=features)]
+    noise = torch.randint(levels, (first.count, *shape), generator=generator).to(type_of_levels(levels))
+    held_out = _held_out(first, reference)
+    return [*([] if held_out is None else [held_out]), first.for_scale("noise", noise)]
 
 
-def _fresh(made: QualityReference, count: int, bar: ProgressBar) -> Row | None:
-    """Results of test images, `count` of them at most; None where too few were held out."""
-    if made.held_out is None or len(fresh := spread(made.held_out[0], count)) < FEWEST:
+def _held_out(candidate: Candidate, reference: Reference) -> Candidate | None:
+    """Test images, as many as the samples of a candidate at most; None where too few were held out."""
+    if reference.options.reference != "train" or len(images := spread(reference.data.test, candidate.count)) < FEWEST:
         return None
-    quality = made.without_held_out().measure(fresh, progress=partial(bar.named, "test images"))
-    return Row("test set", len(fresh), _known(quality), features=made.features.shape[1])
+    return candidate.for_scale("test set", images, held_out=True)
 
 
 def closest_pairs(samples: Tensor, reference: QualityReference, quality: Quality) -> Image.Image | None:

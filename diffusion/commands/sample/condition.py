@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ...data.class_names import names_of
-from ...denoisers.condition import LABEL, of_parts
+from ...denoisers.condition import LABEL, MASK, of_parts
 from ...errors import UserError, did_you_mean
 from ...models import DiffusionModel
-from ...models.conditions import MASK, function_of, is_function, masked
+from ...models.conditions import function_of, is_function, masked
 from ...models.trained_model import TrainedModel
 from ...networks.parts import CLASSES, FIELD, Part
 from ...numerics.arrays import as_tensor

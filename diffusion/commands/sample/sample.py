@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ... import samplers
+from ...config import AUTO_GRID
 from ...data import find_toy, pictures
 from ...data.class_names import names_of, number_of
 from ...data.files.raw_images import OPACITY
@@ -30,7 +31,6 @@ from ...processes import launched
 from ...sampling.fit import FITTED
 from ...sampling.sample import DEFAULT_BATCH
 from ...sampling.settings import SETTINGS, given_settings
-from ...schedules import time_grids
 from ...storage import hub, runs
 from ...storage.paths import file_name
 from ..app import ProgressBar
@@ -145,7 +145,7 @@ def requested(
     limit = f", for {options.tuning_seconds:g} s at most (--tuning-seconds)"
     if "law" in (remarks := model.effective_settings(settings)):
         print(f"note: --prior {settings['prior']}: {remarks['law']}", file=sys.stderr)
-    if settings.get("grid") == time_grids.AUTO:
+    if settings.get("grid") == AUTO_GRID:
         print(f"note: --grid auto is tuned once for a model, a sampler and its steps{limit}", file=sys.stderr)
     if way == FITTED:
         _check_fitted(settings)

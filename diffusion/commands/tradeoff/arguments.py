@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from ..evaluate.arguments import DATA_HELP, WANDB
 from ..options import Parser, add_tuning_seconds, condition, number, path, positive, seed
+from ..preflight import EXACT, EXACT_MODELS
 
 BUDGETS = (5, 10, 20, 50)
-BY = ("fid", "kid", "distance")
+BY = {"fid": "FID", "kid": "KID", "distance": "distance"}  # and what tables call them
 
 
 def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -23,7 +24,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("run", type=path, metavar="RUN|exact:NAME",
         help="a run folder or its name, a model file, pretrained:NAME; or a model in "
-        "closed form: exact:mixture-2d, exact:mixture-3x8x8")  # fmt: skip
+        f"closed form: {', '.join(EXACT + name for name in EXACT_MODELS)}")  # fmt: skip
     parser.add_runs()
     add("--data", type=path, metavar="PATH", help=DATA_HELP)
     add("--samplers", nargs="+", metavar="NAME", help="samplers as in sample.py, or all (default: one or two of "
@@ -38,7 +39,7 @@ def parse_tradeoff_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--condition", nargs="+", type=condition, metavar="NAME=VALUE",
         help="data: samples under the conditions of test images; none; "
         "or one for all, as in sample.py (default: data for models with denoiser.condition, else none)")  # fmt: skip
-    add("--by", choices=BY, default="fid", help="what decides which is best (default: fid)")
+    add("--by", choices=list(BY), default="fid", help="what decides which is best (default: fid)")
     add("--features", type=path, metavar="NAME|FILE",
         help="features for FID and KID, as in quality (default: digits and mnist for these, "
         "else inception; raw values for exact:NAME)")  # fmt: skip

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from ..table import Column, Table, figure, with_error
+from .arguments import BY
 from .cells import Measured
 
 SHARE = 0.02
-_NAMES = {"fid": "FID", "kid": "KID", "distance": "distance"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def verdict(rows: Sequence[Row], by: str) -> str:
     """One line: the cheapest cell within 2 % of the best, and within the best's standard error where that is more."""
     known = [row.found for row in rows if getattr(row.found, by) is not None]
     if not known:
-        return f"cheapest within 2 % of the best {_NAMES[by]}: no cell has one"
+        return f"cheapest within 2 % of the best {BY[by]}: no cell has one"
 
     def value(found: Measured) -> float:
         return getattr(found, by)
@@ -81,7 +81,7 @@ def verdict(rows: Sequence[Row], by: str) -> str:
 
     def text(found: Measured) -> str:
         figure = f"{value(found):.2e}" if by == "distance" else with_error(value(found), error(found))
-        return f"{found.cell.sampler}, {found.nfe:.0f} evaluations ({_NAMES[by]} {figure})"
+        return f"{found.cell.sampler}, {found.nfe:.0f} evaluations ({BY[by]} {figure})"
 
     best = min(known, key=value)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import imported
 from ...data import ImageData, SplitData
 from ...denoisers import Denoiser
 from ...denoisers.exact import GaussianMixture
@@ -25,7 +26,7 @@ from ...schedules import Cosine
 from ..app import ProgressBar
 from ..evaluate.given import CONDITION, given_to_samples
 from ..features import choose_extractor, reference_of
-from ..preflight import EXACT
+from ..preflight import EXACT, EXACT_MODELS
 from ..records import FOLDER
 from ..subjects import CONDITION_DIGEST, images_of, load_data_of, load_subject
 
@@ -102,15 +103,12 @@ def _path() -> Cosine:
     return Cosine(log_snr_min=-10.0, log_snr_max=14.0)
 
 
-EXACT_MODELS: Mapping[str, Callable[[], GaussianMixture]] = {"mixture-2d": mixture_2d, "mixture-3x8x8": mixture_3x8x8}
-
-
 def _exact(options: argparse.Namespace, device: torch.device) -> Subject:
     name = choose(EXACT.rstrip(":"), options.run.removeprefix(EXACT), EXACT_MODELS)
     if options.condition is not None:
         raise UserError(f"--condition: {options.run} has none; leave it out")
     _refuse_features(options)
-    model = EXACT_MODELS[name]().to(device)
+    model = imported(EXACT_MODELS[name])().to(device)
     drawn = model.draw(_DRAWS, _DRAWS_SEED).flatten(1)
     return Subject(
         name=options.run,

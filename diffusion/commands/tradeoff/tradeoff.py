@@ -24,6 +24,7 @@ from ..app import ProgressBar
 from ..preflight import EXACT, check_takes_figures
 from ..table import Table
 from ..terminal import console, note_replaced, print_next, print_places, say
+from .arguments import BY
 from .cells import Bench, Cell, Measured, plan
 from .picture import exposure_picture, picture
 from .report import COLUMNS, Row, cost_table, in_rows, verdict
@@ -123,7 +124,7 @@ def _mirror(
     named = {"tradeoff": Table.of(row.values() for row in rows)}
     values: dict[str, Any] = {"tradeoff/verdict": line}
     for row in rows:
-        for key in ("distance", "fid", "kid"):
+        for key in BY:
             if (value := row.values()[key]) is not None:
                 values[f"tradeoff/{row.found.cell.sampler}/{row.found.nfe:.0f}/{key}"] = value
     return mirror.log(

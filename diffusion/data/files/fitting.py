@@ -14,8 +14,6 @@ from torch import Tensor
 
 from ...errors import UserError
 
-FITS = ("crop", "stretch", "center")
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -43,9 +41,9 @@ class Fit:
         to = f"{self.height} x {self.width} (height x width)"
         if self.how == "crop" and self.height == self.width:
             return f"shorter side to {self.height} (bicubic, antialiased), centre crop"
-        ways = {"crop": "bicubic, antialiased, centre crop", "stretch": "bicubic, antialiased, stretched",
-                "center": "centre crop alone"}  # fmt: skip
-        return f"to {to}, {ways[self.how]}"
+        if self.how == "center":
+            return f"to {to}, centre crop alone"
+        return f"to {to}, bicubic, antialiased, {'centre crop' if self.how == 'crop' else 'stretched'}"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The image at this size.

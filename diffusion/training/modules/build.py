@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ... import samplers
+from ...baselines.eae import EAE
+from ...baselines.vae import VAE
 from ...config import Config
-from ...denoisers import NetworkDenoiser
-from ...denoisers.adopted import AdoptedDenoiser
 from ...errors import reported_as
 from ...models.adopt import AdoptedModel
-from ...models.build import DataFacts, build_denoiser, build_dequantizer, build_eae, build_objective, build_vae
+from ...models.build import DataFacts, build_dequantizer, build_model, build_objective
 from .autoencoder import EAEModule, VAEModule
 from .base import ModelModule
 from .denoiser import DenoiserModule
@@ -30,35 +30,13 @@ def build_module(
     Raises:
         UserError: Where parts do not fit together, or do not fit the data.
     """
-    if adopted is not None:
-        return _around(adopted.adopted, config, facts, metadata)
-    return _BUILDERS[config.family](config, facts, metadata)
-
-
-def _denoiser(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> DenoiserModule:
-    return _around(build_denoiser(config, facts), config, facts, metadata)
-
-
-def _around(
-    denoiser: NetworkDenoiser | AdoptedDenoiser, config: Config, facts: DataFacts, metadata: Mapping[str, str]
-) -> DenoiserModule:
+    model = build_model(config, facts) if adopted is None else adopted.adopted
+    if isinstance(model, VAE):
+        return VAEModule(model, config, metadata)
+    if isinstance(model, EAE):
+        return EAEModule(model, config, metadata)
     with reported_as({"eta": "sampling.eta"}):  # a wrong one is reported now, not after training
         samplers.build(config.sampling.sampler, eta=config.sampling.eta)
     return DenoiserModule(
-        denoiser, build_objective(config, denoiser), config, build_dequantizer(facts), metadata, facts.normalizer
+        model, build_objective(config, model), config, build_dequantizer(facts), metadata, facts.normalizer
     )
-
-
-def _vae(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> VAEModule:
-    return VAEModule(build_vae(config, facts), config, metadata)
-
-
-def _eae(config: Config, facts: DataFacts, metadata: Mapping[str, str]) -> EAEModule:
-    return EAEModule(build_eae(config, facts), config, metadata)
-
-
-_BUILDERS: dict[str, Callable[[Config, DataFacts, Mapping[str, str]], ModelModule]] = {
-    "diffusion": _denoiser,
-    "vae": _vae,
-    "eae": _eae,
-}
