@@ -196,6 +196,17 @@ def small_baselines(monkeypatch):
     monkeypatch.setattr(classical, "gaussian_mixture", partial(classical.gaussian_mixture, components=(1,)))
 
 
+@pytest.fixture
+def device(monkeypatch):
+    """A device that only pretends to be one, and counts (`pretended_device.Device`)."""
+    from pretended_device import Device
+
+    autocast = torch.autocast  # has no type for it
+    monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
+    with Device() as found:
+        yield found
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _on_any_machine(tmp_path_factory):
     """What tests keep is theirs, also that of the programs they start; torch's own downloads stay where they are, as

@@ -46,6 +46,9 @@ class Pretended(torch.Tensor):
     def tolist(self):
         return self.to("cpu").tolist()
 
+    def new_tensor(self, data, **options):
+        return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **options})
+
     def __repr__(self, *, tensor_contents=None):
         return f"Pretended({self.held!r})"
 
@@ -160,6 +163,8 @@ def _run(func, args, kwargs, counts, places):
             note("to_host")
         elif not isinstance(source, Pretended) and target:
             note("to_device")
+    elif name == "where" and len(here) < len(tensors):
+        note("to_device")  # other operations take numbers of the CPU as their arguments
     elif func in _WAITS or (name in ("index", "index_put_") and any(_is_mask(value) for value in args[1])):
         note("waits")
     elif here and others:

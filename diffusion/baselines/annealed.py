@@ -182,20 +182,21 @@ class _Run:
     def __init__(
         self, model: LatentVariableModel, x: Tensor, rows: Tensor, steps: int, leapfrog: int, seed: int
     ) -> None:
-        self.model, self.x, self.rows, self.seed = model, x, rows, seed
+        # all of a chain is on one device: no transition waits for a copy
+        self.model, self.x, self.rows, self.seed = model, x, rows.to(x.device), seed
         self.leapfrog, self.steps = leapfrog, steps
         self.betas = temperatures(steps).tolist()
 
     def pilot(self) -> Float[Tensor, " t b"]:
         """The step sizes of the transitions 1 .. T - 1 for each image, at index t - 1."""
         state, x = self._start(_PILOT, _PILOT_CHAINS), self._repeated(_PILOT_CHAINS)
-        log_size = torch.full((len(self.rows),), _FIRST_STEP_SIZE, dtype=torch.float64).log()
+        log_size = torch.full((len(self.rows),), _FIRST_STEP_SIZE, dtype=torch.float64, device=self.x.device).log()
         sizes = []
         for t in range(1, self.steps):
             sizes.append(log_size.exp())
             state, acceptance = self._transition(state, x, t, sizes[-1], _PILOT, _PILOT_CHAINS)
             log_size = log_size + _GAIN * (acceptance - TARGET_ACCEPTANCE)
-        return torch.stack(sizes) if sizes else torch.empty(0, len(self.rows), dtype=torch.float64)
+        return torch.stack(sizes) if sizes else log_size.new_empty(0, len(self.rows))
 
     def forward(self, chains: int, step_sizes: Tensor) -> LogMeanExp:
         """The weights w of chains from the prior to the posterior."""
@@ -221,11 +222,11 @@ class _Run:
     def _transition(
         self, state: _State, x: Tensor, t: int, step_size: Tensor, run: int, chains: int
     ) -> tuple[_State, Tensor]:
-        """One step of HMC at beta_t; returns the new state, and the acceptance of each image (B,) on the CPU."""
+        """One step of HMC at beta_t; returns the new state, and the acceptance of each image (B,)."""
         beta, like = self.betas[t], state.z
         momentum = self._normal(run + t, chains, random.STREAM_SOLVER)
         u = random.uniform(self.seed, self.rows, run + t, (2, chains), random.STREAM_EVALUATE, torch.float64)
-        size = (step_size[:, None] * (0.5 + 0.5 * u[:, 0])).reshape(-1, 1).to(like)
+        size = (step_size[:, None] * (0.5 + 0.5 * u[:, 0])).reshape(-1, 1).to(like.dtype)
 
         def energy(state: _State, momentum: Tensor) -> Tensor:
             squares = state.z.double().square().sum(1) + momentum.double().square().sum(1)
@@ -238,8 +239,8 @@ class _Run:
             p = p + (0.5 if last else 1.0) * size * (beta * new.gradient - new.z)
         # a trajectory that overflows is rejected
         acceptance = (energy(state, momentum) - energy(new, p)).nan_to_num(nan=-torch.inf).clamp(max=0.0).exp()
-        new.keep_where(u[:, 1].flatten().to(like.device) < acceptance, state)
-        return new, acceptance.unflatten(0, (-1, chains)).mean(1).cpu()
+        new.keep_where(u[:, 1].flatten() < acceptance, state)
+        return new, acceptance.unflatten(0, (-1, chains)).mean(1)
 
     def _start(self, run: int, chains: int) -> _State:
         return _State(self.model, self._repeated(chains), self._normal(run, chains, random.STREAM_INITIAL))

@@ -202,7 +202,8 @@ class EAE(LatentImageModel):
             optimizer = torch.optim.Adam([raw_scale, log_std], lr=_FIT_RATE)
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = _FIT_RATE * (1.0 - step / steps)
-                rows = order[(step * _FIT_BATCH + torch.arange(min(_FIT_BATCH, len(images)))) % len(images)]
+                places = torch.arange(min(_FIT_BATCH, len(images)), device=order.device)
+                rows = order[(step * _FIT_BATCH + places) % len(images)]
                 shape = (_FIT_SAMPLES, self.latent_dim)
                 eps = random.normal(seed, rows, step, shape, random.STREAM_EVALUATE, self.dtype, codes.device)
                 z = codes[rows, None] + log_std.exp() * eps

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..numerics.arrays import whole_number
-from ..numerics.broadcasting import pad_dims_like
+from ..numerics.broadcasting import pad_dims_like, per_row
 from ..schedules import Scaled
 from . import predictions
 from .condition import Condition
@@ -187,7 +187,7 @@ class AdoptedDenoiser(Denoiser):
         # copies: what a network changes in place is its own
         seen = (c_in(at, convention.sigma_data) * y_t if convention.takes_scaled else y_t).to(dtype, copy=True)
         time = convention.network_time(t.double())
-        time = time.to(device=x_t.device, dtype=dtype if time.is_floating_point() else None).expand(n).clone()
+        time = per_row(time.to(dtype) if time.is_floating_point() else time, x_t).clone()
         if isinstance(cond, Condition) or not self.num_classes:
             if cond is not None and not isinstance(cond, Condition):
                 raise UserError("label: given to a network that was adopted without labels; say labels= in adopt")

@@ -22,7 +22,7 @@ from ..config import PREDICTIONS
 from ..errors import UserError, choose
 from ..networks.parts import Part
 from ..numerics.arrays import whole_number
-from ..numerics.broadcasting import pad_dims_like
+from ..numerics.broadcasting import pad_dims_like, per_row
 from ..numerics.placement import Placed, device_of
 from ..schedules import Schedule
 from . import predictions
@@ -241,10 +241,7 @@ class NetworkDenoiser(Denoiser):
                 "train it with denoiser.conditional=true, or let a classifier steer it (sample.py --classifier)"
             )
         takes, dtype = self._interface(x_t)
-        level = c_noise(self.schedule.log_snr(t)).to(dtype)
-        if level.ndim == 0 and level.device != x_t.device:  # a number to add, not a tensor to copy
-            level = torch.zeros(x_t.shape[0], dtype=dtype, device=x_t.device) + level
-        level = level.to(x_t.device).expand(x_t.shape[0]).contiguous()  # which a network may change in place
+        level = per_row(c_noise(self.schedule.log_snr(t)).to(dtype), x_t)  # which a network may change in place
         more, named = takes.arguments(cond.given if own else cond)
         try:
             output = self.network((c_in(at, self.sigma_data) * x_t).to(dtype), level, *more, **named)

@@ -69,7 +69,7 @@ class Batches:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some of the rows: their data, the keys of their noise, and their conditions."""
+    """Some of the rows: their data, the keys of their noise on the device of the data, and their conditions."""
 
     x: Tensor
     keys: Int[Tensor, " b"]
@@ -100,7 +100,7 @@ class Points:
         if not self.dequantize:
             return self.dequantizer.center(x, torch.float64)
         u = random.uniform(self.seed, self.batch.keys, i, x.shape[1:], random.STREAM_DEQUANTIZE, torch.float64)
-        return self.dequantizer.dequantize(x, u.to(x.device))
+        return self.dequantizer.dequantize(x, u)
 
     def middle(self) -> tuple[Float[Tensor, " b *dims"], float]:
         """The mean of x over the dequantisation, and the variance of each of its numbers."""
@@ -193,10 +193,10 @@ def in_batches(
     with torch.no_grad(), evaluation_mode(model), counting as counter:
         for first in range(0, count, size):
             rows = slice(first, min(first + size, count))
-            batch = Batch(x[rows], keys[rows], None if cond is None else cond[rows])
+            batch = Batch(x[rows], keys[rows].to(x.device), None if cond is None else cond[rows])
             log_prob, std_error, terms = evaluate(batch)
             check_finite(log_prob, first, str(protocol["estimator"]))
-            parts.append(Estimate(log_prob, dims, levels, std_error, kind, protocol, batch.keys, terms=terms))
+            parts.append(Estimate(log_prob, dims, levels, std_error, kind, protocol, keys[rows], terms=terms))
             if batches.progress is not None:
                 batches.progress(rows.stop, count)
     nfe = counter.rows / count if nfe is None else nfe
@@ -231,8 +231,8 @@ _STEP_POSITIONS = 2**31
 
 
 def stratified_positions(seed: int, indices: Int[Tensor, " b"], count: int) -> Float[Tensor, " b k"]:
-    """Uniform draws in (0, 1), the i-th of a row in its i-th stratum; a row depends on (seed, index) only."""
-    u = random.uniform(seed, indices, _STEP_POSITIONS, (count,), random.STREAM_EVALUATE, torch.float64)
+    """Uniform draws in (0, 1), the i-th of a row in its i-th stratum, on the CPU; a row depends on (seed, index)."""
+    u = random.uniform(seed, indices.cpu(), _STEP_POSITIONS, (count,), random.STREAM_EVALUATE, torch.float64)
     return (torch.arange(count, dtype=torch.float64) + u) / count
 
 

@@ -126,7 +126,7 @@ def exact_divergence(
     divergence = torch.zeros(len(x), dtype=value.dtype, device=x.device)
     for rows in torch.arange(dims, device=x.device).split(chunk):
         basis = torch.zeros(len(rows), dims, dtype=value.dtype, device=x.device)
-        basis[torch.arange(len(rows)), rows] = 1.0
+        basis[torch.arange(len(rows), device=x.device), rows] = 1.0
         vectors = basis[:, None].expand(-1, len(x), -1).reshape(len(rows), *x.shape)
         batched = len(rows) > 1
         (products,) = torch.autograd.grad(

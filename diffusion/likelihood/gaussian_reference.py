@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from ..errors import choose
 from ..numerics.broadcasting import pad_dims_like
+from ..numerics.placement import Copies
 from .batching import squares, stratified_error, stratified_positions
 
 # The logistic half of the density of noise levels, wide enough for data of standard deviation 0.02 to 1.
@@ -77,13 +78,13 @@ class GaussianReference:
         """1/2 E(||e_ref||^2 - ||e||^2) at each noise level, unbiased, and its contribution to the integral."""
         k = torch.sigmoid(self.log_snr + self.variance.log()[:, None])
         x_share = (1.0 - k) * torch.exp(0.5 * self.log_snr)
-        errors, references = [], []
+        shares, errors, references = Copies(torch.stack((x_share, k))), [], []
         for i in range(self.log_snr.shape[1]):
             x, eps, error = evaluate(i, self.log_snr[:, i])
-            by_x, by_eps = (pad_dims_like(share[:, i].to(x.device), x) for share in (x_share, k))
-            errors.append(error.cpu())
-            references.append(squares(by_x * x - by_eps * eps).cpu())
-        error, reference = torch.stack(errors, dim=1), torch.stack(references, dim=1)
+            by_x, by_eps = (pad_dims_like(share[:, i], x) for share in shares.on(x.device))
+            errors.append(error)
+            references.append(squares(by_x * x - by_eps * eps))
+        error, reference = torch.stack(errors, dim=1).cpu(), torch.stack(references, dim=1).cpu()
         if self.reference == "none":
             found = -0.5 * error
             return found, found / (self.log_snr.shape[1] * self._density)

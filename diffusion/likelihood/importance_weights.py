@@ -55,13 +55,13 @@ class LogMeanExp:
 
     def add(self, log_w: Float[Tensor, " b s"]) -> None:
         """Add S samples per row."""
-        self._parts.append(log_w.detach().cpu().double())
+        self._parts.append(log_w.detach().double())
 
     @property
     def log_weights(self) -> Float[Tensor, " b k"]:
-        """All samples so far."""
-        if len(self._parts) > 1:
-            self._parts = [torch.cat(self._parts, dim=1)]
+        """All samples so far, on the CPU."""
+        parts = [part.cpu() for part in self._parts]  # here, so that nothing waits for one chunk to add the next
+        self._parts = parts if len(parts) == 1 else [torch.cat(parts, dim=1)]
         return self._parts[0]
 
     @property

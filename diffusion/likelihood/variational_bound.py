@@ -200,7 +200,7 @@ class DiscreteBound:
             step = torch.arange(steps).expand(len(batch.keys), -1)
             if self.evaluations is not None:
                 step = (stratified_positions(seed, batch.keys, count) * steps).long().clamp(max=steps - 1)
-            values = []
+            values: list[Tensor] = []
             for i in range(count):
                 x = points(i)
                 t = t_all[step[:, i]].to(x.device)
@@ -209,12 +209,12 @@ class DiscreteBound:
                     x_hat, place = denoiser.with_variance(x_t, t, batch.cond)
                     log_ratio = place * pad_dims_like((q.variance / upper).log()[step[:, i]].to(x), x)
                     error = pad_dims_like(factor[step[:, i]].to(x), x) * (x - x_hat).square() * log_ratio.exp()
-                    kl = (0.5 * (torch.expm1(log_ratio) - log_ratio) + error).double().flatten(1).sum(1).cpu()
+                    values.append((0.5 * (torch.expm1(log_ratio) - log_ratio) + error).double().flatten(1).sum(1))
                 else:
-                    x_hat = denoiser(x_t, t, batch.cond)
-                    kl = offset[step[:, i]] + factor[step[:, i]] * squares(x - x_hat).cpu()
-                values.append(-kl * (steps / count))
-            steps_of = torch.stack(values, dim=1)
+                    values.append(squares(x - denoiser(x_t, t, batch.cond)))
+            found = torch.stack(values, dim=1).cpu()
+            kl = found if self.variance == LEARNED else offset[step] + factor[step] * found
+            steps_of = -kl * (steps / count)
             return {"steps": steps_of, _NOISE: stratified_error(steps_of)}
 
         protocol = {"estimator": "ELBO, discrete time", "times": times.tolist()}

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..likelihood import Dequantizer
 from ..metrics import descend, shifted_batch
 from ..networks import NoisyImageClassifier
+from ..numerics.placement import weights_on
 from ..storage import tensor_files
 from ..storage.records import reading
 
@@ -65,19 +66,20 @@ def train(
     """Train in place by cross-entropy; the same arguments and initial weights give the same weights (on one CPU).
 
     Args:
-        network: The network.
+        network: The network, on any device; batches are made on the CPU and copied there.
         images: Level indices, shape (N, C, H, W).
         labels: Their classes, shape (N,).
         levels: The number of values a channel can take.
         steps, batch_size, lr, seed: As `metrics.train_classifier`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), weights_on(network)
 
     def loss() -> Tensor:
         batch, classes = shifted_batch(images, labels, batch_size, generator)
         places = (torch.arange(batch_size) + torch.rand(1, generator=generator)) / batch_size  # evenly spread
         log_snr = LOG_SNR_LIMIT * (2.0 * places - 1.0)
-        return F.cross_entropy(network(noisy(batch, levels, log_snr, generator), c_noise(log_snr)), classes)
+        x, level = noisy(batch, levels, log_snr, generator), c_noise(log_snr)
+        return F.cross_entropy(network(x.to(device), level.to(device)), classes.to(device))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the dropout
@@ -96,12 +98,12 @@ def by_noise_level(
     seed: int = 0,
 ) -> dict[int | float, tuple[float, float]]:
     """The accuracy and the cross-entropy in nats at each log-SNR, with one noise draw per image."""
-    generator, found = torch.Generator().manual_seed(seed), {}
+    generator, device, found = torch.Generator().manual_seed(seed), weights_on(network), {}
     for log_snr in log_snrs:
         right, nats = 0.0, 0.0
         for batch, classes in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
             at = torch.full((len(batch),), float(log_snr))
-            logits = network(noisy(batch, levels, at, generator), c_noise(at))
+            logits = network(noisy(batch, levels, at, generator).to(device), c_noise(at).to(device)).cpu()
             right += float((logits.argmax(1) == classes).sum())
             nats += float(F.cross_entropy(logits, classes, reduction="sum"))
         found[log_snr] = (right / len(images), nats / len(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,13 @@ def pad_dims_like(t: Tensor, x: Tensor) -> Tensor:
     if t.ndim == 0:
         return t
     return t.to(x.device).reshape(t.shape[0], *(1,) * (x.ndim - 1))
+
+
+def per_row(t: Tensor, x: Tensor) -> Tensor:
+    """`t` of shape () or (B,) as one number for each row of `x` (B, *dims): (B,), contiguous, on the device of `x`.
+
+    A scalar of the CPU is added there to zeros, an argument of the operation: as a copy, the CPU would wait for it.
+    """
+    if t.ndim == 0 and t.device != x.device:
+        t = torch.zeros(len(x), dtype=t.dtype, device=x.device) + t
+    return t.to(x.device).expand(len(x)).contiguous()

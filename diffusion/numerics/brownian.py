@@ -74,11 +74,14 @@ class Weights:
     weights: Tensor
 
     @cached_property
-    def used(self) -> list[dict[int, Tensor]]:
-        """The weights that each row needs, by node; they come first in the row."""
-        count = (self.weights.abs() > _NEGLIGIBLE).sum(1).tolist()
-        rows = zip(self.nodes.tolist(), self.weights, count, strict=True)
-        return [dict(zip(nodes[:n], weights[:n].unbind(), strict=True)) for nodes, weights, n in rows]
+    def used(self) -> list[dict[int, tuple[Tensor, Tensor]]]:
+        """Of each row the nodes that it needs, with their numbers and weights as () on the device of the weights."""
+        count = (self.weights.abs() > _NEGLIGIBLE).sum(1).tolist()  # they come first in the row
+        rows = zip(self.nodes.tolist(), self.nodes.to(self.weights.device), self.weights, count, strict=True)
+        return [
+            dict(zip(nodes[:n], zip(numbers[:n].unbind(), weights[:n].unbind(), strict=True), strict=True))
+            for nodes, numbers, weights, n in rows
+        ]
 
     @classmethod
     def between(cls, start: Int[Tensor, " n"], end: Int[Tensor, " n"]) -> Weights:
@@ -174,17 +177,17 @@ class GridNoise:
         """Standard normals of shape (B, *shape)."""
         noise, indices, weights = self.noise, self.noise.indices, self.steps.used[step]
         size = max(1, len(indices) * math.prod(noise.shape))
-        missing = [node for node in weights if node not in self.at_hand]
+        missing: dict[int, Tensor] = {}
         fresh: Iterator[tuple[int, Tensor]] = iter(())
-        if missing:
-            to_come = chain(*self.steps.used[step : step + noise.steps_at_once])
-            missing = list(dict.fromkeys(node for node in to_come if node not in self.at_hand))
-            rows = torch.tensor(missing, dtype=torch.int64)[:, None].expand(-1, len(indices))
+        if any(node not in self.at_hand for node in weights):
+            to_come = chain(*(row.items() for row in self.steps.used[step : step + noise.steps_at_once]))
+            missing = {node: number for node, (number, _) in to_come if node not in self.at_hand}
+            rows = torch.stack(list(missing.values()))[:, None].expand(-1, len(indices))
             fresh = zip(missing, _normals(noise, indices, rows), strict=True)
         total = torch.zeros(len(indices), *noise.shape, dtype=torch.float64, device=noise.device)
         kept: dict[int, Tensor] = {}
         # One after the other, the same sum for a sample whatever its batch.
-        for node, weight in weights.items():
+        for node, (_, weight) in weights.items():
             z = self.at_hand[node] if node in self.at_hand else next(fresh)[1]
             total.addcmul_(z, weight)
             if (len(kept) + 1) * size <= _KEPT:

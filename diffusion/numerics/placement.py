@@ -35,6 +35,24 @@ def device_of(module: nn.Module) -> torch.device:
     return for_numbers(weights_on(module))
 
 
+class Copies:
+    """A tensor of an object that is no module, and its copies on other devices, each made once.
+
+    The CPU waits for a copy to a device: a loop that asks for one in each step would wait in each.
+    """
+
+    def __init__(self, value: Tensor):
+        self._on = {value.device: value}
+        self._first = value
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor there."""
+        if device not in self._on:
+            with torch.inference_mode(False):  # it may also be used where gradients are taken
+                self._on[device] = self._first.to(device)
+        return self._on[device]
+
+
 class Placed(nn.Module):
     """A module with numbers of its own besides its networks: these alone go to a device without float64."""
 

@@ -305,6 +305,10 @@ class Noise:
     # of the step, so the cache does not affect the result.
     _ahead: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self):
+        if self.device is not None:  # copied there once, not with each step
+            object.__setattr__(self, "indices", self.indices.to(self.device))
+
     @cached_property
     def steps_at_once(self) -> int:
         """The steps whose normals are drawn at once."""
@@ -320,10 +324,10 @@ class Noise:
         if at_once == 1:
             return normal(self.seed, self.indices, step, self.shape, STREAM_SOLVER, self.dtype, self.device)
         if step not in self._ahead:
-            steps = torch.arange(step, step + at_once)
+            steps = torch.arange(step, step + at_once, device=self.indices.device)
             rows = self.indices.repeat(at_once), steps.repeat_interleave(len(self.indices))
             with torch.inference_mode(False):  # cached: the next step may take gradients
                 z = normal(self.seed, *rows, self.shape, STREAM_SOLVER, self.dtype, self.device)
             self._ahead.clear()
-            self._ahead.update(zip(steps.tolist(), z.reshape(at_once, -1, *self.shape), strict=True))
+            self._ahead.update(enumerate(z.reshape(at_once, -1, *self.shape), start=step))
         return self._ahead[step]

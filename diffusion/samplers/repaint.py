@@ -104,7 +104,7 @@ class RePaint(Sampler):
                     pair = times[i : i + 2]
                     x = self.step.integrate(denoiser, x, pair, fresh, cond, None)
                     alpha, sigma = schedule(pair[1])
-                    x = torch.where(denoiser.kept, alpha.to(x) * denoiser.known + sigma.to(x) * fresh(), x)
+                    x = torch.where(denoiser.kept, alpha.to(x.dtype) * denoiser.known + sigma.to(x.dtype) * fresh(), x)
                     if callback is not None and repeat == self.resamples - 1:
                         callback(i, float(pair[1]), x, None)
         return x
@@ -113,4 +113,4 @@ class RePaint(Sampler):
 def _back(schedule: Schedule, x: Tensor, s: Tensor, t: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
     """A draw of q(x_t | x_s) for s < t."""
     scale, variance = transition(schedule, s, t)
-    return scale.to(x) * x + variance.sqrt().to(x) * fresh()
+    return scale.to(x.dtype) * x + variance.sqrt().to(x.dtype) * fresh()

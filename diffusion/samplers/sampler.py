@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..denoisers.denoiser import Denoiser
 from ..denoisers.given import field_types
+from ..denoisers.predictions import linear
 from ..errors import UserError
 from ..numerics.arrays import REFUSED, as_tensor, described
 from ..numerics.random import Noise
@@ -275,11 +276,26 @@ class LinearSampler(RowSampler):
 
     def integrate(self, denoiser, x, times, noise, cond, callback):
         for step, (t, s, a, b, c) in enumerate(remembered(self, denoiser.schedule, times)):
-            x_hat = denoiser(x, t, cond)
-            x = torch.add(a * x, x_hat, alpha=b)  # with `linear` the last bit would depend on the batch
+            z = None
             if c != 0.0:
                 assert noise is not None  # `sample` has seen to it
-                x = x.add_(noise(step), alpha=c)
+                z = noise(step)
+            x, x_hat = self.step(denoiser, x, t, cond, a, b, c, z)
             if callback is not None:
                 callback(step, s, x, x_hat)
         return x
+
+    @staticmethod
+    def step(
+        denoiser: Denoiser, x: Tensor, t: Tensor, cond: Any, a: Any, b: Any, c: Any, z: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x_s = a x_t + b x_hat + c z (without noise z is None), and x_hat.
+
+        With a, b and c as tensors of shape () `torch.compile` makes one graph of it for all steps; numbers would be
+        part of a graph.
+        """
+        x_hat = denoiser(x, t, cond)
+        x = linear(a, x, b, x_hat)  # with that of `ode/fused.py` the last bit would depend on the batch
+        if z is not None:
+            x = x.add_(z, alpha=c) if isinstance(c, float) else x + c * z
+        return x, x_hat

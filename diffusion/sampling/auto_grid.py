@@ -171,7 +171,7 @@ def trajectories(denoiser: Denoiser, n: int, start: int = 0, clock: Clock | None
     x_1 = noise.initial() * float(torch.hypot(*schedule(times[0])))
     rows = slice(0, _DENSITY_ROWS)
     state, velocities = x_1[rows], []
-    squares: list[list[float]] = [[], []]
+    squares: list[list[Tensor]] = [[], []]
 
     def watch(step: int, t: float, x: Tensor, x_hat: Tensor | None) -> None:
         nonlocal state
@@ -187,15 +187,15 @@ def trajectories(denoiser: Denoiser, n: int, start: int = 0, clock: Clock | None
             first, second = (
                 (velocities[j + 1] - velocities[j]) / float(phi[step - 1 + j] - phi[step - 2 + j]) for j in (0, 1)
             )
-            squares[0].append(float(first.square().mean()))
-            squares[1].append(float((2.0 * (second - first) / float(phi[step] - phi[step - 2])).square().mean()))
+            squares[0].append(first.square().mean())
+            squares[1].append((2.0 * (second - first) / float(phi[step] - phi[step - 2])).square().mean())
             velocities.pop(0)
 
     with evaluation_mode(denoiser):
         x = Adams(predictor=3).sample(denoiser, x_1, times, callback=watch)
     kept = slice(1, len(squares[0]) + 1)
     dphi = torch.gradient(phi, spacing=(log_snrs,))[0].abs()
-    first, second = (torch.tensor(values, dtype=torch.float64).sqrt() for values in squares)
+    first, second = (torch.stack(values).cpu().sqrt() for values in squares)
     return Trajectories(x_1, x, log_snrs[kept], (first, second), dphi[kept])
 
 

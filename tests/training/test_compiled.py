@@ -16,6 +16,9 @@ from torch._dynamo.utils import counters
 import diffusion
 from diffusion.models.build import DataFacts, build_denoiser
 from diffusion.networks.layers import channels_last
+from diffusion.numerics.random import Noise
+from diffusion.samplers import DDIM, Ancestral, EulerMaruyama
+from diffusion.schedules import time_grid
 from diffusion.training.fit import _compile, fit
 from diffusion.training.logs.metrics import read_metrics
 from diffusion.training.modules.build import build_module
@@ -132,6 +135,24 @@ def test_a_denoiser_is_one_graph_for_all_steps_of_a_sampler(tmp_path, compiles_n
         denoiser.compile(dynamic=False)
         found = diffusion.sample(denoiser, 2, steps=4)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampler", [DDIM(), Ancestral(), *(pytest.param(one, marks=SLOW) for one in (DDIM(eta=0.5), EulerMaruyama()))]
+)
+def test_a_step_of_a_linear_sampler_is_one_graph_for_all_steps(tmp_path, compiles_nothing, sampler):
+    """The network, what is made of its output, and the state's new value with its noise."""
+    denoiser = nudged(build_denoiser(digits_config(tmp_path), FACTS)).eval()
+    times = time_grid(denoiser.schedule, 5, "log-snr")[:-1]
+    noise = Noise(0, torch.arange(2), FACTS.shape)
+    along, x = sampler.noise_along(noise, denoiser.schedule, times), noise.initial()
+    with torch.no_grad(), graphs(1):
+        expected = sampler.integrate(denoiser, x, times, along, None, None)
+        step = torch.compile(sampler.step, fullgraph=True, dynamic=False)
+        for i, (t, _, *numbers) in enumerate(sampler.rows(denoiser.schedule, times)):
+            z = along(i) if sampler.is_stochastic else None
+            x, _ = step(denoiser, x, t, None, *map(torch.tensor, numbers), z)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_compiles_its_loss_and_that_of_validation_once_each(tmp_path, compiles_nothing):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...numerics.arrays import whole_number
-from ...numerics.broadcasting import pad_dims_like
+from ...numerics.broadcasting import pad_dims_like, per_row
 from ...numerics.placement import Placed
 from ...schedules import Schedule
 from ..condition import labels_only
@@ -40,8 +40,8 @@ class PathClassifier(Placed):
         """The logits; x_t (B, *shape), t () or (B,)."""
         dtype = dtype_of(self.network, x_t.dtype)
         scale = torch.hypot(*self.schedule(t)).reciprocal()
-        level = c_noise(self.schedule.log_snr(t)).to(device=x_t.device, dtype=dtype).expand(len(x_t))
-        return self.network((pad_dims_like(scale, x_t).to(x_t) * x_t).to(dtype), level).to(x_t.dtype)
+        level = per_row(c_noise(self.schedule.log_snr(t)).to(dtype), x_t)
+        return self.network((pad_dims_like(scale, x_t).to(x_t.dtype) * x_t).to(dtype), level).to(x_t.dtype)
 
 
 class ClassifierGuided(DenoiserWrapper):
@@ -90,7 +90,7 @@ class ClassifierGuided(DenoiserWrapper):
         if cond is None or self.weight == 0.0 or not bool(within.any()):
             return x_hat
         alpha, sigma = self.schedule(t)
-        weight = pad_dims_like(torch.where(within, self.weight * sigma.square() / alpha, 0.0), x_t).to(x_t)
+        weight = pad_dims_like(torch.where(within, self.weight * sigma.square() / alpha, 0.0), x_t).to(x_t.dtype)
         return x_hat + weight * self._gradient(x_t, t, cond)
 
     def _gradient(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:

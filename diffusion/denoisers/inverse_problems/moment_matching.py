@@ -51,7 +51,7 @@ class MomentMatching(Posterior):
             return noise * u + operator(covariance(operator.adjoint(u)))
 
         def near_inverse(u: Tensor) -> Tensor:
-            return operator.solve(u, of_unit_data, of_unit_data.new_tensor(noise))
+            return operator.solve(u, of_unit_data, torch.tensor(noise, dtype=of_unit_data.dtype))
 
         size = _dot(residual, residual).sqrt() / math.sqrt(residual[0].numel())
         relative = (self.observation.noise_std / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=1e-2)

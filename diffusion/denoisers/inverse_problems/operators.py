@@ -19,6 +19,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...numerics.arrays import whole_number
 from ...numerics.broadcasting import pad_dims_like
+from ...numerics.placement import Copies
 from ..given import positive_number, real_number, tensor_of
 
 _POOLS = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d, 3: torch.nn.functional.avg_pool3d}
@@ -55,8 +56,8 @@ class LinearOperator(ABC):
 
 def _divide(y: Tensor, gram: Tensor | float, signal: Tensor, noise: Tensor) -> Tensor:
     """(noise + signal gram)^+ y, where A A^T is diagonal with entries `gram`."""
-    total = pad_dims_like(noise, y).to(y.device) + pad_dims_like(signal, y).to(y.device) * gram
-    return torch.where(total > 0, y / torch.where(total > 0, total, 1.0), 0.0)
+    total = pad_dims_like(noise, y) + pad_dims_like(signal, y) * gram
+    return y / torch.where(total > 0, total, 1.0) * (total > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Mask(LinearOperator):
     """
 
     kept: Any
-    _at: Tensor = field(init=False, repr=False)
+    _at: Copies = field(init=False, repr=False)
 
     def __post_init__(self):
         kept = tensor_of("mask", self.kept)
@@ -82,16 +83,16 @@ class Mask(LinearOperator):
         object.__setattr__(self, "kept", kept.bool())
         if not bool(self.kept.any()):
             raise UserError("mask: keeps nothing; draw without an observation then")
-        object.__setattr__(self, "_at", self.kept.flatten().nonzero()[:, 0])
+        object.__setattr__(self, "_at", Copies(self.kept.flatten().nonzero()[:, 0]))
 
     def __call__(self, x):
         if x.shape[1:] != self.kept.shape:
             raise UserError(f"mask: of shape {tuple(self.kept.shape)}, for data of shape {tuple(x.shape[1:])}")
-        return x.flatten(1)[:, self._at.to(x.device)]
+        return x.flatten(1)[:, self._at.on(x.device)]
 
     def adjoint(self, y):
         rows = y.new_zeros(len(y), self.kept.numel())
-        return rows.index_copy(1, self._at.to(y.device), y).reshape(len(y), *self.kept.shape)
+        return rows.index_copy(1, self._at.on(y.device), y).reshape(len(y), *self.kept.shape)
 
     def solve(self, y, signal, noise):
         return _divide(y, 1.0, signal, noise)
@@ -142,12 +143,14 @@ class Grey(LinearOperator):
     """
 
     weights: Any = LUMA
+    _column: Copies = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "weights", tuple(real_number("weights", weight) for weight in self.weights))
+        object.__setattr__(self, "_column", Copies(torch.tensor(self.weights, dtype=torch.float64).reshape(-1, 1, 1)))
 
     def _weights(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.weights, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+        return self._column.on(like.device).to(like.dtype)
 
     def __call__(self, x):
         if x.shape[1] != len(self.weights):

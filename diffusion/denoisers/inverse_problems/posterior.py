@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...numerics.broadcasting import pad_dims_like
+from ...numerics.placement import Copies
 from ..denoiser import DenoiserWrapper
 from ..given import outside_inference_mode, real_number, tensor_of
 
@@ -49,6 +50,7 @@ class Observation:
     operator: Any
     y: Any
     noise_std: Any = 0.0
+    _y: Copies = field(init=False, repr=False)
 
     def __post_init__(self):
         if not callable(self.operator) or not callable(getattr(self.operator, "adjoint", None)):
@@ -61,6 +63,7 @@ class Observation:
             raise UserError(f"noise_std: found {self.noise_std}; must be 0 or more")
         if not bool(torch.isfinite(self.y).all()):
             raise UserError("y: has values that are not finite")
+        object.__setattr__(self, "_y", Copies(self.y))
 
     def residual(self, x: Float[Tensor, " b *dims"]) -> Float[Tensor, " b *observed"]:
         """y - A x.
@@ -74,7 +77,7 @@ class Observation:
         if self.y.shape[1:] != seen.shape[1:] or len(self.y) not in (1, len(seen)):
             found, needed = tuple(self.y.shape), tuple(seen.shape)
             raise UserError(f"y: found shape {found}; these data are observed as {needed}, or (1, ...) for all alike")
-        return self.y.to(seen) - seen
+        return self._y.on(seen.device).to(seen.dtype) - seen
 
 
 class Posterior(DenoiserWrapper):
@@ -109,7 +112,7 @@ class Posterior(DenoiserWrapper):
         self, x_t: Float[Tensor, " b *dims"], t: Float[Tensor, " *b"], cond: Any = None
     ) -> Float[Tensor, " b *dims"]:
         """Return E[x | x_t, y], approximately. Arguments as `Denoiser.forward`."""
-        alpha, sigma = (value.to(x_t) for value in self.schedule(t))
+        alpha, sigma = (value.to(x_t.dtype) for value in self.schedule(t))
         scale = pad_dims_like(sigma.square() / alpha, x_t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()

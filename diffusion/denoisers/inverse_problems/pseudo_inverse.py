@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..given import positive_number
@@ -34,5 +35,5 @@ class PseudoInverse(Posterior):
     def solve(self, residual: Tensor, covariance: Covariance, alpha: Tensor, sigma: Tensor) -> Tensor:
         c = self.data_std
         r2 = (c * sigma).square() / ((alpha * c).square() + sigma.square())
-        noise = r2.new_tensor(self.observation.noise_std**2)
+        noise = torch.tensor(self.observation.noise_std**2, dtype=r2.dtype)
         return self.observation.operator.solve(residual, r2, noise)
