@@ -120,11 +120,12 @@ def test_scripts_import_what_there_is():
 
 
 # Lists that choose among the names of an option: what is compared by default, what a page or another's format can do,
-# and the types of devices, which are above the configuration.
+# functions by the prediction, and the types of devices, which are above the configuration.
 CHOSEN = [
     "commands/tradeoff/tradeoff.py",
     "commands/export/page.py",
     "models/formats/diffusers_export.py",
+    "denoisers/predictions.py",
     "devices.py",
 ]
 
@@ -139,7 +140,7 @@ def lists_of_words(path: Path) -> list[set[str]]:
 
 
 def test_the_names_that_an_option_takes_are_listed_in_one_file():
-    """Its section's, from which what builds them and what tells of them takes them."""
+    """Its section's, from which what builds them and what tells of them takes them. Longer lists are others' words."""
     lists = {path: lists_of_words(path) for path in FILES if str(path.relative_to(PACKAGE)) not in CHOSEN}
     options = [(section, name) for section in (Config, *SECTIONS.values()) for name in section.model_fields]
     for section, name in options:

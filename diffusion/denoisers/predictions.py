@@ -118,9 +118,8 @@ def x_to_x(x: Tensor, x_t: Tensor, at: PathPoint) -> Tensor:
     return x
 
 
-# The functions above by the prediction in their name.
-TO_X = {name: globals()[f"{name}_to_x"] for name in NAMES}
-FROM_X = {name: globals()[f"x_to_{name}"] for name in NAMES}
+TO_X = {"x": x_to_x, "eps": eps_to_x, "score": score_to_x, "v": v_to_x, "velocity": velocity_to_x}
+FROM_X = {"x": x_to_x, "eps": x_to_eps, "score": x_to_score, "v": x_to_v, "velocity": x_to_velocity}
 
 
 def convert(value: Tensor, source: str, target: str, x_t: Tensor, at: PathPoint) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -85,8 +86,8 @@ def philox4x32(
     if torch.compiler.is_compiling():
         return _rounds(counter, key)
     whole = torch.broadcast_tensors(*counter)[0].shape  # `broadcast_shapes` imports sympy: 0.4 s
-    if whole.numel() <= _FEW and all(type(c) is Tensor and c.device.type == "cpu" for c in counter):
-        a, b, c, d = (torch.from_numpy(word) for word in _rounds([c.numpy() for c in counter], key))
+    if whole.numel() <= _FEW and (arrays := _arrays(counter)) is not None:
+        a, b, c, d = (torch.from_numpy(word) for word in _rounds(arrays, key))
         return a, b, c, d
     words, spare = counter, None
     for k0, k1 in _keys(key):
@@ -102,6 +103,18 @@ def philox4x32(
             words, spare = (c0, p1, c2, p0), (c1, c3)
     c0, c1, c2, c3 = words
     return c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)
+
+
+def _arrays(counter: Iterable[Tensor]) -> list[Any] | None:
+    """The words as arrays of NumPy; None where they are more than data on the CPU: traced, or in a transform."""
+    if torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return None
+    if any(type(c) is not Tensor or c.device.type != "cpu" or c.ndim == 0 for c in counter):
+        return None  # what NumPy computes of no axis is a number, which warns where it wraps
+    try:
+        return [c.numpy() for c in counter]
+    except RuntimeError:  # of `torch.func`'s tensors, which hold no data
+        return None
 
 
 def _keys(key: tuple[int, int]) -> Iterator[tuple[int, int]]:

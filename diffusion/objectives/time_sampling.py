@@ -117,7 +117,7 @@ def time_distribution(name: str, mean: float | None = None, std: float | None = 
         return NormalLogSNR(default["time_mean"] if mean is None else mean, default["time_std"] if std is None else std)
     if mean is not None or std is not None:
         raise UserError(f"objective.time_mean, time_std: objective.time '{name}' does not take them")
-    return UniformTime() if name == "uniform" else UniformLogSNR()
+    return {"uniform": UniformTime, "log-snr": UniformLogSNR}[name]()
 
 
 def draw_u(seed: int, step: int | Tensor, positions: Tensor, batch_size: int, stratified: bool) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import scipy.stats
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusion.numerics import random
 from diffusion.numerics.random import fixed_order, fixed_subset
@@ -26,8 +27,10 @@ from diffusion.numerics.random import fixed_order, fixed_subset
     ],
 )
 def test_philox_matches_the_published_vectors(counter, key, expected):
-    words = random.philox4x32(tuple(torch.tensor([c]) for c in counter), key)
-    assert tuple(int(w) for w in words) == expected
+    for shape in ((1,), ()):
+        words = random.philox4x32(tuple(torch.tensor(c).reshape(shape) for c in counter), key)
+        assert tuple(int(w) for w in words) == expected
+        assert {w.shape for w in words} == {shape}
 
 
 def test_philox_is_the_same_of_few_blocks_and_of_many():
@@ -43,6 +46,18 @@ def test_philox_is_the_same_of_few_blocks_and_of_many():
         for found in words:
             assert found.dtype == torch.int64
             assert found[:, row, 0].tolist() == list(expected)
+
+
+def test_a_function_that_draws_can_be_transformed_and_traced():
+    x = torch.ones(3, 4)
+
+    def draw(x, indices):
+        return x * random.normal(0, indices, 0, (4,))
+
+    expected = draw(x, torch.arange(3))
+    assert torch.equal(torch.func.grad(lambda x: draw(x, torch.arange(3)).sum())(x), expected)
+    traced = make_fx(draw)(x, torch.arange(3))
+    assert torch.equal(traced(x, torch.arange(3) + 7), draw(x, torch.arange(3) + 7)), "the draws are no constants"
 
 
 @pytest.mark.parametrize("draw", [random.normal, random.uniform, random.rademacher])

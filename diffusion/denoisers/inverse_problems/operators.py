@@ -45,8 +45,8 @@ class LinearOperator(ABC):
 
         Args:
             y: Shape (B, *observed).
-            signal: v, the variance of x, () or (B,), not negative.
-            noise: n, the variance of the noise, () or (B,), not negative.
+            signal: v, the variance of x, (), then on the CPU, or (B,); not negative.
+            noise: n, the variance of the noise, likewise.
         """
 
     def pseudo_inverse(self, y: Float[Tensor, " b *observed"]) -> Float[Tensor, " b *dims"]:

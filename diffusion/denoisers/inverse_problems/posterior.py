@@ -103,8 +103,8 @@ class Posterior(DenoiserWrapper):
         Args:
             residual: y - A x_hat, shape (B, *observed).
             covariance: v -> Cov[x | x_t] v, by a vector-Jacobian product.
-            alpha: alpha_t, shape () or (B,).
-            sigma: sigma_t, shape () or (B,).
+            alpha: alpha_t, shape (), then on the CPU, or (B,).
+            sigma: sigma_t, likewise.
         """
 
     @outside_inference_mode
