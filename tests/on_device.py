@@ -20,6 +20,18 @@ class Scaling(torch.nn.Module):
         return self.scale * x
 
 
+class Classifier(torch.nn.Module):
+    """Three classes of noisy images of `SHAPE`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.dense = torch.nn.Linear(16, 3)
+
+    def forward(self, x, level):
+        return self.dense(x.flatten(1)) * level[:, None].exp()
+
+
 def unet(classes=0):
     """A U-Net whose output depends on all that is in it."""
     torch.manual_seed(0)

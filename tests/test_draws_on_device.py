@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_device import LEVELS, SHAPE, Scaling, make, unet
+from on_device import LEVELS, SHAPE, Classifier, Scaling, make, unet
 from pretended_device import DEVICE, Pretended
 
 import diffusion
@@ -72,16 +72,6 @@ def test_nor_does_autoguidance(device, schedule):
     drawn_alike(
         device, lambda where: Autoguidance(make(classes=3).to(where), make(Scaling(), schedule).to(where), 2.0), label=1
     )
-
-
-class Classifier(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.dense = torch.nn.Linear(16, 3)
-
-    def forward(self, x, level):
-        return self.dense(x.flatten(1)) * level[:, None].exp()
 
 
 def test_nor_does_a_classifier_of_noisy_images(device):

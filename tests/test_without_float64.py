@@ -3,6 +3,7 @@ same as on the CPU, of each family."""
 
 import pytest
 import torch
+from on_device import Classifier
 from pretended_device import DEVICE, Device, Pretended
 
 import diffusion
@@ -129,16 +130,6 @@ def test_what_steers_a_draw_runs_there(device, kind):
     found = steered(DEVICE)
     assert device.counts["to_device"] > 0
     torch.testing.assert_close(found, steered("cpu"), rtol=1e-4, atol=1e-4)
-
-
-class Classifier(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.dense = torch.nn.Linear(16, 3)
-
-    def forward(self, x, level):
-        return self.dense(x.flatten(1)) * level[:, None].exp()
 
 
 def test_a_condition_there_is_looked_at_on_the_cpu(device, monkeypatch):
